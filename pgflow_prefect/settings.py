@@ -1,0 +1,31 @@
+"""Settings, read from environment variables that begin with `PGFLOW_`."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What can be set without touching code.
+
+    Example: `PGFLOW_DSN=postgresql://app@db/app PGFLOW_CONCURRENCY=20 pgflow-prefect run my_workflow`
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PGFLOW_", frozen=True)
+
+    dsn: SecretStr | None = None
+    """How to connect to PostgreSQL, as a URI or as `key=value` pairs. Without it libpq's own `PG*` variables count."""
+
+    pool_size: int = Field(default=5, ge=1)
+    """Connections that one run of a flow opens at most."""
+
+    concurrency: int = Field(default=100, ge=1)
+    """Steps of one run that execute at the same time."""
+
+    connect_timeout: float = Field(default=10, gt=0)
+    """Seconds to wait for PostgreSQL to answer before a command gives up."""
+
+    report_timeout: float = Field(default=60, gt=0)
+    """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached."""
+
+    result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
+    """Bytes of JSON that the result of a step may have: larger things belong in storage, their address in the result."""

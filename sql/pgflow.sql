@@ -1,0 +1,1219 @@
+-- pgflow: a workflow engine in PostgreSQL.
+--
+-- Workflows, steps and dependencies are rows; a run and the state of each of its steps are rows; the
+-- functions below move them. Paste this file into an SQL editor, or: psql -d DATABASE -f pgflow.sql
+-- PostgreSQL 13 or later. One transaction, safe to run again: on a current database it locks no table.
+-- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows.
+--
+-- What users call                                    in short
+--   run_workflow(workflow_slug, payload [, run_id])  start a run: its root steps become pending
+--   start_step(run_id, step_slug)                    make a step pending, if its upstream steps are completed
+--   claim_step(run_id, step_slug [, epoch …])        count an attempt and get the step's input
+--   complete_step(run_id, step_slug, step_result …)  store a result, start what became ready
+--   fail_step(run_id, step_slug, error_message …)    fail the step and its run
+--   has_unmet_deps, get_root_steps, get_ready_steps  what can start
+--   reopen_run, cancel_run, take_run, repair_run     the life of a run
+--
+-- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid.
+
+BEGIN;
+
+SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than queue everybody up behind us
+SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
+
+DO $guard$
+BEGIN
+    IF current_setting('server_version_num')::int < 130000 THEN
+        RAISE EXCEPTION 'pgflow needs PostgreSQL 13 or later, this server is %', current_setting('server_version')
+            USING ERRCODE = 'feature_not_supported';
+    END IF;
+    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563); -- two installations at once take turns
+END
+$guard$;
+
+
+------------------------------------------------------------------------------------------------------------
+-- Definition: what a user writes
+------------------------------------------------------------------------------------------------------------
+
+CREATE SCHEMA IF NOT EXISTS pgflow;
+
+CREATE TABLE IF NOT EXISTS pgflow.workflows (
+    slug TEXT PRIMARY KEY NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.steps (
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug),
+    slug TEXT NOT NULL,
+    PRIMARY KEY (workflow_slug, slug)
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.deps (
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug),
+    from_step_slug TEXT NOT NULL,  -- must complete first
+    to_step_slug TEXT NOT NULL,    -- depends on from_step_slug
+    PRIMARY KEY (workflow_slug, from_step_slug, to_step_slug),
+    FOREIGN KEY (workflow_slug, from_step_slug) REFERENCES pgflow.steps (workflow_slug, slug),
+    FOREIGN KEY (workflow_slug, to_step_slug) REFERENCES pgflow.steps (workflow_slug, slug),
+    CHECK (from_step_slug != to_step_slug)
+);
+
+
+------------------------------------------------------------------------------------------------------------
+-- Execution: what happens
+------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS pgflow.runs (
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug),
+    id UUID PRIMARY KEY NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending',
+    payload JSONB NOT NULL,
+    CHECK (status IN ('pending', 'failed', 'completed'))
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.step_states (
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug),
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id),
+    step_slug TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending',
+    step_result JSONB,
+    PRIMARY KEY (run_id, step_slug),
+    FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug),
+    CHECK (status IN ('pending', 'failed', 'completed'))
+);
+
+
+------------------------------------------------------------------------------------------------------------
+-- Snapshots: the definition that a run began with, immutable
+------------------------------------------------------------------------------------------------------------
+
+CREATE TABLE IF NOT EXISTS pgflow.definitions (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug) ON DELETE CASCADE,
+    version BIGINT NOT NULL,
+    step_count INT NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (workflow_slug, version)
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.definition_steps (
+    definition_id BIGINT NOT NULL REFERENCES pgflow.definitions (id) ON DELETE CASCADE,
+    slug TEXT NOT NULL,
+    in_degree INT NOT NULL,
+    PRIMARY KEY (definition_id, slug)
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.definition_deps (
+    definition_id BIGINT NOT NULL REFERENCES pgflow.definitions (id) ON DELETE CASCADE,
+    from_step_slug TEXT NOT NULL,
+    to_step_slug TEXT NOT NULL,
+    to_in_degree INT NOT NULL,     -- how many upstream steps to_step_slug has: a completion need not look it up
+    PRIMARY KEY (definition_id, from_step_slug, to_step_slug)
+);
+
+-- A step with several upstream steps of which some, not all, are completed: how many are still missing.
+CREATE TABLE IF NOT EXISTS pgflow.waiting_steps (
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    step_slug TEXT NOT NULL,
+    unmet INT NOT NULL,
+    PRIMARY KEY (run_id, step_slug)
+);
+
+-- Columns and indexes beside the first five tables' own. IF NOT EXISTS would lock a table even where there is
+-- nothing to do, and a live database would stand still for it: hence the look at the catalog.
+DO $columns$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.workflows'::regclass AND attname = 'version') THEN
+        ALTER TABLE pgflow.workflows
+            ADD COLUMN version BIGINT NOT NULL DEFAULT 1,   -- raised by an edit of steps or deps
+            ADD COLUMN edited_in XID8;                      -- the transaction that raised it last
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'definition_id') THEN
+        ALTER TABLE pgflow.runs
+            -- No foreign key: a definition goes only with its workflow, and that waits for its runs to go.
+            ADD COLUMN definition_id BIGINT,                -- NULL: inserted by hand, not yet moved
+            ADD COLUMN remaining INT,                       -- steps not completed
+            ADD COLUMN epoch INT NOT NULL DEFAULT 0,        -- grows with every change of owner
+            ADD COLUMN error_message TEXT,
+            ADD COLUMN created_at TIMESTAMPTZ,              -- its default comes after: old rows have no such time
+            ADD COLUMN finished_at TIMESTAMPTZ;
+        ALTER TABLE pgflow.runs
+            ALTER COLUMN created_at SET DEFAULT clock_timestamp(),
+            SET (fillfactor = 70);                          -- every completion updates the run's row, in place
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.step_states'::regclass AND attname = 'attempts') THEN
+        ALTER TABLE pgflow.step_states
+            ADD COLUMN attempts INT NOT NULL DEFAULT 0,     -- every execution counts
+            ADD COLUMN error_message TEXT,
+            ADD COLUMN created_at TIMESTAMPTZ,
+            ADD COLUMN started_at TIMESTAMPTZ,              -- of the latest attempt; NULL: not claimed
+            ADD COLUMN finished_at TIMESTAMPTZ;
+        ALTER TABLE pgflow.step_states
+            ALTER COLUMN created_at SET DEFAULT clock_timestamp(),
+            SET (fillfactor = 70);
+    END IF;
+
+    IF to_regclass('pgflow.deps_upstream') IS NULL THEN
+        CREATE INDEX deps_upstream ON pgflow.deps (workflow_slug, to_step_slug, from_step_slug);
+    END IF;
+    IF to_regclass('pgflow.runs_pending') IS NULL THEN
+        CREATE INDEX runs_pending ON pgflow.runs (workflow_slug, created_at) WHERE status = 'pending';
+    END IF;
+    IF to_regclass('pgflow.definition_steps_roots') IS NULL THEN
+        CREATE INDEX definition_steps_roots ON pgflow.definition_steps (definition_id) WHERE in_degree = 0;
+    END IF;
+    IF to_regclass('pgflow.definition_deps_upstream') IS NULL THEN
+        CREATE INDEX definition_deps_upstream
+            ON pgflow.definition_deps (definition_id, to_step_slug, from_step_slug);
+    END IF;
+END
+$columns$;
+
+CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
+AS $$ SELECT 1 $$;
+
+COMMENT ON FUNCTION pgflow.engine_version() IS 'Version of this script: a higher one upgrades a lower one.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Cycles
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.find_cycle(workflow_slug text) RETURNS text[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- on tables never analyzed a nested loop looks cheap, and is quadratic
+AS $$
+#variable_conflict use_column
+DECLARE
+    slugs text[];        -- the steps, numbered by their place
+    targets int[];       -- the deps' downstream steps, those of one step side by side …
+    ends int[];          -- … up to and with this place
+    unmet int[];         -- upstream steps not yet taken out
+    upstream int[];      -- for the path: one upstream step on a cycle or before one
+    ready int[] := '{}'; -- what has no upstream left
+    head int := 0;
+    tail int := 0;
+    first int;
+    step int;
+    seen boolean[];
+    path text[] := '{}';
+    lowest int;
+BEGIN
+    WITH node AS MATERIALIZED (
+        SELECT s.slug, row_number() OVER (ORDER BY s.slug)::int AS i
+        FROM pgflow.steps s WHERE s.workflow_slug = find_cycle.workflow_slug
+    ), edge AS MATERIALIZED (
+        SELECT f.i AS from_i, t.i AS to_i
+        FROM pgflow.deps d
+        JOIN node f ON f.slug = d.from_step_slug
+        JOIN node t ON t.slug = d.to_step_slug
+        WHERE d.workflow_slug = find_cycle.workflow_slug
+    ), out_degree AS (
+        SELECT from_i AS i, count(*) AS n FROM edge GROUP BY from_i
+    ), in_degree AS (
+        SELECT to_i AS i, count(*) AS n FROM edge GROUP BY to_i
+    )
+    SELECT array_agg(place.slug ORDER BY place.i), array_agg(place.last ORDER BY place.i),
+           array_agg(place.unmet ORDER BY place.i),
+           (SELECT array_agg(edge.to_i ORDER BY edge.from_i) FROM edge)
+    INTO slugs, ends, unmet, targets
+    FROM (
+        SELECT node.i, node.slug, coalesce(in_degree.n, 0)::int AS unmet,
+               (sum(coalesce(out_degree.n, 0)) OVER (ORDER BY node.i))::int AS last
+        FROM node LEFT JOIN out_degree USING (i) LEFT JOIN in_degree USING (i)
+    ) place;
+
+    IF targets IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    -- Kahn (1962): take out what has no upstream step left; a cycle is what can't be taken out.
+    FOR i IN 1 .. cardinality(slugs) LOOP
+        IF unmet[i] = 0 THEN
+            tail := tail + 1;
+            ready[tail] := i;
+        END IF;
+    END LOOP;
+    WHILE head < tail LOOP
+        head := head + 1;
+        step := ready[head];
+        first := CASE step WHEN 1 THEN 1 ELSE ends[step - 1] + 1 END;
+        FOR i IN first .. ends[step] LOOP
+            unmet[targets[i]] := unmet[targets[i]] - 1;
+            IF unmet[targets[i]] = 0 THEN
+                tail := tail + 1;
+                ready[tail] := targets[i];
+            END IF;
+        END LOOP;
+    END LOOP;
+    IF tail = cardinality(slugs) THEN
+        RETURN NULL;
+    END IF;
+
+    -- Whatever is left has an upstream step that is left too: walking up must come back to where it was.
+    upstream := array_fill(0, ARRAY[cardinality(slugs)]);
+    seen := array_fill(false, ARRAY[cardinality(slugs)]);
+    FOR i IN REVERSE cardinality(slugs) .. 1 LOOP
+        IF unmet[i] > 0 THEN
+            step := i;
+            first := CASE i WHEN 1 THEN 1 ELSE ends[i - 1] + 1 END;
+            FOR j IN first .. ends[i] LOOP
+                upstream[targets[j]] := i;
+            END LOOP;
+        END IF;
+    END LOOP;
+    WHILE NOT seen[step] LOOP
+        seen[step] := true;
+        step := upstream[step];
+    END LOOP;
+    lowest := step;
+    first := step;
+    LOOP
+        first := upstream[first];
+        EXIT WHEN first = step;
+        lowest := least(lowest, first);
+    END LOOP;
+    -- From the first in the alphabet, so that one cycle always reads the same; found upwards, told downwards.
+    step := lowest;
+    LOOP
+        path := slugs[step] || path;
+        step := upstream[step];
+        EXIT WHEN step = lowest;
+    END LOOP;
+    RETURN slugs[lowest] || path;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_cycle(text) IS
+    'A cycle in the workflow''s dependencies as {a,b,a}, or NULL. One pass over its steps and deps.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.closes_cycle(workflow_slug text, from_step_slug text, to_step_slug text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    -- Two searches that meet a cycle alike; taking turns, they cost twice the smaller one. Loading a chain
+    -- from either end, one of them is over at once.
+    downwards CURSOR FOR
+        WITH RECURSIVE reached(slug) AS (
+            SELECT closes_cycle.to_step_slug
+            UNION
+            SELECT d.to_step_slug FROM reached r
+            JOIN pgflow.deps d ON d.workflow_slug = closes_cycle.workflow_slug AND d.from_step_slug = r.slug
+        ) SELECT slug FROM reached;
+    upwards CURSOR FOR
+        WITH RECURSIVE reached(slug) AS (
+            SELECT closes_cycle.from_step_slug
+            UNION
+            SELECT d.from_step_slug FROM reached r
+            JOIN pgflow.deps d ON d.workflow_slug = closes_cycle.workflow_slug AND d.to_step_slug = r.slug
+        ) SELECT slug FROM reached;
+    below text;
+    above text;
+    closes boolean := false;
+BEGIN
+    OPEN downwards;
+    OPEN upwards;
+    LOOP
+        FETCH downwards INTO below;
+        EXIT WHEN NOT FOUND;
+        FETCH upwards INTO above;
+        EXIT WHEN NOT FOUND;
+        closes := below = closes_cycle.from_step_slug OR above = closes_cycle.to_step_slug;
+        EXIT WHEN closes;
+    END LOOP;
+    CLOSE downwards;
+    CLOSE upwards;
+    RETURN closes;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.closes_cycle(text, text, text) IS
+    'Whether this one dep is part of a cycle. Costs twice the smaller of what is above it and below it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.refuse_cycle(workflow_slug text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    path text[] := pgflow.find_cycle(workflow_slug);
+BEGIN
+    IF path IS NOT NULL THEN
+        RAISE EXCEPTION 'workflow "%" has a cycle: %', workflow_slug, array_to_string(path, ' -> ')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Steps of a cycle would wait for each other for ever: leave one of these deps out.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_cycle(text) IS 'Raises 22023 with the path where the workflow has a cycle.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Edits: every one raises the workflow's version
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.raise_version(workflow_slugs text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    edited text;
+BEGIN
+    -- The row lock of this UPDATE, held to the end of the transaction, puts edits and snapshots of a workflow
+    -- in a line. Once a transaction and version: loading ten thousand rows one by one must not leave ten
+    -- thousand dead versions of this row for the next statement to walk through.
+    FOR edited IN SELECT DISTINCT slug FROM unnest(workflow_slugs) AS slug ORDER BY slug LOOP
+        UPDATE pgflow.workflows w
+        SET version = w.version + 1, edited_in = pg_current_xact_id()
+        WHERE w.slug = edited
+          AND (w.edited_in IS DISTINCT FROM pg_current_xact_id()
+               OR EXISTS (SELECT FROM pgflow.definitions d
+                          WHERE d.workflow_slug = w.slug AND d.version = w.version));
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.raise_version(text[]) IS
+    'Makes the next run of each workflow take a new snapshot. Called by the triggers on steps and deps.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.steps_edited() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    edited text[];
+    removed pgflow.steps[];
+    waiting record;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM new_rows;
+    ELSIF TG_OP = 'DELETE' THEN
+        SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
+        SELECT array_agg(o::pgflow.steps) INTO removed FROM old_rows o;
+    ELSE
+        SELECT array_agg(DISTINCT workflow_slug) INTO edited
+        FROM (SELECT workflow_slug FROM old_rows UNION ALL SELECT workflow_slug FROM new_rows) changed;
+        SELECT array_agg(o::pgflow.steps) INTO removed FROM old_rows o
+        WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.workflow_slug = o.workflow_slug AND n.slug = o.slug);
+    END IF;
+    IF edited IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    IF removed IS NOT NULL THEN
+        -- Waits for transactions that are creating a run of the old definition: the look below must see it.
+        PERFORM FROM pgflow.workflows w WHERE w.slug = ANY (edited) ORDER BY w.slug FOR UPDATE;
+
+        SELECT r.id, gone.workflow_slug, gone.slug INTO waiting
+        FROM unnest(removed) gone
+        JOIN pgflow.runs r ON r.workflow_slug = gone.workflow_slug AND r.status = 'pending'
+        JOIN pgflow.definition_steps d ON d.definition_id = r.definition_id AND d.slug = gone.slug
+        WHERE NOT EXISTS (SELECT FROM pgflow.step_states s WHERE s.run_id = r.id AND s.step_slug = gone.slug)
+        LIMIT 1;
+        IF FOUND THEN
+            RAISE EXCEPTION 'step "%" of workflow "%" can''t be deleted: run % is pending and has yet to start it',
+                            waiting.slug, waiting.workflow_slug, waiting.id
+                USING ERRCODE = 'object_not_in_prerequisite_state',
+                      HINT = 'Let the run finish, or end it: SELECT pgflow.cancel_run(run_id, reason)';
+        END IF;
+    END IF;
+
+    PERFORM pgflow.raise_version(edited);
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.steps_edited() IS
+    'Raises the version of edited workflows; refuses to delete a step that a pending run has yet to start.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.deps_edited() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    edited text[];
+    grown text[];
+    added bigint := 0;
+    dep record;
+    workflow text;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
+    ELSE
+        SELECT array_agg(DISTINCT workflow_slug), count(*) INTO grown, added FROM new_rows;
+        edited := grown;
+        IF TG_OP = 'UPDATE' THEN
+            SELECT array_agg(DISTINCT workflow_slug) || grown INTO edited FROM old_rows;
+        END IF;
+    END IF;
+    IF edited IS NULL THEN
+        RETURN NULL;
+    END IF;
+
+    -- First the lock, then the look: of two transactions that close a cycle together, the later one sees it.
+    PERFORM pgflow.raise_version(edited);
+
+    IF added = 1 THEN
+        SELECT * INTO dep FROM new_rows;
+        IF pgflow.closes_cycle(dep.workflow_slug, dep.from_step_slug, dep.to_step_slug) THEN
+            PERFORM pgflow.refuse_cycle(dep.workflow_slug);
+        END IF;
+    ELSIF added > 1 THEN
+        FOREACH workflow IN ARRAY grown LOOP
+            PERFORM pgflow.refuse_cycle(workflow);
+        END LOOP;
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.deps_edited() IS 'Raises the version of edited workflows; refuses a cycle.';
+
+
+DO $triggers$
+DECLARE
+    edited text;
+    event text;
+    transition text;
+BEGIN
+    FOREACH edited IN ARRAY ARRAY['steps', 'deps'] LOOP
+        FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete'] LOOP
+            CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
+                                  WHERE tgrelid = ('pgflow.' || edited)::regclass AND tgname = 'edited_by_' || event);
+            transition := CASE event WHEN 'insert' THEN 'NEW TABLE AS new_rows'
+                                     WHEN 'delete' THEN 'OLD TABLE AS old_rows'
+                                     ELSE 'OLD TABLE AS old_rows NEW TABLE AS new_rows' END;
+            EXECUTE format('CREATE TRIGGER edited_by_%s AFTER %s ON pgflow.%I REFERENCING %s '
+                           'FOR EACH STATEMENT EXECUTE FUNCTION pgflow.%I()',
+                           event, event, edited, transition, edited || '_edited');
+        END LOOP;
+    END LOOP;
+END
+$triggers$;
+
+
+CREATE OR REPLACE FUNCTION pgflow.snapshot(workflow_slug text) RETURNS pgflow.definitions
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
+AS $$
+#variable_conflict use_column
+DECLARE
+    current_version bigint;
+    definition pgflow.definitions;
+BEGIN
+    -- The lock that an edit takes: no edit and no other snapshot while this one is made.
+    SELECT w.version INTO current_version
+    FROM pgflow.workflows w WHERE w.slug = snapshot.workflow_slug FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    SELECT * INTO definition
+    FROM pgflow.definitions d WHERE d.workflow_slug = snapshot.workflow_slug AND d.version = current_version;
+    IF FOUND THEN
+        RETURN definition;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = snapshot.workflow_slug) THEN
+        RAISE EXCEPTION 'workflow "%" has no steps', workflow_slug
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Insert its steps into pgflow.steps first.';
+    END IF;
+    PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
+
+    INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
+    SELECT snapshot.workflow_slug, current_version, count(*)
+    FROM pgflow.steps s WHERE s.workflow_slug = snapshot.workflow_slug
+    RETURNING * INTO definition;
+
+    INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree)
+    SELECT definition.id, s.slug, coalesce(d.in_degree, 0)
+    FROM pgflow.steps s
+    LEFT JOIN (SELECT to_step_slug, count(*) AS in_degree FROM pgflow.deps
+               WHERE workflow_slug = snapshot.workflow_slug GROUP BY to_step_slug) d ON d.to_step_slug = s.slug
+    WHERE s.workflow_slug = snapshot.workflow_slug;
+
+    INSERT INTO pgflow.definition_deps (definition_id, from_step_slug, to_step_slug, to_in_degree)
+    SELECT definition.id, d.from_step_slug, d.to_step_slug, s.in_degree
+    FROM pgflow.deps d
+    JOIN pgflow.definition_steps s ON s.slug = d.to_step_slug AND s.definition_id = definition.id
+    WHERE d.workflow_slug = snapshot.workflow_slug;
+
+    RETURN definition;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.snapshot(text) IS
+    'The immutable copy of the workflow as it is now; made once a version, with every step''s in-degree.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- What can start
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.get_root_steps(workflow_slug text) RETURNS SETOF pgflow.steps
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow.workflows w WHERE w.slug = get_root_steps.workflow_slug) THEN
+        RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    RETURN QUERY
+        SELECT s.* FROM pgflow.steps s
+        WHERE s.workflow_slug = get_root_steps.workflow_slug
+          AND NOT EXISTS (SELECT FROM pgflow.deps d
+                          WHERE d.workflow_slug = s.workflow_slug AND d.to_step_slug = s.slug)
+        ORDER BY s.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.get_root_steps(text) IS
+    'The steps of this workflow, as it is defined now, that wait for no other step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.has_unmet_deps(run_id uuid, step_slug text) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run record;
+BEGIN
+    SELECT r.id, r.workflow_slug, r.definition_id INTO run
+    FROM pgflow.runs r WHERE r.id = has_unmet_deps.run_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown run %', run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
+    IF run.definition_id IS NULL THEN -- inserted by hand: what it would begin with now
+        RETURN EXISTS (
+            SELECT FROM pgflow.deps d
+            LEFT JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
+            WHERE d.workflow_slug = run.workflow_slug AND d.to_step_slug = has_unmet_deps.step_slug
+              AND s.status IS DISTINCT FROM 'completed');
+    END IF;
+    RETURN EXISTS (
+        SELECT FROM pgflow.definition_deps d
+        LEFT JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
+        WHERE d.definition_id = run.definition_id AND d.to_step_slug = has_unmet_deps.step_slug
+          AND s.status IS DISTINCT FROM 'completed');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.has_unmet_deps(uuid, text) IS
+    'True while an upstream step, in the definition that the run began with, is not completed.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.check_step(workflow_slug text, definition_id bigint, step_slug text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF definition_id IS NULL THEN
+        PERFORM FROM pgflow.steps s
+        WHERE s.workflow_slug = check_step.workflow_slug AND s.slug = check_step.step_slug;
+    ELSE
+        PERFORM FROM pgflow.definition_steps s
+        WHERE s.definition_id = check_step.definition_id AND s.slug = check_step.step_slug;
+    END IF;
+    IF FOUND THEN
+        RETURN;
+    END IF;
+    RAISE EXCEPTION 'unknown step "%": workflow "%" of this run has no such step', step_slug, workflow_slug
+        USING ERRCODE = 'no_data_found';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.check_step(text, bigint, text) IS 'Raises P0002 where the definition has no such step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.get_ready_steps(run_id uuid) RETURNS SETOF pgflow.steps
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run record;
+BEGIN
+    SELECT r.id, r.workflow_slug, r.definition_id, r.status INTO run
+    FROM pgflow.runs r WHERE r.id = get_ready_steps.run_id;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown run %', run_id USING ERRCODE = 'no_data_found';
+    END IF;
+    IF run.status <> 'pending' THEN
+        RETURN;
+    END IF;
+    IF run.definition_id IS NULL THEN
+        RETURN QUERY
+            SELECT s.* FROM pgflow.steps s
+            WHERE s.workflow_slug = run.workflow_slug
+              AND NOT EXISTS (SELECT FROM pgflow.step_states t WHERE t.run_id = run.id AND t.step_slug = s.slug)
+              AND NOT EXISTS (
+                  SELECT FROM pgflow.deps d
+                  LEFT JOIN pgflow.step_states u ON u.run_id = run.id AND u.step_slug = d.from_step_slug
+                  WHERE d.workflow_slug = s.workflow_slug AND d.to_step_slug = s.slug
+                    AND u.status IS DISTINCT FROM 'completed')
+            ORDER BY s.slug;
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT s.* FROM pgflow.definition_steps ds
+        JOIN pgflow.steps s ON s.workflow_slug = run.workflow_slug AND s.slug = ds.slug
+        WHERE ds.definition_id = run.definition_id
+          AND NOT EXISTS (SELECT FROM pgflow.step_states t WHERE t.run_id = run.id AND t.step_slug = ds.slug)
+          AND NOT EXISTS (
+              SELECT FROM pgflow.definition_deps d
+              LEFT JOIN pgflow.step_states u ON u.run_id = run.id AND u.step_slug = d.from_step_slug
+              WHERE d.definition_id = run.definition_id AND d.to_step_slug = ds.slug
+                AND u.status IS DISTINCT FROM 'completed')
+        ORDER BY s.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.get_ready_steps(uuid) IS
+    'The steps of a pending run that have no state yet and whose upstream steps are all completed.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Transitions. Each locks the run's row first, then the step's, and reads what it decides by in statements of
+-- its own after that: two upstream steps that finish at the same moment take turns, and the second one sees
+-- the first. Each also updates the run's row, so that a REPEATABLE READ caller is told (40001) that it is late.
+--
+-- The planner settings: plans made while the tables were empty or never analyzed would scan them for ever.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.lock_run(run_id uuid) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs;
+BEGIN
+    SELECT * INTO run FROM pgflow.runs r WHERE r.id = lock_run.run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown run %', coalesce(run_id::text, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    IF run.definition_id IS NULL AND run.status = 'pending' THEN
+        run := pgflow.recompute_run(run); -- inserted by hand, or before this script: its first transition
+    END IF;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.lock_run(uuid) IS 'Locks the run''s row and returns it; P0002 where there is none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.announce_run(run pgflow.runs) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    -- Only on a run's start and end: at commit, NOTIFY takes a lock that the whole database shares.
+    SELECT pg_notify('pgflow_runs', json_build_object('run_id', run.id, 'status', run.status)::text)
+$$;
+
+COMMENT ON FUNCTION pgflow.announce_run(pgflow.runs) IS
+    'NOTIFY pgflow_runs, ''{"run_id": …, "status": …}'': a hint, to be confirmed by a look at the row.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.run_workflow(
+    workflow_slug text, payload jsonb, run_id uuid DEFAULT gen_random_uuid()
+) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    current_version bigint;
+    definition pgflow.definitions;
+    run pgflow.runs;
+BEGIN
+    IF payload IS NULL THEN
+        RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON value, ''{}'' for none.';
+    END IF;
+    -- The lock that the foreign key takes anyway, a moment earlier: it keeps the steps of this version from
+    -- being deleted until the run is there to be seen.
+    SELECT w.version INTO current_version
+    FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    SELECT * INTO definition
+    FROM pgflow.definitions d WHERE d.workflow_slug = run_workflow.workflow_slug AND d.version = current_version;
+    IF NOT FOUND THEN
+        definition := pgflow.snapshot(workflow_slug);
+    END IF;
+
+    INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining)
+    VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, gen_random_uuid()), run_workflow.payload,
+            definition.id, definition.step_count)
+    ON CONFLICT (id) DO NOTHING
+    RETURNING * INTO run;
+    IF NOT FOUND THEN
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id = run_workflow.run_id;
+        IF run.workflow_slug <> run_workflow.workflow_slug THEN
+            RAISE EXCEPTION 'run % exists already, of workflow "%"', run.id, run.workflow_slug
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        RETURN run;
+    END IF;
+
+    INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
+    SELECT run.workflow_slug, run.id, s.slug
+    FROM pgflow.definition_steps s WHERE s.definition_id = definition.id AND s.in_degree = 0;
+
+    PERFORM pgflow.announce_run(run);
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.run_workflow(text, jsonb, uuid) IS
+    'Starts a run and its root steps; the same run_id again returns the run that exists.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.start_step(run_id uuid, step_slug text) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+BEGIN
+    SELECT * INTO state FROM pgflow.step_states s WHERE s.run_id = run.id AND s.step_slug = start_step.step_slug;
+    IF FOUND THEN
+        RETURN state;
+    END IF;
+    PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
+    IF run.status <> 'pending' THEN
+        RAISE EXCEPTION 'step "%" can''t start: run % is %', step_slug, run.id, run.status
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    IF pgflow.has_unmet_deps(run.id, step_slug) THEN
+        RAISE EXCEPTION 'step "%" of run % can''t start: a step that it waits for is not completed', step_slug, run.id
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
+    VALUES (run.workflow_slug, run.id, start_step.step_slug)
+    RETURNING * INTO state;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.start_step(uuid, text) IS
+    'Makes a step pending, if its upstream steps are completed; already started: its state as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.unaccepted_state(run pgflow.runs, step_slug text, doing text)
+RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    state pgflow.step_states;
+BEGIN
+    SELECT * INTO state
+    FROM pgflow.step_states s WHERE s.run_id = run.id AND s.step_slug = unaccepted_state.step_slug;
+    IF FOUND THEN
+        RETURN state;
+    END IF;
+    PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
+    RAISE EXCEPTION 'step "%" of run % can''t be %: it has not been started', step_slug, run.id, doing
+        USING ERRCODE = 'object_not_in_prerequisite_state';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.unaccepted_state(pgflow.runs, text, text) IS
+    'The state of a step that a transition did not apply to; an error that says why where it has none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.claim_step(
+    run_id uuid, step_slug text, epoch int DEFAULT NULL,
+    upstream text[] DEFAULT NULL, with_payload boolean DEFAULT true
+) RETURNS TABLE (status text, attempt int, step_result jsonb, payload jsonb, upstream_results jsonb)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+BEGIN
+    IF claim_step.epoch <> run.epoch THEN
+        RAISE EXCEPTION 'step "%" of run % can''t be claimed in epoch %: the run is in epoch %',
+                        step_slug, run.id, epoch, run.epoch
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_epoch',
+                  HINT = 'Another owner has taken the run: stop working on it.';
+    END IF;
+    IF run.status <> 'pending' THEN
+        PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
+        RAISE EXCEPTION 'step "%" can''t be claimed: run % is %', step_slug, run.id, run.status
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
+    END IF;
+
+    UPDATE pgflow.step_states s
+    SET attempts = s.attempts + 1, started_at = clock_timestamp()
+    WHERE s.run_id = run.id AND s.step_slug = claim_step.step_slug AND s.status = 'pending'
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        state := pgflow.unaccepted_state(run, step_slug, 'claimed');
+        IF state.status = 'failed' THEN
+            RAISE EXCEPTION 'step "%" of run % can''t be claimed: it has failed', step_slug, run.id
+                USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'step_states_status';
+        END IF;
+        RETURN QUERY SELECT state.status, state.attempts, state.step_result, NULL::jsonb, NULL::jsonb;
+        RETURN;
+    END IF;
+
+    IF with_payload THEN
+        payload := run.payload;
+    END IF;
+    IF claim_step.upstream IS NULL OR cardinality(claim_step.upstream) > 0 THEN
+        SELECT jsonb_object_agg(s.step_slug, s.step_result) INTO upstream_results
+        FROM pgflow.definition_deps d
+        JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
+        WHERE d.definition_id = run.definition_id AND d.to_step_slug = claim_step.step_slug
+          AND (claim_step.upstream IS NULL OR d.from_step_slug = ANY (claim_step.upstream));
+    END IF;
+    RETURN QUERY SELECT state.status, state.attempts, NULL::jsonb, payload, coalesce(upstream_results, '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.claim_step(uuid, text, int, text[], boolean) IS
+    'For whoever executes a step: counts the attempt and gives the payload and the results of the upstream steps '
+    '(upstream: only of these); of a completed step the stored result. Refuses a finished run and a stale epoch.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.complete_step(
+    run_id uuid, step_slug text, step_result jsonb, epoch int DEFAULT NULL, attempt int DEFAULT NULL
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+    next_steps text[];    -- downstream steps with this one upstream step
+    joining_steps text[]; -- downstream steps with several
+BEGIN
+    UPDATE pgflow.step_states s
+    SET status = 'completed', step_result = complete_step.step_result, finished_at = clock_timestamp()
+    WHERE s.run_id = run.id AND s.step_slug = complete_step.step_slug AND s.status = 'pending'
+      AND (complete_step.epoch IS NULL OR complete_step.epoch = run.epoch)
+      -- A step that was reopened and not claimed again has no attempt under way.
+      AND (complete_step.attempt IS NULL OR (complete_step.attempt = s.attempts AND s.started_at IS NOT NULL))
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        RETURN pgflow.unaccepted_state(run, step_slug, 'completed');
+    END IF;
+
+    SELECT array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree = 1),
+           array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree > 1)
+    INTO next_steps, joining_steps
+    FROM pgflow.definition_deps d
+    WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug;
+
+    IF joining_steps IS NOT NULL THEN
+        -- Counted, not looked at: a completion costs as much as it has downstream steps, however wide the join.
+        INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet)
+        SELECT run.id, d.to_step_slug, d.to_in_degree - 1
+        FROM pgflow.definition_deps d
+        WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug
+          AND d.to_in_degree > 1
+        ON CONFLICT (run_id, step_slug) DO UPDATE SET unmet = w.unmet - 1;
+
+        WITH met AS (
+            DELETE FROM pgflow.waiting_steps w
+            USING pgflow.definition_deps d
+            WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug
+              AND w.run_id = run.id AND w.step_slug = d.to_step_slug AND w.unmet = 0
+            RETURNING w.step_slug
+        ) SELECT coalesce(next_steps, '{}') || coalesce(array_agg(met.step_slug), '{}') INTO next_steps FROM met;
+    END IF;
+
+    IF run.status = 'pending' AND cardinality(next_steps) > 0 THEN
+        INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
+        SELECT run.workflow_slug, run.id, ready.slug FROM unnest(next_steps) AS ready(slug)
+        ON CONFLICT (run_id, step_slug) DO NOTHING; -- started by hand
+    END IF;
+
+    UPDATE pgflow.runs r
+    SET remaining = r.remaining - 1,
+        status = CASE WHEN r.status = 'pending' AND r.remaining = 1 THEN 'completed' ELSE r.status END,
+        finished_at = CASE WHEN r.status = 'pending' AND r.remaining = 1 THEN clock_timestamp() ELSE r.finished_at END
+    WHERE r.id = run.id
+    RETURNING r.* INTO run;
+    IF run.status = 'completed' THEN
+        PERFORM pgflow.announce_run(run);
+    END IF;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.complete_step(uuid, text, jsonb, int, int) IS
+    'Stores the result of a pending step, starts the steps that became ready, completes the run after its last '
+    'step. The first report wins: any later one, or one of a stale epoch or attempt, returns the row unchanged.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.fail_step(
+    run_id uuid, step_slug text, error_message text, epoch int DEFAULT NULL, attempt int DEFAULT NULL
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+BEGIN
+    UPDATE pgflow.step_states s
+    SET status = 'failed', error_message = fail_step.error_message, finished_at = clock_timestamp()
+    WHERE s.run_id = run.id AND s.step_slug = fail_step.step_slug AND s.status = 'pending'
+      AND (fail_step.epoch IS NULL OR fail_step.epoch = run.epoch)
+      AND (fail_step.attempt IS NULL OR (fail_step.attempt = s.attempts AND s.started_at IS NOT NULL))
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        RETURN pgflow.unaccepted_state(run, step_slug, 'failed');
+    END IF;
+    PERFORM pgflow.fail_run(run, format('step "%s" failed: %s', step_slug, coalesce(error_message, 'no reason given')));
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.fail_step(uuid, text, text, int, int) IS
+    'Fails a pending step and its run: claimed steps may still finish, nothing new starts. The first report wins.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.fail_run(run pgflow.runs, reason text) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    failed pgflow.runs;
+BEGIN
+    UPDATE pgflow.runs r
+    SET status = 'failed', error_message = reason, finished_at = clock_timestamp()
+    WHERE r.id = run.id AND r.status = 'pending'
+    RETURNING r.* INTO failed;
+    IF NOT FOUND THEN
+        RETURN run;
+    END IF;
+    PERFORM pgflow.announce_run(failed);
+    RETURN failed;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.fail_run(pgflow.runs, text) IS 'Fails a locked run, if it is pending. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.take_run(run_id uuid) RETURNS int
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    taken int;
+BEGIN
+    IF run.status <> 'pending' THEN
+        RAISE EXCEPTION 'run % can''t be taken: it is %', run.id, run.status
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
+    END IF;
+    UPDATE pgflow.runs r SET epoch = r.epoch + 1 WHERE r.id = run.id RETURNING r.epoch INTO taken;
+    RETURN taken;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.take_run(uuid) IS
+    'Raises the run''s epoch and returns it: claims and reports that carry an older one are refused from now on.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.cancel_run(run_id uuid, reason text DEFAULT 'cancelled') RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+BEGIN
+    IF run.status = 'completed' THEN
+        RETURN run;
+    END IF;
+    UPDATE pgflow.step_states s
+    SET status = 'failed', error_message = coalesce(reason, 'cancelled'), finished_at = clock_timestamp()
+    WHERE s.run_id = run.id AND s.status = 'pending';
+    RETURN pgflow.fail_run(run, coalesce(reason, 'cancelled'));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.cancel_run(uuid, text) IS
+    'Fails the run and all its pending steps with this reason. A finished run stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.reopen_run(run_id uuid) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    gone text;
+BEGIN
+    IF run.status = 'pending' THEN
+        RETURN run;
+    ELSIF run.status = 'completed' THEN
+        RAISE EXCEPTION 'run % can''t be reopened: it is completed', run.id
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
+    END IF;
+    SELECT d.slug INTO gone FROM pgflow.definition_steps d
+    WHERE d.definition_id = run.definition_id
+      AND NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = run.workflow_slug AND s.slug = d.slug)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'run % can''t be reopened: its step "%" has been deleted from workflow "%"',
+                        run.id, gone, run.workflow_slug
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+
+    UPDATE pgflow.step_states s
+    SET status = 'pending', error_message = NULL, started_at = NULL, finished_at = NULL
+    WHERE s.run_id = run.id AND s.status = 'failed';
+    UPDATE pgflow.runs r
+    SET status = 'pending', error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
+    WHERE r.id = run.id
+    RETURNING r.* INTO run;
+    run := pgflow.recompute_run(run);
+    PERFORM pgflow.announce_run(run);
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.reopen_run(uuid) IS
+    'Makes a failed run pending again with its failed steps; completed steps keep their results; the epoch rises.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.recompute_run(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
+AS $$
+#variable_conflict use_column
+DECLARE
+    definition pgflow.definitions;
+    completed int;
+    failed text;
+BEGIN
+    IF run.definition_id IS NULL THEN
+        definition := pgflow.snapshot(run.workflow_slug);
+    ELSE
+        SELECT * INTO definition FROM pgflow.definitions d WHERE d.id = run.definition_id;
+    END IF;
+    SELECT count(*) FILTER (WHERE s.status = 'completed'),
+           min(format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given')))
+               FILTER (WHERE s.status = 'failed')
+    INTO completed, failed
+    FROM pgflow.step_states s
+    JOIN pgflow.definition_steps d ON d.definition_id = definition.id AND d.slug = s.step_slug
+    WHERE s.run_id = run.id;
+
+    DELETE FROM pgflow.waiting_steps w WHERE w.run_id = run.id;
+    INSERT INTO pgflow.waiting_steps (run_id, step_slug, unmet)
+    SELECT run.id, d.to_step_slug, count(*) FILTER (WHERE s.status IS DISTINCT FROM 'completed')
+    FROM pgflow.definition_deps d
+    LEFT JOIN pgflow.step_states s ON s.step_slug = d.from_step_slug AND s.run_id = run.id
+    WHERE d.definition_id = definition.id AND d.to_in_degree > 1
+    GROUP BY d.to_step_slug
+    -- None completed: no row yet. All completed: it starts below.
+    HAVING count(*) FILTER (WHERE s.status = 'completed') BETWEEN 1 AND count(*) - 1;
+
+    UPDATE pgflow.runs r
+    SET definition_id = definition.id, remaining = definition.step_count - completed,
+        status = CASE WHEN r.status = 'pending' AND definition.step_count = completed THEN 'completed' ELSE r.status END,
+        finished_at = CASE WHEN r.status = 'pending' AND definition.step_count = completed THEN clock_timestamp()
+                           ELSE r.finished_at END
+    WHERE r.id = run.id
+    RETURNING r.* INTO run;
+    IF run.status = 'pending' AND failed IS NOT NULL THEN
+        RETURN pgflow.fail_run(run, failed);
+    ELSIF run.status = 'pending' THEN
+        INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
+        SELECT run.workflow_slug, run.id, ready.slug FROM pgflow.get_ready_steps(run.id) ready;
+    END IF;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.recompute_run(pgflow.runs) IS
+    'What repair_run does, to a run that is locked; a run without a definition gets the current one. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.repair_run(run_id uuid) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    repaired pgflow.runs := pgflow.recompute_run(run);
+BEGIN
+    IF run.status = 'pending' AND repaired.status = 'completed' THEN
+        PERFORM pgflow.announce_run(repaired);
+    END IF;
+    RETURN repaired;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.repair_run(uuid) IS
+    'After rows were written by hand: counts again from step_states, starts what is ready, ends what is done.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Rights: nobody but the owner calls these until somebody is granted to (the README says how)
+------------------------------------------------------------------------------------------------------------
+
+DO $rights$
+DECLARE
+    created regprocedure;
+BEGIN
+    -- No access list yet: created just now. One that is there is an administrator's decision and stays.
+    FOR created IN
+        SELECT oid FROM pg_catalog.pg_proc
+        WHERE pronamespace = 'pgflow'::regnamespace AND proacl IS NULL AND proname IN (
+            'engine_version', 'find_cycle', 'closes_cycle', 'refuse_cycle', 'raise_version', 'steps_edited',
+            'deps_edited', 'snapshot', 'get_root_steps', 'has_unmet_deps', 'check_step', 'get_ready_steps',
+            'lock_run', 'announce_run', 'run_workflow', 'start_step', 'unaccepted_state', 'claim_step',
+            'complete_step', 'fail_step', 'fail_run', 'take_run', 'cancel_run', 'reopen_run', 'recompute_run',
+            'repair_run')
+    LOOP
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
+    END LOOP;
+END
+$rights$;
+
+COMMIT;

@@ -1,0 +1,101 @@
+"""What every test may ask for: a database of its own on a real PostgreSQL."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from pgflow_prefect.database.embedded import start_embedded
+from pgflow_prefect.shipped import shipped_path
+
+Connection = psycopg.Connection[tuple[object, ...]]
+Connect = Callable[[], Connection]
+
+# What the person who runs the tests has set for the real thing is none of the tests' business.
+for name in [*os.environ]:
+    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGSERVER_POSTGRES_VERSION"}:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def server_dsn() -> Iterator[str]:
+    """The PostgreSQL server of this session: the one that PGFLOW_TEST_DSN names, or an embedded one."""
+    if dsn := os.environ.get("PGFLOW_TEST_DSN"):
+        yield dsn
+        return
+    # A short path: the socket's name has at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:
+        server = start_embedded(Path(directory) / "data")
+        yield server.get_uri()
+        server.cleanup()
+
+
+def execute(dsn: str, statement: sql.SQL | sql.Composed) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+@pytest.fixture(scope="session")
+def make_database(server_dsn: str) -> Iterator[Callable[[str | None], str]]:
+    """A function that creates a database, empty or as a copy of another one, and returns its connection string."""
+    made: list[str] = []
+
+    def make(template: str | None) -> str:
+        name = f"test_{uuid4().hex[:12]}"
+        copied = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        execute(server_dsn, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copied)
+        made.append(name)
+        return make_conninfo(server_dsn, dbname=name)
+
+    yield make
+    for name in made:
+        execute(server_dsn, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def template(make_database: Callable[[str | None], str]) -> str:
+    """The name of a database with both schemas installed, to be copied."""
+    dsn = make_database(None)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+            connection.execute(shipped_path("sql", script).read_bytes())
+        name = connection.info.dbname
+    return name
+
+
+@pytest.fixture
+def empty_dsn(make_database: Callable[[str | None], str]) -> str:
+    """A database of this test's own, with nothing in it."""
+    return make_database(None)
+
+
+@pytest.fixture
+def dsn(make_database: Callable[[str | None], str], template: str) -> str:
+    """A database of this test's own, with the engine's and the adapter's schema."""
+    return make_database(template)
+
+
+@pytest.fixture
+def connect(dsn: str) -> Iterator[Connect]:
+    """A function that opens an autocommit connection to this test's database."""
+    opened: list[Connection] = []
+
+    def open_connection() -> Connection:
+        opened.append(psycopg.connect(dsn, autocommit=True))
+        return opened[-1]
+
+    yield open_connection
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture
+def db(connect: Connect) -> Connection:
+    """An autocommit connection to this test's database."""
+    return connect()
