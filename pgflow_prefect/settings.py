@@ -28,4 +28,4 @@ class Settings(BaseSettings):
     """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached."""
 
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
-    """Bytes of JSON that the result of a step may have: larger things belong in storage, their address in the result."""
+    """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""

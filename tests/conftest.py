@@ -19,7 +19,7 @@ Connect = Callable[[], Connection]
 
 # What the person who runs the tests has set for the real thing is none of the tests' business.
 for name in [*os.environ]:
-    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGSERVER_POSTGRES_VERSION"}:
+    if name.startswith("PG") and name != "PGFLOW_TEST_DSN":
         del os.environ[name]
 
 

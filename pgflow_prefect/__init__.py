@@ -1,0 +1,26 @@
+"""pgflow workflows, which live in PostgreSQL, executed and shown by Prefect."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgflow_prefect.errors import PgflowPrefectError
+    from pgflow_prefect.handlers.base import StepContext
+    from pgflow_prefect.settings import Settings
+    from pgflow_prefect.workflow import Workflow
+
+__all__ = ["PgflowPrefectError", "Settings", "StepContext", "Workflow"]
+
+_ORIGINS = {
+    "PgflowPrefectError": "pgflow_prefect.errors",
+    "Settings": "pgflow_prefect.settings",
+    "StepContext": "pgflow_prefect.handlers.base",
+    "Workflow": "pgflow_prefect.workflow",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is asked for when it is asked for: Prefect takes a second, and `--help` does not need it."""
+    if name not in _ORIGINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ORIGINS[name]), name)

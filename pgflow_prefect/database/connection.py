@@ -1,0 +1,94 @@
+"""From settings to connections: which database is meant, and opening it with errors that say what to do."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from pgflow_prefect.database.embedded import default_directory, start_embedded
+from pgflow_prefect.errors import DatabaseUnavailableError, UsageError
+from pgflow_prefect.settings import Settings
+
+Row = dict[str, object]
+Connection = psycopg.AsyncConnection[Row]
+Pool = AsyncConnectionPool[Connection]
+
+LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
+
+
+def find_dsn(settings: Settings) -> str:
+    """Return the connection string of the database that is meant, starting the embedded server where none is named.
+
+    The setting `dsn` (`--dsn`, `PGFLOW_DSN`) comes first, then libpq's own variables (an empty string lets libpq
+    read them), then the embedded server in the user's data directory.
+
+    Raises:
+        UsageError: the setting is not a connection string.
+        DatabaseUnavailableError: nothing is named, and there is no embedded server, or it does not start.
+    """
+    if settings.dsn is not None and (dsn := settings.dsn.get_secret_value()):
+        try:
+            conninfo_to_dict(dsn)
+        except psycopg.ProgrammingError:
+            # libpq's message quotes the string, and with it the password: neither it nor its cause may be shown.
+            raise UsageError(
+                "the DSN is not a connection string: give postgresql://USER@HOST:PORT/DATABASE "
+                "or 'host=… dbname=… user=…' (--dsn or PGFLOW_DSN)"
+            ) from None
+        return dsn
+    if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+        return ""
+    return start_embedded(default_directory()).get_uri()
+
+
+async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109  libpq's own, in whole seconds
+    """Open one autocommit connection.
+
+    Args:
+        dsn: what `find_dsn` returned.
+        timeout: seconds to wait for the server.
+
+    Raises:
+        DatabaseUnavailableError: with libpq's reason, which names host, user and database and no password.
+    """
+    try:
+        return await psycopg.AsyncConnection.connect(
+            _with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailableError(
+            f"can't connect to PostgreSQL: {error}\n"
+            "check that it runs and that --dsn, PGFLOW_DSN or the PG* variables name it"
+        ) from error
+
+
+@asynccontextmanager
+async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Pool]:  # noqa: ASYNC109
+    """Open a pool of at most `size` connections that works behind a pooler in transaction mode, too.
+
+    Autocommit, so that a statement is a transaction, and nothing prepared: the next statement may meet another session.
+    """
+    probe = await connect(dsn, timeout=timeout)  # the pool would wait, and then hide libpq's reason
+    await probe.close()
+    pool: Pool = AsyncConnectionPool(
+        _with_timeout(dsn, timeout),
+        connection_class=psycopg.AsyncConnection[Row],
+        kwargs={"autocommit": True, "prepare_threshold": None, "row_factory": dict_row},
+        min_size=1,
+        max_size=size,
+        timeout=timeout,
+        open=False,
+    )
+    async with pool:
+        yield pool
+
+
+def _with_timeout(dsn: str, timeout: float) -> str:
+    """Add the time-out where the user has set none, and our name for `pg_stat_activity`."""
+    given = conninfo_to_dict(dsn)
+    defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect"}
+    return make_conninfo(dsn, **{name: value for name, value in defaults.items() if name not in given})

@@ -1,0 +1,125 @@
+-- The statements of the store. A name between dashes, a sentence, the statement.
+
+-- find_schemas --
+-- Whether the engine's and the adapter's schema are there.
+SELECT to_regprocedure('pgflow.engine_version()') IS NOT NULL AS engine,
+       to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL AS adapter
+
+-- read_engine_version --
+-- The version of the installed pgflow.sql.
+SELECT pgflow.engine_version() AS version
+
+-- read_adapter_version --
+-- The version of the installed pgflow_prefect.sql.
+SELECT pgflow_prefect.adapter_version() AS version
+
+-- list_workflows --
+-- Every workflow with its size and its runs.
+SELECT w.slug,
+       (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug) AS steps,
+       (SELECT count(*) FROM pgflow.deps d WHERE d.workflow_slug = w.slug) AS deps,
+       coalesce(r.pending, 0) AS pending, coalesce(r.completed, 0) AS completed, coalesce(r.failed, 0) AS failed
+FROM pgflow.workflows w
+LEFT JOIN (SELECT workflow_slug,
+                  count(*) FILTER (WHERE status = 'pending') AS pending,
+                  count(*) FILTER (WHERE status = 'completed') AS completed,
+                  count(*) FILTER (WHERE status = 'failed') AS failed
+           FROM pgflow.runs GROUP BY workflow_slug) r ON r.workflow_slug = w.slug
+ORDER BY w.slug
+
+-- list_slugs --
+-- The slugs of all workflows.
+SELECT slug FROM pgflow.workflows ORDER BY slug
+
+-- load_definition --
+-- A workflow as it is defined now, in one statement: an edit in between can't mix two versions.
+SELECT w.slug,
+       ARRAY(SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug ORDER BY s.slug) AS steps,
+       ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d WHERE d.workflow_slug = w.slug
+             ORDER BY d.from_step_slug, d.to_step_slug) AS deps
+FROM pgflow.workflows w
+WHERE w.slug = %(workflow_slug)s
+
+-- load_run_definition --
+-- The definition that a run began with.
+SELECT d.workflow_slug AS slug,
+       ARRAY(SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id ORDER BY s.slug) AS steps,
+       ARRAY(SELECT ARRAY[p.from_step_slug, p.to_step_slug] FROM pgflow.definition_deps p WHERE p.definition_id = d.id
+             ORDER BY p.from_step_slug, p.to_step_slug) AS deps
+FROM pgflow.runs r
+JOIN pgflow.definitions d ON d.id = r.definition_id
+WHERE r.id = %(run_id)s
+
+-- create_run --
+-- Start a run; the same id again finds the run that exists.
+SELECT id FROM pgflow.run_workflow(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s)
+
+-- take_run --
+-- Make a flow run the owner of a run.
+SELECT epoch FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s)
+
+-- read_run --
+-- A run, and the flow run that took it last.
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+       (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id
+FROM pgflow.runs r
+WHERE r.id = %(run_id)s
+
+-- list_runs --
+-- The newest runs, of one workflow or of all.
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+       (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id
+FROM pgflow.runs r
+WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
+  AND (%(status)s::text IS NULL OR r.status = %(status)s)
+ORDER BY r.created_at DESC NULLS LAST, r.id
+LIMIT %(limit)s
+
+-- list_step_states --
+-- The steps of a run that have started, in the order of their start.
+SELECT s.step_slug, s.status, s.attempts, s.step_result, s.error_message, s.created_at, s.started_at, s.finished_at,
+       t.state_name AS task_state
+FROM pgflow.step_states s
+LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+WHERE s.run_id = %(run_id)s
+ORDER BY s.created_at, s.step_slug
+
+-- read_results --
+-- The results of these steps, by slug; only of those that are completed.
+SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') AS results
+FROM pgflow.step_states s
+WHERE s.run_id = %(run_id)s AND s.status = 'completed' AND s.step_slug = ANY (%(step_slugs)s)
+
+-- claim_step --
+-- Count an attempt and get the step's input.
+SELECT status, attempt, payload, upstream_results
+FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_id)s, %(upstream)s, %(with_payload)s)
+
+-- complete_step --
+-- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
+SELECT status, error_message
+FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(epoch)s, %(attempt)s, %(task_run_id)s)
+
+-- fail_step --
+-- Fail a step and its run.
+SELECT status, error_message
+FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(error_message)s, %(epoch)s, %(attempt)s, %(task_run_id)s,
+                              %(state_name)s)
+
+-- note_state --
+-- Note the state that Prefect shows a task run in.
+SELECT pgflow_prefect.note_state(%(run_id)s, %(step_slug)s, %(task_run_id)s, %(state_name)s, %(message)s)
+
+-- reopen_run --
+-- Make a failed run pending again.
+SELECT id FROM pgflow.reopen_run(%(run_id)s)
+
+-- repair_run --
+-- Start what is ready and was not started.
+SELECT id FROM pgflow.repair_run(%(run_id)s)
+
+-- cancel_run --
+-- End a run and its pending steps.
+SELECT id FROM pgflow.cancel_run(%(run_id)s, %(reason)s)

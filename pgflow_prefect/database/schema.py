@@ -1,0 +1,68 @@
+"""Installing the two schemas, and telling whether they are there."""
+
+from pgflow_prefect.database.connection import Connection
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.errors import SchemaMissingError
+from pgflow_prefect.shipped import shipped_path
+
+ENGINE_VERSION = 1
+ADAPTER_VERSION = 1
+
+SCRIPTS = ("pgflow.sql", "pgflow_prefect.sql")
+
+
+def read_scripts() -> str:
+    """Return the SQL that installs or upgrades both schemas, as `psql` or an SQL editor take it."""
+    return "\n".join(shipped_path("sql", name).read_text(encoding="utf-8") for name in SCRIPTS)
+
+
+async def read_versions(connection: Connection) -> tuple[int, int]:
+    """Return the installed versions of engine and adapter; 0 for one that is missing.
+
+    Raises:
+        PgflowPrefectError: this database user may not look.
+    """
+    with translate_errors():
+        found = await (await connection.execute(QUERIES["find_schemas"])).fetchone()
+        assert found is not None
+        versions = []
+        for name in ("engine", "adapter"):
+            version = 0
+            if found[name]:
+                row = await (await connection.execute(QUERIES[f"read_{name}_version"])).fetchone()
+                version = int(str(row["version"])) if row else 0
+            versions.append(version)
+    return versions[0], versions[1]
+
+
+async def check_schema(connection: Connection) -> None:
+    """Make sure that the database has both schemas, in the versions that this package needs.
+
+    Raises:
+        SchemaMissingError: with the command that installs them.
+    """
+    engine, adapter = await read_versions(connection)
+    if engine == 0 or adapter == 0:
+        missing = " and ".join(
+            name for name, version in (("pgflow", engine), ("pgflow_prefect", adapter)) if not version
+        )
+        raise SchemaMissingError(
+            f"database {connection.info.dbname!r} has no schema {missing}: run `pgflow-prefect init` first"
+        )
+    if engine < ENGINE_VERSION or adapter < ADAPTER_VERSION:
+        raise SchemaMissingError(
+            f"the schema of database {connection.info.dbname!r} is older than this program: "
+            "run `pgflow-prefect init` to upgrade it"
+        )
+
+
+async def install_schema(connection: Connection) -> None:
+    """Install or upgrade both schemas; changes nothing where they are current.
+
+    Raises:
+        PgflowPrefectError: the database user may not create them, or a table stayed locked too long.
+    """
+    with translate_errors():
+        for name in SCRIPTS:
+            await connection.execute(shipped_path("sql", name).read_bytes())

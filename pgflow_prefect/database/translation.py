@@ -1,0 +1,71 @@
+"""From PostgreSQL's errors to ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+import psycopg
+from psycopg import errors
+from psycopg_pool import PoolTimeout
+
+from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
+    PgflowPrefectError,
+    ResultInvalidError,
+    RunNotPendingError,
+    SchemaMissingError,
+    SupersededError,
+    UsageError,
+)
+
+
+class TransientError(DatabaseUnavailableError):
+    """PostgreSQL could not answer at this moment; the same statement may succeed in the next."""
+
+
+# Serialization failure, deadlock, connection lost, server shutting down or starting. A class 53 (out of disk,
+# memory, connections) passes, too, or lasts: the bound on retries decides.
+_TRANSIENT_CLASSES = ("08", "53", "57P0")
+_TRANSIENT = ("40001", "40P01", "55P03")
+
+
+def is_transient(error: psycopg.Error) -> bool:
+    """Tell whether the same statement may succeed a moment later."""
+    if isinstance(error, PoolTimeout):
+        return True
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError)  # the connection broke: nobody was left to give a code
+    return error.sqlstate in _TRANSIENT or error.sqlstate.startswith(_TRANSIENT_CLASSES)
+
+
+@contextmanager
+def translate_errors(run_id: UUID | None = None) -> Iterator[None]:
+    """Raise what PostgreSQL refuses as an error of this package, its cause attached."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _translate(error, run_id) from error
+
+
+def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
+    message = error.diag.message_primary or str(error) or type(error).__name__
+    if error.diag.message_hint:
+        message = f"{message}. {error.diag.message_hint}"
+    translated: PgflowPrefectError
+    if is_transient(error):
+        translated = TransientError(f"PostgreSQL: {message}")
+    elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name:
+        superseded = run_id if error.diag.constraint_name == "runs_epoch" else None
+        translated = SupersededError(superseded) if superseded else RunNotPendingError(message)
+    elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
+        translated = SchemaMissingError(f"{message}: run `pgflow-prefect init` first")
+    elif isinstance(error, errors.InsufficientPrivilege):
+        translated = PgflowPrefectError(f'the database user may not do this: {message}; see "Rights" in the README')
+    elif isinstance(error, errors.InvalidParameterValue | errors.NoDataFound):
+        translated = UsageError(message)
+    elif isinstance(error, psycopg.DataError | errors.ProgramLimitExceeded):
+        detail = error.diag.message_detail
+        translated = ResultInvalidError(f"{message} ({detail})" if detail else message)
+    else:
+        translated = PgflowPrefectError(f"PostgreSQL: {message}")
+    return translated

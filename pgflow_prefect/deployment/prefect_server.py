@@ -1,0 +1,111 @@
+"""A Prefect server of our own, for as long as somebody needs it: its data in PostgreSQL, its settings as measured."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlencode
+
+import httpx
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pgflow_prefect.errors import PgflowPrefectError
+
+RECORDER_SETTINGS = {
+    # Task runs show four times sooner than with the defaults, which write them one by one.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.5",
+}
+
+_START_TIMEOUT = 90.0  # seconds; a new database takes all of Prefect's migrations
+_STOP_TIMEOUT = 15.0
+
+
+@contextmanager
+def prefect_server(home: Path, dsn: str) -> Iterator[str]:
+    """Run a Prefect server on a free port of this machine until the block ends, and yield the URL of its API.
+
+    Args:
+        home: an existing directory for what Prefect keeps in files.
+        dsn: a PostgreSQL on which the database `prefect` is created, if it is not there, and kept.
+
+    Raises:
+        PgflowPrefectError: it did not start; the message has the end of its log.
+    """
+    port = _find_free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        **RECORDER_SETTINGS,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_API_DATABASE_CONNECTION_URL": _create_database(dsn),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
+        "DO_NOT_TRACK": "1",
+    }
+    log = home / "server.log"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(url, process, log)
+        yield url
+    finally:
+        _stop(process)
+
+
+def _create_database(dsn: str) -> str:
+    """Create the server's database where it is missing, and return its URL as SQLAlchemy takes it."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        row = connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = 'prefect'").fetchone()
+        if row is None:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier("prefect")))
+    parts = {name: str(value) for name, value in conninfo_to_dict(make_conninfo(dsn, dbname="prefect")).items()}
+    login = quote(parts.get("user", ""), safe="")
+    if "password" in parts:
+        login += f":{quote(parts['password'], safe='')}"
+    # As a query, so that a socket's directory is as good as a host's name.
+    place = urlencode({name: parts[name] for name in ("host", "port") if name in parts})
+    return f"postgresql+asyncpg://{login}@/prefect?{place}"
+
+
+def _find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=2).is_success:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace")[-2000:].strip()
+    raise PgflowPrefectError(f"the Prefect server did not start; the end of its log:\n{tail}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End the server and what it has started: politely, then not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_STOP_TIMEOUT)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

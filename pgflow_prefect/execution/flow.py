@@ -1,0 +1,127 @@
+"""One run of a workflow as one run of a Prefect flow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid5
+
+from prefect import get_run_logger
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.states import Crashed, Failed
+from pydantic import JsonValue
+from pydantic_core import to_json
+
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import InvalidDefinitionError, RunFailedError, SupersededError
+from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
+from pgflow_prefect.execution.scheduler import run_in_order
+from pgflow_prefect.execution.step import Observer, Step, superseded
+from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
+from pgflow_prefect.handlers.base import Handler
+from pgflow_prefect.models import Run, Status
+from pgflow_prefect.settings import Settings
+
+_RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
+
+
+def find_run_id(flow_run_id: UUID) -> UUID:
+    """Return the id of the run that a flow run creates: after a crash in between, the same one again."""
+    return uuid5(_RUN_NAMESPACE, str(flow_run_id))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What it takes to execute runs of one workflow.
+
+    Attributes:
+        workflow_slug: the workflow.
+        handlers: what does the work, by step slug.
+        settings: where the database is, and the limits.
+        observe: hears of every state that a step enters.
+    """
+
+    workflow_slug: str
+    handlers: Mapping[str, Handler]
+    settings: Settings
+    observe: Observer
+
+    async def execute(self, payload: JsonValue, run_id: UUID | None) -> dict[str, JsonValue] | State[Any]:
+        """Execute a run in the current flow run: a new one with this payload, or the one of this id.
+
+        Returns:
+            The results of the leaf steps by slug, or the state in which the flow run ends instead.
+        """
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        flow_run = context.flow_run
+        async with open_store(self.settings) as store:
+            if run_id is None:
+                run_id = find_run_id(flow_run.id)
+                await store.create_run(self.workflow_slug, to_json(payload).decode(), run_id)
+            try:
+                return await self._execute(store, await self._read_run(store, run_id, flow_run), flow_run)
+            except SupersededError:
+                return superseded(run_id)
+            except TransientError as error:
+                # The run stays pending in PostgreSQL, for whoever takes it next: as if this process had died.
+                return Crashed(message=str(error))
+
+    async def _read_run(self, store: Store, run_id: UUID, flow_run: FlowRun) -> Run:
+        run = await store.read_run(run_id)
+        if run.workflow_slug != self.workflow_slug:
+            raise UsageError(
+                f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}"
+            )
+        if run.status is Status.FAILED and flow_run.run_count > 1:  # Prefect tries the flow run again
+            await store.reopen_run(run_id)
+            run = await store.read_run(run_id)
+        return run
+
+    async def _execute(self, store: Store, run: Run, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
+        logger = get_run_logger()
+        logger.info("Run %s of workflow %r", run.id, self.workflow_slug)
+        if run.status is Status.PENDING:
+            epoch = await store.take_run(run.id, flow_run.id)
+            definition = await store.load_run_definition(run.id)
+            arguments = {slug: handler.arguments for slug, handler in self.handlers.items()}
+            if problems := find_problems(definition, arguments):
+                await store.cancel_run(run.id, str(InvalidDefinitionError(self.workflow_slug, problems)))
+            else:
+                graph = build_graph(definition)
+                mirror = Mirror(store, run.id, epoch, self.settings.report_timeout)
+                await self._run_steps(graph, mirror, flow_run.id)
+            run = await store.read_run(run.id)
+            if run.epoch != epoch:
+                return superseded(run.id)
+        return await self._conclude(store, run)
+
+    async def _run_steps(self, graph: Graph, mirror: Mirror, flow_run_id: UUID) -> None:
+        async def perform(slug: str) -> bool:
+            step = Step(
+                handler=self.handlers[slug],
+                workflow_slug=self.workflow_slug,
+                upstream=tuple(graph.predecessors(slug)),
+                task_run_id=find_task_run_id(flow_run_id, slug),
+                mirror=mirror,
+                result_limit=self.settings.result_limit,
+                observe=self.observe,
+            )
+            state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
+            self.observe(slug, state.name or state.type.value)
+            return state.is_completed()
+
+        await run_in_order(graph, perform, concurrency=self.settings.concurrency)
+
+    async def _conclude(self, store: Store, run: Run) -> dict[str, JsonValue] | State[Any]:
+        """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here."""
+        if run.status is Status.COMPLETED:
+            leaves = find_leaves(build_graph(await store.load_run_definition(run.id)))
+            return await store.read_results(run.id, leaves)
+        if run.status is Status.FAILED:
+            error = RunFailedError(run.id, run.error_message or "no reason given")
+            return Failed(message=str(error), data=error)
+        return Crashed(message=f"run {run.id} is still pending: a step of it could not be claimed or reported")

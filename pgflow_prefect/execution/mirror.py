@@ -1,0 +1,113 @@
+"""What happens to the steps of a run, written to PostgreSQL before Prefect hears of it."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from uuid import UUID
+
+import anyio
+from prefect.utilities.math import clamped_poisson_interval
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.models import Claim, Report
+
+T = TypeVar("T")
+
+MESSAGE_LIMIT = 10_000
+"""Characters of an error message that are kept: enough to understand it, and a row stays a row."""
+
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The one writer for a run: everything it writes carries the epoch in which its flow run took the run.
+
+    A statement that fails for a reason of the moment is tried again. That is safe: a claim that was counted twice only
+    skips a number, and a report that had arrived is found and returned as it was stored.
+
+    Attributes:
+        store: the database.
+        run_id: the run.
+        epoch: what taking the run returned.
+        patience: seconds for which a statement is tried again.
+    """
+
+    store: Store
+    run_id: UUID
+    epoch: int
+    patience: float
+
+    async def claim(
+        self, step_slug: str, *, task_run_id: UUID, upstream: list[str] | None, with_payload: bool
+    ) -> Claim:
+        """Count an attempt and return the step's input; see `Store.claim_step`."""
+        return await self._persist(
+            lambda: self.store.claim_step(
+                self.run_id,
+                step_slug,
+                epoch=self.epoch,
+                task_run_id=task_run_id,
+                upstream=upstream,
+                with_payload=with_payload,
+            )
+        )
+
+    async def complete(self, step_slug: str, result: str, *, task_run_id: UUID, attempt: int) -> Report:
+        """Store a step's result; see `Store.complete_step`."""
+        return await self._persist(
+            lambda: self.store.complete_step(
+                self.run_id, step_slug, result, epoch=self.epoch, attempt=attempt, task_run_id=task_run_id
+            )
+        )
+
+    async def fail(self, step_slug: str, message: str, *, state_name: str, task_run_id: UUID, attempt: int) -> Report:
+        """Fail a step and its run; see `Store.fail_step`."""
+        return await self._persist(
+            lambda: self.store.fail_step(
+                self.run_id,
+                step_slug,
+                clean_message(message),
+                state_name=state_name,
+                epoch=self.epoch,
+                attempt=attempt,
+                task_run_id=task_run_id,
+            )
+        )
+
+    async def note_retry(self, step_slug: str, message: str, *, task_run_id: UUID) -> None:
+        """Note that an attempt failed and that the next one waits for its delay to pass."""
+        await self._persist(
+            lambda: self.store.note_state(
+                self.run_id,
+                step_slug,
+                task_run_id=task_run_id,
+                state_name="AwaitingRetry",
+                message=clean_message(message),
+            )
+        )
+
+    async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
+        deadline = anyio.current_time() + self.patience
+        wait = _SHORTEST_WAIT
+        while True:
+            try:
+                return await statement()
+            except TransientError as error:
+                if anyio.current_time() + wait > deadline:
+                    raise
+                _logger.warning("run %s: %s; trying again in about %.1f s", self.run_id, error, wait)
+            # Spread at random: a server that comes back should not meet everybody at once.
+            await anyio.sleep(clamped_poisson_interval(wait, clamping_factor=0.3))
+            wait = min(2 * wait, _LONGEST_WAIT)
+            await self.store.drop_broken_connections()
+
+
+def clean_message(message: str) -> str:
+    """Return an error message as PostgreSQL's text can hold it: no NUL, no lone surrogates, not endless."""
+    printable = message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+    return printable if len(printable) <= MESSAGE_LIMIT else f"{printable[:MESSAGE_LIMIT]} …"

@@ -1,0 +1,181 @@
+"""One step as a Prefect task: claim, work, finish in PostgreSQL, and only then return to Prefect."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import anyio
+from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.context import TaskRunContext
+from prefect.states import Cancelled, Completed, Crashed
+
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import (
+    NotRetriableError,
+    ResultInvalidError,
+    RunNotPendingError,
+    StepTimeoutError,
+    SupersededError,
+)
+from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.handlers.base import Handler, StepContext
+from pgflow_prefect.models import Claim, Report, Status
+
+Observer = Callable[[str, str], None]
+"""Called with a step's slug and the name of the state that it entered, in Prefect's words."""
+
+
+def superseded(run_id: UUID) -> State[None]:
+    """Return the state of what stops because another flow run has taken the run."""
+    return State(type=StateType.CANCELLED, name="Superseded", message=str(SupersededError(run_id)))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run that is under way.
+
+    Attributes:
+        handler: does its work.
+        workflow_slug: the run's workflow.
+        upstream: the slugs of the steps that it waits for.
+        task_run_id: Prefect's task run.
+        mirror: writes for the run.
+        result_limit: bytes of JSON that the result may have.
+        observe: hears of every state that the step enters.
+    """
+
+    handler: Handler
+    workflow_slug: str
+    upstream: tuple[str, ...]
+    task_run_id: UUID
+    mirror: Mirror
+    result_limit: int
+    observe: Observer = field(repr=False)
+
+    @property
+    def slug(self) -> str:
+        """The step's slug."""
+        return self.handler.step_slug
+
+    def make_task(self) -> Task[[None], Any]:
+        """Return the task that Prefect runs: retries are Prefect's, everything else happens in `_perform`."""
+
+        async def perform(upstream: None = None) -> State[None] | None:
+            return await self._perform()
+
+        policy = self.handler.policy
+        return Task(
+            perform,
+            name=self.slug,
+            description=self.handler.description,
+            task_run_name=lambda: self.slug,  # as text, it would be a template
+            retries=policy.retries,
+            retry_delay_seconds=policy.retry_delay_seconds,
+            retry_jitter_factor=policy.retry_jitter_factor,
+            retry_condition_fn=_may_retry,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+        )
+
+    async def _perform(self) -> State[None] | None:
+        try:
+            claim = await self.mirror.claim(
+                self.slug,
+                task_run_id=self.task_run_id,
+                upstream=self.handler.choose_upstream(self.upstream),
+                with_payload=self.handler.wants_payload,
+            )
+            if claim.status is Status.COMPLETED:
+                return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
+            self.observe(self.slug, "Running")
+            report = await self._execute(claim)
+        except RunNotPendingError as error:
+            return Cancelled(message=str(error))
+        except SupersededError:
+            return superseded(self.mirror.run_id)
+        except TransientError as error:
+            return Crashed(message=str(error))
+        return self._conclude(report)
+
+    async def _execute(self, claim: Claim) -> Report:
+        """Do the work and report how it ended; raise what the handler raised where that report was accepted."""
+        try:
+            return await self._complete(claim, await self._work(claim))
+        except TransientError:
+            raise  # not of the handler's making: its work is done, and not to be done again for this
+        except Exception as error:
+            report = await self._fail(claim, error)
+            if report is None or report.status is Status.FAILED:
+                raise
+            return report
+
+    async def _work(self, claim: Claim) -> str:
+        context = StepContext(
+            run_id=self.mirror.run_id,
+            workflow_slug=self.workflow_slug,
+            step_slug=self.slug,
+            attempt=claim.attempt,
+            logger=get_run_logger(),
+        )
+        timeout = self.handler.policy.timeout_seconds
+        # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
+        with anyio.move_on_after(timeout) as scope:
+            return await self.handler.execute(claim, self.upstream, context)
+        assert scope.cancelled_caught
+        raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
+
+    async def _complete(self, claim: Claim, result: str) -> Report:
+        size = len(result.encode("utf-8", "surrogatepass"))
+        if size > self.result_limit:
+            raise ResultInvalidError(
+                f"step {self.slug!r}: the result has {size:,} bytes of JSON, more than the limit of "
+                f"{self.result_limit:,} (PGFLOW_RESULT_LIMIT): store it elsewhere and return its address"
+            )
+        try:
+            return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+        except (ResultInvalidError, UnicodeEncodeError) as error:
+            raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
+
+    async def _fail(self, claim: Claim, error: Exception) -> Report | None:
+        """Write down that an attempt failed; None where Prefect will try again, which is no end of the step."""
+        message = describe(error)
+        if self._is_retried(error):
+            self.observe(self.slug, "AwaitingRetry")
+            if self.handler.policy.retry_delay_seconds:
+                await self.mirror.note_retry(self.slug, message, task_run_id=self.task_run_id)
+            return None
+        return await self.mirror.fail(
+            self.slug,
+            message,
+            state_name="TimedOut" if isinstance(error, TimeoutError) else "Failed",
+            task_run_id=self.task_run_id,
+            attempt=claim.attempt,
+        )
+
+    def _is_retried(self, error: Exception) -> bool:
+        context = TaskRunContext.get()
+        assert context is not None
+        return context.task_run.run_count <= self.handler.policy.retries and not isinstance(error, NotRetriableError)
+
+    def _conclude(self, report: Report) -> State[None] | None:
+        """Return what Prefect shows for a step whose report was answered; the first report has won."""
+        if report.status is Status.COMPLETED:
+            return None
+        if report.status is Status.FAILED:
+            return Cancelled(message=report.error_message)
+        return superseded(self.mirror.run_id)
+
+
+async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
+    error = await state.aresult(raise_on_failure=False)
+    return not isinstance(error, NotRetriableError)
+
+
+def describe(error: Exception) -> str:
+    """Return an exception in one line or more: its type where that says something, and its message."""
+    if isinstance(error, NotRetriableError | StepTimeoutError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

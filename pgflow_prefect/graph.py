@@ -1,0 +1,121 @@
+"""A workflow's definition as a directed acyclic graph: order, layers, critical path, and what is wrong with it."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from typing import TypeAlias
+
+import networkx as nx
+
+from pgflow_prefect.models import RESERVED_NAMES, WorkflowDefinition, to_identifier
+
+CYCLES_SHOWN = 20
+"""A tangle of n steps can have more than 2**n cycles: nobody reads past these."""
+
+Graph: TypeAlias = "nx.DiGraph[str]"
+
+
+def build_graph(definition: WorkflowDefinition) -> Graph:
+    """Return the definition as a graph: a node for each step's slug, an edge from each upstream step downwards."""
+    graph: Graph = nx.DiGraph(slug=definition.slug)
+    graph.add_nodes_from(definition.steps)
+    graph.add_edges_from(definition.deps)
+    return graph
+
+
+def sort_steps(graph: Graph) -> list[str]:
+    """Return the slugs so that each stands after its upstream steps; among those that could come next, by alphabet."""
+    return list(nx.lexicographical_topological_sort(graph))
+
+
+def find_layers(graph: Graph) -> list[list[str]]:
+    """Return the slugs by depth: the roots, then what waits for roots only, and so on; each layer by alphabet."""
+    return [sorted(layer) for layer in nx.topological_generations(graph)]
+
+
+def find_critical_path(graph: Graph) -> list[str]:
+    """Return a longest chain of steps, from a root to a leaf: no run takes fewer steps one after the other."""
+    return nx.dag_longest_path(graph)
+
+
+def find_leaves(graph: Graph) -> list[str]:
+    """Return the slugs that no step waits for, in the definition's order."""
+    return [slug for slug, out_degree in graph.out_degree() if out_degree == 0]
+
+
+def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]] | None = None) -> list[str]:
+    """Return everything that is wrong with a definition, and with its handlers where they are given.
+
+    Args:
+        definition: the workflow.
+        handlers: for each step that has a handler, the names of the handler's arguments.
+
+    Returns:
+        A sentence for each problem, empty where there is none. Linear in steps and deps.
+    """
+    graph = build_graph(definition)
+    problems = [*_find_definition_problems(definition, graph), *_find_cycles(graph)]
+    if handlers is not None:
+        problems += _find_handler_problems(definition, handlers)
+        for slug, arguments in handlers.items():
+            if slug in graph:
+                problems += _find_argument_problems(slug, arguments, list(graph.predecessors(slug)))
+    return problems
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name nearest to a mistyped one, or nothing."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> Iterator[str]:
+    if not definition.steps:
+        yield "it has no steps: insert them into pgflow.steps"
+    known = set(definition.steps)
+    for slug in sorted(set(graph) - known):
+        yield f"a dependency names the step {slug!r}, which does not exist{suggest(slug, known)}"
+    slugs_by_name = defaultdict(list)
+    for slug in definition.steps:
+        slugs_by_name[to_identifier(slug)].append(slug)
+    for name, slugs in slugs_by_name.items():
+        if len(slugs) > 1:
+            listed = ", ".join(map(repr, sorted(slugs)))
+            yield f"the steps {listed} have the same Python name {name!r}: rename all but one"
+
+
+def _find_cycles(graph: Graph) -> Iterator[str]:
+    if nx.is_directed_acyclic_graph(graph):
+        return
+    tangles = [nodes for nodes in nx.strongly_connected_components(graph) if len(nodes) > 1]
+    for tangle in sorted(tangles, key=min):
+        cycles = nx.simple_cycles(graph.subgraph(tangle))
+        for cycle in islice(cycles, CYCLES_SHOWN):
+            first = cycle.index(min(cycle))
+            path = [*cycle[first:], *cycle[:first], cycle[first]]
+            yield f"its steps wait for each other: {' -> '.join(path)}"
+        if next(cycles, None) is not None:
+            yield f"there are more cycles among the {len(tangle)} steps around {min(tangle)!r}"
+    for slug in nx.nodes_with_selfloops(graph):
+        yield f"its steps wait for each other: {slug} -> {slug}"
+
+
+def _find_handler_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]]) -> Iterator[str]:
+    known = set(definition.steps)
+    uncovered = [slug for slug in definition.steps if slug not in handlers]
+    unused = [slug for slug in handlers if slug not in known]
+    for slug in uncovered:
+        yield f"step {slug!r} has no handler{suggest(slug, unused)}"
+    for slug in unused:
+        yield f"handler {slug!r} fits no step{suggest(slug, uncovered or known)}"
+
+
+def _find_argument_problems(slug: str, arguments: Collection[str], upstream: Collection[str]) -> Iterator[str]:
+    names = {to_identifier(each) for each in upstream}
+    for argument in arguments:
+        if argument not in names and argument not in RESERVED_NAMES:
+            yield (
+                f"the handler of step {slug!r} takes {argument!r}, which is no upstream step of it"
+                f"{suggest(argument, names | RESERVED_NAMES)}"
+            )

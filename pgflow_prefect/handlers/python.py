@@ -1,0 +1,158 @@
+"""A Python function as the handler of a step: its arguments by name, its annotations checked by pydantic."""
+
+import inspect
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any, get_args, get_origin, get_type_hints
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+
+from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
+from pgflow_prefect.handlers.base import RetryPolicy, StepContext
+from pgflow_prefect.models import Claim, to_identifier
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+_PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
+"""Annotations that every JSON value fits: there is nothing to check."""
+
+
+@dataclass(frozen=True)
+class PythonHandler:
+    """A sync or async function that does the work of a step.
+
+    Attributes:
+        step_slug: the step.
+        function: what was decorated; sync functions run in a thread.
+        policy: when to try again.
+        unimplemented: made by `pgflow-prefect import` and not filled in yet: it is no handler.
+    """
+
+    step_slug: str
+    function: Callable[..., Any]
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    unimplemented: bool = False
+
+    def __post_init__(self) -> None:
+        for parameter in inspect.signature(self.function).parameters.values():
+            if parameter.kind not in _BY_NAME:
+                raise UsageError(
+                    f"the handler of step {self.step_slug!r} takes {parameter}: name each upstream step as an "
+                    "argument, or take `upstream` for the results of all by slug"
+                )
+
+    @property
+    def description(self) -> str | None:
+        """The function's docstring."""
+        return inspect.getdoc(self.function)
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the function's arguments, in their order."""
+        return tuple(inspect.signature(self.function).parameters)
+
+    @property
+    def wants_payload(self) -> bool:
+        """Whether the function takes `payload`."""
+        return "payload" in self.arguments
+
+    def choose_upstream(self, upstream: Collection[str]) -> list[str] | None:
+        """Return the upstream slugs that the function names as arguments; None where it takes all as `upstream`."""
+        if "upstream" in self.arguments:
+            return None
+        return [slug for slug in upstream if to_identifier(slug) in self.arguments]
+
+    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
+        """Call the function with what was claimed and return its result as JSON text."""
+        call = partial(self.function, **dict(self._bind(claim, upstream, context)))
+        if inspect.iscoroutinefunction(self.function):
+            value = await call()
+        else:
+            # A thread can't be stopped: on a time-out it is left alone, and what it returns is dropped.
+            # A limiter of its own: how many steps execute at once is the scheduler's business.
+            value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+        return self._serialise(value)
+
+    def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:
+        results = claim.upstream_results or {}
+        slugs = {to_identifier(slug): slug for slug in upstream}
+        for name in self.arguments:
+            if name == "context":
+                yield name, context
+            elif name == "payload":
+                yield name, self._validate(name, claim.payload)
+            elif name == "upstream":
+                yield name, self._validate(name, results)
+            else:
+                yield name, self._validate(name, results[slugs[name]])
+
+    def _validate(self, name: str, value: JsonValue) -> Any:  # noqa: ANN401  it is whatever the annotation says
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            return value
+        try:
+            return adapter.validate_json(to_json(value))  # as JSON: a strict model takes a date from text, there only
+        except ValidationError as error:
+            raise ArgumentInvalidError(
+                f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {_explain(error)}"
+            ) from error
+
+    def _serialise(self, value: Any) -> str:  # noqa: ANN401
+        adapter = self._adapters.get("return")
+        try:
+            if adapter is None:
+                plain = to_jsonable_python(value, inf_nan_mode="constants")
+            else:
+                checked = adapter.validate_python(value)
+                plain = adapter.dump_python(checked, mode="json", by_alias=True, round_trip=True)
+            # Standard JSON only: pydantic would write NaN as null, and a wrong number would pass for none.
+            return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        except ValidationError as error:
+            raise ResultInvalidError(
+                f"step {self.step_slug!r}: the result does not fit its annotation: {_explain(error)}"
+            ) from error
+        except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+            raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from error
+
+    @cached_property
+    def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
+        """What checks each argument, and `return`; only of what has an annotation that says something."""
+        try:
+            hints = get_type_hints(self.function, include_extras=True)
+            return {
+                name: TypeAdapter(hint)
+                for name, hint in hints.items()
+                if name != "context" and not _is_plain(hint) and (name in self.arguments or name == "return")
+            }
+        except (NameError, PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
+            raise UsageError(
+                f"the handler of step {self.step_slug!r} has an annotation that can't be used: {error}"
+            ) from error
+
+    def check_annotations(self) -> None:
+        """Make sure that every annotation can be checked.
+
+        Raises:
+            UsageError: one names something that is not defined, or that pydantic has no schema for.
+        """
+        _ = self._adapters
+
+
+def _is_plain(hint: Any) -> bool:  # noqa: ANN401
+    if any(hint is plain for plain in _PLAIN):
+        return True
+    is_mapping = get_origin(hint) in (dict, Mapping)
+    return is_mapping and get_args(hint)[:1] == (str,) and _is_plain(get_args(hint)[1])
+
+
+def _explain(error: ValidationError) -> str:
+    """Return pydantic's reasons on one line, without its links and without the value, which may hold secrets."""
+    reasons = []
+    for detail in error.errors(include_url=False, include_input=False):
+        place = ".".join(map(str, detail["loc"]))
+        reasons.append(f"{place}: {detail['msg']}" if place else detail["msg"])
+    return "; ".join(reasons)

@@ -1,0 +1,177 @@
+"""What users write against: a workflow's handlers, and the Prefect flow that they make."""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeVar, overload
+from uuid import UUID
+
+from prefect import Flow
+
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.flow import Execution
+from pgflow_prefect.execution.step import Observer
+from pgflow_prefect.graph import find_problems
+from pgflow_prefect.handlers.base import RetryPolicy
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.models import WorkflowDefinition, to_identifier
+from pgflow_prefect.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FORBIDDEN_IN_FLOW_NAMES = str.maketrans(dict.fromkeys("/%&<>", "_"))
+
+
+class Workflow:
+    """The handlers of one workflow. Which steps there are and what waits for what, the database says.
+
+    Example:
+        ```python
+        workflow = Workflow("email_campaign")
+
+        @workflow.step(retries=3, retry_delay_seconds=[1, 10, 60], timeout_seconds=300)
+        async def send_emails(prepare_list: list[Recipient], payload: Campaign) -> SendReport: ...
+
+        flow = workflow.flow
+        ```
+    """
+
+    def __init__(self, slug: str, *, description: str | None = None) -> None:
+        self.slug = slug
+        self.description = description
+        self._handlers: dict[str, PythonHandler] = {}
+        caller = sys._getframe(1)
+        self._globals = caller.f_globals
+
+    def __repr__(self) -> str:
+        return f"Workflow({self.slug!r}, steps={list(self.handlers)})"
+
+    @overload
+    def step(self, function: F, /) -> F: ...
+
+    @overload
+    def step(
+        self,
+        slug: str | None = None,
+        /,
+        *,
+        retries: int = 0,
+        retry_delay_seconds: float | list[float] = 0,
+        retry_jitter_factor: float | None = None,
+        timeout_seconds: float | None = None,
+        unimplemented: bool = False,
+    ) -> Callable[[F], F]: ...
+
+    def step(
+        self,
+        slug: str | F | None = None,
+        /,
+        *,
+        retries: int = 0,
+        retry_delay_seconds: float | list[float] = 0,
+        retry_jitter_factor: float | None = None,
+        timeout_seconds: float | None = None,
+        unimplemented: bool = False,
+    ) -> F | Callable[[F], F]:
+        """Make a function the handler of a step.
+
+        The function's arguments are bound by name: an upstream step's slug, as an identifier, gets that step's result;
+        `payload` the run's payload; `upstream` the results of all upstream steps by slug; `context` a `StepContext`.
+        Annotations are checked by pydantic, on the way in and on the way out. A sync function runs in a thread.
+
+        Args:
+            slug: the step; the function's name where it is not given.
+            retries: attempts after the first one, if the function raises.
+            retry_delay_seconds: before each of them, or one for each (the last one repeats).
+            retry_jitter_factor: spreads a delay at random, by up to this factor.
+            timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
+            unimplemented: there is no work here yet: the function counts as no handler. `pgflow-prefect import`
+                writes this into its stubs; take it out when the function does the step's work.
+
+        Raises:
+            UsageError: the step has a handler already, or the function's arguments can't be bound by name.
+        """
+        if callable(slug):
+            return self.step()(slug)
+        policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds)
+
+        def register(function: F) -> F:
+            step_slug = slug if slug is not None else function.__name__
+            if step_slug in self._handlers:
+                raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
+            self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented)
+            return function
+
+        return register
+
+    @property
+    def handlers(self) -> Mapping[str, PythonHandler]:
+        """The handlers by step slug; stubs that nobody has filled in are not among them."""
+        return {slug: handler for slug, handler in self._handlers.items() if not handler.unimplemented}
+
+    @property
+    def stubs(self) -> list[str]:
+        """The slugs of the steps whose handler is still a stub."""
+        return [slug for slug, handler in self._handlers.items() if handler.unimplemented]
+
+    def find_problems(self, definition: WorkflowDefinition) -> list[str]:
+        """Return everything that keeps these handlers from executing this definition, a sentence each."""
+        problems = []
+        steps = set(definition.steps)
+        stubs = [slug for slug in self.stubs if slug in steps]
+        problems += [
+            f"the handler of step {slug!r} is a stub: write it, and take `unimplemented` out" for slug in stubs
+        ]
+        for handler in self.handlers.values():
+            try:
+                handler.check_annotations()
+            except UsageError as error:
+                problems.append(str(error))
+        # A stub is reported once, as a stub, and not again as a missing handler; its arguments count all the same.
+        arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
+        return [*find_problems(definition, arguments), *problems]
+
+    @cached_property
+    def flow(self) -> Flow[..., Any]:
+        """The Prefect flow that executes runs of this workflow: call it, serve it, deploy it.
+
+        It takes `payload`, any JSON value, and then creates the run; or `run_id`, of a run that exists. It returns the
+        results of the leaf steps, by slug. The database is found as the command line finds it: `PGFLOW_DSN`, libpq's
+        `PG*` variables, the embedded server.
+        """
+        return self.make_flow()
+
+    def make_flow(self, settings: Settings | None = None, observe: Observer | None = None) -> Flow[..., Any]:
+        """Return the flow with settings of its own, and with somebody who hears of every state that a step enters.
+
+        Args:
+            settings: read from the environment, at the beginning of each run, where they are not given.
+            observe: called with a step's slug and the name of its new state.
+        """
+
+        async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
+            execution = Execution(self.slug, self.handlers, settings or Settings(), observe or _ignore)
+            return await execution.execute({} if payload is None else payload, run_id)
+
+        # Prefect records where to load a flow from by its function's module and name: the user's, not ours.
+        module = str(self._globals.get("__name__", "__main__"))
+        flow.__module__ = module
+        flow.__qualname__ = f"{name}.flow" if (name := self._find_own_name()) else "flow"
+        flow.__name__ = to_identifier(self.slug)
+        flow.__doc__ = self.description or f"The workflow {self.slug!r} of pgflow."
+        made: Flow[..., Any] = Flow(
+            flow,
+            name=self.slug.translate(_FORBIDDEN_IN_FLOW_NAMES),
+            persist_result=False,
+            log_prints=True,
+        )
+        made._entrypoint = f"{self._globals.get('__file__', module)}:{flow.__qualname__}"
+        return made
+
+    def _find_own_name(self) -> str | None:
+        """Return the name that this workflow has in the user's module: `workflow`, most often."""
+        return next((name for name, value in self._globals.items() if value is self), None)
+
+
+def _ignore(step_slug: str, state_name: str) -> None:
+    """Hear of a state, and do nothing."""
