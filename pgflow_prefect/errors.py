@@ -16,6 +16,10 @@ class DatabaseUnavailableError(PgflowPrefectError):
     """PostgreSQL can't be reached, or refuses the connection."""
 
 
+class PrefectUnavailableError(PgflowPrefectError):
+    """Prefect's API can't be reached, or a server for it does not start."""
+
+
 class SchemaMissingError(PgflowPrefectError):
     """The database has no pgflow schema, or one that is older than this package."""
 

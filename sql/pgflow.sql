@@ -405,6 +405,10 @@ BEGIN
     ELSIF TG_OP = 'DELETE' THEN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
         SELECT array_agg(o::pgflow.steps) INTO removed FROM old_rows o;
+    ELSIF TG_OP = 'TRUNCATE' THEN -- tells no rows: whatever was ever run is gone
+        SELECT array_agg(w.slug) INTO edited FROM pgflow.workflows w;
+        SELECT array_agg(DISTINCT (f.workflow_slug, d.slug)::pgflow.steps) INTO removed
+        FROM pgflow.definitions f JOIN pgflow.definition_steps d ON d.definition_id = f.id;
     ELSE
         SELECT array_agg(DISTINCT workflow_slug) INTO edited
         FROM (SELECT workflow_slug FROM old_rows UNION ALL SELECT workflow_slug FROM new_rows) changed;
@@ -456,6 +460,8 @@ DECLARE
 BEGIN
     IF TG_OP = 'DELETE' THEN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
+    ELSIF TG_OP = 'TRUNCATE' THEN
+        SELECT array_agg(w.slug) INTO edited FROM pgflow.workflows w;
     ELSE
         SELECT array_agg(DISTINCT workflow_slug), count(*) INTO grown, added FROM new_rows;
         edited := grown;
@@ -494,13 +500,14 @@ DECLARE
     transition text;
 BEGIN
     FOREACH edited IN ARRAY ARRAY['steps', 'deps'] LOOP
-        FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete'] LOOP
+        FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
             CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
                                   WHERE tgrelid = ('pgflow.' || edited)::regclass AND tgname = 'edited_by_' || event);
-            transition := CASE event WHEN 'insert' THEN 'NEW TABLE AS new_rows'
-                                     WHEN 'delete' THEN 'OLD TABLE AS old_rows'
-                                     ELSE 'OLD TABLE AS old_rows NEW TABLE AS new_rows' END;
-            EXECUTE format('CREATE TRIGGER edited_by_%s AFTER %s ON pgflow.%I REFERENCING %s '
+            transition := CASE event WHEN 'insert' THEN 'REFERENCING NEW TABLE AS new_rows'
+                                     WHEN 'update' THEN 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'
+                                     WHEN 'delete' THEN 'REFERENCING OLD TABLE AS old_rows'
+                                     ELSE '' END;
+            EXECUTE format('CREATE TRIGGER edited_by_%s AFTER %s ON pgflow.%I %s '
                            'FOR EACH STATEMENT EXECUTE FUNCTION pgflow.%I()',
                            event, event, edited, transition, edited || '_edited');
         END LOOP;

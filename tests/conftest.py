@@ -11,7 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgflow_prefect.database.embedded import start_embedded
+from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 from pgflow_prefect.shipped import shipped_path
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -33,7 +33,7 @@ def server_dsn() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:
         server = start_embedded(Path(directory) / "data")
         yield server.get_uri()
-        server.cleanup()
+        stop_embedded(server)
 
 
 def execute(dsn: str, statement: sql.SQL | sql.Composed) -> None:

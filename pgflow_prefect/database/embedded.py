@@ -1,5 +1,6 @@
 """A PostgreSQL server that comes as a Python package: no service, no root, no Docker."""
 
+import atexit
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ def start_embedded(directory: Path) -> "PostgresServer":
     """Start the server on `directory`, or join the one that runs there; its last user's exit stops it.
 
     Returns:
-        The server: `get_uri()` is its connection string, `cleanup()` lets go of it.
+        The server: `get_uri()` is its connection string.
 
     Raises:
         DatabaseUnavailableError: the extra `embedded` is not installed, or the server does not start.
@@ -44,3 +45,10 @@ def start_embedded(directory: Path) -> "PostgresServer":
         return get_server(directory)
     except Exception as error:
         raise DatabaseUnavailableError(f"the embedded PostgreSQL did not start in {directory}: {error}") from error
+
+
+def stop_embedded(server: "PostgresServer") -> None:
+    """Let go of the server now, so that its directory can be removed."""
+    server.cleanup()
+    # What it does at the end of the process would create its lock file again.
+    atexit.unregister(server._cleanup)  # noqa: SLF001

@@ -41,13 +41,18 @@ FROM pgflow.workflows w
 WHERE w.slug = %(workflow_slug)s
 
 -- load_run_definition --
--- The definition that a run began with.
-SELECT d.workflow_slug AS slug,
-       ARRAY(SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id ORDER BY s.slug) AS steps,
-       ARRAY(SELECT ARRAY[p.from_step_slug, p.to_step_slug] FROM pgflow.definition_deps p WHERE p.definition_id = d.id
-             ORDER BY p.from_step_slug, p.to_step_slug) AS deps
+-- The definition that a run began with; the current one of a run that nothing was done to yet.
+SELECT r.workflow_slug AS slug,
+       CASE WHEN r.definition_id IS NULL
+            THEN ARRAY(SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = r.workflow_slug ORDER BY s.slug)
+            ELSE ARRAY(SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = r.definition_id
+                       ORDER BY s.slug) END AS steps,
+       CASE WHEN r.definition_id IS NULL
+            THEN ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d
+                       WHERE d.workflow_slug = r.workflow_slug ORDER BY d.from_step_slug, d.to_step_slug)
+            ELSE ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.definition_deps d
+                       WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END AS deps
 FROM pgflow.runs r
-JOIN pgflow.definitions d ON d.id = r.definition_id
 WHERE r.id = %(run_id)s
 
 -- create_run --

@@ -59,10 +59,14 @@ class Store:
         return WorkflowDefinition.model_validate(rows[0])
 
     async def load_run_definition(self, run_id: UUID) -> WorkflowDefinition:
-        """Return the definition that a run began with, whatever was edited since."""
+        """Return the definition that a run began with, whatever was edited since.
+
+        Raises:
+            UnknownRunError: there is no run of this id.
+        """
         rows = await self._fetch("load_run_definition", run_id=run_id)
         if not rows:
-            raise UnknownRunError(f"unknown run {run_id}, or one that nothing has been done to yet")
+            raise _unknown_run(run_id)
         return WorkflowDefinition.model_validate(rows[0])
 
     async def _raise_unknown_workflow(self, workflow_slug: str) -> None:
@@ -107,7 +111,7 @@ class Store:
         """
         rows = await self._fetch("read_run", run_id=run_id)
         if not rows:
-            raise UnknownRunError(f"unknown run {run_id}; `pgflow-prefect runs` shows the newest")
+            raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
 
     async def list_runs(
@@ -220,6 +224,10 @@ class Store:
             state_name=state_name,
             message=message,
         )
+
+
+def _unknown_run(run_id: UUID) -> UnknownRunError:
+    return UnknownRunError(f"unknown run {run_id}; `pgflow-prefect runs` shows the newest")
 
 
 @asynccontextmanager

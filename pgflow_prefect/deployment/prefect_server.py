@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from pgflow_prefect.errors import PgflowPrefectError
 
@@ -71,12 +71,12 @@ def _create_database(dsn: str) -> str:
         row = connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = 'prefect'").fetchone()
         if row is None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier("prefect")))
-    parts = {name: str(value) for name, value in conninfo_to_dict(make_conninfo(dsn, dbname="prefect")).items()}
+    parts: dict[str, str] = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     login = quote(parts.get("user", ""), safe="")
     if "password" in parts:
         login += f":{quote(parts['password'], safe='')}"
     # As a query, so that a socket's directory is as good as a host's name.
-    place = urlencode({name: parts[name] for name in ("host", "port") if name in parts})
+    place = urlencode([(name, parts[name]) for name in ("host", "port") if name in parts])
     return f"postgresql+asyncpg://{login}@/prefect?{place}"
 
 

@@ -14,7 +14,13 @@ from pydantic_core import to_json
 
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import InvalidDefinitionError, RunFailedError, SupersededError
+from pgflow_prefect.errors import (
+    InvalidDefinitionError,
+    RunFailedError,
+    RunNotPendingError,
+    SupersededError,
+    UsageError,
+)
 from pgflow_prefect.execution.mirror import Mirror
 from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
 from pgflow_prefect.execution.scheduler import run_in_order
@@ -73,9 +79,7 @@ class Execution:
     async def _read_run(self, store: Store, run_id: UUID, flow_run: FlowRun) -> Run:
         run = await store.read_run(run_id)
         if run.workflow_slug != self.workflow_slug:
-            raise UsageError(
-                f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}"
-            )
+            raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
         if run.status is Status.FAILED and flow_run.run_count > 1:  # Prefect tries the flow run again
             await store.reopen_run(run_id)
             run = await store.read_run(run_id)
@@ -84,20 +88,21 @@ class Execution:
     async def _execute(self, store: Store, run: Run, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
         logger = get_run_logger()
         logger.info("Run %s of workflow %r", run.id, self.workflow_slug)
-        if run.status is Status.PENDING:
+        if run.status is not Status.PENDING:
+            return await self._conclude(store, run)
+        try:
             epoch = await store.take_run(run.id, flow_run.id)
-            definition = await store.load_run_definition(run.id)
-            arguments = {slug: handler.arguments for slug, handler in self.handlers.items()}
-            if problems := find_problems(definition, arguments):
-                await store.cancel_run(run.id, str(InvalidDefinitionError(self.workflow_slug, problems)))
-            else:
-                graph = build_graph(definition)
-                mirror = Mirror(store, run.id, epoch, self.settings.report_timeout)
-                await self._run_steps(graph, mirror, flow_run.id)
-            run = await store.read_run(run.id)
-            if run.epoch != epoch:
-                return superseded(run.id)
-        return await self._conclude(store, run)
+        except RunNotPendingError:  # it ended a moment ago
+            return await self._conclude(store, await store.read_run(run.id))
+        definition = await store.load_run_definition(run.id)
+        arguments = {slug: handler.arguments for slug, handler in self.handlers.items()}
+        if problems := find_problems(definition, arguments):
+            await store.cancel_run(run.id, str(InvalidDefinitionError(self.workflow_slug, problems)))
+        else:
+            mirror = Mirror(store, run.id, epoch, self.settings.report_timeout)
+            await self._run_steps(build_graph(definition), mirror, flow_run.id)
+        run = await store.read_run(run.id)
+        return await self._conclude(store, run) if run.epoch == epoch else superseded(run.id)
 
     async def _run_steps(self, graph: Graph, mirror: Mirror, flow_run_id: UUID) -> None:
         async def perform(slug: str) -> bool:

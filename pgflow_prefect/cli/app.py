@@ -1,0 +1,78 @@
+"""The commands by name, and what becomes of their errors."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pgflow_prefect.errors import PgflowPrefectError, UsageError
+
+HELP = """Run pgflow workflows, which live in PostgreSQL, on Prefect.
+
+The database is the one of `--dsn`, else `PGFLOW_DSN`, else libpq's `PG*` variables, else an embedded server.
+"""
+
+app = App(name="pgflow-prefect", help=HELP, help_format="markdown", version_flags=["--version"])
+
+# By name, so that `--help` imports none of them: Prefect alone takes a second. In the order of a first session.
+COMMANDS = {
+    "demo": ("demo:demo", "Show it all: a workflow in SQL, run on Prefect, on servers that come with the package."),
+    "init": ("schema:init", "Install or upgrade the schema in the database."),
+    "import": ("handlers:import_", "Write a Python file with a stub for each step of a workflow."),
+    "list": ("definitions:list_", "List the workflows that the database defines."),
+    "validate": ("definitions:validate", "Check a workflow and its handlers; name every problem."),
+    "graph": ("definitions:graph", "Draw a workflow."),
+    "run": ("run:run", "Run a workflow on Prefect, here and now."),
+    "runs": ("runs:runs", "List the newest runs."),
+    "status": ("runs:status", "Show a run and its steps."),
+}
+for command, (target, summary) in COMMANDS.items():
+    app.command(f"pgflow_prefect.cli.{target}", name=command, help=summary)
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+) -> object:
+    """Take what belongs to every command, and run the one that is named.
+
+    Args:
+        tokens: the command and its arguments.
+        debug: show tracebacks, and Prefect's own messages.
+    """
+    if debug:
+        os.environ["PGFLOW_DEBUG"] = "1"
+    return app(tokens, exit_on_error=False, print_error=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    from pgflow_prefect.cli.console import print_error  # noqa: PLC0415  rich, only where something is printed
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--debug" not in arguments:
+        # Prefect would say again what a command says itself, with tracebacks. What goes to its API is not affected.
+        # Here, because naming a command imports it, and with it Prefect, which looks at this once.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    try:
+        result = app.meta(arguments, exit_on_error=False, print_error=False)
+        code = result if isinstance(result, int) else 0
+    except CycloptsError as error:
+        code = print_error(f"{error}", hint="`pgflow-prefect --help` shows the commands", code=2)
+    except UsageError as error:
+        code = print_error(str(error), code=2)
+    except PgflowPrefectError as error:
+        code = print_error(str(error), code=1)
+    except KeyboardInterrupt:
+        code = print_error("interrupted", code=130)
+    except BrokenPipeError:  # `pgflow-prefect list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except Exception as error:  # noqa: BLE001  whatever it is, a user gets a sentence
+        code = print_error(
+            f"unexpected {type(error).__name__}: {error}", hint="--debug shows where it comes from", code=1
+        )
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""What the commands print: tables and lines for people, JSON for scripts, errors for both."""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "pending": "yellow",
+    "running": "cyan",
+    "waiting": "dim",
+}
+"""By status, in lower case."""
+
+# No wrapping where nobody looks at it: a script that reads the lines wants one a thing.
+out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def is_debugging() -> bool:
+    """Tell whether the user asked for tracebacks."""
+    return bool(os.environ.get("PGFLOW_DEBUG"))
+
+
+def print_error(message: str, *, hint: str | None = None, code: int) -> int:
+    """Print an error as one message on standard error, and return the exit code."""
+    if is_debugging():
+        traceback.print_exc()
+    err.print(f"[red]error:[/red] {escape(message)}")
+    if hint:
+        err.print(escape(hint))
+    return code
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON, models included."""
+    sys.stdout.write(json.dumps(_to_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows under their columns' names; on a pipe, as lines with tabs between the columns."""
+    if not out.is_terminal:
+        for row in [columns, *rows]:
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(style_status, row))
+    out.print(table)
+
+
+def style_status(text: str) -> str:
+    """Return a table's cell, coloured where it is the name of a status."""
+    style = STYLES.get(text.lower())
+    return f"[{style}]{escape(text)}[/{style}]" if style else escape(text)
+
+
+def format_time(time: datetime | None) -> str:
+    """Return a moment in the user's time zone, to the second."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "-"
+
+
+def format_duration(start: datetime | None, end: datetime | None) -> str:
+    """Return how long something took, or has been taking until now."""
+    if start is None:
+        return "-"
+    seconds = ((end or datetime.now(UTC)) - start).total_seconds()
+    if seconds < 60:  # noqa: PLR2004  a minute
+        return f"{seconds:.2f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def shorten(text: str, width: int = 100) -> str:
+    """Return the first line of a text, at most `width` characters of it."""
+    line = text.splitlines()[0] if text else ""
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def _to_plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, list | tuple):
+        return [_to_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _to_plain(each) for name, each in value.items()}
+    return value

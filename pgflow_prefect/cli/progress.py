@@ -1,0 +1,90 @@
+"""What a run looks like while it goes on: a live view on a terminal, a line for each change elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from pgflow_prefect.cli.console import STYLES, out
+
+ROWS = 15
+"""Steps that the live view shows at once: those that entered a state last."""
+
+FINAL = ("Completed", "Cached")
+
+
+class View(Protocol):
+    """Somebody who shows a run."""
+
+    def observe(self, step_slug: str, state_name: str) -> None:
+        """Hear that a step entered a state."""
+
+    @contextmanager
+    def show(self, steps: int) -> Iterator[None]:
+        """Show the run of so many steps until the block ends."""
+
+
+def make_view(*, quiet: bool) -> View:
+    """Return the view that fits where standard output goes."""
+    if quiet:
+        return QuietView()
+    return LiveView() if out.is_terminal else PlainView()
+
+
+class QuietView:
+    """Shows nothing."""
+
+    def observe(self, step_slug: str, state_name: str) -> None:
+        """Hear that a step entered a state."""
+
+    @contextmanager
+    def show(self, steps: int) -> Iterator[None]:
+        """Show nothing."""
+        yield
+
+
+class PlainView(QuietView):
+    """A line for each change."""
+
+    def observe(self, step_slug: str, state_name: str) -> None:
+        """Print the change."""
+        out.print(f"{step_slug}\t{state_name}", markup=False)
+
+
+class LiveView:
+    """A bar of the steps that are done, over the latest changes."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+        self._done = 0
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), console=out)
+        self._task = self._bar.add_task("steps", total=None)
+
+    def observe(self, step_slug: str, state_name: str) -> None:
+        """Note the change; the next picture has it."""
+        self._states.pop(step_slug, None)  # the latest change comes last
+        self._states[step_slug] = state_name
+        if state_name in FINAL:
+            self._done += 1
+            self._bar.update(self._task, completed=self._done)
+
+    @contextmanager
+    def show(self, steps: int) -> Iterator[None]:
+        """Draw, a few times a second, until the block ends."""
+        self._bar.update(self._task, total=steps)
+        with Live(console=out, get_renderable=self._draw, refresh_per_second=8):
+            yield
+
+    def _draw(self) -> RenderableType:
+        latest = list(self._states.items())[-ROWS:]
+        width = max((len(slug) for slug, _ in latest), default=0)
+        lines = [Text.assemble(slug.ljust(width), "  ", (name, _style(name))) for slug, name in latest]
+        return Group(*lines, self._bar)
+
+
+def _style(state_name: str) -> str:
+    return STYLES["completed"] if state_name in FINAL else STYLES.get(state_name.lower(), "red")

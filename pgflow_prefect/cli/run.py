@@ -1,0 +1,141 @@
+"""`run`."""
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID, uuid4
+
+import anyio
+
+from pgflow_prefect.cli.console import format_duration, out, print_error, print_json
+from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.cli.progress import make_view
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.deployment.handler_files import load_workflow
+from pgflow_prefect.errors import InvalidDefinitionError, UsageError
+from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, execute_flow_run
+from pgflow_prefect.models import Run, Status
+from pgflow_prefect.settings import Settings
+from pgflow_prefect.workflow import Workflow
+
+
+def run(
+    workflow: str | None = None,
+    *,
+    payload: str = "{}",
+    resume: UUID | None = None,
+    handlers: Handlers = None,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
+    """Run a workflow on Prefect, here and now.
+
+    Without `PREFECT_API_URL`, Prefect starts a temporary server. The exit code is 1 when the run fails.
+
+    Example: `pgflow-prefect run email_campaign --payload '{"campaign_id": 123}'`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    payload
+        JSON, or @FILE, or - for standard input.
+    resume
+        Go on with this run instead of starting one: completed steps are not executed again; a failed run is reopened.
+    """
+    if (workflow is None) == (resume is None):
+        raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
+    settings = make_settings(dsn)
+    if resume is not None:
+        return anyio.run(_resume, settings, resume, handlers, json)
+    assert workflow is not None
+    return anyio.run(_start, settings, workflow, read_payload(payload), handlers, json)
+
+
+def read_payload(argument: str) -> str:
+    """Return the JSON text that `--payload` means.
+
+    Raises:
+        UsageError: the file can't be read, or the text is not JSON.
+    """
+    try:
+        if argument == "-":
+            text = sys.stdin.read()
+        elif argument.startswith("@"):
+            text = Path(argument[1:]).read_text(encoding="utf-8")
+        else:
+            text = argument
+        jsonlib.loads(text, parse_constant=_refuse_constant)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the payload can't be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"the payload is not JSON: {error}") from error
+    return text
+
+
+async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
+    async with open_store(settings) as store:
+        definition = await store.load_definition(slug)
+        workflow, source = load_workflow(slug, handlers)
+        if problems := workflow.find_problems(definition):
+            raise InvalidDefinitionError(slug, problems)
+        return await _execute(settings, store, workflow, source, payload=payload, run_id=uuid4(), json=json)
+
+
+async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool) -> int:
+    async with open_store(settings) as store:
+        found = await store.read_run(run_id)
+        workflow, source = load_workflow(found.workflow_slug, handlers)
+        if problems := workflow.find_problems(await store.load_run_definition(run_id)):
+            raise InvalidDefinitionError(found.workflow_slug, problems)
+        if found.status is Status.COMPLETED:
+            return _report(found, None, json=json)
+        return await _execute(settings, store, workflow, source, payload=None, run_id=run_id, json=json)
+
+
+async def _execute(
+    settings: Settings, store: Store, workflow: Workflow, source: str, *, payload: str | None, run_id: UUID, json: bool
+) -> int:
+    view = make_view(quiet=json)
+    flow = workflow.make_flow(settings, view.observe)
+    async with connect_to_prefect() as client:  # before there is a run that nobody would execute
+        if payload is not None:
+            await store.create_run(workflow.slug, payload, run_id)
+        else:
+            await store.reopen_run(run_id)
+            await store.repair_run(run_id)
+        created = await create_flow_run(client, flow, run_id)
+        steps = len((await store.load_run_definition(run_id)).steps)
+        if not json:
+            out.print(f"handlers: {source}", markup=False)
+            out.print(f"run {run_id}", markup=False)
+            if created.url:
+                out.print(f"in Prefect: {created.url}", markup=False)
+        try:
+            with view.show(steps):
+                state = await execute_flow_run(flow, created)
+        except BaseException:
+            if not json:
+                out.print(f"run {run_id} is pending; go on with it: pgflow-prefect run --resume {run_id}", markup=False)
+            raise
+    finished = await store.read_run(run_id)
+    if finished.status is Status.PENDING:
+        return print_error(
+            f"{state.message or state.name}", hint=f"go on: pgflow-prefect run --resume {run_id}", code=1
+        )
+    return _report(finished, created.url, json=json)
+
+
+def _report(run: Run, url: str | None, *, json: bool) -> int:
+    if json:
+        print_json({"run": run, "url": url})
+    elif run.status is Status.COMPLETED:
+        out.print(f"completed in {format_duration(run.created_at, run.finished_at)}", markup=False)
+    else:
+        print_error(f"run {run.id} failed: {run.error_message}", code=1)
+    return int(run.status is not Status.COMPLETED)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")

@@ -1,0 +1,45 @@
+"""`init`."""
+
+import sys
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import out
+from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.database.connection import connect, find_dsn
+from pgflow_prefect.database.schema import install_schema, read_scripts, read_versions
+from pgflow_prefect.settings import Settings
+
+
+def init(*, dry_run: Annotated[bool, Parameter(negative="")] = False, dsn: Dsn = None) -> None:
+    """Install or upgrade the schema in the database.
+
+    Creates the schemas `pgflow`, the engine, and `pgflow_prefect`, what the adapter keeps. A database that was made
+    with pgflow's own tables is upgraded, and keeps its rows. Running it again changes nothing.
+
+    Example: `pgflow-prefect init --dsn postgresql://postgres@localhost/app`
+
+    Parameters
+    ----------
+    dry_run
+        Print the SQL and do nothing.
+    """
+    if dry_run:
+        sys.stdout.write(read_scripts())
+        return
+    anyio.run(_init, make_settings(dsn))
+
+
+async def _init(settings: Settings) -> None:
+    async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
+        before = await read_versions(connection)
+        await install_schema(connection)
+        after = await read_versions(connection)
+        database = connection.info.dbname
+    if before == after:
+        out.print(f"database {database!r} is current: pgflow {after[0]}, pgflow_prefect {after[1]}")
+    else:
+        verb = "upgraded" if any(before) else "installed"
+        out.print(f"{verb} in database {database!r}: pgflow {after[0]}, pgflow_prefect {after[1]}")

@@ -1,0 +1,108 @@
+"""The Python file that holds a workflow's handlers: where it is, and loading it."""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.graph import suggest
+from pgflow_prefect.models import to_identifier
+from pgflow_prefect.workflow import Workflow
+
+DIRECTORY = Path("flows")
+"""Where handlers are kept, relative to the working directory."""
+
+
+def default_path(workflow_slug: str, directory: Path = DIRECTORY) -> Path:
+    """Return the file in which `import` writes a workflow's handlers, and `run` looks for them."""
+    return directory / f"{to_identifier(workflow_slug)}.py"
+
+
+def load_workflow(workflow_slug: str, handlers: str | None = None) -> tuple[Workflow, str]:
+    """Load the handlers of a workflow.
+
+    Args:
+        workflow_slug: the workflow.
+        handlers: a file (`path/to/file.py`) or a module (`package.module`); `flows/<identifier>.py` where not given.
+
+    Returns:
+        The workflow, and the file or module that it was found in.
+
+    Raises:
+        UsageError: there is no such file or module, it can't be imported, or it has no handlers of this workflow.
+    """
+    if handlers is None:
+        path = default_path(workflow_slug)
+        if not path.is_file():
+            raise UsageError(
+                f"workflow {workflow_slug!r} has no handlers here: {path} does not exist; "
+                f"write it with `pgflow-prefect import {workflow_slug}`, or name another file with --handlers"
+            )
+        handlers = str(path)
+    return find_workflow(load_module(handlers), workflow_slug, handlers), handlers
+
+
+def load_module(source: str) -> ModuleType:
+    """Import a file or a module, so that what is beside it can be imported, too.
+
+    Raises:
+        UsageError: with the place in the user's code where it went wrong.
+    """
+    is_file = source.endswith(".py") or Path(source).is_file()
+    if is_file and not Path(source).is_file():
+        raise UsageError(f"there is no file {source}")
+    try:
+        return _load_file(Path(source).resolve()) if is_file else _load_named(source)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and not is_file and error.name and source.startswith(error.name):
+            raise UsageError(f"there is no module {source!r}: is it a file? then name it with its .py") from error
+        raise UsageError(f"{source} can't be imported: {_locate(error)}") from error
+
+
+def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workflow:
+    """Return the `Workflow` of this slug among a module's names.
+
+    Raises:
+        UsageError: there is none; the message has those that there are.
+    """
+    found = {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    if workflow_slug in found:
+        return found[workflow_slug]
+    there = f"it has those of {', '.join(map(repr, found))}" if found else "it has no Workflow at all"
+    raise UsageError(f"{source} has no handlers of workflow {workflow_slug!r}{suggest(workflow_slug, found)}: {there}")
+
+
+def _load_file(path: Path) -> ModuleType:
+    # A name of its own: the user's file may be called as a package is.
+    name = f"pgflow_handlers_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    _import_from(path.parent)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_named(name: str) -> ModuleType:
+    _import_from(Path.cwd())
+    return importlib.import_module(name)
+
+
+def _import_from(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))
+
+
+def _locate(error: Exception) -> str:
+    """Return what went wrong, and the last line of the user's code on the way there."""
+    reason = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return reason  # has file and line
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else reason

@@ -1,0 +1,72 @@
+"""Executing a run in this process, as a flow run that Prefect's API knows."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import Flow
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flow_engine import run_flow_async
+from prefect.settings import get_current_settings
+from prefect.states import Pending
+from prefect.utilities.urls import url_for
+
+from pgflow_prefect.errors import PrefectUnavailableError
+
+
+@dataclass(frozen=True)
+class CreatedFlowRun:
+    """A flow run that is about to execute.
+
+    Attributes:
+        flow_run: Prefect's object.
+        url: its page in Prefect's UI, if there is one that outlives this process.
+    """
+
+    flow_run: FlowRun
+    url: str | None
+
+
+@asynccontextmanager
+async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
+    """Open a client of Prefect's API; where none is configured, Prefect starts a temporary server for it.
+
+    Raises:
+        PrefectUnavailableError: the API does not answer, or the server does not start.
+    """
+    url = get_current_settings().api.url
+    try:
+        async with get_client() as client:
+            await client.hello()
+            yield client
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        raise PrefectUnavailableError(
+            f"Prefect's API at {url} can't be used: {error or type(error).__name__}; "
+            "start it with `prefect server start`, or correct PREFECT_API_URL"
+        ) from error
+    except RuntimeError as error:
+        if url is not None or "ephemeral" not in str(error):
+            raise
+        raise PrefectUnavailableError(
+            f"Prefect's temporary server did not start: {error} Set PREFECT_API_URL to a server that runs, or try "
+            "pip install 'pgflow-prefect[embedded]', which has versions that are known to work together"
+        ) from error
+
+
+async def create_flow_run(client: PrefectClient, flow: Flow[..., Any], run_id: UUID) -> CreatedFlowRun:
+    """Create the flow run that is to execute a run. It gets the run's id only: the payload stays in PostgreSQL."""
+    created = await client.create_flow_run(flow, parameters={"run_id": str(run_id)}, state=Pending())
+    return CreatedFlowRun(created, url_for(created) if get_current_settings().api.url else None)
+
+
+async def execute_flow_run(flow: Flow[..., Any], created: CreatedFlowRun) -> State[Any]:
+    """Execute a flow run in this process and return its final state, whatever it is."""
+    parameters = {"run_id": UUID(str(created.flow_run.parameters["run_id"]))}
+    state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
+    assert isinstance(state, State)
+    return state
