@@ -1,9 +1,9 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
 from prefect import Flow
@@ -18,6 +18,8 @@ from pgflow_prefect.models import WorkflowDefinition, to_identifier
 from pgflow_prefect.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
 
 _FORBIDDEN_IN_FLOW_NAMES = str.maketrans(dict.fromkeys("/%&<>", "_"))
 
@@ -132,7 +134,7 @@ class Workflow:
         return [*find_problems(definition, arguments), *problems]
 
     @cached_property
-    def flow(self) -> Flow[..., Any]:
+    def flow(self) -> AsyncFlow:
         """The Prefect flow that executes runs of this workflow: call it, serve it, deploy it.
 
         It takes `payload`, any JSON value, and then creates the run; or `run_id`, of a run that exists. It returns the
@@ -141,7 +143,7 @@ class Workflow:
         """
         return self.make_flow()
 
-    def make_flow(self, settings: Settings | None = None, observe: Observer | None = None) -> Flow[..., Any]:
+    def make_flow(self, settings: Settings | None = None, observe: Observer | None = None) -> AsyncFlow:
         """Return the flow with settings of its own, and with somebody who hears of every state that a step enters.
 
         Args:
@@ -159,7 +161,7 @@ class Workflow:
         flow.__qualname__ = f"{name}.flow" if (name := self._find_own_name()) else "flow"
         flow.__name__ = to_identifier(self.slug)
         flow.__doc__ = self.description or f"The workflow {self.slug!r} of pgflow."
-        made: Flow[..., Any] = Flow(
+        made: AsyncFlow = Flow(
             flow,
             name=self.slug.translate(_FORBIDDEN_IN_FLOW_NAMES),
             persist_result=False,

@@ -1,6 +1,7 @@
 """What every test may ask for: a database of its own on a real PostgreSQL."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,15 +13,32 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
+from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 
 Connection = psycopg.Connection[tuple[object, ...]]
 Connect = Callable[[], Connection]
 
+# Prefect looks at these once, when it is imported: nothing of the user's own, and nothing outside this directory.
+PREFECT_HOME = tempfile.mkdtemp(prefix="pgflow-prefect-")
+for name in [*os.environ]:
+    if name.startswith("PREFECT_"):
+        del os.environ[name]
+os.environ |= {
+    "PREFECT_HOME": PREFECT_HOME,
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    "DO_NOT_TRACK": "1",
+}
+
 # What the person who runs the tests has set for the real thing is none of the tests' business.
 for name in [*os.environ]:
     if name.startswith("PG") and name != "PGFLOW_TEST_DSN":
         del os.environ[name]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(PREFECT_HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +83,7 @@ def template(make_database: Callable[[str | None], str]) -> str:
     with psycopg.connect(dsn, autocommit=True) as connection:
         for script in ("pgflow.sql", "pgflow_prefect.sql"):
             connection.execute(shipped_path("sql", script).read_bytes())
-        name = connection.info.dbname
-    return name
+        return connection.info.dbname
 
 
 @pytest.fixture
@@ -99,3 +116,24 @@ def connect(dsn: str) -> Iterator[Connect]:
 def db(connect: Connect) -> Connection:
     """An autocommit connection to this test's database."""
     return connect()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(make_database: Callable[[str | None], str]) -> Iterator[str]:
+    """The URL of a Prefect server of this session; this process's own flows use it, too."""
+    # Imported only where it is needed: it takes a second.
+    from prefect.logging.handlers import APILogHandler  # noqa: PLC0415
+    from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
+
+    with (
+        prefect_server(Path(PREFECT_HOME), make_database(None)) as url,
+        temporary_settings({PREFECT_API_URL: url}),
+    ):
+        yield url
+        # What this process has still to tell the server, while there is one.
+        APILogHandler().flush()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"

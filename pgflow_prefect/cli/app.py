@@ -28,8 +28,8 @@ COMMANDS = {
     "runs": ("runs:runs", "List the newest runs."),
     "status": ("runs:status", "Show a run and its steps."),
 }
-for command, (target, summary) in COMMANDS.items():
-    app.command(f"pgflow_prefect.cli.{target}", name=command, help=summary)
+for place, (command, (target, summary)) in enumerate(COMMANDS.items()):
+    app.command(f"pgflow_prefect.cli.{target}", name=command, help=summary, sort_key=place)
 
 
 @app.meta.default
@@ -41,7 +41,7 @@ def launch(
 
     Args:
         tokens: the command and its arguments.
-        debug: show tracebacks, and Prefect's own messages.
+        debug: Show tracebacks, and Prefect's own messages.
     """
     if debug:
         os.environ["PGFLOW_DEBUG"] = "1"
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Here, because naming a command imports it, and with it Prefect, which looks at this once.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
+        if named := next((argument for argument in arguments if argument in COMMANDS), None):
+            app[named].help = None  # the summary is for the list of commands; here its docstring says more
         result = app.meta(arguments, exit_on_error=False, print_error=False)
         code = result if isinstance(result, int) else 0
     except CycloptsError as error:

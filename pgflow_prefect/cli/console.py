@@ -33,7 +33,7 @@ def is_debugging() -> bool:
 
 def print_error(message: str, *, hint: str | None = None, code: int) -> int:
     """Print an error as one message on standard error, and return the exit code."""
-    if is_debugging():
+    if is_debugging() and sys.exception():
         traceback.print_exc()
     err.print(f"[red]error:[/red] {escape(message)}")
     if hint:

@@ -30,7 +30,7 @@ def list_(*, json: AsJson = False, dsn: Dsn = None) -> None:
         out.print("the database defines no workflow: insert one into pgflow.workflows, pgflow.steps and pgflow.deps")
 
 
-def validate(workflow: str, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
+def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
     """Check a workflow and its handlers, and name every problem; the exit code is 1 where there is one.
 
     Example: `pgflow-prefect validate email_campaign`
@@ -63,7 +63,7 @@ def validate(workflow: str, *, handlers: Handlers = None, json: AsJson = False, 
     return 0
 
 
-def graph(workflow: str, *, format: Literal["text", "mermaid"] = "text", dsn: Dsn = None) -> None:  # noqa: A002
+def graph(workflow: str, /, *, format: Literal["text", "mermaid"] = "text", dsn: Dsn = None) -> None:  # noqa: A002
     """Draw a workflow.
 
     Example: `pgflow-prefect graph email_campaign --format mermaid`

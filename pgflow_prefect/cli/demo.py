@@ -9,21 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-import psycopg
 from cyclopts import Parameter
-from psycopg.rows import dict_row
 
 from pgflow_prefect.cli.console import out, print_table, shorten
+from pgflow_prefect.database.connection import Row, create_database, run_script
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.shipped import shipped_path
 
-RUN = """SELECT id FROM pgflow.run_workflow('email_campaign', '{"campaign_id": 123}')"""
-ROWS = "SELECT step_slug, status, attempts, step_result::text FROM pgflow.step_states ORDER BY created_at"
+RUN = """SELECT id FROM pgflow.run_workflow('email_campaign', '{"campaign_id": 123}');"""
+ROWS = "SELECT step_slug, status, attempts, step_result::text FROM pgflow.step_states ORDER BY created_at;"
 
 
-def demo(*, keep: Annotated[bool, Parameter(negative="")] = False) -> None:
+def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = False) -> None:
     """Show it all: a workflow in SQL, run on Prefect, on servers that come with the package.
 
     Starts an embedded PostgreSQL and a Prefect server, installs the schema, defines the workflow `email_campaign` in
@@ -41,9 +40,10 @@ def demo(*, keep: Annotated[bool, Parameter(negative="")] = False) -> None:
         _say("starting PostgreSQL")
         postgres = start_embedded(directory / "postgres")
         try:
-            _say("starting a Prefect server")
-            with prefect_server(directory, postgres.get_uri()) as api_url:
-                _demonstrate(directory, postgres.get_uri(), api_url)
+            _say("starting a Prefect server, on a database of its own in there")
+            dsn = postgres.get_uri()
+            with prefect_server(directory, create_database(dsn, "prefect")) as api_url:
+                _demonstrate(directory, dsn, api_url)
                 if keep:
                     _wait_for_interrupt()
         finally:
@@ -61,22 +61,21 @@ def _demonstrate(directory: Path, dsn: str, api_url: str) -> None:
     }
     out.print(f"export PGFLOW_DSN='{dsn}' PREFECT_API_URL={api_url}", style="dim", markup=False)
     _command(environment, "init")
-    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
-        definition = shipped_path("flows", "email_campaign", "workflow.sql").read_text(encoding="utf-8")
-        _say("defining the workflow in SQL")
-        out.print(definition.strip(), style="dim", markup=False)
-        connection.execute(definition.encode())
-        handlers = str(shipped_path("flows", "email_campaign.py"))
-        _command(environment, "graph", "email_campaign")
-        _say("starting a run in SQL")
-        out.print(f"{RUN};", style="dim", markup=False)
-        run = connection.execute(RUN).fetchone()
-        assert run is not None
-        _command(environment, "run", "--resume", str(run["id"]), "--handlers", handlers)
-        _say("what PostgreSQL has")
-        out.print(f"{ROWS};", style="dim", markup=False)
-        rows = connection.execute(ROWS).fetchall()
-        print_table(list(rows[0]), [[shorten(str(value), 110) for value in row.values()] for row in rows])
+    _say("defining the workflow in SQL")
+    _sql(dsn, shipped_path("flows", "email_campaign", "workflow.sql").read_text(encoding="utf-8"))
+    _command(environment, "graph", "email_campaign")
+    _say("starting a run in SQL")
+    run_id = str(_sql(dsn, RUN)[0]["id"])
+    _command(environment, "run", "--resume", run_id, "--handlers", str(shipped_path("flows", "email_campaign.py")))
+    _say("what PostgreSQL has")
+    rows = _sql(dsn, ROWS)
+    print_table(list(rows[0]), [[shorten(str(value), 110) for value in row.values()] for row in rows])
+
+
+def _sql(dsn: str, script: str) -> list[Row]:
+    """Run SQL as a user would, and show it."""
+    out.print(script.strip(), style="dim", markup=False)
+    return run_script(dsn, script)
 
 
 def _command(environment: Mapping[str, str], *arguments: str) -> None:
@@ -84,7 +83,7 @@ def _command(environment: Mapping[str, str], *arguments: str) -> None:
     out.print(f"$ pgflow-prefect {' '.join(arguments)}", style="bold", markup=False)
     command = [sys.executable, "-m", "pgflow_prefect", *arguments]
     code = subprocess.run(command, env=dict(environment), check=False).returncode  # noqa: S603
-    if code in (-signal.SIGINT, 130):  # noqa: PLR2004  interrupted
+    if code in (-signal.SIGINT, 130):
         raise KeyboardInterrupt
     if code:
         raise PgflowPrefectError(f"`pgflow-prefect {arguments[0]}` ended with exit code {code}")

@@ -19,7 +19,7 @@ from pgflow_prefect.settings import Settings
 
 def import_(
     *workflows: str,
-    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     directory: Path = DIRECTORY,
     json: AsJson = False,
     dsn: Dsn = None,

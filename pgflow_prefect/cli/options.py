@@ -8,10 +8,10 @@ from pydantic import SecretStr
 from pgflow_prefect.settings import Settings
 
 Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database: postgresql://USER@HOST/DATABASE.")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for scripts.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON, for scripts.")]
 Handlers = Annotated[
     str | None,
-    Parameter(name="--handlers", help="The file or module of the handlers; flows/<identifier>.py where not given."),
+    Parameter(name="--handlers", help="The file or module of the handlers; flows/WORKFLOW.py where not given."),
 ]
 
 

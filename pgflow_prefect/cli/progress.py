@@ -1,5 +1,6 @@
 """What a run looks like while it goes on: a live view on a terminal, a line for each change elsewhere."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -52,7 +53,8 @@ class PlainView(QuietView):
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Print the change."""
-        out.print(f"{step_slug}\t{state_name}", markup=False)
+        sys.stdout.write(f"{step_slug}\t{state_name}\n")  # rich would turn the tab into spaces
+        sys.stdout.flush()
 
 
 class LiveView:

@@ -22,6 +22,7 @@ from pgflow_prefect.workflow import Workflow
 
 def run(
     workflow: str | None = None,
+    /,
     *,
     payload: str = "{}",
     resume: UUID | None = None,
@@ -86,11 +87,14 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
 async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool) -> int:
     async with open_store(settings) as store:
         found = await store.read_run(run_id)
+        if found.status is Status.COMPLETED and json:
+            return _report(found, None, json=json)
+        if found.status is Status.COMPLETED:
+            out.print(f"run {run_id} is completed: nothing to do", markup=False)
+            return 0
         workflow, source = load_workflow(found.workflow_slug, handlers)
         if problems := workflow.find_problems(await store.load_run_definition(run_id)):
             raise InvalidDefinitionError(found.workflow_slug, problems)
-        if found.status is Status.COMPLETED:
-            return _report(found, None, json=json)
         return await _execute(settings, store, workflow, source, payload=None, run_id=run_id, json=json)
 
 

@@ -46,7 +46,7 @@ def runs(
         out.print("no runs: start one with `pgflow-prefect run`, or SELECT pgflow.run_workflow(…)")
 
 
-def status(run_id: UUID, *, json: AsJson = False, dsn: Dsn = None) -> None:
+def status(run_id: UUID, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     """Show a run and its steps, those that wait for others too.
 
     Example: `pgflow-prefect status 0b0e3a4e-6a5c-4d35-9c55-0a7f7f3a2c11`

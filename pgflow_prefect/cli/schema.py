@@ -13,7 +13,7 @@ from pgflow_prefect.database.schema import install_schema, read_scripts, read_ve
 from pgflow_prefect.settings import Settings
 
 
-def init(*, dry_run: Annotated[bool, Parameter(negative="")] = False, dsn: Dsn = None) -> None:
+def init(*, dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> None:
     """Install or upgrade the schema in the database.
 
     Creates the schemas `pgflow`, the engine, and `pgflow_prefect`, what the adapter keeps. A database that was made

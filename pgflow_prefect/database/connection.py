@@ -3,8 +3,10 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import quote, urlencode
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -85,6 +87,31 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
     )
     async with pool:
         yield pool
+
+
+def create_database(dsn: str, name: str) -> str:
+    """Create a database beside the one that is named, and return its connection string."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    return make_conninfo(dsn, dbname=name)
+
+
+def run_script(dsn: str, script: str) -> list[Row]:
+    """Run SQL as a script does, and return the rows of its last statement, if it has any."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+        cursor = connection.execute(script.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def to_sqlalchemy_url(dsn: str) -> str:
+    """Return a connection string as SQLAlchemy takes it for asyncpg."""
+    parts: dict[str, str] = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+    login = quote(parts.get("user", ""), safe="")
+    if "password" in parts:
+        login += f":{quote(parts['password'], safe='')}"
+    # As a query, so that a socket's directory is as good as a host's name.
+    place = urlencode([(name, parts[name]) for name in ("host", "port") if name in parts])
+    return f"postgresql+asyncpg://{login}@/{quote(parts.get('dbname', ''), safe='')}?{place}"
 
 
 def _with_timeout(dsn: str, timeout: float) -> str:

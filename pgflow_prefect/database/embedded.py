@@ -51,4 +51,4 @@ def stop_embedded(server: "PostgresServer") -> None:
     """Let go of the server now, so that its directory can be removed."""
     server.cleanup()
     # What it does at the end of the process would create its lock file again.
-    atexit.unregister(server._cleanup)  # noqa: SLF001
+    atexit.unregister(server._cleanup)

@@ -9,13 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlencode
 
 import httpx
-import psycopg
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
+from pgflow_prefect.database.connection import to_sqlalchemy_url
 from pgflow_prefect.errors import PgflowPrefectError
 
 RECORDER_SETTINGS = {
@@ -26,7 +23,7 @@ RECORDER_SETTINGS = {
 }
 
 _START_TIMEOUT = 90.0  # seconds; a new database takes all of Prefect's migrations
-_STOP_TIMEOUT = 15.0
+_STOP_TIMEOUT = 5.0  # it would wait for everybody who is connected, a browser too
 
 
 @contextmanager
@@ -35,7 +32,7 @@ def prefect_server(home: Path, dsn: str) -> Iterator[str]:
 
     Args:
         home: an existing directory for what Prefect keeps in files.
-        dsn: a PostgreSQL on which the database `prefect` is created, if it is not there, and kept.
+        dsn: the PostgreSQL database that keeps the rest; Prefect creates its tables there.
 
     Raises:
         PgflowPrefectError: it did not start; the message has the end of its log.
@@ -47,7 +44,7 @@ def prefect_server(home: Path, dsn: str) -> Iterator[str]:
         **RECORDER_SETTINGS,
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
-        "PREFECT_API_DATABASE_CONNECTION_URL": _create_database(dsn),
+        "PREFECT_API_DATABASE_CONNECTION_URL": to_sqlalchemy_url(dsn),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
         "DO_NOT_TRACK": "1",
@@ -63,21 +60,6 @@ def prefect_server(home: Path, dsn: str) -> Iterator[str]:
         yield url
     finally:
         _stop(process)
-
-
-def _create_database(dsn: str) -> str:
-    """Create the server's database where it is missing, and return its URL as SQLAlchemy takes it."""
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        row = connection.execute("SELECT FROM pg_catalog.pg_database WHERE datname = 'prefect'").fetchone()
-        if row is None:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier("prefect")))
-    parts: dict[str, str] = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
-    login = quote(parts.get("user", ""), safe="")
-    if "password" in parts:
-        login += f":{quote(parts['password'], safe='')}"
-    # As a query, so that a socket's directory is as good as a host's name.
-    place = urlencode([(name, parts[name]) for name in ("host", "port") if name in parts])
-    return f"postgresql+asyncpg://{login}@/prefect?{place}"
 
 
 def _find_free_port() -> int:

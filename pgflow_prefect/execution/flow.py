@@ -8,7 +8,7 @@ from uuid import UUID, uuid5
 from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.states import Crashed, Failed
+from prefect.states import Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
 
@@ -59,6 +59,10 @@ class Execution:
 
         Returns:
             The results of the leaf steps by slug, or the state in which the flow run ends instead.
+
+        Raises:
+            RunFailedError: the run has failed.
+            UsageError: there is no such workflow or run, or nothing that could be run.
         """
         context = FlowRunContext.get()
         assert context is not None
@@ -122,11 +126,15 @@ class Execution:
         await run_in_order(graph, perform, concurrency=self.settings.concurrency)
 
     async def _conclude(self, store: Store, run: Run) -> dict[str, JsonValue] | State[Any]:
-        """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here."""
+        """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
+
+        Raises:
+            RunFailedError: the run has failed.
+        """
         if run.status is Status.COMPLETED:
             leaves = find_leaves(build_graph(await store.load_run_definition(run.id)))
             return await store.read_results(run.id, leaves)
         if run.status is Status.FAILED:
-            error = RunFailedError(run.id, run.error_message or "no reason given")
-            return Failed(message=str(error), data=error)
+            # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
+            raise RunFailedError(run.id, run.error_message or "no reason given")
         return Crashed(message=f"run {run.id} is still pending: a step of it could not be claimed or reported")

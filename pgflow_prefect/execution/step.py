@@ -76,6 +76,7 @@ class Step:
             retry_delay_seconds=policy.retry_delay_seconds,
             retry_jitter_factor=policy.retry_jitter_factor,
             retry_condition_fn=_may_retry,
+            log_prints=True,
             cache_policy=NO_CACHE,
             persist_result=False,
         )

@@ -1,0 +1,67 @@
+"""What the tests of flows share: workflows in the database, and what Prefect's API says of a flow run."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import anyio
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, TaskRun
+
+from tests.conftest import Connection
+
+Define = Callable[..., None]
+
+
+@pytest.fixture
+def define(db: Connection) -> Define:
+    """A function that inserts a workflow, its steps and its deps as `upstream -> downstream` pairs."""
+
+    def insert(slug: str, steps: Iterable[str], deps: Iterable[tuple[str, str]] = ()) -> None:
+        db.execute("INSERT INTO pgflow.workflows (slug) VALUES (%s)", (slug,))
+        with db.cursor() as cursor:
+            cursor.executemany("INSERT INTO pgflow.steps VALUES (%s, %s)", [(slug, step) for step in steps])
+            cursor.executemany("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [(slug, *dep) for dep in deps])
+
+    return insert
+
+
+@pytest.fixture
+def pgflow_dsn(dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """This test's database, as a flow in this process finds it."""
+    monkeypatch.setenv("PGFLOW_DSN", dsn)
+    return dsn
+
+
+@pytest.fixture
+async def client(prefect_api: str) -> AsyncIterator[PrefectClient]:
+    async with get_client() as opened:
+        yield opened
+
+
+async def read_flow_run(client: PrefectClient, flow_name: str) -> FlowRun:
+    """Return the only flow run of a flow."""
+    (flow_run,) = await client.read_flow_runs(flow_filter=FlowFilter(name={"any_": [flow_name]}))
+    return flow_run
+
+
+async def await_task_runs(client: PrefectClient, flow_run: FlowRun, states: dict[str, str]) -> dict[str, TaskRun]:
+    """Wait until Prefect shows exactly these task runs in these states: its view comes a little later."""
+    shown: dict[str, TaskRun] = {}
+    with anyio.fail_after(30):
+        while {name: run.state_name for name, run in shown.items()} != states:
+            await anyio.sleep(0.1)
+            found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run.id]}))
+            assert len(found) <= len(states), [run.name for run in found]
+            shown = {run.name: run for run in found}
+    return shown
+
+
+async def read_edges(client: PrefectClient, flow_run: FlowRun) -> set[tuple[str, str]]:
+    """Return the edges of a flow run's graph, as Prefect's UI draws it, between the names of task runs."""
+    response = await client.request("GET", "/flow_runs/{id}/graph-v2", path_params={"id": flow_run.id})
+    nodes: dict[str, Any] = dict(response.json()["nodes"])
+    pairs = [(parent["id"], node["id"]) for node in nodes.values() for parent in node["parents"]]
+    assert len(pairs) == len(set(pairs)), "an edge is shown twice"
+    return {(nodes[parent]["label"], nodes[child]["label"]) for parent, child in pairs}
