@@ -1,6 +1,7 @@
 """What the tests of flows share: workflows in the database, and what Prefect's API says of a flow run."""
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,17 +15,20 @@ from tests.conftest import Connection
 Define = Callable[..., None]
 
 
+def insert_workflow(
+    connection: Connection, slug: str, steps: Iterable[str], deps: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Define a workflow; deps are pairs of an upstream step and its downstream step."""
+    connection.execute("INSERT INTO pgflow.workflows (slug) VALUES (%s)", (slug,))
+    with connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO pgflow.steps VALUES (%s, %s)", [(slug, step) for step in steps])
+        cursor.executemany("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [(slug, *dep) for dep in deps])
+
+
 @pytest.fixture
 def define(db: Connection) -> Define:
-    """A function that inserts a workflow, its steps and its deps as `upstream -> downstream` pairs."""
-
-    def insert(slug: str, steps: Iterable[str], deps: Iterable[tuple[str, str]] = ()) -> None:
-        db.execute("INSERT INTO pgflow.workflows (slug) VALUES (%s)", (slug,))
-        with db.cursor() as cursor:
-            cursor.executemany("INSERT INTO pgflow.steps VALUES (%s, %s)", [(slug, step) for step in steps])
-            cursor.executemany("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [(slug, *dep) for dep in deps])
-
-    return insert
+    """`insert_workflow`, on this test's connection."""
+    return partial(insert_workflow, db)
 
 
 @pytest.fixture
