@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import anyio
 import pytest
@@ -69,3 +70,20 @@ async def read_edges(client: PrefectClient, flow_run: FlowRun) -> set[tuple[str,
     pairs = [(parent["id"], node["id"]) for node in nodes.values() for parent in node["parents"]]
     assert len(pairs) == len(set(pairs)), "an edge is shown twice"
     return {(nodes[parent]["label"], nodes[child]["label"]) for parent, child in pairs}
+
+
+def make_slug() -> str:
+    """Return a slug of this test's own: one Prefect server serves all tests."""
+    return f"workflow-{uuid4().hex[:8]}"
+
+
+def read_steps(db: Connection) -> dict[str, tuple[Any, ...]]:
+    """Return status, attempts, result and error message of every step that has started, by slug."""
+    rows: Any = db.execute("SELECT step_slug, status, attempts, step_result, error_message FROM pgflow.step_states")
+    return {row[0]: row[1:] for row in rows}
+
+
+def read_run(db: Connection) -> tuple[Any, ...]:
+    """Return status, error message and id of the only run."""
+    (row,) = db.execute("SELECT status, error_message, id FROM pgflow.runs").fetchall()
+    return row

@@ -1,0 +1,118 @@
+"""Handlers that raise, take too long or are missing: what both sides say of it."""
+
+from threading import Event
+
+import anyio
+import pytest
+from prefect.client.orchestration import PrefectClient
+
+from pgflow_prefect import StepContext, Workflow
+from tests.conftest import Connection
+from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
+
+
+async def test_after_a_failure_downstream_never_starts_and_both_sides_say_why(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["before", "broken", "after"], [("before", "broken"), ("broken", "after")])
+
+    @workflow.step
+    async def before() -> None: ...
+
+    @workflow.step
+    async def broken() -> None:
+        raise ValueError("no such customer")
+
+    @workflow.step
+    async def after() -> None:
+        raise AssertionError("this must not run")
+
+    with pytest.raises(Exception, match="no such customer"):
+        await workflow.flow()
+
+    status, message, _ = read_run(db)
+    assert (status, message) == ("failed", 'step "broken" failed: ValueError: no such customer')
+    steps = read_steps(db)
+    assert steps["broken"] == ("failed", 1, None, "ValueError: no such customer")
+    assert "after" not in steps
+    flow_run = await read_flow_run(client, workflow.slug)
+    assert flow_run.state is not None
+    assert flow_run.state.is_failed()
+    assert message in str(flow_run.state.message)
+    await await_task_runs(client, flow_run, {"before": "Completed", "broken": "Failed"})
+
+
+async def test_a_failed_attempt_is_tried_again_and_counted(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["shaky", "hopeless"], [("shaky", "hopeless")])
+    seen = []
+
+    @workflow.step(retries=2, retry_delay_seconds=0.1)
+    async def shaky(context: StepContext) -> int:
+        noted = db.execute("SELECT state_name, message FROM pgflow_prefect.task_runs WHERE step_slug = 'shaky'")
+        seen.append(noted.fetchone())
+        if context.attempt < 3:
+            raise ConnectionError(f"attempt {context.attempt}")
+        return context.attempt
+
+    @workflow.step(retries=1)
+    def hopeless() -> None:
+        raise ValueError("always")
+
+    with pytest.raises(Exception, match="always"):
+        await workflow.flow()
+
+    steps = read_steps(db)
+    assert steps["shaky"] == ("completed", 3, 3, None)
+    assert steps["hopeless"] == ("failed", 2, None, "ValueError: always")
+    assert seen[-1] == ("Running", "ConnectionError: attempt 2")
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = await await_task_runs(client, flow_run, {"shaky": "Completed", "hopeless": "Failed"})
+    assert shown["shaky"].run_count == 3
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_handler_that_takes_too_long_fails_its_step(
+    db: Connection, define: Define, client: PrefectClient, kind: str
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["endless"])
+    end = Event()
+    if kind == "sync":
+
+        @workflow.step("endless", timeout_seconds=0.2)
+        def wait() -> None:
+            end.wait(60)
+    else:
+
+        @workflow.step("endless", timeout_seconds=0.2)
+        async def sleep() -> None:
+            await anyio.sleep_forever()
+
+    with pytest.raises(Exception, match=r"longer than 0\.2 s"):
+        await workflow.flow()
+    end.set()
+
+    assert read_steps(db)["endless"][0] == "failed"
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, {"endless": "TimedOut"})
+
+
+async def test_handlers_that_do_not_fit_fail_the_run_and_say_so(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["there", "missing"])
+
+    @workflow.step
+    def there() -> None:
+        raise AssertionError("this must not run")
+
+    with pytest.raises(Exception, match="step 'missing' has no handler"):
+        await workflow.flow()
+    status, message, _ = read_run(db)
+    assert status == "failed"
+    assert "step 'missing' has no handler" in message

@@ -1,0 +1,112 @@
+"""What goes into a handler and comes out of it, through PostgreSQL."""
+
+import datetime as dt
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel
+
+from pgflow_prefect import Workflow
+from tests.conftest import Connection
+from tests.integration.conftest import (
+    Define,
+    make_slug,
+    read_run,
+    read_steps,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
+
+
+class Order(BaseModel):
+    number: int
+    day: dt.date
+
+
+async def test_a_step_sees_what_its_upstream_returned_through_its_annotations(define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["make", "take"], [("make", "take")])
+    taken: list[Order] = []
+
+    @workflow.step
+    def make() -> Order:
+        return Order(number=7, day=dt.date(2026, 2, 28))
+
+    @workflow.step
+    def take(make: Order) -> None:
+        taken.append(make)
+
+    await workflow.flow()
+    assert taken == [Order(number=7, day=dt.date(2026, 2, 28))]
+
+
+async def test_a_value_that_does_not_fit_fails_the_step_at_once_and_names_it(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["count"])
+    calls = []
+
+    @workflow.step(retries=5)
+    def count(payload: dict[str, int]) -> int:
+        calls.append(payload)
+        return len(payload)
+
+    with pytest.raises(Exception, match="argument 'payload'"):
+        await workflow.flow(payload={"n": "many"})
+    assert calls == []
+    status, attempts, _, message = read_steps(db)["count"]
+    assert (status, attempts) == ("failed", 1)
+    assert message.startswith("step 'count': argument 'payload' does not fit its annotation: n: ")
+
+
+@pytest.mark.parametrize("value", [float("nan"), "a\0b", "\ud800", object()], ids=["nan", "nul", "surrogate", "object"])
+async def test_a_result_that_jsonb_can_not_hold_fails_the_step(db: Connection, define: Define, value: object) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["produce"])
+
+    @workflow.step(retries=3)
+    def produce() -> Any:
+        return value
+
+    with pytest.raises(Exception, match="step 'produce'"):
+        await workflow.flow()
+    assert read_run(db)[0] == "failed"
+    assert read_steps(db)["produce"][:2] == ("failed", 1)
+
+
+async def test_a_result_over_the_limit_fails_the_step(
+    db: Connection, define: Define, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_RESULT_LIMIT", "1000")
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["produce"])
+
+    @workflow.step
+    def produce() -> str:
+        return "x" * 1000
+
+    with pytest.raises(Exception, match="limit of 1,000"):
+        await workflow.flow()
+    assert read_run(db)[0] == "failed"
+
+
+async def test_null_from_sql_and_null_in_json_are_both_none(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["sql_null", "json_null", "join"], [("sql_null", "join"), ("json_null", "join")])
+    seen: list[object] = []
+    for slug in ("sql_null", "json_null"):
+
+        @workflow.step(slug)
+        def never() -> None:
+            raise AssertionError("somebody else has completed it")
+
+    @workflow.step
+    def join(sql_null: object, json_null: object, payload: object) -> None:
+        seen.extend([sql_null, json_null, payload])
+
+    run_id = uuid4()
+    db.execute("SELECT pgflow.run_workflow(%s, 'null', %s)", (workflow.slug, run_id))
+    db.execute("SELECT pgflow.complete_step(%s, 'sql_null', NULL)", (run_id,))
+    db.execute("SELECT pgflow.complete_step(%s, 'json_null', 'null')", (run_id,))
+    await workflow.flow(run_id=run_id)
+    assert seen == [None, None, None]
