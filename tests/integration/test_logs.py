@@ -1,5 +1,7 @@
 """What handlers say shows in Prefect, under the task of their step."""
 
+from uuid import UUID
+
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
@@ -34,7 +36,7 @@ async def test_logger_and_print_of_sync_and_async_handlers_reach_prefect(define:
         ("logged on the loop", tasks["async_step"].id),
         ("printed on the loop", tasks["async_step"].id),
     }
-    shown = set()
+    shown: set[tuple[str, UUID | None]] = set()
     with anyio.fail_after(30):
         while not expected <= shown:
             logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
