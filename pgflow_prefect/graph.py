@@ -13,6 +13,9 @@ from pgflow_prefect.models import RESERVED_NAMES, WorkflowDefinition, to_identif
 CYCLES_SHOWN = 20
 """A tangle of n steps can have more than 2**n cycles: nobody reads past these."""
 
+COMPARISONS_MADE = 10_000
+"""Comparing all mistyped names with all known ones is quadratic: after these many, about a second, names go without."""
+
 Graph: TypeAlias = "nx.DiGraph[str]"
 
 
@@ -70,12 +73,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
+def _suggest_each(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    for made, name in enumerate(names, 1):
+        yield name, suggest(name, known) if made * len(known) <= COMPARISONS_MADE else ""
+
+
 def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> Iterator[str]:
     if not definition.steps:
         yield "it has no steps: insert them into pgflow.steps"
     known = set(definition.steps)
-    for slug in sorted(set(graph) - known):
-        yield f"a dependency names the step {slug!r}, which does not exist{suggest(slug, known)}"
+    for slug, suggestion in _suggest_each(sorted(set(graph) - known), known):
+        yield f"a dependency names the step {slug!r}, which does not exist{suggestion}"
     slugs_by_name = defaultdict(list)
     for slug in definition.steps:
         slugs_by_name[to_identifier(slug)].append(slug)
@@ -88,7 +96,8 @@ def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> I
 def _find_cycles(graph: Graph) -> Iterator[str]:
     if nx.is_directed_acyclic_graph(graph):
         return
-    tangles = [nodes for nodes in nx.strongly_connected_components(graph) if len(nodes) > 1]
+    components = nx.strongly_connected_components(graph)
+    tangles = [nodes for nodes in components if len(nodes) > 1 or graph.has_edge(min(nodes), min(nodes))]
     for tangle in sorted(tangles, key=min):
         cycles = nx.simple_cycles(graph.subgraph(tangle))
         for cycle in islice(cycles, CYCLES_SHOWN):
@@ -97,18 +106,16 @@ def _find_cycles(graph: Graph) -> Iterator[str]:
             yield f"its steps wait for each other: {' -> '.join(path)}"
         if next(cycles, None) is not None:
             yield f"there are more cycles among the {len(tangle)} steps around {min(tangle)!r}"
-    for slug in nx.nodes_with_selfloops(graph):
-        yield f"its steps wait for each other: {slug} -> {slug}"
 
 
 def _find_handler_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]]) -> Iterator[str]:
     known = set(definition.steps)
     uncovered = [slug for slug in definition.steps if slug not in handlers]
     unused = [slug for slug in handlers if slug not in known]
-    for slug in uncovered:
-        yield f"step {slug!r} has no handler{suggest(slug, unused)}"
-    for slug in unused:
-        yield f"handler {slug!r} fits no step{suggest(slug, uncovered or known)}"
+    for slug, suggestion in _suggest_each(uncovered, unused):
+        yield f"step {slug!r} has no handler{suggestion}"
+    for slug, suggestion in _suggest_each(unused, uncovered or known):
+        yield f"handler {slug!r} fits no step{suggestion}"
 
 
 def _find_argument_problems(slug: str, arguments: Collection[str], upstream: Collection[str]) -> Iterator[str]:

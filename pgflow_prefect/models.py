@@ -22,12 +22,14 @@ def to_identifier(slug: str) -> str:
     Characters that no name may have become `_`, a leading digit gets `_` before it, a keyword or a reserved name `_`
     after it: `send-emails` -> `send_emails`, `2nd` -> `_2nd`, `class` -> `class_`, `payload` -> `payload_`.
     """
-    # Python itself compares names in this form.
-    normal = unicodedata.normalize("NFKC", slug)
-    name = "".join(character if f"_{character}".isidentifier() else "_" for character in normal)
-    if not name[:1].isidentifier():
-        name = f"_{name}"
-    if keyword.iskeyword(name) or name in RESERVED_NAMES:
+    name = slug
+    if not (slug.isascii() and slug.isidentifier()):
+        # Python itself compares names in this form.
+        normal = unicodedata.normalize("NFKC", slug)
+        name = "".join(character if f"_{character}".isidentifier() else "_" for character in normal)
+        if not name[:1].isidentifier():
+            name = f"_{name}"
+    if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # which nobody may assign to
         name = f"{name}_"
     return name
 

@@ -33,4 +33,7 @@ def describe_graph(graph: Graph) -> str:
 
 
 def _escape_mermaid(text: str) -> str:
-    return "".join(f"#{ord(character)};" if character in '"#<>&`[]' else character for character in text)
+    return "".join(
+        f"#{ord(character)};" if character in '"#<>&`[]' or not character.isprintable() else character
+        for character in text
+    )

@@ -299,25 +299,28 @@ CREATE OR REPLACE FUNCTION pgflow.closes_cycle(workflow_slug text, from_step_slu
 RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
     -- Two searches that meet a cycle alike; taking turns, they cost twice the smaller one. Loading a chain
-    -- from either end, one of them is over at once.
+    -- from either end, one of them is over at once. OFFSET 0 makes each step an index lookup of its own: a
+    -- plan made while the table was empty may as well read all deps of the workflow, once a call.
     downwards CURSOR FOR
         WITH RECURSIVE reached(slug) AS (
             SELECT closes_cycle.to_step_slug
             UNION
-            SELECT d.to_step_slug FROM reached r
-            JOIN pgflow.deps d ON d.workflow_slug = closes_cycle.workflow_slug AND d.from_step_slug = r.slug
+            SELECT d.to_step_slug FROM reached r CROSS JOIN LATERAL (
+                SELECT d.to_step_slug FROM pgflow.deps d
+                WHERE d.workflow_slug = closes_cycle.workflow_slug AND d.from_step_slug = r.slug OFFSET 0) d
         ) SELECT slug FROM reached;
     upwards CURSOR FOR
         WITH RECURSIVE reached(slug) AS (
             SELECT closes_cycle.from_step_slug
             UNION
-            SELECT d.from_step_slug FROM reached r
-            JOIN pgflow.deps d ON d.workflow_slug = closes_cycle.workflow_slug AND d.to_step_slug = r.slug
+            SELECT d.from_step_slug FROM reached r CROSS JOIN LATERAL (
+                SELECT d.from_step_slug FROM pgflow.deps d
+                WHERE d.workflow_slug = closes_cycle.workflow_slug AND d.to_step_slug = r.slug OFFSET 0) d
         ) SELECT slug FROM reached;
     below text;
     above text;
@@ -547,6 +550,7 @@ BEGIN
     INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
     SELECT snapshot.workflow_slug, current_version, count(*)
     FROM pgflow.steps s WHERE s.workflow_slug = snapshot.workflow_slug
+    ON CONFLICT (workflow_slug, version) DO NOTHING -- never, under the lock; REPEATABLE READ gets 40001, not 23505
     RETURNING * INTO definition;
 
     INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree)
@@ -613,15 +617,17 @@ BEGIN
     IF run.definition_id IS NULL THEN -- inserted by hand: what it would begin with now
         RETURN EXISTS (
             SELECT FROM pgflow.deps d
-            LEFT JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
             WHERE d.workflow_slug = run.workflow_slug AND d.to_step_slug = has_unmet_deps.step_slug
-              AND s.status IS DISTINCT FROM 'completed');
+              AND NOT EXISTS (SELECT FROM pgflow.step_states s
+                              WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug
+                                AND s.status = 'completed' OFFSET 0)); -- as in closes_cycle
     END IF;
     RETURN EXISTS (
         SELECT FROM pgflow.definition_deps d
-        LEFT JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
         WHERE d.definition_id = run.definition_id AND d.to_step_slug = has_unmet_deps.step_slug
-          AND s.status IS DISTINCT FROM 'completed');
+          AND NOT EXISTS (SELECT FROM pgflow.step_states s
+                          WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug
+                            AND s.status = 'completed' OFFSET 0));
 END
 $$;
 
@@ -656,6 +662,7 @@ COMMENT ON FUNCTION pgflow.check_step(text, bigint, text) IS 'Raises P0002 where
 CREATE OR REPLACE FUNCTION pgflow.get_ready_steps(run_id uuid) RETURNS SETOF pgflow.steps
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -823,6 +830,7 @@ BEGIN
     END IF;
     INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
     VALUES (run.workflow_slug, run.id, start_step.step_slug)
+    ON CONFLICT (run_id, step_slug) DO NOTHING -- as in snapshot
     RETURNING * INTO state;
     RETURN state;
 END
@@ -902,7 +910,10 @@ BEGIN
     IF claim_step.upstream IS NULL OR cardinality(claim_step.upstream) > 0 THEN
         SELECT jsonb_object_agg(s.step_slug, s.step_result) INTO upstream_results
         FROM pgflow.definition_deps d
-        JOIN pgflow.step_states s ON s.run_id = run.id AND s.step_slug = d.from_step_slug
+        CROSS JOIN LATERAL (
+            SELECT s.step_slug, s.step_result FROM pgflow.step_states s
+            WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug OFFSET 0 -- as in closes_cycle
+        ) s
         WHERE d.definition_id = run.definition_id AND d.to_step_slug = claim_step.step_slug
           AND (claim_step.upstream IS NULL OR d.from_step_slug = ANY (claim_step.upstream));
     END IF;
@@ -928,7 +939,9 @@ DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
     next_steps text[];    -- downstream steps with this one upstream step
-    joining_steps text[]; -- downstream steps with several
+    joining_steps text[]; -- downstream steps with several …
+    met_steps text[];     -- … of which this was the last one
+    met text;
 BEGIN
     UPDATE pgflow.step_states s
     SET status = 'completed', step_result = complete_step.step_result, finished_at = clock_timestamp()
@@ -949,20 +962,19 @@ BEGIN
 
     IF joining_steps IS NOT NULL THEN
         -- Counted, not looked at: a completion costs as much as it has downstream steps, however wide the join.
-        INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet)
-        SELECT run.id, d.to_step_slug, d.to_in_degree - 1
-        FROM pgflow.definition_deps d
-        WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug
-          AND d.to_in_degree > 1
-        ON CONFLICT (run_id, step_slug) DO UPDATE SET unmet = w.unmet - 1;
-
-        WITH met AS (
-            DELETE FROM pgflow.waiting_steps w
-            USING pgflow.definition_deps d
+        WITH counted AS (
+            INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet)
+            SELECT run.id, d.to_step_slug, d.to_in_degree - 1
+            FROM pgflow.definition_deps d
             WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug
-              AND w.run_id = run.id AND w.step_slug = d.to_step_slug AND w.unmet = 0
-            RETURNING w.step_slug
-        ) SELECT coalesce(next_steps, '{}') || coalesce(array_agg(met.step_slug), '{}') INTO next_steps FROM met;
+              AND d.to_in_degree > 1
+            ON CONFLICT (run_id, step_slug) DO UPDATE SET unmet = w.unmet - 1
+            RETURNING w.step_slug, w.unmet
+        ) SELECT coalesce(array_agg(c.step_slug), '{}') INTO met_steps FROM counted c WHERE c.unmet = 0;
+        FOREACH met IN ARRAY met_steps LOOP -- one by one: a join may be planned to read all of the run's
+            DELETE FROM pgflow.waiting_steps w WHERE w.run_id = run.id AND w.step_slug = met;
+        END LOOP;
+        next_steps := next_steps || met_steps;
     END IF;
 
     IF run.status = 'pending' AND cardinality(next_steps) > 0 THEN
@@ -1087,6 +1099,7 @@ COMMENT ON FUNCTION pgflow.cancel_run(uuid, text) IS
 CREATE OR REPLACE FUNCTION pgflow.reopen_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1116,9 +1129,8 @@ BEGIN
     SET status = 'pending', error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
     WHERE r.id = run.id
     RETURNING r.* INTO run;
-    run := pgflow.recompute_run(run);
     PERFORM pgflow.announce_run(run);
-    RETURN run;
+    RETURN pgflow.recompute_run(run);
 END
 $$;
 
@@ -1136,6 +1148,7 @@ DECLARE
     definition pgflow.definitions;
     completed int;
     failed text;
+    was_pending boolean := run.status = 'pending';
 BEGIN
     IF run.definition_id IS NULL THEN
         definition := pgflow.snapshot(run.workflow_slug);
@@ -1167,7 +1180,9 @@ BEGIN
                            ELSE r.finished_at END
     WHERE r.id = run.id
     RETURNING r.* INTO run;
-    IF run.status = 'pending' AND failed IS NOT NULL THEN
+    IF run.status = 'completed' AND was_pending THEN
+        PERFORM pgflow.announce_run(run);
+    ELSIF run.status = 'pending' AND failed IS NOT NULL THEN
         RETURN pgflow.fail_run(run, failed);
     ELSIF run.status = 'pending' THEN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
@@ -1185,14 +1200,8 @@ CREATE OR REPLACE FUNCTION pgflow.repair_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
-DECLARE
-    run pgflow.runs := pgflow.lock_run(run_id);
-    repaired pgflow.runs := pgflow.recompute_run(run);
 BEGIN
-    IF run.status = 'pending' AND repaired.status = 'completed' THEN
-        PERFORM pgflow.announce_run(repaired);
-    END IF;
-    RETURN repaired;
+    RETURN pgflow.recompute_run(pgflow.lock_run(run_id));
 END
 $$;
 

@@ -1,7 +1,7 @@
 """The engine's functions as Python calls, and the looks at its tables that tests of it share."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +24,8 @@ LATE = "40001"
 IN_USE = "23503"
 
 # Each step with the steps that it waits for.
-CHAIN: Mapping[str, list[str]] = {"a": [], "b": ["a"], "c": ["b"]}
-DIAMOND: Mapping[str, list[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+CHAIN: dict[str, Sequence[str]] = {"a": [], "b": ["a"], "c": ["b"]}
+DIAMOND: dict[str, Sequence[str]] = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Claim:
     upstream_results: dict[str, object] | None
 
 
-def define(db: Connection, workflow: str, steps: Mapping[str, Iterable[str]]) -> None:
+def define(db: Connection, workflow: str, steps: Mapping[str, Sequence[str]]) -> None:
     """Insert a workflow; `steps` gives each step with the steps that it waits for."""
     deps = [(upstream, step) for step, upstreams in steps.items() for upstream in upstreams]
     db.execute("INSERT INTO pgflow.workflows VALUES (%s)", [workflow])
@@ -76,20 +76,20 @@ def define(db: Connection, workflow: str, steps: Mapping[str, Iterable[str]]) ->
     )
 
 
-def one(db: Connection, row: type[Row], statement: LiteralString, *parameters: object) -> Row:
+def one(db: Connection, row: type[Row], statement: str, *parameters: object) -> Row:
     """Return the statement's only row."""
     with db.cursor(row_factory=class_row(row)) as cursor:
         [found] = cursor.execute(statement, parameters).fetchall()
     return found
 
 
-def value(db: Connection, statement: LiteralString, *parameters: object) -> object:
+def value(db: Connection, statement: str, *parameters: object) -> object:
     """Return the only column of the statement's only row."""
     [[found]] = db.execute(statement, parameters).fetchall()
     return found
 
 
-def column(db: Connection, statement: LiteralString, *parameters: object) -> list[object]:
+def column(db: Connection, statement: str, *parameters: object) -> list[object]:
     """Return the statement's only column."""
     return [found for [found] in db.execute(statement, parameters)]
 
@@ -98,7 +98,7 @@ def run_workflow(db: Connection, workflow: str, payload: object = None, run_id: 
     return one(db, Run, "SELECT * FROM pgflow.run_workflow(%s, %s, %s)", workflow, json.dumps(payload), run_id)
 
 
-def start_run(db: Connection, workflow: str, steps: Mapping[str, Iterable[str]]) -> UUID:
+def start_run(db: Connection, workflow: str, steps: Mapping[str, Sequence[str]]) -> UUID:
     """Define a workflow and start a run of it."""
     define(db, workflow, steps)
     return run_workflow(db, workflow).id
@@ -195,10 +195,10 @@ def finish(db: Connection, run_id: UUID) -> list[str]:
 
 
 @contextmanager
-def refused(sqlstate: str, message: str = "") -> Iterator[None]:
+def refused(sqlstate: str, message: str | None = None) -> Iterator[pytest.ExceptionInfo[psycopg.Error]]:
     """Expect PostgreSQL to refuse what happens inside, with this SQLSTATE and a message that matches."""
     with pytest.raises(psycopg.Error, match=message) as caught:
-        yield
+        yield caught
     assert caught.value.sqlstate == sqlstate, caught.value
 
 

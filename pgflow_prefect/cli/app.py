@@ -14,7 +14,13 @@ HELP = """Run pgflow workflows, which live in PostgreSQL, on Prefect.
 The database is the one of `--dsn`, else `PGFLOW_DSN`, else libpq's `PG*` variables, else an embedded server.
 """
 
-app = App(name="pgflow-prefect", help=HELP, help_format="markdown", version_flags=["--version"])
+app = App(
+    name="pgflow-prefect",
+    help=HELP,
+    help_format="markdown",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what happened
+)
 
 # By name, so that `--help` imports none of them: Prefect alone takes a second. In the order of a first session.
 COMMANDS = {

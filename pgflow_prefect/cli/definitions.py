@@ -54,7 +54,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
                 "problems": problems,
             }
         )
-        return bool(problems)
+        return 1 if problems else 0  # cyclopts takes True for success
     out.print(f"handlers: {source}", markup=False)
     if problems:
         out.print(str(InvalidDefinitionError(workflow, problems)), markup=False)

@@ -3,10 +3,11 @@
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 from uuid import UUID, uuid4
 
 import anyio
+from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import format_duration, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
@@ -24,7 +25,7 @@ def run(
     workflow: str | None = None,
     /,
     *,
-    payload: str = "{}",
+    payload: Annotated[str, Parameter(allow_leading_hyphen=True)] = "{}",  # `-` alone
     resume: UUID | None = None,
     handlers: Handlers = None,
     json: AsJson = False,

@@ -29,22 +29,31 @@ def find_dsn(settings: Settings) -> str:
     read them), then the embedded server in the user's data directory.
 
     Raises:
-        UsageError: the setting is not a connection string.
+        UsageError: the setting is not a connection string, or has a password that takes its place apart.
         DatabaseUnavailableError: nothing is named, and there is no embedded server, or it does not start.
     """
     if settings.dsn is not None and (dsn := settings.dsn.get_secret_value()):
-        try:
-            conninfo_to_dict(dsn)
-        except psycopg.ProgrammingError:
-            # libpq's message quotes the string, and with it the password: neither it nor its cause may be shown.
-            raise UsageError(
-                "the DSN is not a connection string: give postgresql://USER@HOST:PORT/DATABASE "
-                "or 'host=… dbname=… user=…' (--dsn or PGFLOW_DSN)"
-            ) from None
+        _check_dsn(dsn)
         return dsn
     if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         return ""
     return start_embedded(default_directory()).get_uri()
+
+
+def _check_dsn(dsn: str) -> None:
+    """Refuse what would end up, with a password in it, in a message of libpq's."""
+    try:
+        parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+    except psycopg.ProgrammingError:
+        # libpq's message quotes the string, and with it the password: neither it nor its cause may be shown.
+        raise UsageError(
+            "the DSN is not a connection string: give postgresql://USER@HOST:PORT/DATABASE "
+            "or 'host=… dbname=… user=…' (--dsn or PGFLOW_DSN)"
+        ) from None
+    if "@" in parts.get("host", "") or not parts.get("port", "0").replace(",", "0").isdecimal():
+        raise UsageError(
+            "the DSN's host or port can't be right: write the characters /, @ and : of a password as %2F, %40 and %3A"
+        )
 
 
 async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109  libpq's own, in whole seconds

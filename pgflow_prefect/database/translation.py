@@ -45,6 +45,8 @@ def translate_errors(run_id: UUID | None = None) -> Iterator[None]:
         yield
     except psycopg.Error as error:
         raise _translate(error, run_id) from error
+    except UnicodeEncodeError as error:  # a lone surrogate, which Python's str can hold and UTF-8 can't
+        raise ResultInvalidError(str(error)) from error
 
 
 def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:

@@ -1,10 +1,14 @@
 """From a definition to a file of handlers, one stub a step; and again, without touching what a person wrote."""
 
 import ast
+import builtins
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
+
+from pydantic import JsonValue
 
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
@@ -14,22 +18,27 @@ from pgflow_prefect.models import WorkflowDefinition, to_identifier
 MOST_ARGUMENTS = 8
 """A step with more upstream steps than this gets them all as one argument."""
 
+LINE_LENGTH = 88
+"""Longer lines get an argument a line, with a comma after the last: formatters of any line length leave it so."""
+
 HEADER = '''"""Handlers of the pgflow workflow {name}; its steps and dependencies are in the database."""
 
 from pydantic import JsonValue
 
 from pgflow_prefect import Workflow
 
-workflow = Workflow({slug})
+{assignment}
 '''
 
-STUB = '''@{workflow}.step({slug}unimplemented=True)
-async def {name}({arguments}) -> JsonValue:
-    """{docstring}"""
-    raise NotImplementedError({message})
+STUB = '''{decorator}
+{signature}
+    """Stand in for the work of step {step}: write it, and take `unimplemented` out."""
+{body}
 '''
 
 FOOTER = "flow = workflow.flow\n"
+NAMES = ("JsonValue", "Workflow", "workflow", "flow")
+"""What the file has names for: a step that is called like one of them gets a function of another name."""
 
 
 @dataclass(frozen=True)
@@ -60,65 +69,99 @@ def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
         UsageError: the file can't be imported, or holds the handlers of another workflow.
     """
     graph = build_graph(definition)
-    order = sort_steps(graph)
+    upstream = {slug: list(graph.predecessors(slug)) for slug in sort_steps(graph)}
     if not path.exists():
-        stubs = [make_stub(slug, list(graph.predecessors(slug))) for slug in order]
-        text = "\n\n".join(
-            [HEADER.format(slug=_literal(definition.slug), name=_in_docstring(definition.slug)), *stubs, FOOTER]
+        header = HEADER.format(
+            name=_in_docstring(definition.slug),
+            assignment=_join("workflow = Workflow", [_literal(definition.slug)]),
         )
-        _replace(path, text)
-        return ImportReport(path, created=True, added=tuple(order), gone=(), stubs=tuple(order))
+        text = "\n\n".join([header, *make_stubs(upstream, taken=NAMES), FOOTER])
+        _replace(path, text.encode())
+        return ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=tuple(upstream))
 
     module = load_module(str(path))
     workflow = find_workflow(module, definition.slug, str(path))
     present = {*workflow.handlers, *workflow.stubs}
-    added = tuple(slug for slug in order if slug not in present)
+    added = {slug: upstream[slug] for slug in upstream if slug not in present}
     if added:
-        name = next(name for name, value in vars(module).items() if value is workflow)
-        stubs = [make_stub(slug, list(graph.predecessors(slug)), name) for slug in added]
-        _replace(path, insert_stubs(path.read_text(encoding="utf-8"), stubs, name))
+        names = vars(module)
+        name = next(name for name, value in names.items() if value is workflow)
+        json_type = "JsonValue" if names.get("JsonValue") is JsonValue else "object"
+        stubs = make_stubs(added, name, json_type, taken=names)
+        _replace(path, insert_stubs(path.read_bytes(), stubs, name))
     gone = tuple(slug for slug in sorted(present) if slug not in graph)
-    return ImportReport(path, created=False, added=added, gone=gone, stubs=(*workflow.stubs, *added))
+    return ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
 
 
-def make_stub(slug: str, upstream: Collection[str], workflow: str = "workflow") -> str:
-    """Return the Python source of one step's stub; the database holds no types, so it takes and returns JSON.
+def make_stubs(
+    steps: Mapping[str, Collection[str]],
+    workflow: str = "workflow",
+    json_type: str = "JsonValue",
+    taken: Iterable[str] = (),
+) -> list[str]:
+    """Return the Python source of each step's stub; the database holds no types, so it takes and returns JSON.
 
     Args:
-        slug: the step.
-        upstream: the slugs that it waits for.
+        steps: the steps, each with the slugs that it waits for.
         workflow: the name of the `Workflow` in the file.
+        json_type: the file's name of what stands for any JSON value.
+        taken: names that mean something else in the file; a stub's function is called like none of them.
     """
-    name = to_identifier(slug)
+    names = {*taken, *dir(builtins)}
+    stubs = []
+    for slug, upstream in steps.items():
+        name = to_identifier(slug)
+        while name in names:
+            name += "_"
+        names.add(name)
+        slugs = [] if name == slug else [_literal(slug)]
+        message = [_literal(f"step {slug}")]
+        stubs.append(
+            STUB.format(
+                decorator=_join(f"@{workflow}.step", [*slugs, "unimplemented=True"]),
+                signature=_join(f"async def {name}", _make_arguments(upstream, json_type), f" -> {json_type}:"),
+                step=_in_docstring(slug),
+                body=indent(_join("raise NotImplementedError", message, width=LINE_LENGTH - 4), "    "),
+            )
+        )
+    return stubs
+
+
+def _make_arguments(upstream: Collection[str], json_type: str) -> list[str]:
     if not upstream:
-        arguments = "payload: JsonValue"
-    elif len(upstream) > MOST_ARGUMENTS:
-        arguments = "upstream: dict[str, JsonValue]"
-    else:
-        arguments = ", ".join(f"{to_identifier(each)}: JsonValue" for each in sorted(upstream))
-    return STUB.format(
-        workflow=workflow,
-        slug="" if name == slug else f"{_literal(slug)}, ",
-        name=name,
-        arguments=arguments,
-        docstring=f"Stand in for the work of step {_in_docstring(slug)}: write it, and take `unimplemented` out.",
-        message=_literal(f"step {slug}"),
-    )
+        return [f"payload: {json_type}"]
+    if len(upstream) > MOST_ARGUMENTS:
+        return [f"upstream: dict[str, {json_type}]"]
+    return [f"{to_identifier(each)}: {json_type}" for each in sorted(upstream)]
 
 
-def insert_stubs(source: str, stubs: Collection[str], workflow: str) -> str:
+def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str) -> bytes:
     """Return a file's source with stubs after its last handler, or at its end where it has none."""
-    place = 0
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_handler(node, workflow):
-            place = node.end_lineno or 0
+    handlers = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_handler(node, workflow)
+    ]
     lines = source.splitlines(keepends=True)
-    place = place or len(lines)
-    before = "".join(lines[:place]).rstrip("\n")
-    after = "".join(lines[place:]).lstrip("\n")
-    return (
-        "\n\n\n".join(part for part in (before, *(stub.rstrip("\n") for stub in stubs), after) if part).rstrip() + "\n"
-    )
+    place = _find_end(lines, handlers[-1].end_lineno or 0) if handlers else len(lines)
+    before, after = b"".join(lines[:place]), b"".join(lines[place:])
+    text = "\n\n" + "\n\n".join(stubs)
+    if not before.endswith((b"\n", b"\r")):
+        text = "\n" + text
+    if after.strip():
+        blank = after[: len(after) - len(after.lstrip(b"\r\n"))].count(b"\n")
+        text += "\n" * (2 - blank)
+    return before + text.replace("\n", "\r\n" if b"\r\n" in source else "\n").encode() + after
+
+
+def _find_end(lines: list[bytes], place: int) -> int:
+    """Return the line after a function that Python's parser says ends at `place`: it does not see comments."""
+    for number, line in enumerate(lines[place:], place + 1):
+        if line.strip() and not line[:1].isspace():
+            break
+        if line.strip():
+            place = number
+    return place
 
 
 def _is_handler(node: ast.FunctionDef | ast.AsyncFunctionDef, workflow: str) -> bool:
@@ -126,9 +169,20 @@ def _is_handler(node: ast.FunctionDef | ast.AsyncFunctionDef, workflow: str) -> 
     return any(ast.unparse(each) == f"{workflow}.step" for each in decorators)
 
 
+def _join(head: str, arguments: list[str], tail: str = "", width: int = LINE_LENGTH) -> str:
+    """Return a call, or the head of a function, on one line or on several."""
+    line = f"{head}({', '.join(arguments)}){tail}"
+    if len(line) <= width:
+        return line
+    return "\n".join([f"{head}(", *(f"    {argument}," for argument in arguments), f"){tail}"])
+
+
 def _literal(text: str) -> str:
-    """Return the string as Python source, in double quotes where that needs no escapes."""
-    return f'"{text}"' if text.isprintable() and not set(text) & {'"', "\\"} else repr(text)
+    """Return the string as Python source, in double quotes unless single ones save escapes: as formatters do."""
+    if text.count('"') > text.count("'"):
+        return repr(text)
+    body = repr("'\"" + text)[4:-1]  # of both kinds, repr takes single quotes
+    return '"' + body.replace("\\'", "'").replace('"', '\\"') + '"'
 
 
 def _in_docstring(text: str) -> str:
@@ -136,12 +190,13 @@ def _in_docstring(text: str) -> str:
     return repr(text).replace('"', "'").replace("\\", "/")
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Write a file so that at each moment it is the old one or the new one."""
+    path = path.resolve()  # where a link leads to
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
-            part.write(text)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+            part.write(content)
         Path(part.name).chmod(path.stat().st_mode if path.exists() else 0o644)
         Path(part.name).replace(path)
     except OSError as error:

@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +17,10 @@ from pgflow_prefect.workflow import Workflow
 
 DIRECTORY = Path("flows")
 """Where handlers are kept, relative to the working directory."""
+
+_INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_NOT_THE_USERS = (str(Path(__file__).parent.parent), *_INSTALLED, "<")
+"""What the names of files begin with that are Python's, a library's, or none."""
 
 
 def default_path(workflow_slug: str, directory: Path = DIRECTORY) -> Path:
@@ -57,7 +63,7 @@ def load_module(source: str) -> ModuleType:
         raise UsageError(f"there is no file {source}")
     try:
         return _load_file(Path(source).resolve()) if is_file else _load_named(source)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and not is_file and error.name and source.startswith(error.name):
             raise UsageError(f"there is no module {source!r}: is it a file? then name it with its .py") from error
         raise UsageError(f"{source} can't be imported: {_locate(error)}") from error
@@ -79,7 +85,7 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
 def _load_file(path: Path) -> ModuleType:
     # A name of its own: the user's file may be called as a package is.
     name = f"pgflow_handlers_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -99,10 +105,11 @@ def _import_from(directory: Path) -> None:
         sys.path.insert(0, str(directory))
 
 
-def _locate(error: Exception) -> str:
+def _locate(error: BaseException) -> str:
     """Return what went wrong, and the last line of the user's code on the way there."""
     reason = f"{type(error).__name__}: {error}"
     if isinstance(error, SyntaxError):
         return reason  # has file and line
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    return f"{reason} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else reason
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THE_USERS)]
+    return f"{reason} ({own[-1].filename}, line {own[-1].lineno})" if own else reason

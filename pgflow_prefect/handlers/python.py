@@ -38,12 +38,16 @@ class PythonHandler:
     unimplemented: bool = False
 
     def __post_init__(self) -> None:
-        for parameter in inspect.signature(self.function).parameters.values():
+        for parameter in self._parameters.values():
             if parameter.kind not in _BY_NAME:
                 raise UsageError(
                     f"the handler of step {self.step_slug!r} takes {parameter}: name each upstream step as an "
                     "argument, or take `upstream` for the results of all by slug"
                 )
+
+    @cached_property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
 
     @property
     def description(self) -> str | None:
@@ -53,7 +57,7 @@ class PythonHandler:
     @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The names of the function's arguments, in their order."""
-        return tuple(inspect.signature(self.function).parameters)
+        return tuple(self._parameters)
 
     @property
     def wants_payload(self) -> bool:
@@ -75,6 +79,8 @@ class PythonHandler:
             # A thread can't be stopped: on a time-out it is left alone, and what it returns is dropped.
             # A limiter of its own: how many steps execute at once is the scheduler's business.
             value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            if inspect.isawaitable(value):  # an async function behind a decorator that does not say so
+                value = await value
         return self._serialise(value)
 
     def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:

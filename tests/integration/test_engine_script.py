@@ -28,7 +28,8 @@ TABLES = (
 
 
 def settings(db: Connection) -> list[tuple[object, ...]]:
-    return db.execute("SELECT name, setting FROM pg_settings ORDER BY name").fetchall()
+    """Return all settings but those of languages, which appear with their first use."""
+    return db.execute("SELECT name, setting FROM pg_settings WHERE name NOT LIKE '%.%' ORDER BY name").fetchall()
 
 
 def functions(db: Connection) -> list[tuple[object, ...]]:

@@ -1,0 +1,209 @@
+"""The real command in a process of its own, as a user starts it, and what Prefect's API says afterwards."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from tests.conftest import Connection
+from tests.engine import CHAIN, define, value
+
+TIMEOUT = 60.0
+"""Seconds after which something that is waited for will not come any more."""
+
+CHAIN_HANDLERS = '''
+"""Handlers of a chain a -> b -> c: files in the working directory say how `b` behaves."""
+
+import asyncio
+from pathlib import Path
+
+from pgflow_prefect import Workflow
+
+workflow = Workflow("chain")
+
+
+def note(step: str) -> None:
+    with Path("executions").open("a") as file:
+        file.write(f"{step}\\n")
+
+
+@workflow.step
+def a(payload: dict[str, int]) -> int:
+    note("a")
+    return payload.get("start", 0) + 1
+
+
+@workflow.step
+async def b(a: int) -> int:
+    note("b")
+    while Path("gate").exists():
+        await asyncio.sleep(0.02)
+    if Path("broken").exists():
+        raise RuntimeError("the disk is full")
+    return a + 1
+
+
+@workflow.step
+def c(b: int) -> dict[str, int]:
+    note("c")
+    return {"sum": b}
+'''
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
+
+    def find_run_id(self) -> UUID:
+        """Return the run's id from the line that names it."""
+        [found] = [line.removeprefix("run ") for line in self.lines if line.startswith("run ")][:1]
+        return UUID(found)
+
+    def find_error(self) -> str:
+        """Return the message, which is all that there is on standard error."""
+        assert self.err.startswith("error: "), self.err
+        assert self.err.count("error: ") == 1, self.err
+        return self.err.removeprefix("error: ").strip()
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`pgflow-prefect` in a directory and an environment of its own; called, it runs a command to its end."""
+
+    directory: Path
+    environment: Mapping[str, str]
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
+
+    def __call__(self, *arguments: str, stdin: str = "", debug: bool = False, **environment: str) -> Ended:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(stdin, timeout=TIMEOUT * 2)
+        assert "\x1b" not in out + err, "escape codes where nobody draws them"
+        assert debug or "Traceback" not in out + err, err
+        return Ended(process.returncode, out, err)
+
+    def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start a command and leave it running; the end of the test ends it at the latest."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgflow_prefect", *arguments],
+            cwd=self.directory,
+            env={**self.environment, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(process)
+        return process
+
+    def write(self, path: str, text: str = "") -> Path:
+        """Write a file in the working directory."""
+        file = self.directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    def remove(self, path: str) -> None:
+        (self.directory / path).unlink()
+
+    def executions(self) -> list[str]:
+        """Return the steps that the handlers of the chain were executed for, each time that they were."""
+        file = self.directory / "executions"
+        return file.read_text(encoding="utf-8").split() if file.exists() else []
+
+
+@dataclass(frozen=True)
+class PrefectView:
+    """What Prefect's API says of the flow runs of one database's runs."""
+
+    url: str
+    db: Connection
+
+    def find_flow_run(self, run_id: UUID) -> dict[str, Any]:
+        """Return the flow run that took a run last."""
+        latest = "SELECT flow_run_id FROM pgflow_prefect.flow_runs WHERE run_id = %s ORDER BY epoch DESC LIMIT 1"
+        response = httpx.get(f"{self.url}/flow_runs/{value(self.db, latest, run_id)}", timeout=TIMEOUT)
+        return dict(response.raise_for_status().json())
+
+    def await_task_states(self, run_id: UUID, states: Mapping[str, str]) -> None:
+        """Return once a run's latest flow run has exactly these task runs, by name, in these states."""
+        chosen = {"flow_runs": {"id": {"any_": [self.find_flow_run(run_id)["id"]]}}}
+
+        def are_shown() -> bool:
+            found = httpx.post(f"{self.url}/task_runs/filter", json=chosen, timeout=TIMEOUT).raise_for_status().json()
+            return [(each["name"], each["state_name"]) for each in sorted(found, key=lambda each: each["name"])] == [
+                *sorted(states.items())
+            ]
+
+        wait_until(are_shown, f"Prefect shows {states}")  # its view comes a little later
+
+    def count_flow_runs(self, workflow: str) -> int:
+        chosen = {"flows": {"name": {"any_": [workflow]}}}
+        return int(httpx.post(f"{self.url}/flow_runs/count", json=chosen, timeout=TIMEOUT).raise_for_status().json())
+
+
+def wait_until(is_so: Callable[[], bool], what: str) -> None:
+    """Return once something is so; fail if it does not become so."""
+    deadline = time.monotonic() + TIMEOUT
+    while not is_so():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.05)
+
+
+def find_only_run(db: Connection) -> UUID:
+    found = value(db, "SELECT id FROM pgflow.runs")
+    assert isinstance(found, UUID)
+    return found
+
+
+def make_environment(directory: Path) -> dict[str, str]:
+    """Return the environment of a user who has set up nothing yet."""
+    ours = ("PREFECT_", "PGFLOW_", "PG", "SMTP_", "MAILDIR", "FORCE_COLOR", "NO_COLOR", "TTY_")
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith(ours)}
+    return {**inherited, "PREFECT_HOME": str(directory / "prefect"), "DO_NOT_TRACK": "1", "TERM": "xterm-256color"}
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[CommandLine]:
+    """The command where neither a database nor Prefect is configured."""
+    bare = CommandLine(tmp_path, make_environment(tmp_path))
+    yield bare
+    for process in bare.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def cli(outside: CommandLine, dsn: str, prefect_api: str) -> CommandLine:
+    """The command with this test's database and a Prefect server."""
+    return replace(outside, environment={**outside.environment, "PGFLOW_DSN": dsn, "PREFECT_API_URL": prefect_api})
+
+
+@pytest.fixture
+def prefect(prefect_api: str, db: Connection) -> PrefectView:
+    return PrefectView(prefect_api, db)
+
+
+@pytest.fixture
+def chain(cli: CommandLine, db: Connection) -> str:
+    """A workflow a -> b -> c with handlers; its slug is this test's own, for Prefect's server is everybody's."""
+    slug = f"chain_{uuid4().hex[:8]}"
+    define(db, slug, CHAIN)
+    cli.write(f"flows/{slug}.py", CHAIN_HANDLERS.replace('Workflow("chain")', f'Workflow("{slug}")'))
+    return slug

@@ -1,0 +1,172 @@
+"""What is written of a run's steps arrives, though the link to the database does not always hold."""
+
+from collections.abc import AsyncIterator
+from typing import LiteralString
+from uuid import UUID, uuid4
+
+import anyio
+import pytest
+
+from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import SupersededError
+from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
+from pgflow_prefect.models import Report, Status
+from tests.conftest import Connect, Connection
+from tests.engine import CHAIN, get_run, get_state, start_run
+
+pytestmark = pytest.mark.anyio
+
+TASK_RUN = uuid4()
+COMPLETED = Report(status=Status.COMPLETED, error_message=None)
+
+
+@pytest.fixture
+def run_id(db: Connection) -> UUID:
+    """A run of a chain of three steps; the first is ready."""
+    return start_run(db, "chain", CHAIN)
+
+
+@pytest.fixture
+async def mirror(dsn: str, run_id: UUID) -> AsyncIterator[Mirror]:
+    """What writes for that run, over several connections that are open."""
+    async with open_pool(dsn, size=3, timeout=2) as pool:
+        await pool.resize(3, 3)
+        await pool.wait()
+        store = Store(pool)
+        yield Mirror(store, run_id, await store.take_run(run_id, uuid4()), patience=20)
+
+
+def cut(db: Connection) -> int:
+    """Cut every connection of the pool, and return how many they were."""
+    statement: LiteralString = """
+        SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'pgflow-prefect'
+    """
+    return len(db.execute(statement).fetchall())
+
+
+async def claim(mirror: Mirror, step: str = "a") -> int:
+    claimed = await mirror.claim(step, task_run_id=TASK_RUN, upstream=None, with_payload=True)
+    assert claimed.status is Status.PENDING
+    return claimed.attempt
+
+
+async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(mirror: Mirror, db: Connection) -> None:
+    with anyio.fail_after(60):
+        assert cut(db) == 3
+        attempt = await claim(mirror)
+        assert attempt == 1, "nothing had arrived: nothing was counted"
+        assert cut(db) > 0
+        await mirror.note_retry("a", "not yet", task_run_id=TASK_RUN)
+        assert cut(db) > 0
+        assert await mirror.complete("a", '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+        await claim(mirror, "b")
+        assert cut(db) > 0
+        failed = await mirror.fail("b", "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=1)
+    assert failed == Report(status=Status.FAILED, error_message="broken")
+    assert get_state(db, mirror.run_id, "a").step_result == "done"
+    assert get_run(db, mirror.run_id).error_message == 'step "b" failed: broken'
+
+
+async def test_after_a_cut_no_dead_connection_is_left_in_the_pool(mirror: Mirror, db: Connection) -> None:
+    assert cut(db) == 3
+    attempt = await claim(mirror)
+    with anyio.fail_after(20):
+        # Without patience: each of these would fail on a connection that is dead.
+        for _ in range(3):
+            await mirror.store.read_run(mirror.run_id)
+    assert attempt == 1
+
+
+async def test_patience_has_an_end(mirror: Mirror, db: Connection, connect: Connect) -> None:
+    """A lock that is never let go stands for a database that does not come back; it is not waited for either."""
+    dbname = db.info.dbname
+    db.execute(f'ALTER DATABASE "{dbname}" SET lock_timeout = 50')
+    cut(db)
+    holder = connect()
+    holder.execute("BEGIN")
+    holder.execute("SELECT FROM pgflow.runs FOR UPDATE")
+    impatient = Mirror(mirror.store, mirror.run_id, mirror.epoch, patience=1)
+    started = anyio.current_time()
+    with anyio.fail_after(30), pytest.raises(TransientError, match="lock timeout"):
+        await claim(impatient)
+    assert anyio.current_time() - started < 10
+    holder.execute("ROLLBACK")
+    assert await claim(mirror) == 1
+
+
+async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
+    mirror: Mirror, db: Connection, connect: Connect
+) -> None:
+    attempt = await claim(mirror)
+    db.execute(f'ALTER DATABASE "{db.info.dbname}" SET lock_timeout = 50')
+    cut(db)
+    holder = connect()
+    holder.execute("BEGIN")
+    holder.execute("SELECT FROM pgflow.runs FOR UPDATE")
+    async with anyio.create_task_group() as group:
+
+        async def complete() -> None:
+            assert await mirror.complete("a", "1", task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+
+        group.start_soon(complete)
+        waiting: LiteralString = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        with anyio.fail_after(20):
+            while db.execute(waiting).fetchone() == (0,):
+                await anyio.lowlevel.checkpoint()
+        assert get_state(db, mirror.run_id, "a").status == "pending"
+        holder.execute("ROLLBACK")
+    assert get_state(db, mirror.run_id, "a").status == "completed"
+
+
+async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(mirror: Mirror, db: Connection) -> None:
+    attempt = await claim(mirror)
+    for _ in range(2):  # as if the answer to the first had been lost
+        assert await mirror.complete("a", '"once"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+    attempt = await claim(mirror, "b")
+    for _ in range(2):
+        failed = await mirror.fail("b", "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+        assert failed == Report(status=Status.FAILED, error_message="broken")
+    assert get_state(db, mirror.run_id, "a").step_result == "once"
+    assert get_run(db, mirror.run_id).remaining == 2
+
+
+async def test_who_came_first_wins_and_is_returned(mirror: Mirror, db: Connection) -> None:
+    attempt = await claim(mirror)
+    db.execute("SELECT pgflow.complete_step(%s, 'a', '\"by hand\"')", [mirror.run_id])
+    late = await mirror.fail("a", "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+    assert late == COMPLETED
+    assert get_state(db, mirror.run_id, "a").step_result == "by hand"
+
+
+async def test_what_is_no_matter_of_the_moment_is_raised_at_once(mirror: Mirror, db: Connection) -> None:
+    db.execute("SELECT pgflow.take_run(%s)", [mirror.run_id])
+    with anyio.fail_after(5), pytest.raises(SupersededError):
+        await claim(mirror)
+
+
+async def test_any_message_can_be_stored(mirror: Mirror, db: Connection) -> None:
+    attempt = await claim(mirror)
+    await mirror.note_retry("a", "odd \0 \ud800", task_run_id=TASK_RUN)
+    await mirror.fail("a", "odd \0 \ud800 " + "x" * 20_000, state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+    message = get_state(db, mirror.run_id, "a").error_message
+    assert message is not None
+    assert message.startswith("odd \\0 \\ud800 xxx")
+    assert len(message) == MESSAGE_LIMIT + 2
+
+
+@pytest.mark.parametrize(
+    ("message", "cleaned"),
+    [
+        ("", ""),
+        ("two\nlines, größe 🚀", "two\nlines, größe 🚀"),
+        ("a\0b", "a\\0b"),
+        ("\udce4", "\\udce4"),
+        ("x" * MESSAGE_LIMIT, "x" * MESSAGE_LIMIT),
+        ("x" * (MESSAGE_LIMIT + 1), "x" * MESSAGE_LIMIT + " …"),
+    ],
+)
+async def test_a_message_is_made_to_fit(message: str, cleaned: str) -> None:
+    assert clean_message(message) == cleaned

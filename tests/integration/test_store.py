@@ -1,0 +1,171 @@
+"""The store against a real database: definitions and runs as it returns them, and how it says no."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import (
+    SchemaMissingError,
+    UnknownRunError,
+    UnknownWorkflowError,
+    UsageError,
+)
+from pgflow_prefect.models import Dep, Run, Status, WorkflowSummary
+from pgflow_prefect.settings import Settings
+from tests.conftest import Connection
+from tests.engine import CHAIN, DIAMOND, define
+
+pytestmark = pytest.mark.anyio
+
+FLOW_RUN, TASK_RUN = uuid4(), uuid4()
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[Store]:
+    async with open_pool(dsn, size=2, timeout=10) as pool:
+        yield Store(pool)
+
+
+async def test_workflows_are_listed_with_their_size_and_runs(store: Store, db: Connection) -> None:
+    assert await store.list_workflows() == []
+    define(db, "chain", CHAIN)
+    define(db, "bare", {})
+    await store.create_run("chain", "{}")
+    cancelled = await store.create_run("chain", "{}")
+    await store.cancel_run(cancelled, "enough")
+    assert await store.list_slugs() == ["bare", "chain"]
+    assert await store.list_workflows() == [
+        WorkflowSummary(slug="bare", steps=0, deps=0, pending=0, completed=0, failed=0),
+        WorkflowSummary(slug="chain", steps=3, deps=2, pending=1, completed=0, failed=1),
+    ]
+
+
+async def test_a_definition_is_what_the_tables_say(store: Store, db: Connection) -> None:
+    define(db, "other", {"z": [], "a": ["z"]})
+    define(db, "diamond", DIAMOND)
+    define(db, "bare", {})
+    definition = await store.load_definition("diamond")
+    assert (definition.slug, definition.steps) == ("diamond", ("a", "b", "c", "d"))
+    assert definition.deps == (Dep("a", "b"), Dep("a", "c"), Dep("b", "d"), Dep("c", "d"))
+    bare = await store.load_definition("bare")
+    assert (bare.steps, bare.deps) == ((), ())
+
+
+async def test_an_unknown_workflow_is_told_with_the_nearest(store: Store, db: Connection) -> None:
+    with pytest.raises(UnknownWorkflowError, match=r"unknown workflow 'mails'; there is none yet"):
+        await store.load_definition("mails")
+    define(db, "campaign", CHAIN)
+    with pytest.raises(UnknownWorkflowError, match=r"unknown workflow 'campain' \(did you mean 'campaign'\?\)"):
+        await store.load_definition("campain")
+    with pytest.raises(UnknownWorkflowError, match=r"'xyz'; `pgflow-prefect list` shows all"):
+        await store.load_definition("xyz")
+
+
+async def test_a_run_keeps_the_definition_that_it_began_with(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    run_id = await store.create_run("chain", "{}")
+    before = await store.load_definition("chain")
+    db.execute("INSERT INTO pgflow.steps VALUES ('chain', 'new')")
+    assert await store.load_run_definition(run_id) == before
+    assert (await store.load_definition("chain")).steps == ("a", "b", "c", "new")
+
+
+async def test_a_run_that_nothing_was_done_to_has_the_current_definition(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    run_id = uuid4()
+    db.execute("INSERT INTO pgflow.runs (workflow_slug, id, payload) VALUES ('chain', %s, '{}')", [run_id])
+    assert await store.load_run_definition(run_id) == await store.load_definition("chain")
+
+
+@pytest.mark.parametrize("payload", ['{"n": [1, null]}', "null", '"text"', "0"])
+async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payload: str) -> None:
+    define(db, "chain", CHAIN)
+    run = await store.read_run(await store.create_run("chain", payload))
+    assert run.created_at is not None
+    assert run == Run(
+        id=run.id,
+        workflow_slug="chain",
+        status=Status.PENDING,
+        payload=json.loads(payload),
+        epoch=0,
+        remaining=3,
+        error_message=None,
+        created_at=run.created_at,
+        finished_at=None,
+    )
+    assert [state.step_slug for state in await store.list_step_states(run.id)] == ["a"]
+
+
+async def test_the_same_id_again_makes_no_second_run(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    run_id = uuid4()
+    assert await store.create_run("chain", '"first"', run_id) == run_id
+    assert await store.create_run("chain", '"second"', run_id) == run_id
+    (run,) = await store.list_runs()
+    assert run.payload == "first"
+
+
+@pytest.mark.parametrize(
+    ("workflow", "message"), [("unknown", 'unknown workflow "unknown"'), ("bare", 'workflow "bare" has no steps. Ins')]
+)
+async def test_a_run_that_can_t_be_is_refused(store: Store, db: Connection, workflow: str, message: str) -> None:
+    define(db, "bare", {})
+    with pytest.raises(UsageError, match=message):
+        await store.create_run(workflow, "{}")
+
+
+async def test_runs_are_listed_newest_first(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    define(db, "other", CHAIN)
+    ids = [await store.create_run(workflow, "{}") for workflow in ("chain", "other", "chain")]
+    await store.cancel_run(ids[0], "enough")
+
+    async def list_ids(**filters: Any) -> list[UUID]:
+        return [run.id for run in await store.list_runs(**filters)]
+
+    assert await list_ids() == ids[::-1]
+    assert await list_ids(limit=1) == [ids[2]]
+    assert await list_ids(workflow_slug="chain") == [ids[2], ids[0]]
+    assert await list_ids(status=Status.FAILED) == [ids[0]]
+    assert await list_ids(workflow_slug="other", status=Status.FAILED) == []
+
+
+async def test_taking_a_run_raises_its_epoch_and_names_its_flow_run(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    run_id = await store.create_run("chain", "{}")
+    assert (await store.read_run(run_id)).flow_run_id is None
+    assert await store.take_run(run_id, FLOW_RUN) == 1
+    other = uuid4()
+    assert await store.take_run(run_id, other) == 2
+    run = await store.read_run(run_id)
+    assert (run.epoch, run.flow_run_id) == (2, other)
+    assert (await store.list_runs())[0] == run
+
+
+async def test_an_unknown_run_is_told(store: Store) -> None:
+    unknown = uuid4()
+    for read in (store.read_run, store.load_run_definition):
+        with pytest.raises(UnknownRunError, match=f"unknown run {unknown}; `pgflow-prefect runs` shows the newest"):
+            await read(unknown)
+    for change in (store.reopen_run, store.repair_run):
+        with pytest.raises(UsageError, match=f"unknown run {unknown}"):
+            await change(unknown)
+    assert await store.list_step_states(unknown) == []
+    assert await store.read_results(unknown, ["a"]) == {}
+
+
+async def test_a_database_without_the_schema_says_how_to_get_it(
+    empty_dsn: str, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_DSN", empty_dsn)
+    with pytest.raises(SchemaMissingError, match="no schema pgflow and pgflow_prefect: run `pgflow-prefect init`"):
+        async with open_store(Settings()):
+            pass
+    monkeypatch.setenv("PGFLOW_DSN", dsn)
+    async with open_store(Settings()) as opened:
+        assert await opened.list_slugs() == []

@@ -1,0 +1,125 @@
+"""The order of execution: a step starts once its own upstream steps are done, and nothing new after a failure."""
+
+from collections import Counter
+
+import anyio
+import pytest
+
+from pgflow_prefect.execution.scheduler import run_in_order
+from pgflow_prefect.graph import build_graph
+from tests.unit.definitions import define, make_layered
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_every_step_is_performed_once_and_after_its_upstream_steps() -> None:
+    definition = define({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "alone": []})
+    done: list[str] = []
+
+    async def perform(slug: str) -> bool:
+        assert {dep.upstream for dep in definition.deps if dep.downstream == slug} <= {*done}
+        await anyio.lowlevel.checkpoint()
+        done.append(slug)
+        return True
+
+    await run_in_order(build_graph(definition), perform, concurrency=10)
+    assert Counter(done) == Counter(definition.steps)
+
+
+async def test_a_step_does_not_wait_for_its_layer() -> None:
+    graph = build_graph(define({"slow": [], "quick": [], "after_quick": ["quick"], "last": ["after_quick"]}))
+    last_is_done = anyio.Event()
+
+    async def perform(slug: str) -> bool:
+        if slug == "slow":
+            await last_is_done.wait()  # never, if any layer waited for this step
+        elif slug == "last":
+            last_is_done.set()
+        return True
+
+    with anyio.fail_after(10):
+        await run_in_order(graph, perform, concurrency=10)
+
+
+async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
+    graph = build_graph(define(dict.fromkeys("abc", ())))
+    started: set[str] = set()
+    all_started = anyio.Event()
+
+    async def perform(slug: str) -> bool:
+        started.add(slug)
+        if len(started) == 3:
+            all_started.set()
+        await all_started.wait()
+        return True
+
+    with anyio.fail_after(10):
+        await run_in_order(graph, perform, concurrency=3)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_no_more_than_so_many_at_once(concurrency: int) -> None:
+    under_way = most = 0
+
+    async def perform(_: str) -> bool:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _turn in range(3):
+            await anyio.lowlevel.checkpoint()
+        under_way -= 1
+        return True
+
+    await run_in_order(build_graph(make_layered(300)), perform, concurrency=concurrency)
+    assert most == concurrency
+
+
+async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
+    graph = build_graph(
+        define({"fails": [], "slow": [], "later": [], "after_fails": ["fails"], "after_slow": ["slow"]})
+    )
+    slow_started, failed = anyio.Event(), anyio.Event()
+    log: list[str] = []
+
+    async def perform(slug: str) -> bool:
+        log.append(f"{slug} starts")
+        if slug == "fails":
+            await slow_started.wait()
+            failed.set()
+            return False
+        slow_started.set()
+        await failed.wait()
+        await anyio.lowlevel.checkpoint()
+        log.append(f"{slug} ends")
+        return True
+
+    with anyio.fail_after(10):
+        await run_in_order(graph, perform, concurrency=2)
+    assert log == ["fails starts", "slow starts", "slow ends"]
+
+
+async def test_what_performing_a_step_raises_is_raised() -> None:
+    async def perform(_: str) -> bool:
+        raise ValueError("a bug")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
+        await run_in_order(build_graph(define({"a": []})), perform, concurrency=2)
+
+
+@pytest.mark.parametrize("shape", ["wide", "chain", "layered"])
+async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
+    slugs = [f"s{number:05}" for number in range(10_000)]
+    definition = {
+        "wide": define(dict.fromkeys(slugs, ())),
+        "chain": define({slug: slugs[max(place - 1, 0) : place] for place, slug in enumerate(slugs)}),
+        "layered": make_layered(10_000),
+    }[shape]
+    done: set[str] = set()
+
+    async def perform(slug: str) -> bool:
+        done.add(slug)
+        return True
+
+    with anyio.fail_after(60):
+        await run_in_order(build_graph(definition), perform, concurrency=100)
+    assert len(done) == 10_000
