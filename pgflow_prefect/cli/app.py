@@ -21,6 +21,7 @@ app = App(
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `main` says what happened
 )
+app.meta.suppress_keyboard_interrupt = False
 
 # By name, so that `--help` imports none of them: Prefect alone takes a second. In the order of a first session.
 COMMANDS = {

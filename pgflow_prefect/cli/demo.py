@@ -35,6 +35,9 @@ def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = 
     keep
         Leave the servers running until Ctrl-C, so that the run can be looked at in Prefect's UI.
     """
+    # However it is ended, its servers end with it; in a script's background, SIGINT is ignored until here.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="pgflow-demo-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         _say("starting PostgreSQL")

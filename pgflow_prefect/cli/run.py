@@ -16,6 +16,7 @@ from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, execute_flow_run
+from pgflow_prefect.graph import find_problems
 from pgflow_prefect.models import Run, Status
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
@@ -79,6 +80,8 @@ def read_payload(argument: str) -> str:
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
     async with open_store(settings) as store:
         definition = await store.load_definition(slug)
+        if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
+            raise InvalidDefinitionError(slug, problems)
         workflow, source = load_workflow(slug, handlers)
         if problems := workflow.find_problems(definition):
             raise InvalidDefinitionError(slug, problems)

@@ -92,19 +92,34 @@ class Mirror:
         )
 
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
-        deadline = anyio.current_time() + self.patience
-        wait = _SHORTEST_WAIT
-        while True:
-            try:
-                return await statement()
-            except TransientError as error:
-                if anyio.current_time() + wait > deadline:
-                    raise
-                _logger.warning("run %s: %s; trying again in about %.1f s", self.run_id, error, wait)
-            # Spread at random: a server that comes back should not meet everybody at once.
-            await anyio.sleep(clamped_poisson_interval(wait, clamping_factor=0.3))
-            wait = min(2 * wait, _LONGEST_WAIT)
-            await self.store.drop_broken_connections()
+        return await persist(self.store, self.patience, statement, f"run {self.run_id}")
+
+
+async def persist(store: Store, patience: float, statement: Callable[[], Awaitable[T]], of: str) -> T:
+    """Return what a statement returns, trying it again for `patience` seconds while PostgreSQL can't answer.
+
+    Args:
+        store: the database.
+        patience: in seconds.
+        statement: safe to repeat.
+        of: what it is for, to be named in the log.
+
+    Raises:
+        TransientError: it could not in all that time.
+    """
+    deadline = anyio.current_time() + patience
+    wait = _SHORTEST_WAIT
+    while True:
+        try:
+            return await statement()
+        except TransientError as error:
+            if anyio.current_time() + wait > deadline:
+                raise
+            _logger.warning("%s: %s; trying again in about %.1f s", of, error, wait)
+        # Spread at random: a server that comes back should not meet everybody at once.
+        await anyio.sleep(clamped_poisson_interval(wait, clamping_factor=0.3))
+        wait = min(2 * wait, _LONGEST_WAIT)
+        await store.drop_broken_connections()
 
 
 def clean_message(message: str) -> str:

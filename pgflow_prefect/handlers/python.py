@@ -105,7 +105,7 @@ class PythonHandler:
         except ValidationError as error:
             raise ArgumentInvalidError(
                 f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {_explain(error)}"
-            ) from error
+            ) from None  # pydantic's own message has the value, and Prefect logs causes, too
 
     def _serialise(self, value: Any) -> str:  # noqa: ANN401
         adapter = self._adapters.get("return")
@@ -120,7 +120,7 @@ class PythonHandler:
         except ValidationError as error:
             raise ResultInvalidError(
                 f"step {self.step_slug!r}: the result does not fit its annotation: {_explain(error)}"
-            ) from error
+            ) from None
         except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
             raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from error
 

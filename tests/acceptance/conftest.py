@@ -185,8 +185,8 @@ def outside(tmp_path: Path) -> Iterator[CommandLine]:
     yield bare
     for process in bare.started:
         if process.poll() is None:
-            process.kill()
-            process.communicate()
+            process.terminate()
+            process.communicate(timeout=TIMEOUT)
 
 
 @pytest.fixture

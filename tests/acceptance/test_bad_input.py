@@ -113,7 +113,7 @@ def test_a_run_that_does_not_exist_is_unknown(cli: CommandLine) -> None:
     ("arguments", "message"),
     [
         (["frobnicate"], 'Unknown command "frobnicate"'),
-        (["list", "--frob"], 'Unknown option: "--frob"'),
+        (["list", "--frob"], "Unknown option: --frob"),
         (["status", "0815"], "RUN_ID"),
         (["runs", "--status", "done"], "--status"),
         (["runs", "--limit", "0"], "--limit"),

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -76,6 +77,24 @@ def test_a_handlers_file_imports_what_is_beside_it(directory: Path) -> None:
     write(directory / "flows" / "mail_texts.py", "GREETING = 'Hello'\n")
     path = write(directory / "flows" / "campaign.py", f"{HANDLERS}from mail_texts import GREETING\n")
     assert load_module(str(path)).GREETING == "Hello"
+
+
+def test_types_of_the_file_are_found_by_their_names(directory: Path) -> None:
+    text = f"""
+        from __future__ import annotations
+        from dataclasses import KW_ONLY, dataclass
+        {HANDLERS.replace(chr(10), chr(10) + " " * 8)}
+        @workflow.step
+        def send(payload: Recipient) -> Recipient: ...
+
+        @dataclass
+        class Recipient:
+            name: str
+            _: KW_ONLY
+            born: int
+    """
+    write(directory / "mine.py", dedent(text))
+    load_workflow("campaign", "mine.py")[0].handlers["send"].check_annotations()
 
 
 def test_a_file_that_changed_is_loaded_as_it_is_now(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import datetime as dt
 import logging
 import math
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -161,9 +162,9 @@ async def test_an_argument_that_does_not_fit_names_step_argument_and_reason_but_
     assert message.startswith("step 'send': argument 'recipients' does not fit its annotation: ")
     assert "0.born: " in message
     assert "1.name: Field required" in message
-    assert "hunter2" not in message
     assert "http" not in message
     assert "\n" not in message
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value)), "it would be in Prefect's logs"
 
 
 async def test_a_payload_that_does_not_fit_is_an_argument_that_does_not_fit() -> None:
@@ -186,6 +187,7 @@ async def test_a_result_that_does_not_fit_says_why_and_not_what() -> None:
     with pytest.raises(ResultInvalidError) as refused:
         await execute(produce({"name": "hunter2"}, Recipient))
     assert str(refused.value) == "step 'send': the result does not fit its annotation: born: Field required"
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
 
 
 async def test_a_result_that_fits_is_stored_as_what_its_annotation_makes_of_it() -> None:

@@ -1,0 +1,93 @@
+"""`demo`: everything once, and nothing left behind."""
+
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.acceptance.conftest import CommandLine, wait_until
+
+MOST = 60.0
+"""Seconds that the demonstration may take."""
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A temporary directory of the demo's own; its path is short, because a socket's has at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="demo-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def visitor(outside: CommandLine, temporary: Path) -> CommandLine:
+    """Somebody who has just installed the package."""
+    kept = {name: text for name, text in outside.environment.items() if name != "XDG_RUNTIME_DIR"}
+    return replace(outside, environment={**kept, "TMPDIR": str(temporary)})
+
+
+def find_processes(directory: Path) -> list[str]:
+    """Return what runs in a directory, or was started with it as the temporary directory."""
+    return [each.name() for each in psutil.process_iter() if _belongs_to(each, str(directory))]
+
+
+def _belongs_to(process: psutil.Process, directory: str) -> bool:
+    try:
+        words = [process.cwd(), *process.cmdline(), *process.environ().values()]
+    except psutil.Error:  # it is gone, or somebody else's
+        return False
+    return process.status() != psutil.STATUS_ZOMBIE and any(directory in word for word in words)
+
+
+def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
+    started = time.monotonic()
+    shown = visitor("demo")
+    took = time.monotonic() - started
+
+    assert (shown.code, shown.err) == (0, "")
+    assert took < MOST
+    assert "$ pgflow-prefect init" in shown.lines
+    assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in shown.lines
+    assert any(line.startswith("completed in ") for line in shown.lines)
+    columns = shown.lines.index("step_slug\tstatus\tattempts\tstep_result")
+    rows = [line.split("\t") for line in shown.lines[columns + 1 :]]
+    assert [row[:3] for row in rows] == [
+        ["prepare_list", "completed", "1"],
+        ["send_emails", "completed", "1"],
+        ["generate_report", "completed", "1"],
+    ]
+    assert '"delivered": 20' in rows[2][3]
+    assert list(temporary.iterdir()) == []
+    assert find_processes(temporary) == []
+
+
+def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: CommandLine, temporary: Path) -> None:
+    process = visitor.start("demo", "--keep")
+    assert process.stdout is not None
+    told = ""
+    while "Ctrl-C ends them" not in told:
+        line = process.stdout.readline()
+        assert line, told
+        told += line
+    [link] = re.findall(r"^in Prefect: (http\S+)$", told, re.MULTILINE)
+    page = httpx.get(link, headers={"Accept": "text/html"}, timeout=10, follow_redirects=True)
+    assert "<!DOCTYPE html>" in page.text
+    [api] = re.findall(r" PREFECT_API_URL=(http\S+)$", told, re.MULTILINE)
+    flow_run = httpx.get(f"{api}/flow_runs/{link.rpartition('/')[2]}", timeout=10).json()
+    assert flow_run["state_name"] == "Completed"
+    assert find_processes(temporary) != []
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=MOST)
+
+    assert (process.returncode, err) == (0, "")
+    assert list(temporary.iterdir()) == []
+    wait_until(lambda: find_processes(temporary) == [], "all that it had started is gone")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(link)

@@ -1,0 +1,68 @@
+"""What somebody sees who sits at a terminal: colours, and a run as it goes on."""
+
+import os
+import pty
+import subprocess
+import sys
+
+from tests.acceptance.conftest import CommandLine
+from tests.conftest import Connection
+from tests.engine import column
+
+
+def watch(cli: CommandLine, *arguments: str, **environment: str) -> tuple[int, str]:
+    """Run a command at a pseudo-terminal; return its exit code and everything that was drawn."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pgflow_prefect", *arguments],
+        cwd=cli.directory,
+        env={**cli.environment, "COLUMNS": "100", "LINES": "30", **environment},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    drawn = b""
+    while chunk := _read(ours):
+        drawn += chunk
+    os.close(ours)
+    return process.wait(), drawn.decode()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the last one who wrote to it is gone
+        return b""
+
+
+def test_a_run_is_drawn_while_it_goes_on_and_ends_with_its_final_state(
+    cli: CommandLine, db: Connection, chain: str
+) -> None:
+    code, drawn = watch(cli, "run", chain)
+
+    assert code == 0
+    assert "\x1b[32mCompleted" in drawn, "in green"
+    assert "\x1b[1A" in drawn or "\x1b[2K" in drawn, "drawn over itself"
+    last = drawn[drawn.rindex("a  ") :]
+    assert [f"{step}  \x1b[32mCompleted" in last for step in "abc"] == [True, True, True]
+    assert "3/3" in last
+    assert "completed in" in last
+    assert column(db, "SELECT status FROM pgflow.runs") == ["completed"]
+
+    _, table = watch(cli, "runs")
+    assert "\x1b[32mcompleted" in table
+    _, plain = watch(cli, "runs", NO_COLOR="1")
+    assert "\x1b[32m" not in plain
+
+
+def test_a_failed_run_ends_with_its_error_below_the_picture(cli: CommandLine, chain: str) -> None:
+    cli.write("broken")
+
+    code, drawn = watch(cli, "run", chain)
+
+    assert code == 1
+    assert "\x1b[31mFailed" in drawn
+    error = drawn[drawn.rindex("error:") :]
+    assert "RuntimeError: the disk is full" in error
+    assert "1/3" in drawn
