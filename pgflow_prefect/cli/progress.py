@@ -63,7 +63,13 @@ class LiveView:
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
         self._done = 0
-        self._bar = Progress(BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn(), console=out)
+        self._bar = Progress(
+            BarColumn(complete_style="cyan"),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            console=out,
+        )
         self._task = self._bar.add_task("steps", total=None)
 
     def observe(self, step_slug: str, state_name: str) -> None:

@@ -37,6 +37,9 @@ STUB = '''{decorator}
 '''
 
 FOOTER = "flow = workflow.flow\n"
+IMPORT = "from pydantic import JsonValue\n"
+"""What the annotations of a stub need."""
+
 NAMES = ("JsonValue", "Workflow", "workflow", "flow")
 """What the file has names for: a step that is called like one of them gets a function of another name."""
 
@@ -86,9 +89,9 @@ def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
     if added:
         names = vars(module)
         name = next(name for name, value in names.items() if value is workflow)
-        json_type = "JsonValue" if names.get("JsonValue") is JsonValue else "object"
+        json_type = "JsonValue" if names.get("JsonValue", JsonValue) is JsonValue else "object"
         stubs = make_stubs(added, name, json_type, taken=names)
-        _replace(path, insert_stubs(path.read_bytes(), stubs, name))
+        _replace(path, insert_stubs(path.read_bytes(), stubs, name, "" if "JsonValue" in names else IMPORT))
     gone = tuple(slug for slug in sorted(present) if slug not in graph)
     return ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
 
@@ -135,23 +138,35 @@ def _make_arguments(upstream: Collection[str], json_type: str) -> list[str]:
     return [f"{to_identifier(each)}: {json_type}" for each in sorted(upstream)]
 
 
-def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str) -> bytes:
-    """Return a file's source with stubs after its last handler, or at its end where it has none."""
+def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str, imported: str = "") -> bytes:
+    """Return a file's source with stubs after its last handler, or at its end where it has none.
+
+    Args:
+        source: the file.
+        stubs: what `make_stubs` returned.
+        workflow: the name of the `Workflow` in the file.
+        imported: an import that the stubs need, to stand after the last one above them.
+    """
+    newline = b"\r\n" if b"\r\n" in source else b"\n"
+    if not source.endswith((b"\n", b"\r")):
+        source += newline
+    body = ast.parse(source).body
     handlers = [
         node
-        for node in ast.parse(source).body
+        for node in body
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _is_handler(node, workflow)
     ]
+    imports = [node.end_lineno or 0 for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
     lines = source.splitlines(keepends=True)
     place = _find_end(lines, handlers[-1].end_lineno or 0) if handlers else len(lines)
-    before, after = b"".join(lines[:place]), b"".join(lines[place:])
-    text = "\n\n" + "\n\n".join(stubs)
-    if not before.endswith((b"\n", b"\r")):
-        text = "\n" + text
-    if after.strip():
-        blank = after[: len(after) - len(after.lstrip(b"\r\n"))].count(b"\n")
-        text += "\n" * (2 - blank)
-    return before + text.replace("\n", "\r\n" if b"\r\n" in source else "\n").encode() + after
+    top = max((line for line in imports if line <= place), default=place)
+    above, between, below = (b"".join(part) for part in (lines[:top], lines[top:place], lines[place:]))
+    added = "\n\n" + "\n\n".join(stubs)
+    if below.strip():
+        blank = below[: len(below) - len(below.lstrip(b"\r\n"))].count(b"\n")
+        added += "\n" * (2 - blank)
+    inserted = [text.encode().replace(b"\n", newline) for text in (imported, added)]
+    return b"".join((above, inserted[0], between, inserted[1], below))
 
 
 def _find_end(lines: list[bytes], place: int) -> int:

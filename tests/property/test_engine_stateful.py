@@ -148,7 +148,15 @@ class EngineMachine(RuleBasedStateMachine):
             accepted()
         self.check(run)
 
+    @rule(run=runs, slots=st.lists(SLOTS, min_size=1, max_size=6))
+    def complete_some_steps(self, run: Run, slots: list[int]) -> None:
+        for slot in slots:
+            self.complete_step(run, slot, "none", "none")
+
     @rule(run=runs, slot=SLOTS, epoch=FENCES, attempt=FENCES)
+    def complete_fenced_step(self, run: Run, slot: int, epoch: str, attempt: str) -> None:
+        self.complete_step(run, slot, epoch, attempt)
+
     def complete_step(self, run: Run, slot: int, epoch: str, attempt: str) -> None:
         slug, result = self.pick(run, slot), str(uuid4())
         step = run.steps.get(slug, Step())
@@ -162,7 +170,14 @@ class EngineMachine(RuleBasedStateMachine):
             run, slug, lambda: complete(self.db, run.id, slug, result, epoch=fences[0], attempt=fences[1]), accepted
         )
 
+    @rule(run=runs, slot=SLOTS)
+    def fail_any_step(self, run: Run, slot: int) -> None:
+        self.fail_step(run, slot, "none", "none")
+
     @rule(run=runs, slot=SLOTS, epoch=FENCES, attempt=FENCES)
+    def fail_fenced_step(self, run: Run, slot: int, epoch: str, attempt: str) -> None:
+        self.fail_step(run, slot, epoch, attempt)
+
     def fail_step(self, run: Run, slot: int, epoch: str, attempt: str) -> None:
         slug = self.pick(run, slot)
         step = run.steps.get(slug, Step())
@@ -189,7 +204,15 @@ class EngineMachine(RuleBasedStateMachine):
             assert (claimed.status, claimed.attempt, claimed.step_result) == (step.status, step.attempts, step.result)
         self.check(run)
 
-    @rule(run=runs, slot=SLOTS)
+    @rule(run=runs, slot=SLOTS, act=st.sampled_from(["start", "take", "cancel"]))
+    def do_what_seldom_matters(self, run: Run, slot: int, act: str) -> None:
+        if act == "start":
+            self.start_step(run, slot)
+        elif act == "take":
+            self.take_run(run)
+        else:
+            self.cancel_run(run)
+
     def start_step(self, run: Run, slot: int) -> None:
         slug = self.pick(run, slot)
         if slug in run.steps:
@@ -199,7 +222,6 @@ class EngineMachine(RuleBasedStateMachine):
                 start_step(self.db, run.id, slug)
         self.check(run)
 
-    @rule(run=runs)
     def take_run(self, run: Run) -> None:
         if run.status == "pending":
             run.epoch += 1
@@ -209,7 +231,6 @@ class EngineMachine(RuleBasedStateMachine):
                 take(self.db, run.id)
         self.check(run)
 
-    @rule(run=runs)
     def cancel_run(self, run: Run) -> None:
         cancel(self.db, run.id)
         run.cancel()
@@ -251,8 +272,8 @@ def test_any_interleaving_of_calls_keeps_every_promise(dsn: str) -> None:
                 super().__init__(db)
 
         thorough = settings(
-            max_examples=150,
-            stateful_step_count=40,
+            max_examples=120,
+            stateful_step_count=25,
             deadline=None,
             database=None,
             suppress_health_check=[*HealthCheck],

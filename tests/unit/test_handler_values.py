@@ -94,6 +94,7 @@ class Colour(Enum):
     RED = "red"
 
 
+SECRET = "hunter2"  # noqa: S105  not a real one
 NOON = dt.datetime(2026, 7, 1, 12, 0, 0, 123456, tzinfo=dt.UTC)
 
 
@@ -157,14 +158,14 @@ async def test_an_argument_that_does_not_fit_names_step_argument_and_reason_but_
     def send(recipients: list[Recipient]) -> None: ...
 
     with pytest.raises(ArgumentInvalidError) as refused:
-        await execute(send, recipients=[{"name": "Ada", "born": "hunter2"}, {"born": "2000-01-01"}])
+        await execute(send, recipients=[{"name": "Ada", "born": SECRET}, {"born": "2000-01-01"}])
     message = str(refused.value)
     assert message.startswith("step 'send': argument 'recipients' does not fit its annotation: ")
     assert "0.born: " in message
     assert "1.name: Field required" in message
     assert "http" not in message
     assert "\n" not in message
-    assert "hunter2" not in "".join(traceback.format_exception(refused.value)), "it would be in Prefect's logs"
+    assert SECRET not in "".join(traceback.format_exception(refused.value)), "it would be in Prefect's logs"
 
 
 async def test_a_payload_that_does_not_fit_is_an_argument_that_does_not_fit() -> None:
@@ -185,9 +186,9 @@ async def test_all_results_by_slug_are_checked_each() -> None:
 
 async def test_a_result_that_does_not_fit_says_why_and_not_what() -> None:
     with pytest.raises(ResultInvalidError) as refused:
-        await execute(produce({"name": "hunter2"}, Recipient))
+        await execute(produce({"name": SECRET}, Recipient))
     assert str(refused.value) == "step 'send': the result does not fit its annotation: born: Field required"
-    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
 async def test_a_result_that_fits_is_stored_as_what_its_annotation_makes_of_it() -> None:
@@ -217,7 +218,7 @@ async def test_a_result_that_contains_itself_is_refused() -> None:
 
 
 async def test_a_secret_is_stored_as_stars_only() -> None:
-    assert await execute(produce({"token": SecretStr("hunter2")}, Any)) == '{"token":"**********"}'
+    assert await execute(produce({"token": SecretStr(SECRET)}, Any)) == '{"token":"**********"}'
 
 
 class NoSchema:

@@ -1,9 +1,11 @@
 """Importing a workflow again: new steps get a stub, and what a person wrote stays as it is, to the letter."""
 
+import re
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from pydantic import JsonValue
 
 from pgflow_prefect.deployment.code_generation import ImportReport, import_workflow
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
@@ -44,6 +46,10 @@ WRITTEN = '''\
 '''
 
 
+# Before and after the last import, and from what follows the handlers on.
+IN_PARTS = re.compile(r"(?<=as pp\n)|(?<=as pp\r\n)|(?=OTHER)")
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file that a person has worked on."""
@@ -70,26 +76,40 @@ def test_a_file_whose_handlers_are_written_stays_as_it_is(path: Path) -> None:
 
 
 def test_new_steps_are_added_after_the_last_handler_and_nothing_else_changes(path: Path) -> None:
-    before, after = path.read_text(encoding="utf-8").split("OTHER")
+    imports, between, after = IN_PARTS.split(path.read_text(encoding="utf-8"))
     report = import_workflow(GROWN, path)
     assert report == ImportReport(
         path, created=False, added=("archive", "report"), gone=(), stubs=("archive", "report")
     )
     text = path.read_text(encoding="utf-8")
-    assert text.startswith(before + "\n\n@wf.step(unimplemented=True)\nasync def archive(send: ")
-    assert text.endswith('raise NotImplementedError("step report")\n\n\nOTHER' + after)
+    assert text.startswith(
+        imports + "from pydantic import JsonValue\n" + between + "\n\n@wf.step(unimplemented=True)\n"
+    )
+    assert text.endswith('raise NotImplementedError("step report")\n\n\n' + after)
     workflow = find_workflow(load_module(str(path)), "campaign", str(path))
     assert list(workflow.handlers) == ["prepare", "send"]
     assert workflow.stubs == ["archive", "report"]
 
 
-def test_a_stub_needs_nothing_that_the_file_does_not_have(path: Path) -> None:
+def test_what_a_stub_needs_is_imported_once_and_above_it(path: Path) -> None:
+    path.write_text(path.read_text(encoding="utf-8") + "import string\n", encoding="utf-8")
     wide = [f"part{number}" for number in range(9)]
-    grown = define({"prepare": [], "send": ["prepare"], **{each: ["send"] for each in wide}, "join": wide}, "campaign")
-    import_workflow(grown, path)
+    grown = {"prepare": (), "send": ["prepare"], **{each: ["send"] for each in wide}}
+    import_workflow(define(grown, "campaign"), path)
+    import_workflow(define(grown | {"join": wide}, "campaign"), path)
+    assert path.read_text(encoding="utf-8").count("import JsonValue\n") == 1
     module = load_module(str(path))
-    assert module.part0.__annotations__ == {"send": object, "return": object}
-    assert module.join.__annotations__ == {"upstream": dict[str, object], "return": object}
+    assert module.part0.__annotations__ == {"send": JsonValue, "return": JsonValue}
+    assert module.join.__annotations__ == {"upstream": dict[str, JsonValue], "return": JsonValue}
+
+
+def test_a_stub_does_without_the_name_that_means_something_else_in_the_file(path: Path) -> None:
+    text = path.read_text(encoding="utf-8").replace("OTHER =", "JsonValue =")
+    path.write_text(text, encoding="utf-8")
+    import_workflow(GROWN, path)
+    module = load_module(str(path))
+    assert module.JsonValue == {"kept": 1}
+    assert module.archive.__annotations__ == {"send": object, "return": object}
 
 
 def test_a_stub_takes_no_name_that_the_file_uses(path: Path) -> None:
@@ -108,9 +128,10 @@ def test_line_endings_and_byte_order_mark_stay_as_they_are(path: Path, ending: s
     path.write_bytes(written)
     import_workflow(GROWN, path)
     content = path.read_bytes()
-    before, after = written.split(b"OTHER")
-    assert content.startswith(before)
-    assert content.endswith(b"OTHER" + after)
+    _, between, after = IN_PARTS.split(written.decode())
+    assert content.startswith(start)
+    assert between.encode() in content
+    assert content.endswith(after.encode())
     assert content.replace(b"\r\n", b"").count(b"\r") == 0
     assert content.count(b"\n") == content.count(ending.encode())
     load_module(str(path))
@@ -121,8 +142,9 @@ def test_a_file_without_a_last_newline_and_without_handlers_gets_stubs_at_its_en
     written = 'from pgflow_prefect import Workflow\n\nworkflow = Workflow("campaign")'
     path.write_text(written)
     import_workflow(CAMPAIGN, path)
-    assert path.read_text().startswith(written + "\n\n\n@workflow.step(unimplemented=True)\nasync def prepare(")
-    assert path.read_text().endswith('NotImplementedError("step send")\n')
+    text = path.read_text().replace("from pydantic import JsonValue\n", "")
+    assert text.startswith(written + "\n\n\n@workflow.step(unimplemented=True)\nasync def prepare(")
+    assert text.endswith('NotImplementedError("step send")\n')
     assert find_workflow(load_module(str(path)), "campaign", str(path)).stubs == ["prepare", "send"]
 
 
