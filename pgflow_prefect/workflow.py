@@ -98,7 +98,9 @@ class Workflow:
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds)
 
         def register(function: F) -> F:
-            step_slug = slug if slug is not None else function.__name__
+            step_slug = slug if slug is not None else getattr(function, "__name__", None)
+            if step_slug is None:
+                raise UsageError(f"{function!r} has no name of its own: say which step it does, @workflow.step(\"slug\")")
             if step_slug in self._handlers:
                 raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
             self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented)
