@@ -100,7 +100,7 @@ class Workflow:
         def register(function: F) -> F:
             step_slug = slug if slug is not None else getattr(function, "__name__", None)
             if step_slug is None:
-                raise UsageError(f"{function!r} has no name of its own: say which step it does, @workflow.step(\"slug\")")
+                raise UsageError(f"{function!r} has no name of its own: name its step, @workflow.step('some-slug')")
             if step_slug in self._handlers:
                 raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
             self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented)
