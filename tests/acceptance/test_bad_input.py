@@ -96,9 +96,8 @@ def test_a_database_without_the_schema_says_which_command_installs_it(outside: C
 
 def test_an_unknown_workflow_comes_with_the_nearest_name(cli: CommandLine, db: Connection, chain: str) -> None:
     mistyped = chain.replace("chain", "chian")
-    results = [cli("graph", mistyped), cli("run", mistyped), cli("runs", "--workflow", mistyped)]
 
-    for refused in results:
+    for refused in (cli("runs", "--workflow", mistyped), cli("run", mistyped)):
         assert refused.code == 2
         assert refused.find_error() == f"unknown workflow {mistyped!r} (did you mean {chain!r}?)"
     assert count_runs(db) == 0
@@ -134,7 +133,6 @@ def test_a_mistyped_command_line_is_explained(outside: CommandLine, arguments: l
     ("payload", "message"),
     [
         ("{campaign: 1}", "the payload is not JSON"),
-        ('{"share": NaN}', "NaN is not a JSON value"),
         ("@missing.json", "No such file or directory: 'missing.json'"),
     ],
 )
@@ -164,7 +162,6 @@ def test_a_cycle_is_named_and_nothing_runs(outside: CommandLine, empty_dsn: str,
         results = [
             outside("run", "looped", "--dsn", empty_dsn, PREFECT_API_URL=prefect_api),
             outside("graph", "looped", "--dsn", empty_dsn),
-            outside("import", "looped", "--dsn", empty_dsn),
         ]
 
         assert installed.code == 0

@@ -1,5 +1,6 @@
 """`demo`: everything once, and nothing left behind."""
 
+import os
 import re
 import signal
 import tempfile
@@ -51,7 +52,8 @@ def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, te
     took = time.monotonic() - started
 
     assert (shown.code, shown.err) == (0, "")
-    assert took < MOST
+    crowd = max(1, os.getloadavg()[0] / (os.cpu_count() or 1))  # others on this machine take their share
+    assert took < MOST * crowd
     assert "$ pgflow-prefect init" in shown.lines
     assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in shown.lines
     assert any(line.startswith("completed in ") for line in shown.lines)
