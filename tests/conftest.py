@@ -29,6 +29,7 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
     "DO_NOT_TRACK": "1",
+    "HYPOTHESIS_STORAGE_DIRECTORY": f"{PREFECT_HOME}/hypothesis",
 }
 
 # What the person who runs the tests has set for the real thing is none of the tests' business.

@@ -137,7 +137,7 @@ class Step:
             )
         try:
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
-        except (ResultInvalidError, UnicodeEncodeError) as error:
+        except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
 
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
