@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 import anyio
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import format_duration, out, print_error, print_json
+from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.cli.progress import make_view
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, execute_flow_run
+from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, execute_flow_run, has_server
 from pgflow_prefect.graph import find_problems
 from pgflow_prefect.models import Run, Status
 from pgflow_prefect.settings import Settings
@@ -107,6 +107,8 @@ async def _execute(
 ) -> int:
     view = make_view(quiet=json)
     flow = workflow.make_flow(settings, view.observe)
+    if not has_server():
+        err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
     async with connect_to_prefect() as client:  # before there is a run that nobody would execute
         if payload is not None:
             await store.create_run(workflow.slug, payload, run_id)

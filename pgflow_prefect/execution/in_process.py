@@ -10,7 +10,7 @@ import httpx
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
 from prefect.flow_engine import run_flow_async
 from prefect.settings import get_current_settings
 from prefect.states import Pending
@@ -30,6 +30,11 @@ class CreatedFlowRun:
 
     flow_run: FlowRun
     url: str | None
+
+
+def has_server() -> bool:
+    """Tell whether Prefect is set to use a server; else it starts a temporary one, which takes a while."""
+    return get_current_settings().api.url is not None
 
 
 @asynccontextmanager
@@ -67,6 +72,9 @@ async def create_flow_run(client: PrefectClient, flow: Flow[..., Any], run_id: U
 async def execute_flow_run(flow: Flow[..., Any], created: CreatedFlowRun) -> State[Any]:
     """Execute a flow run in this process and return its final state, whatever it is."""
     parameters = {"run_id": UUID(str(created.flow_run.parameters["run_id"]))}
-    state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
+    try:
+        state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
+    except TerminationSignal as error:  # SIGTERM: Prefect has told its API of the crash
+        raise SystemExit(128 + error.signal) from error
     assert isinstance(state, State)
     return state
