@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID, uuid4
 
-import anyio
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
@@ -15,7 +14,13 @@ from pgflow_prefect.cli.progress import make_view
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, execute_flow_run, has_server
+from pgflow_prefect.execution.in_process import (
+    connect_to_prefect,
+    create_flow_run,
+    execute_flow_run,
+    has_server,
+    run_event_loop,
+)
 from pgflow_prefect.graph import find_problems
 from pgflow_prefect.models import Run, Status
 from pgflow_prefect.settings import Settings
@@ -51,9 +56,9 @@ def run(
         raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
     settings = make_settings(dsn)
     if resume is not None:
-        return anyio.run(_resume, settings, resume, handlers, json)
+        return run_event_loop(_resume, settings, resume, handlers, json)
     assert workflow is not None
-    return anyio.run(_start, settings, workflow, read_payload(payload), handlers, json)
+    return run_event_loop(_start, settings, workflow, read_payload(payload), handlers, json)
 
 
 def read_payload(argument: str) -> str:

@@ -1,11 +1,12 @@
 """Executing a run in this process, as a flow run that Prefect's API knows."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+import anyio
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient, get_client
@@ -17,6 +18,8 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,18 @@ class CreatedFlowRun:
 
     flow_run: FlowRun
     url: str | None
+
+
+def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """Run an async function that executes flow runs, and return what it returns.
+
+    Raises:
+        SystemExit: SIGTERM came; Prefect raises that out of the event loop, wherever it is.
+    """
+    try:
+        return anyio.run(function, *arguments)
+    except TerminationSignal as error:
+        raise SystemExit(128 + error.signal) from error
 
 
 def has_server() -> bool:
@@ -72,9 +87,6 @@ async def create_flow_run(client: PrefectClient, flow: Flow[..., Any], run_id: U
 async def execute_flow_run(flow: Flow[..., Any], created: CreatedFlowRun) -> State[Any]:
     """Execute a flow run in this process and return its final state, whatever it is."""
     parameters = {"run_id": UUID(str(created.flow_run.parameters["run_id"]))}
-    try:
-        state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
-    except TerminationSignal as error:  # SIGTERM: Prefect has told its API of the crash
-        raise SystemExit(128 + error.signal) from error
+    state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
     assert isinstance(state, State)
     return state

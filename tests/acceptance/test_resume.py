@@ -59,3 +59,17 @@ def test_an_interrupted_run_stays_pending_and_says_how_to_go_on(
     assert cli.executions() == ["a", "b", "b", "c"]
     assert get_run(db, run_id).status == "completed"
     prefect.await_task_states(run_id, {"a": "Cached", "b": "Completed", "c": "Completed"})
+
+
+def test_a_terminated_run_stays_pending_without_a_traceback(cli: CommandLine, db: Connection, chain: str) -> None:
+    cli.write("gate")
+    process = cli.start("run", chain)
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    assert "Traceback" not in out + err
+    assert f"pgflow-prefect run --resume {find_only_run(db)}" in out
+    assert statuses(db, find_only_run(db)) == {"a": "completed", "b": "pending"}
