@@ -56,7 +56,7 @@ def launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 failed, 2 used wrongly, 130 interrupted, 143 terminated."""
     from pgflow_prefect.cli.console import print_error  # noqa: PLC0415  rich, only where something is printed
 
     arguments = sys.argv[1:] if arguments is None else arguments

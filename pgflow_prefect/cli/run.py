@@ -120,14 +120,14 @@ async def _execute(
         else:
             await store.reopen_run(run_id)
             await store.repair_run(run_id)
-        created = await create_flow_run(client, flow, run_id)
-        steps = len((await store.load_run_definition(run_id)).steps)
-        if not json:
-            out.print(f"handlers: {source}", markup=False)
-            out.print(f"run {run_id}", markup=False)
-            if created.url:
-                out.print(f"in Prefect: {created.url}", markup=False)
-        try:
+        try:  # from here on there is a run, and whatever happens its id has to be told
+            created = await create_flow_run(client, flow, run_id)
+            steps = len((await store.load_run_definition(run_id)).steps)
+            if not json:
+                out.print(f"handlers: {source}", markup=False)
+                out.print(f"run {run_id}", markup=False)
+                if created.url:
+                    out.print(f"in Prefect: {created.url}", markup=False)
             with view.show(steps):
                 state = await execute_flow_run(flow, created)
         except BaseException:
