@@ -1,6 +1,7 @@
 """The file that an import writes: it runs, fits its definition, and passes the checks that Python projects have."""
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -64,7 +65,7 @@ def find_real_problems(definition: WorkflowDefinition, path: Path) -> list[str]:
 
 def run_ruff(*arguments: str) -> None:
     """Check a file as a project without any settings of its own does."""
-    done = subprocess.run(["ruff", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "ruff", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
