@@ -68,6 +68,10 @@ class RunNotPendingError(PgflowPrefectError):
     """The run has finished, failed or been cancelled: nothing of it can be claimed any more."""
 
 
+class RunHeldError(PgflowPrefectError):
+    """Another owner holds the run, and its lease has not run out."""
+
+
 class RunFailedError(PgflowPrefectError):
     """A run ended as failed.
 

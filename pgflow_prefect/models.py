@@ -34,6 +34,26 @@ def to_identifier(slug: str) -> str:
     return name
 
 
+CANCELLED = "cancelled"
+"""What the reason of a run that somebody ended begins with."""
+
+
+class Held(StrEnum):
+    """How a run's latest owner holds it."""
+
+    LEASED = "leased"
+    """It executes the run, or is about to."""
+
+    QUEUED = "queued"
+    """Its flow run waits in Prefect."""
+
+    EXPIRED = "expired"
+    """It has not been heard of for too long: another one may take the run."""
+
+    RELEASED = "released"
+    """It has let go of the run, or has lost it."""
+
+
 class Status(StrEnum):
     """The status of a run, and of a step's state."""
 
@@ -93,6 +113,48 @@ class Run(BaseModel):
     created_at: datetime | None
     finished_at: datetime | None
     flow_run_id: UUID | None = None
+    held_by: str | None = None
+    held: Held | None = None
+    recoveries: int = 0
+    stale_writes: int = 0
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody ended it, where a failed one has failed by itself."""
+        return self.status is Status.FAILED and (self.error_message or "").startswith(CANCELLED)
+
+
+class TakenRun(BaseModel):
+    """A run that was reserved for a flow run which is yet to be created.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: its workflow.
+        epoch: in which it was taken.
+        former_flow_run_id: whose lease has run out; None for a run that nobody has executed before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    workflow_slug: str
+    epoch: int
+    former_flow_run_id: UUID | None
+
+    @property
+    def idempotency_key(self) -> str:
+        """Names the flow run to be created: asked for twice, Prefect creates one."""
+        return f"pgflow/{self.run_id}/{self.epoch}"
+
+
+class Enabled(BaseModel):
+    """Whether workers and bridges take a workflow's runs, and those begun since when."""
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    enabled: bool
+    since: datetime
 
 
 class StepState(BaseModel):

@@ -27,5 +27,11 @@ class Settings(BaseSettings):
     report_timeout: float = Field(default=60, gt=0)
     """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached."""
 
+    lease: float = Field(default=15, ge=1)
+    """Seconds after which a run whose process has vanished may be taken by another one."""
+
+    max_recoveries: int = Field(default=3, ge=0)
+    """Owners in a row that may vanish while no further step completes, before the run fails."""
+
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""

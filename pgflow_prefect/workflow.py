@@ -10,6 +10,7 @@ from prefect import Flow
 
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
+from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.graph import find_problems
 from pgflow_prefect.handlers.base import RetryPolicy
@@ -145,16 +146,19 @@ class Workflow:
         """
         return self.make_flow()
 
-    def make_flow(self, settings: Settings | None = None, observe: Observer | None = None) -> AsyncFlow:
+    def make_flow(
+        self, settings: Settings | None = None, observe: Observer | None = None, host: Host | None = None
+    ) -> AsyncFlow:
         """Return the flow with settings of its own, and with somebody who hears of every state that a step enters.
 
         Args:
             settings: read from the environment, at the beginning of each run, where they are not given.
             observe: called with a step's slug and the name of its new state.
+            host: the process, where it executes several runs at once.
         """
 
         async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
-            execution = Execution(self.slug, self.handlers, settings or Settings(), observe or _ignore)
+            execution = Execution(self.slug, self.handlers, settings or Settings(), observe or _ignore, host)
             return await execution.execute({} if payload is None else payload, run_id)
 
         # Prefect records where to load a flow from by its function's module and name: the user's, not ours.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID, uuid4
 
+import anyio
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
@@ -13,7 +14,7 @@ from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.cli.progress import make_view
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.deployment.handler_files import load_workflow
-from pgflow_prefect.errors import InvalidDefinitionError, UsageError
+from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
 from pgflow_prefect.execution.in_process import (
     connect_to_prefect,
     create_flow_run,
@@ -22,9 +23,11 @@ from pgflow_prefect.execution.in_process import (
     run_event_loop,
 )
 from pgflow_prefect.graph import find_problems
-from pgflow_prefect.models import Run, Status
+from pgflow_prefect.models import Held, Run, Status
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
+
+_HELD_INTERVAL = 0.5  # seconds between two looks at a run that somebody else holds
 
 
 def run(
@@ -33,6 +36,7 @@ def run(
     *,
     payload: Annotated[str, Parameter(allow_leading_hyphen=True)] = "{}",  # `-` alone
     resume: UUID | None = None,
+    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     handlers: Handlers = None,
     json: AsJson = False,
     dsn: Dsn = None,
@@ -51,12 +55,16 @@ def run(
         JSON, or @FILE, or - for standard input.
     resume
         Go on with this run instead of starting one: completed steps are not executed again; a failed run is reopened.
+    force
+        With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
     """
     if (workflow is None) == (resume is None):
         raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
     settings = make_settings(dsn)
+    if force and resume is None:
+        raise UsageError("--force goes with --resume RUN_ID")
     if resume is not None:
-        return run_event_loop(_resume, settings, resume, handlers, json)
+        return run_event_loop(_resume, settings, resume, handlers, json, force)
     assert workflow is not None
     return run_event_loop(_start, settings, workflow, read_payload(payload), handlers, json)
 
@@ -93,7 +101,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
         return await _execute(settings, store, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
-async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool) -> int:
+async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool, force: bool) -> int:
     async with open_store(settings) as store:
         found = await store.read_run(run_id)
         if found.status is Status.COMPLETED and json:
@@ -104,11 +112,19 @@ async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: 
         workflow, source = load_workflow(found.workflow_slug, handlers)
         if problems := workflow.find_problems(await store.load_run_definition(run_id)):
             raise InvalidDefinitionError(found.workflow_slug, problems)
-        return await _execute(settings, store, workflow, source, payload=None, run_id=run_id, json=json)
+        return await _execute(settings, store, workflow, source, payload=None, run_id=run_id, json=json, force=force)
 
 
 async def _execute(
-    settings: Settings, store: Store, workflow: Workflow, source: str, *, payload: str | None, run_id: UUID, json: bool
+    settings: Settings,
+    store: Store,
+    workflow: Workflow,
+    source: str,
+    *,
+    payload: str | None,
+    run_id: UUID,
+    json: bool,
+    force: bool = False,
 ) -> int:
     view = make_view(quiet=json)
     flow = workflow.make_flow(settings, view.observe)
@@ -116,12 +132,13 @@ async def _execute(
         err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
     async with connect_to_prefect() as client:  # before there is a run that nobody would execute
         if payload is not None:
-            await store.create_run(workflow.slug, payload, run_id)
+            epoch = await store.create_run(workflow.slug, payload, run_id)
         else:
-            await store.reopen_run(run_id)
-            await store.repair_run(run_id)
+            epoch = await _take(store, run_id, force=force)
         try:  # from here on there is a run, and whatever happens its id has to be told
             created = await create_flow_run(client, flow, run_id)
+            if epoch is not None:
+                await store.link_flow_run(run_id, epoch, created.flow_run.id, queued=False)
             steps = len((await store.load_run_definition(run_id)).steps)
             if not json:
                 out.print(f"handlers: {source}", markup=False)
@@ -140,6 +157,28 @@ async def _execute(
             f"{state.message or state.name}", hint=f"go on: pgflow-prefect run --resume {run_id}", code=1
         )
     return _report(finished, created.url, json=json)
+
+
+async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
+    """Take a run to go on with it; one whose process may have vanished, as soon as its lease has run out.
+
+    Raises:
+        RunHeldError: it is executed elsewhere, and was so for longer than a lease.
+    """
+    await store.reopen_run(run_id)
+    await store.repair_run(run_id)
+    deadline = anyio.current_time() + store.tenure.lease + 1
+    told = False
+    while True:
+        try:
+            return await store.take_run(run_id, force=force)
+        except RunHeldError as error:
+            if (await store.read_run(run_id)).held is Held.QUEUED or anyio.current_time() > deadline:
+                raise RunHeldError(f"{error}; --force takes it from there") from error
+            if not told:
+                err.print(f"{error}; waiting until it lets go, or vanishes", markup=False)
+                told = True
+        await anyio.sleep(_HELD_INTERVAL)
 
 
 def _report(run: Run, url: str | None, *, json: bool) -> int:

@@ -68,7 +68,7 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
     """
     try:
         return await psycopg.AsyncConnection.connect(
-            _with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row
+            with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailableError(
@@ -86,7 +86,7 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
     probe = await connect(dsn, timeout=timeout)  # the pool would wait, and then hide libpq's reason
     await probe.close()
     pool: Pool = AsyncConnectionPool(
-        _with_timeout(dsn, timeout),
+        with_timeout(dsn, timeout),
         connection_class=psycopg.AsyncConnection[Row],
         kwargs={"autocommit": True, "prepare_threshold": None, "row_factory": dict_row},
         min_size=1,
@@ -123,7 +123,7 @@ def to_sqlalchemy_url(dsn: str) -> str:
     return f"postgresql+asyncpg://{login}@/{quote(parts.get('dbname', ''), safe='')}?{place}"
 
 
-def _with_timeout(dsn: str, timeout: float) -> str:
+def with_timeout(dsn: str, timeout: float) -> str:
     """Add the time-out where the user has set none, and our name for `pg_stat_activity`."""
     given = conninfo_to_dict(dsn)
     defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect"}

@@ -56,29 +56,81 @@ FROM pgflow.runs r
 WHERE r.id = %(run_id)s
 
 -- create_run --
--- Start a run; the same id again finds the run that exists.
-SELECT id FROM pgflow.run_workflow(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s)
+-- Start a run and take it; the same id again finds the run that exists.
+SELECT pgflow_prefect.create_run(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s, %(flow_run_id)s, %(held_by)s,
+                                 %(lease)s, %(max_recoveries)s) AS epoch
 
 -- take_run --
 -- Make a flow run the owner of a run.
-SELECT epoch FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s)
+SELECT pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
+                               %(force)s) AS epoch
+
+-- take_runs --
+-- Reserve pending runs that nobody holds.
+SELECT run_id, workflow_slug, epoch, former_flow_run_id
+FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s)
+
+-- link_flow_run --
+-- Name the flow run that a run was reserved for.
+SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(queued)s) AS linked
+
+-- release_run --
+-- Hand a run back.
+SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
+
+-- extend_leases --
+-- Extend leases, and hear how each run is held.
+SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epochs)s, %(lease)s)
+
+-- enable_workflow --
+-- Let workers and bridges take a workflow's new runs, or not.
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workflow_slug)s, %(enabled)s)
+
+-- list_enabled --
+-- The workflows that were enabled or disabled.
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.enabled_workflows ORDER BY workflow_slug
+
+-- list_older_runs --
+-- Pending runs that nobody has ever taken, and that were begun before their workflow was enabled; the oldest first.
+SELECT r.id, r.workflow_slug
+FROM pgflow.runs r
+JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+WHERE r.workflow_slug = ANY (%(workflow_slugs)s) AND r.status = 'pending'
+  AND (r.created_at < e.since OR r.created_at IS NULL)
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+ORDER BY r.created_at NULLS FIRST, r.id
 
 -- read_run --
--- A run, and the flow run that took it last.
+-- A run, the flow run that took it last, and who holds it.
 SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
-        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
+       o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
+       CASE WHEN o.run_id IS NULL THEN NULL
+            WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
+            WHEN o.lease_until = 'infinity' THEN 'queued'
+            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
+            ELSE 'expired' END AS held
 FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE r.id = %(run_id)s
 
 -- list_runs --
 -- The newest runs, of one workflow or of all.
 SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
-        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
+       o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
+       CASE WHEN o.run_id IS NULL THEN NULL
+            WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
+            WHEN o.lease_until = 'infinity' THEN 'queued'
+            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
+            ELSE 'expired' END AS held
 FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
   AND (%(status)s::text IS NULL OR r.status = %(status)s)
+  AND (%(since)s::timestamptz IS NULL OR r.created_at >= %(since)s)
 ORDER BY r.created_at DESC NULLS LAST, r.id
 LIMIT %(limit)s
 

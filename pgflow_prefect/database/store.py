@@ -1,9 +1,12 @@
 """What the rest of the package asks of the database: definitions, runs, claims, reports."""
 
+import os
+import socket
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
-from uuid import UUID, uuid4
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from pydantic import JsonValue
 
@@ -11,10 +14,34 @@ from pgflow_prefect.database.connection import Pool, Row, find_dsn, open_pool
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.translation import translate_errors
-from pgflow_prefect.errors import UnknownRunError, UnknownWorkflowError
+from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError
 from pgflow_prefect.graph import suggest
-from pgflow_prefect.models import Claim, Report, Run, Status, StepState, WorkflowDefinition, WorkflowSummary
+from pgflow_prefect.models import (
+    Claim,
+    Enabled,
+    Report,
+    Run,
+    Status,
+    StepState,
+    TakenRun,
+    WorkflowDefinition,
+    WorkflowSummary,
+)
 from pgflow_prefect.settings import Settings
+
+
+class Tenure(NamedTuple):
+    """On which terms this process holds the runs that it takes.
+
+    Attributes:
+        held_by: who, for people.
+        lease: in seconds.
+        max_recoveries: owners in a row that may vanish while no further step completes.
+    """
+
+    held_by: str
+    lease: float
+    max_recoveries: int
 
 
 class Store:
@@ -24,8 +51,9 @@ class Store:
     may succeed a moment later.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, tenure: Tenure) -> None:
         self._pool = pool
+        self.tenure = tenure
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
@@ -78,30 +106,99 @@ class Store:
 
     # Runs
 
-    async def create_run(self, workflow_slug: str, payload: str, run_id: UUID | None = None) -> UUID:
-        """Start a run and its root steps, and return its id; the same id again changes nothing.
+    async def create_run(
+        self, workflow_slug: str, payload: str, run_id: UUID, flow_run_id: UUID | None = None
+    ) -> int | None:
+        """Start a run and its root steps, and take it at once; the same id again finds the run that exists.
 
         Args:
             workflow_slug: the workflow.
             payload: JSON text.
-            run_id: made here where it is not given.
+            run_id: the run's id.
+            flow_run_id: its owner; without one, it is reserved for a flow run that is about to be created.
+
+        Returns:
+            The epoch, or None where the run has ended.
 
         Raises:
             UsageError: unknown workflow, no steps, a cycle.
+            RunHeldError: it exists, and somebody else holds it.
         """
-        run_id = run_id or uuid4()
-        await self._fetch("create_run", run_id=run_id, workflow_slug=workflow_slug, payload=payload)
-        return run_id
+        rows = await self._fetch(
+            "create_run",
+            run_id=run_id,
+            workflow_slug=workflow_slug,
+            payload=payload,
+            flow_run_id=flow_run_id,
+            **self.tenure._asdict(),
+        )
+        return _find_epoch(rows)
 
-    async def take_run(self, run_id: UUID, flow_run_id: UUID) -> int:
-        """Make a flow run the owner of a pending run and return the new epoch.
+    async def take_run(self, run_id: UUID, flow_run_id: UUID | None = None, *, force: bool = False) -> int | None:
+        """Make a flow run the owner of a pending run and return the new epoch; None where the run has ended.
+
+        Args:
+            run_id: the run.
+            flow_run_id: the owner; without one, the run is reserved for a flow run that is about to be created.
+            force: take it from whoever holds it.
 
         Raises:
-            RunNotPendingError: the run has ended.
+            RunHeldError: somebody else holds it.
             UsageError: there is no such run.
         """
-        rows = await self._fetch("take_run", run_id=run_id, flow_run_id=flow_run_id)
-        return int(str(rows[0]["epoch"]))
+        rows = await self._fetch(
+            "take_run", run_id=run_id, flow_run_id=flow_run_id, force=force, **self.tenure._asdict()
+        )
+        return _find_epoch(rows)
+
+    async def take_runs(self, workflow_slugs: Iterable[str], wanted: int, *, adopt: bool = False) -> list[TakenRun]:
+        """Reserve pending runs that nobody holds, the oldest of each workflow first.
+
+        Args:
+            workflow_slugs: of these workflows, as far as they are enabled.
+            wanted: so many at most.
+            adopt: those that were begun before their workflow was enabled, too.
+        """
+        rows = await self._fetch(
+            "take_runs", workflow_slugs=list(workflow_slugs), wanted=wanted, adopt=adopt, **self.tenure._asdict()
+        )
+        return [TakenRun.model_validate(row) for row in rows]
+
+    async def link_flow_run(self, run_id: UUID, epoch: int, flow_run_id: UUID, *, queued: bool) -> bool:
+        """Name the flow run that a run was reserved for; False where somebody else has taken the run meanwhile.
+
+        Args:
+            run_id: the run.
+            epoch: in which it was reserved.
+            flow_run_id: what was created for it.
+            queued: Prefect decides when it starts, and there is no lease until then.
+        """
+        rows = await self._fetch("link_flow_run", run_id=run_id, epoch=epoch, flow_run_id=flow_run_id, queued=queued)
+        return bool(rows[0]["linked"])
+
+    async def release_run(self, run_id: UUID, epoch: int) -> None:
+        """Hand a run back, for whoever takes it next."""
+        await self._fetch("release_run", run_id=run_id, epoch=epoch)
+
+    async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
+        """Return workflow and id of the pending runs that only `adopt` takes: older than their workflow's enabling."""
+        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs))
+        return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
+
+    async def enable_workflow(self, workflow_slug: str, *, enabled: bool = True) -> Enabled:
+        """Let workers and bridges take a workflow's new runs, or no runs at all; again: changes nothing.
+
+        Raises:
+            UnknownWorkflowError: with the nearest slug that exists.
+        """
+        await self.load_definition(workflow_slug)
+        [row] = await self._fetch("enable_workflow", workflow_slug=workflow_slug, enabled=enabled)
+        return Enabled.model_validate(row)
+
+    async def list_enabled(self) -> dict[str, Enabled]:
+        """Return the workflows that were enabled or disabled, by slug."""
+        found = [Enabled.model_validate(row) for row in await self._fetch("list_enabled")]
+        return {each.workflow_slug: each for each in found}
 
     async def read_run(self, run_id: UUID) -> Run:
         """Return a run as it is now.
@@ -109,16 +206,28 @@ class Store:
         Raises:
             UnknownRunError: there is none of this id.
         """
-        rows = await self._fetch("read_run", run_id=run_id)
+        rows = await self._fetch("read_run", run_id=run_id, lease=self.tenure.lease)
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
 
     async def list_runs(
-        self, *, workflow_slug: str | None = None, status: Status | None = None, limit: int = 20
+        self,
+        *,
+        workflow_slug: str | None = None,
+        status: Status | None = None,
+        since: datetime | None = None,
+        limit: int = 20,
     ) -> list[Run]:
-        """Return the newest runs first, at most `limit`, of one workflow or status or of all."""
-        rows = await self._fetch("list_runs", workflow_slug=workflow_slug, status=status, limit=limit)
+        """Return the newest runs first, at most `limit`: of one workflow, in one status, begun since then, or all."""
+        rows = await self._fetch(
+            "list_runs",
+            workflow_slug=workflow_slug,
+            status=status,
+            since=since,
+            limit=limit,
+            lease=self.tenure.lease,
+        )
         return [Run.model_validate(row) for row in rows]
 
     async def reopen_run(self, run_id: UUID) -> None:
@@ -178,6 +287,8 @@ class Store:
             upstream=upstream,
             with_payload=with_payload,
         )
+        if rows[0]["status"] is None:
+            raise SupersededError(run_id)
         return Claim.model_validate(rows[0])
 
     async def complete_step(self, run_id: UUID, step_slug: str, result: str, **fence: object) -> Report:
@@ -226,6 +337,11 @@ class Store:
         )
 
 
+def _find_epoch(rows: list[Row]) -> int | None:
+    epoch = rows[0]["epoch"]
+    return None if epoch is None else int(str(epoch))
+
+
 def _unknown_run(run_id: UUID) -> UnknownRunError:
     return UnknownRunError(f"unknown run {run_id}; `pgflow-prefect runs` shows the newest")
 
@@ -242,4 +358,9 @@ async def open_store(settings: Settings, *, size: int | None = None) -> AsyncIte
     async with open_pool(dsn, size=size or settings.pool_size, timeout=settings.connect_timeout) as pool:
         async with pool.connection() as connection:
             await check_schema(connection)
-        yield Store(pool)
+        yield Store(pool, make_tenure(settings))
+
+
+def make_tenure(settings: Settings) -> Tenure:
+    """Return the terms on which this process holds runs."""
+    return Tenure(f"{socket.gethostname()}:{os.getpid()}", settings.lease, settings.max_recoveries)

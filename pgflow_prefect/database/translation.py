@@ -12,6 +12,7 @@ from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
     ResultInvalidError,
+    RunHeldError,
     RunNotPendingError,
     SchemaMissingError,
     SupersededError,
@@ -56,6 +57,8 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
     translated: PgflowPrefectError
     if is_transient(error):
         translated = TransientError(f"PostgreSQL: {message}")
+    elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name == "owners_lease":
+        translated = RunHeldError(message)
     elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name:
         superseded = run_id if error.diag.constraint_name == "runs_epoch" else None
         translated = SupersededError(superseded) if superseded else RunNotPendingError(message)

@@ -1,30 +1,34 @@
 """One run of a workflow as one run of a Prefect flow."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
+from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     InvalidDefinitionError,
     RunFailedError,
-    RunNotPendingError,
+    RunHeldError,
     SupersededError,
     UsageError,
 )
+from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
 from pgflow_prefect.execution.scheduler import run_in_order
-from pgflow_prefect.execution.step import Observer, Step, superseded
+from pgflow_prefect.execution.states import handed_back, superseded
+from pgflow_prefect.execution.step import Observer, Step
 from pgflow_prefect.graph import build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.base import Handler
 from pgflow_prefect.models import Status
@@ -33,6 +37,8 @@ from pgflow_prefect.settings import Settings
 T = TypeVar("T")
 
 _RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
+
+_RELEASE_TIMEOUT = 2.0  # seconds
 
 
 def find_run_id(flow_run_id: UUID) -> UUID:
@@ -49,12 +55,14 @@ class Execution:
         handlers: what does the work, by step slug.
         settings: where the database is, and the limits.
         observe: hears of every state that a step enters.
+        host: the process, where it executes several runs; else one is made for this run.
     """
 
     workflow_slug: str
     handlers: Mapping[str, Handler]
     settings: Settings
     observe: Observer
+    host: Host | None = None
 
     async def execute(self, payload: JsonValue, run_id: UUID | None) -> dict[str, JsonValue] | State[Any]:
         """Execute a run in the current flow run: a new one with this payload, or the one of this id.
@@ -70,44 +78,68 @@ class Execution:
         assert context is not None
         assert context.flow_run is not None
         flow_run = context.flow_run
-        new = run_id is None
-        run_id = run_id or find_run_id(flow_run.id)
-        get_run_logger().info("Run %s of workflow %r", run_id, self.workflow_slug)
+        get_run_logger().info("Run %s of workflow %r", run_id or find_run_id(flow_run.id), self.workflow_slug)
         try:
-            async with open_store(self.settings) as store:
-                if new:
-                    text = to_json(payload).decode()
-                    await self._persist(store, lambda: store.create_run(self.workflow_slug, text, run_id))
-                epoch = await self._persist(store, lambda: self._take(store, run_id, flow_run))
-                if epoch is not None:
-                    await self._run_steps(Mirror(store, run_id, epoch, self.settings.report_timeout), flow_run.id)
-                return await self._persist(store, lambda: self._conclude(store, run_id, epoch))
-        except SupersededError:
-            return superseded(run_id)
+            async with self._open_host() as host:
+                epoch = await self._take(host.store, payload, run_id, flow_run)
+                run_id = run_id or find_run_id(flow_run.id)
+                if epoch is None:
+                    return await self._conclude(host.store, run_id)
+                with host.execute(run_id, epoch) as run:
+                    return await self._execute(host, run, flow_run.id)
+        except (SupersededError, RunHeldError) as error:
+            get_run_logger().warning("%s", error)
+            return superseded(str(error))
         except DatabaseUnavailableError as error:
             # The run stays pending in PostgreSQL, for whoever takes it next: as if this process had died.
             return Crashed(message=str(error))
 
+    @asynccontextmanager
+    async def _open_host(self) -> AsyncIterator[Host]:
+        if self.host is not None:
+            yield self.host
+            return
+        async with open_host(self.settings) as host:
+            yield host
+
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(store, self.settings.report_timeout, statement, f"workflow {self.workflow_slug}")
 
-    async def _take(self, store: Store, run_id: UUID, flow_run: FlowRun) -> int | None:
-        """Become the run's owner and return the new epoch; None where the run has ended."""
-        run = await store.read_run(run_id)
-        if run.workflow_slug != self.workflow_slug:
-            raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
-        if run.status is Status.FAILED and flow_run.run_count > 1:  # Prefect tries the flow run again
-            await store.reopen_run(run_id)
-        elif run.status is not Status.PENDING:
-            return None
-        try:
-            return await store.take_run(run_id, flow_run.id)
-        except RunNotPendingError:  # it ended a moment ago
-            return None
+    async def _take(self, store: Store, payload: JsonValue, run_id: UUID | None, flow_run: FlowRun) -> int | None:
+        """Become the run's owner, creating it where no id is given; None where the run has ended."""
+        if run_id is None:
+            run_id, text = find_run_id(flow_run.id), to_json(payload).decode()
+            epoch = await self._persist(store, lambda: store.create_run(self.workflow_slug, text, run_id, flow_run.id))
+        else:
+            given = run_id
+            run = await self._persist(store, lambda: store.read_run(given))
+            if run.workflow_slug != self.workflow_slug:
+                raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
+            epoch = await self._persist(store, lambda: store.take_run(given, flow_run.id))
+        if epoch is None and flow_run.run_count > 1:  # Prefect tries the flow run again: it failed before
+            epoch = await self._persist(store, lambda: self._reopen(store, run_id, flow_run.id))
+        return epoch
 
-    async def _run_steps(self, mirror: Mirror, flow_run_id: UUID) -> None:
+    async def _reopen(self, store: Store, run_id: UUID, flow_run_id: UUID) -> int | None:
+        if (await store.read_run(run_id)).status is Status.COMPLETED:
+            return None
+        await store.reopen_run(run_id)
+        return await store.take_run(run_id, flow_run_id)
+
+    async def _execute(self, host: Host, run: ActiveRun, flow_run_id: UUID) -> dict[str, JsonValue] | State[Any]:
+        store = host.store
+        try:
+            await self._run_steps(host, run, flow_run_id)
+            return await self._persist(store, lambda: self._conclude(store, run.run_id, run))
+        except get_cancelled_exc_class():
+            # Ctrl-C: whoever goes on need not wait for the lease to run out.
+            with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
+                await store.release_run(run.run_id, run.epoch)
+            raise
+
+    async def _run_steps(self, host: Host, run: ActiveRun, flow_run_id: UUID) -> None:
         """Execute what is left of the run; a run that these handlers do not fit fails, and says why."""
-        store, run_id = mirror.store, mirror.run_id
+        store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
         arguments = {slug: handler.arguments for slug, handler in self.handlers.items()}
         if problems := find_problems(definition, arguments):
@@ -115,36 +147,49 @@ class Execution:
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
             return
         graph = build_graph(definition)
+        mirror = Mirror(store, run_id, run.epoch, self.settings.report_timeout)
 
         async def perform(slug: str) -> bool:
-            step = Step(
-                handler=self.handlers[slug],
-                workflow_slug=self.workflow_slug,
-                upstream=tuple(graph.predecessors(slug)),
-                task_run_id=find_task_run_id(flow_run_id, slug),
-                mirror=mirror,
-                result_limit=self.settings.result_limit,
-                observe=self.observe,
-            )
-            state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
-            self.observe(slug, state.name or state.type.value)
-            return state.is_completed()
+            if run.drained:
+                return False
+            with run.task(slug):
+                step = Step(
+                    handler=self.handlers[slug],
+                    workflow_slug=self.workflow_slug,
+                    upstream=tuple(graph.predecessors(slug)),
+                    task_run_id=find_task_run_id(flow_run_id, slug),
+                    mirror=mirror,
+                    result_limit=self.settings.result_limit,
+                    observe=self.observe,
+                )
+                state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
+                self.observe(slug, state.name or state.type.value)
+                return state.is_completed()
+            return False  # it waited for its next attempt, and the run is not to go on here
 
         await run_in_order(graph, perform, concurrency=self.settings.concurrency)
 
-    async def _conclude(self, store: Store, run_id: UUID, epoch: int | None) -> dict[str, JsonValue] | State[Any]:
+    async def _conclude(
+        self, store: Store, run_id: UUID, active: ActiveRun | None = None
+    ) -> dict[str, JsonValue] | State[Any]:
         """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
 
         Raises:
             RunFailedError: the run has failed.
+            SupersededError: somebody else has it.
         """
         run = await store.read_run(run_id)
-        if epoch is not None and run.epoch != epoch:
-            return superseded(run_id)
+        if active is not None and run.epoch != active.epoch:
+            raise SupersededError(run_id)
         if run.status is Status.COMPLETED:
             leaves = find_leaves(build_graph(await store.load_run_definition(run_id)))
             return await store.read_results(run_id, leaves)
+        if run.is_cancelled:
+            return Cancelled(message=run.error_message)
         if run.status is Status.FAILED:
             # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
             raise RunFailedError(run_id, run.error_message or "no reason given")
+        if active is not None and active.drained:
+            await store.release_run(run_id, active.epoch)
+            return handed_back(f"run {run_id} was handed back: {Stop.SHUTDOWN}")
         return Crashed(message=f"run {run_id} is still pending: a step of it could not be claimed or reported")

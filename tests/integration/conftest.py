@@ -11,6 +11,8 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
+from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.store import Store, Tenure
 from tests.conftest import Connection
 
 Define = Callable[..., None]
@@ -24,6 +26,15 @@ def insert_workflow(
     with connection.cursor() as cursor:
         cursor.executemany("INSERT INTO pgflow.steps VALUES (%s, %s)", [(slug, step) for step in steps])
         cursor.executemany("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [(slug, *dep) for dep in deps])
+
+
+TENURE = Tenure("the tests", lease=60, max_recoveries=3)
+
+
+@pytest.fixture
+async def store(dsn: str) -> AsyncIterator[Store]:
+    async with open_pool(dsn, size=2, timeout=10) as pool:
+        yield Store(pool, TENURE)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
 from pgflow_prefect.models import Report, Status
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, get_run, get_state, start_run
+from tests.integration.conftest import TENURE
 
 pytestmark = pytest.mark.anyio
 
@@ -34,8 +35,10 @@ async def mirror(dsn: str, run_id: UUID) -> AsyncIterator[Mirror]:
     async with open_pool(dsn, size=3, timeout=2) as pool:
         await pool.resize(3, 3)
         await pool.wait()
-        store = Store(pool)
-        yield Mirror(store, run_id, await store.take_run(run_id, uuid4()), patience=20)
+        store = Store(pool, TENURE)
+        epoch = await store.take_run(run_id, uuid4())
+        assert epoch is not None
+        yield Mirror(store, run_id, epoch, patience=20)
 
 
 def cut(db: Connection) -> int:

@@ -1,21 +1,20 @@
 """The store against a real database: definitions and runs as it returns them, and how it says no."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import (
+    RunHeldError,
     SchemaMissingError,
     UnknownRunError,
     UnknownWorkflowError,
     UsageError,
 )
-from pgflow_prefect.models import Dep, Run, Status, WorkflowSummary
+from pgflow_prefect.models import Dep, Held, Run, Status, WorkflowSummary
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import CHAIN, DIAMOND, define
@@ -25,18 +24,12 @@ pytestmark = pytest.mark.anyio
 FLOW_RUN, TASK_RUN = uuid4(), uuid4()
 
 
-@pytest.fixture
-async def store(dsn: str) -> AsyncIterator[Store]:
-    async with open_pool(dsn, size=2, timeout=10) as pool:
-        yield Store(pool)
-
-
 async def test_workflows_are_listed_with_their_size_and_runs(store: Store, db: Connection) -> None:
     assert await store.list_workflows() == []
     define(db, "chain", CHAIN)
     define(db, "bare", {})
-    await store.create_run("chain", "{}")
-    cancelled = await store.create_run("chain", "{}")
+    await store.create_run("chain", "{}", uuid4())
+    await store.create_run("chain", "{}", cancelled := uuid4())
     await store.cancel_run(cancelled, "enough")
     assert await store.list_slugs() == ["bare", "chain"]
     assert await store.list_workflows() == [
@@ -68,7 +61,7 @@ async def test_an_unknown_workflow_is_told_with_the_nearest(store: Store, db: Co
 
 async def test_a_run_keeps_the_definition_that_it_began_with(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
-    run_id = await store.create_run("chain", "{}")
+    await store.create_run("chain", "{}", run_id := uuid4())
     before = await store.load_definition("chain")
     db.execute("INSERT INTO pgflow.steps VALUES ('chain', 'new')")
     assert await store.load_run_definition(run_id) == before
@@ -85,18 +78,21 @@ async def test_a_run_that_nothing_was_done_to_has_the_current_definition(store: 
 @pytest.mark.parametrize("payload", ['{"n": [1, null]}', "null", '"text"', "0"])
 async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payload: str) -> None:
     define(db, "chain", CHAIN)
-    run = await store.read_run(await store.create_run("chain", payload))
+    await store.create_run("chain", payload, run_id := uuid4())
+    run = await store.read_run(run_id)
     assert run.created_at is not None
     assert run == Run(
         id=run.id,
         workflow_slug="chain",
         status=Status.PENDING,
         payload=json.loads(payload),
-        epoch=0,
+        epoch=1,
         remaining=3,
         error_message=None,
         created_at=run.created_at,
         finished_at=None,
+        held_by="the tests",
+        held=Held.LEASED,
     )
     assert [state.step_slug for state in await store.list_step_states(run.id)] == ["a"]
 
@@ -104,8 +100,8 @@ async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payl
 async def test_the_same_id_again_makes_no_second_run(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
     run_id = uuid4()
-    assert await store.create_run("chain", '"first"', run_id) == run_id
-    assert await store.create_run("chain", '"second"', run_id) == run_id
+    assert await store.create_run("chain", '"first"', run_id, FLOW_RUN) == 1
+    assert await store.create_run("chain", '"second"', run_id, FLOW_RUN) == 2
     (run,) = await store.list_runs()
     assert run.payload == "first"
 
@@ -116,13 +112,15 @@ async def test_the_same_id_again_makes_no_second_run(store: Store, db: Connectio
 async def test_a_run_that_can_t_be_is_refused(store: Store, db: Connection, workflow: str, message: str) -> None:
     define(db, "bare", {})
     with pytest.raises(UsageError, match=message):
-        await store.create_run(workflow, "{}")
+        await store.create_run(workflow, "{}", uuid4())
 
 
 async def test_runs_are_listed_newest_first(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
     define(db, "other", CHAIN)
-    ids = [await store.create_run(workflow, "{}") for workflow in ("chain", "other", "chain")]
+    ids = [uuid4(), uuid4(), uuid4()]
+    for workflow, run_id in zip(("chain", "other", "chain"), ids, strict=True):
+        await store.create_run(workflow, "{}", run_id)
     await store.cancel_run(ids[0], "enough")
 
     async def list_ids(**filters: Any) -> list[UUID]:
@@ -137,13 +135,15 @@ async def test_runs_are_listed_newest_first(store: Store, db: Connection) -> Non
 
 async def test_taking_a_run_raises_its_epoch_and_names_its_flow_run(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
-    run_id = await store.create_run("chain", "{}")
+    await store.create_run("chain", "{}", run_id := uuid4())
     assert (await store.read_run(run_id)).flow_run_id is None
-    assert await store.take_run(run_id, FLOW_RUN) == 1
+    assert await store.take_run(run_id, FLOW_RUN) == 2
     other = uuid4()
-    assert await store.take_run(run_id, other) == 2
+    with pytest.raises(RunHeldError, match=f"run {run_id} is held by the tests"):
+        await store.take_run(run_id, other)
+    assert await store.take_run(run_id, other, force=True) == 3
     run = await store.read_run(run_id)
-    assert (run.epoch, run.flow_run_id) == (2, other)
+    assert (run.epoch, run.flow_run_id) == (3, other)
     assert (await store.list_runs())[0] == run
 
 

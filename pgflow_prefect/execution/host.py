@@ -1,0 +1,157 @@
+"""What the runs that one process executes have in common: the database, their leases, and how they are stopped."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+from anyio import CancelScope
+
+from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.leases import LeaseKeeper
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+
+class Stop(StrEnum):
+    """Why a run is stopped."""
+
+    LOST = "it was taken over"
+    ENDED = "it has ended"
+    SHUTDOWN = "the process ends"
+
+
+@dataclass
+class ActiveRun:
+    """A run that this process executes in an epoch, and the ways to stop it.
+
+    Attributes:
+        run_id: the run.
+        epoch: in which it was taken.
+        drained: no further step begins; those that work go on to their end.
+        stopped: those that work are stopped as well, for this reason.
+    """
+
+    run_id: UUID
+    epoch: int
+    drained: bool = False
+    stopped: Stop | None = None
+    _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks between two attempts, by slug
+    _working: set[CancelScope] = field(default_factory=set)  # handlers
+
+    def drain(self) -> None:
+        """Begin no further step, and none of those that wait for their next attempt."""
+        self.drained = True
+        for scope in self._waiting.values():
+            scope.cancel()
+
+    def stop(self, reason: Stop) -> None:
+        """End what can be ended: async handlers at their next await; sync ones are left alone."""
+        if self.stopped is None:
+            _logger.info("run %s: stopping, %s", self.run_id, reason)
+            self.stopped = reason
+        self.drain()
+        for scope in self._working:
+            scope.cancel()
+
+    @contextmanager
+    def task(self, step_slug: str) -> Iterator[CancelScope]:
+        """Run a step's task, all its attempts and the delays between them; draining ends it in a delay."""
+        with CancelScope() as scope:
+            try:
+                yield scope
+            finally:
+                self._waiting.pop(step_slug, None)
+
+    @contextmanager
+    def attempt(self, step_slug: str, task: CancelScope) -> Iterator[None]:
+        """Make one attempt of a step: claim, work, report. What it raises makes the task wait for the next one."""
+        self._waiting.pop(step_slug, None)
+        try:
+            yield
+        except Exception:
+            self._waiting[step_slug] = task
+            if self.drained:
+                task.cancel()
+            raise
+
+    @contextmanager
+    def work(self) -> Iterator[CancelScope]:
+        """Do a handler's work, which is cancelled when the run is stopped; claims and reports are not."""
+        with CancelScope() as scope:
+            self._working.add(scope)
+            if self.stopped:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._working.discard(scope)
+
+
+@dataclass
+class Host:
+    """One process, as far as it executes runs.
+
+    Attributes:
+        settings: where the database is, and the limits.
+        dsn: the database.
+        store: a pool of connections to it.
+        keeper: extends the leases.
+        active: the runs that are executed now, by id.
+    """
+
+    settings: Settings
+    dsn: str
+    store: Store
+    keeper: LeaseKeeper
+    active: dict[UUID, ActiveRun] = field(default_factory=dict)
+    _drained: bool = False
+
+    @contextmanager
+    def execute(self, run_id: UUID, epoch: int) -> Iterator[ActiveRun]:
+        """Hold a run that was taken just now, for as long as the block takes."""
+        loop = asyncio.get_running_loop()
+        run = ActiveRun(run_id, epoch, drained=self._drained)
+        self.active[run_id] = run
+
+        def stop(why: str) -> None:
+            loop.call_soon_threadsafe(run.stop, Stop[why.upper()])
+
+        self.keeper.hold(run_id, epoch, stop)
+        try:
+            yield run
+        finally:
+            self.keeper.drop(run_id, epoch)
+            if self.active.get(run_id) is run:
+                del self.active[run_id]
+
+    def drain(self) -> None:
+        """Begin no further step of any run."""
+        self._drained = True
+        for run in self.active.values():
+            run.drain()
+
+    def stop(self) -> None:
+        """Stop all runs at once."""
+        self._drained = True
+        for run in self.active.values():
+            run.stop(Stop.SHUTDOWN)
+
+
+@asynccontextmanager
+async def open_host(settings: Settings, *, pool_size: int | None = None) -> AsyncIterator[Host]:
+    """Open the database that the settings name, to execute runs of it.
+
+    Raises:
+        DatabaseUnavailableError: it can't be reached.
+        SchemaMissingError: it has no pgflow schema, or an old one.
+    """
+    dsn = find_dsn(settings)
+    async with open_store(settings, size=pool_size) as store:
+        with LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper:
+            yield Host(settings, dsn, store, keeper)
