@@ -20,6 +20,14 @@ class PrefectUnavailableError(PgflowPrefectError):
     """Prefect's API can't be reached, or a server for it does not start."""
 
 
+class SubmissionRefusedError(PgflowPrefectError):
+    """Prefect refuses to create a flow run, and would refuse it again."""
+
+
+class DeploymentGoneError(PrefectUnavailableError):
+    """A deployment is not there any more."""
+
+
 class SchemaMissingError(PgflowPrefectError):
     """The database has no pgflow schema, or one that is older than this package."""
 

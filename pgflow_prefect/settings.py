@@ -33,5 +33,11 @@ class Settings(BaseSettings):
     max_recoveries: int = Field(default=3, ge=0)
     """Owners in a row that may vanish while no further step completes, before the run fails."""
 
+    sweep_interval: float = Field(default=2, gt=0)
+    """Seconds after which a worker or bridge looks for pending runs without having been told of one."""
+
+    reconcile_interval: float = Field(default=30, gt=0)
+    """Seconds after which a worker or bridge compares PostgreSQL with Prefect and repairs what differs."""
+
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""

@@ -25,6 +25,11 @@ AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
 _FORBIDDEN_IN_FLOW_NAMES = str.maketrans(dict.fromkeys("/%&<>", "_"))
 
 
+def to_flow_name(slug: str) -> str:
+    """Return the name of a workflow's flow: its slug, without what Prefect does not take in a name."""
+    return slug.translate(_FORBIDDEN_IN_FLOW_NAMES)
+
+
 class Workflow:
     """The handlers of one workflow. Which steps there are and what waits for what, the database says.
 
@@ -169,7 +174,7 @@ class Workflow:
         flow.__doc__ = self.description or f"The workflow {self.slug!r} of pgflow."
         made: AsyncFlow = Flow(
             flow,
-            name=self.slug.translate(_FORBIDDEN_IN_FLOW_NAMES),
+            name=to_flow_name(self.slug),
             persist_result=False,
             log_prints=True,
         )

@@ -146,7 +146,7 @@ async def _execute(
                 if created.url:
                     out.print(f"in Prefect: {created.url}", markup=False)
             with view.show(steps):
-                state = await execute_flow_run(flow, created)
+                state = await execute_flow_run(flow, created.flow_run)
         except BaseException:
             if not json:
                 out.print(f"run {run_id} is pending; go on with it: pgflow-prefect run --resume {run_id}", markup=False)

@@ -14,12 +14,14 @@ SELECT pgflow.engine_version() AS version
 SELECT pgflow_prefect.adapter_version() AS version
 
 -- list_workflows --
--- Every workflow with its size and its runs.
+-- Every workflow with its size, its runs, and whether they are taken.
 SELECT w.slug,
        (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug) AS steps,
        (SELECT count(*) FROM pgflow.deps d WHERE d.workflow_slug = w.slug) AS deps,
-       coalesce(r.pending, 0) AS pending, coalesce(r.completed, 0) AS completed, coalesce(r.failed, 0) AS failed
+       coalesce(r.pending, 0) AS pending, coalesce(r.completed, 0) AS completed, coalesce(r.failed, 0) AS failed,
+       e.enabled
 FROM pgflow.workflows w
+LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = w.slug
 LEFT JOIN (SELECT workflow_slug,
                   count(*) FILTER (WHERE status = 'pending') AS pending,
                   count(*) FILTER (WHERE status = 'completed') AS completed,
@@ -82,6 +84,10 @@ SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
 -- Extend leases, and hear how each run is held.
 SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epochs)s, %(lease)s)
 
+-- listen --
+-- Hear of runs that start, end or are handed back.
+LISTEN pgflow_runs
+
 -- enable_workflow --
 -- Let workers and bridges take a workflow's new runs, or not.
 SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workflow_slug)s, %(enabled)s)
@@ -89,6 +95,15 @@ SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workf
 -- list_enabled --
 -- The workflows that were enabled or disabled.
 SELECT workflow_slug, enabled, since FROM pgflow_prefect.enabled_workflows ORDER BY workflow_slug
+
+-- list_waiting_runs --
+-- How many pending runs of each workflow nobody has ever taken, and the oldest one; disabled workflows left out.
+SELECT r.workflow_slug, count(*) AS runs, (array_agg(r.id ORDER BY r.created_at))[1] AS first
+FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
+WHERE r.status = 'pending' AND coalesce(e.enabled, true)
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+GROUP BY r.workflow_slug
 
 -- list_older_runs --
 -- Pending runs that nobody has ever taken, and that were begun before their workflow was enabled; the oldest first.
@@ -180,3 +195,56 @@ SELECT id FROM pgflow.repair_run(%(run_id)s)
 -- cancel_run --
 -- End a run and its pending steps.
 SELECT id FROM pgflow.cancel_run(%(run_id)s, %(reason)s)
+
+-- complete_pending_step --
+-- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
+-- the step is in under that lock, where nobody else can complete it any more.
+SELECT done.status, done.error_message, found.status = 'pending' AND done.status = 'completed' AS accepted
+FROM pgflow.start_step(%(run_id)s, %(step_slug)s) AS found
+CROSS JOIN LATERAL pgflow_prefect.complete_step(found.run_id, found.step_slug, %(result)s::jsonb, %(epoch)s,
+                                                %(attempt)s, %(task_run_id)s) AS done
+
+-- list_unsettled --
+-- Runs that somebody has taken and that Prefect was not yet seen to agree on, by id.
+SELECT o.run_id
+FROM pgflow_prefect.owners o
+WHERE (%(everything)s OR NOT o.settled) AND (%(after)s::uuid IS NULL OR o.run_id > %(after)s)
+ORDER BY o.run_id
+LIMIT %(limit)s
+
+-- read_unsettled --
+-- These runs with all their flow runs, as far as somebody has taken them.
+SELECT r.id, r.workflow_slug, r.status, r.error_message, r.finished_at, o.epoch, o.taken_at, clock_timestamp() AS now,
+       CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS flow_run_id,
+       CASE WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
+            WHEN o.lease_until = 'infinity' THEN 'queued'
+            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
+            ELSE 'expired' END AS held,
+       ARRAY(SELECT DISTINCT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.id) AS flow_run_ids
+FROM pgflow_prefect.owners o
+JOIN pgflow.runs r ON r.id = o.run_id
+WHERE o.run_id = ANY (%(run_ids)s)
+ORDER BY r.id
+
+-- list_unsettled_steps --
+-- The steps of these runs that a task run has claimed; without their results, which may be large.
+SELECT t.run_id, t.step_slug, s.status, s.error_message, t.task_run_id
+FROM pgflow_prefect.task_runs t
+JOIN pgflow.step_states s ON s.run_id = t.run_id AND s.step_slug = t.step_slug
+WHERE t.run_id = ANY (%(run_ids)s)
+ORDER BY s.created_at, t.step_slug
+
+-- settle_runs --
+-- Look no further at runs that have ended, unless somebody has taken them again meanwhile.
+UPDATE pgflow_prefect.owners o
+SET settled = true
+FROM unnest(%(run_ids)s::uuid[], %(epochs)s::int[]) AS seen (run_id, epoch)
+JOIN pgflow.runs r ON r.id = seen.run_id AND r.status <> 'pending'
+WHERE o.run_id = seen.run_id AND o.epoch = seen.epoch AND NOT o.settled
+RETURNING o.run_id
+
+-- find_known --
+-- Which of these runs exist, and which of these flow runs have ever taken one.
+SELECT ARRAY(SELECT r.id FROM pgflow.runs r WHERE r.id = ANY (%(run_ids)s)) AS run_ids,
+       ARRAY(SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+             WHERE f.flow_run_id = ANY (%(flow_run_ids)s)) AS flow_run_ids

@@ -14,6 +14,7 @@ from prefect.states import Cancelled, Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
 
+from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
@@ -152,7 +153,7 @@ class Execution:
         async def perform(slug: str) -> bool:
             if run.drained:
                 return False
-            with run.task(slug):
+            with run.task(slug) as task:
                 step = Step(
                     handler=self.handlers[slug],
                     workflow_slug=self.workflow_slug,
@@ -161,6 +162,9 @@ class Execution:
                     mirror=mirror,
                     result_limit=self.settings.result_limit,
                     observe=self.observe,
+                    run=run,
+                    task_scope=task,
+                    connector=Connector(host.dsn, self.settings.connect_timeout),
                 )
                 state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
                 self.observe(slug, state.name or state.type.value)

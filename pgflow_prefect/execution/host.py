@@ -136,6 +136,11 @@ class Host:
         for run in self.active.values():
             run.drain()
 
+    def end(self, run_id: UUID) -> None:
+        """Stop a run that has ended, if it is one of this process."""
+        if run := self.active.get(run_id):
+            run.stop(Stop.ENDED)
+
     def stop(self) -> None:
         """Stop all runs at once."""
         self._drained = True

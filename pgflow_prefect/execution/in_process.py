@@ -84,9 +84,8 @@ async def create_flow_run(client: PrefectClient, flow: Flow[..., Any], run_id: U
     return CreatedFlowRun(created, url_for(created) if get_current_settings().api.url else None)
 
 
-async def execute_flow_run(flow: Flow[..., Any], created: CreatedFlowRun) -> State[Any]:
+async def execute_flow_run(flow: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
     """Execute a flow run in this process and return its final state, whatever it is."""
-    parameters = {"run_id": UUID(str(created.flow_run.parameters["run_id"]))}
-    state = await run_flow_async(flow, flow_run=created.flow_run, parameters=parameters, return_type="state")
+    state = await run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
     assert isinstance(state, State)
     return state

@@ -91,8 +91,46 @@ class Mirror:
             )
         )
 
+    async def is_completed(self, step_slug: str) -> bool:
+        """Tell whether a step has a result."""
+        return step_slug in await self._persist(lambda: self.store.read_results(self.run_id, [step_slug]))
+
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(self.store, self.patience, statement, f"run {self.run_id}")
+
+
+class Backoff:
+    """The pauses between the tries of one thing: ever longer, and at an end when they are no use."""
+
+    def __init__(self, patience: float, of: str) -> None:
+        """Begin to count with the first pause.
+
+        Args:
+            patience: seconds for which it is tried again.
+            of: what it is for, to be named in the log.
+        """
+        self._patience = patience
+        self._of = of
+        self._wait = _SHORTEST_WAIT
+        self._deadline: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether this is not the first try."""
+        return self._deadline is not None
+
+    async def pause(self, error: Exception) -> bool:
+        """Wait for the next try, after this error; False at once where there should be none."""
+        now = anyio.current_time()
+        if self._deadline is None:
+            self._deadline = now + self._patience
+        if now + self._wait > self._deadline:
+            return False
+        _logger.warning("%s: %s; trying again in about %.1f s", self._of, error, self._wait)
+        # Spread at random: a server that comes back should not meet everybody at once.
+        await anyio.sleep(clamped_poisson_interval(self._wait, clamping_factor=0.3))
+        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        return True
 
 
 async def persist(store: Store, patience: float, statement: Callable[[], Awaitable[T]], of: str) -> T:
@@ -107,18 +145,13 @@ async def persist(store: Store, patience: float, statement: Callable[[], Awaitab
     Raises:
         TransientError: it could not in all that time.
     """
-    deadline = anyio.current_time() + patience
-    wait = _SHORTEST_WAIT
+    backoff = Backoff(patience, of)
     while True:
         try:
             return await statement()
         except TransientError as error:
-            if anyio.current_time() + wait > deadline:
+            if not await backoff.pause(error):
                 raise
-            _logger.warning("%s: %s; trying again in about %.1f s", of, error, wait)
-        # Spread at random: a server that comes back should not meet everybody at once.
-        await anyio.sleep(clamped_poisson_interval(wait, clamping_factor=0.3))
-        wait = min(2 * wait, _LONGEST_WAIT)
         await store.drop_broken_connections()
 
 

@@ -6,12 +6,15 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+from anyio import CancelScope
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Crashed
 
+from pgflow_prefect.database.step_connection import Connector
+from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
@@ -20,17 +23,25 @@ from pgflow_prefect.errors import (
     StepTimeoutError,
     SupersededError,
 )
-from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.host import ActiveRun, Stop
+from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.handlers.base import Handler, StepContext
 from pgflow_prefect.models import Claim, Report, Status
 
+
+class _StoppedError(Exception):
+    """The handler was interrupted, because its run is stopped: no end of the step."""
+
+    def __init__(self, run_id: UUID, reason: Stop) -> None:
+        message = f"run {run_id} was stopped here: {reason}"
+        super().__init__(message)
+        states = {Stop.ENDED: Cancelled(message=message), Stop.LOST: superseded(message)}
+        self.state: State[Any] = states.get(reason) or handed_back(message)
+
+
 Observer = Callable[[str, str], None]
 """Called with a step's slug and the name of the state that it entered, in Prefect's words."""
-
-
-def superseded(run_id: UUID) -> State[None]:
-    """Return the state of what stops because another flow run has taken the run."""
-    return State(type=StateType.CANCELLED, name="Superseded", message=str(SupersededError(run_id)))
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,9 @@ class Step:
         mirror: writes for the run.
         result_limit: bytes of JSON that the result may have.
         observe: hears of every state that the step enters.
+        run: the run, which may be stopped.
+        task_scope: ends the step's task while it waits for its next attempt.
+        connector: opens `context.connection`; without it, there is none.
     """
 
     handler: Handler
@@ -54,6 +68,9 @@ class Step:
     mirror: Mirror
     result_limit: int
     observe: Observer = field(repr=False)
+    run: ActiveRun = field(repr=False)
+    task_scope: CancelScope = field(repr=False)
+    connector: Connector | None = None
 
     @property
     def slug(self) -> str:
@@ -64,7 +81,8 @@ class Step:
         """Return the task that Prefect runs: retries are Prefect's, everything else happens in `_perform`."""
 
         async def perform(upstream: None = None) -> State[None] | None:
-            return await self._perform()
+            with self.run.attempt(self.slug, self.task_scope):
+                return await self._perform()
 
         policy = self.handler.policy
         return Task(
@@ -82,6 +100,29 @@ class Step:
         )
 
     async def _perform(self) -> State[None] | None:
+        backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
+        report: Report | None = None
+        try:
+            while report is None:
+                claim = await self._claim(again=backoff.has_begun)
+                if claim is None:
+                    return Completed(
+                        name="Cached", message="completed before, according to PostgreSQL; not executed again"
+                    )
+                self.observe(self.slug, "Running")
+                report = await self._execute(claim, backoff)
+        except RunNotPendingError as error:
+            return Cancelled(message=str(error))
+        except SupersededError as error:
+            return superseded(str(error))
+        except TransientError as error:
+            return Crashed(message=str(error))
+        except _StoppedError as error:
+            return error.state
+        return self._conclude(report)
+
+    async def _claim(self, *, again: bool) -> Claim | None:
+        """Claim the step, perhaps once more after a COMMIT whose answer was lost; None where it is completed."""
         try:
             claim = await self.mirror.claim(
                 self.slug,
@@ -89,46 +130,54 @@ class Step:
                 upstream=self.handler.choose_upstream(self.upstream),
                 with_payload=self.handler.wants_payload,
             )
-            if claim.status is Status.COMPLETED:
-                return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
-            self.observe(self.slug, "Running")
-            report = await self._execute(claim)
-        except RunNotPendingError as error:
-            return Cancelled(message=str(error))
-        except SupersededError:
-            return superseded(self.mirror.run_id)
-        except TransientError as error:
-            return Crashed(message=str(error))
-        return self._conclude(report)
+        except RunNotPendingError:
+            # That COMMIT may have completed the run's last step, and the run with it.
+            if again and await self.mirror.is_completed(self.slug):
+                return None
+            raise
+        return None if claim.status is Status.COMPLETED else claim
 
-    async def _execute(self, claim: Claim) -> Report:
-        """Do the work and report how it ended; raise what the handler raised where that report was accepted."""
-        try:
-            return await self._complete(claim, await self._work(claim))
-        except TransientError:
-            raise  # not of the handler's making: its work is done, and not to be done again for this
-        except Exception as error:
-            report = await self._fail(claim, error)
-            if report is None or report.status is Status.FAILED:
-                raise
-            return report
+    async def _execute(self, claim: Claim, backoff: Backoff) -> Report | None:
+        """Do the work and report how it ended; raise what the handler raised where that report was accepted.
 
-    async def _work(self, claim: Claim) -> str:
+        Returns:
+            The report; None where the transaction of `context.connection` was lost, and with it all that was done.
+        """
+        logger = get_run_logger()
+        transaction = StepTransaction(self.connector, self.mirror.run_id, self.slug, logger)
         context = StepContext(
             run_id=self.mirror.run_id,
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,
             attempt=claim.attempt,
-            logger=get_run_logger(),
+            logger=logger,
+            transaction=transaction,
         )
+        try:
+            async with transaction:
+                return await self._complete(claim, await self._work(claim, context), transaction)
+        except Exception as error:
+            if transaction.lost and await backoff.pause(error):
+                return None
+            if isinstance(error, TransientError | _StoppedError):
+                raise  # not of the handler's making: its work is done, and not to be done again for this
+            report = await self._fail(claim, error)
+            if report is None or report.status is Status.FAILED:
+                raise
+            return report
+
+    async def _work(self, claim: Claim, context: StepContext) -> str:
         timeout = self.handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
         with anyio.move_on_after(timeout) as scope:
-            return await self.handler.execute(claim, self.upstream, context)
+            with self.run.work():
+                return await self.handler.execute(claim, self.upstream, context)
+            assert self.run.stopped is not None
+            raise _StoppedError(self.run.run_id, self.run.stopped)
         assert scope.cancelled_caught
         raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
 
-    async def _complete(self, claim: Claim, result: str) -> Report:
+    async def _complete(self, claim: Claim, result: str, transaction: StepTransaction) -> Report:
         size = len(result.encode("utf-8", "surrogatepass"))
         if size > self.result_limit:
             raise ResultInvalidError(
@@ -136,6 +185,10 @@ class Step:
                 f"{self.result_limit:,} (PGFLOW_RESULT_LIMIT): store it elsewhere and return its address"
             )
         try:
+            if transaction.is_open:
+                return await transaction.complete(
+                    result, epoch=self.mirror.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
+                )
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
@@ -167,7 +220,7 @@ class Step:
             return None
         if report.status is Status.FAILED:
             return Cancelled(message=report.error_message)
-        return superseded(self.mirror.run_id)
+        return superseded(str(SupersededError(self.mirror.run_id)))
 
 
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:

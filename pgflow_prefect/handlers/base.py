@@ -1,14 +1,13 @@
 """What a handler is to the rest of the package, and what it is told about the step that it does."""
 
-import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+from pgflow_prefect.database.step_transaction import Logger, StepTransaction
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import Claim
-
-Logger = logging.Logger | logging.LoggerAdapter[Any]
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class StepContext:
         step_slug: the step.
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
+        transaction: what `connection` belongs to; of use to handlers of this package only.
     """
 
     run_id: UUID
@@ -28,6 +28,33 @@ class StepContext:
     step_slug: str
     attempt: int
     logger: Logger
+    transaction: StepTransaction | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks
+        """A psycopg connection whose writes commit together with the step's completion: exactly once, or not at all.
+
+        It is opened when it is first used, in a transaction that ends with the step. Where the step fails, or somebody
+        else has ended it, everything is rolled back; where PostgreSQL ends the transaction for a reason of the moment,
+        such as a serialization failure, the step is executed again. `connection.transaction()` sets a savepoint.
+
+        Returns:
+            In a sync handler a `psycopg.Connection`. In an async one what `await` makes a `psycopg.AsyncConnection`,
+            and what can be used as one without: `await context.connection.execute(…)`, `async with
+            context.connection.cursor()`, `async with context.connection.transaction()`.
+
+        Raises:
+            UsageError: this execution of the step has ended, as after a time-out.
+            TransientError: PostgreSQL can't be reached at this moment.
+        """
+        if self.transaction is None:
+            raise UsageError(f"step {self.step_slug!r}: context.connection is not available here")
+        return self.transaction.connection
+
+    def abandon(self) -> None:
+        """Note that the handler goes on in its thread though nobody waits for it: its writes are not to count."""
+        if self.transaction is not None:
+            self.transaction.abandon()
 
     @property
     def idempotency_key(self) -> str:

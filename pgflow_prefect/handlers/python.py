@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import Any, get_args, get_origin, get_type_hints
 
 import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, get_cancelled_exc_class
 from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
@@ -78,7 +78,11 @@ class PythonHandler:
         else:
             # A thread can't be stopped: on a time-out it is left alone, and what it returns is dropped.
             # A limiter of its own: how many steps execute at once is the scheduler's business.
-            value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            try:
+                value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
+            except get_cancelled_exc_class():
+                context.abandon()
+                raise
             if inspect.isawaitable(value):  # an async function behind a decorator that does not say so
                 value = await value
         return self._serialise(value)

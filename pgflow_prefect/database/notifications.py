@@ -1,0 +1,58 @@
+"""Hearing of runs that start and end, and not relying on it."""
+
+import logging
+
+import anyio
+import psycopg
+from psycopg import AsyncConnection
+
+from pgflow_prefect.database.connection import with_timeout
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.errors import DatabaseUnavailableError
+
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 15.0  # seconds between two tries to connect
+
+_logger = logging.getLogger(__name__)
+
+
+class Bell:
+    """Wakes whoever waits for something to do; rung while nobody waits, it lets the next one pass at once."""
+
+    def __init__(self) -> None:
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        """Wake them."""
+        self._rung.set()
+
+    async def wait(self, at_most: float) -> None:
+        """Return when it rings, or after so many seconds."""
+        with anyio.move_on_after(at_most):
+            await self._rung.wait()
+        self._rung = anyio.Event()
+
+
+async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
+    """Ring whenever a run starts, ends or is handed back, for ever; connect again whenever the connection is lost.
+
+    A hint: behind a pooler in transaction mode it stays silent, and what is sent while nobody listens is lost. So
+    whoever is woken looks at the rows, and also does so now and then without being woken.
+
+    Args:
+        dsn: the database.
+        bell: what to ring.
+        connect_timeout: in seconds.
+    """
+    wait = _SHORTEST_WAIT
+    while True:
+        try:
+            async with await AsyncConnection.connect(with_timeout(dsn, connect_timeout), autocommit=True) as connection:
+                await connection.execute(QUERIES["listen"])
+                wait = _SHORTEST_WAIT
+                bell.ring()  # for what was missed until now
+                async for _ in connection.notifies():
+                    bell.ring()
+        except (psycopg.Error, DatabaseUnavailableError) as error:
+            _logger.warning("not listening to PostgreSQL: %s", str(error).strip())
+        await anyio.sleep(wait)
+        wait = min(2 * wait, _LONGEST_WAIT)

@@ -1,0 +1,255 @@
+"""What a handler writes through `context.connection` commits together with its step's completion, or not at all."""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack, suppress
+from functools import partial
+from types import TracebackType
+from typing import Any
+from uuid import UUID
+
+import anyio.to_thread
+import psycopg
+from anyio import CancelScope, CapacityLimiter
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row
+
+from pgflow_prefect.database.connection import Row
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
+from pgflow_prefect.database.translation import TransientError, is_transient, translate_errors
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.models import Report
+
+OPEN_TOO_LONG = 60.0
+"""Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
+
+_CANCEL_TIMEOUT = 5.0  # seconds
+
+Logger = logging.Logger | logging.LoggerAdapter[Any]
+
+
+class _ThreadTransaction:
+    """An open transaction of a sync handler: all that is done with it blocks, in a thread."""
+
+    def __init__(self, connection: SyncConnection) -> None:
+        self.connection = connection
+        self._transaction = ExitStack()
+        self._transaction.enter_context(connection.transaction())
+
+    def complete(self, parameters: Mapping[str, object]) -> Row | None:
+        cursor = self.connection.cursor(row_factory=dict_row)
+        row = cursor.execute(QUERIES["complete_pending_step"], parameters).fetchone()
+        if row is not None and row["accepted"]:
+            self._transaction.close()  # COMMIT
+        return row
+
+    def cut(self) -> None:
+        """Have the server roll back, while the handler's thread may be in the midst of a statement.
+
+        Closing would free libpq's memory under that thread. Instead nothing can be sent any more, the statement that
+        runs is cancelled, and the server finds the link at its end.
+        """
+        with (
+            suppress(psycopg.Error, OSError),  # broken or closed already: just as good
+            socket.fromfd(self.connection.fileno(), -1, -1) as link,
+        ):
+            link.shutdown(socket.SHUT_WR)
+            self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+
+
+class _LoopTransaction:
+    """An open transaction of an async handler."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self._transaction = AsyncExitStack()
+
+    async def begin(self) -> None:
+        await self._transaction.enter_async_context(self.connection.transaction())
+
+    async def complete(self, parameters: Mapping[str, object]) -> Row | None:
+        cursor = self.connection.cursor(row_factory=dict_row)
+        await cursor.execute(QUERIES["complete_pending_step"], parameters)
+        row = await cursor.fetchone()
+        if row is not None and row["accepted"]:
+            await self._transaction.aclose()  # COMMIT
+        return row
+
+
+class StepTransaction:
+    """The transaction of one execution of a step, if its handler asks for one; leaving the block ends it.
+
+    Who asks on the event loop's thread gets an async connection, who asks on any other one a sync one: that is where
+    async and sync handlers are executed.
+
+    Attributes:
+        lost: after the block: PostgreSQL ended the transaction for a reason of the moment, and the step may be
+            executed again.
+    """
+
+    def __init__(self, connector: Connector | None, run_id: UUID, step_slug: str, logger: Logger) -> None:
+        self._connector = connector
+        self._run_id = run_id
+        self._step_slug = step_slug
+        self._logger = logger
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._in_thread: _ThreadTransaction | None = None
+        self._on_loop: _LoopTransaction | None = None
+        self._opening_in_thread = threading.Lock()
+        self._opening_on_loop = asyncio.Lock()
+        self._asked = self._ended = self._abandoned = self.lost = False
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def connection(self) -> SyncConnection | LazyConnection:
+        """The connection: a sync one, opened now, or an async one that is opened when it is used.
+
+        Raises:
+            UsageError: the step's execution has ended, or there is no connection to be had.
+            TransientError: PostgreSQL can't be reached at this moment.
+        """
+        if threading.get_ident() == self._loop_thread:
+            return LazyConnection(self._open_on_loop)
+        with self._opening_in_thread:
+            return self._open_in_thread()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the handler has asked for the connection, and got it."""
+        return self._opened is not None
+
+    @property
+    def _opened(self) -> _ThreadTransaction | _LoopTransaction | None:
+        return self._in_thread or self._on_loop
+
+    def _open_in_thread(self) -> SyncConnection:
+        connector = self._prepare(other=self._on_loop)
+        if self._in_thread is None:
+            with translate_errors(self._run_id):
+                self._in_thread = _ThreadTransaction(connector.open())
+            self._loop.call_soon_threadsafe(self._set_alarm)
+        return self._in_thread.connection
+
+    async def _open_on_loop(self) -> AsyncConnection:
+        async with self._opening_on_loop:
+            connector = self._prepare(other=self._in_thread)
+            if self._on_loop is None:
+                with translate_errors(self._run_id):
+                    transaction = _LoopTransaction(await connector.open_async())
+                    self._on_loop = transaction  # from here on, the end of the block closes it
+                    await transaction.begin()
+                self._set_alarm()
+            return self._on_loop.connection
+
+    def _prepare(self, other: object) -> Connector:
+        if self._connector is None:
+            raise UsageError(f"step {self._step_slug!r}: context.connection is not available here")
+        if self._ended:
+            raise UsageError(
+                f"step {self._step_slug!r}: context.connection is gone, for this execution of the step has ended"
+            )
+        if other is not None:
+            raise UsageError(
+                f"step {self._step_slug!r}: context.connection is open, and belongs to "
+                f"{'the event loop' if other is self._on_loop else 'a thread'}: one step has one connection"
+            )
+        self._asked = True
+        return self._connector
+
+    def _set_alarm(self) -> None:
+        if not self._ended:
+            self._alarm = self._loop.call_later(OPEN_TOO_LONG, self._warn)
+
+    def _warn(self) -> None:
+        self._logger.warning(
+            "run %s, step %r: the transaction of context.connection has been open for %g s: it keeps its locks and "
+            "holds back vacuum; ask for the connection after the slow part of the work",
+            self._run_id,
+            self._step_slug,
+            OPEN_TOO_LONG,
+        )
+
+    async def complete(self, result: str, **fence: object) -> Report:
+        """Store the step's result and commit, if that is accepted; the block's end rolls back what was not.
+
+        Args:
+            result: JSON text.
+            fence: `epoch`, `attempt` and `task_run_id` of the claim.
+
+        Raises:
+            UsageError: the handler has ended the transaction.
+            TransientError: nothing was committed, or the answer to the COMMIT was lost.
+            PgflowPrefectError: PostgreSQL refuses the result, or what the handler wrote.
+        """
+        opened = self._opened
+        assert opened is not None
+        self._check(opened.connection)
+        parameters = {"run_id": self._run_id, "step_slug": self._step_slug, "result": result, **fence}
+        with translate_errors(self._run_id):
+            if isinstance(opened, _LoopTransaction):
+                row = await opened.complete(parameters)
+            else:
+                row = await _run_in_thread(partial(opened.complete, parameters))
+        return Report.model_validate(row)
+
+    def _check(self, connection: SyncConnection | AsyncConnection) -> None:
+        """Refuse a transaction that the handler has ended or spoiled, before the completion commits without it."""
+        status = connection.info.transaction_status
+        if (connection.closed and not connection.broken) or status is TransactionStatus.IDLE:
+            raise UsageError(
+                f"step {self._step_slug!r}: the handler has ended the transaction of context.connection; leave that to "
+                "pgflow-prefect, which commits it with the step's completion"
+            )
+        if status is TransactionStatus.INERROR:
+            raise UsageError(
+                f"step {self._step_slug!r}: a statement on context.connection has failed, and PostgreSQL will not "
+                "commit the others; put one that may fail into a block of `connection.transaction()`"
+            )
+
+    def abandon(self) -> None:
+        """Note that the handler's thread goes on though nobody waits for it: what it writes is not to count."""
+        self._abandoned = self._ended = True
+
+    async def __aenter__(self) -> "StepTransaction":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._ended = True
+        self.lost = self._is_lost_to(error)
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._asked:
+            with CancelScope(shield=True):
+                if self._on_loop is not None:
+                    await self._on_loop.connection.close()
+                await _run_in_thread(self._end_in_thread)
+
+    def _is_lost_to(self, error: BaseException | None) -> bool:
+        if isinstance(error, TransientError):
+            return self._asked
+        if self._opened is None or not isinstance(error, psycopg.Error) or not is_transient(error):
+            return False
+        # Where a link broke, it has to be this one: a handler may speak to other databases, too.
+        is_link = error.sqlstate is None or error.sqlstate.startswith(("08", "57"))
+        return self._opened.connection.broken or not is_link
+
+    def _end_in_thread(self) -> None:
+        with self._opening_in_thread:  # an abandoned thread may be opening it now
+            if self._in_thread is None:
+                return
+            if self._abandoned:
+                self._in_thread.cut()
+            else:
+                self._in_thread.connection.close()
+
+
+async def _run_in_thread(function: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """Run what blocks; with a limiter of its own, as it must not wait for the handlers of users."""
+    return await anyio.to_thread.run_sync(function, limiter=CapacityLimiter(1))
