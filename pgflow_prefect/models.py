@@ -96,6 +96,8 @@ class WorkflowSummary(BaseModel):
     pending: int
     completed: int
     failed: int
+    enabled: bool | None
+    """Whether workers and bridges take its runs; None: nobody has said."""
 
 
 class Run(BaseModel):

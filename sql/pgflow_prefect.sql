@@ -340,7 +340,7 @@ BEGIN
     VALUES (enable_workflow.workflow_slug, enable_workflow.enabled)
     ON CONFLICT (workflow_slug) DO UPDATE
     SET enabled = excluded.enabled,
-        since = CASE WHEN e.enabled THEN e.since ELSE excluded.since END -- enabling twice changes nothing
+        since = CASE WHEN e.enabled = excluded.enabled THEN e.since ELSE excluded.since END -- twice: no change
     RETURNING e.* INTO row;
     RETURN row;
 END

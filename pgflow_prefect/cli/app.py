@@ -32,8 +32,16 @@ COMMANDS = {
     "validate": ("definitions:validate", "Check a workflow and its handlers; name every problem."),
     "graph": ("definitions:graph", "Draw a workflow."),
     "run": ("run:run", "Run a workflow on Prefect, here and now."),
+    "deploy": ("deployments:deploy", "Create or update the Prefect deployment of workflows."),
+    "enable": ("enabling:enable", "Let workers and bridges take a workflow's new runs."),
+    "disable": ("enabling:disable", "Let no worker and no bridge take a workflow's runs."),
+    "worker": ("worker:worker", "Execute runs as they come, in this process."),
+    "bridge": ("bridge:bridge", "Hand runs that SQL starts to Prefect's own workers."),
     "runs": ("runs:runs", "List the newest runs."),
-    "status": ("runs:status", "Show a run and its steps."),
+    "status": ("status:status", "Show a run and its steps."),
+    "retry": ("steering:retry", "Make a failed run pending again."),
+    "cancel": ("steering:cancel", "End a run, in PostgreSQL and in Prefect."),
+    "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair what differs."),
 }
 for place, (command, (target, summary)) in enumerate(COMMANDS.items()):
     app.command(f"pgflow_prefect.cli.{target}", name=command, help=summary, sort_key=place)

@@ -18,14 +18,16 @@ from pgflow_prefect.settings import Settings
 def list_(*, json: AsJson = False, dsn: Dsn = None) -> None:
     """List the workflows that the database defines, with the number of their steps and runs.
 
+    The last column tells whether workers and bridges take a workflow's runs.
+
     Example: `pgflow-prefect list --json`
     """
     workflows = anyio.run(_list_workflows, make_settings(dsn))
     if json:
         print_json(workflows)
     elif workflows:
-        columns = ("workflow", "steps", "deps", "pending", "completed", "failed")
-        print_table(columns, [tuple(str(value) for value in each.model_dump().values()) for each in workflows])
+        columns = ("workflow", "steps", "deps", "pending", "completed", "failed", "enabled")
+        print_table(columns, [_describe(each) for each in workflows])
     else:
         out.print("the database defines no workflow: insert one into pgflow.workflows, pgflow.steps and pgflow.deps")
 
@@ -84,6 +86,12 @@ def graph(workflow: str, /, *, format: Literal["text", "mermaid"] = "text", dsn:
         return
     out.print(draw_text(built), markup=False)
     out.print(describe_graph(built), markup=False)
+
+
+def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
+    enabled = {True: "yes", False: "no", None: "-"}[workflow.enabled]
+    counts = workflow.model_dump(exclude={"slug", "enabled"}).values()
+    return workflow.slug, *map(str, counts), enabled
 
 
 async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:

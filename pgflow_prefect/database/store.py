@@ -14,6 +14,7 @@ from pgflow_prefect.database.connection import Pool, Row, find_dsn, open_pool
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
 from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
@@ -185,6 +186,11 @@ class Store:
         rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs))
         return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
 
+    async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:
+        """Return how many pending runs nobody has ever taken, and the oldest, by workflow; not of disabled ones."""
+        rows = await self._fetch("list_waiting_runs")
+        return {str(row["workflow_slug"]): (int(str(row["runs"])), UUID(str(row["first"]))) for row in rows}
+
     async def enable_workflow(self, workflow_slug: str, *, enabled: bool = True) -> Enabled:
         """Let workers and bridges take a workflow's new runs, or no runs at all; again: changes nothing.
 
@@ -335,6 +341,42 @@ class Store:
             state_name=state_name,
             message=message,
         )
+
+    # Comparing with Prefect
+
+    async def list_unsettled(self, *, after: UUID | None, limit: int, everything: bool = False) -> list[UUID]:
+        """Return runs that somebody has taken and that Prefect was not yet seen to agree on, by id.
+
+        Args:
+            after: those behind this one; from the first one where not given.
+            limit: so many at most.
+            everything: settled ones, too.
+        """
+        rows = await self._fetch("list_unsettled", after=after, limit=limit, everything=everything)
+        return [UUID(str(row["run_id"])) for row in rows]
+
+    async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
+        """Return those of these runs that somebody has taken, as they are now."""
+        rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.tenure.lease)
+        return [UnsettledRun.model_validate(row) for row in rows]
+
+    async def list_unsettled_steps(self, run_ids: Iterable[UUID]) -> list[UnsettledStep]:
+        """Return the steps of these runs that a task run has claimed."""
+        rows = await self._fetch("list_unsettled_steps", run_ids=list(run_ids))
+        return [UnsettledStep.model_validate(row) for row in rows]
+
+    async def settle_runs(self, runs: Iterable[UnsettledRun]) -> None:
+        """Look no further at runs that have ended; one that was taken again meanwhile stays as it is."""
+        seen = list(runs)
+        await self._fetch("settle_runs", run_ids=[run.id for run in seen], epochs=[run.epoch for run in seen])
+
+    async def find_known(
+        self, run_ids: Iterable[UUID], flow_run_ids: Iterable[UUID]
+    ) -> tuple[frozenset[UUID], frozenset[UUID]]:
+        """Return which of these runs exist, and which of these flow runs have ever taken one."""
+        [row] = await self._fetch("find_known", run_ids=list(run_ids), flow_run_ids=list(flow_run_ids))
+        known: Any = row
+        return frozenset(known["run_ids"]), frozenset(known["flow_run_ids"])
 
 
 def _find_epoch(rows: list[Row]) -> int | None:

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,24 @@ def load_workflow(workflow_slug: str, handlers: str | None = None) -> tuple[Work
             )
         handlers = str(path)
     return find_workflow(load_module(handlers), workflow_slug, handlers), handlers
+
+
+def load_workflows(sources: Iterable[str]) -> dict[str, tuple[Workflow, str]]:
+    """Load all workflows of several files or modules, by slug, each with where it was found.
+
+    Raises:
+        UsageError: one can't be imported, has no workflow, or has one that another has, too.
+    """
+    found: dict[str, tuple[Workflow, str]] = {}
+    for source in sources:
+        workflows = {value.slug: value for value in vars(load_module(source)).values() if isinstance(value, Workflow)}
+        if not workflows:
+            raise UsageError(f"{source} has no handlers: it has no Workflow")
+        for slug, workflow in workflows.items():
+            if slug in found:
+                raise UsageError(f"workflow {slug!r} has handlers in both {found[slug][1]} and {source}: name one")
+            found[slug] = (workflow, source)
+    return found
 
 
 def load_module(source: str) -> ModuleType:

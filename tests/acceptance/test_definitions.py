@@ -12,7 +12,22 @@ from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import CHAIN, DIAMOND, column, define
 
-COMMANDS = ["demo", "init", "import", "list", "validate", "graph", "run", "runs", "status"]
+COMMANDS = [
+    "demo",
+    "init",
+    "import",
+    "list",
+    "validate",
+    "graph",
+    "run",
+    "deploy",
+    "enable",
+    "disable",
+    "worker",
+    "bridge",
+    "runs",
+    "status",
+]
 
 HELP = """
 import sys
@@ -55,12 +70,13 @@ def test_list_names_each_workflow_with_its_size_and_its_runs(cli: CommandLine, d
     db.execute("SELECT pgflow.run_workflow('chain', '{}')")
 
     assert cli("list").lines == [
-        "workflow\tsteps\tdeps\tpending\tcompleted\tfailed",
-        "chain\t3\t2\t1\t0\t0",
-        "diamond\t4\t4\t0\t0\t0",
+        "workflow\tsteps\tdeps\tpending\tcompleted\tfailed\tenabled",
+        "chain\t3\t2\t1\t0\t0\t-",
+        "diamond\t4\t4\t0\t0\t0\t-",
     ]
     chain, diamond = json.loads(cli("list", "--json").out)
-    assert chain == {"slug": "chain", "steps": 3, "deps": 2, "pending": 1, "completed": 0, "failed": 0}
+    counts = {"steps": 3, "deps": 2, "pending": 1, "completed": 0, "failed": 0}
+    assert chain == {"slug": "chain", **counts, "enabled": None}
     assert diamond["slug"] == "diamond"
 
 

@@ -1,0 +1,93 @@
+"""`enable` and `disable`."""
+
+from typing import NamedTuple
+from uuid import UUID
+
+import anyio
+
+from pgflow_prefect.cli.console import format_time, out, print_json
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.models import Enabled
+from pgflow_prefect.settings import Settings
+
+
+class Switched(NamedTuple):
+    """Whether a workflow's runs are taken, and the pending ones that are not, for they are older than that."""
+
+    state: Enabled
+    older_runs: list[UUID]
+
+
+def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """Let workers and bridges take a workflow's runs: those that begin from now on.
+
+    Pending runs that are older are left alone, until a worker or a bridge is started with --adopt.
+
+    Example: `pgflow-prefect enable email_campaign`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    """
+    switched = anyio.run(_switch, make_settings(dsn), workflow, True)
+    if json:
+        _print_json(switched)
+        return
+    since = format_time(switched.state.since)
+    out.print(f"workflow {workflow!r} is enabled: workers and bridges take its runs begun since {since}", markup=False)
+    print_older_runs(switched.older_runs)
+
+
+def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """Let no worker and no bridge take a workflow's runs; those that execute go on.
+
+    Example: `pgflow-prefect disable email_campaign`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    """
+    switched = anyio.run(_switch, make_settings(dsn), workflow, False)
+    if json:
+        _print_json(switched)
+        return
+    out.print(
+        f"workflow {workflow!r} is disabled: no worker and no bridge takes its runs; those that execute go on",
+        markup=False,
+    )
+
+
+async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
+    """Let workers and bridges take a workflow's new runs, and return what they leave alone.
+
+    Raises:
+        UnknownWorkflowError: the database defines no such workflow.
+    """
+    state = await store.enable_workflow(workflow_slug)
+    return Switched(state, [run_id for _, run_id in await store.list_older_runs([workflow_slug])])
+
+
+def print_older_runs(older_runs: list[UUID]) -> None:
+    """Name the pending runs that are left alone, and how they are taken."""
+    if not older_runs:
+        return
+    count = len(older_runs)
+    out.print(
+        f"{count} pending run{'s are' if count > 1 else ' is'} older than that: "
+        f"`pgflow-prefect worker --adopt` or `pgflow-prefect bridge --adopt` takes {'them' if count > 1 else 'it'}",
+        markup=False,
+    )
+
+
+def _print_json(switched: Switched) -> None:
+    print_json({**switched.state.model_dump(mode="json"), "older_runs": [str(each) for each in switched.older_runs]})
+
+
+async def _switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switched:
+    async with open_store(settings, size=1) as store:
+        if enabled:
+            return await enable_workflow(store, workflow_slug)
+        return Switched(await store.enable_workflow(workflow_slug, enabled=False), [])
