@@ -1,6 +1,7 @@
 """What the commands print: tables and lines for people, JSON for scripts, errors for both."""
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -31,6 +32,16 @@ def is_debugging() -> bool:
     return bool(os.environ.get("PGFLOW_DEBUG"))
 
 
+def log_to_console() -> None:
+    """Show on standard error what this package logs: a line each, with its time, as a service's journal wants it."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("pgflow_prefect")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
 def print_error(message: str, *, hint: str | None = None, code: int) -> int:
     """Print an error as one message on standard error, and return the exit code."""
     if is_debugging() and sys.exception():
@@ -52,10 +63,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         for row in [columns, *rows]:
             sys.stdout.write("\t".join(row) + "\n")
         return
+    out.print(make_table(columns, rows))
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return rows under their columns' names, for a terminal."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*map(style_status, row))
-    out.print(table)
+    return table
 
 
 def style_status(text: str) -> str:

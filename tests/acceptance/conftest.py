@@ -137,8 +137,34 @@ class PrefectView:
     def find_flow_run(self, run_id: UUID) -> dict[str, Any]:
         """Return the flow run that took a run last."""
         latest = "SELECT flow_run_id FROM pgflow_prefect.flow_runs WHERE run_id = %s ORDER BY epoch DESC LIMIT 1"
-        response = httpx.get(f"{self.url}/flow_runs/{value(self.db, latest, run_id)}", timeout=TIMEOUT)
+        return self.read_flow_run(value(self.db, latest, run_id))
+
+    def read_flow_run(self, flow_run_id: object) -> dict[str, Any]:
+        """Return a flow run."""
+        response = httpx.get(f"{self.url}/flow_runs/{flow_run_id}", timeout=TIMEOUT)
         return dict(response.raise_for_status().json())
+
+    def find_deployment(self, workflow: str) -> dict[str, Any]:
+        """Return our deployment of a workflow."""
+        response = httpx.get(f"{self.url}/deployments/name/{workflow}/pgflow", timeout=TIMEOUT)
+        return dict(response.raise_for_status().json())
+
+    def await_state(self, run_id: UUID, state: str) -> None:
+        """Return once the flow run that took a run last is in this state."""
+        wait_until(lambda: self.find_flow_run(run_id)["state_name"] == state, f"Prefect shows {state}")
+
+    def press(self, button: str, flow_run_id: object) -> None:
+        """Press Retry or Cancel on the page of a flow run: what Prefect's UI sends."""
+        wish = {"Retry": ("SCHEDULED", "AwaitingRetry"), "Cancel": ("CANCELLING", "Cancelling")}[button]
+        state = dict(zip(("type", "name"), wish, strict=True))
+        url = f"{self.url}/flow_runs/{flow_run_id}/set_state"
+        httpx.post(url, json={"state": state}, timeout=TIMEOUT).raise_for_status()
+
+    def press_run(self, workflow: str, payload: object) -> str:
+        """Press Run on the page of a workflow's deployment, and return the flow run's id."""
+        url = f"{self.url}/deployments/{self.find_deployment(workflow)['id']}/create_flow_run"
+        wish = {"parameters": {"payload": payload}}
+        return str(httpx.post(url, json=wish, timeout=TIMEOUT).raise_for_status().json()["id"])
 
     def await_task_states(self, run_id: UUID, states: Mapping[str, str]) -> None:
         """Return once a run's latest flow run has exactly these task runs, by name, in these states."""
@@ -155,6 +181,61 @@ class PrefectView:
     def count_flow_runs(self, workflow: str) -> int:
         chosen = {"flows": {"name": {"any_": [workflow]}}}
         return int(httpx.post(f"{self.url}/flow_runs/count", json=chosen, timeout=TIMEOUT).raise_for_status().json())
+
+
+@dataclass
+class Service:
+    """A command that goes on until it is told to stop."""
+
+    process: "subprocess.Popen[str]"
+    log: Path
+
+    def await_line(self, text: str) -> None:
+        """Return once it has written this."""
+
+        def is_written() -> bool:
+            written = self.log.read_text(encoding="utf-8")
+            assert text in written or self.process.poll() is None, f"it has ended:\n{written}"
+            return text in written
+
+        wait_until(is_written, f"{self.log.name} has {text!r}")
+
+    def wait(self) -> int:
+        """Return the exit code, once it has ended."""
+        code = self.process.wait(TIMEOUT)
+        assert "Traceback" not in self.log.read_text(encoding="utf-8")
+        return code
+
+
+@dataclass
+class Services:
+    """Starts `worker` and `bridge`, and kills them at the end of the test."""
+
+    cli: CommandLine
+    started: list[Service] = field(default_factory=list)
+
+    def start(self, *arguments: str, **environment: str) -> Service:
+        """Start a command, and return when it is ready."""
+        log = self.cli.directory / f"{arguments[0]}_{len(self.started)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pgflow_prefect", *arguments],
+                cwd=self.cli.directory,
+                env={**self.cli.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+            )
+        self.started.append(Service(process, log))
+        self.started[-1].await_line("ready: ")
+        return self.started[-1]
+
+    def stop(self) -> None:
+        """Kill those that are left."""
+        for service in self.started:
+            service.process.kill()
+            service.process.wait(TIMEOUT)
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:
@@ -190,9 +271,17 @@ def outside(tmp_path: Path) -> Iterator[CommandLine]:
 
 
 @pytest.fixture
-def cli(outside: CommandLine, dsn: str, prefect_api: str) -> CommandLine:
+def cli(outside: CommandLine, product_dsn: str, prefect_api: str) -> CommandLine:
     """The command with this test's database and a Prefect server."""
-    return replace(outside, environment={**outside.environment, "PGFLOW_DSN": dsn, "PREFECT_API_URL": prefect_api})
+    configured = {"PGFLOW_DSN": product_dsn, "PREFECT_API_URL": prefect_api}
+    return replace(outside, environment={**outside.environment, **configured})
+
+
+@pytest.fixture
+def services(cli: CommandLine) -> Iterator[Services]:
+    found = Services(cli)
+    yield found
+    found.stop()
 
 
 @pytest.fixture

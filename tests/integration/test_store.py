@@ -33,8 +33,8 @@ async def test_workflows_are_listed_with_their_size_and_runs(store: Store, db: C
     await store.cancel_run(cancelled, "enough")
     assert await store.list_slugs() == ["bare", "chain"]
     assert await store.list_workflows() == [
-        WorkflowSummary(slug="bare", steps=0, deps=0, pending=0, completed=0, failed=0),
-        WorkflowSummary(slug="chain", steps=3, deps=2, pending=1, completed=0, failed=1),
+        WorkflowSummary(slug="bare", steps=0, deps=0, pending=0, completed=0, failed=0, enabled=None),
+        WorkflowSummary(slug="chain", steps=3, deps=2, pending=1, completed=0, failed=1, enabled=None),
     ]
 
 

@@ -1,0 +1,43 @@
+"""`bridge`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.store import open_store
+from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
+from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.execution.service import Switch, run_service
+
+
+def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> int:
+    """Hand the runs that SQL starts to Prefect: one flow run of the workflow's deployment for each.
+
+    Prefect's own workers execute them, on as many machines as there are. Several bridges at once are safe.
+    SIGTERM or Ctrl-C: what is being submitted is, and then it ends.
+
+    Example: `pgflow-prefect bridge`
+
+    Parameters
+    ----------
+    adopt
+        Take pending runs, too, that were begun before their workflow was enabled.
+    """
+    settings = make_settings(dsn)
+    log_to_console()
+
+    async def serve(switch: Switch) -> None:
+        async with (
+            open_store(settings, size=max(settings.pool_size, IN_FLIGHT)) as store,
+            connect_to_prefect() as client,
+        ):
+            service = Bridge(store, client, settings, find_dsn(settings), adopt)
+            switch.attach(drain=service.stop, stop=service.stop)
+            await service.refresh()
+            err.print(f"ready: {', '.join(service.deployments) or 'no workflow has a deployment yet'}", markup=False)
+            await service.run()
+
+    return run_service(serve)

@@ -1,0 +1,82 @@
+"""`reconcile`."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import err, out, print_error, print_json, print_table
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.deployment.disagreements import Disagreement
+from pgflow_prefect.deployment.reconcile import GRACE, list_without_prefect
+from pgflow_prefect.deployment.reconcile import reconcile as compare
+from pgflow_prefect.errors import PrefectUnavailableError
+from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
+from pgflow_prefect.settings import Settings
+
+
+def reconcile(
+    *,
+    apply: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    everything: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
+    """Compare PostgreSQL with Prefect: name every disagreement, and the repair.
+
+    PostgreSQL is the truth, but for somebody's Cancel in Prefect. What has changed within the last seconds is left
+    alone. The exit code is 1 where something is left to be repaired, and where Prefect can't be asked.
+
+    Example: `pgflow-prefect reconcile --apply`
+
+    Parameters
+    ----------
+    apply
+        Repair it. Flow runs of your workflows whose run this database does not have are ended, too: look first where
+        several databases share the Prefect server.
+    everything
+        Look at runs, too, that were seen to agree since they ended.
+    """
+    found, unavailable = anyio.run(_reconcile, make_settings(dsn), apply, everything)
+    if json:
+        print_json(found)
+    elif found:
+        print_table(("class", "run", "workflow", "what is", "repair"), [_describe(each) for each in found])
+    elif not unavailable:
+        out.print("PostgreSQL and Prefect agree")
+    if unavailable:
+        return print_error(unavailable, hint="Prefect could not be asked: this is what the rows say", code=1)
+    return _conclude(found, apply=apply)
+
+
+def _conclude(found: Sequence[Disagreement], *, apply: bool) -> int:
+    left = sum(not each.repaired for each in found)
+    if left and apply:
+        return print_error(f"{left} of {len(found)} repairs failed", hint="they are named above", code=1)
+    if left:
+        err.print("pgflow-prefect reconcile --apply repairs this", markup=False)
+    return int(left > 0)
+
+
+def _describe(each: Disagreement) -> tuple[str, ...]:
+    repair = f"{each.repair}; failed: {each.error}" if each.error else each.repair
+    return (each.kind, str(each.run_id or "-"), each.workflow_slug, each.found, repair)
+
+
+async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
+    """Return what was found, and why Prefect could not be asked."""
+    if not has_server():
+        err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
+    async with open_store(settings, size=1) as store:
+        return await _compare(store, apply, everything)
+
+
+async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
+    try:
+        async with connect_to_prefect() as client:
+            found = await compare(store, client, apply=apply, everything=everything, strangers=True, lag=GRACE)
+            return found, None
+    except PrefectUnavailableError as error:
+        return await list_without_prefect(store, everything=everything), str(error)

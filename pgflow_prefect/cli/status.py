@@ -1,0 +1,192 @@
+"""`status`."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+import anyio
+from cyclopts import Parameter
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from pgflow_prefect.cli.console import format_duration, make_table, out, print_json, print_table, shorten
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.graph import build_graph, sort_steps
+from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.settings import Settings
+
+COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "result or error")
+
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; the longer nothing changes, the longer
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment.
+
+    Attributes:
+        run: the run.
+        states: the steps that have started, by slug.
+        order: the slugs of all steps.
+    """
+
+    run: Run
+    states: dict[str, StepState]
+    order: list[str]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will change: a failed run's claimed steps may still finish."""
+        working = any(state.status is Status.PENDING and state.started_at for state in self.states.values())
+        lives = self.run.held is Held.LEASED
+        return self.run.status is not Status.PENDING and not (working and lives)
+
+    def describe(self) -> list[str]:
+        """Return what there is to say of the run as a whole, a line each."""
+        run = self.run
+        lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {run.status}"]
+        if run.error_message:
+            lines.append(run.error_message)
+        if run.status is Status.PENDING:
+            lines.append(_describe_owner(run))
+        if run.recoveries:
+            lines.append(f"taken over {_count(run.recoveries, 'time')} in a row without a further step completing")
+        if run.stale_writes:
+            lines.append(f"refused {_count(run.stale_writes, 'write')} of former owners")
+        return lines
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield a row for each step, those that wait for others too."""
+        for slug in self.order:
+            if (state := self.states.get(slug)) is None:
+                yield (slug, "waiting", "", "", "", "")
+                continue
+            took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
+            result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
+            note = shorten(state.error_message or result)
+            yield (slug, state.status, state.task_state or "", str(state.attempts), took, note)
+
+
+def status(
+    run_id: UUID,
+    /,
+    *,
+    watch: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
+    """Show a run and its steps, those that wait for others too, and who executes it.
+
+    Example: `pgflow-prefect status 0b0e3a4e-6a5c-4d35-9c55-0a7f7f3a2c11 --watch`
+
+    Parameters
+    ----------
+    run_id
+        The run, as `runs` shows it.
+    watch
+        Go on until the run has ended; the exit code is then 1 if it has failed.
+    """
+    return anyio.run(_show, make_settings(dsn), run_id, watch, json)
+
+
+async def _show(settings: Settings, run_id: UUID, watch: bool, json: bool) -> int:
+    async with open_store(settings, size=1) as store:
+        found = await _read(store, run_id)
+        if watch and not json:
+            found = await _watch(store, found)
+        elif watch:
+            found = await _await_end(store, found)
+    if json:
+        waiting = [slug for slug in found.order if slug not in found.states]
+        print_json({"run": found.run, "steps": list(found.states.values()), "waiting": waiting})
+    elif not (watch and out.is_terminal):  # there it is on the screen
+        for line in found.describe():
+            out.print(line, markup=False)
+        print_table(COLUMNS, found.rows())
+    return int(watch and found.run.status is Status.FAILED)
+
+
+async def _watch(store: Store, found: Snapshot) -> Snapshot:
+    with _make_view(found) as view:
+        return await _await_end(store, found, view)
+
+
+async def _await_end(store: Store, found: Snapshot, view: "_View | None" = None) -> Snapshot:
+    interval = _SHORTEST_INTERVAL
+    while not found.has_ended:
+        await anyio.sleep(interval)
+        try:
+            latest = await _read(store, found.run.id, found.order)
+        except DatabaseUnavailableError:  # it may come back; whoever watches can end it
+            await store.drop_broken_connections()
+            latest = found
+        interval = _SHORTEST_INTERVAL if latest != found else min(interval * 1.5, _LONGEST_INTERVAL)
+        if view is not None:
+            view.update(found, latest)
+        found = latest
+    return found
+
+
+async def _read(store: Store, run_id: UUID, order: list[str] | None = None) -> Snapshot:
+    run = await store.read_run(run_id)
+    states = {state.step_slug: state for state in await store.list_step_states(run_id)}
+    if order is None:  # a run keeps its definition
+        order = sort_steps(build_graph(await store.load_run_definition(run_id)))
+    return Snapshot(run, states, order)
+
+
+class _View:
+    """A line for each change, where nobody draws."""
+
+    def update(self, before: Snapshot, after: Snapshot) -> None:
+        for slug, state in after.states.items():
+            shown = state.task_state or state.status
+            former = before.states.get(slug)
+            if former is None or (former.task_state or former.status) != shown:
+                sys.stdout.write(f"{slug}\t{shown}\n")
+        sys.stdout.flush()
+
+
+class _LiveView(_View):
+    """The table, drawn anew."""
+
+    def __init__(self, found: Snapshot) -> None:
+        self.live = Live(_draw(found), console=out, auto_refresh=False)
+
+    def update(self, before: Snapshot, after: Snapshot) -> None:
+        self.live.update(_draw(after), refresh=True)
+
+
+@contextmanager
+def _make_view(found: Snapshot) -> Iterator[_View]:
+    if not out.is_terminal:
+        yield _View()
+        return
+    view = _LiveView(found)
+    with view.live:
+        yield view
+
+
+def _draw(found: Snapshot) -> RenderableType:
+    return Group(*map(Text, found.describe()), make_table(COLUMNS, found.rows()))
+
+
+def _describe_owner(run: Run) -> str:
+    if run.held is Held.LEASED:
+        return f"held by {run.held_by}"
+    if run.held is Held.QUEUED:
+        return "waits in Prefect for a worker"
+    if run.held is Held.EXPIRED:
+        return f"{run.held_by} has not been heard of: a worker or a bridge takes it over"
+    return "nobody holds it: a worker or a bridge takes it, or `pgflow-prefect run --resume`"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s'[: number != 1]}"

@@ -1,0 +1,151 @@
+"""A process that hands runs which SQL started to Prefect, whose own workers execute them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import PrefectClient
+
+from pgflow_prefect.database.notifications import Bell, listen
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.cancellation import CancelWishes
+from pgflow_prefect.deployment.deployments import find_deployments
+from pgflow_prefect.deployment.intake import Intake
+from pgflow_prefect.deployment.submission import create_submission
+from pgflow_prefect.deployment.upkeep import keep_reconciled, name_older_runs
+from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
+    DeploymentGoneError,
+    PgflowPrefectError,
+    PrefectUnavailableError,
+    SubmissionRefusedError,
+)
+from pgflow_prefect.models import CANCELLED, TakenRun
+from pgflow_prefect.settings import Settings
+from pgflow_prefect.workflow import to_flow_name
+
+IN_FLIGHT = 8
+"""Flow runs that are created at the same time: more are not created faster."""
+
+POLL_INTERVAL = 5.0
+"""Seconds between two looks at the deployments, and at what is being cancelled."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Bridge:
+    """Creates one flow run of its workflow's deployment for each pending run.
+
+    Attributes:
+        store: the database.
+        client: Prefect's API.
+        settings: its intervals.
+        dsn: the database, to listen to.
+        adopt: take pending runs that are older than their workflow's enabling, too.
+    """
+
+    store: Store
+    client: PrefectClient
+    settings: Settings
+    dsn: str
+    adopt: bool
+    deployments: Mapping[str, UUID] = field(default_factory=dict, init=False)  # by workflow
+    _warned: set[tuple[str, str]] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.intake = Intake(
+            store=self.store,
+            handle=self._submit,
+            slots=IN_FLIGHT,
+            sweep_interval=self.settings.sweep_interval,
+            adopt=self.adopt,
+            workflow_slugs=[],
+            bell=Bell(),
+        )
+        self._reconcile_bell = Bell()
+
+    async def run(self) -> None:
+        """Submit until `stop`, and return when what was under way is linked."""
+        async with anyio.create_task_group() as background:
+            background.start_soon(self._listen)
+            background.start_soon(self._watch_prefect)
+            background.start_soon(self._reconcile)
+            async with anyio.create_task_group() as submitting:
+                await self.intake.run(submitting)
+            background.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self.intake.stop()
+
+    async def refresh(self) -> None:
+        """Look which workflows have a deployment, and name those that have pending runs and none."""
+        enabled = [slug for slug, each in (await self.store.list_enabled()).items() if each.enabled]
+        waiting = await self.store.list_waiting_runs()
+        names = {slug: to_flow_name(slug) for slug in [*enabled, *waiting]}
+        found = await find_deployments(self.client, names.values())
+        newly = [slug for slug in enabled if names[slug] in found.chosen and slug not in self.deployments]
+        self.deployments = {slug: found.chosen[name].id for slug, name in names.items() if name in found.chosen}
+        self.intake.workflow_slugs = [slug for slug in enabled if slug in self.deployments]
+        self.intake.bell.ring()
+        for slug, (count, first) in waiting.items():
+            if several := found.ambiguous.get(names[slug]):
+                self._warn(slug, f"has the deployments {', '.join(several)}, and none is called pgflow", count, first)
+            elif slug not in self.deployments:
+                self._warn(slug, f"has no deployment (`pgflow-prefect deploy {slug}` makes one)", count, first)
+            elif slug not in enabled:
+                self._warn(slug, f"is not enabled (`pgflow-prefect enable {slug}`)", count, first)
+        if newly and not self.adopt:
+            await name_older_runs(self.store, newly)
+
+    def _warn(self, slug: str, problem: str, count: int, first: UUID) -> None:
+        if (slug, problem) not in self._warned:
+            self._warned.add((slug, problem))
+            _logger.warning("workflow %r %s: %d pending runs are left alone (%s, …)", slug, problem, count, first)
+
+    # What runs all the time
+
+    async def _listen(self) -> None:
+        await listen(self.dsn, self.intake.bell, connect_timeout=self.settings.connect_timeout)
+
+    async def _reconcile(self) -> None:
+        await keep_reconciled(self.store, self.client, self._reconcile_bell, self.settings.reconcile_interval)
+
+    async def _watch_prefect(self) -> None:
+        wishes = CancelWishes(self.store, self.client)
+        while True:
+            try:
+                await self.refresh()
+                for flow_run in await wishes.find([*self.deployments.values()], []):
+                    await wishes.fulfil(flow_run)
+            except (PrefectUnavailableError, DatabaseUnavailableError, SubmissionRefusedError) as error:
+                _logger.warning("not watching Prefect: %s", error)
+            await anyio.sleep(POLL_INTERVAL)
+
+    # One run
+
+    async def _submit(self, taken: TakenRun) -> None:
+        run_id, epoch = taken.run_id, taken.epoch
+        try:
+            if await CancelWishes(self.store, self.client).was_cancelled(taken.former_flow_run_id):
+                await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
+                return
+            flow_run = await create_submission(self.client, self.deployments[taken.workflow_slug], taken)
+        except SubmissionRefusedError as error:
+            _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
+            await self.store.cancel_run(run_id, str(error))
+        except (DeploymentGoneError, KeyError):
+            self.deployments = {slug: each for slug, each in self.deployments.items() if slug != taken.workflow_slug}
+            self.intake.workflow_slugs = [*self.deployments]
+            await self.store.release_run(run_id, epoch)
+        except PgflowPrefectError:
+            await self.store.release_run(run_id, epoch)
+            raise
+        else:
+            await self.store.link_flow_run(run_id, epoch, flow_run.id, queued=True)
+            _logger.info("run %s of %r: submitted as flow run %s", run_id, taken.workflow_slug, flow_run.name)
+            if taken.former_flow_run_id is not None:
+                self._reconcile_bell.ring()  # it may still be shown as running

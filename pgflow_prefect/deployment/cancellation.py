@@ -1,0 +1,117 @@
+"""Prefect's Cancel button, as far as nobody executes the flow run who would notice by himself."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelled, Cancelling
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.submission import translate_prefect_errors
+from pgflow_prefect.errors import UnknownRunError
+from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.states import is_cancelled
+from pgflow_prefect.models import CANCELLED, Held, Run, Status
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CancelWishes:
+    """Flow runs that somebody wants to be cancelled.
+
+    Attributes:
+        store: the database.
+        client: Prefect's API.
+    """
+
+    store: Store
+    client: PrefectClient
+
+    async def find(self, deployments: Sequence[UUID], executing: Sequence[UUID]) -> list[FlowRun]:
+        """Return the flow runs of these deployments that are being cancelled, and those of `executing` that were.
+
+        A forced Cancelled, unlike Cancelling, waits for nobody: of what this process executes, it is looked for.
+        """
+        found: dict[UUID, FlowRun] = {}
+        with translate_prefect_errors():
+            if deployments:
+                for flow_run in await self.client.read_flow_runs(
+                    flow_run_filter=_in_state(StateType.CANCELLING),
+                    deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[*deployments])),
+                ):
+                    found[flow_run.id] = flow_run
+            if executing:
+                chosen = _in_state(StateType.CANCELLING, StateType.CANCELLED)
+                chosen.id = FlowRunFilterId(any_=[*executing])
+                for flow_run in await self.client.read_flow_runs(flow_run_filter=chosen):
+                    if flow_run.state is not None and is_cancelled(flow_run.state):
+                        found[flow_run.id] = flow_run
+        return [*found.values()]
+
+    async def was_cancelled(self, flow_run_id: UUID | None) -> bool:
+        """Tell whether the flow run whose lease has run out was stopped on purpose."""
+        if flow_run_id is None:
+            return False
+        with translate_prefect_errors():
+            try:
+                former = await self.client.read_flow_run(flow_run_id)
+            except ObjectNotFound:
+                return False
+        return former.state is not None and is_cancelled(former.state)
+
+    async def fulfil(self, flow_run: FlowRun) -> None:
+        """Cancel the run of a flow run that nobody executes any more, and say so in Prefect."""
+        given = flow_run.parameters.get("run_id")
+        run_id = UUID(str(given)) if given else find_run_id(flow_run.id)
+        try:
+            run = await self.store.read_run(run_id)
+        except UnknownRunError:
+            pass
+        else:
+            if run.flow_run_id == flow_run.id and run.held is Held.LEASED and run.status is Status.PENDING:
+                return  # its process lives, and will see it
+            if run.flow_run_id in (flow_run.id, None):
+                await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
+        with translate_prefect_errors():
+            await self.client.set_flow_run_state(
+                flow_run.id, Cancelled(message="nobody was executing it any more"), force=True
+            )
+        _logger.info("run %s: cancelled, as wished in Prefect", run_id)
+
+
+async def show_cancelled(client: PrefectClient, run: Run) -> None:
+    """Show a run that was cancelled as cancelled in Prefect.
+
+    Raises:
+        PrefectUnavailableError: Prefect does not answer.
+    """
+    assert run.flow_run_id is not None
+    with translate_prefect_errors():
+        try:
+            flow_run = await client.read_flow_run(run.flow_run_id)
+            if flow_run.state is not None and flow_run.state.is_final():
+                return
+            # Whoever executes it stops, and then says that it is cancelled; else there is nobody to wait for.
+            lives = run.held is Held.LEASED
+            state: State[Any] = Cancelling() if lives else Cancelled(message=run.error_message)
+            await client.set_flow_run_state(flow_run.id, state, force=not lives)
+        except ObjectNotFound:
+            pass  # deleted: there is nothing to show it on
+
+
+def _in_state(*types: StateType) -> FlowRunFilter:
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[*types])))

@@ -1,0 +1,286 @@
+"""The rules by which PostgreSQL and Prefect are compared: from what both say of a run to what they disagree about.
+
+PostgreSQL is the truth, but for somebody's Cancel and Retry in Prefect, which are wishes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.client.schemas.objects import StateType
+
+from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
+from pgflow_prefect.deployment.disagreements import (
+    Action,
+    CancelRun,
+    CreateTaskRun,
+    Disagreement,
+    Kind,
+    ReleaseRun,
+    SetFlowRun,
+    SetTaskRun,
+    ShownFlowRun,
+    ShownTaskRun,
+    Target,
+    describe,
+)
+from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.models import CANCELLED, Held, Status
+
+START = 6
+"""How many times the grace a flow run may take from its start to taking its run: a container may have to be fetched."""
+
+_VANISHED = Target(StateType.CRASHED, "nobody executes it any more, according to PostgreSQL")
+_IN_PREFECT = f"{CANCELLED} in Prefect"
+_NOT_BEGUN = frozenset({StateType.SCHEDULED, StateType.PENDING})
+
+
+@dataclass(frozen=True)
+class View:
+    """What both sides say of one run.
+
+    Attributes:
+        run: the run.
+        steps: those of its steps that a task run has claimed.
+        flow_runs: those of its flow runs that Prefect knows, by id.
+        task_runs: by id: of a run that has ended, those of its steps; of a flow run that nobody executes, those that
+            have not ended.
+        grace: for how long the two may differ.
+        lag: for how long task runs may be behind: their states are events, which Prefect writes down one by one.
+    """
+
+    run: UnsettledRun
+    steps: tuple[UnsettledStep, ...]
+    flow_runs: Mapping[UUID, ShownFlowRun]
+    task_runs: Mapping[UUID, ShownTaskRun]
+    grace: timedelta
+    lag: timedelta
+
+    @property
+    def current(self) -> ShownFlowRun | None:
+        """The flow run of the run's last epoch; all others are former ones."""
+        return None if self.run.flow_run_id is None else self.flow_runs.get(self.run.flow_run_id)
+
+
+def is_over(run: UnsettledRun, grace: timedelta) -> bool:
+    """Tell whether a run has ended for long enough that Prefect should show it, with nobody at work on it."""
+    if run.status is Status.PENDING or run.held is Held.LEASED:  # a failed run's claimed steps may still finish
+        return False
+    return run.finished_at is None or run.now - run.finished_at >= grace
+
+
+def list_dead(run: UnsettledRun, grace: timedelta) -> list[UUID]:
+    """Return the run's flow runs that nobody should be executing: what Prefect has to be asked for."""
+    if run.status is not Status.PENDING and not is_over(run, grace):
+        return []
+    alive = run.flow_run_id if run.held is Held.LEASED else None
+    return [each for each in run.flow_run_ids if each != alive]
+
+
+def compare(view: View) -> list[Disagreement]:
+    """Return what PostgreSQL and Prefect disagree about."""
+    if view.run.status is Status.PENDING:
+        return [*_compare_pending(view), *_compare_former(view)]
+    if is_over(view.run, view.grace):
+        return [*_compare_ended(view), *_compare_former(view)]
+    return []
+
+
+def is_settled(view: View) -> bool:
+    """Tell whether a run that nothing was found about has come to its end in Prefect, too."""
+    return (
+        is_over(view.run, view.lag)
+        and all(flow_run.is_final for flow_run in view.flow_runs.values())
+        and all(task_run.is_final for task_run in view.task_runs.values())
+    )
+
+
+def compare_without_prefect(run: UnsettledRun) -> list[Disagreement]:
+    """Return what a run's row alone tells: owners that have vanished, whose flow runs Prefect may show as alive."""
+    if run.status is Status.PENDING and run.held is Held.EXPIRED:
+        found = "its owner has not been heard of for longer than a lease"
+    elif run.status is Status.FAILED and (run.error_message or "").startswith("given up"):
+        found = run.error_message or ""
+    else:
+        return []
+    return [_make(run, Kind.ZOMBIE, run.flow_run_id, found)]
+
+
+# Pending runs
+
+
+def _compare_pending(view: View) -> Iterator[Disagreement]:
+    run, shown = view.run, view.current
+    if run.held is Held.LEASED or run.flow_run_id is None:
+        return
+    if shown is None:
+        if run.held is Held.QUEUED:
+            yield _make(run, Kind.ORPHANED_RUN, None, "its flow run was deleted in Prefect", ReleaseRun(run.epoch))
+    elif shown.is_cancelled:
+        yield _cancel(view, shown)
+    elif run.held is Held.QUEUED:
+        yield from _compare_queued(view, shown)
+    else:
+        yield from _find_zombie(view, shown, "its owner has vanished")
+
+
+def _cancel(view: View, shown: ShownFlowRun) -> Disagreement:
+    target = Target(StateType.CANCELLED, _IN_PREFECT)
+    actions: list[Action] = [CancelRun(_IN_PREFECT)]
+    if not shown.is_final:
+        actions.append(SetFlowRun(shown.id, target))
+    actions += _close_tasks(view, shown.id, target)
+    found = f"its flow run {shown.name!r} is {shown.state}, and it is pending"
+    return _make(view.run, Kind.CANCELLED_IN_PREFECT, shown.id, found, *actions)
+
+
+def _compare_queued(view: View, shown: ShownFlowRun) -> Iterator[Disagreement]:
+    """Compare a run whose flow run was submitted, and has not taken it yet."""
+    run = view.run
+    found = f"it waits for flow run {shown.name!r}, which is {shown.state}"
+    if shown.is_final:
+        yield _make(run, Kind.ORPHANED_RUN, shown.id, found, ReleaseRun(run.epoch))
+    elif shown.type not in _NOT_BEGUN and run.now - shown.since >= START * view.grace:
+        yield _make(run, Kind.ZOMBIE, shown.id, found, SetFlowRun(shown.id, _VANISHED), ReleaseRun(run.epoch))
+
+
+# Flow runs that nobody executes
+
+
+def _compare_former(view: View) -> Iterator[Disagreement]:
+    run = view.run
+    if run.now - run.taken_at < view.grace:
+        return  # a former owner needs a moment to notice that it is one
+    for shown in view.flow_runs.values():
+        if shown.id != run.flow_run_id:
+            yield from _find_zombie(view, shown, "another one has taken the run")
+
+
+def _find_zombie(view: View, shown: ShownFlowRun, why: str) -> Iterator[Disagreement]:
+    actions: list[Action] = []
+    patience = view.lag if shown.is_final else START * view.grace if shown.type is StateType.PENDING else view.grace
+    if _waits(shown) or view.run.now - shown.since < patience:
+        return
+    if not shown.is_final:
+        actions.append(SetFlowRun(shown.id, _VANISHED))
+    if actions := [*actions, *_close_tasks(view, shown.id, _VANISHED)]:
+        tasks = " with task runs that have not ended" if shown.is_final else ""
+        found = f"flow run {shown.name!r} is {shown.state}{tasks}, and {why}"
+        yield _make(view.run, Kind.ZOMBIE, shown.id, found, *actions)
+
+
+def _waits(shown: ShownFlowRun) -> bool:
+    """Tell whether something will start it: of a flow run without a deployment, only its own process would."""
+    return shown.type is StateType.SCHEDULED and shown.deployed
+
+
+def _close_tasks(view: View, flow_run_id: UUID, otherwise: Target) -> Iterator[SetTaskRun]:
+    """Return what ends a flow run's task runs: as their steps' rows say, where those have ended.
+
+    Of a run that has ended, those of its steps are not among them: see `_correct_tasks`.
+    """
+    steps = {step.task_run_id: step for step in view.steps}
+    for task in view.task_runs.values():
+        if task.flow_run_id != flow_run_id or task.is_final:
+            continue
+        if (step := steps.get(task.id)) is None:
+            yield SetTaskRun(task.id, otherwise)
+        elif view.run.status is Status.PENDING:
+            yield SetTaskRun(task.id, _find_target(step, otherwise))
+
+
+# Runs that have ended
+
+
+def _compare_ended(view: View) -> Iterator[Disagreement]:
+    run, shown = view.run, view.current
+    if shown is not None and _is_tried_again(view, shown):
+        return
+    tasks = tuple(_correct_tasks(view)) if is_over(run, view.lag) else ()
+    if shown is not None and (kind := _judge(run, shown)) is not None:
+        found = f"it is {_describe_status(run)}, and flow run {shown.name!r} is {shown.state}"
+        yield _make(run, kind, shown.id, found, SetFlowRun(shown.id, _find_run_target(run)), *tasks)
+    elif tasks:
+        found = f"it is {_describe_status(run)}, and {len(tasks)} of its task runs are not as its steps are"
+        yield _make(run, Kind.LAGGING, shown.id if shown else None, found, *tasks)
+
+
+def _is_tried_again(view: View, shown: ShownFlowRun) -> bool:
+    """Tell whether somebody has pressed Retry, and the flow run is yet to reopen its run."""
+    run = view.run
+    if run.status is not Status.FAILED or run.finished_at is None or shown.since < run.finished_at:
+        return False
+    if shown.type is StateType.SCHEDULED:
+        return True
+    starting = {StateType.PENDING: START * view.grace, StateType.RUNNING: view.grace}
+    return shown.type in starting and run.now - shown.since < starting[shown.type]
+
+
+def _judge(run: UnsettledRun, shown: ShownFlowRun) -> Kind | None:
+    if not shown.is_final:
+        return Kind.CANCELLED_IN_POSTGRES if run.is_cancelled else Kind.LAGGING
+    if run.status is Status.COMPLETED:
+        return None if shown.type is StateType.COMPLETED else Kind.CRASHED_THEN_COMPLETED
+    # Failed, Crashed, Cancelled: each is an end without success.
+    return Kind.LAGGING if shown.type is StateType.COMPLETED else None
+
+
+def _correct_tasks(view: View) -> Iterator[Action]:
+    otherwise = _find_run_target(view.run) if view.run.is_cancelled else _VANISHED
+    for step in view.steps:
+        target = _find_target(step, otherwise)
+        task = view.task_runs.get(step.task_run_id)
+        if task is None:
+            yield from _create_task(view, step, target)
+        elif not _is_right(task, step):
+            yield SetTaskRun(task.id, target)
+    if view.current is not None:
+        yield from _close_tasks(view, view.current.id, otherwise)
+
+
+def _create_task(view: View, step: UnsettledStep, target: Target) -> Iterator[CreateTaskRun]:
+    if step.status is Status.PENDING:
+        return
+    for flow_run_id in view.flow_runs:  # of one that was deleted, there is nothing to be shown
+        if find_task_run_id(flow_run_id, step.step_slug) == step.task_run_id:
+            yield CreateTaskRun(step.task_run_id, flow_run_id, step.step_slug, target)
+
+
+def _is_right(task: ShownTaskRun, step: UnsettledStep) -> bool:
+    if step.status is Status.COMPLETED:
+        return task.type is StateType.COMPLETED
+    return task.is_final and (step.status is Status.PENDING or task.type is not StateType.COMPLETED)
+
+
+def _find_target(step: UnsettledStep, otherwise: Target) -> Target:
+    """Return what a step's task run should show; `otherwise` where the step has not ended."""
+    if step.status is Status.COMPLETED:
+        return Target(StateType.COMPLETED, "completed, according to PostgreSQL")
+    if step.status is Status.PENDING:
+        return otherwise
+    reason = step.error_message or "failed, according to PostgreSQL"
+    return Target(StateType.CANCELLED if reason.startswith(CANCELLED) else StateType.FAILED, reason)
+
+
+def _find_run_target(run: UnsettledRun) -> Target:
+    if run.status is Status.COMPLETED:
+        return Target(StateType.COMPLETED, "completed, according to PostgreSQL")
+    reason = run.error_message or "failed, according to PostgreSQL"
+    return Target(StateType.CANCELLED if run.is_cancelled else StateType.FAILED, reason)
+
+
+def _describe_status(run: UnsettledRun) -> str:
+    return CANCELLED if run.is_cancelled else run.status.value
+
+
+def _make(run: UnsettledRun, kind: Kind, flow_run_id: UUID | None, found: str, *actions: Action) -> Disagreement:
+    return Disagreement(
+        kind=kind,
+        run_id=run.id,
+        workflow_slug=run.workflow_slug,
+        flow_run_id=flow_run_id,
+        found=found,
+        repair=describe(actions) or "left to whoever takes the run next",
+        actions=actions,
+    )

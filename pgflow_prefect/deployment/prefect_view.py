@@ -1,0 +1,127 @@
+"""What Prefect shows, read many at a time."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from typing import TypeVar
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterId,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterId,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+
+from pgflow_prefect.deployment.disagreements import ShownFlowRun, ShownTaskRun
+from pgflow_prefect.execution.states import is_cancelled
+
+PAGE = 200
+"""What Prefect's API answers at most, by default."""
+
+T = TypeVar("T")
+
+_OPEN = sorted(set(StateType) - TERMINAL_STATES)
+
+
+async def read_flow_runs(client: PrefectClient, ids: Iterable[UUID]) -> dict[UUID, ShownFlowRun]:
+    """Return those of these flow runs that Prefect knows, by id."""
+    found: dict[UUID, ShownFlowRun] = {}
+    for some in _split([*ids]):
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=some))
+        for flow_run in await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE):
+            found[flow_run.id] = show_flow_run(flow_run)
+    return found
+
+
+async def read_task_runs(client: PrefectClient, ids: Iterable[UUID]) -> dict[UUID, ShownTaskRun]:
+    """Return those of these task runs that Prefect knows, by id."""
+    found: dict[UUID, ShownTaskRun] = {}
+    for some in _split([*ids]):
+        chosen = TaskRunFilter(id=TaskRunFilterId(any_=some))
+        for task_run in await client.read_task_runs(task_run_filter=chosen, limit=PAGE):
+            found[task_run.id] = _show_task_run(task_run)
+    return found
+
+
+async def read_open_task_runs(client: PrefectClient, flow_run_ids: Iterable[UUID]) -> dict[UUID, ShownTaskRun]:
+    """Return the task runs of these flow runs that have not ended, by id."""
+    found: dict[UUID, ShownTaskRun] = {}
+    unfinished = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_OPEN)))
+    for some in _split([*flow_run_ids]):
+        chosen = FlowRunFilter(id=FlowRunFilterId(any_=some))
+        page: list[TaskRun] = []
+        offset = 0
+        while offset == 0 or len(page) == PAGE:
+            page = await client.read_task_runs(
+                flow_run_filter=chosen,
+                task_run_filter=unfinished,
+                sort=TaskRunSort.ID_DESC,
+                limit=PAGE,
+                offset=offset,
+            )
+            found |= {task_run.id: _show_task_run(task_run) for task_run in page}
+            offset += PAGE
+    return found
+
+
+async def list_open_flow_runs(
+    client: PrefectClient, flow_names: Iterable[str]
+) -> AsyncIterator[list[tuple[str, ShownFlowRun]]]:
+    """Return the flow runs of these flows that have not ended, in portions, each with its flow's name."""
+    for some in _split([*flow_names]):
+        named = FlowFilter(name=FlowFilterName(any_=some))
+        names = {flow.id: flow.name for flow in await client.read_flows(flow_filter=named, limit=PAGE)}
+        page: list[FlowRun] = []
+        offset = 0
+        while names and (offset == 0 or len(page) == PAGE):
+            page = await client.read_flow_runs(
+                flow_filter=FlowFilter(id=FlowFilterId(any_=[*names])),
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))),
+                sort=FlowRunSort.ID_DESC,
+                limit=PAGE,
+                offset=offset,
+            )
+            yield [(names[flow_run.flow_id], show_flow_run(flow_run)) for flow_run in page]
+            offset += PAGE
+
+
+def show_flow_run(flow_run: FlowRun) -> ShownFlowRun:
+    """Return what there is to compare of a flow run."""
+    state = flow_run.state
+    assert state is not None, "Prefect creates no flow run without a state"
+    return ShownFlowRun(
+        id=flow_run.id,
+        name=flow_run.name,
+        type=state.type,
+        state=state.name or state.type.value.capitalize(),
+        since=state.timestamp,
+        is_cancelled=is_cancelled(state),
+        deployed=flow_run.deployment_id is not None,
+        run_id=_find_run_id(flow_run),
+    )
+
+
+def _show_task_run(task_run: TaskRun) -> ShownTaskRun:
+    assert task_run.state_type is not None, "Prefect creates no task run without a state"
+    return ShownTaskRun(task_run.id, task_run.flow_run_id, task_run.state_type)
+
+
+def _find_run_id(flow_run: FlowRun) -> UUID | None:
+    try:
+        return UUID(str(flow_run.parameters["run_id"]))
+    except (KeyError, ValueError):  # it creates its run itself, or Prefect will refuse to start it
+        return None
+
+
+def _split(values: Sequence[T]) -> Iterator[list[T]]:
+    for start in range(0, len(values), PAGE):
+        yield [*values[start : start + PAGE]]

@@ -1,0 +1,171 @@
+"""Compares PostgreSQL with Prefect, run by run, and repairs what differs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import StateType
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
+from pgflow_prefect.deployment.comparison import (
+    View,
+    compare,
+    compare_without_prefect,
+    is_over,
+    is_settled,
+    list_dead,
+)
+from pgflow_prefect.deployment.disagreements import Disagreement, ShownFlowRun, ShownTaskRun
+from pgflow_prefect.deployment.prefect_view import (
+    list_open_flow_runs,
+    read_flow_runs,
+    read_open_task_runs,
+    read_task_runs,
+)
+from pgflow_prefect.deployment.repair import repair
+from pgflow_prefect.deployment.strangers import compare_stranger
+from pgflow_prefect.deployment.submission import translate_prefect_errors
+from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.workflow import to_flow_name
+
+GRACE = 10.0
+"""Seconds for which Prefect may show less than PostgreSQL has."""
+
+LAG = 60.0
+"""Seconds for which its task runs may: it writes their states down one by one, while others wait in a queue."""
+
+_BATCH = 100  # runs
+
+
+async def reconcile(
+    store: Store,
+    client: PrefectClient,
+    *,
+    apply: bool,
+    everything: bool = False,
+    strangers: bool = False,
+    grace: float = GRACE,
+    lag: float = LAG,
+) -> list[Disagreement]:
+    """Return what PostgreSQL and Prefect disagree about; repaired, where it is to be applied.
+
+    Several processes may do so at the same time. Runs that have ended and agree are not looked at again.
+
+    Args:
+        store: the database.
+        client: Prefect's API.
+        apply: repair it.
+        everything: look at runs, too, that were seen to agree.
+        strangers: look for flow runs, too, whose run the database does not have. Not where this Prefect server also
+            executes runs of another database: they would be taken for strangers.
+        grace: seconds for which Prefect may be behind.
+        lag: seconds for which its task runs may be behind.
+
+    Raises:
+        PrefectUnavailableError: Prefect's API does not answer.
+        DatabaseUnavailableError: PostgreSQL does not.
+    """
+    comparer = _Comparer(store, client, timedelta(seconds=grace), timedelta(seconds=max(grace, lag)))
+    found: list[Disagreement] = []
+    after: UUID | None = None
+    while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
+        after = run_ids[-1]
+        found += await comparer.compare_runs(run_ids, apply=apply)
+    found += await comparer.compare_open_flow_runs(apply=apply, strangers=strangers)
+    return found
+
+
+async def list_without_prefect(store: Store, *, everything: bool = False) -> list[Disagreement]:
+    """Return what the rows alone tell, while Prefect can't be asked."""
+    found: list[Disagreement] = []
+    after: UUID | None = None
+    while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
+        after = run_ids[-1]
+        for run in await store.read_unsettled(run_ids):
+            found += compare_without_prefect(run)
+    return found
+
+
+@dataclass(frozen=True)
+class _Comparer:
+    store: Store
+    client: PrefectClient
+    grace: timedelta
+    lag: timedelta
+
+    async def compare_runs(self, run_ids: Sequence[UUID], *, apply: bool) -> list[Disagreement]:
+        found: list[Disagreement] = []
+        settled: list[UnsettledRun] = []
+        for view in await self._look(run_ids):
+            differing = compare(view)
+            if differing and apply:
+                differing = await self._repair_run(view.run.id)
+            elif not differing and is_settled(view):
+                settled.append(view.run)
+            found += differing
+        if settled:
+            await self.store.settle_runs(settled)
+        return found
+
+    async def _repair_run(self, run_id: UUID) -> list[Disagreement]:
+        """Repair what there still is to be repaired: the first look may be a while ago."""
+        return [
+            await repair(self.store, self.client, each) for view in await self._look([run_id]) for each in compare(view)
+        ]
+
+    async def _look(self, run_ids: Sequence[UUID]) -> list[View]:
+        """Return what both sides say of these runs: PostgreSQL first, so that what Prefect says is never older."""
+        runs = await self.store.read_unsettled(run_ids)
+        steps = await self._read_steps([run.id for run in runs if list_dead(run, self.grace)])
+        over = [step.task_run_id for run in runs if is_over(run, self.lag) for step in steps[run.id]]
+        dead = {each for run in runs for each in list_dead(run, self.grace)}
+        with translate_prefect_errors():
+            flow_runs = await read_flow_runs(self.client, dead)
+            started = [each.id for each in flow_runs.values() if each.type is not StateType.SCHEDULED]
+            task_runs = await read_open_task_runs(self.client, started)
+            task_runs |= await read_task_runs(self.client, over)
+        by_flow_run: dict[UUID | None, dict[UUID, ShownTaskRun]] = defaultdict(dict)
+        for task_run in task_runs.values():
+            by_flow_run[task_run.flow_run_id][task_run.id] = task_run
+        return [
+            View(
+                run,
+                tuple(steps[run.id]),
+                {each: flow_runs[each] for each in run.flow_run_ids if each in flow_runs},
+                {task: shown for each in run.flow_run_ids for task, shown in by_flow_run[each].items()},
+                self.grace,
+                self.lag,
+            )
+            for run in runs
+        ]
+
+    async def _read_steps(self, run_ids: Sequence[UUID]) -> dict[UUID, list[UnsettledStep]]:
+        steps: dict[UUID, list[UnsettledStep]] = defaultdict(list)
+        for step in await self.store.list_unsettled_steps(run_ids) if run_ids else []:
+            steps[step.run_id].append(step)
+        return steps
+
+    async def compare_open_flow_runs(self, *, apply: bool, strangers: bool) -> list[Disagreement]:
+        """Compare from Prefect's side: flow runs that have not ended, and of which the rows may know nothing."""
+        slugs = {to_flow_name(slug): slug for slug in await self.store.list_slugs()}
+        differing: list[Disagreement] = []
+        with translate_prefect_errors():
+            async for page in list_open_flow_runs(self.client, slugs):
+                found = await self._find_strangers([(slugs[name], shown) for name, shown in page])
+                differing += [each for each in found if strangers or each.run_id is not None]
+        return [await repair(self.store, self.client, each) for each in differing] if apply else differing
+
+    async def _find_strangers(self, page: Iterable[tuple[str, ShownFlowRun]]) -> list[Disagreement]:
+        shown = {each.id: (slug, each) for slug, each in page}
+        run_ids = {each.id: each.run_id or find_run_id(each.id) for _, each in shown.values()}
+        existing, takers = await self.store.find_known(run_ids.values(), shown)
+        found: list[Disagreement | None] = []
+        for flow_run_id, (slug, each) in shown.items():
+            if flow_run_id not in takers:
+                run_id = run_ids[flow_run_id] if run_ids[flow_run_id] in existing else None
+                found.append(compare_stranger(slug, each, run_id, datetime.now(UTC), self.grace))
+        return [each for each in found if each is not None]

@@ -1,0 +1,41 @@
+"""What worker and bridge do beside their work: compare now and then, and name what they leave alone."""
+
+import logging
+from collections import Counter
+from collections.abc import Collection
+
+from prefect.client.orchestration import PrefectClient
+
+from pgflow_prefect.database.notifications import Bell
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.reconcile import reconcile
+from pgflow_prefect.errors import PgflowPrefectError
+
+_logger = logging.getLogger(__name__)
+
+
+async def keep_reconciled(store: Store, client: PrefectClient, bell: Bell, interval: float) -> None:
+    """Repair what PostgreSQL and Prefect disagree about: at once, whenever it rings, and every so many seconds."""
+    while True:
+        try:
+            for found in await reconcile(store, client, apply=True):
+                if found.error is None:
+                    _logger.info("reconciled: %s", found)
+                else:
+                    _logger.warning("not reconciled: %s", found)
+        except PgflowPrefectError as error:
+            _logger.warning("not reconciled: %s", error)
+        await bell.wait(interval)
+
+
+async def name_older_runs(store: Store, workflow_slugs: Collection[str]) -> None:
+    """Say which pending runs are not taken, because they are older than their workflow's enabling."""
+    older = await store.list_older_runs(workflow_slugs)
+    for slug, count in Counter(slug for slug, _ in older).items():
+        first = next(run_id for workflow_slug, run_id in older if workflow_slug == slug)
+        _logger.warning(
+            "workflow %r has %d pending runs from before it was enabled (%s, …): --adopt takes them, too",
+            slug,
+            count,
+            first,
+        )

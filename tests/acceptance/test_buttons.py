@@ -1,0 +1,114 @@
+"""Prefect's own buttons, and ours: Retry, Cancel and Run, each of them twice."""
+
+import pytest
+
+from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.conftest import Connection
+from tests.engine import column, get_run, get_state, run_workflow, statuses, value
+
+FAST = {"PGFLOW_LEASE": "2", "PGFLOW_RECONCILE_INTERVAL": "2"}
+
+
+def test_retry_executes_only_what_is_not_completed(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
+) -> None:
+    cli.write("broken")
+    services.start("worker", **FAST)
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: get_run(db, run_id).status == "failed", "the run fails")
+    prefect.await_state(run_id, "Failed")
+    flow_run = prefect.find_flow_run(run_id)["id"]
+
+    cli.remove("broken")
+    for _ in range(2):
+        prefect.press("Retry", flow_run)
+    wait_until(lambda: get_run(db, run_id).status == "completed", "the run completes")
+
+    prefect.await_state(run_id, "Completed")
+    assert prefect.find_flow_run(run_id)["id"] == flow_run
+    assert cli.executions() == ["a", "b", "b", "c"]
+    prefect.await_task_states(run_id, {"a": "Cached", "b": "Completed", "c": "Completed"})
+
+
+@pytest.mark.parametrize("by", ["Prefect", "the command", "SQL"])
+def test_cancel_stops_what_is_under_way(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, by: str
+) -> None:
+    cli.write("gate")
+    services.start("worker", **FAST)
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    flow_run = prefect.find_flow_run(run_id)["id"]
+
+    for _ in range(2):
+        if by == "Prefect":
+            prefect.press("Cancel", flow_run)
+        elif by == "SQL":
+            db.execute("SELECT pgflow.cancel_run(%s)", [run_id])
+        else:
+            assert cli("cancel", str(run_id), "--reason", "wrong list").code == 0
+    prefect.await_state(run_id, "Cancelled")
+
+    reason = {"Prefect": "cancelled in Prefect", "the command": "cancelled: wrong list", "SQL": "cancelled"}[by]
+    assert (get_run(db, run_id).status, get_run(db, run_id).error_message) == ("failed", reason)
+    assert statuses(db, run_id) == {"a": "completed", "b": "failed"}
+    assert get_state(db, run_id, "b").error_message == reason
+    prefect.await_task_states(run_id, {"a": "Completed", "b": "Cancelled"})
+
+    cli.remove("gate")
+    assert cli("retry", str(run_id)).code == 0
+    wait_until(lambda: get_run(db, run_id).status == "completed", "after a retry, it completes")
+    assert cli.executions() == ["a", "b", "b", "c"]
+
+
+def test_a_cancelled_run_whose_process_is_gone_is_not_taken_over(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
+) -> None:
+    cli.write("gate")
+    killed = services.start("worker", **FAST)
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    killed.process.kill()
+    prefect.press("Cancel", prefect.find_flow_run(run_id)["id"])
+    services.start("worker", **FAST)
+
+    wait_until(lambda: get_run(db, run_id).status == "failed", "the run is cancelled")
+    assert get_run(db, run_id).error_message == "cancelled in Prefect"
+    prefect.await_state(run_id, "Cancelled")
+    assert cli.executions() == ["a", "b"]
+
+
+def test_run_creates_a_run_with_the_payload(
+    services: Services, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    for _ in range(2):  # two workers: each flow run is executed by one of them
+        services.start("worker", **FAST)
+    pressed = {prefect.press_run(chain, {"start": 40}) for _ in range(2)}
+
+    wait_until(lambda: column(db, "SELECT status FROM pgflow.runs") == ["completed"] * 2, "both runs complete")
+    assert {str(each) for each in column(db, "SELECT flow_run_id FROM pgflow_prefect.owners")} == pressed
+    assert column(db, "SELECT payload FROM pgflow.runs") == [{"start": 40}] * 2
+    assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 1
+
+
+def test_without_prefect_retry_and_cancel_work_on_the_rows(cli: CommandLine, db: Connection, chain: str) -> None:
+    run_id = run_workflow(db, chain, {}).id
+    away = "http://127.0.0.1:9/api"
+    cancelled = cli("cancel", str(run_id), PREFECT_API_URL=away)
+    assert (cancelled.code, cancelled.out) == (0, f"run {run_id} is cancelled\n")
+    assert get_run(db, run_id).status == "failed"
+
+    retried = cli("retry", str(run_id), PREFECT_API_URL=away)
+    assert retried.code == 0
+    assert retried.lines[0] == f"run {run_id} is pending"
+    assert f"`pgflow-prefect enable {chain}`" in retried.lines[1], "who takes it, where nobody does by himself"
+    assert get_run(db, run_id).status == "pending"
+
+
+def test_what_is_completed_is_neither_retried_nor_cancelled(cli: CommandLine, db: Connection, chain: str) -> None:
+    run_id = run_workflow(db, chain, {}).id
+    for step in "abc":
+        db.execute("SELECT pgflow.complete_step(%s, %s, '1')", [run_id, step])
+    for command, message in (("retry", "nothing to retry"), ("cancel", "nothing to cancel")):
+        refused = cli(command, str(run_id))
+        assert (refused.code, refused.find_error()) == (1, f"run {run_id} is completed: there is {message}")

@@ -1,0 +1,181 @@
+"""`worker`: runs that SQL starts are executed, shared between workers, handed back and taken over."""
+
+import signal
+from uuid import UUID
+
+import pytest
+
+from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.conftest import Connection
+from tests.engine import get_run, get_state, run_workflow, statuses, value
+
+
+def is_completed(db: Connection, run_id: UUID) -> bool:
+    return bool(get_run(db, run_id).status == "completed")
+
+
+def test_a_run_that_sql_starts_is_executed_and_shown(
+    services: Services, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    services.start("worker")
+    run_id = run_workflow(db, chain, {"start": 1}).id
+    wait_until(lambda: is_completed(db, run_id), "the run completes")
+
+    prefect.await_state(run_id, "Completed")
+    prefect.await_task_states(run_id, dict.fromkeys("abc", "Completed"))
+    flow_run = prefect.find_flow_run(run_id)
+    assert flow_run["deployment_id"], "Prefect retries nothing that has no deployment"
+    assert flow_run["parameters"] == {"run_id": str(run_id)}, "the payload stays in PostgreSQL"
+    assert value(db, "SELECT count(DISTINCT flow_run_id) FROM pgflow_prefect.flow_runs") == 1
+
+
+def test_several_workers_share_the_runs(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:
+    for _ in range(2):
+        services.start("worker", "--concurrency", "2")
+    ids = [run_workflow(db, chain, {"start": n}).id for n in range(12)]
+    wait_until(lambda: all(is_completed(db, run_id) for run_id in ids), "all runs complete")
+
+    assert len(cli.executions()) == 12 * 3, "each step was executed once"
+    assert value(db, "SELECT count(DISTINCT held_by) FROM pgflow_prefect.owners") == 2
+    assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 1
+
+
+def test_sigterm_lets_running_steps_finish_and_hands_the_rest_back(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
+) -> None:
+    gate = cli.write("gate")
+    first = services.start("worker")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    first.process.send_signal(signal.SIGTERM)
+    first.await_line("draining")
+    gate.unlink()
+
+    assert first.wait() == 0
+    assert statuses(db, run_id) == {"a": "completed", "b": "completed", "c": "pending"}
+    assert get_run(db, run_id).status == "pending"
+    assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
+
+    services.start("worker")
+    wait_until(lambda: is_completed(db, run_id), "another worker goes on")
+    assert cli.executions() == ["a", "b", "c"]
+
+
+def test_a_second_signal_stops_at_once(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:
+    cli.write("gate")
+    worker = services.start("worker")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    worker.process.send_signal(signal.SIGTERM)
+    worker.await_line("draining")
+    worker.process.send_signal(signal.SIGTERM)
+
+    assert worker.wait() != 0
+    assert statuses(db, run_id) == {"a": "completed", "b": "pending"}
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for the lease"
+
+
+def test_the_run_of_a_killed_worker_is_taken_over(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
+) -> None:
+    gate = cli.write("gate")
+    killed = services.start("worker", PGFLOW_LEASE="2")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    former = prefect.find_flow_run(run_id)["id"]
+    killed.process.kill()
+    gate.unlink()
+    services.start("worker", PGFLOW_LEASE="2")
+
+    wait_until(lambda: is_completed(db, run_id), "the run completes")
+    assert cli.executions() == ["a", "b", "b", "c"], "what was completed is not executed again"
+    assert [get_state(db, run_id, step).attempts for step in "abc"] == [1, 2, 1]
+    prefect.await_task_states(run_id, {"a": "Cached", "b": "Completed", "c": "Completed"})
+    wait_until(lambda: prefect.read_flow_run(former)["state_name"] == "Crashed", "the former flow run is shown as dead")
+
+
+def test_a_run_that_kills_every_worker_fails_in_the_end(
+    services: Services, db: Connection, cli: CommandLine, chain: str
+) -> None:
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    cli.write(
+        path,
+        text.replace(
+            '    note("b")\n', '    note("b")\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)\n'
+        ),
+    )
+    limits = {"PGFLOW_LEASE": "1", "PGFLOW_MAX_RECOVERIES": "1"}
+    run_id = run_workflow(db, chain, {}).id
+    for _ in range(2):
+        assert services.start("worker", "--adopt", **limits).wait() == -signal.SIGKILL
+    services.start("worker", **limits)
+
+    wait_until(lambda: get_run(db, run_id).status == "failed", "the run is given up")
+    assert str(get_run(db, run_id).error_message).startswith("given up: 2 owners in a row have vanished")
+    assert cli.executions() == ["a", "b", "b"]
+    reopened = cli("retry", str(run_id))
+    assert reopened.code == 0
+    wait_until(lambda: cli.executions().count("b") == 3, "after a retry, it has all its chances again")
+
+
+def test_only_runs_begun_after_enabling_are_taken(
+    services: Services, db: Connection, cli: CommandLine, chain: str
+) -> None:
+    older = run_workflow(db, chain, {}).id
+    worker = services.start("worker")
+    worker.await_line(f"workflow '{chain}' has 1 pending runs from before it was enabled ({older}")
+    newer = run_workflow(db, chain, {}).id
+    wait_until(lambda: is_completed(db, newer), "the newer run completes")
+    assert get_run(db, older).status == "pending"
+
+    assert cli("disable", chain).code == 0
+    left = run_workflow(db, chain, {}).id
+    worker.process.terminate()
+    assert worker.wait() == 0
+    assert cli("enable", chain).code == 0
+    services.start("worker", "--adopt")
+    wait_until(lambda: is_completed(db, older) and is_completed(db, left), "--adopt takes them all")
+
+
+def test_a_worker_survives_the_loss_of_its_connections(
+    services: Services, db: Connection, dsn: str, chain: str
+) -> None:
+    services.start("worker")
+    first = run_workflow(db, chain, {}).id
+    wait_until(lambda: is_completed(db, first), "the first run completes")
+    assert value(
+        db,
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    second = run_workflow(db, chain, {}).id
+    wait_until(lambda: is_completed(db, second), "the second run completes")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.py",), "there is no file nowhere.py"),
+        (("flows/empty.py",), "flows/empty.py has no handlers: it has no Workflow"),
+        (("flows/unknown.py",), "unknown workflow 'unknown'"),
+        (("--concurrency", "0"), "Must be >= 1"),
+    ],
+)
+def test_what_can_t_work_is_refused_at_the_start(cli: CommandLine, arguments: tuple[str, ...], message: str) -> None:
+    cli.write("flows/empty.py", "")
+    cli.write("flows/unknown.py", "from pgflow_prefect import Workflow\nworkflow = Workflow('unknown')\n")
+    ended = cli("worker", *arguments)
+    assert ended.code == 2
+    assert message in ended.err
+
+
+def test_without_handlers_a_worker_says_what_to_name(cli: CommandLine) -> None:
+    ended = cli("worker")
+    assert (ended.code, ended.find_error()) == (2, "no handlers: name a file or module, or write one into flows/")
+
+
+def test_without_prefect_a_worker_does_not_start(cli: CommandLine, chain: str) -> None:
+    ended = cli("worker", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert ended.code == 1
+    assert "http://127.0.0.1:9/api can't be used" in ended.err
