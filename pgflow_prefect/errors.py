@@ -20,8 +20,8 @@ class PrefectUnavailableError(PgflowPrefectError):
     """Prefect's API can't be reached, or a server for it does not start."""
 
 
-class SubmissionRefusedError(PgflowPrefectError):
-    """Prefect refuses to create a flow run, and would refuse it again."""
+class PrefectRefusedError(PgflowPrefectError):
+    """Prefect's API refuses what was asked of it, and would refuse it again."""
 
 
 class DeploymentGoneError(PrefectUnavailableError):

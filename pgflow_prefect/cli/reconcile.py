@@ -9,9 +9,9 @@ from cyclopts import Parameter
 from pgflow_prefect.cli.console import err, out, print_error, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.disagreements import Disagreement
-from pgflow_prefect.deployment.reconcile import GRACE, list_without_prefect
-from pgflow_prefect.deployment.reconcile import reconcile as compare
+from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement
+from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
+from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
 from pgflow_prefect.settings import Settings

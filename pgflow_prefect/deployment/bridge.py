@@ -19,8 +19,8 @@ from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     DeploymentGoneError,
     PgflowPrefectError,
+    PrefectRefusedError,
     PrefectUnavailableError,
-    SubmissionRefusedError,
 )
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.settings import Settings
@@ -121,7 +121,7 @@ class Bridge:
                 await self.refresh()
                 for flow_run in await wishes.find([*self.deployments.values()], []):
                     await wishes.fulfil(flow_run)
-            except (PrefectUnavailableError, DatabaseUnavailableError, SubmissionRefusedError) as error:
+            except (PrefectUnavailableError, DatabaseUnavailableError, PrefectRefusedError) as error:
                 _logger.warning("not watching Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
 
@@ -134,7 +134,7 @@ class Bridge:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
                 return
             flow_run = await create_submission(self.client, self.deployments[taken.workflow_slug], taken)
-        except SubmissionRefusedError as error:
+        except PrefectRefusedError as error:
             _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
             await self.store.cancel_run(run_id, str(error))
         except (DeploymentGoneError, KeyError):

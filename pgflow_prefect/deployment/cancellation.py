@@ -20,9 +20,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.submission import translate_prefect_errors
 from pgflow_prefect.errors import UnknownRunError
 from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.execution.states import is_cancelled
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
 

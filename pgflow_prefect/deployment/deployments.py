@@ -1,8 +1,7 @@
 """Deployments: what Prefect knows a workflow by, so that its workers, its schedules and its buttons can start runs."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +9,6 @@ from types import ModuleType
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
@@ -24,13 +22,13 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
-from prefect.exceptions import ObjectAlreadyExists, ObjectLimitReached, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.deployment.handler_files import find_workflow
-from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
@@ -42,8 +40,6 @@ _BATCH = 100  # flow names in one request
 _PAGE = 200  # deployments in one answer: a server gives no more by default
 
 _SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
-_CLIENT_ERROR = range(400, 500)
-_NOT_ALLOWED = (401, 403)
 
 
 class Outcome(StrEnum):
@@ -113,7 +109,7 @@ async def deploy(
     Raises:
         UsageError: there is no such work pool, or Prefect can't load a flow from such a source.
         PrefectUnavailableError: the API does not answer.
-        PgflowPrefectError: Prefect refuses the deployment.
+        PrefectRefusedError: Prefect refuses the deployment.
     """
     flow = workflow.flow
     directory = (directory or Path.cwd()).resolve()
@@ -125,7 +121,7 @@ async def deploy(
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
     }
-    with _translate_errors(f"the deployment of workflow {workflow.slug!r}"):
+    with translate_prefect_errors(f"the deployment of workflow {workflow.slug!r}"):
         if work_pool is not None:
             await _check_work_pool(client, work_pool)
         existing = await _read_own(client, flow.name)
@@ -147,7 +143,7 @@ async def register(client: PrefectClient, workflow: Workflow, definition: Workfl
     Of that deployment, the pool's workers load the code from where it says: not from where this process was started.
     Arguments and errors as of `deploy`.
     """
-    with _translate_errors(f"the deployment of workflow {workflow.slug!r}"):
+    with translate_prefect_errors(f"the deployment of workflow {workflow.slug!r}"):
         existing = await _read_own(client, workflow.flow.name)
     if existing is not None and existing.work_pool_name is not None:
         return _describe(workflow.slug, existing.id, Outcome.UNCHANGED, existing.work_pool_name)
@@ -162,7 +158,7 @@ async def find_deployments(client: PrefectClient, flow_names: Iterable[str]) -> 
     """
     chosen: dict[str, DeploymentResponse] = {}
     ambiguous: dict[str, tuple[str, ...]] = {}
-    with _translate_errors("a look at the deployments"):
+    with translate_prefect_errors("a look at the deployments"):
         for flow_name, deployments in (await _read_all(client, list(dict.fromkeys(flow_names)))).items():
             own = [each for each in deployments if each.name == DEPLOYMENT]
             if own or len(deployments) == 1:
@@ -282,23 +278,3 @@ async def _read_all(client: PrefectClient, flow_names: list[str]) -> dict[str, l
                 if each.flow_id in names:  # else it was created between the two requests
                     found.setdefault(names[each.flow_id], []).append(each)
     return found
-
-
-@contextmanager
-def _translate_errors(what: str) -> Iterator[None]:
-    """Turn the errors of Prefect's API into ours; `what` was asked of it."""
-    try:
-        yield
-    except (ObjectAlreadyExists, ObjectLimitReached) as error:
-        raise PgflowPrefectError(f"Prefect refuses {what}: {error}") from error
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        if isinstance(error, PrefectHTTPStatusError) and _is_refusal(error.response.status_code):
-            raise PgflowPrefectError(f"Prefect refuses {what}: {error}") from error
-        raise PrefectUnavailableError(
-            f"Prefect's API at {get_current_settings().api.url} can't be used: {error or type(error).__name__}; "
-            "start it with `prefect server start`, or correct PREFECT_API_URL"
-        ) from error
-
-
-def _is_refusal(status_code: int) -> bool:
-    return status_code in _CLIENT_ERROR and status_code not in _NOT_ALLOWED

@@ -28,17 +28,18 @@ _STOP_TIMEOUT = 5.0  # it would wait for everybody who is connected, a browser t
 
 
 @contextmanager
-def prefect_server(home: Path, dsn: str) -> Iterator[str]:
-    """Run a Prefect server on a free port of this machine until the block ends, and yield the URL of its API.
+def prefect_server(home: Path, dsn: str, *, port: int | None = None) -> Iterator[str]:
+    """Run a Prefect server on this machine until the block ends, and yield the URL of its API.
 
     Args:
         home: an existing directory for what Prefect keeps in files.
         dsn: the PostgreSQL database that keeps the rest; Prefect creates its tables there.
+        port: where it listens; a free port where not given.
 
     Raises:
         PgflowPrefectError: it did not start; the message has the end of its log.
     """
-    port = _find_free_port()
+    port = port or _find_free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},

@@ -8,7 +8,7 @@ from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.notifications import Bell
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.reconcile import reconcile
+from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from pgflow_prefect.errors import PgflowPrefectError
 
 _logger = logging.getLogger(__name__)

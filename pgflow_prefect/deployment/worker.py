@@ -18,18 +18,19 @@ from pgflow_prefect.database.notifications import Bell, listen
 from pgflow_prefect.deployment.cancellation import CancelWishes
 from pgflow_prefect.deployment.deployments import Deployed, register
 from pgflow_prefect.deployment.intake import Intake
-from pgflow_prefect.deployment.submission import create_submission, translate_prefect_errors
+from pgflow_prefect.deployment.submission import create_submission
 from pgflow_prefect.deployment.upkeep import keep_reconciled
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     DeploymentGoneError,
     PgflowPrefectError,
+    PrefectRefusedError,
     PrefectUnavailableError,
-    SubmissionRefusedError,
 )
 from pgflow_prefect.execution.flow import find_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.workflow import AsyncFlow, Workflow
 
@@ -131,7 +132,7 @@ class Worker:
                         await self._cancel(run_id)
                 if self.intake.free and not self.intake.stopped:
                     await self._take_scheduled(group)
-            except (PrefectUnavailableError, SubmissionRefusedError, DatabaseUnavailableError) as error:
+            except (PrefectUnavailableError, PrefectRefusedError, DatabaseUnavailableError) as error:
                 _logger.warning("not watching Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
 
@@ -168,7 +169,7 @@ class Worker:
                 return
             deployment = self.deployments[taken.workflow_slug]
             flow_run = await create_submission(self.client, deployment.id, taken, Pending())
-        except SubmissionRefusedError as error:
+        except PrefectRefusedError as error:
             await store.cancel_run(taken.run_id, str(error))
             return
         except DeploymentGoneError:

@@ -18,6 +18,7 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
+from pgflow_prefect.execution.prefect_errors import unavailable
 
 T = TypeVar("T")
 
@@ -65,10 +66,7 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
             await client.hello()
             yield client
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        raise PrefectUnavailableError(
-            f"Prefect's API at {url} can't be used: {error or type(error).__name__}; "
-            "start it with `prefect server start`, or correct PREFECT_API_URL"
-        ) from error
+        raise unavailable(str(error) or type(error).__name__) from error
     except RuntimeError as error:
         if url is not None or "ephemeral" not in str(error):
             raise

@@ -11,8 +11,8 @@ from prefect.states import Running, Scheduled
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store, Tenure
-from pgflow_prefect.deployment.disagreements import Disagreement, Kind
-from pgflow_prefect.deployment.reconcile import reconcile
+from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
+from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from tests.conftest import Connection
 from tests.integration.conftest import (
     Define,

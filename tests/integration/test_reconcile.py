@@ -12,9 +12,9 @@ from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.disagreements import Disagreement, Kind, SetTaskRun, Target
-from pgflow_prefect.deployment.reconcile import list_without_prefect, reconcile
-from pgflow_prefect.deployment.repair import repair
+from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind, SetTaskRun, Target
+from pgflow_prefect.deployment.reconciliation.reconcile import list_without_prefect, reconcile
+from pgflow_prefect.deployment.reconciliation.repair import repair
 from pgflow_prefect.models import Held, Status
 from tests.conftest import Connection
 from tests.integration.conftest import (
@@ -209,7 +209,7 @@ async def test_a_repair_that_prefect_refuses_is_named(store: Store, client: Pref
     failed = await repair(store, client, gone)
 
     assert not failed.repaired
-    assert failed.error == "Prefect refuses: HTTP 404"
+    assert failed.error == "Prefect refuses this: Not Found"
 
 
 async def test_without_prefect_the_rows_tell_who_has_vanished(

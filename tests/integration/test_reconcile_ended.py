@@ -12,8 +12,8 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.disagreements import Kind
-from pgflow_prefect.deployment.reconcile import reconcile
+from pgflow_prefect.deployment.reconciliation.disagreements import Kind
+from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from tests.conftest import Connection
 from tests.integration.conftest import (
     Define,

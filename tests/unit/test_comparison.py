@@ -4,12 +4,12 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from pgflow_prefect.database.unsettled import UnsettledRun
-from pgflow_prefect.deployment.comparison import (
+from pgflow_prefect.deployment.reconciliation.comparison import (
     compare,
     compare_without_prefect,
     list_dead,
 )
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     CancelRun,
     Kind,
     ReleaseRun,

@@ -6,12 +6,12 @@ import pytest
 from prefect.client.schemas.objects import StateType
 
 from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
-from pgflow_prefect.deployment.comparison import (
+from pgflow_prefect.deployment.reconciliation.comparison import (
     compare,
     is_settled,
     list_dead,
 )
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     CreateTaskRun,
     Kind,
 )

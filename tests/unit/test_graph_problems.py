@@ -124,9 +124,13 @@ def test_a_dep_that_leads_back_is_always_a_cycle(definition: WorkflowDefinition,
     chain = [Dep(order[place], order[place + 1]) for place in range(first, last)]
     back = Dep(order[last], order[first])
     deps = tuple(dict.fromkeys([*definition.deps, *chain, back]))
-    problems = find_problems(WorkflowDefinition(slug="w", steps=definition.steps, deps=deps))
-    assert problems
-    for problem in problems:
+    paths = [
+        problem
+        for problem in find_problems(WorkflowDefinition(slug="w", steps=definition.steps, deps=deps))
+        if not problem.startswith("there are more cycles among")  # only some of many are written out
+    ]
+    assert paths
+    for problem in paths:
         said, _, path = problem.partition(": ")
         assert said == "its steps wait for each other"
         cycle = path.split(" -> ")

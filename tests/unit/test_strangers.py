@@ -5,11 +5,11 @@ from uuid import UUID
 import pytest
 from prefect.client.schemas.objects import StateType
 
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     Kind,
     ShownFlowRun,
 )
-from pgflow_prefect.deployment.strangers import compare_stranger
+from pgflow_prefect.deployment.reconciliation.strangers import compare_stranger
 from tests.unit.views import GRACE, LATEST, NOW, RUN, a_flow_run, flow_run_targets
 
 

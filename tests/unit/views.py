@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 from prefect.client.schemas.objects import StateType
 
 from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
-from pgflow_prefect.deployment.comparison import (
+from pgflow_prefect.deployment.reconciliation.comparison import (
     View,
 )
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     Disagreement,
     SetFlowRun,
     SetTaskRun,

@@ -21,7 +21,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, TaskRun
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
-from pgflow_prefect.deployment.disagreements import ShownFlowRun, ShownTaskRun
+from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
 from pgflow_prefect.execution.states import is_cancelled
 
 PAGE = 200

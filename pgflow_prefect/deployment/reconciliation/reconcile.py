@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import StateType
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
-from pgflow_prefect.deployment.comparison import (
+from pgflow_prefect.deployment.reconciliation.comparison import (
     View,
     compare,
     compare_without_prefect,
@@ -19,17 +19,17 @@ from pgflow_prefect.deployment.comparison import (
     is_settled,
     list_dead,
 )
-from pgflow_prefect.deployment.disagreements import Disagreement, ShownFlowRun, ShownTaskRun
-from pgflow_prefect.deployment.prefect_view import (
+from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, ShownFlowRun, ShownTaskRun
+from pgflow_prefect.deployment.reconciliation.prefect_view import (
     list_open_flow_runs,
     read_flow_runs,
     read_open_task_runs,
     read_task_runs,
 )
-from pgflow_prefect.deployment.repair import repair
-from pgflow_prefect.deployment.strangers import compare_stranger
-from pgflow_prefect.deployment.submission import translate_prefect_errors
+from pgflow_prefect.deployment.reconciliation.repair import repair
+from pgflow_prefect.deployment.reconciliation.strangers import compare_stranger
 from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
 GRACE = 10.0

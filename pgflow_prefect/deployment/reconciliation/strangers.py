@@ -5,8 +5,8 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import StateType
 
-from pgflow_prefect.deployment.comparison import START
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.comparison import START
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     Disagreement,
     Kind,
     SetFlowRun,

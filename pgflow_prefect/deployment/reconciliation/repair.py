@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import Constant, FlowRunResult, Parameter, S
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     Action,
     CancelRun,
     CreateTaskRun,
@@ -18,9 +18,9 @@ from pgflow_prefect.deployment.disagreements import (
     SetTaskRun,
     Target,
 )
-from pgflow_prefect.deployment.submission import translate_prefect_errors
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.prefect_engine import EDGES, find_task_run_id
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 
 
 async def repair(store: Store, client: PrefectClient, disagreement: Disagreement) -> Disagreement:

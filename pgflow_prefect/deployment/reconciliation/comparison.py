@@ -11,7 +11,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import StateType
 
 from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
-from pgflow_prefect.deployment.disagreements import (
+from pgflow_prefect.deployment.reconciliation.disagreements import (
     Action,
     CancelRun,
     CreateTaskRun,

@@ -1,0 +1,50 @@
+"""From what Prefect's API answers to our errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+from prefect.exceptions import ObjectAlreadyExists, ObjectLimitReached, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+from pgflow_prefect.errors import PrefectRefusedError, PrefectUnavailableError
+
+_REFUSALS = range(400, 500)
+_OF_THE_MOMENT = frozenset({401, 403, 408, 425, 429})
+"""Of those, what another key, or a later moment, may change: nothing that a run should fail for."""
+
+
+@contextmanager
+def translate_prefect_errors(what: str = "this") -> Iterator[None]:
+    """Raise what Prefect's API answers as an error of this package; `what` was asked of it.
+
+    Raises:
+        PrefectUnavailableError: it does not answer, or can't do so at this moment.
+        PrefectRefusedError: it refuses, and would so again.
+    """
+    try:
+        yield
+    except (ObjectAlreadyExists, ObjectLimitReached) as error:
+        raise PrefectRefusedError(f"Prefect refuses {what}: {error}") from error
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        if code in _REFUSALS and code not in _OF_THE_MOMENT:
+            raise PrefectRefusedError(f"Prefect refuses {what}: {_find_reason(error.response)}") from error
+        raise unavailable(f"it answers {code}, {_find_reason(error.response)}") from error
+    except httpx.TransportError as error:
+        raise unavailable(str(error) or type(error).__name__) from error
+
+
+def unavailable(reason: str) -> PrefectUnavailableError:
+    """Return the error that says that Prefect's API can't be used, why, and what to do."""
+    return PrefectUnavailableError(
+        f"Prefect's API at {get_current_settings().api.url} can't be used: {reason}; "
+        "start it with `prefect server start`, or correct PREFECT_API_URL"
+    )
+
+
+def _find_reason(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return response.reason_phrase or f"HTTP {response.status_code}"
