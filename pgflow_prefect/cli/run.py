@@ -12,13 +12,14 @@ from cyclopts import Parameter
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.cli.progress import make_view
-from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.cancellation import execute_until_cancelled
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
+from pgflow_prefect.execution.host import Host, open_host
 from pgflow_prefect.execution.in_process import (
     connect_to_prefect,
     create_flow_run,
-    execute_flow_run,
     has_server,
     run_event_loop,
 )
@@ -91,33 +92,32 @@ def read_payload(argument: str) -> str:
 
 
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
-    async with open_store(settings) as store:
-        definition = await store.load_definition(slug)
+    async with open_host(settings) as host:
+        definition = await host.store.load_definition(slug)
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
             raise InvalidDefinitionError(slug, problems)
         workflow, source = load_workflow(slug, handlers)
         if problems := workflow.find_problems(definition):
             raise InvalidDefinitionError(slug, problems)
-        return await _execute(settings, store, workflow, source, payload=payload, run_id=uuid4(), json=json)
+        return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
 async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool, force: bool) -> int:
-    async with open_store(settings) as store:
-        found = await store.read_run(run_id)
+    async with open_host(settings) as host:
+        found = await host.store.read_run(run_id)
         if found.status is Status.COMPLETED and json:
             return _report(found, None, json=json)
         if found.status is Status.COMPLETED:
             out.print(f"run {run_id} is completed: nothing to do", markup=False)
             return 0
         workflow, source = load_workflow(found.workflow_slug, handlers)
-        if problems := workflow.find_problems(await store.load_run_definition(run_id)):
+        if problems := workflow.find_problems(await host.store.load_run_definition(run_id)):
             raise InvalidDefinitionError(found.workflow_slug, problems)
-        return await _execute(settings, store, workflow, source, payload=None, run_id=run_id, json=json, force=force)
+        return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force)
 
 
 async def _execute(
-    settings: Settings,
-    store: Store,
+    host: Host,
     workflow: Workflow,
     source: str,
     *,
@@ -127,7 +127,8 @@ async def _execute(
     force: bool = False,
 ) -> int:
     view = make_view(quiet=json)
-    flow = workflow.make_flow(settings, view.observe)
+    store = host.store
+    flow = workflow.make_flow(host.settings, view.observe, host)
     if not has_server():
         err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
     async with connect_to_prefect() as client:  # before there is a run that nobody would execute
@@ -146,7 +147,7 @@ async def _execute(
                 if created.url:
                     out.print(f"in Prefect: {created.url}", markup=False)
             with view.show(steps):
-                state = await execute_flow_run(flow, created.flow_run)
+                state = await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
         except BaseException:
             if not json:
                 out.print(f"run {run_id} is pending; go on with it: pgflow-prefect run --resume {run_id}", markup=False)

@@ -92,10 +92,16 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
         min_size=1,
         max_size=size,
         timeout=timeout,
+        configure=_ignore_notifications,
         open=False,
     )
     async with pool:
         yield pool
+
+
+async def _ignore_notifications(connection: Connection) -> None:
+    """Drop what a pooler may deliver to a connection that never listened; psycopg would keep it until somebody asks."""
+    connection.add_notify_handler(lambda notification: None)
 
 
 def create_database(dsn: str, name: str) -> str:

@@ -16,11 +16,9 @@ from pgflow_prefect.deployment.intake import Intake
 from pgflow_prefect.deployment.submission import create_submission
 from pgflow_prefect.deployment.upkeep import keep_reconciled, name_older_runs
 from pgflow_prefect.errors import (
-    DatabaseUnavailableError,
     DeploymentGoneError,
     PgflowPrefectError,
     PrefectRefusedError,
-    PrefectUnavailableError,
 )
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.settings import Settings
@@ -121,7 +119,7 @@ class Bridge:
                 await self.refresh()
                 for flow_run in await wishes.find([*self.deployments.values()], []):
                     await wishes.fulfil(flow_run)
-            except (PrefectUnavailableError, DatabaseUnavailableError, PrefectRefusedError) as error:
+            except PgflowPrefectError as error:
                 _logger.warning("not watching Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -20,11 +21,17 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import UnknownRunError
+from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.host import Host
+from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.execution.states import is_cancelled
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
+from pgflow_prefect.workflow import AsyncFlow
+
+POLL_INTERVAL = 2.0
+"""Seconds between two looks at what somebody pressed in Prefect's UI. Its events may get lost; this decides."""
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +80,21 @@ class CancelWishes:
                 return False
         return former.state is not None and is_cancelled(former.state)
 
+    async def stop(self, host: Host, run_id: UUID) -> None:
+        """Cancel a run that this process executes; its flow run says so itself when it has stopped."""
+        await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
+        host.end(run_id)
+
+    async def watch(self, host: Host, flow_run_id: UUID, run_id: UUID) -> None:
+        """Stop the one run that this process executes when somebody cancels it; until then, go on for ever."""
+        while True:
+            await anyio.sleep(POLL_INTERVAL)
+            try:
+                if await self.find([], [flow_run_id]):
+                    await self.stop(host, run_id)
+            except PgflowPrefectError as error:
+                _logger.info("not watching for what is cancelled in Prefect: %s", error)
+
     async def fulfil(self, flow_run: FlowRun) -> None:
         """Cancel the run of a flow run that nobody executes any more, and say so in Prefect."""
         given = flow_run.parameters.get("run_id")
@@ -91,6 +113,21 @@ class CancelWishes:
                 flow_run.id, Cancelled(message="nobody was executing it any more"), force=True
             )
         _logger.info("run %s: cancelled, as wished in Prefect", run_id)
+
+
+async def execute_until_cancelled(
+    host: Host, client: PrefectClient, flow: AsyncFlow, flow_run: FlowRun, run_id: UUID
+) -> State[Any]:
+    """Execute a flow run in this process, stop it when somebody cancels it, and return its final state."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(CancelWishes(host.store, client).watch, host, flow_run.id, run_id)
+        try:
+            return await execute_flow_run(flow, flow_run)
+        except Exception as error:  # noqa: BLE001  raised below: here, the group would wrap it
+            failure = error
+        finally:
+            group.cancel_scope.cancel()
+    raise failure
 
 
 async def show_cancelled(client: PrefectClient, run: Run) -> None:

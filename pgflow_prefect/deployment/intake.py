@@ -41,8 +41,8 @@ class Intake:
     adopt: bool
     workflow_slugs: Collection[str]
     bell: Bell
-    stopped: bool = False
     busy: int = 0
+    stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
 
     @property
@@ -50,9 +50,14 @@ class Intake:
         """Slots that nothing occupies."""
         return max(0, self.slots - self.busy)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be taken."""
+        return self.stopping.is_set()
+
     def stop(self) -> None:
         """Take nothing more."""
-        self.stopped = True
+        self.stopping.set()
         self.bell.ring()
 
     @contextmanager

@@ -1,7 +1,8 @@
 """A process that executes runs itself: those that SQL started, and those that Prefect wants done."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -15,13 +16,12 @@ from prefect.states import Pending
 from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.notifications import Bell, listen
-from pgflow_prefect.deployment.cancellation import CancelWishes
+from pgflow_prefect.deployment.cancellation import POLL_INTERVAL, CancelWishes
 from pgflow_prefect.deployment.deployments import Deployed, register
 from pgflow_prefect.deployment.intake import Intake
 from pgflow_prefect.deployment.submission import create_submission
 from pgflow_prefect.deployment.upkeep import keep_reconciled
 from pgflow_prefect.errors import (
-    DatabaseUnavailableError,
     DeploymentGoneError,
     PgflowPrefectError,
     PrefectRefusedError,
@@ -30,12 +30,11 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.flow import find_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.workflow import AsyncFlow, Workflow
 
-POLL_INTERVAL = 2.0
-"""Seconds between two looks at what somebody pressed in Prefect's UI. Its events may get lost; this decides."""
+_PATIENCE = 10.0  # seconds for a question to Prefect: its client goes on asking for a minute where nobody answers
 
 _logger = logging.getLogger(__name__)
 
@@ -96,9 +95,10 @@ class Worker:
         settings = self.host.settings
         async with anyio.create_task_group() as background:
             background.start_soon(self._listen)
-            background.start_soon(self._watch_prefect, background)
+            background.start_soon(self._watch_cancellations)
             background.start_soon(self._reconcile, settings.reconcile_interval)
             async with anyio.create_task_group() as executing:
+                executing.start_soon(self._watch_schedule, executing)
                 await self.intake.run(executing)
                 _logger.info("draining: %d runs under way", self.intake.busy)
             background.cancel_scope.cancel()
@@ -121,7 +121,7 @@ class Worker:
     async def _reconcile(self, interval: float) -> None:
         await keep_reconciled(self.host.store, self.client, self._reconcile_bell, interval)
 
-    async def _watch_prefect(self, group: TaskGroup) -> None:
+    async def _watch_cancellations(self) -> None:
         while True:
             try:
                 deployments = [each.id for each in self.deployments.values()]
@@ -129,23 +129,32 @@ class Worker:
                     if (run_id := self._executing.get(flow_run.id)) is None:
                         await self._wishes.fulfil(flow_run)
                     else:
-                        await self._cancel(run_id)
-                if self.intake.free and not self.intake.stopped:
-                    await self._take_scheduled(group)
-            except (PrefectUnavailableError, PrefectRefusedError, DatabaseUnavailableError) as error:
-                _logger.warning("not watching Prefect: %s", error)
+                        await self._wishes.stop(self.host, run_id)
+            except PgflowPrefectError as error:
+                _logger.warning("not watching for what is cancelled in Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
+
+    async def _watch_schedule(self, group: TaskGroup) -> None:
+        while not self.intake.stopped:
+            try:
+                await self._take_scheduled(group)
+            except PgflowPrefectError as error:
+                _logger.warning("not watching Prefect's schedule: %s", error)
+            with anyio.move_on_after(POLL_INTERVAL):
+                await self.intake.stopping.wait()
 
     async def _take_scheduled(self, group: TaskGroup) -> None:
         """Execute what Prefect has scheduled, a Run, a Retry or a schedule, unless a work pool is to do it."""
         ours = {each.id: slug for slug, each in self.deployments.items() if each.work_pool is None}
-        if not ours:
+        if not ours or not self.intake.free:
             return
-        with translate_prefect_errors():
+        with translate_prefect_errors(), _bounded():
             scheduled = await self.client.get_scheduled_flow_runs_for_deployments(
                 [*ours], scheduled_before=datetime.now(UTC), limit=self.intake.free
             )
         for flow_run in scheduled:
+            if self.intake.stopped:
+                return
             if flow_run.id not in self._executing and await self._claim(flow_run):
                 assert flow_run.deployment_id is not None
                 group.start_soon(self._execute_scheduled, ours[flow_run.deployment_id], flow_run)
@@ -162,28 +171,41 @@ class Worker:
     # One run
 
     async def _execute_taken(self, taken: TakenRun) -> None:
+        # It may take Prefect longer than a lease to create a flow run and to let it begin.
+        with self.host.reserve(taken.run_id, taken.epoch):
+            flow_run = await self._submit(taken)
+            # Where PostgreSQL was away for longer than a lease, this process may have taken it a second time.
+            if flow_run is not None and flow_run.id not in self._executing:
+                await self._execute(taken.workflow_slug, flow_run, taken.run_id)
+
+    async def _submit(self, taken: TakenRun) -> FlowRun | None:
+        """Create the flow run of a run, and link it; None where there is nothing to execute."""
         store = self.host.store
         try:
-            if await self._wishes.was_cancelled(taken.former_flow_run_id):
+            with _bounded():
+                was_cancelled = await self._wishes.was_cancelled(taken.former_flow_run_id)
+            if was_cancelled:
                 await store.cancel_run(taken.run_id, f"{CANCELLED} in Prefect")
-                return
+                return None
             deployment = self.deployments[taken.workflow_slug]
-            flow_run = await create_submission(self.client, deployment.id, taken, Pending())
+            with _bounded():
+                flow_run = await create_submission(self.client, deployment.id, taken, Pending())
         except PrefectRefusedError as error:
             await store.cancel_run(taken.run_id, str(error))
-            return
+            return None
         except DeploymentGoneError:
             await store.release_run(taken.run_id, taken.epoch)
             await self._deploy(taken.workflow_slug)
-            return
+            return None
         except PrefectUnavailableError:
             await store.release_run(taken.run_id, taken.epoch)
             raise
-        if await store.link_flow_run(taken.run_id, taken.epoch, flow_run.id, queued=False):
-            _logger.info("run %s of %r, flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
-            if taken.former_flow_run_id is not None:
-                self._reconcile_bell.ring()  # it may still be shown as running
-            await self._execute(taken.workflow_slug, flow_run, taken.run_id)
+        if not await store.link_flow_run(taken.run_id, taken.epoch, flow_run.id, queued=False):
+            return None
+        _logger.info("run %s of %r, flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
+        if taken.former_flow_run_id is not None:
+            self._reconcile_bell.ring()  # it may still be shown as running
+        return flow_run
 
     async def _execute_scheduled(self, slug: str, flow_run: FlowRun) -> None:
         with self.intake.slot():
@@ -193,6 +215,8 @@ class Worker:
             await self._execute(slug, flow_run, run_id)
 
     async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID) -> None:
+        if flow_run.id in self._executing:
+            return  # creating it took longer than the lease, and this worker has taken the run again meanwhile
         self._executing[flow_run.id] = run_id
         try:
             state = await execute_flow_run(self._flows[slug], flow_run)
@@ -202,7 +226,7 @@ class Worker:
             self._reconcile_bell.ring()
             await self._release(run_id, flow_run.id)
         finally:
-            del self._executing[flow_run.id]
+            self._executing.pop(flow_run.id, None)
 
     async def _release(self, run_id: UUID, flow_run_id: UUID) -> None:
         """Hand a run back that nobody executes here any more."""
@@ -213,14 +237,23 @@ class Worker:
         except PgflowPrefectError as error:
             _logger.warning("run %s could not be handed back: %s", run_id, error)  # its lease runs out
 
-    async def _cancel(self, run_id: UUID) -> None:
-        await self.host.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
-        self.host.end(run_id)
-
     async def _deploy(self, slug: str) -> None:
         workflow, source = self.workflows[slug]
         definition = await self.host.store.load_definition(slug)
         self.deployments[slug] = await register(self.client, workflow, definition, source)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Ask Prefect something, and wait for its answer for a short time only.
+
+    Raises:
+        PrefectUnavailableError: there was none.
+    """
+    with anyio.move_on_after(_PATIENCE) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise unavailable(f"no answer in {_PATIENCE:g} s")
 
 
 def _describe(error: Exception) -> str:

@@ -113,6 +113,15 @@ class Host:
     _drained: bool = False
 
     @contextmanager
+    def reserve(self, run_id: UUID, epoch: int) -> Iterator[None]:
+        """Hold a run that was reserved just now, until its flow run takes it, or for as long as the block takes."""
+        self.keeper.hold(run_id, epoch, lambda _: None)
+        try:
+            yield
+        finally:
+            self.keeper.drop(run_id, epoch)
+
+    @contextmanager
     def execute(self, run_id: UUID, epoch: int) -> Iterator[ActiveRun]:
         """Hold a run that was taken just now, for as long as the block takes."""
         loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, find_only_run, wait_until
 from tests.conftest import Connection
 from tests.engine import column, get_run, get_state, run_workflow, statuses, value
 
@@ -59,6 +59,21 @@ def test_cancel_stops_what_is_under_way(
     assert cli("retry", str(run_id)).code == 0
     wait_until(lambda: get_run(db, run_id).status == "completed", "after a retry, it completes")
     assert cli.executions() == ["a", "b", "b", "c"]
+
+
+def test_cancel_stops_a_run_of_the_command_line(
+    cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    cli.write("gate")
+    process = cli.start("run", chain)
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    run_id = find_only_run(db)
+    prefect.press("Cancel", prefect.find_flow_run(run_id)["id"])
+
+    _, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, err) == (1, f"error: run {run_id} failed: cancelled in Prefect\n")
+    assert statuses(db, run_id) == {"a": "completed", "b": "failed"}
+    prefect.await_state(run_id, "Cancelled")
 
 
 def test_a_cancelled_run_whose_process_is_gone_is_not_taken_over(
