@@ -105,6 +105,22 @@ COMMENT ON FUNCTION pgflow_prefect.is_leased(timestamptz, double precision) IS
     'True while a lease holds; for one lease length (in seconds) after the server''s start, every lease does.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.how_held(owner pgflow_prefect.owners, epoch int, lease double precision)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE WHEN owner.run_id IS NULL THEN NULL
+                WHEN owner.epoch <> how_held.epoch OR owner.lease_until = '-infinity' THEN 'released'
+                WHEN owner.lease_until = 'infinity' THEN 'queued'
+                WHEN pgflow_prefect.is_leased(owner.lease_until, lease) THEN 'leased'
+                ELSE 'expired' END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.how_held(pgflow_prefect.owners, int, double precision) IS
+    'How the owner holds a run that is in this epoch: leased, queued in Prefect, expired, or released; NULL: never.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_run(
     run_id uuid, flow_run_id uuid, held_by text, lease double precision, max_recoveries int,
     force boolean DEFAULT false
@@ -132,14 +148,12 @@ BEGIN
                       HINT = format('Its lease ends at %s, unless it is extended.', owner.lease_until);
         END IF;
         recoveries := owner.recoveries;
-        IF NOT pgflow_prefect.is_leased(owner.lease_until, lease) AND owner.lease_until > '-infinity' THEN
-            IF owner.flow_run_id IS NULL THEN
-                -- Reserved, and nobody has begun to execute it: the same epoch again, so that a flow run which was
-                -- created under its idempotency key is found, and not made twice.
-                taken := run.epoch;
-            ELSE
-                recoveries := CASE WHEN run.remaining < owner.remaining THEN 1 ELSE owner.recoveries + 1 END;
-            END IF;
+        IF owner.flow_run_id IS NULL AND NOT pgflow_prefect.is_leased(owner.lease_until, lease) THEN
+            -- Reserved, and nobody has begun to execute it: the same epoch again, so that a flow run which was
+            -- created under its idempotency key, though the answer was lost, is found and not made twice.
+            taken := run.epoch;
+        ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) = 'expired' THEN
+            recoveries := CASE WHEN run.remaining < owner.remaining THEN 0 ELSE owner.recoveries + 1 END;
         END IF;
         IF recoveries > max_recoveries THEN
             PERFORM pgflow.cancel_run(run.id, format(
@@ -467,7 +481,7 @@ BEGIN
     FOR created IN
         SELECT oid FROM pg_catalog.pg_proc
         WHERE pronamespace = 'pgflow_prefect'::regnamespace AND proacl IS NULL AND proname IN (
-            'adapter_version', 'is_leased', 'take_run', 'note_flow_run', 'create_run', 'take_runs', 'link_flow_run',
+            'adapter_version', 'is_leased', 'how_held', 'take_run', 'note_flow_run', 'create_run', 'take_runs', 'link_flow_run',
             'extend_leases', 'release_run', 'enable_workflow', 'is_stale', 'claim_step', 'note_state',
             'complete_step', 'fail_step')
     LOOP

@@ -121,11 +121,7 @@ SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
-       CASE WHEN o.run_id IS NULL THEN NULL
-            WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
-            WHEN o.lease_until = 'infinity' THEN 'queued'
-            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
-            ELSE 'expired' END AS held
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
 FROM pgflow.runs r
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE r.id = %(run_id)s
@@ -136,11 +132,7 @@ SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
-       CASE WHEN o.run_id IS NULL THEN NULL
-            WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
-            WHEN o.lease_until = 'infinity' THEN 'queued'
-            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
-            ELSE 'expired' END AS held
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
 FROM pgflow.runs r
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
@@ -216,10 +208,7 @@ LIMIT %(limit)s
 -- These runs with all their flow runs, as far as somebody has taken them.
 SELECT r.id, r.workflow_slug, r.status, r.error_message, r.finished_at, o.epoch, o.taken_at, clock_timestamp() AS now,
        CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS flow_run_id,
-       CASE WHEN o.epoch <> r.epoch OR o.lease_until = '-infinity' THEN 'released'
-            WHEN o.lease_until = 'infinity' THEN 'queued'
-            WHEN pgflow_prefect.is_leased(o.lease_until, %(lease)s) THEN 'leased'
-            ELSE 'expired' END AS held,
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held,
        ARRAY(SELECT DISTINCT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.id) AS flow_run_ids
 FROM pgflow_prefect.owners o
 JOIN pgflow.runs r ON r.id = o.run_id

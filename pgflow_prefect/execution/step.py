@@ -114,7 +114,7 @@ class Step:
         except RunNotPendingError as error:
             return Cancelled(message=str(error))
         except SupersededError as error:
-            return superseded(str(error))
+            return self._give_up(str(error))
         except TransientError as error:
             return Crashed(message=str(error))
         except _StoppedError as error:
@@ -155,16 +155,23 @@ class Step:
         )
         try:
             async with transaction:
-                return await self._complete(claim, await self._work(claim, context), transaction)
+                result = await self._work(claim, context)
+                report = await self._complete(claim, result, transaction)
+            if transaction.is_open and report.status is Status.PENDING:
+                # Refused, and its count as a stale write was rolled back with the rest: this one is refused, too.
+                report = await self.mirror.complete(
+                    self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt
+                )
+            return report
         except Exception as error:
             if transaction.lost and await backoff.pause(error):
                 return None
             if isinstance(error, TransientError | _StoppedError):
                 raise  # not of the handler's making: its work is done, and not to be done again for this
-            report = await self._fail(claim, error)
-            if report is None or report.status is Status.FAILED:
+            failed = await self._fail(claim, error)
+            if failed is None or failed.status is Status.FAILED:
                 raise
-            return report
+            return failed
 
     async def _work(self, claim: Claim, context: StepContext) -> str:
         timeout = self.handler.policy.timeout_seconds
@@ -220,7 +227,11 @@ class Step:
             return None
         if report.status is Status.FAILED:
             return Cancelled(message=report.error_message)
-        return superseded(str(SupersededError(self.mirror.run_id)))
+        return self._give_up(f"its report was refused: {SupersededError(self.mirror.run_id)}")
+
+    def _give_up(self, reason: str) -> State[None]:
+        get_run_logger().warning("step %r: %s", self.slug, reason)
+        return superseded(reason)
 
 
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
