@@ -260,7 +260,7 @@ COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double 
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_run(
-    run_id uuid, epoch int, flow_run_id uuid, queued boolean
+    run_id uuid, epoch int, flow_run_id uuid, held_by text, queued boolean
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -270,17 +270,19 @@ BEGIN
     UPDATE pgflow_prefect.owners o
     SET flow_run_id = link_flow_run.flow_run_id,
         lease_until = CASE WHEN queued THEN 'infinity' ELSE o.lease_until END
-    WHERE o.run_id = link_flow_run.run_id AND o.epoch = link_flow_run.epoch AND o.flow_run_id IS NULL;
+    WHERE o.run_id = link_flow_run.run_id AND o.epoch = link_flow_run.epoch AND o.flow_run_id IS NULL
+      AND o.held_by = link_flow_run.held_by; -- a reservation that ran out keeps its epoch, but not its holder
     IF FOUND THEN
         PERFORM pgflow_prefect.note_flow_run(run_id, epoch, flow_run_id);
         RETURN true;
     END IF;
     RETURN EXISTS (SELECT FROM pgflow_prefect.owners o
-                   WHERE o.run_id = link_flow_run.run_id AND o.flow_run_id = link_flow_run.flow_run_id);
+                   WHERE o.run_id = link_flow_run.run_id AND o.flow_run_id = link_flow_run.flow_run_id
+                     AND o.held_by = link_flow_run.held_by);
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.link_flow_run(uuid, int, uuid, boolean) IS
+COMMENT ON FUNCTION pgflow_prefect.link_flow_run(uuid, int, uuid, text, boolean) IS
     'Names the flow run that a reserved run was reserved for (queued: the lease has no end, Prefect decides when it '
     'starts); false where somebody else has taken the run meanwhile.';
 

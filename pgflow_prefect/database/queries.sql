@@ -74,7 +74,7 @@ FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_
 
 -- link_flow_run --
 -- Name the flow run that a run was reserved for.
-SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(queued)s) AS linked
+SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(held_by)s, %(queued)s) AS linked
 
 -- release_run --
 -- Hand a run back.

@@ -87,6 +87,7 @@ class StepTransaction:
     async and sync handlers are executed.
 
     Attributes:
+        committed: the step's completion was accepted, and all that was written with it.
         lost: after the block: PostgreSQL ended the transaction for a reason of the moment, and the step may be
             executed again.
     """
@@ -102,7 +103,7 @@ class StepTransaction:
         self._on_loop: _LoopTransaction | None = None
         self._opening_in_thread = threading.Lock()
         self._opening_on_loop = asyncio.Lock()
-        self._asked = self._ended = self._abandoned = self.lost = False
+        self._asked = self._ended = self._abandoned = self.committed = self.lost = False
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -195,6 +196,7 @@ class StepTransaction:
                 row = await opened.complete(parameters)
             else:
                 row = await _run_in_thread(partial(opened.complete, parameters))
+        self.committed = row is not None and bool(row["accepted"])
         return Report.model_validate(row)
 
     def _check(self, connection: SyncConnection | AsyncConnection) -> None:

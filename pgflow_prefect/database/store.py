@@ -174,7 +174,14 @@ class Store:
             flow_run_id: what was created for it.
             queued: Prefect decides when it starts, and there is no lease until then.
         """
-        rows = await self._fetch("link_flow_run", run_id=run_id, epoch=epoch, flow_run_id=flow_run_id, queued=queued)
+        rows = await self._fetch(
+            "link_flow_run",
+            run_id=run_id,
+            epoch=epoch,
+            flow_run_id=flow_run_id,
+            held_by=self.tenure.held_by,
+            queued=queued,
+        )
         return bool(rows[0]["linked"])
 
     async def release_run(self, run_id: UUID, epoch: int) -> None:

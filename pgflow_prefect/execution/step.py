@@ -157,12 +157,6 @@ class Step:
             async with transaction:
                 result = await self._work(claim, context)
                 report = await self._complete(claim, result, transaction)
-            if transaction.is_open and report.status is Status.PENDING:
-                # Refused, and its count as a stale write was rolled back with the rest: this one is refused, too.
-                report = await self.mirror.complete(
-                    self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt
-                )
-            return report
         except Exception as error:
             if transaction.lost and await backoff.pause(error):
                 return None
@@ -172,6 +166,10 @@ class Step:
             if failed is None or failed.status is Status.FAILED:
                 raise
             return failed
+        if transaction.is_open and not transaction.committed:
+            # Refused, and if it was a stale write, its count was rolled back with the rest: refused once more.
+            return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+        return report
 
     async def _work(self, claim: Claim, context: StepContext) -> str:
         timeout = self.handler.policy.timeout_seconds
