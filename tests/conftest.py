@@ -10,7 +10,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 from pgflow_prefect.deployment.prefect_server import prefect_server
@@ -34,7 +34,7 @@ os.environ |= {
 
 # What the person who runs the tests has set for the real thing is none of the tests' business.
 for name in [*os.environ]:
-    if name.startswith("PG") and name != "PGFLOW_TEST_DSN":
+    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGFLOW_TEST_POOLER"}:
         del os.environ[name]
 
 
@@ -53,6 +53,15 @@ def server_dsn() -> Iterator[str]:
         server = start_embedded(Path(directory) / "data")
         yield server.get_uri()
         stop_embedded(server)
+
+
+def route(dsn: str) -> str:
+    """Return how the product is to reach a database: through the pooler that PGFLOW_TEST_POOLER names, if it does.
+
+    The variable has what differs, such as `host=/run/pooler port=6432`. The tests themselves go past the pooler.
+    """
+    pooler = conninfo_to_dict(os.environ.get("PGFLOW_TEST_POOLER", ""))
+    return make_conninfo(dsn, **{name: str(text) for name, text in pooler.items()})
 
 
 def execute(dsn: str, statement: sql.SQL | sql.Composed) -> None:
@@ -99,6 +108,12 @@ def empty_dsn(make_database: Callable[[str | None], str]) -> str:
 def dsn(make_database: Callable[[str | None], str], template: str) -> str:
     """A database of this test's own, with the engine's and the adapter's schema."""
     return make_database(template)
+
+
+@pytest.fixture
+def product_dsn(dsn: str) -> str:
+    """This test's database, as the product is to reach it."""
+    return route(dsn)
 
 
 @pytest.fixture

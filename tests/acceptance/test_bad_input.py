@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from tests.acceptance.conftest import CommandLine, PrefectView, wait_until
-from tests.conftest import Connection
+from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define
 
 SECRET = "s3cr3t-of-the-test"  # noqa: S105
@@ -88,7 +88,7 @@ def test_a_malformed_dsn_is_not_repeated(outside: CommandLine, malformed: str) -
 
 
 def test_a_database_without_the_schema_says_which_command_installs_it(outside: CommandLine, empty_dsn: str) -> None:
-    refused = outside("runs", "--dsn", empty_dsn)
+    refused = outside("runs", "--dsn", route(empty_dsn))
 
     assert refused.code == 1
     assert refused.find_error().endswith("run `pgflow-prefect init` first")
@@ -158,10 +158,10 @@ def test_a_cycle_is_named_and_nothing_runs(outside: CommandLine, empty_dsn: str,
     with psycopg.connect(empty_dsn, autocommit=True) as db:
         db.execute(SEED.read_bytes())
         define(db, "looped", {"a": ["c"], "b": ["a"], "c": ["b"], "d": []})
-        installed = outside("init", "--dsn", empty_dsn)
+        installed = outside("init", "--dsn", route(empty_dsn))
         results = [
-            outside("run", "looped", "--dsn", empty_dsn, PREFECT_API_URL=prefect_api),
-            outside("graph", "looped", "--dsn", empty_dsn),
+            outside("run", "looped", "--dsn", route(empty_dsn), PREFECT_API_URL=prefect_api),
+            outside("graph", "looped", "--dsn", route(empty_dsn)),
         ]
 
         assert installed.code == 0

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.acceptance.conftest import CHAIN_HANDLERS, TIMEOUT, CommandLine, wait_until
-from tests.conftest import Connection
+from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define, value
 
 ENABLED = "SELECT workflow_slug FROM pgflow_prefect.enabled_workflows WHERE enabled ORDER BY 1"
@@ -172,7 +172,7 @@ def test_several_workflows_are_deployed_from_one_file(cli: CommandLine, db: Conn
 
 def test_deploy_asks_for_a_server_that_stays(outside: CommandLine, dsn: str) -> None:
     for command in ("deploy", "import"):
-        refused = outside(command, "chain", "--dsn", dsn, *(["--deploy"] if command == "import" else []))
+        refused = outside(command, "chain", "--dsn", route(dsn), *(["--deploy"] if command == "import" else []))
 
         assert refused.code == 2
         assert "PREFECT_API_URL is not set, and a deployment needs a Prefect server" in refused.find_error()

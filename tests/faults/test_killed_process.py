@@ -36,7 +36,7 @@ def test_a_run_whose_process_was_killed_goes_on_where_it_was(
     gate.unlink()
     resumed = cli("run", "--resume", str(run_id))
 
-    assert (resumed.code, resumed.err) == (0, "")
+    assert resumed.code == 0, resumed.err  # it may have said that it waits for the lease to run out
     assert cli.executions() == ["a", "b", "b", "c"], "what was completed is not executed again"
     assert get_run(db, run_id).status == "completed"
     assert [get_state(db, run_id, step).attempts for step in "abc"] == [1, 2, 1]

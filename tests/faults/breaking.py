@@ -1,0 +1,53 @@
+"""Breaks on purpose what keeps two owners of a run apart, so that the storm's check has something to find.
+
+Each fence has another one behind it. What is to be expected when the first so many of them are open; the last level is
+the one that the tests look at:
+
+1. the lease: workers take each other's runs, and their own, while these work on them, all the time. So much that some
+   runs never get done, and yet nothing is done twice: claims and reports of a former owner are refused for its epoch.
+2. the epoch as well: the former owners go on. Still one report a step is accepted, that of the latest attempt.
+3. the attempt as well: now the first report wins, whichever attempt it is of. The check sees rows of an older one.
+4. "the first report wins" as well, in `complete_step`: a step is completed twice, and its run counts it twice. Not one
+   with rows of its own, though:
+5. the look at the state before a completion that commits together with rows. Without it, these are there twice, too.
+"""
+
+import psycopg
+
+_LEASE = """
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_leased(lease_until timestamptz, lease double precision) RETURNS boolean
+LANGUAGE sql STABLE AS 'SELECT false'
+"""
+
+_STALE = """
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_stale(run_id uuid, epoch int) RETURNS boolean
+LANGUAGE sql VOLATILE AS 'SELECT false'
+"""
+
+_FENCES = (
+    ("pgflow.claim_step(uuid, text, int, text[], boolean)", "claim_step.epoch <> run.epoch", "false"),
+    ("pgflow.complete_step(uuid, text, jsonb, int, int)", "complete_step.epoch = run.epoch", "true"),
+    (
+        "pgflow.complete_step(uuid, text, jsonb, int, int)",
+        "complete_step.attempt = s.attempts AND s.started_at IS NOT NULL",
+        "true",
+    ),
+    ("pgflow.complete_step(uuid, text, jsonb, int, int)", "AND s.status = 'pending'", ""),
+    ("pgflow.start_step(uuid, text)", "IF FOUND THEN", "IF FOUND THEN state.status := 'pending';"),
+)
+"""Functions, what to look for in them, and what to put there instead."""
+
+LEVELS = 5
+
+
+def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int = LEVELS) -> None:
+    """Break the first so many of the fences, in this database only."""
+    connection.execute(_LEASE)
+    if level > 1:
+        connection.execute(_STALE)
+    for function, fence, gap in _FENCES[: max(0, level) and (0, 0, 2, 3, 4, 5)[level]]:
+        row = connection.execute("SELECT pg_get_functiondef(%s::regprocedure)", [function]).fetchone()
+        assert row is not None
+        definition = str(row[0])
+        assert definition.count(fence) == 1, f"{function} has changed: no longer {fence!r} in it"
+        connection.execute(definition.replace(fence, gap).encode())

@@ -1,0 +1,86 @@
+"""The storm's database: the product's two schemas, and tables that hold what is checked at the end."""
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from pgflow_prefect.shipped import shipped_path
+from tests.faults.workflows import Steps
+
+_PATIENCE = 60.0  # seconds for which a statement is tried again
+
+_OBSERVATIONS = """
+CREATE SCHEMA faults;
+-- Neither has a unique constraint: it would hide what this is here to show.
+CREATE TABLE faults.written (run_id uuid, step_slug text, attempt int);
+CREATE TABLE faults.completions (run_id uuid, step_slug text, attempts int);
+CREATE FUNCTION faults.note_completion() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO faults.completions VALUES (new.run_id, new.step_slug, new.attempts);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER note_completion AFTER UPDATE OF status ON pgflow.step_states FOR EACH ROW
+WHEN (new.status = 'completed') EXECUTE FUNCTION faults.note_completion();
+"""
+
+Row = tuple[object, ...]
+
+
+class Database:
+    """A connection that comes back when PostgreSQL does."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: psycopg.Connection[Row] | None = None
+
+    def connect(self) -> psycopg.Connection[Row]:
+        if self._connection is None:
+            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+        return self._connection
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+    def read(self, statement: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
+        """Return what a statement returns that may be executed twice."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self.connect().execute(statement, parameters).fetchall()
+            except psycopg.OperationalError:
+                self.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def install(self, workflows: Mapping[str, Steps]) -> None:
+        """Make everything that the storm needs, with all workflows defined and enabled."""
+        connection = self.connect()
+        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+            connection.execute(shipped_path("sql", script).read_bytes())
+        connection.execute(_OBSERVATIONS)
+        for slug, steps in workflows.items():
+            connection.execute("INSERT INTO pgflow.workflows VALUES (%s)", [slug])
+            for step in steps:
+                connection.execute("INSERT INTO pgflow.steps VALUES (%s, %s)", [slug, step])
+            for step, plan in steps.items():
+                for upstream in plan.upstream:
+                    connection.execute("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [slug, upstream, step])
+            connection.execute("SELECT pgflow_prefect.enable_workflow(%s)", [slug])
+
+    def start_run(self, workflow: str, run_id: UUID, number: int) -> None:
+        """Start a run; where the answer is lost, again: the same id makes no second one."""
+        payload = Jsonb({"number": number})
+        self.read("SELECT id FROM pgflow.run_workflow(%s, %s, %s)", [workflow, payload, run_id])
+
+    def list_pending(self) -> list[UUID]:
+        return [UUID(str(run_id)) for (run_id,) in self.read("SELECT id FROM pgflow.runs WHERE status = 'pending'")]
