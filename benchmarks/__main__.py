@@ -8,15 +8,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.bridge import measure_bridge
 from benchmarks.engine import measure_engine
 from benchmarks.measure import Report
 from benchmarks.translation import measure_translation
+from benchmarks.worker import measure_worker
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 
 # Each gets the connection string of a server that it may fill as it likes.
 SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "engine": measure_engine,
     "translation": measure_translation,
+    "worker": measure_worker,
+    "bridge": measure_bridge,
 }
 
 
