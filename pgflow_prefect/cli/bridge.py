@@ -5,6 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.store import open_store
@@ -26,6 +27,7 @@ def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)]
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
+    check_server()
     settings = make_settings(dsn)
     log_to_console()
 

@@ -111,7 +111,7 @@ def deploy(
 
 
 def check_server() -> None:
-    """Refuse to deploy to a server that ends with the command.
+    """Refuse to deploy to a server that ends with the command, and to wait for what people do there.
 
     Raises:
         UsageError: no server is configured.

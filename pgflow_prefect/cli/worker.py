@@ -7,6 +7,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
 from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
 from pgflow_prefect.deployment.upkeep import name_older_runs
@@ -45,6 +46,7 @@ def worker(
     if not found:
         raise UsageError(f"no handlers: name a file or module, or write one into {Path(DIRECTORY)}/")
     workflows = load_workflows(found)
+    check_server()
     settings = make_settings(dsn)
     log_to_console()
 

@@ -175,6 +175,14 @@ def test_without_handlers_a_worker_says_what_to_name(cli: CommandLine) -> None:
     assert (ended.code, ended.find_error()) == (2, "no handlers: name a file or module, or write one into flows/")
 
 
+@pytest.mark.parametrize("service", ["worker", "bridge"])
+def test_a_service_asks_for_a_server_that_stays(outside: CommandLine, service: str) -> None:
+    outside.write("flows/empty.py", "from pgflow_prefect import Workflow\nworkflow = Workflow('some')\n")
+    ended = outside(service)
+    assert ended.code == 2
+    assert "PREFECT_API_URL is not set" in ended.find_error()
+
+
 def test_without_prefect_a_worker_does_not_start(cli: CommandLine, chain: str) -> None:
     ended = cli("worker", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ended.code == 1
