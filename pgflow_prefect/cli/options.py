@@ -3,8 +3,9 @@
 from typing import Annotated
 
 from cyclopts import Parameter
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.settings import Settings
 
 Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database: postgresql://USER@HOST/DATABASE.")]
@@ -16,5 +17,14 @@ Handlers = Annotated[
 
 
 def make_settings(dsn: str | None) -> Settings:
-    """Return the settings of the environment, with this connection string where there is one."""
-    return Settings(dsn=SecretStr(dsn)) if dsn else Settings()
+    """Return the settings of the environment, with this connection string where there is one.
+
+    Raises:
+        UsageError: a variable has a value that it can't have.
+    """
+    try:
+        return Settings(dsn=SecretStr(dsn)) if dsn else Settings()
+    except ValidationError as error:
+        # Not pydantic's own message: that has the value.
+        problems = [f"PGFLOW_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
+        raise UsageError(f"the settings can't be used: {'; '.join(problems)}") from None

@@ -193,3 +193,9 @@ def test_handlers_that_can_not_be_loaded_start_no_run(
     assert "flows/unhandled.py" in refused.err
     assert count_runs(db) == 0
     assert prefect.count_flow_runs("unhandled") == 0
+
+
+def test_a_setting_that_can_t_be_is_named(cli: CommandLine) -> None:
+    refused = cli("runs", PGFLOW_LEASE="soon")
+    assert refused.code == 2
+    assert refused.find_error().startswith("the settings can't be used: PGFLOW_LEASE: Input should be a valid number")
