@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
@@ -101,10 +101,17 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
     raise UsageError(f"{source} has no handlers of workflow {workflow_slug!r}{suggest(workflow_slug, found)}: {there}")
 
 
+class _UncachedLoader(SourceFileLoader):
+    """Compiles the source each time: Python's cache takes a file of the same size and second for the same file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _load_file(path: Path) -> ModuleType:
     # A name of its own: the user's file may be called as a package is.
     name = f"pgflow_handlers_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=SourceFileLoader(name, str(path)))
+    spec = importlib.util.spec_from_file_location(name, path, loader=_UncachedLoader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

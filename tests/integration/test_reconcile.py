@@ -187,7 +187,7 @@ async def test_more_runs_than_fit_into_one_batch_are_all_looked_at(
 ) -> None:
     db.execute("SELECT pgflow.run_workflow(%s, '{}') FROM generate_series(1, 230)", (workflow.slug,))
     db.execute("SELECT pgflow_prefect.take_run(id, NULL, 'a bridge', 1, 3) FROM pgflow.runs")
-    db.execute("SELECT pgflow_prefect.link_flow_run(id, 1, gen_random_uuid(), true) FROM pgflow.runs")
+    db.execute("SELECT pgflow_prefect.link_flow_run(id, 1, gen_random_uuid(), 'a bridge', true) FROM pgflow.runs")
 
     found = await compare(store, client)
 

@@ -1,5 +1,6 @@
 """The file of a workflow's handlers: where it is looked for, how it is loaded, what is said when that fails."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +164,11 @@ def test_a_file_without_any_workflow_is_no_handlers_file(directory: Path) -> Non
     write(directory / "mine.py", "x = 1\n")
     with pytest.raises(UsageError, match=r"mine\.py has no handlers of workflow 'campaign': it has no Workflow at all"):
         load_workflow("campaign", "mine.py")
+
+
+def test_a_file_that_was_changed_within_its_second_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "handlers.py"
+    for value in (1, 2):
+        path.write_text(f"value = {value}\n", encoding="utf-8")
+        os.utime(path, (1, 1))
+        assert load_module(str(path)).value == value
