@@ -1,6 +1,5 @@
 """`worker`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -44,7 +43,7 @@ def worker(
     """
     found = sources or tuple(str(path) for path in sorted(DIRECTORY.glob("*.py")))
     if not found:
-        raise UsageError(f"no handlers: name a file or module, or write one into {Path(DIRECTORY)}/")
+        raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
     workflows = load_workflows(found)
     check_server()
     settings = make_settings(dsn)

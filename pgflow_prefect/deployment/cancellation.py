@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Cancelling
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
@@ -97,8 +97,7 @@ class CancelWishes:
 
     async def fulfil(self, flow_run: FlowRun) -> None:
         """Cancel the run of a flow run that nobody executes any more, and say so in Prefect."""
-        given = flow_run.parameters.get("run_id")
-        run_id = UUID(str(given)) if given else find_run_id(flow_run.id)
+        run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
         try:
             run = await self.store.read_run(run_id)
         except UnknownRunError:

@@ -27,7 +27,7 @@ from pgflow_prefect.errors import (
     PrefectRefusedError,
     PrefectUnavailableError,
 )
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
@@ -209,8 +209,7 @@ class Worker:
 
     async def _execute_scheduled(self, slug: str, flow_run: FlowRun) -> None:
         with self.intake.slot():
-            given = flow_run.parameters.get("run_id")
-            run_id = UUID(str(given)) if given else find_run_id(flow_run.id)
+            run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
             await self._execute(slug, flow_run, run_id)
 

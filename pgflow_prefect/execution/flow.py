@@ -47,6 +47,14 @@ def find_run_id(flow_run_id: UUID) -> UUID:
     return uuid5(_RUN_NAMESPACE, str(flow_run_id))
 
 
+def read_run_id(flow_run: FlowRun) -> UUID | None:
+    """Return the run that a flow run was told to execute; None where it creates one, or was told nonsense."""
+    try:
+        return UUID(str(flow_run.parameters["run_id"]))
+    except (KeyError, ValueError):  # of nonsense, Prefect fails the flow run when it starts, and says why
+        return None
+
+
 @dataclass(frozen=True)
 class Execution:
     """What it takes to execute runs of one workflow.

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from types import FrameType
 
 import anyio
@@ -31,7 +32,8 @@ class Switch:
         """Hear a signal."""
         self.signals += 1
         if self._loop is not None and self._actions is not None:
-            self._loop.call_soon_threadsafe(self._actions[min(self.signals, 2) - 1])
+            with suppress(RuntimeError):  # the service has come to its end
+                self._loop.call_soon_threadsafe(self._actions[min(self.signals, 2) - 1])
         if self.signals > 1:
             # A sync handler can't be stopped, and a thread of it would keep the process.
             timer = threading.Timer(_GRACE, os._exit, (128 + number,))
@@ -60,5 +62,8 @@ def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
     thread.start()
     thread.join()
     if failures:
-        raise failures[0]
+        failure = failures[0]
+        while isinstance(failure, BaseExceptionGroup):  # what a task raised, and not that one did
+            failure = failure.exceptions[0]
+        raise failure
     return 0 if switch.signals < 2 else 1  # noqa: PLR2004  the second signal

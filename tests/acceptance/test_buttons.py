@@ -1,5 +1,6 @@
 """Prefect's own buttons, and ours: Retry, Cancel and Run, each of them twice."""
 
+import httpx
 import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, find_only_run, wait_until
@@ -104,6 +105,20 @@ def test_run_creates_a_run_with_the_payload(
     assert {str(each) for each in column(db, "SELECT flow_run_id FROM pgflow_prefect.owners")} == pressed
     assert column(db, "SELECT payload FROM pgflow.runs") == [{"start": 40}] * 2
     assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 1
+
+
+def test_run_with_a_run_id_that_is_none_does_the_worker_no_harm(
+    services: Services, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    worker = services.start("worker", **FAST)
+    url = f"{prefect.url}/deployments/{prefect.find_deployment(chain)['id']}/create_flow_run"
+    wish = {"parameters": {"run_id": "nonsense"}, "enforce_parameter_schema": False}
+    pressed = httpx.post(url, json=wish, timeout=TIMEOUT).raise_for_status().json()["id"]
+    wait_until(lambda: prefect.read_flow_run(pressed)["state_name"] == "Failed", "the flow run fails")
+
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: get_run(db, run_id).status == "completed", "the worker goes on")
+    assert worker.process.poll() is None
 
 
 def test_without_prefect_retry_and_cancel_work_on_the_rows(cli: CommandLine, db: Connection, chain: str) -> None:

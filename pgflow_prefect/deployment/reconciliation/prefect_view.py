@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, 
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
+from pgflow_prefect.execution.flow import read_run_id
 from pgflow_prefect.execution.states import is_cancelled
 
 PAGE = 200
@@ -106,20 +107,13 @@ def show_flow_run(flow_run: FlowRun) -> ShownFlowRun:
         since=state.timestamp,
         is_cancelled=is_cancelled(state),
         deployed=flow_run.deployment_id is not None,
-        run_id=_find_run_id(flow_run),
+        run_id=read_run_id(flow_run),
     )
 
 
 def _show_task_run(task_run: TaskRun) -> ShownTaskRun:
     assert task_run.state_type is not None, "Prefect creates no task run without a state"
     return ShownTaskRun(task_run.id, task_run.flow_run_id, task_run.state_type)
-
-
-def _find_run_id(flow_run: FlowRun) -> UUID | None:
-    try:
-        return UUID(str(flow_run.parameters["run_id"]))
-    except (KeyError, ValueError):  # it creates its run itself, or Prefect will refuse to start it
-        return None
 
 
 def _split(values: Sequence[T]) -> Iterator[list[T]]:
