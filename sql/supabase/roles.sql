@@ -1,0 +1,136 @@
+-- Four roles of least privilege, to be granted to whoever logs in: GRANT pgflow_work TO my_worker;
+--
+--   pgflow_define   edits workflows, steps and deps, and who does a step (its binding); sees no run
+--   pgflow_run      starts, cancels and reopens runs by pgflow_api; reads runs and step states
+--   pgflow_work     claims, completes and fails steps, takes runs: what pgflow-prefect's worker, bridge and reconcile
+--                   do, and workers of your own that read a queue; can't change what a step is or who does it
+--   pgflow_observe  reads everything, changes nothing
+--
+-- A binding names the code that a worker executes: who may define decides what workers do. Supabase's service_role,
+-- where there is one, may do what all four may.
+--
+-- Needs pgflow.sql and api.sql; run it again after pgflow_prefect.sql was added or anything was upgraded. Paste it into
+-- an SQL editor as the owner of the schema pgflow, or psql -f roles.sql. One transaction, safe to run again.
+-- What you have granted these roles beside it stays.
+--
+-- Roles belong to the whole server, grants to this database. To take it back, in each database and for each role:
+--     DROP OWNED BY pgflow_define;  and at last:  DROP ROLE pgflow_define;
+-- (who is no superuser says before it: GRANT pgflow_define TO CURRENT_USER;)
+
+BEGIN;
+
+SET LOCAL lock_timeout = '10s';
+SET LOCAL client_min_messages = warning;
+
+DO $guard$
+BEGIN
+    IF to_regclass('pgflow_api.requests') IS NULL THEN
+        RAISE EXCEPTION 'the schema pgflow_api is missing' USING HINT = 'Run pgflow.sql and supabase/api.sql first.';
+    END IF;
+    IF NOT pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgflow.runs'::regclass), 'USAGE') THEN
+        RAISE EXCEPTION '% does not own the tables of pgflow', current_user
+            USING ERRCODE = 'insufficient_privilege', HINT = 'Run this as the role that ran pgflow.sql.';
+    END IF;
+    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563); -- as pgflow.sql does
+END
+$guard$;
+
+DO $roles$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['pgflow_define', 'pgflow_run', 'pgflow_work', 'pgflow_observe'] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = wanted);
+        BEGIN
+            EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+        EXCEPTION
+            WHEN duplicate_object OR unique_violation THEN
+                NULL; -- this script, in another database, a moment ago
+            WHEN insufficient_privilege THEN
+                RAISE EXCEPTION 'the role % is missing, and % may not create roles', wanted, current_user
+                    USING ERRCODE = 'insufficient_privilege',
+                          HINT = 'Let somebody with CREATEROLE say: CREATE ROLE pgflow_define; CREATE ROLE pgflow_run; '
+                                 'CREATE ROLE pgflow_work; CREATE ROLE pgflow_observe; then run this again.';
+        END;
+    END LOOP;
+END
+$roles$;
+
+DO $grants$
+DECLARE
+    granted record;
+    grantee text;
+    changes_bindings CONSTANT text := '(^|_)(bind|unbind|binding|bindings)(_|$)|^observe_workflow$';
+BEGIN
+    FOR granted IN
+        WITH adapter AS ( -- what somebody who runs SQL workers only does not have
+            SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = 'pgflow_prefect'
+        ), relation AS (
+            SELECT c.oid, c.oid::regclass AS name, c.relkind, c.relname ~ changes_bindings AS of_bindings
+            FROM pg_catalog.pg_class c JOIN adapter ON adapter.oid = c.relnamespace
+            WHERE c.relkind IN ('r', 'v', 'm', 'p')
+        ), routine AS ( -- a trigger's function is nobody's to use for a trigger of his own
+            SELECT p.oid::regprocedure AS name, n.nspname AS schema, p.proname, p.provolatile <> 'v' AS only_reads,
+                   p.proname ~ changes_bindings AND p.provolatile = 'v' AND n.nspname = 'pgflow_prefect' AS changes
+            FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
+        )
+        SELECT * FROM (VALUES
+            ('USAGE ON SCHEMA pgflow', '{define,run,work,observe}'::text[]),
+            ('USAGE ON SCHEMA pgflow_api', '{run,observe}'),
+
+            ('SELECT ON pgflow.workflows, pgflow.steps, pgflow.deps', '{define,run,work,observe}'),
+            ('INSERT (slug), UPDATE (slug), DELETE ON pgflow.workflows', '{define}'), -- its version is the triggers'
+            ('INSERT, UPDATE, DELETE ON pgflow.steps, pgflow.deps', '{define}'),
+            ('SELECT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps', '{define,work,observe}'),
+
+            ('SELECT ON pgflow.runs, pgflow.step_states', '{run,work,observe}'),
+            ('SELECT ON pgflow_api.requests', '{observe}'),
+            ('INSERT (workflow_slug, id, payload) ON pgflow.runs', '{run}'),
+            ('INSERT (run_id, action, reason) ON pgflow_api.requests', '{run}'),
+            ('EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_api.cancel_run, '
+             'pgflow_api.reopen_run', '{run}'),
+
+            -- To lock a workflow's row, PostgreSQL asks for UPDATE on some column: this one decides nothing.
+            ('UPDATE (edited_in) ON pgflow.workflows', '{work}'),
+            ('INSERT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps', '{work}'),
+            ('INSERT (workflow_slug, id, payload, definition_id, remaining), '
+             'UPDATE (status, definition_id, remaining, epoch, error_message, finished_at) ON pgflow.runs', '{work}'),
+            ('INSERT (workflow_slug, run_id, step_slug), '
+             'UPDATE (status, step_result, attempts, error_message, started_at, finished_at) ON pgflow.step_states',
+             '{work}'),
+            ('SELECT ON pgflow.waiting_steps', '{work,observe}'),
+            ('INSERT, UPDATE, DELETE ON pgflow.waiting_steps', '{work}')
+        ) AS fixed ("right", roles)
+        UNION ALL
+        SELECT format('USAGE ON SCHEMA %I', nspname), '{define,work,observe}'::text[] FROM adapter
+        UNION ALL
+        SELECT format('SELECT ON %s', name),
+               CASE WHEN of_bindings THEN '{define,work,observe}'::text[] ELSE '{work,observe}' END
+        FROM relation
+        UNION ALL
+        SELECT format('INSERT, UPDATE, DELETE ON %s', name),
+               CASE WHEN of_bindings THEN '{define}'::text[] ELSE '{work}' END
+        FROM relation WHERE relkind IN ('r', 'p')
+        UNION ALL
+        SELECT format('EXECUTE ON FUNCTION %s', name),
+               CASE WHEN changes THEN '{define}'::text[]
+                    WHEN schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version')
+                    THEN '{define,work,observe}'
+                    WHEN only_reads THEN '{work,observe}'
+                    ELSE '{work}' END
+        FROM routine
+    LOOP
+        FOR grantee IN
+            SELECT 'pgflow_' || role FROM unnest(granted.roles) AS role
+            UNION ALL
+            -- Itself, not by membership: on Supabase it is NOINHERIT.
+            SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = 'service_role'
+        LOOP
+            EXECUTE format('GRANT %s TO %I', granted."right", grantee);
+        END LOOP;
+    END LOOP;
+END
+$grants$;
+
+COMMIT;
