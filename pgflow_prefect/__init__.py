@@ -4,16 +4,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
     from pgflow_prefect.errors import PgflowPrefectError
     from pgflow_prefect.handlers.base import StepContext
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
-__all__ = ["PgflowPrefectError", "Settings", "StepContext", "Workflow"]
+__all__ = [
+    "External",
+    "HttpEndpoint",
+    "PgflowPrefectError",
+    "Queue",
+    "Settings",
+    "SqlFunction",
+    "StepContext",
+    "Workflow",
+]
 
 _ORIGINS = {
+    "External": "pgflow_prefect.bindings",
+    "HttpEndpoint": "pgflow_prefect.bindings",
     "PgflowPrefectError": "pgflow_prefect.errors",
+    "Queue": "pgflow_prefect.bindings",
     "Settings": "pgflow_prefect.settings",
+    "SqlFunction": "pgflow_prefect.bindings",
     "StepContext": "pgflow_prefect.handlers.base",
     "Workflow": "pgflow_prefect.workflow",
 }

@@ -56,6 +56,10 @@ class InvalidDefinitionError(UsageError):
         super().__init__(f"workflow {workflow_slug!r} has {count} problem{'s'[: count != 1]}:{listed}")
 
 
+class DefinitionChangedError(PgflowPrefectError):
+    """Somebody has edited a workflow since its definition was read."""
+
+
 class NotRetriableError(PgflowPrefectError):
     """A step failed in a way that another attempt would only repeat."""
 
@@ -66,6 +70,18 @@ class ArgumentInvalidError(NotRetriableError):
 
 class ResultInvalidError(NotRetriableError):
     """What a handler returned does not fit its annotation, or can't be stored as jsonb."""
+
+
+class RetryLaterError(PgflowPrefectError):
+    """A step failed in a way that may pass, and whoever refused said when.
+
+    Attributes:
+        after: seconds from now; None for the step's own delay.
+    """
+
+    def __init__(self, message: str, after: float | None) -> None:
+        self.after = after
+        super().__init__(message)
 
 
 class StepTimeoutError(PgflowPrefectError, TimeoutError):

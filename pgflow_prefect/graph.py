@@ -58,7 +58,7 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
         A sentence for each problem, empty where there is none. Linear in steps and deps.
     """
     graph = build_graph(definition)
-    problems = [*_find_definition_problems(definition, graph), *_find_cycles(graph)]
+    problems = [*_find_definition_problems(definition, graph), *find_cycles(graph)]
     if handlers is not None:
         problems += _find_handler_problems(definition, handlers)
         for slug, arguments in handlers.items():
@@ -67,33 +67,8 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
     return problems
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name nearest to a mistyped one, or nothing."""
-    nearest = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
-
-
-def _suggest_each(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    for made, name in enumerate(names, 1):
-        yield name, suggest(name, known) if made * len(known) <= COMPARISONS_MADE else ""
-
-
-def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> Iterator[str]:
-    if not definition.steps:
-        yield "it has no steps: insert them into pgflow.steps"
-    known = set(definition.steps)
-    for slug, suggestion in _suggest_each(sorted(set(graph) - known), known):
-        yield f"a dependency names the step {slug!r}, which does not exist{suggestion}"
-    slugs_by_name = defaultdict(list)
-    for slug in definition.steps:
-        slugs_by_name[to_identifier(slug)].append(slug)
-    for name, slugs in slugs_by_name.items():
-        if len(slugs) > 1:
-            listed = ", ".join(map(repr, sorted(slugs)))
-            yield f"the steps {listed} have the same Python name {name!r}: rename all but one"
-
-
-def _find_cycles(graph: Graph) -> Iterator[str]:
+def find_cycles(graph: Graph) -> Iterator[str]:
+    """Yield a sentence for each cycle, and for each tangle of more cycles than anybody reads."""
     if nx.is_directed_acyclic_graph(graph):
         return
     components = nx.strongly_connected_components(graph)
@@ -108,13 +83,39 @@ def _find_cycles(graph: Graph) -> Iterator[str]:
             yield f"there are more cycles among the {len(tangle)} steps around {min(tangle)!r}"
 
 
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name nearest to a mistyped one, or nothing."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def suggest_each(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each mistyped name with what `suggest` says of it, as long as that stays affordable."""
+    for made, name in enumerate(names, 1):
+        yield name, suggest(name, known) if made * len(known) <= COMPARISONS_MADE else ""
+
+
+def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> Iterator[str]:
+    if not definition.steps:
+        yield "it has no steps: insert them into pgflow.steps"
+    known = set(definition.steps)
+    for slug, suggestion in suggest_each(sorted(set(graph) - known), known):
+        yield f"a dependency names the step {slug!r}, which does not exist{suggestion}"
+    slugs_by_name = defaultdict(list)
+    for slug in definition.steps:
+        slugs_by_name[to_identifier(slug)].append(slug)
+    for name, slugs in slugs_by_name.items():
+        if len(slugs) > 1:
+            listed = ", ".join(map(repr, sorted(slugs)))
+            yield f"the steps {listed} have the same Python name {name!r}: rename all but one"
+
+
 def _find_handler_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]]) -> Iterator[str]:
     known = set(definition.steps)
+    # A step without a handler is no problem: somebody else does it.
     uncovered = [slug for slug in definition.steps if slug not in handlers]
     unused = [slug for slug in handlers if slug not in known]
-    for slug, suggestion in _suggest_each(uncovered, unused):
-        yield f"step {slug!r} has no handler{suggestion}"
-    for slug, suggestion in _suggest_each(unused, uncovered or known):
+    for slug, suggestion in suggest_each(unused, uncovered or known):
         yield f"handler {slug!r} fits no step{suggestion}"
 
 

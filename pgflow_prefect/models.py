@@ -98,6 +98,8 @@ class WorkflowSummary(BaseModel):
     failed: int
     enabled: bool | None
     """Whether workers and bridges take its runs; None: nobody has said."""
+    bound: dict[str, int] | None = None
+    """How many steps rows bind to which kind of handler; the others are the file's, or somebody else's."""
 
 
 class Run(BaseModel):
@@ -173,21 +175,135 @@ class StepState(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     task_state: str | None = None
+    handler: str | None = None
+    """Who does it, as the latest claim found it."""
 
 
 class Claim(BaseModel):
     """What whoever executes a step gets: which attempt it is, and the step's input.
 
-    `payload` and `upstream_results` (by the upstream step's slug) are None where they were not asked for, and where
-    the step is completed already.
+    Attributes:
+        status: pending, or completed already.
+        attempt: which execution this is; where somebody else does the step, the latest one there was.
+        payload: None where it was not asked for, and where the step is completed or somebody else does it.
+        upstream_results: by the upstream step's slug; None likewise.
+        kind: of the row that binds the step; None where there is none.
+        target: of that row.
+        options: of that row.
+        waits: somebody else does the step, and nothing was claimed.
+        waited: seconds for which that has been so.
+        began_at: when the work on a completed step that somebody else did began.
+        ended_at: when it ended.
+        note: its result, shortened.
     """
 
     model_config = ConfigDict(frozen=True)
 
     status: Status
     attempt: int
-    payload: JsonValue
-    upstream_results: dict[str, JsonValue] | None
+    payload: JsonValue = None
+    upstream_results: dict[str, JsonValue] | None = None
+    kind: str | None = None
+    target: str | None = None
+    options: dict[str, JsonValue] | None = None
+    waits: bool = False
+    waited: float | None = None
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+    note: str | None = None
+
+
+class AwaitedStep(NamedTuple):
+    """A step that somebody else does, and what of ours waits for it.
+
+    Attributes:
+        run_id: the run.
+        step_slug: the step.
+        epoch: in which the run was taken here.
+        task_run_id: what waits.
+        bound: to what kind of handler the step is bound in Python: in force where no row says otherwise.
+        has_function: whether this process could do it in Python.
+    """
+
+    run_id: UUID
+    step_slug: str
+    epoch: int
+    task_run_id: UUID
+    bound: str
+    has_function: bool
+
+
+class Outcome(StrEnum):
+    """Why there is nothing to wait for any more."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    LOST = "lost"
+    """Somebody else has taken the run."""
+    ENDED = "ended"
+    """The run has, and the step has not: nobody will do it."""
+    REBOUND = "rebound"
+    """From now on whoever waits is to do it."""
+
+
+class StepEnd(BaseModel):
+    """The end of waiting for a step.
+
+    Attributes:
+        task_run_id: what has waited.
+        outcome: why it need not any more.
+        message: the result, shortened, or the reason.
+        began_at: when the work began; where nobody claimed the step, when it was started.
+        ended_at: when it ended.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_run_id: UUID
+    outcome: Outcome
+    message: str | None
+    began_at: datetime | None
+    ended_at: datetime | None
+
+
+class StepBinding(BaseModel):
+    """A row of `pgflow_prefect.bindings`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_slug: str
+    kind: str
+    target: str | None
+    options: dict[str, JsonValue]
+
+
+class BindingChange(BaseModel):
+    """A row of `pgflow_prefect.binding_changes`; `before` and `after` are None where there was no row."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_slug: str
+    before: dict[str, JsonValue] | None
+    after: dict[str, JsonValue] | None
+    changed_at: datetime
+    changed_by: str
+    undone_at: datetime | None
+    undone_by: str | None
+
+
+class ShadowSummary(BaseModel):
+    """What came of running a step's handler beside somebody else's work."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_slug: str
+    same: int
+    different: int
+    failed: int
+    seconds: float | None
+    """Median of what the handler took."""
+    details: list[str]
+    """Of the latest one that was not the same."""
 
 
 class Report(BaseModel):

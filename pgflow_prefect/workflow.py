@@ -1,19 +1,22 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
 from prefect import Flow
 
+from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.graph import find_problems
 from pgflow_prefect.handlers.base import RetryPolicy
+from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.handlers.dependencies import derive_definition, find_missing_deps
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import WorkflowDefinition, to_identifier
 from pgflow_prefect.settings import Settings
@@ -33,6 +36,8 @@ def to_flow_name(slug: str) -> str:
 class Workflow:
     """The handlers of one workflow. Which steps there are and what waits for what, the database says.
 
+    What the handlers say of that is `definition`; `pgflow-prefect push` writes it into the database.
+
     Example:
         ```python
         workflow = Workflow("email_campaign")
@@ -48,11 +53,13 @@ class Workflow:
         self.slug = slug
         self.description = description
         self._handlers: dict[str, PythonHandler] = {}
+        self._bindings: dict[str, AnyBinding] = {}
+        self._after: dict[str, tuple[str, ...]] = {}
         caller = sys._getframe(1)
         self._globals = caller.f_globals
 
     def __repr__(self) -> str:
-        return f"Workflow({self.slug!r}, steps={list(self.handlers)})"
+        return f"Workflow({self.slug!r}, steps={list(self.step_handlers)})"
 
     @overload
     def step(self, function: F, /) -> F: ...
@@ -63,11 +70,13 @@ class Workflow:
         slug: str | None = None,
         /,
         *,
+        after: Collection[str] = (),
         retries: int = 0,
         retry_delay_seconds: float | list[float] = 0,
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
         unimplemented: bool = False,
+        shadow: bool = False,
     ) -> Callable[[F], F]: ...
 
     def step(
@@ -75,11 +84,13 @@ class Workflow:
         slug: str | F | None = None,
         /,
         *,
+        after: Collection[str] = (),
         retries: int = 0,
         retry_delay_seconds: float | list[float] = 0,
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
         unimplemented: bool = False,
+        shadow: bool = False,
     ) -> F | Callable[[F], F]:
         """Make a function the handler of a step.
 
@@ -89,18 +100,24 @@ class Workflow:
 
         Args:
             slug: the step; the function's name where it is not given.
+            after: the slugs of the steps that it waits for and whose results no argument takes by name.
             retries: attempts after the first one, if the function raises.
             retry_delay_seconds: before each of them, or one for each (the last one repeats).
             retry_jitter_factor: spreads a delay at random, by up to this factor.
             timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
-            unimplemented: there is no work here yet: the function counts as no handler. `pgflow-prefect import`
-                writes this into its stubs; take it out when the function does the step's work.
+            unimplemented: there is no work here yet: the function counts as no handler, and the step as somebody
+                else's. `pgflow-prefect import` writes this into its stubs; take it out when the function does the work.
+            shadow: the function may run beside somebody else's work, to compare their results: see
+                `pgflow-prefect shadow`. What it writes through `context.connection` is rolled back then; whatever else
+                it does, it has to leave out where `context.shadow` is set.
 
         Raises:
             UsageError: the step has a handler already, or the function's arguments can't be bound by name.
         """
         if callable(slug):
             return self.step()(slug)
+        if isinstance(after, str):  # a collection too, of letters
+            raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds)
 
         def register(function: F) -> F:
@@ -109,10 +126,44 @@ class Workflow:
                 raise UsageError(f"{function!r} has no name of its own: name its step, @workflow.step('some-slug')")
             if step_slug in self._handlers:
                 raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
-            self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented)
+            self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented, shadow)
+            if after:
+                self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
             return function
 
         return register
+
+    def bind(self, slug: str, binding: AnyBinding, *, after: Collection[str] = ()) -> None:
+        """Have a step done by something else than a function here; a row of `pgflow_prefect.bindings` wins over this.
+
+        Example: `workflow.bind("send", HttpEndpoint("https://example.org/send", token_env="SEND_TOKEN"))`
+
+        Args:
+            slug: the step.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`.
+            after: the slugs of the steps that it waits for, where this file defines the workflow.
+
+        Raises:
+            UsageError: the step is bound already.
+        """
+        if isinstance(after, str):
+            raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
+        if slug in self._bindings:
+            raise UsageError(f"step {slug!r} of workflow {self.slug!r} is bound twice: remove one")
+        self._bindings[slug] = binding
+        if after:
+            self._after[slug] = (*self._after.get(slug, ()), *after)
+
+    @property
+    def bindings(self) -> Mapping[str, AnyBinding]:
+        """What `bind` says, by step slug."""
+        return dict(self._bindings)
+
+    @property
+    def step_handlers(self) -> dict[str, StepHandlers]:
+        """Who may do the work of each step that this file knows, by step slug."""
+        known = dict.fromkeys([*self.handlers, *self._bindings])
+        return {slug: StepHandlers(slug, self.handlers.get(slug), self._bindings.get(slug)) for slug in known}
 
     @property
     def handlers(self) -> Mapping[str, PythonHandler]:
@@ -124,22 +175,36 @@ class Workflow:
         """The slugs of the steps whose handler is still a stub."""
         return [slug for slug, handler in self._handlers.items() if handler.unimplemented]
 
+    @property
+    def known_steps(self) -> list[str]:
+        """The slugs of the steps that were said to exist: those with a handler, if only a stub, or bound elsewhere."""
+        return list(dict.fromkeys([*self._handlers, *self._bindings]))
+
+    @property
+    def definition(self) -> WorkflowDefinition:
+        """The workflow as its handlers define it: each waits for the steps that its arguments and its `after` name.
+
+        Raises:
+            InvalidDefinitionError: with everything that is wrong with it, a sentence each.
+        """
+        arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
+        return derive_definition(self.slug, self.known_steps, arguments, self._after)
+
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
-        """Return everything that keeps these handlers from executing this definition, a sentence each."""
+        """Return everything that keeps these handlers from executing this definition, a sentence each.
+
+        A step without a handler is no problem, and neither is a stub: somebody else does it.
+        """
         problems = []
-        steps = set(definition.steps)
-        stubs = [slug for slug in self.stubs if slug in steps]
-        problems += [
-            f"the handler of step {slug!r} is a stub: write it, and take `unimplemented` out" for slug in stubs
-        ]
         for handler in self.handlers.values():
             try:
                 handler.check_annotations()
             except UsageError as error:
                 problems.append(str(error))
-        # A stub is reported once, as a stub, and not again as a missing handler; its arguments count all the same.
+        # A stub's arguments count all the same: it is to become a handler.
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
-        return [*find_problems(definition, arguments), *problems]
+        arguments |= {slug: () for slug in self._bindings if slug not in arguments}
+        return [*find_problems(definition, arguments), *find_missing_deps(definition, self._after), *problems]
 
     @cached_property
     def flow(self) -> AsyncFlow:
@@ -163,7 +228,7 @@ class Workflow:
         """
 
         async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
-            execution = Execution(self.slug, self.handlers, settings or Settings(), observe or _ignore, host)
+            execution = Execution(self.slug, self.step_handlers, settings or Settings(), observe or _ignore, host)
             return await execution.execute({} if payload is None else payload, run_id)
 
         # Prefect records where to load a flow from by its function's module and name: the user's, not ours.

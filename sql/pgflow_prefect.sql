@@ -1,7 +1,7 @@
 -- pgflow_prefect: what the adapter between pgflow and Prefect keeps for itself.
 --
--- Which flow run may write for a run and until when, which task run does a step, which workflows workers and
--- bridges serve. Needs pgflow.sql, changes nothing in it.
+-- Which flow run may write for a run and until when, which task run does a step, who does its work, which workflows
+-- workers and bridges serve. Needs pgflow.sql, changes nothing in it.
 -- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again.
 
 BEGIN;
@@ -62,8 +62,77 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.task_runs (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- Who does the work of a step, where a row says so: in force from the next claim, whatever the handlers' file says.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
+    workflow_slug TEXT NOT NULL,
+    step_slug TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    target TEXT,                   -- a function's name, or the URL of an endpoint or a queue
+    options JSONB NOT NULL DEFAULT '{}',
+    PRIMARY KEY (workflow_slug, step_slug),
+    FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug)
+        ON UPDATE CASCADE ON DELETE CASCADE,
+    CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue')),
+    CONSTRAINT bindings_target CHECK ((kind IN ('sql', 'http', 'queue')) = (target IS NOT NULL)),
+    CONSTRAINT bindings_options CHECK (jsonb_typeof(options) = 'object'),
+    -- Whoever may look at a run may look at these rows: what is secret has no place in them.
+    CONSTRAINT bindings_secret CHECK (
+        kind NOT IN ('http', 'queue')
+        OR (target !~ '^[^/?#]*//[^/?#]*@'
+            AND target !~* '[?&][a-z0-9_-]*(key|token|secret|password|passwd|signature|sig)=')),
+    CONSTRAINT bindings_options_secret CHECK (NOT options ?| ARRAY['token', 'password', 'secret', 'login', 'key'])
+);
+
+-- Every change of a binding, for `--undo` and for whoever asks later: NULL is no row.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.binding_changes (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
+    step_slug TEXT NOT NULL,
+    before JSONB,
+    after JSONB,
+    changed_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    changed_by TEXT NOT NULL DEFAULT session_user,
+    undone_at TIMESTAMPTZ,
+    undone_by TEXT
+);
+
+-- Steps that somebody outside Prefect has claimed by claim_external_step: nobody else begins them until then.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.external_claims (
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    step_slug TEXT NOT NULL,
+    attempt INT NOT NULL,          -- a claim of an earlier attempt is history
+    claimed_until TIMESTAMPTZ NOT NULL,
+    claimed_by TEXT NOT NULL DEFAULT session_user,
+    PRIMARY KEY (run_id, step_slug)
+);
+
+-- What came of running a handler beside somebody else's work. Never its result.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    workflow_slug TEXT NOT NULL,
+    step_slug TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('same', 'different', 'failed')),
+    details TEXT[] NOT NULL DEFAULT '{}', -- where the results differ, or why it failed
+    seconds DOUBLE PRECISION NOT NULL,    -- that the handler took
+    reported_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (run_id, step_slug)
+);
+
 DO $columns$
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
+        ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- who does the step's work, for people
+    END IF;
+    IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
+        DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
+    END IF;
+    IF to_regclass('pgflow_prefect.binding_changes_by_step') IS NULL THEN
+        CREATE INDEX binding_changes_by_step ON pgflow_prefect.binding_changes (workflow_slug, step_slug, id);
+    END IF;
+    IF to_regclass('pgflow_prefect.shadow_reports_by_step') IS NULL THEN
+        CREATE INDEX shadow_reports_by_step ON pgflow_prefect.shadow_reports (workflow_slug, step_slug, reported_at);
+    END IF;
     IF to_regclass('pgflow_prefect.flow_runs_by_id') IS NULL THEN
         CREATE INDEX flow_runs_by_id ON pgflow_prefect.flow_runs (flow_run_id);
     END IF;
@@ -82,7 +151,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 2 $$;
+AS $$ SELECT 3 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
@@ -387,31 +456,81 @@ COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
-    run_id uuid, step_slug text, epoch int, task_run_id uuid, upstream text[], with_payload boolean
-) RETURNS TABLE (status text, attempt int, step_result jsonb, payload jsonb, upstream_results jsonb)
+    run_id uuid, step_slug text, epoch int, task_run_id uuid, upstream text[], with_payload boolean, bound text,
+    has_function boolean, handler text
+) RETURNS TABLE (status text, attempt int, payload jsonb, upstream_results jsonb,
+                 kind text, target text, options jsonb, waits boolean, waited double precision,
+                 began_at timestamptz, ended_at timestamptz, note text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    run pgflow.runs;
+    state pgflow.step_states;
+    task pgflow_prefect.task_runs;
+    doing text;
 BEGIN
+    waits := false;
     IF pgflow_prefect.is_stale(claim_step.run_id, claim_step.epoch) THEN
         RETURN NEXT; -- without a status; an error would take the count back
         RETURN;
     END IF;
-    SELECT c.* INTO status, attempt, step_result, payload, upstream_results
-    FROM pgflow.claim_step(claim_step.run_id, claim_step.step_slug, claim_step.epoch,
-                           claim_step.upstream, claim_step.with_payload) c;
-    INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name)
+    run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
+    SELECT b.kind, b.target, b.options INTO kind, target, options
+    FROM pgflow_prefect.bindings b
+    WHERE b.workflow_slug = run.workflow_slug AND b.step_slug = claim_step.step_slug;
+    doing := coalesce(kind, bound);
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id = run.id AND s.step_slug = claim_step.step_slug;
+    SELECT * INTO task FROM pgflow_prefect.task_runs t
+    WHERE t.run_id = run.id AND t.step_slug = claim_step.step_slug;
+
+    IF state.status = 'pending' AND run.status = 'pending' AND run.epoch = claim_step.epoch THEN
+        -- Put on a queue, or answered by 202: an owner that died meanwhile is no reason to ask again.
+        IF task.state_name = 'Deferred' AND state.started_at IS NOT NULL THEN
+            waits := true;
+            waited := extract(epoch FROM clock_timestamp() - state.started_at);
+        ELSIF pgflow_prefect.is_others(doing, has_function) OR pgflow_prefect.is_claimed_outside(state) THEN
+            waits := true;
+            waited := CASE WHEN task.state_name = 'Waiting'
+                           THEN extract(epoch FROM clock_timestamp() - task.updated_at) ELSE 0 END;
+        END IF;
+    END IF;
+    IF waits THEN
+        status := state.status;
+        attempt := state.attempts;
+    ELSE
+        SELECT c.status, c.attempt, c.payload, c.upstream_results INTO status, attempt, payload, upstream_results
+        FROM pgflow.claim_step(run.id, claim_step.step_slug, claim_step.epoch,
+                               CASE WHEN doing IN ('sql', 'http', 'queue') THEN NULL ELSE claim_step.upstream END,
+                               doing IN ('sql', 'http', 'queue') OR claim_step.with_payload) c;
+    END IF;
+    IF status = 'completed' AND doing = 'external' THEN
+        began_at := coalesce(state.started_at, state.created_at);
+        ended_at := state.finished_at;
+        note := pgflow_prefect.shorten(state.step_result);
+    END IF;
+    INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name, handler)
     VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_run_id,
-            CASE status WHEN 'completed' THEN 'Cached' ELSE 'Running' END)
+            CASE WHEN status = 'completed' THEN CASE doing WHEN 'external' THEN 'Completed' ELSE 'Cached' END
+                 WHEN NOT waits THEN 'Running'
+                 WHEN task.state_name = 'Deferred' THEN 'Deferred'
+                 ELSE 'Waiting' END,
+            coalesce(nullif(concat_ws(' ', kind, target), ''), claim_step.handler))
     ON CONFLICT (run_id, step_slug) DO UPDATE
-    SET task_run_id = excluded.task_run_id, state_name = excluded.state_name, updated_at = clock_timestamp();
+    SET task_run_id = excluded.task_run_id, state_name = excluded.state_name, handler = excluded.handler,
+        updated_at = CASE WHEN excluded.state_name = 'Waiting' AND t.state_name = 'Waiting' THEN t.updated_at
+                          ELSE clock_timestamp() END;
     RETURN NEXT;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean) IS
-    'pgflow.claim_step, and which task run claimed it; all NULL for a former owner.';
+COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean, text, boolean, text) IS
+    'pgflow.claim_step for whoever the step is bound to, by its row, else as `bound` says; and which task run claimed '
+    'it. Where somebody outside Prefect does it (waits), no attempt is counted. All NULL for a former owner.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_state(
@@ -476,6 +595,345 @@ COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, text, int, int, uuid, t
     'pgflow.fail_step, and the state of the task run.';
 
 
+------------------------------------------------------------------------------------------------------------
+-- Bindings: who does the work of a step.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.change_binding(workflow_slug text, step_slug text, wanted jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    before jsonb;
+    after jsonb;
+BEGIN
+    PERFORM FROM pgflow.steps s -- two who change it, one after the other
+    WHERE s.workflow_slug = change_binding.workflow_slug AND s.slug = change_binding.step_slug FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'workflow "%" has no step "%"', workflow_slug, step_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    SELECT to_jsonb(b) - 'workflow_slug' - 'step_slug' INTO before FROM pgflow_prefect.bindings b
+    WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;
+    IF wanted IS NULL THEN
+        DELETE FROM pgflow_prefect.bindings b
+        WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;
+    ELSE
+        INSERT INTO pgflow_prefect.bindings AS b (workflow_slug, step_slug, kind, target, options)
+        VALUES (change_binding.workflow_slug, change_binding.step_slug, wanted ->> 'kind', wanted ->> 'target',
+                coalesce(wanted -> 'options', '{}'))
+        ON CONFLICT (workflow_slug, step_slug) DO UPDATE
+        SET kind = excluded.kind, target = excluded.target, options = excluded.options
+        RETURNING to_jsonb(b) - 'workflow_slug' - 'step_slug' INTO after;
+    END IF;
+    RETURN CASE WHEN after IS DISTINCT FROM before
+                THEN jsonb_build_object('before', before, 'after', after) END;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.change_binding(text, text, jsonb) IS
+    'Gives a step a binding, or none, and returns what that changed; NULL where it was so. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.bind_step(
+    workflow_slug text, step_slug text, kind text, target text DEFAULT NULL, options jsonb DEFAULT '{}'
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+DECLARE
+    change jsonb := pgflow_prefect.change_binding(
+        workflow_slug, step_slug,
+        CASE WHEN kind IS NOT NULL
+             THEN jsonb_build_object('kind', kind, 'target', target, 'options', coalesce(options, '{}')) END);
+BEGIN
+    IF change IS NULL THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgflow_prefect.binding_changes (workflow_slug, step_slug, before, after)
+    VALUES (bind_step.workflow_slug, bind_step.step_slug,
+            nullif(change -> 'before', 'null'), nullif(change -> 'after', 'null'));
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.bind_step(text, text, text, text, jsonb) IS
+    'Says who does a step from its next claim on: python, external, sql, http, queue; NULL takes the row away. False '
+    'where it was so already. Targets and options name environment variables or Prefect blocks for what is secret.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.undo_binding(workflow_slug text, step_slug text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    change pgflow_prefect.binding_changes;
+BEGIN
+    PERFORM FROM pgflow.steps s
+    WHERE s.workflow_slug = undo_binding.workflow_slug AND s.slug = undo_binding.step_slug FOR NO KEY UPDATE;
+    SELECT * INTO change FROM pgflow_prefect.binding_changes c
+    WHERE c.workflow_slug = undo_binding.workflow_slug AND c.step_slug = undo_binding.step_slug
+      AND c.undone_at IS NULL
+    ORDER BY c.id DESC LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM pgflow_prefect.change_binding(workflow_slug, step_slug, change.before);
+    UPDATE pgflow_prefect.binding_changes c
+    SET undone_at = clock_timestamp(), undone_by = session_user WHERE c.id = change.id;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.undo_binding(text, text) IS
+    'Takes back the last change of a step''s binding that was not taken back yet; false where there is none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.observe_workflow(workflow_slug text) RETURNS int
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    changed int;
+BEGIN
+    PERFORM FROM pgflow.workflows w WHERE w.slug = observe_workflow.workflow_slug;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    SELECT count(*) FILTER (WHERE pgflow_prefect.bind_step(s.workflow_slug, s.slug, 'external')) INTO changed
+    FROM (SELECT * FROM pgflow.steps s
+          WHERE s.workflow_slug = observe_workflow.workflow_slug ORDER BY s.slug) s;
+    RETURN changed;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.observe_workflow(text) IS
+    'Binds all steps of a workflow to others: Prefect executes nothing of it, and shows everything.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Steps that somebody outside Prefect does.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.shorten(result jsonb) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$ SELECT left(result::text, 1000) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.shorten(jsonb) IS 'As much of a result as a person reads.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_others(kind text, has_function boolean) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$ SELECT kind = 'external' OR (kind = 'python' AND NOT has_function) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_others(text, boolean) IS
+    'True where the process that asks can only wait: somebody else does the step, or a process that has its function.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT state.status = 'pending' AND state.started_at IS NOT NULL AND EXISTS (
+        SELECT FROM pgflow_prefect.external_claims c
+        WHERE c.run_id = state.run_id AND c.step_slug = state.step_slug AND c.attempt = state.attempts
+          AND c.claimed_until > clock_timestamp())
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states) IS
+    'True while somebody outside Prefect does this step, having claimed it by claim_external_step.';
+
+
+-- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent.
+CREATE OR REPLACE VIEW pgflow_prefect.external_steps AS
+SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at
+FROM pgflow.runs r
+JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
+LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
+LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+WHERE r.status = 'pending'
+  -- Without a row, the handlers' file decides: that is known once a claim has looked, or where Prefect has no part.
+  AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external'
+           ELSE coalesce(t.state_name = 'Waiting', false) OR NOT EXISTS (
+               SELECT FROM pgflow_prefect.enabled_workflows e WHERE e.workflow_slug = r.workflow_slug AND e.enabled)
+      END
+  -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
+  AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
+       OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
+                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.attempt = s.attempts))
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.external_claims c
+                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.attempt = s.attempts
+                    AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp());
+
+COMMENT ON VIEW pgflow_prefect.external_steps IS
+    'Pending steps that are bound to somebody outside Prefect, and that nobody has claimed.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
+    run_id uuid, step_slug text, lease interval DEFAULT NULL
+) RETURNS TABLE (attempt int, payload jsonb, upstream_results jsonb)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(claim_external_step.run_id);
+BEGIN
+    PERFORM FROM pgflow_prefect.external_steps e
+    WHERE e.run_id = run.id AND e.step_slug = claim_external_step.step_slug;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    SELECT c.attempt, c.payload, c.upstream_results INTO attempt, payload, upstream_results
+    FROM pgflow.claim_step(run.id, claim_external_step.step_slug) c;
+    INSERT INTO pgflow_prefect.external_claims AS c (run_id, step_slug, attempt, claimed_until)
+    VALUES (run.id, claim_external_step.step_slug, attempt,
+            coalesce(clock_timestamp() + lease, 'infinity'))
+    ON CONFLICT (run_id, step_slug) DO UPDATE
+    SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by;
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
+    'For workers outside Prefect: counts the attempt and gives the step''s input; no row where the step is not theirs '
+    '(any more). Nobody else begins it until it is reported, or until the lease is over, where one is given.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
+    workflow_slug text, only_step text DEFAULT NULL, wanted int DEFAULT 1, lease interval DEFAULT NULL
+) RETURNS TABLE (run_id uuid, step_slug text, attempt int, payload jsonb, upstream_results jsonb)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    candidate record;
+    claimed record;
+    open_places int := wanted;
+BEGIN
+    FOR candidate IN
+        SELECT e.run_id, e.step_slug FROM pgflow_prefect.external_steps e
+        JOIN pgflow.runs r ON r.id = e.run_id
+        WHERE e.workflow_slug = take_external_steps.workflow_slug
+          AND (only_step IS NULL OR e.step_slug = only_step)
+        ORDER BY e.created_at
+        LIMIT wanted -- the loop fetches ahead, and what it fetches is locked
+        FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
+    LOOP
+        EXIT WHEN open_places <= 0;
+        FOR claimed IN SELECT * FROM pgflow_prefect.claim_external_step(candidate.run_id, candidate.step_slug, lease)
+        LOOP
+            run_id := candidate.run_id;
+            step_slug := candidate.step_slug;
+            attempt := claimed.attempt;
+            payload := claimed.payload;
+            upstream_results := claimed.upstream_results;
+            open_places := open_places - 1;
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.take_external_steps(text, text, int, interval) IS
+    'claim_external_step for the oldest steps that wait, at most so many: of a workflow, or of one of its steps.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
+    run_ids uuid[], step_slugs text[], epochs int[], task_run_ids uuid[], bound text[], have_function boolean[]
+) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    seen record;
+BEGIN
+    FOR seen IN
+        SELECT w.run_id, w.step_slug, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
+               CASE WHEN s.status = 'completed' THEN pgflow_prefect.shorten(s.step_result) END AS result,
+               coalesce(s.started_at, s.created_at) AS began_at, s.finished_at AS ended_at,
+               CASE WHEN s.status = 'failed' AND s.error_message = r.error_message THEN 'ended' -- by cancel_run
+                    WHEN s.status <> 'pending' THEN s.status
+                    WHEN r.epoch IS DISTINCT FROM w.epoch THEN 'lost'
+                    WHEN r.status <> 'pending' THEN 'ended'
+                    WHEN t.state_name <> 'Deferred'
+                         AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
+                         AND NOT pgflow_prefect.is_claimed_outside(s) THEN 'rebound' END AS outcome
+        FROM unnest(run_ids, step_slugs, epochs, task_run_ids, bound, have_function)
+             AS w (run_id, step_slug, epoch, task_run_id, bound, has_function)
+        LEFT JOIN pgflow.runs r ON r.id = w.run_id
+        LEFT JOIN pgflow.step_states s ON s.run_id = w.run_id AND s.step_slug = w.step_slug
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = w.run_id AND t.step_slug = w.step_slug
+        LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = w.step_slug
+    LOOP
+        CONTINUE WHEN seen.outcome IS NULL;
+        task_run_id := seen.task_run_id;
+        outcome := seen.outcome;
+        message := CASE outcome WHEN 'completed' THEN seen.result
+                                WHEN 'failed' THEN seen.error_message
+                                WHEN 'ended' THEN seen.reason END;
+        began_at := seen.began_at;
+        ended_at := seen.ended_at;
+        IF outcome IN ('completed', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then
+            PERFORM pgflow_prefect.note_state(seen.run_id, seen.step_slug, seen.task_run_id,
+                                              CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], uuid[], text[], boolean[]) IS
+    'Looks at steps that others do and returns those for which the waiting is over: completed, failed, lost (the run '
+    'was taken), ended (the run was), rebound (from now on the one who waits is to do it).';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, upstream text[])
+RETURNS TABLE (payload jsonb, upstream_results jsonb)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT r.payload, coalesce(
+        (SELECT jsonb_object_agg(s.step_slug, s.step_result)
+         FROM pgflow.definition_deps d
+         JOIN pgflow.step_states s ON s.run_id = r.id AND s.step_slug = d.from_step_slug
+         WHERE d.definition_id = r.definition_id AND d.to_step_slug = read_input.step_slug
+           AND (read_input.upstream IS NULL OR d.from_step_slug = ANY (read_input.upstream))), '{}')
+    FROM pgflow.runs r WHERE r.id = read_input.run_id
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, text[]) IS
+    'What a claim would give, without claiming: for a handler that runs beside somebody else''s work.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_shadow(
+    run_id uuid, step_slug text, outcome text, details text[], seconds double precision
+) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    INSERT INTO pgflow_prefect.shadow_reports AS s (run_id, workflow_slug, step_slug, outcome, details, seconds)
+    SELECT r.id, r.workflow_slug, report_shadow.step_slug, report_shadow.outcome, report_shadow.details,
+           report_shadow.seconds
+    FROM pgflow.runs r WHERE r.id = report_shadow.run_id
+    ON CONFLICT (run_id, step_slug) DO UPDATE
+    SET outcome = excluded.outcome, details = excluded.details, seconds = excluded.seconds,
+        reported_at = clock_timestamp()
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, text, text[], double precision) IS
+    'Notes what came of running a handler beside somebody else''s work: same, different, failed.';
+
+
 DO $rights$
 DECLARE
     created regprocedure;
@@ -485,7 +943,9 @@ BEGIN
         WHERE pronamespace = 'pgflow_prefect'::regnamespace AND proacl IS NULL AND proname IN (
             'adapter_version', 'is_leased', 'how_held', 'take_run', 'note_flow_run', 'create_run', 'take_runs', 'link_flow_run',
             'extend_leases', 'release_run', 'enable_workflow', 'is_stale', 'claim_step', 'note_state',
-            'complete_step', 'fail_step')
+            'complete_step', 'fail_step', 'change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'shorten', 'is_others',
+            'is_claimed_outside', 'claim_external_step', 'take_external_steps', 'watch_steps', 'read_input',
+            'report_shadow')
     LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
     END LOOP;

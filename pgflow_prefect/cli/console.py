@@ -89,7 +89,11 @@ def format_duration(start: datetime | None, end: datetime | None) -> str:
     """Return how long something took, or has been taking until now."""
     if start is None:
         return "-"
-    seconds = ((end or datetime.now(UTC)) - start).total_seconds()
+    return format_duration_of(((end or datetime.now(UTC)) - start).total_seconds())
+
+
+def format_duration_of(seconds: float) -> str:
+    """Return so many seconds as people write them."""
     if seconds < 60:  # noqa: PLR2004  a minute
         return f"{seconds:.2f} s"
     minutes, seconds = divmod(round(seconds), 60)

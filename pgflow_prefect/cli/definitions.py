@@ -1,10 +1,12 @@
 """`list`, `validate`, `graph`."""
 
 import sys
+from collections.abc import Collection
 from typing import Literal
 
 import anyio
 
+from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import open_store
@@ -18,7 +20,8 @@ from pgflow_prefect.settings import Settings
 def list_(*, json: AsJson = False, dsn: Dsn = None) -> None:
     """List the workflows that the database defines, with the number of their steps and runs.
 
-    The last column tells whether workers and bridges take a workflow's runs.
+    Then, whether workers and bridges take a workflow's runs, and how many of its steps rows bind to what: the others
+    are done by the file of handlers, or by somebody else (`pgflow-prefect bind WORKFLOW` shows each).
 
     Example: `pgflow-prefect list --json`
     """
@@ -26,14 +29,14 @@ def list_(*, json: AsJson = False, dsn: Dsn = None) -> None:
     if json:
         print_json(workflows)
     elif workflows:
-        columns = ("workflow", "steps", "deps", "pending", "completed", "failed", "enabled")
+        columns = ("workflow", "steps", "deps", "pending", "completed", "failed", "enabled", "bound")
         print_table(columns, [_describe(each) for each in workflows])
     else:
         out.print("the database defines no workflow: insert one into pgflow.workflows, pgflow.steps and pgflow.deps")
 
 
 def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
-    """Check a workflow and its handlers, and name every problem; the exit code is 1 where there is one.
+    """Check a workflow, its handlers and who else does its steps; name every problem; exit code 1 where there is one.
 
     Example: `pgflow-prefect validate email_campaign`
 
@@ -42,16 +45,13 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     workflow
         The workflow's slug.
     """
-    from pgflow_prefect.deployment.handler_files import load_workflow  # noqa: PLC0415  imports Prefect
-
-    definition = anyio.run(_load_definition, make_settings(dsn), workflow)
-    loaded, source = load_workflow(workflow, handlers)
-    problems = loaded.find_problems(definition)
+    definition, source, doers, problems = anyio.run(_check, make_settings(dsn), workflow, handlers)
     if json:
         print_json(
             {
                 "workflow": workflow,
                 "handlers": source,
+                "steps": doers,
                 "definition_hash": definition.definition_hash,
                 "problems": problems,
             }
@@ -62,6 +62,8 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
         out.print(str(InvalidDefinitionError(workflow, problems)), markup=False)
         return 1
     out.print(f"workflow {workflow!r} is valid: {describe_graph(build_graph(definition))}", markup=False)
+    if external := [slug for slug, doer in doers.items() if doer == Kind.EXTERNAL]:
+        out.print(f"done by somebody else, who calls complete_step: {', '.join(sorted(external))}", markup=False)
     return 0
 
 
@@ -88,15 +90,40 @@ def graph(workflow: str, /, *, format: Literal["text", "mermaid"] = "text", dsn:
     out.print(describe_graph(built), markup=False)
 
 
+async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
+    """Return these workflows as they are defined now, each once; all of them where none is named.
+
+    Raises:
+        UnknownWorkflowError: the database does not define one of them.
+    """
+    async with open_store(settings, size=1) as store:
+        wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
+        return [await store.load_definition(slug) for slug in wanted]
+
+
 def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
     enabled = {True: "yes", False: "no", None: "-"}[workflow.enabled]
-    counts = workflow.model_dump(exclude={"slug", "enabled"}).values()
-    return workflow.slug, *map(str, counts), enabled
+    counts = workflow.model_dump(exclude={"slug", "enabled", "bound"}).values()
+    bound = ", ".join(f"{count} {kind}" for kind, count in sorted((workflow.bound or {}).items()))
+    return workflow.slug, *map(str, counts), enabled, bound or "-"
 
 
 async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:
     async with open_store(settings, size=1) as store:
         return await store.list_workflows()
+
+
+async def _check(
+    settings: Settings, workflow: str, handlers: str | None
+) -> tuple[WorkflowDefinition, str, dict[str, str], list[str]]:
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers  # noqa: PLC0415  Prefect
+    from pgflow_prefect.deployment.handler_files import load_workflow  # noqa: PLC0415
+
+    async with open_store(settings, size=1) as store:
+        definition = await store.load_definition(workflow)
+        loaded, source = load_workflow(workflow, handlers, has_rows=bool(await store.list_bindings(workflow)))
+        doers = await find_doers(store, loaded, definition)
+        return definition, source, doers, await find_all_problems(store, loaded, definition)
 
 
 async def _load_definition(settings: Settings, workflow: str) -> WorkflowDefinition:

@@ -11,6 +11,7 @@ from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.enabling import enable_workflow, print_older_runs
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.deployment.binding_problems import find_all_problems
 from pgflow_prefect.deployment.deployments import Deployed
 from pgflow_prefect.deployment.deployments import deploy as create_or_update
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module, load_workflow
@@ -43,14 +44,13 @@ class Candidate:
     source: str
     definition: WorkflowDefinition
 
-    @property
-    def problems(self) -> list[str]:
-        """What keeps the handlers from executing the definition, a sentence each."""
-        return self.workflow.find_problems(self.definition)
+    async def find_problems(self, store: Store) -> list[str]:
+        """Return what keeps the workflow from being executed, a sentence each."""
+        return await find_all_problems(store, self.workflow, self.definition)
 
     @property
     def stubs(self) -> list[str]:
-        """The steps whose handlers are yet to be written."""
+        """The steps whose handlers are yet to be written: until then somebody else does them."""
         return [slug for slug in self.workflow.stubs if slug in self.definition.steps]
 
 
@@ -62,7 +62,7 @@ class Report:
         deployed: its deployment.
         enabled: whether workers and bridges take its runs.
         problems: why it was not enabled.
-        stubs: those of them that are handlers yet to be written.
+        stubs: the steps that somebody else does until their handlers are written.
         older_runs: pending ones that are not taken, for they are older than the enabling.
     """
 
@@ -143,11 +143,11 @@ async def deploy_all(store: Store, candidates: Iterable[Candidate], work_pool: s
 
 
 async def _enable(store: Store, candidate: Candidate, deployed: Deployed) -> Report:
-    if problems := candidate.problems:  # its runs would only fail
+    if problems := await candidate.find_problems(store):  # its runs would only fail
         known = (await store.list_enabled()).get(deployed.workflow_slug)
         return Report(deployed, known is not None and known.enabled, problems, candidate.stubs, [])
     switched = await enable_workflow(store, deployed.workflow_slug)
-    return Report(deployed, True, [], [], switched.older_runs)
+    return Report(deployed, True, [], candidate.stubs, switched.older_runs)
 
 
 async def _deploy(
@@ -155,10 +155,10 @@ async def _deploy(
 ) -> list[Report]:
     async with open_store(settings, size=1) as store:
         definitions = [await store.load_definition(slug) for slug in slugs]
-        return await deploy_all(store, _load_valid(definitions, handlers), work_pool, quiet)
+        return await deploy_all(store, await _load_valid(store, definitions, handlers), work_pool, quiet)
 
 
-def _load_valid(definitions: list[WorkflowDefinition], handlers: str | None) -> list[Candidate]:
+async def _load_valid(store: Store, definitions: list[WorkflowDefinition], handlers: str | None) -> list[Candidate]:
     """Load the handlers of all these definitions.
 
     Raises:
@@ -171,9 +171,10 @@ def _load_valid(definitions: list[WorkflowDefinition], handlers: str | None) -> 
             if handlers and module:
                 workflow, source = find_workflow(module, definition.slug, handlers), handlers
             else:
-                workflow, source = load_workflow(definition.slug)
+                has_rows = bool(await store.list_bindings(definition.slug))
+                workflow, source = load_workflow(definition.slug, has_rows=has_rows)
             candidates.append(Candidate(workflow, source, definition))
-            if problems := candidates[-1].problems:
+            if problems := await candidates[-1].find_problems(store):
                 raise InvalidDefinitionError(definition.slug, problems)
         except UsageError as error:
             errors.append(error)
@@ -188,8 +189,10 @@ def _print_report(report: Report) -> None:
     where = f": {deployed.url}" if deployed.url else ""
     out.print(f"{deployed.outcome} deployment {deployed.name} ({by}){where}", markup=False)
     print_older_runs(report.older_runs)
+    if report.stubs:
+        out.print(f"done by somebody else until their stubs are filled in: {', '.join(report.stubs)}", markup=False)
     if report.problems:
-        todo = f"fill in {', '.join(report.stubs)}" if report.stubs else "see `pgflow-prefect validate`"
+        todo = "see `pgflow-prefect validate`"
         state = "is enabled all the same, and its runs will fail" if report.enabled else "is not enabled yet"
         slug = deployed.workflow_slug
         out.print(f"workflow {slug!r} {state}: {todo}, then `pgflow-prefect deploy {slug}`", markup=False)

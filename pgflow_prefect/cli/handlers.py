@@ -7,6 +7,7 @@ import anyio
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_json
+from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.deployments import Candidate, Report, WorkPool, check_server, deploy_all
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.database.store import open_store
@@ -43,8 +44,8 @@ def import_(
     directory
         Where the files are.
     deploy
-        Create or update each workflow's Prefect deployment, too; a workflow with stubs is not enabled, for its runs
-        would fail.
+        Create or update each workflow's Prefect deployment, too, and enable it. What is still a stub, somebody else
+        does: Prefect waits for that, and shows it.
     """
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
@@ -52,7 +53,7 @@ def import_(
         check_server()
     elif work_pool is not None:
         raise UsageError("--work-pool goes with --deploy")
-    definitions = anyio.run(_load_definitions, make_settings(dsn), None if all_ else workflows)
+    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
     for definition in definitions:  # all are looked at before the first file is written
         if problems := find_problems(definition):
             raise InvalidDefinitionError(definition.slug, problems)
@@ -88,9 +89,3 @@ def _load_candidate(definition: WorkflowDefinition, report: ImportReport) -> Can
 async def _deploy(settings: Settings, candidates: list[Candidate], work_pool: str | None, quiet: bool) -> list[Report]:
     async with open_store(settings, size=1) as store:
         return await deploy_all(store, candidates, work_pool, quiet)
-
-
-async def _load_definitions(settings: Settings, slugs: tuple[str, ...] | None) -> list[WorkflowDefinition]:
-    async with open_store(settings, size=1) as store:
-        wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
-        return [await store.load_definition(slug) for slug in wanted]

@@ -9,10 +9,12 @@ from uuid import UUID, uuid4
 import anyio
 from cyclopts import Parameter
 
+from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.cli.progress import make_view
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
 from pgflow_prefect.deployment.cancellation import execute_until_cancelled
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
@@ -24,7 +26,7 @@ from pgflow_prefect.execution.in_process import (
     run_event_loop,
 )
 from pgflow_prefect.graph import find_problems
-from pgflow_prefect.models import Held, Run, Status
+from pgflow_prefect.models import Held, Run, Status, WorkflowDefinition
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
@@ -96,9 +98,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
         definition = await host.store.load_definition(slug)
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
             raise InvalidDefinitionError(slug, problems)
-        workflow, source = load_workflow(slug, handlers)
-        if problems := workflow.find_problems(definition):
-            raise InvalidDefinitionError(slug, problems)
+        workflow, source = await _load(host.store, definition, handlers)
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
@@ -110,10 +110,26 @@ async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: 
         if found.status is Status.COMPLETED:
             out.print(f"run {run_id} is completed: nothing to do", markup=False)
             return 0
-        workflow, source = load_workflow(found.workflow_slug, handlers)
-        if problems := workflow.find_problems(await host.store.load_run_definition(run_id)):
-            raise InvalidDefinitionError(found.workflow_slug, problems)
+        workflow, source = await _load(host.store, await host.store.load_run_definition(run_id), handlers)
         return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force)
+
+
+async def _load(store: Store, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
+    """Load the handlers of a workflow, and say which of its steps somebody else has to do.
+
+    Raises:
+        InvalidDefinitionError: definition, handlers and bindings do not fit together.
+    """
+    slug = definition.slug
+    workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
+    if problems := await find_all_problems(store, workflow, definition):
+        raise InvalidDefinitionError(slug, problems)
+    doers = await find_doers(store, workflow, definition)
+    if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
+        stubs = [step for step in external if step in workflow.stubs]
+        note = f" ({', '.join(stubs)}: still a stub, `unimplemented`)" if stubs else ""
+        err.print(f"somebody else has to complete these steps: {', '.join(external)}{note}", markup=False)
+    return workflow, source
 
 
 async def _execute(

@@ -22,7 +22,7 @@ from pgflow_prefect.graph import build_graph, sort_steps
 from pgflow_prefect.models import Held, Run, Status, StepState
 from pgflow_prefect.settings import Settings
 
-COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "result or error")
+COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; the longer nothing changes, the longer
 
@@ -66,12 +66,12 @@ class Snapshot:
         """Yield a row for each step, those that wait for others too."""
         for slug in self.order:
             if (state := self.states.get(slug)) is None:
-                yield (slug, "waiting", "", "", "", "")
+                yield (slug, "waiting", "", "", "", "", "")
                 continue
             took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
             result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
             note = shorten(state.error_message or result)
-            yield (slug, state.status, state.task_state or "", str(state.attempts), took, note)
+            yield (slug, state.status, state.task_state or "", str(state.attempts), took, state.handler or "", note)
 
 
 def status(

@@ -1,14 +1,17 @@
 """`worker`."""
 
+from collections.abc import Collection
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+from pgflow_prefect.deployment.handler_files import BY_ROWS, DIRECTORY, load_workflows
 from pgflow_prefect.deployment.upkeep import name_older_runs
 from pgflow_prefect.deployment.worker import Worker
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
@@ -22,6 +25,7 @@ _CONNECTIONS_PER_RUN = 2
 
 def worker(
     *sources: str,
+    workflow: Annotated[list[str] | None, Parameter(show_default=False)] = None,
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 10,
     adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     dsn: Dsn = None,
@@ -35,16 +39,17 @@ def worker(
     Parameters
     ----------
     sources
-        Files or modules with handlers; all of flows/*.py where none is given.
+        Files or modules with handlers. Where nothing is named, all of flows/*.py, and all enabled workflows that need
+        no Python, because rows say who does each of their steps (`pgflow-prefect bind`).
+    workflow
+        A workflow of which rows say who does its steps; may be given several times.
     concurrency
         Runs at the same time.
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
-    found = sources or tuple(str(path) for path in sorted(DIRECTORY.glob("*.py")))
-    if not found:
-        raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
-    workflows = load_workflows(found)
+    named = bool(sources or workflow)
+    workflows = load_workflows(sources if named else sorted(map(str, DIRECTORY.glob("*.py"))))
     check_server()
     settings = make_settings(dsn)
     log_to_console()
@@ -52,6 +57,7 @@ def worker(
     async def serve(switch: Switch) -> None:
         size = max(settings.pool_size, min(_CONNECTIONS_PER_RUN * concurrency, 20))
         async with open_host(settings, pool_size=size) as host:
+            await _add_bound(host, workflows, workflow or [], all_enabled=not named)
             await _check(host, workflows)
             async with connect_to_prefect() as client:
                 service = Worker(host, client, workflows, concurrency, adopt)
@@ -65,7 +71,31 @@ def worker(
     return run_service(serve)
 
 
+async def _add_bound(
+    host: Host, workflows: dict[str, tuple[Workflow, str]], named: Collection[str], *, all_enabled: bool
+) -> None:
+    """Add workflows that need no Python: those that are named, or all that are enabled.
+
+    Raises:
+        UsageError: there is nothing to work on.
+    """
+    if all_enabled:
+        enabled = await host.store.list_enabled()
+        named = [slug for slug in await host.store.list_bound_workflows() if slug in enabled and enabled[slug].enabled]
+    for slug in named:
+        workflows.setdefault(slug, (Workflow(slug), BY_ROWS))
+    if not workflows:
+        raise UsageError(
+            f"no handlers: name a file or module, write one into {DIRECTORY}/, or name a workflow with --workflow of "
+            "which rows say who does its steps"
+        )
+
+
 async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None:
     for slug, (workflow, _) in workflows.items():
-        if problems := workflow.find_problems(await host.store.load_definition(slug)):
+        definition = await host.store.load_definition(slug)
+        if problems := await find_all_problems(host.store, workflow, definition):
             raise InvalidDefinitionError(slug, problems)
+        doers = await find_doers(host.store, workflow, definition)
+        if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
+            err.print(f"{slug}: somebody else has to complete {', '.join(external)}", markup=False)

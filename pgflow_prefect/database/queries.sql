@@ -19,8 +19,11 @@ SELECT w.slug,
        (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug) AS steps,
        (SELECT count(*) FROM pgflow.deps d WHERE d.workflow_slug = w.slug) AS deps,
        coalesce(r.pending, 0) AS pending, coalesce(r.completed, 0) AS completed, coalesce(r.failed, 0) AS failed,
-       e.enabled
+       e.enabled, b.bound
 FROM pgflow.workflows w
+LEFT JOIN (SELECT workflow_slug, jsonb_object_agg(kind, steps) AS bound
+           FROM (SELECT workflow_slug, kind, count(*) AS steps FROM pgflow_prefect.bindings GROUP BY 1, 2) kinds
+           GROUP BY workflow_slug) b ON b.workflow_slug = w.slug
 LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = w.slug
 LEFT JOIN (SELECT workflow_slug,
                   count(*) FILTER (WHERE status = 'pending') AS pending,
@@ -41,6 +44,40 @@ SELECT w.slug,
              ORDER BY d.from_step_slug, d.to_step_slug) AS deps
 FROM pgflow.workflows w
 WHERE w.slug = %(workflow_slug)s
+
+-- limit_waiting --
+-- Until the transaction's end, wait no longer than this for a lock.
+SELECT set_config('lock_timeout', '10s', true)
+
+-- insert_workflow --
+-- A new workflow; no row where it is there already.
+INSERT INTO pgflow.workflows (slug) VALUES (%(workflow_slug)s) ON CONFLICT DO NOTHING RETURNING slug
+
+-- lock_workflow --
+-- Let nobody else edit a workflow, nor start a run of it. As strong as the deletion of a step needs it, and from the
+-- start: a weaker lock, made stronger later, would deadlock with whoever inserts a step meanwhile.
+SELECT slug FROM pgflow.workflows WHERE slug = %(workflow_slug)s FOR UPDATE
+
+-- insert_steps --
+-- Steps of a workflow.
+INSERT INTO pgflow.steps (workflow_slug, slug)
+SELECT %(workflow_slug)s, slug FROM unnest(%(steps)s::text[]) AS slug
+
+-- insert_deps --
+-- Deps of a workflow, in one statement: after each, the engine looks for cycles.
+INSERT INTO pgflow.deps (workflow_slug, from_step_slug, to_step_slug)
+SELECT %(workflow_slug)s, upstream, downstream
+FROM unnest(%(upstream)s::text[], %(downstream)s::text[]) AS dep (upstream, downstream)
+
+-- delete_steps --
+-- Steps of a workflow, as far as no run needs them.
+DELETE FROM pgflow.steps WHERE workflow_slug = %(workflow_slug)s AND slug = ANY (%(steps)s)
+
+-- delete_deps --
+-- Deps of a workflow.
+DELETE FROM pgflow.deps d
+USING unnest(%(upstream)s::text[], %(downstream)s::text[]) AS gone (upstream, downstream)
+WHERE d.workflow_slug = %(workflow_slug)s AND d.from_step_slug = gone.upstream AND d.to_step_slug = gone.downstream
 
 -- load_run_definition --
 -- The definition that a run began with; the current one of a run that nothing was done to yet.
@@ -144,7 +181,7 @@ LIMIT %(limit)s
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
 SELECT s.step_slug, s.status, s.attempts, s.step_result, s.error_message, s.created_at, s.started_at, s.finished_at,
-       t.state_name AS task_state
+       t.state_name AS task_state, t.handler
 FROM pgflow.step_states s
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
 WHERE s.run_id = %(run_id)s
@@ -157,9 +194,10 @@ FROM pgflow.step_states s
 WHERE s.run_id = %(run_id)s AND s.status = 'completed' AND s.step_slug = ANY (%(step_slugs)s)
 
 -- claim_step --
--- Count an attempt and get the step's input.
-SELECT status, attempt, payload, upstream_results
-FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_id)s, %(upstream)s, %(with_payload)s)
+-- Count an attempt and get the step's input, or hear that somebody else does it.
+SELECT status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at, ended_at, note
+FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_id)s, %(upstream)s, %(with_payload)s,
+                               %(bound)s, %(has_function)s, %(handler)s)
 
 -- complete_step --
 -- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
@@ -237,3 +275,93 @@ RETURNING o.run_id
 SELECT ARRAY(SELECT r.id FROM pgflow.runs r WHERE r.id = ANY (%(run_ids)s)) AS run_ids,
        ARRAY(SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
              WHERE f.flow_run_id = ANY (%(flow_run_ids)s)) AS flow_run_ids
+
+-- watch_steps --
+-- Of the steps that others do, those that need not be waited for any more.
+SELECT task_run_id, outcome, message, began_at, ended_at
+FROM pgflow_prefect.watch_steps(%(run_ids)s, %(step_slugs)s, %(epochs)s, %(task_run_ids)s, %(bound)s,
+                                %(have_function)s)
+
+-- list_bindings --
+-- What the steps of a workflow are bound to, where a row says so.
+SELECT step_slug, kind, target, options FROM pgflow_prefect.bindings
+WHERE workflow_slug = %(workflow_slug)s ORDER BY step_slug
+
+-- bind_step --
+-- Say who does a step; no kind: no row.
+SELECT pgflow_prefect.bind_step(%(workflow_slug)s, %(step_slug)s, %(kind)s, %(target)s, %(options)s::jsonb) AS changed
+
+-- undo_binding --
+-- Take back the last change of a step's binding.
+SELECT pgflow_prefect.undo_binding(%(workflow_slug)s, %(step_slug)s) AS changed
+
+-- observe_workflow --
+-- Bind all steps to others.
+SELECT pgflow_prefect.observe_workflow(%(workflow_slug)s) AS changed
+
+-- list_binding_changes --
+-- Who changed what, the latest first.
+SELECT step_slug, before, after, changed_at, changed_by, undone_at, undone_by
+FROM pgflow_prefect.binding_changes
+WHERE workflow_slug = %(workflow_slug)s AND (%(step_slug)s::text IS NULL OR step_slug = %(step_slug)s)
+ORDER BY id DESC LIMIT %(limit)s
+
+-- list_bound_workflows --
+-- The workflows that need no Python: each of their steps has a row, and none of those says Python.
+SELECT w.slug FROM pgflow.workflows w
+WHERE EXISTS (SELECT FROM pgflow_prefect.bindings b WHERE b.workflow_slug = w.slug)
+  AND NOT EXISTS (
+      SELECT FROM pgflow.steps s
+      LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = s.workflow_slug AND b.step_slug = s.slug
+      WHERE s.workflow_slug = w.slug AND (b.kind IS NULL OR b.kind = 'python'))
+ORDER BY w.slug
+
+-- find_functions --
+-- What these functions of jsonb return; of one that does not exist, nothing.
+SELECT wanted.name, f.returns
+FROM unnest(%(names)s::text[], %(schemas)s::text[], %(functions)s::text[]) AS wanted (name, schema, function)
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.format_type(p.prorettype, NULL) || CASE WHEN p.proretset THEN ' rows' ELSE '' END AS returns
+    FROM pg_catalog.pg_proc p
+    JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = wanted.schema AND p.proname = wanted.function AND p.prokind = 'f'
+      AND p.proargtypes[0] = 'jsonb'::regtype AND p.pronargs - p.pronargdefaults <= 1 AND p.pronargs >= 1
+    ORDER BY p.pronargs LIMIT 1
+) f
+
+-- read_input --
+-- What a claim would give, without claiming.
+SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(upstream)s)
+
+-- report_shadow --
+-- Note what came of a handler that ran beside somebody else's work.
+SELECT pgflow_prefect.report_shadow(%(run_id)s, %(step_slug)s, %(outcome)s, %(details)s, %(seconds)s)
+
+-- list_shadows --
+-- What came of the shadows of a workflow, by step.
+SELECT step_slug, count(*) FILTER (WHERE outcome = 'same') AS same,
+       count(*) FILTER (WHERE outcome = 'different') AS different,
+       count(*) FILTER (WHERE outcome = 'failed') AS failed,
+       percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS seconds,
+       coalesce((SELECT l.details FROM pgflow_prefect.shadow_reports l
+                 WHERE l.workflow_slug = s.workflow_slug AND l.step_slug = s.step_slug AND l.outcome <> 'same'
+                 ORDER BY l.reported_at DESC LIMIT 1), '{}') AS details
+FROM pgflow_prefect.shadow_reports s
+WHERE workflow_slug = %(workflow_slug)s
+GROUP BY workflow_slug, step_slug ORDER BY step_slug
+
+-- is_awaited --
+-- Of the consumers of queues: whether a step still waits for the report of this attempt. No row: the run is gone.
+SELECT r.status = 'pending' AND s.status = 'pending' AND s.attempts = %(attempt)s AND s.started_at IS NOT NULL
+       AS awaited
+FROM pgflow.step_states s
+JOIN pgflow.runs r ON r.id = s.run_id
+WHERE s.run_id = %(run_id)s AND s.step_slug = %(step_slug)s
+
+-- report_completion --
+-- Of the consumers of queues: store a result, for whichever owner the run has.
+SELECT (pgflow.complete_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, NULL, %(attempt)s)).status
+
+-- report_failure --
+-- Of the consumers of queues: fail a step and its run.
+SELECT (pgflow.fail_step(%(run_id)s, %(step_slug)s, %(error_message)s, NULL, %(attempt)s)).status

@@ -14,6 +14,7 @@ from uuid import UUID
 import anyio.to_thread
 import psycopg
 from anyio import CancelScope, CapacityLimiter
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
@@ -78,6 +79,10 @@ class _LoopTransaction:
         if row is not None and row["accepted"]:
             await self._transaction.aclose()  # COMMIT
         return row
+
+    async def commit(self, query: str, parameters: Mapping[str, object]) -> None:
+        await self.connection.execute(QUERIES[query], parameters)
+        await self._transaction.aclose()
 
 
 class StepTransaction:
@@ -198,6 +203,34 @@ class StepTransaction:
                 row = await _run_in_thread(partial(opened.complete, parameters))
         self.committed = row is not None and bool(row["accepted"])
         return Report.model_validate(row)
+
+    async def call_function(self, path: tuple[str, str], argument: str) -> str:
+        """Call a function of one jsonb in this transaction and return its result as JSON text.
+
+        Args:
+            path: its schema and its name.
+            argument: JSON text.
+
+        Raises:
+            psycopg.Error: whatever the function raises.
+            TransientError: PostgreSQL can't be reached at this moment.
+        """
+        connection = await self._open_on_loop()
+        call = sql.SQL("SELECT {}(%s::jsonb)::text").format(sql.Identifier(*path))
+        row = await (await connection.execute(call, (argument,))).fetchone()
+        return "null" if row is None or row[0] is None else str(row[0])
+
+    async def defer(self, **note: object) -> None:
+        """Note that somebody else is to report the step, and commit that with what the handler wrote.
+
+        Args:
+            note: `task_run_id`, `state_name` and `message`.
+        """
+        assert isinstance(self._on_loop, _LoopTransaction)
+        self._check(self._on_loop.connection)
+        with translate_errors(self._run_id):
+            await self._on_loop.commit("note_state", {"run_id": self._run_id, "step_slug": self._step_slug, **note})
+        self.committed = True
 
     def _check(self, connection: SyncConnection | AsyncConnection) -> None:
         """Refuse a transaction that the handler has ended or spoiled, before the completion commits without it."""

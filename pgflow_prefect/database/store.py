@@ -2,15 +2,17 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue
+from pydantic_core import to_json
 
 from pgflow_prefect.database.connection import Pool, Row, find_dsn, open_pool
+from pgflow_prefect.database.definition_edit import replace_definition
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.translation import translate_errors
@@ -18,11 +20,16 @@ from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
 from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
+    AwaitedStep,
+    BindingChange,
     Claim,
     Enabled,
     Report,
     Run,
+    ShadowSummary,
     Status,
+    StepBinding,
+    StepEnd,
     StepState,
     TakenRun,
     WorkflowDefinition,
@@ -86,6 +93,22 @@ class Store:
         if not rows:
             await self._raise_unknown_workflow(workflow_slug)
         return WorkflowDefinition.model_validate(rows[0])
+
+    async def replace_definition(self, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
+        """Make a workflow's definition another one: all that differs, in one transaction, or nothing.
+
+        Args:
+            old: what `load_definition` returned; None for a workflow that the database does not know.
+            new: of the same slug; the same definition: nothing is sent.
+
+        Raises:
+            DefinitionChangedError: the database does not have `old` any more.
+            UsageError: the new deps make a cycle.
+            PgflowPrefectError: a run needs a step that is to go, or the workflow stays locked.
+        """
+        with translate_errors():
+            async with self._pool.connection() as connection:
+                await replace_definition(connection, old, new)
 
     async def load_run_definition(self, run_id: UUID) -> WorkflowDefinition:
         """Return the definition that a run began with, whatever was edited since.
@@ -276,8 +299,11 @@ class Store:
         task_run_id: UUID,
         upstream: list[str] | None,
         with_payload: bool,
+        bound: str,
+        has_function: bool,
+        handler: str,
     ) -> Claim:
-        """Count an attempt of a step and return its input; of a completed step, that it is completed.
+        """Count an attempt of a step and return its input; of a step that is completed or somebody else's, that.
 
         Args:
             run_id: the run.
@@ -286,6 +312,9 @@ class Store:
             task_run_id: Prefect's task run of this step.
             upstream: the upstream steps whose results are wanted, None for all.
             with_payload: whether the run's payload is wanted.
+            bound: the kind of its handler, where no row says otherwise.
+            has_function: whether this process could do it in Python.
+            handler: who does it in words, where no row says otherwise, for `status`.
 
         Raises:
             SupersededError: another owner has taken the run.
@@ -299,6 +328,9 @@ class Store:
             task_run_id=task_run_id,
             upstream=upstream,
             with_payload=with_payload,
+            bound=bound,
+            has_function=has_function,
+            handler=handler,
         )
         if rows[0]["status"] is None:
             raise SupersededError(run_id)
@@ -348,6 +380,104 @@ class Store:
             state_name=state_name,
             message=message,
         )
+
+    async def watch_steps(self, awaited: Iterable[AwaitedStep]) -> list[StepEnd]:
+        """Return those of the steps that others do which need not be waited for any more."""
+        run_ids, step_slugs, epochs, task_run_ids, bound, have = (list(each) for each in zip(*awaited, strict=True))
+        rows = await self._fetch(
+            "watch_steps",
+            run_ids=run_ids,
+            step_slugs=step_slugs,
+            epochs=epochs,
+            task_run_ids=task_run_ids,
+            bound=bound,
+            have_function=have,
+        )
+        return [StepEnd.model_validate(row) for row in rows]
+
+    async def read_input(
+        self, run_id: UUID, step_slug: str, upstream: list[str] | None
+    ) -> tuple[JsonValue, dict[str, JsonValue]]:
+        """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming."""
+        [row] = await self._fetch("read_input", run_id=run_id, step_slug=step_slug, upstream=upstream)
+        found: Any = row
+        return found["payload"], dict(found["upstream_results"])
+
+    async def report_shadow(
+        self, run_id: UUID, step_slug: str, *, outcome: str, details: list[str], seconds: float
+    ) -> None:
+        """Note what came of a handler that ran beside somebody else's work: same, different or failed."""
+        await self._fetch(
+            "report_shadow", run_id=run_id, step_slug=step_slug, outcome=outcome, details=details, seconds=seconds
+        )
+
+    # Bindings
+
+    async def list_bindings(self, workflow_slug: str) -> dict[str, StepBinding]:
+        """Return what a workflow's steps are bound to, by slug; only of those that have a row."""
+        rows = await self._fetch("list_bindings", workflow_slug=workflow_slug)
+        found = [StepBinding.model_validate(row) for row in rows]
+        return {each.step_slug: each for each in found}
+
+    async def list_bound_workflows(self) -> list[str]:
+        """Return the slugs of the workflows that need no Python: rows say who does each of their steps."""
+        return [str(row["slug"]) for row in await self._fetch("list_bound_workflows")]
+
+    async def bind_step(
+        self,
+        workflow_slug: str,
+        step_slug: str,
+        kind: str | None,
+        target: str | None = None,
+        options: Mapping[str, JsonValue] | None = None,
+    ) -> bool:
+        """Say who does a step from its next claim on, or without a kind that no row does; False where it was so.
+
+        Raises:
+            UsageError: there is no such step, or there is a secret in it.
+        """
+        [row] = await self._fetch(
+            "bind_step",
+            workflow_slug=workflow_slug,
+            step_slug=step_slug,
+            kind=kind,
+            target=target,
+            options=to_json(options or {}).decode(),
+        )
+        return bool(row["changed"])
+
+    async def undo_binding(self, workflow_slug: str, step_slug: str) -> bool:
+        """Take back the last change of a step's binding that was not taken back yet; False where there is none."""
+        [row] = await self._fetch("undo_binding", workflow_slug=workflow_slug, step_slug=step_slug)
+        return bool(row["changed"])
+
+    async def observe_workflow(self, workflow_slug: str) -> int:
+        """Bind all steps of a workflow to others, and return how many were bound otherwise."""
+        [row] = await self._fetch("observe_workflow", workflow_slug=workflow_slug)
+        return int(str(row["changed"]))
+
+    async def list_binding_changes(
+        self, workflow_slug: str, step_slug: str | None = None, *, limit: int = 50
+    ) -> list[BindingChange]:
+        """Return who changed which binding of a workflow, or of a step of it, the latest first."""
+        rows = await self._fetch("list_binding_changes", workflow_slug=workflow_slug, step_slug=step_slug, limit=limit)
+        return [BindingChange.model_validate(row) for row in rows]
+
+    async def find_functions(self, names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+        """Return what functions that take one jsonb return, such as `jsonb`; of one that does not exist, nothing.
+
+        Args:
+            names: schema and name of each, by whatever it is called in the answer.
+        """
+        schemas = [schema for schema, _ in names.values()]
+        functions = [function for _, function in names.values()]
+        rows = await self._fetch("find_functions", names=list(names), schemas=schemas, functions=functions)
+        return {str(row["name"]): str(row["returns"]) for row in rows}
+
+    async def list_shadows(self, workflow_slug: str) -> list[ShadowSummary]:
+        """Return what came of the shadows of a workflow's steps, by slug."""
+        rows = await self._fetch("list_shadows", workflow_slug=workflow_slug)
+        return [ShadowSummary.model_validate(row) for row in rows]
 
     # Comparing with Prefect
 

@@ -20,6 +20,7 @@ from pgflow_prefect.errors import (
     PgflowPrefectError,
     PrefectRefusedError,
 )
+from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import to_flow_name
@@ -125,7 +126,7 @@ class Bridge:
 
     # One run
 
-    async def _submit(self, taken: TakenRun) -> None:
+    async def _submit(self, taken: TakenRun, place: Place) -> None:
         run_id, epoch = taken.run_id, taken.epoch
         try:
             if await CancelWishes(self.store, self.client).was_cancelled(taken.former_flow_run_id):

@@ -26,7 +26,8 @@ from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.urls import url_for
 
-from pgflow_prefect.deployment.handler_files import find_workflow
+from pgflow_prefect.deployment import bound
+from pgflow_prefect.deployment.handler_files import BY_ROWS, find_workflow
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.graph import suggest
@@ -117,7 +118,7 @@ async def deploy(
         "version": definition.definition_hash,
         "entrypoint": make_entrypoint(workflow.slug, source, directory),
         # Without a step that says where the code is, a worker copies its own working directory for every flow run.
-        "pull_steps": [{_SET_DIRECTORY: {"directory": str(directory)}}],
+        "pull_steps": [] if source == BY_ROWS else [{_SET_DIRECTORY: {"directory": str(directory)}}],
         "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
     }
@@ -173,12 +174,14 @@ def make_entrypoint(workflow_slug: str, source: str, directory: Path) -> str:
 
     Args:
         workflow_slug: the workflow.
-        source: the file or module that its handlers were loaded from.
+        source: the file or module that its handlers were loaded from, or `BY_ROWS`.
         directory: the working directory of the flow runs; a file beneath it is named relative to it.
 
     Raises:
         UsageError: the file's name does not end in `.py`, or the workflow was not loaded from there.
     """
+    if source == BY_ROWS:
+        return bound.ENTRYPOINT
     name = _find_flow(_find_module(source), workflow_slug, source)
     if not _is_file(source):
         return f"{source}:{name}"

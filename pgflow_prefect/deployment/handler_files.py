@@ -29,25 +29,33 @@ def default_path(workflow_slug: str, directory: Path = DIRECTORY) -> Path:
     return directory / f"{to_identifier(workflow_slug)}.py"
 
 
-def load_workflow(workflow_slug: str, handlers: str | None = None) -> tuple[Workflow, str]:
+BY_ROWS = "rows of pgflow_prefect.bindings"
+"""The source of a workflow that has no handlers in Python."""
+
+
+def load_workflow(workflow_slug: str, handlers: str | None = None, *, has_rows: bool = False) -> tuple[Workflow, str]:
     """Load the handlers of a workflow.
 
     Args:
         workflow_slug: the workflow.
         handlers: a file (`path/to/file.py`) or a module (`package.module`); `flows/<identifier>.py` where not given.
+        has_rows: rows say who does its steps, or some of them: then it needs no file.
 
     Returns:
-        The workflow, and the file or module that it was found in.
+        The workflow, and the file or module that it was found in, or `BY_ROWS`.
 
     Raises:
         UsageError: there is no such file or module, it can't be imported, or it has no handlers of this workflow.
     """
     if handlers is None:
         path = default_path(workflow_slug)
+        if not path.is_file() and has_rows:
+            return Workflow(workflow_slug), BY_ROWS
         if not path.is_file():
             raise UsageError(
                 f"workflow {workflow_slug!r} has no handlers here: {path} does not exist; "
-                f"write it with `pgflow-prefect import {workflow_slug}`, or name another file with --handlers"
+                f"write it with `pgflow-prefect import {workflow_slug}`, name another file with --handlers, or say "
+                f"who does its steps with `pgflow-prefect bind {workflow_slug}`"
             )
         handlers = str(path)
     return find_workflow(load_module(handlers), workflow_slug, handlers), handlers

@@ -2,8 +2,8 @@
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -12,6 +12,7 @@ from anyio.abc import TaskGroup
 from pgflow_prefect.database.notifications import Bell
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
+from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import TakenRun
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
@@ -25,8 +26,8 @@ class Intake:
 
     Attributes:
         store: the database.
-        handle: does something with a run that was taken; raises `PrefectUnavailableError` after handing it back
-            where Prefect does not answer.
+        handle: does something with a run that was taken, in the slot that it gets; raises
+            `PrefectUnavailableError` after handing it back where Prefect does not answer.
         slots: runs at the same time.
         sweep_interval: seconds after which to look without having been woken.
         adopt: take pending runs that are older than their workflow's enabling, too.
@@ -35,20 +36,27 @@ class Intake:
     """
 
     store: Store
-    handle: Callable[[TakenRun], Awaitable[None]]
+    handle: Callable[[TakenRun, Place], Awaitable[None]]
     slots: int
     sweep_interval: float
     adopt: bool
     workflow_slugs: Collection[str]
     bell: Bell
-    busy: int = 0
     stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self._limiter = anyio.CapacityLimiter(self.slots)
+
     @property
     def free(self) -> int:
-        """Slots that nothing occupies."""
-        return max(0, self.slots - self.busy)
+        """Slots that nothing occupies, and that no run waits for which had left its own."""
+        return int(self._limiter.available_tokens)
+
+    @property
+    def busy(self) -> int:
+        """Slots that something occupies."""
+        return self._limiter.borrowed_tokens
 
     @property
     def stopped(self) -> bool:
@@ -60,40 +68,53 @@ class Intake:
         self.stopping.set()
         self.bell.ring()
 
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Occupy a slot."""
-        self.busy += 1
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Place]:
+        """Occupy a slot, once one is free."""
+        place = Place(self._limiter, self.bell.ring)
+        await place.take()
         try:
-            yield
+            yield place
         finally:
-            self.busy -= 1
-            self.bell.ring()
+            place.leave()
 
     async def run(self, group: TaskGroup) -> None:
         """Take runs until `stop`; what was taken is handled in the group."""
         while not self.stopped:
             if self._pause:
                 await anyio.sleep(self._pause)
-            for taken in await self._take():
-                self.busy += 1  # here: the next look must not count the slot as free
-                group.start_soon(self._handle, taken)
+            if self.free and self.workflow_slugs and not self.stopped:
+                await self._take(group)
             await self.bell.wait(self.sweep_interval)
 
-    async def _take(self) -> list[TakenRun]:
-        if self.stopped or not self.free or not self.workflow_slugs:
-            return []
-        slugs = random.sample([*self.workflow_slugs], len(self.workflow_slugs))  # none has to wait for all others
-        try:
-            return await self.store.take_runs(slugs, self.free, adopt=self.adopt)
-        except DatabaseUnavailableError as error:
-            _logger.warning("no runs taken: %s", error)
-            await self.store.drop_broken_connections()
-            return []
+    async def _take(self, group: TaskGroup) -> None:
+        # Before asking: a run that goes on after waiting may want a slot in the meantime.
+        with self._occupy(self.free) as places:
+            slugs = random.sample([*self.workflow_slugs], len(self.workflow_slugs))  # none has to wait for all others
+            try:
+                runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt)
+            except DatabaseUnavailableError as error:
+                _logger.warning("no runs taken: %s", error)
+                await self.store.drop_broken_connections()
+                return
+            for taken in runs:
+                group.start_soon(self._handle, taken, places.pop())
 
-    async def _handle(self, taken: TakenRun) -> None:
+    @contextmanager
+    def _occupy(self, slots: int) -> Iterator[list[Place]]:
+        """Occupy free slots, and give back those that are still in the list at the end."""
+        places = [Place(self._limiter, self.bell.ring) for _ in range(slots)]
+        for place in places:
+            place.take_nowait()
         try:
-            await self.handle(taken)
+            yield places
+        finally:
+            for place in places:
+                place.leave(quietly=True)  # they were free before: no news
+
+    async def _handle(self, taken: TakenRun, place: Place) -> None:
+        try:
+            await self.handle(taken, place)
             self._pause = 0
         except PrefectUnavailableError as error:
             self._pause = min(max(2 * self._pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
@@ -101,5 +122,4 @@ class Intake:
         except PgflowPrefectError as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and somebody takes it again
         finally:
-            self.busy -= 1
-            self.bell.ring()
+            place.leave()

@@ -31,6 +31,7 @@ from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
+from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.workflow import AsyncFlow, Workflow
 
@@ -170,13 +171,13 @@ class Worker:
 
     # One run
 
-    async def _execute_taken(self, taken: TakenRun) -> None:
+    async def _execute_taken(self, taken: TakenRun, place: Place) -> None:
         # It may take Prefect longer than a lease to create a flow run and to let it begin.
         with self.host.reserve(taken.run_id, taken.epoch):
             flow_run = await self._submit(taken)
             # Where PostgreSQL was away for longer than a lease, this process may have taken it a second time.
             if flow_run is not None and flow_run.id not in self._executing:
-                await self._execute(taken.workflow_slug, flow_run, taken.run_id)
+                await self._execute(taken.workflow_slug, flow_run, taken.run_id, place)
 
     async def _submit(self, taken: TakenRun) -> FlowRun | None:
         """Create the flow run of a run, and link it; None where there is nothing to execute."""
@@ -208,15 +209,16 @@ class Worker:
         return flow_run
 
     async def _execute_scheduled(self, slug: str, flow_run: FlowRun) -> None:
-        with self.intake.slot():
+        async with self.intake.slot() as place:
             run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
-            await self._execute(slug, flow_run, run_id)
+            await self._execute(slug, flow_run, run_id, place)
 
-    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID) -> None:
+    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, place: Place) -> None:
         if flow_run.id in self._executing:
             return  # creating it took longer than the lease, and this worker has taken the run again meanwhile
         self._executing[flow_run.id] = run_id
+        self.host.places[flow_run.id] = place
         try:
             state = await execute_flow_run(self._flows[slug], flow_run)
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
@@ -227,6 +229,7 @@ class Worker:
             await self._release(run_id, flow_run.id)
         finally:
             self._executing.pop(flow_run.id, None)
+            self.host.places.pop(flow_run.id, None)
 
     async def _release(self, run_id: UUID, flow_run_id: UUID) -> None:
         """Hand a run back that nobody executes here any more."""

@@ -14,7 +14,6 @@ from prefect.states import Cancelled, Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
 
-from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
@@ -31,7 +30,7 @@ from pgflow_prefect.execution.scheduler import run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer, Step
 from pgflow_prefect.graph import build_graph, find_leaves, find_problems
-from pgflow_prefect.handlers.base import Handler
+from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Status
 from pgflow_prefect.settings import Settings
 
@@ -61,14 +60,14 @@ class Execution:
 
     Attributes:
         workflow_slug: the workflow.
-        handlers: what does the work, by step slug.
+        handlers: who may do the work, by step slug; of a step that is not there, nobody here does it.
         settings: where the database is, and the limits.
         observe: hears of every state that a step enters.
         host: the process, where it executes several runs; else one is made for this run.
     """
 
     workflow_slug: str
-    handlers: Mapping[str, Handler]
+    handlers: Mapping[str, StepHandlers]
     settings: Settings
     observe: Observer
     host: Host | None = None
@@ -94,7 +93,7 @@ class Execution:
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
                     return await self._conclude(host.store, run_id)
-                with host.execute(run_id, epoch) as run:
+                with host.execute(run_id, epoch, flow_run.id) as run:
                     return await self._execute(host, run, flow_run.id)
         except (SupersededError, RunHeldError) as error:
             get_run_logger().warning("%s", error)
@@ -150,7 +149,7 @@ class Execution:
         """Execute what is left of the run; a run that these handlers do not fit fails, and says why."""
         store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
-        arguments = {slug: handler.arguments for slug, handler in self.handlers.items()}
+        arguments = {slug: each.function.arguments for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
@@ -163,23 +162,22 @@ class Execution:
                 return False
             with run.task(slug) as task:
                 step = Step(
-                    handler=self.handlers[slug],
+                    handlers=self.handlers.get(slug) or StepHandlers(slug),
                     workflow_slug=self.workflow_slug,
                     upstream=tuple(graph.predecessors(slug)),
                     task_run_id=find_task_run_id(flow_run_id, slug),
                     mirror=mirror,
-                    result_limit=self.settings.result_limit,
+                    host=host,
                     observe=self.observe,
                     run=run,
                     task_scope=task,
-                    connector=Connector(host.dsn, self.settings.connect_timeout),
                 )
                 state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
                 self.observe(slug, state.name or state.type.value)
                 return state.is_completed()
             return False  # it waited for its next attempt, and the run is not to go on here
 
-        await run_in_order(graph, perform, concurrency=self.settings.concurrency)
+        await run_in_order(graph, perform, run.turns)
 
     async def _conclude(
         self, store: Store, run_id: UUID, active: ActiveRun | None = None

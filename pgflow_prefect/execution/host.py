@@ -13,6 +13,10 @@ from anyio import CancelScope
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.execution.toolbox import open_toolbox
+from pgflow_prefect.execution.turns import Place, Turns
+from pgflow_prefect.execution.watch import Watch
+from pgflow_prefect.handlers.base import Toolbox
 from pgflow_prefect.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -33,21 +37,24 @@ class ActiveRun:
     Attributes:
         run_id: the run.
         epoch: in which it was taken.
+        turns: how many of its steps work at the same time.
         drained: no further step begins; those that work go on to their end.
         stopped: those that work are stopped as well, for this reason.
     """
 
     run_id: UUID
     epoch: int
+    turns: Turns
     drained: bool = False
     stopped: Stop | None = None
     _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks between two attempts, by slug
     _working: set[CancelScope] = field(default_factory=set)  # handlers
+    _awaiting: set[CancelScope] = field(default_factory=set)  # steps that others do
 
     def drain(self) -> None:
-        """Begin no further step, and none of those that wait for their next attempt."""
+        """Begin no further step, none of those that wait for their next attempt, and wait for nobody else's."""
         self.drained = True
-        for scope in self._waiting.values():
+        for scope in [*self._waiting.values(), *self._awaiting]:
             scope.cancel()
 
     def stop(self, reason: Stop) -> None:
@@ -81,6 +88,18 @@ class ActiveRun:
             raise
 
     @contextmanager
+    def wait(self) -> Iterator[CancelScope]:
+        """Wait for somebody else to do a step, until the run is drained or stopped."""
+        with CancelScope() as scope:
+            self._awaiting.add(scope)
+            if self.drained:
+                scope.cancel()
+            try:
+                yield scope
+            finally:
+                self._awaiting.discard(scope)
+
+    @contextmanager
     def work(self) -> Iterator[CancelScope]:
         """Do a handler's work, which is cancelled when the run is stopped; claims and reports are not."""
         with CancelScope() as scope:
@@ -102,6 +121,9 @@ class Host:
         dsn: the database.
         store: a pool of connections to it.
         keeper: extends the leases.
+        toolbox: what handlers share.
+        watch: waits for steps that others do.
+        places: of the flow runs that are executed now, where only so many are at the same time.
         active: the runs that are executed now, by id.
     """
 
@@ -109,6 +131,9 @@ class Host:
     dsn: str
     store: Store
     keeper: LeaseKeeper
+    toolbox: Toolbox
+    watch: Watch
+    places: dict[UUID, Place] = field(default_factory=dict)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
 
@@ -122,10 +147,11 @@ class Host:
             self.keeper.drop(run_id, epoch)
 
     @contextmanager
-    def execute(self, run_id: UUID, epoch: int) -> Iterator[ActiveRun]:
-        """Hold a run that was taken just now, for as long as the block takes."""
+    def execute(self, run_id: UUID, epoch: int, flow_run_id: UUID) -> Iterator[ActiveRun]:
+        """Hold a run that was taken just now by a flow run, for as long as the block takes."""
         loop = asyncio.get_running_loop()
-        run = ActiveRun(run_id, epoch, drained=self._drained)
+        turns = Turns(self.settings.concurrency, self.places.get(flow_run_id))
+        run = ActiveRun(run_id, epoch, turns, drained=self._drained)
         self.active[run_id] = run
 
         def stop(why: str) -> None:
@@ -166,6 +192,10 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
         SchemaMissingError: it has no pgflow schema, or an old one.
     """
     dsn = find_dsn(settings)
-    async with open_store(settings, size=pool_size) as store:
+    async with open_store(settings, size=pool_size) as store, open_toolbox(settings.result_limit) as toolbox:
+        watch = Watch(store)
         with LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper:
-            yield Host(settings, dsn, store, keeper)
+            try:
+                yield Host(settings, dsn, store, keeper, toolbox, watch)
+            finally:
+                watch.close()

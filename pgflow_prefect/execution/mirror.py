@@ -1,16 +1,18 @@
 """What happens to the steps of a run, written to PostgreSQL before Prefect hears of it."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
 import anyio
 from prefect.utilities.math import clamped_poisson_interval
+from pydantic import JsonValue
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Claim, Report
 
 T = TypeVar("T")
@@ -42,18 +44,19 @@ class Mirror:
     epoch: int
     patience: float
 
-    async def claim(
-        self, step_slug: str, *, task_run_id: UUID, upstream: list[str] | None, with_payload: bool
-    ) -> Claim:
+    async def claim(self, step: StepHandlers, upstream: Collection[str], *, task_run_id: UUID) -> Claim:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
         return await self._persist(
             lambda: self.store.claim_step(
                 self.run_id,
-                step_slug,
+                step.step_slug,
                 epoch=self.epoch,
                 task_run_id=task_run_id,
-                upstream=upstream,
-                with_payload=with_payload,
+                upstream=step.choose_upstream(upstream),
+                with_payload=step.wants_payload,
+                bound=step.bound.kind,
+                has_function=step.function is not None,
+                handler=str(step.bound),
             )
         )
 
@@ -65,8 +68,10 @@ class Mirror:
             )
         )
 
-    async def fail(self, step_slug: str, message: str, *, state_name: str, task_run_id: UUID, attempt: int) -> Report:
-        """Fail a step and its run; see `Store.fail_step`."""
+    async def fail(
+        self, step_slug: str, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None
+    ) -> Report:
+        """Fail a step and its run, in this attempt or in any; see `Store.fail_step`."""
         return await self._persist(
             lambda: self.store.fail_step(
                 self.run_id,
@@ -79,17 +84,21 @@ class Mirror:
             )
         )
 
-    async def note_retry(self, step_slug: str, message: str, *, task_run_id: UUID) -> None:
-        """Note that an attempt failed and that the next one waits for its delay to pass."""
+    async def note(self, step_slug: str, state_name: str, message: str, *, task_run_id: UUID) -> None:
+        """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for somebody's report."""
         await self._persist(
             lambda: self.store.note_state(
                 self.run_id,
                 step_slug,
                 task_run_id=task_run_id,
-                state_name="AwaitingRetry",
+                state_name=state_name,
                 message=clean_message(message),
             )
         )
+
+    async def read_input(self, step_slug: str, upstream: list[str] | None) -> tuple[JsonValue, dict[str, JsonValue]]:
+        """Return what a claim would give, without claiming; see `Store.read_input`."""
+        return await self._persist(lambda: self.store.read_input(self.run_id, step_slug, upstream))
 
     async def is_completed(self, step_slug: str) -> bool:
         """Tell whether a step has a result."""

@@ -4,27 +4,27 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
 
 
-async def run_in_order(graph: Graph, perform: Callable[[str], Awaitable[bool]], *, concurrency: int) -> None:
-    """Perform every step as soon as its own upstream steps are done, at most `concurrency` at once.
+async def run_in_order(graph: Graph, perform: Callable[[str], Awaitable[bool]], turns: Turns) -> None:
+    """Perform every step as soon as its own upstream steps are done, and its turn has come.
 
     Args:
         graph: the workflow.
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
             to their end, and no other starts.
-        concurrency: steps at the same time.
+        turns: how many work at the same time.
     """
     unmet = dict(graph.in_degree())
-    limiter = anyio.CapacityLimiter(concurrency)
     stopped = False
 
     async with anyio.create_task_group() as group:
 
         async def work(slug: str) -> None:
             nonlocal stopped
-            async with limiter:
+            async with turns.take(slug):
                 if stopped or not await perform(slug):
                     stopped = True
                     return

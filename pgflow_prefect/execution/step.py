@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -11,23 +12,34 @@ from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
-from prefect.states import Cancelled, Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.types import DateTime
+from pydantic import TypeAdapter
 
+from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
     ResultInvalidError,
+    RetryLaterError,
     RunNotPendingError,
     StepTimeoutError,
     SupersededError,
 )
-from pgflow_prefect.execution.host import ActiveRun, Stop
+from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
-from pgflow_prefect.handlers.base import Handler, StepContext
-from pgflow_prefect.models import Claim, Report, Status
+from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext
+from pgflow_prefect.handlers.choice import Chosen, StepHandlers
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd
+
+_DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
+
+_DONE_BY_OTHERS = "completed outside Prefect"
 
 
 class _StoppedError(Exception):
@@ -44,38 +56,39 @@ Observer = Callable[[str, str], None]
 """Called with a step's slug and the name of the state that it entered, in Prefect's words."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """A step of a run that is under way.
 
     Attributes:
-        handler: does its work.
+        handlers: who may do its work.
         workflow_slug: the run's workflow.
         upstream: the slugs of the steps that it waits for.
         task_run_id: Prefect's task run.
         mirror: writes for the run.
-        result_limit: bytes of JSON that the result may have.
+        host: the process.
         observe: hears of every state that the step enters.
         run: the run, which may be stopped.
         task_scope: ends the step's task while it waits for its next attempt.
-        connector: opens `context.connection`; without it, there is none.
     """
 
-    handler: Handler
+    handlers: StepHandlers
     workflow_slug: str
     upstream: tuple[str, ...]
     task_run_id: UUID
     mirror: Mirror
-    result_limit: int
-    observe: Observer = field(repr=False)
-    run: ActiveRun = field(repr=False)
-    task_scope: CancelScope = field(repr=False)
-    connector: Connector | None = None
+    host: Host
+    observe: Observer
+    run: ActiveRun
+    task_scope: CancelScope
+    _policy: RetryPolicy = field(default_factory=RetryPolicy, init=False)
+    _task: Task[[None], Any] = field(init=False)
+    _is_handed_over: bool = field(default=False, init=False)
 
     @property
     def slug(self) -> str:
         """The step's slug."""
-        return self.handler.step_slug
+        return self.handlers.step_slug
 
     def make_task(self) -> Task[[None], Any]:
         """Return the task that Prefect runs: retries are Prefect's, everything else happens in `_perform`."""
@@ -84,33 +97,36 @@ class Step:
             with self.run.attempt(self.slug, self.task_scope):
                 return await self._perform()
 
-        policy = self.handler.policy
-        return Task(
+        self._task = Task(
             perform,
             name=self.slug,
-            description=self.handler.description,
+            description=self.handlers.description,
             task_run_name=lambda: self.slug,  # as text, it would be a template
-            retries=policy.retries,
-            retry_delay_seconds=policy.retry_delay_seconds,
-            retry_jitter_factor=policy.retry_jitter_factor,
             retry_condition_fn=_may_retry,
             log_prints=True,
             cache_policy=NO_CACHE,
             persist_result=False,
         )
+        self._adopt(self.handlers.policy)
+        return self._task
+
+    def _adopt(self, policy: RetryPolicy) -> None:
+        """Have Prefect try again as whoever does the step has it: that may have changed since the last attempt."""
+        self._policy = policy
+        self._task.retries = policy.retries
+        delay = policy.retry_delay_seconds
+        self._task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
+        self._task.retry_jitter_factor = policy.retry_jitter_factor
 
     async def _perform(self) -> State[None] | None:
         backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
-        report: Report | None = None
+        end: Report | State[None] | None = None
         try:
-            while report is None:
+            while end is None:
                 claim = await self._claim(again=backoff.has_begun)
-                if claim is None:
-                    return Completed(
-                        name="Cached", message="completed before, according to PostgreSQL; not executed again"
-                    )
-                self.observe(self.slug, "Running")
-                report = await self._execute(claim, backoff)
+                if claim.status is Status.COMPLETED:
+                    return self._show_completed(claim)
+                end = await self._execute(claim, backoff)
         except RunNotPendingError as error:
             return Cancelled(message=str(error))
         except SupersededError as error:
@@ -119,48 +135,46 @@ class Step:
             return Crashed(message=str(error))
         except _StoppedError as error:
             return error.state
-        return self._conclude(report)
+        return self._conclude(end) if isinstance(end, Report) else end
 
-    async def _claim(self, *, again: bool) -> Claim | None:
-        """Claim the step, perhaps once more after a COMMIT whose answer was lost; None where it is completed."""
+    async def _claim(self, *, again: bool) -> Claim:
+        """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
         try:
-            claim = await self.mirror.claim(
-                self.slug,
-                task_run_id=self.task_run_id,
-                upstream=self.handler.choose_upstream(self.upstream),
-                with_payload=self.handler.wants_payload,
-            )
+            return await self.mirror.claim(self.handlers, self.upstream, task_run_id=self.task_run_id)
         except RunNotPendingError:
             # That COMMIT may have completed the run's last step, and the run with it.
             if again and await self.mirror.is_completed(self.slug):
-                return None
+                return Claim(status=Status.COMPLETED, attempt=0)
             raise
-        return None if claim.status is Status.COMPLETED else claim
 
-    async def _execute(self, claim: Claim, backoff: Backoff) -> Report | None:
-        """Do the work and report how it ended; raise what the handler raised where that report was accepted.
+    async def _execute(self, claim: Claim, backoff: Backoff) -> Report | State[None] | None:
+        """Have the work done and report how it ended; raise what the handler raised where that report was accepted.
 
         Returns:
-            The report; None where the transaction of `context.connection` was lost, and with it all that was done.
+            The report; where somebody else has reported, the state to show; None where the step is to be claimed
+            again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
+            somebody else's and is so no more.
         """
-        logger = get_run_logger()
-        transaction = StepTransaction(self.connector, self.mirror.run_id, self.slug, logger)
-        context = StepContext(
-            run_id=self.mirror.run_id,
-            workflow_slug=self.workflow_slug,
-            step_slug=self.slug,
-            attempt=claim.attempt,
-            logger=logger,
-            transaction=transaction,
-        )
+        transaction = StepTransaction(self._connector, self.mirror.run_id, self.slug, get_run_logger())
+        self._is_handed_over = claim.waits
+        report: Report | None = None
         try:
-            async with transaction:
-                result = await self._work(claim, context)
-                report = await self._complete(claim, result, transaction)
+            chosen = self.handlers.choose(claim, self.host.toolbox)
+            self._adopt(chosen.policy)
+            if chosen.handler is not None and not claim.waits:
+                self.observe(self.slug, "Running")
+                async with transaction:
+                    result = await self._work(chosen.handler, claim, self._make_context(claim, transaction))
+                    if isinstance(result, Deferred):
+                        await self._defer(result, transaction)
+                    else:
+                        report = await self._complete(claim, result, transaction)
+            if report is None:
+                return await self._await_others(claim, chosen)
         except Exception as error:
             if transaction.lost and await backoff.pause(error):
                 return None
-            if isinstance(error, TransientError | _StoppedError):
+            if isinstance(error, TransientError | SupersededError | _StoppedError):
                 raise  # not of the handler's making: its work is done, and not to be done again for this
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:
@@ -168,26 +182,124 @@ class Step:
             return failed
         if transaction.is_open and not transaction.committed:
             # Refused, and if it was a stale write, its count was rolled back with the rest: refused once more.
+            assert isinstance(result, str)
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         return report
 
-    async def _work(self, claim: Claim, context: StepContext) -> str:
-        timeout = self.handler.policy.timeout_seconds
+    @property
+    def _connector(self) -> Connector:
+        return Connector(self.host.dsn, self.host.settings.connect_timeout)
+
+    def _make_context(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepContext:
+        return StepContext(
+            run_id=self.mirror.run_id,
+            workflow_slug=self.workflow_slug,
+            step_slug=self.slug,
+            attempt=claim.attempt,
+            logger=get_run_logger(),
+            shadow=shadow,
+            transaction=transaction,
+        )
+
+    async def _work(self, handler: Handler, claim: Claim, context: StepContext) -> str | Deferred:
+        timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
         with anyio.move_on_after(timeout) as scope:
             with self.run.work():
-                return await self.handler.execute(claim, self.upstream, context)
+                return await handler.execute(claim, self.upstream, context)
             assert self.run.stopped is not None
             raise _StoppedError(self.run.run_id, self.run.stopped)
         assert scope.cancelled_caught
         raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
 
+    # Steps that others do
+
+    async def _defer(self, deferred: Deferred, transaction: StepTransaction) -> None:
+        """Note that somebody else was asked: whoever takes the run next need not ask again."""
+        self._is_handed_over = True
+        message = f"handed over: {deferred.reason}"
+        get_run_logger().info("%s", message)
+        if transaction.is_open:
+            await transaction.defer(task_run_id=self.task_run_id, state_name="Deferred", message=message)
+        else:
+            await self.mirror.note(self.slug, "Deferred", message, task_run_id=self.task_run_id)
+
+    async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
+        """Wait until somebody else has ended the step; None where it is to be claimed again.
+
+        Raises:
+            SupersededError: somebody else has taken the run.
+            StepTimeoutError: it takes too long.
+        """
+        self.observe(self.slug, "Waiting")
+        if claim.kind == Kind.PYTHON and self.handlers.function is None:
+            get_run_logger().warning(
+                "step %r is bound to Python, and the handlers that were loaded here have none for it: waiting until it "
+                "is done elsewhere, or bound otherwise",
+                self.slug,
+            )
+        shadow = await self._run_shadow(claim, chosen.shadow) if chosen.shadow else None
+        timeout = chosen.policy.timeout_seconds
+        left = None if timeout is None else max(0.0, timeout - (claim.waited or 0))
+        awaited = AwaitedStep(
+            run_id=self.run.run_id,
+            step_slug=self.slug,
+            epoch=self.run.epoch,
+            task_run_id=self.task_run_id,
+            bound=self.handlers.bound.kind,
+            has_function=self.handlers.function is not None,
+        )
+        end: StepEnd | None = None
+        async with self.run.turns.pause(self.slug):
+            with anyio.move_on_after(left), self.run.wait():
+                end = await self.host.watch.wait(awaited)
+            if end is None and self.run.drained:
+                if self.run.stopped is Stop.ENDED:  # reopened, it waits as long as if it had never waited before
+                    await self.mirror.note(self.slug, "Cancelled", str(Stop.ENDED), task_run_id=self.task_run_id)
+                raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+        if end is None:
+            raise StepTimeoutError(f"step {self.slug!r}: nobody has reported it within {timeout:g} s")
+        match end.outcome:
+            case Outcome.LOST:
+                raise SupersededError(self.run.run_id)
+            case Outcome.REBOUND:
+                if self.run.drained:  # while it waited for its turn
+                    raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+                return None
+            case Outcome.ENDED:
+                return Cancelled(message=end.message)
+            case Outcome.FAILED:
+                self._task.retries = 0  # the run has failed with it
+                _show_times(end.began_at, end.ended_at)
+                return Failed(message=end.message)
+        verdict = f" ({await shadow.compare()})" if shadow is not None else ""
+        _show_times(end.began_at, end.ended_at)
+        return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
+
+    async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
+        """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
+        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.slug, get_run_logger())
+        payload, results = await self.mirror.read_input(self.slug, handler.choose_upstream(self.upstream))
+        claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
+        with shadow.timed():
+            async with StepTransaction(self._connector, self.mirror.run_id, self.slug, get_run_logger()) as transaction:
+                context = self._make_context(claim, transaction, shadow=True)
+                shadow.result = await self._work(handler, claim, context)
+        return shadow
+
+    def _show_completed(self, claim: Claim) -> State[None]:
+        if claim.ended_at is None:
+            return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
+        _show_times(claim.began_at, claim.ended_at)
+        return Completed(message=f"{_DONE_BY_OTHERS}: {claim.note}")
+
     async def _complete(self, claim: Claim, result: str, transaction: StepTransaction) -> Report:
         size = len(result.encode("utf-8", "surrogatepass"))
-        if size > self.result_limit:
+        limit = self.host.settings.result_limit
+        if size > limit:
             raise ResultInvalidError(
                 f"step {self.slug!r}: the result has {size:,} bytes of JSON, more than the limit of "
-                f"{self.result_limit:,} (PGFLOW_RESULT_LIMIT): store it elsewhere and return its address"
+                f"{limit:,} (PGFLOW_RESULT_LIMIT): store it elsewhere and return its address"
             )
         try:
             if transaction.is_open:
@@ -202,22 +314,25 @@ class Step:
         """Write down that an attempt failed; None where Prefect will try again, which is no end of the step."""
         message = describe(error)
         if self._is_retried(error):
+            if isinstance(error, RetryLaterError) and error.after is not None:
+                self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
             self.observe(self.slug, "AwaitingRetry")
-            if self.handler.policy.retry_delay_seconds:
-                await self.mirror.note_retry(self.slug, message, task_run_id=self.task_run_id)
+            # Where somebody was asked, nobody is any more: the next claim is another attempt.
+            if self._task.retry_delay_seconds or self._is_handed_over:
+                await self.mirror.note(self.slug, "AwaitingRetry", message, task_run_id=self.task_run_id)
             return None
         return await self.mirror.fail(
             self.slug,
             message,
             state_name="TimedOut" if isinstance(error, TimeoutError) else "Failed",
             task_run_id=self.task_run_id,
-            attempt=claim.attempt,
+            attempt=None if claim.waits else claim.attempt,  # whose attempt it was: no matter
         )
 
     def _is_retried(self, error: Exception) -> bool:
         context = TaskRunContext.get()
         assert context is not None
-        return context.task_run.run_count <= self.handler.policy.retries and not isinstance(error, NotRetriableError)
+        return context.task_run.run_count <= self._policy.retries and not isinstance(error, NotRetriableError)
 
     def _conclude(self, report: Report) -> State[None] | None:
         """Return what Prefect shows for a step whose report was answered; the first report has won."""
@@ -237,8 +352,17 @@ async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[ob
     return not isinstance(error, NotRetriableError)
 
 
+def _show_times(began_at: datetime | None, ended_at: datetime | None) -> None:
+    """Have Prefect show when the work was done, and not when it was noticed here."""
+    context = TaskRunContext.get()
+    assert context is not None
+    if began_at is not None and ended_at is not None:
+        context.task_run.start_time = _DATE_TIME.validate_python(began_at)
+        context.task_run.end_time = _DATE_TIME.validate_python(ended_at)
+
+
 def describe(error: Exception) -> str:
     """Return an exception in one line or more: its type where that says something, and its message."""
-    if isinstance(error, NotRetriableError | StepTimeoutError):
+    if isinstance(error, NotRetriableError | RetryLaterError | StepTimeoutError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,10 +1,14 @@
 """What a handler is to the rest of the package, and what it is told about the step that it does."""
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+import httpx
+from pydantic import JsonValue
+
+from pgflow_prefect.bindings import Binding
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import Claim
@@ -20,6 +24,7 @@ class StepContext:
         step_slug: the step.
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
+        shadow: somebody else does the step, this is only compared with it: do nothing that can be seen from outside.
         transaction: what `connection` belongs to; of use to handlers of this package only.
     """
 
@@ -28,6 +33,7 @@ class StepContext:
     step_slug: str
     attempt: int
     logger: Logger
+    shadow: bool = False
     transaction: StepTransaction | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -79,6 +85,32 @@ class RetryPolicy:
     timeout_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """What a handler returns when somebody else does the work and reports it: the step waits for that.
+
+    Attributes:
+        reason: who was asked, for people: `on queue 'mails' of redis://localhost`.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """What handlers share that one process executes.
+
+    Attributes:
+        http: a client for requests; its time-outs are given with each.
+        find_secret: returns the text of a Prefect Secret block by name.
+        result_limit: bytes of JSON that a result may have.
+    """
+
+    http: Callable[[], httpx.AsyncClient]
+    find_secret: Callable[[str], Awaitable[str]]
+    result_limit: int
+
+
 class Handler(Protocol):
     """What does the work of one step."""
 
@@ -90,26 +122,34 @@ class Handler(Protocol):
     def policy(self) -> RetryPolicy:
         """When to try again."""
 
-    @property
-    def description(self) -> str | None:
-        """What it does, for Prefect's UI."""
-
-    @property
-    def arguments(self) -> Collection[str]:
-        """The names of its arguments, for validation."""
-
-    @property
-    def wants_payload(self) -> bool:
-        """Whether the run's payload is to be fetched for it."""
-
-    def choose_upstream(self, upstream: Collection[str]) -> list[str] | None:
-        """Return those of the step's upstream slugs whose results it takes; None for all."""
-
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
-        """Do the step's work and return its result as JSON text.
+    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str | Deferred:
+        """Do the step's work and return its result as JSON text, or who does it.
 
         Raises:
             ArgumentInvalidError: the input does not fit.
             ResultInvalidError: the result does not fit.
+            RetryLaterError: another attempt, after a certain time, may succeed.
             Exception: whatever the work itself raises.
         """
+
+
+def make_policy(binding: Binding) -> RetryPolicy:
+    """Return when a step that is bound so is tried again."""
+    delay = binding.retry_delay_seconds
+    return RetryPolicy(
+        binding.retries,
+        list(delay) if isinstance(delay, tuple) else delay,
+        binding.retry_jitter_factor,
+        binding.timeout_seconds,
+    )
+
+
+def make_input(claim: Claim) -> dict[str, JsonValue]:
+    """Return a step's input as SQL functions, endpoints and queues get it: `{"payload": …, "<upstream step>": …}`.
+
+    A step that is called `payload` goes by the name that it has in Python, `payload_`.
+    """
+    results = claim.upstream_results or {}
+    return {"payload": claim.payload} | {
+        "payload_" if slug == "payload" else slug: result for slug, result in results.items()
+    }

@@ -30,12 +30,14 @@ class PythonHandler:
         function: what was decorated; sync functions run in a thread.
         policy: when to try again.
         unimplemented: made by `pgflow-prefect import` and not filled in yet: it is no handler.
+        shadow: may run beside somebody else's work, to be compared with it.
     """
 
     step_slug: str
     function: Callable[..., Any]
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     unimplemented: bool = False
+    shadow: bool = False
 
     def __post_init__(self) -> None:
         for parameter in self._parameters.values():

@@ -79,7 +79,7 @@ def test_deploy_creates_a_deployment_and_enables_the_workflow(
     ]
     assert found["entrypoint"] == f"flows/{chain}.py:workflow.flow"
     assert column(db, ENABLED) == [chain]
-    assert cli("list").lines[1].endswith("\tyes")
+    assert cli("list").lines[1].endswith("\tyes\t-")
 
 
 def test_deploying_again_updates_what_has_changed_and_keeps_the_work_pool(
@@ -138,16 +138,17 @@ def test_an_unknown_work_pool_is_refused_and_the_known_ones_are_named(
 def test_nothing_is_deployed_while_one_of_the_workflows_is_invalid(
     cli: CommandLine, db: Connection, chain: str, prefect_api: str
 ) -> None:
-    for slug in ("stubs", "nowhere"):
+    for slug in ("misfit", "nowhere"):
         define(db, slug, CHAIN)
-    cli("import", "stubs")
+    cli("import", "misfit")
+    db.execute("DELETE FROM pgflow.deps WHERE workflow_slug = 'misfit'")
 
-    refused = cli("deploy", chain, "stubs", "nowhere")
+    refused = cli("deploy", chain, "misfit", "nowhere")
 
     assert refused.code == 2
     error = refused.find_error()
-    assert "workflow 'stubs' has 3 problems:" in error
-    assert "the handler of step 'b' is a stub" in error
+    assert "workflow 'misfit' has 2 problems:" in error
+    assert "the handler of step 'b' takes 'a', which is no upstream step of it" in error
     assert "workflow 'nowhere' has no handlers here: flows/nowhere.py does not exist" in error
     assert (read_deployments(prefect_api, chain), column(db, ENABLED)) == ([], [])
 
@@ -186,7 +187,7 @@ def test_an_api_that_does_not_answer_is_named(cli: CommandLine, db: Connection, 
     assert column(db, ENABLED) == []
 
 
-def test_import_deploys_what_it_wrote_and_enables_it_once_the_stubs_are_filled_in(
+def test_import_deploys_what_it_wrote_and_leaves_the_stubs_to_somebody_else(
     cli: CommandLine, db: Connection, pool: str, prefect_api: str
 ) -> None:
     slug = f"chain_{uuid4().hex[:8]}"
@@ -198,11 +199,9 @@ def test_import_deploys_what_it_wrote_and_enables_it_once_the_stubs_are_filled_i
     assert (imported.code, len(imported.lines)) == (0, 3)
     assert imported.lines[0] == f"wrote flows/{slug}.py: 3 stubs to fill in"
     assert imported.lines[1].startswith(f"created deployment {slug}/pgflow (work pool '{pool}'): http")
-    assert imported.lines[2] == (
-        f"workflow {slug!r} is not enabled yet: fill in a, b, c, then `pgflow-prefect deploy {slug}`"
-    )
+    assert imported.lines[2] == "done by somebody else until their stubs are filled in: a, b, c"
     assert found["entrypoint"] == f"flows/{slug}.py:flow"
-    assert column(db, ENABLED) == []
+    assert column(db, ENABLED) == [slug]
 
     cli.write(f"flows/{slug}.py", (cli.directory / f"flows/{slug}.py").read_text().replace("unimplemented=True", ""))
     [again] = json.loads(cli("import", slug, "--deploy", "--json").out)
@@ -212,16 +211,20 @@ def test_import_deploys_what_it_wrote_and_enables_it_once_the_stubs_are_filled_i
     assert column(db, ENABLED) == [slug]
 
 
-def test_import_says_that_an_enabled_workflow_has_new_stubs(cli: CommandLine, db: Connection, chain: str) -> None:
+def test_import_says_that_an_enabled_workflow_does_not_fit_any_more(
+    cli: CommandLine, db: Connection, chain: str
+) -> None:
     cli("enable", chain)
+    db.execute("DELETE FROM pgflow.deps WHERE workflow_slug = %s", [chain])
     db.execute("INSERT INTO pgflow.steps VALUES (%s, 'd')", [chain])
 
     imported = cli("import", chain, "--deploy")
 
     assert imported.lines[0] == f"added to flows/{chain}.py: d"
-    assert imported.lines[2] == (
+    assert imported.lines[2] == "done by somebody else until their stubs are filled in: d"
+    assert imported.lines[3] == (
         f"workflow {chain!r} is enabled all the same, and its runs will fail: "
-        f"fill in d, then `pgflow-prefect deploy {chain}`"
+        f"see `pgflow-prefect validate`, then `pgflow-prefect deploy {chain}`"
     )
 
 
@@ -248,7 +251,7 @@ def test_enable_and_disable_say_what_is_so_afterwards(cli: CommandLine, db: Conn
     assert (shown["workflow_slug"], shown["enabled"], shown["older_runs"]) == ("chain", True, [older])
     assert (off["workflow_slug"], off["enabled"], off["older_runs"]) == ("chain", False, [])
     assert cli("disable", "chain").lines == disabled.lines
-    assert cli("list").lines[1].endswith("\tno")
+    assert cli("list").lines[1].endswith("\tno\t-")
 
 
 @pytest.mark.parametrize("command", ["deploy", "enable", "disable"])

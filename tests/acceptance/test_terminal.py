@@ -5,14 +5,15 @@ import pty
 import subprocess
 import sys
 
-from tests.acceptance.conftest import CommandLine
+from tests.acceptance.conftest import CHAIN_HANDLERS, CommandLine
 from tests.conftest import Connection
 from tests.engine import column
 
 
-def watch(cli: CommandLine, *arguments: str, **environment: str) -> tuple[int, str]:
-    """Run a command at a pseudo-terminal; return its exit code and everything that was drawn."""
+def watch(cli: CommandLine, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
+    """Run a command at a pseudo-terminal, where something is typed; return its exit code and all that was drawn."""
     ours, theirs = pty.openpty()
+    os.write(ours, typed.encode())
     process = subprocess.Popen(
         [sys.executable, "-m", "pgflow_prefect", *arguments],
         cwd=cli.directory,
@@ -66,3 +67,20 @@ def test_a_failed_run_ends_with_its_error_below_the_picture(cli: CommandLine, ch
     error = drawn[drawn.rindex("error:") :]
     assert "RuntimeError: the disk is full" in error
     assert "1/3" in drawn
+
+
+def test_push_asks_before_it_writes(cli: CommandLine, db: Connection) -> None:
+    cli.write("chain.py", CHAIN_HANDLERS)
+
+    refused, asked = watch(cli, "push", "chain.py", typed="\n")
+    ended, _ = watch(cli, "push", "chain.py", typed="\x04")  # Ctrl-D
+    assert (refused, ended) == (1, 1)
+    assert "\x1b[32m  + dep 'a' -> 'b'" in asked
+    assert "write this into the database? [y/N]" in asked
+    assert "nothing was written" in asked
+    assert column(db, "SELECT slug FROM pgflow.workflows") == []
+
+    code, drawn = watch(cli, "push", "chain.py", typed="y\n")
+    assert code == 0
+    assert "wrote workflow 'chain'" in drawn
+    assert column(db, "SELECT slug FROM pgflow.steps ORDER BY 1") == ["a", "b", "c"]

@@ -105,14 +105,17 @@ async def test_a_handler_that_takes_too_long_fails_its_step(
 
 async def test_handlers_that_do_not_fit_fail_the_run_and_say_so(db: Connection, define: Define) -> None:
     workflow = Workflow(make_slug())
-    define(workflow.slug, ["there", "missing"])
+    define(workflow.slug, ["there", "misssing"])
 
     @workflow.step
     def there() -> None:
         raise AssertionError("this must not run")
 
-    with pytest.raises(Exception, match="step 'missing' has no handler"):
+    @workflow.step
+    def missing() -> None: ...
+
+    with pytest.raises(Exception, match="handler 'missing' fits no step"):
         await workflow.flow()
     status, message, _ = read_run(db)
     assert status == "failed"
-    assert "step 'missing' has no handler" in message
+    assert "handler 'missing' fits no step (did you mean 'misssing'?)" in message

@@ -64,11 +64,10 @@ def test_steps_that_would_be_one_argument_are_told_apart_by_nobody() -> None:
     assert problem == "the steps 'a b', 'a-b', 'a_b' have the same Python name 'a_b': rename all but one"
 
 
-def test_steps_without_a_handler_and_handlers_without_a_step_name_each_other() -> None:
-    problems = find_problems(CHAIN, {"fetch": [], "cleen": [], "store": []})
-    assert problems == [
-        "step 'clean' has no handler (did you mean 'cleen'?)",
-        "handler 'cleen' fits no step (did you mean 'clean'?)",
+def test_a_step_without_a_handler_is_somebody_elses_and_a_handler_without_a_step_a_mistake() -> None:
+    assert find_problems(CHAIN, {"fetch": [], "store": []}) == []
+    assert find_problems(CHAIN, {"fetch": [], "cleen": [], "store": []}) == [
+        "handler 'cleen' fits no step (did you mean 'clean'?)"
     ]
 
 
@@ -100,7 +99,7 @@ def test_a_handler_need_not_take_anything() -> None:
 def test_all_kinds_of_problems_come_at_once() -> None:
     definition = define({"a": ["b"], "b": ["a"], "a-b": ["gone"], "a_b": []})
     problems = find_problems(definition, {"a": ["nothing"], "b": [], "a-b": [], "other": []})
-    wanted = ("'gone'", "same Python name", "a -> b -> a", "step 'a_b' has no", "handler 'other'", "takes 'nothing'")
+    wanted = ("'gone'", "same Python name", "a -> b -> a", "handler 'other'", "takes 'nothing'")
     assert len(problems) == len(wanted)
     assert all(any(words in problem for problem in problems) for words in wanted)
 
@@ -155,5 +154,5 @@ def test_ten_thousand_mistyped_names_are_told_in_seconds() -> None:
     definition = make_layered(10_000)
     start = process_time()
     problems = find_problems(definition, {f"x{slug}": () for slug in definition.steps})
-    assert len(problems) == 20_000
+    assert len(problems) == 10_000
     assert process_time() - start < 20

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from pgflow_prefect.execution.scheduler import run_in_order
+from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import build_graph
 from tests.unit.definitions import define, make_layered
 
@@ -22,7 +23,7 @@ async def test_every_step_is_performed_once_and_after_its_upstream_steps() -> No
         done.append(slug)
         return True
 
-    await run_in_order(build_graph(definition), perform, concurrency=10)
+    await run_in_order(build_graph(definition), perform, Turns(10))
     assert Counter(done) == Counter(definition.steps)
 
 
@@ -38,7 +39,7 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, concurrency=10)
+        await run_in_order(graph, perform, Turns(10))
 
 
 async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
@@ -54,7 +55,7 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, concurrency=3)
+        await run_in_order(graph, perform, Turns(3))
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -70,7 +71,7 @@ async def test_no_more_than_so_many_at_once(concurrency: int) -> None:
         under_way -= 1
         return True
 
-    await run_in_order(build_graph(make_layered(300)), perform, concurrency=concurrency)
+    await run_in_order(build_graph(make_layered(300)), perform, Turns(concurrency))
     assert most == concurrency
 
 
@@ -94,7 +95,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, concurrency=2)
+        await run_in_order(graph, perform, Turns(2))
     assert log == ["fails starts", "slow starts", "slow ends"]
 
 
@@ -103,7 +104,7 @@ async def test_what_performing_a_step_raises_is_raised() -> None:
         raise ValueError("a bug")
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
-        await run_in_order(build_graph(define({"a": []})), perform, concurrency=2)
+        await run_in_order(build_graph(define({"a": []})), perform, Turns(2))
 
 
 @pytest.mark.parametrize("shape", ["wide", "chain", "layered"])
@@ -121,5 +122,5 @@ async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
         return True
 
     with anyio.fail_after(60):
-        await run_in_order(build_graph(definition), perform, concurrency=100)
+        await run_in_order(build_graph(definition), perform, Turns(100))
     assert len(done) == 10_000

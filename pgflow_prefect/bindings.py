@@ -1,0 +1,246 @@
+"""Which handler a step has, where that is not a function in Python: a row of `pgflow_prefect.bindings`, or `bind`."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, fields
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.dataclasses import dataclass
+
+from pgflow_prefect.errors import UsageError
+
+_CONFIG = ConfigDict(extra="forbid")
+
+_SECRET_IN_QUERY = re.compile(r"[?&]([\w-]*(?:key|token|secret|password|passwd|signature|sig))=", re.IGNORECASE)
+"""Parameters of a URL that carry what nobody should read in a row."""
+
+_IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[^\W\d][\w$]*')
+_FUNCTION = re.compile(rf"(?:{_IDENTIFIER.pattern})\.(?:{_IDENTIFIER.pattern})")
+
+
+class Kind(StrEnum):
+    """How the work of a step is done."""
+
+    PYTHON = "python"
+    EXTERNAL = "external"
+    SQL = "sql"
+    HTTP = "http"
+    QUEUE = "queue"
+
+
+def check_url(url: str) -> str:
+    """Return a URL that has no secret in it.
+
+    Raises:
+        ValueError: it has a password, or a parameter that is one.
+    """
+    parts = urlsplit(url)
+    if not parts.scheme:
+        raise ValueError("it has no scheme, such as https:// or redis://")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "it has credentials in it, which a row would show to whoever reads it: name the environment "
+            "variable or the Prefect block that holds them instead"
+        )
+    if secret := _SECRET_IN_QUERY.search(url):
+        raise ValueError(
+            f"its parameter {secret[1]!r} looks like a secret, which a row would show to whoever reads "
+            "it: name the environment variable or the Prefect block that holds it instead"
+        )
+    return url
+
+
+def parse_function(name: str) -> tuple[str, str]:
+    """Return schema and name of a function, as SQL reads `schema.function` or `"Schema"."Function"`.
+
+    Raises:
+        ValueError: it is not both.
+    """
+    parts = _IDENTIFIER.findall(name)
+    if len(parts) != 2 or not _FUNCTION.fullmatch(name):  # noqa: PLR2004  schema and function
+        raise ValueError(f"{name!r} is not the name of a function with its schema, such as app.send_mails")
+    schema, function = (part[1:-1].replace('""', '"') if part[0] == '"' else part.lower() for part in parts)
+    return schema, function
+
+
+def check_function(name: str) -> str:
+    """Return the name of a function that has a schema.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parse_function(name)
+    return name
+
+
+Url = Annotated[str, AfterValidator(check_url)]
+Function = Annotated[str, AfterValidator(check_function)]
+Seconds = Annotated[float, Field(gt=0)]
+Delay = Annotated[float, Field(ge=0)]
+Delays: TypeAlias = Delay | tuple[Delay, ...]
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Binding:
+    """What every kind of handler has.
+
+    Attributes:
+        retries: attempts after the first one.
+        retry_delay_seconds: before each of them, or one for each; the last one repeats.
+        retry_jitter_factor: spreads a delay at random, by up to this factor.
+        timeout_seconds: for each attempt, waiting for somebody else's report included; None for no limit.
+    """
+
+    kind: ClassVar[Kind]
+    target_field: ClassVar[str | None] = None
+
+    retries: Annotated[int, Field(ge=0)] = 0
+    retry_delay_seconds: Delays = 0
+    retry_jitter_factor: Annotated[float, Field(ge=0)] | None = None
+    timeout_seconds: Seconds | None = None
+
+    @property
+    def target(self) -> str | None:
+        """What it is bound to, as its row has it: a function's name, or a URL."""
+        return None if self.target_field is None else str(getattr(self, self.target_field))
+
+    @property
+    def options(self) -> dict[str, JsonValue]:
+        """Everything else that differs from the defaults, as its row has it."""
+        defaults = {each.name: each.default for each in fields(self)}
+        chosen = {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        chosen.pop(self.target_field or "", None)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}" if self.target else str(self.kind)
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Python(Binding):
+    """The function in the file of handlers: a row says so where another one, or `bind`, said otherwise before.
+
+    Retries and time-out are those of the function's decorator.
+    """
+
+    kind = Kind.PYTHON
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class External(Binding):
+    """Somebody else does the work and calls `complete_step`; Prefect waits, and shows it.
+
+    Attributes:
+        shadow: the function in the file of handlers runs beside it, and their results are compared.
+    """
+
+    kind = Kind.EXTERNAL
+
+    shadow: bool = False
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class SqlFunction(Binding):
+    """A function in the database, `schema.function(jsonb) returns jsonb`.
+
+    Its argument is `{"payload": …, "<upstream step>": …}`. It runs in one transaction with the step's completion.
+
+    Attributes:
+        function: its name, with its schema.
+    """
+
+    kind = Kind.SQL
+    target_field = "function"
+
+    function: Function
+    _: KW_ONLY
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class HttpEndpoint(Binding):
+    """An HTTP endpoint, such as a Supabase Edge Function: the step's input is POSTed to it, its answer is the result.
+
+    Attributes:
+        url: without any secret.
+        token_env: the environment variable with the bearer token.
+        token_block: the Prefect Secret block with it.
+        request_timeout_seconds: for the request; `timeout_seconds` is for the whole attempt, where the endpoint answers
+            202 and somebody reports later.
+    """
+
+    kind = Kind.HTTP
+    target_field = "url"
+
+    url: Url
+    _: KW_ONLY
+    token_env: str | None = None
+    token_block: str | None = None
+    request_timeout_seconds: Seconds = 60
+    retries: Annotated[int, Field(ge=0)] = 3
+    retry_delay_seconds: Delays = (1, 10, 60)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Queue(Binding):
+    """A queue, whose worker does the work and calls `complete_step` or `fail_step`.
+
+    Attributes:
+        url: without any secret: `pgqueuer:NAME`, `amqp://HOST/VHOST?queue=NAME`, `redis://HOST/DB?queue=NAME`.
+        login_env: the environment variable with `USER:PASSWORD`.
+        login_block: the Prefect Secret block with it.
+    """
+
+    kind = Kind.QUEUE
+    target_field = "url"
+
+    url: Url
+    _: KW_ONLY
+    login_env: str | None = None
+    login_block: str | None = None
+    retries: Annotated[int, Field(ge=0)] = 3
+    retry_delay_seconds: Delays = (1, 10, 60)
+
+
+AnyBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue
+
+_CLASSES: dict[Kind, type[AnyBinding]] = {
+    each.kind: each for each in (Python, External, SqlFunction, HttpEndpoint, Queue)
+}
+
+
+def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> AnyBinding:
+    """Return the binding of a row.
+
+    Args:
+        kind: one of `Kind`.
+        target: a function's name or a URL, for the kinds that have one.
+        options: the other fields of the kind's class.
+
+    Raises:
+        UsageError: with everything that is wrong with it.
+    """
+    if kind not in _CLASSES:
+        raise UsageError(f"a step can't be bound to {kind!r}: the kinds are {', '.join(Kind)}")
+    bound = _CLASSES[Kind(kind)]
+    given = dict(options)
+    if bound.target_field is not None and target is not None:
+        given[bound.target_field] = target
+    elif target is not None:
+        raise UsageError(f"a step that is bound to {kind!r} has no target, and this one has {target!r}")
+    try:
+        return bound(**given)
+    except ValidationError as error:
+        # Not pydantic's own message: that has the value, which may be the secret that is refused.
+        problems = [f"{_place(each['loc'])}: {_reason(each['msg'])}" for each in error.errors(include_input=False)]
+        raise UsageError(f"a step can't be bound to {kind} so: {'; '.join(problems)}") from None
+
+
+def _place(place: tuple[int | str, ...]) -> str:
+    return str(place[0]) if place else "it"
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,303 @@
+"""`bind`, `observe`, `shadow`: who does the steps of a workflow."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import anyio
+from cyclopts import Parameter
+from pydantic import JsonValue
+
+from pgflow_prefect.bindings import AnyBinding, Kind, SqlFunction, parse_binding, parse_function
+from pgflow_prefect.cli.console import format_duration_of, format_time, out, print_json, print_table
+from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.graph import suggest
+from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding
+from pgflow_prefect.settings import Settings
+
+_Flag = Parameter(negative="", show_default=False)
+_Text = Annotated[str | None, Parameter(show_default=False)]
+
+
+def bind(
+    workflow: str,
+    step: str | None = None,
+    /,
+    *,
+    external: Annotated[bool, _Flag] = False,
+    python: Annotated[bool, _Flag] = False,
+    sql: _Text = None,
+    http: _Text = None,
+    queue: _Text = None,
+    remove: Annotated[bool, _Flag] = False,
+    undo: Annotated[bool, _Flag] = False,
+    timeout: Annotated[float | None, Parameter(show_default=False)] = None,
+    retries: Annotated[int | None, Parameter(show_default=False)] = None,
+    retry_delay: Annotated[list[float] | None, Parameter(show_default=False)] = None,
+    token_env: _Text = None,
+    token_block: _Text = None,
+    login_env: _Text = None,
+    login_block: _Text = None,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Say who does a step, in force from its next claim; without saying who, show who does which step, and since when.
+
+    One transaction, recorded with time and database user. What is secret stays out of it: name an environment variable
+    of the worker, or a Prefect Secret block.
+
+    Example: `pgflow-prefect bind email_campaign send_emails --http https://example.org/send --token-env SEND_TOKEN`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    step
+        The step's slug.
+    external
+        Somebody else does it and calls complete_step; Prefect waits, and shows it.
+    python
+        The function in the file of handlers.
+    sql
+        A function in the database: schema.function(jsonb) returns jsonb.
+    http
+        An endpoint, such as a Supabase Edge Function.
+    queue
+        A queue: pgqueuer:NAME, amqp://HOST/VHOST?queue=NAME, redis://HOST/DB?queue=NAME.
+    remove
+        No row says so any more: what the file of handlers says counts.
+    undo
+        Take the last change back that was not taken back yet.
+    timeout
+        Seconds for each attempt, waiting for somebody else's report included.
+    retries
+        Attempts after the first one.
+    retry_delay
+        Seconds before each of them; given several times, one for each.
+    token_env
+        With --http: the environment variable with the bearer token.
+    token_block
+        With --http: the Prefect Secret block with it.
+    login_env
+        With --queue: the environment variable with USER:PASSWORD.
+    login_block
+        With --queue: the Prefect Secret block with it.
+    """
+    given: dict[str, str | None] = {
+        **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
+        **{kind: target for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue)) if target},
+    }
+    options: dict[str, JsonValue] = {
+        "timeout_seconds": timeout,
+        "retries": retries,
+        "retry_delay_seconds": retry_delay if retry_delay is None else [*retry_delay],
+        "token_env": token_env,
+        "token_block": token_block,
+        "login_env": login_env,
+        "login_block": login_block,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if len(given) + remove + undo > 1:
+        raise UsageError("only one of --external, --python, --sql, --http, --queue, --remove and --undo at a time")
+    if options and not given:
+        raise UsageError("options of a binding go with --external, --python, --sql, --http or --queue")
+    if step is None and (given or remove or undo):
+        raise UsageError("which step? name it after the workflow")
+    binding = next((parse_binding(kind, target, options) for kind, target in given.items()), None)
+    anyio.run(_bind, make_settings(dsn), workflow, step, binding, remove, undo, json)
+
+
+def observe(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """Have Prefect show the runs of a workflow that others execute: all its steps are external, and it is enabled.
+
+    Nothing is executed: a worker or a bridge takes each run, waits for the states of its steps, and shows them with the
+    times that PostgreSQL has. Step by step, `bind` moves the work; `bind … --undo` moves it back.
+
+    Example: `pgflow-prefect observe email_campaign`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    """
+    changed = anyio.run(_observe, make_settings(dsn), workflow)
+    if json:
+        print_json({"workflow": workflow, "changed": changed})
+        return
+    out.print(
+        f"workflow {workflow!r} is observed: its steps are external ({changed} changed), and its runs are shown by a "
+        f"worker (`pgflow-prefect worker --workflow {workflow}`) or, with `pgflow-prefect deploy {workflow}`, a bridge",
+        markup=False,
+    )
+
+
+def shadow(
+    workflow: str,
+    step: str | None = None,
+    /,
+    *,
+    off: Annotated[bool, _Flag] = False,
+    handlers: Handlers = None,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Run a step's handler beside somebody else's work and compare their results; without a step, show what came of it.
+
+    The step becomes external, if it is not. The handler has to say that it may: `@workflow.step(shadow=True)`. What it
+    writes through `context.connection` is rolled back, its result is compared and never stored.
+
+    Example: `pgflow-prefect shadow email_campaign prepare_list`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    step
+        The step's slug.
+    off
+        Let the other one do it alone again.
+    """
+    settings = make_settings(dsn)
+    if step is None:
+        _print_shadows(anyio.run(_list_shadows, settings, workflow), json)
+        return
+    if not off:
+        _check_shadow(workflow, step, handlers)
+    changed = anyio.run(_shadow, settings, workflow, step, not off)
+    if json:
+        print_json({"workflow": workflow, "step": step, "shadow": not off, "changed": changed})
+        return
+    state = "has no shadow any more" if off else "has a shadow: `pgflow-prefect shadow` shows what comes of it"
+    out.print(f"step {step!r} of workflow {workflow!r} {state}", markup=False)
+
+
+async def _bind(  # noqa: PLR0917
+    settings: Settings,
+    workflow: str,
+    step: str | None,
+    binding: AnyBinding | None,
+    remove: bool,
+    undo: bool,
+    json: bool,
+) -> None:
+    async with open_store(settings, size=1) as store:
+        await _check_step(store, workflow, step)
+        if step is not None and undo:
+            if not await store.undo_binding(workflow, step):
+                raise UsageError(f"there is no change of step {step!r} to take back: `pgflow-prefect bind {workflow}`")
+        elif step is not None and (binding is not None or remove):
+            await _check_target(store, binding)
+            if binding is None:
+                await store.bind_step(workflow, step, None)
+            else:
+                await store.bind_step(workflow, step, binding.kind, binding.target, binding.options)
+        rows = await store.list_bindings(workflow)
+        changes = await store.list_binding_changes(workflow, step)
+        steps = (await store.load_definition(workflow)).steps
+    shown = [slug for slug in sorted(steps) if step in (None, slug)]
+    if json:
+        print_json(
+            {"workflow": workflow, "bindings": [rows[slug] for slug in shown if slug in rows], "changes": changes}
+        )
+        return
+    print_table(("step", "done by", "options"), [(slug, *_describe(rows.get(slug))) for slug in shown])
+    if changes:
+        out.print()
+        columns = ("changed", "by", "step", "from", "to", "taken back")
+        print_table(columns, [_describe_change(each) for each in changes])
+
+
+async def _check_step(store: Store, workflow: str, step: str | None) -> None:
+    steps = (await store.load_definition(workflow)).steps
+    if step is not None and step not in steps:
+        raise UsageError(f"workflow {workflow!r} has no step {step!r}{suggest(step, steps)}")
+
+
+async def _check_target(store: Store, binding: AnyBinding | None) -> None:
+    if isinstance(binding, SqlFunction):
+        name = binding.function
+        returns = (await store.find_functions({name: parse_function(name)})).get(name)
+        if returns != "jsonb":
+            there = f"returns {returns}" if returns else "does not exist"
+            raise UsageError(f"the function {name}(jsonb) {there}: CREATE FUNCTION {name}(input jsonb) RETURNS jsonb …")
+    elif binding is not None and binding.kind is Kind.QUEUE:
+        from pgflow_prefect.handlers.queue import check_queue_url  # noqa: PLC0415  only where it is one
+
+        assert binding.target is not None
+        check_queue_url(binding.target)
+
+
+async def _observe(settings: Settings, workflow: str) -> int:
+    async with open_store(settings, size=1) as store:
+        await store.load_definition(workflow)
+        changed = await store.observe_workflow(workflow)
+        await store.enable_workflow(workflow)
+        return changed
+
+
+def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
+    from pgflow_prefect.deployment.handler_files import load_workflow  # noqa: PLC0415  imports Prefect
+
+    loaded, source = load_workflow(workflow, handlers)
+    handler = loaded.handlers.get(step)
+    if handler is None:
+        raise UsageError(f"{source} has no handler of step {step!r} that could be its shadow: write it")
+    if not handler.shadow:
+        raise UsageError(
+            f"the handler of step {step!r} in {source} does not say that it may run beside somebody else's work: "
+            "@workflow.step(shadow=True), once nothing that it does can be seen from outside"
+        )
+
+
+async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) -> bool:
+    async with open_store(settings, size=1) as store:
+        await _check_step(store, workflow, step)
+        row = (await store.list_bindings(workflow)).get(step)
+        options = dict(row.options) if row is not None and row.kind == Kind.EXTERNAL else {}
+        options.pop("shadow", None)
+        return await store.bind_step(
+            workflow, step, Kind.EXTERNAL, options=options | {"shadow": True} if wanted else options
+        )
+
+
+async def _list_shadows(settings: Settings, workflow: str) -> list[ShadowSummary]:
+    async with open_store(settings, size=1) as store:
+        await store.load_definition(workflow)
+        return await store.list_shadows(workflow)
+
+
+def _print_shadows(shadows: list[ShadowSummary], json: bool) -> None:
+    if json:
+        print_json(shadows)
+    elif not shadows:
+        out.print("no shadow has run yet: `pgflow-prefect shadow WORKFLOW STEP` lets one")
+    else:
+        columns = ("step", "same", "different", "failed", "took", "last difference")
+        print_table(columns, [_describe_shadow(each) for each in shadows])
+
+
+def _describe_shadow(found: ShadowSummary) -> tuple[str, ...]:
+    took = format_duration_of(found.seconds) if found.seconds is not None else "-"
+    counts = (str(found.same), str(found.different), str(found.failed))
+    return (found.step_slug, *counts, took, "; ".join(found.details))
+
+
+def _describe(row: StepBinding | None) -> tuple[str, str]:
+    if row is None:
+        return "the file of handlers, else somebody else", ""
+    doer = " ".join(filter(None, [row.kind, row.target]))
+    return doer, ", ".join(f"{name}={value}" for name, value in row.options.items())
+
+
+def _describe_change(change: BindingChange) -> tuple[str, ...]:
+    undone = f"{format_time(change.undone_at)} by {change.undone_by}" if change.undone_at else ""
+    sides = (_describe_side(change.before), _describe_side(change.after))
+    return (format_time(change.changed_at), change.changed_by, change.step_slug, *sides, undone)
+
+
+def _describe_side(side: Mapping[str, JsonValue] | None) -> str:
+    if side is None:
+        return "no row"
+    doer = " ".join(str(part) for part in (side["kind"], side["target"]) if part)
+    return f"{doer} {side['options']}" if side["options"] else doer

@@ -1,0 +1,187 @@
+"""`export` and `push`: definitions out of the database as SQL, and into it from Python."""
+
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Annotated, NamedTuple
+
+import anyio
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import err, out, print_json
+from pgflow_prefect.cli.definitions import load_definitions
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.definition_edit import Difference, compare_definitions
+from pgflow_prefect.database.definition_script import write_script
+from pgflow_prefect.database.store import open_store
+from pgflow_prefect.errors import InvalidDefinitionError, UnknownWorkflowError, UsageError
+from pgflow_prefect.graph import build_graph, find_cycles, suggest
+from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.settings import Settings
+
+DIFFERENT = 2
+"""The exit code where something differs and was only shown: what a plan in CI looks at."""
+
+
+class Change(NamedTuple):
+    """A workflow as the database has it, or None, and as a file defines it."""
+
+    old: WorkflowDefinition | None
+    new: WorkflowDefinition
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is anything to write."""
+        return self.old is None or self.old.definition_hash != self.new.definition_hash
+
+
+def export(
+    *workflows: str,
+    all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Print the SQL that defines a workflow, for `psql -f`, an SQL editor or a migration.
+
+    It adds what is missing and can be run again. The same definition is printed as the same text.
+
+    Example: `pgflow-prefect export email_campaign > email_campaign.sql`
+
+    Parameters
+    ----------
+    workflows
+        The workflows' slugs.
+    all_
+        All workflows that the database defines.
+    """
+    if not workflows and not all_:
+        raise UsageError("which workflow? name it, or say --all")
+    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
+    if json:
+        print_json([{**each.model_dump(mode="json"), "definition_hash": each.definition_hash} for each in definitions])
+        return
+    for each in definitions:
+        if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
+            raise InvalidDefinitionError(each.slug, cycles)
+    sys.stdout.write("\n".join(map(write_script, definitions)))
+
+
+def push(
+    *sources: str,
+    workflow: str | None = None,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    yes: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
+    """Write the workflows that a Python file defines into the database, showing the difference first.
+
+    Steps are those with a handler or a binding; each waits for the steps that its handler's arguments name, and that
+    `after=[…]` names. Only `Workflow` objects of pgflow_prefect are looked at, not Prefect flows.
+
+    Asks before it writes. Where it can't ask, and with --json, it only shows, unless --yes is said. The exit code is
+    0 if the database has what the file says, 2 if something differs and was only shown, 1 if you said no.
+
+    Example: `pgflow-prefect push flows/email_campaign.py --dry-run`
+
+    Parameters
+    ----------
+    sources
+        Files or modules.
+    workflow
+        Only the workflow of this slug.
+    dry_run
+        Only show.
+    yes
+        Write without asking.
+    """
+    if not sources:
+        raise UsageError("which file? name one with a Workflow, or a module: flows/greeting.py")
+    if dry_run and yes:
+        raise UsageError("--dry-run only shows, --yes writes without asking: say one of them")
+    from pgflow_prefect.deployment.handler_files import load_workflows  # noqa: PLC0415  imports Prefect
+
+    found = load_workflows(sources)
+    chosen = [*found] if workflow is None else [_choose(found, workflow)]
+    settings = make_settings(dsn)
+    changes = anyio.run(_compare, settings, [found[slug][0].definition for slug in chosen])
+    needed = [each for each in changes if each.is_needed]
+    if not json:
+        for each in changes:
+            _print_change(each)
+    may_ask = not (dry_run or json) and sys.stdin.isatty() and sys.stdout.isatty()
+    is_wanted = bool(needed) and (yes or (may_ask and _confirm()))
+    if is_wanted:
+        anyio.run(_write, settings, needed, json)
+    if json:
+        print_json([_to_json(each, written=is_wanted and each.is_needed) for each in changes])
+    if is_wanted or not needed:
+        return 0
+    if not dry_run:
+        err.print("nothing was written" if may_ask else "nothing was written: --yes writes it")
+    return 1 if may_ask else DIFFERENT
+
+
+def _choose(found: Collection[str], slug: str) -> str:
+    if slug not in found:
+        listed = ", ".join(map(repr, found))
+        raise UsageError(f"no file has workflow {slug!r}{suggest(slug, found)}: there is {listed}")
+    return slug
+
+
+async def _compare(settings: Settings, definitions: list[WorkflowDefinition]) -> list[Change]:
+    changes = []
+    async with open_store(settings, size=1) as store:
+        for new in definitions:
+            old = None
+            with suppress(UnknownWorkflowError):
+                old = await store.load_definition(new.slug)
+            changes.append(Change(old, new))
+    return changes
+
+
+async def _write(settings: Settings, changes: list[Change], quiet: bool) -> None:
+    async with open_store(settings, size=1) as store:
+        for old, new in changes:
+            await store.replace_definition(old, new)
+            if not quiet:  # at once, for the next one may fail
+                out.print(f"wrote workflow {new.slug!r}", markup=False)
+
+
+def _confirm() -> bool:
+    try:
+        answer = out.input("write this into the database? \\[y/N] ")
+    except EOFError:
+        out.print()
+        return False
+    return answer.strip().lower() in {"y", "yes"}
+
+
+def _print_change(change: Change) -> None:
+    name = f"workflow {change.new.slug!r}"
+    if not change.is_needed:
+        out.print(f"{name}: nothing to change", markup=False)
+        return
+    out.print(f"{name} {'is new' if change.old is None else 'differs'}:", markup=False)
+    difference = compare_definitions(*change)
+    for line in _describe(difference):
+        out.print(f"  {line}", style="green" if line.startswith("+") else "red", markup=False)
+
+
+def _describe(difference: Difference) -> list[str]:
+    return [
+        *(f"+ step {slug!r}" for slug in difference.steps_added),
+        *(f"- step {slug!r}" for slug in difference.steps_removed),
+        *(f"+ dep {upstream!r} -> {downstream!r}" for upstream, downstream in difference.deps_added),
+        *(f"- dep {upstream!r} -> {downstream!r}" for upstream, downstream in difference.deps_removed),
+    ]
+
+
+def _to_json(change: Change, *, written: bool) -> dict[str, object]:
+    return {
+        "workflow": change.new.slug,
+        "definition_hash": change.new.definition_hash,
+        "new": change.old is None,
+        **vars(compare_definitions(*change)),
+        "written": written,
+    }

@@ -1,0 +1,310 @@
+"""The worker's side of a queue: do the steps that are on it, and report them."""
+
+import inspect
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from pydantic import SecretStr
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from pgflow_prefect.database.consumer_store import ConsumerStore
+from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
+    NotRetriableError,
+    PgflowPrefectError,
+    ResultInvalidError,
+    RetryLaterError,
+    RunNotPendingError,
+    UsageError,
+)
+from pgflow_prefect.handlers.broker import (
+    BrokerAddress,
+    Login,
+    declare_queue,
+    import_kombu,
+    make_connection,
+    parse_broker_url,
+    translate_broker_errors,
+)
+from pgflow_prefect.handlers.credential import read_variable, split_login
+from pgflow_prefect.handlers.queue import StepMessage, check_queue_url, parse_message
+from pgflow_prefect.settings import Settings
+
+__all__ = ["StepMessage", "consume", "perform", "perform_sync"]
+
+Function = Callable[..., Any]
+"""Sync or async; takes a step's input, and `message` where it has an argument of that name; returns its result."""
+
+_HEARTBEAT = 30  # seconds
+_IDLE = 1.0  # seconds for which a consumer listens before it looks whether it is to stop
+_BUSY = 0.05  # seconds, where the end of some work is awaited, too
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds before a broker is asked again
+
+_log = logging.getLogger(__name__)
+
+
+async def perform(message: bytes | str | None, function: Function, dsn: str | None = None) -> None:
+    """Do the step that a message asks for, and report it; a step that waits for it no more is left alone.
+
+    Sync functions run in a thread. Acknowledge the message when this has returned: the report is in PostgreSQL then.
+
+    Args:
+        message: as it was on the queue; in pgqueuer, `job.payload`.
+        function: called as `function(input)`, with `{"payload": …, "<upstream step>": …}`. What it returns is the
+            step's result; what it raises fails the step and its run.
+        dsn: the database; without it, `PGFLOW_DSN` or libpq's variables name it.
+
+    Raises:
+        UsageError: the message is none of a step; or the DSN can't be right.
+        DatabaseUnavailableError: PostgreSQL could not answer for `PGFLOW_REPORT_TIMEOUT` seconds.
+    """
+    await _perform(parse_message(message), function, _find_settings(dsn))
+
+
+def perform_sync(message: bytes | str | None, function: Function, dsn: str | None = None) -> None:
+    """Do what `perform` does, where no event loop runs."""
+    anyio.run(perform, message, function, dsn)
+
+
+def _find_settings(dsn: str | None) -> Settings:
+    return Settings() if dsn is None else Settings(dsn=SecretStr(dsn))
+
+
+async def _perform(message: StepMessage, function: Function, settings: Settings) -> None:
+    store = ConsumerStore.open(settings)
+    step = message.run_id, message.step_slug, message.attempt
+    if not await store.is_awaited(*step):
+        _log.info("run %s, step %r, attempt %d: nobody waits for it any more; skipped", *step)
+        return
+    try:
+        result = _serialise(await _call(function, message), settings.result_limit)
+    except Exception as error:  # noqa: BLE001  whatever the work raises is its end
+        _log.exception("run %s, step %r, attempt %d failed", *step)
+        await _report(store.fail, step, _describe(error))
+        return
+    try:
+        await _report(store.complete, step, result)
+    except DatabaseUnavailableError:
+        raise
+    except PgflowPrefectError as error:  # what PostgreSQL refuses now, it would refuse again
+        _log.exception("run %s, step %r, attempt %d: its result can't be stored", *step)
+        await _report(store.fail, step, _describe(error))
+
+
+async def _report(report: Callable[..., Any], step: tuple[object, ...], what: str) -> None:
+    try:
+        status = await report(*step, what)
+        _log.info("run %s, step %r, attempt %d: reported; it is %s", *step, status)
+    except (UsageError, RunNotPendingError) as error:  # deleted, or reopened, while the work was done
+        _log.warning("run %s, step %r, attempt %d: nobody takes its report: %s", *step, error)
+
+
+async def _call(function: Function, message: StepMessage) -> object:
+    options = {"message": message} if "message" in inspect.signature(function).parameters else {}
+    call = partial(function, message.input, **options)
+    if inspect.iscoroutinefunction(function):
+        return await call()
+    # A limiter of its own: how many run at once is the queue's business.
+    value = await anyio.to_thread.run_sync(call, limiter=CapacityLimiter(1))
+    return await value if inspect.isawaitable(value) else value
+
+
+def _serialise(value: object, limit: int) -> str:
+    try:
+        plain = to_jsonable_python(value, inf_nan_mode="constants")
+        text = json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
+        raise ResultInvalidError(f"the result can't be stored as JSON: {error}") from error
+    if (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
+        raise ResultInvalidError(
+            f"the result has {size:,} bytes of JSON, more than the limit of {limit:,} (PGFLOW_RESULT_LIMIT): store it "
+            "elsewhere and return its address"
+        )
+    return text
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, NotRetriableError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def consume(
+    url: str,
+    function: Function,
+    *,
+    dsn: str | None = None,
+    login_env: str | None = None,
+    concurrency: int = 1,
+    visibility_timeout: float = 3600,
+    stop: threading.Event | None = None,
+) -> None:
+    """Do the steps on a queue of RabbitMQ or Redis, until SIGTERM or Ctrl-C; what is under way then is finished.
+
+    A message is acknowledged after the step's report. If this process dies before, the message is delivered again: by
+    RabbitMQ at once, by Redis after `visibility_timeout`; so a step may be done twice, with the same idempotency key.
+    A message that is none of a step is logged and rejected. While the broker can't be reached, it is asked again.
+
+    Args:
+        url: as the step is bound to it: `amqp://HOST/VHOST?queue=NAME`, `redis://HOST/DB?queue=NAME`.
+        function: as in `perform`. Async functions of one consumer share one event loop.
+        dsn: as in `perform`.
+        login_env: the environment variable with the broker's `USER:PASSWORD`.
+        concurrency: messages that are worked on at the same time.
+        visibility_timeout: seconds; longer than any work, or Redis delivers a message that is worked on once more.
+        stop: ends this as a signal does; signals are only heard of in the main thread.
+
+    Raises:
+        UsageError: the URL or the DSN can't be right.
+        NotRetriableError: the broker refuses the login, or a package or a variable is missing.
+        PgflowPrefectError: PostgreSQL refuses what every message needs, as where the schema is missing.
+    """
+    check_queue_url(url)
+    if url.startswith("pgqueuer:"):
+        raise UsageError("pgqueuer has a worker of its own: call `perform(job.payload, function)` in its entrypoint")
+    address = parse_broker_url(url)
+    login = Login(*split_login(read_variable(login_env), login_env)) if login_env else Login()
+    import_kombu()
+    stop = stop or threading.Event()
+    with _stop_on_signals(stop), start_blocking_portal() as portal:
+        consumer = _Consumer(address, login, function, _find_settings(dsn), concurrency, portal, stop)
+        consumer.run(visibility_timeout)
+
+
+@contextmanager
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set the event at the first signal; a second one does what it did before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        _log.info("stopping: what is under way is finished first")
+        stop.set()
+        restore()
+
+    former = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    try:
+        yield
+    finally:
+        restore()
+
+
+@dataclass
+class _Job:
+    """A message that is worked on.
+
+    Attributes:
+        work: ends with the report.
+        delivery: what is to be acknowledged; the latest one, where a lost link had the message delivered again.
+    """
+
+    work: "Future[None]"
+    delivery: Any
+
+
+@dataclass
+class _Consumer:
+    """One process's work on one queue: the link to the broker here, the work on the portal's event loop.
+
+    So the link is listened to while the work goes on: RabbitMQ would take a silent consumer for dead.
+    """
+
+    address: BrokerAddress
+    login: Login
+    function: Function
+    settings: Settings
+    concurrency: int
+    portal: BlockingPortal
+    stop: threading.Event
+    _jobs: dict[bytes, _Job] = field(default_factory=dict)
+
+    def run(self, visibility: float) -> None:
+        """Listen until the event is set, over lost links."""
+        pause = _FIRST_PAUSE
+        while not self.stop.is_set():
+            began = monotonic()
+            try:
+                with translate_broker_errors(self.address, self.login):
+                    self._listen(visibility)
+            except RetryLaterError as error:
+                pause = _FIRST_PAUSE if monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
+                _log.warning("%s; again in %g s", error, pause)
+                self.stop.wait(pause)
+        wait([job.work for job in self._jobs.values()])
+
+    def _listen(self, visibility: float) -> None:
+        with make_connection(self.address, self.login, visibility=visibility, heartbeat=_HEARTBEAT) as connection:
+            kombu = import_kombu()
+            channel = declare_queue(connection, self.address)
+            queue = kombu.Queue(self.address.queue, channel=channel, durable=True, no_declare=True)
+            consumer = kombu.Consumer(
+                channel, [queue], on_message=self._start, prefetch_count=self.concurrency, auto_declare=False
+            )
+            consumer.consume()
+            _log.info("listening on %s", self.address)
+            while not self.stop.is_set():
+                self._turn(connection)
+            consumer.cancel()  # no further messages
+            while self._jobs:
+                self._turn(connection)
+
+    def _turn(self, connection: Any) -> None:  # noqa: ANN401  kombu has no types
+        """Listen for a moment, acknowledge what is done."""
+        working = [job.work for job in self._jobs.values()]
+        if len(working) >= self.concurrency or (working and self.stop.is_set()):
+            wait(working, timeout=_IDLE, return_when="FIRST_COMPLETED")
+        self._settle()
+        with suppress(TimeoutError):
+            if not self.stop.is_set():
+                connection.drain_events(timeout=_BUSY if self._jobs else _IDLE)
+        connection.heartbeat_check()
+
+    def _start(self, delivery: Any) -> None:  # noqa: ANN401
+        body = delivery.body.encode() if isinstance(delivery.body, str) else bytes(delivery.body)
+        if known := self._jobs.get(body):
+            known.delivery = delivery
+            return
+        try:
+            message = parse_message(body)
+        except UsageError as error:
+            _log.error("%s: %s; it is rejected", self.address, error)
+            delivery.reject()
+            return
+        work = self.portal.start_task_soon(_perform, message, self.function, self.settings)
+        self._jobs[body] = _Job(work, delivery)
+
+    def _settle(self) -> None:
+        """Acknowledge what has been reported; what could not be reported goes back to the queue."""
+        for body, job in [*self._jobs.items()]:
+            if not job.work.done():
+                continue
+            error = job.work.exception()
+            if error is None:
+                job.delivery.ack()
+            else:
+                job.delivery.requeue()
+            del self._jobs[body]
+            if isinstance(error, DatabaseUnavailableError):
+                _log.error("a step could not be reported, its message is back on the queue: %s", error)
+            elif error is not None:
+                raise error

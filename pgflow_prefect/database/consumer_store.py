@@ -1,0 +1,90 @@
+"""What the consumer of a queue asks of the database: whether a step is still to be done, and how it ended."""
+
+from dataclasses import dataclass, field
+from time import monotonic
+from uuid import UUID
+
+import anyio
+
+from pgflow_prefect.database.connection import Row, connect, find_dsn
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.translation import TransientError, translate_errors
+from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.models import Status
+from pgflow_prefect.settings import Settings
+
+_FIRST_PAUSE = 0.1  # seconds
+_LONGEST_PAUSE = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class ConsumerStore:
+    """Statements about one step, each on a connection of its own: none is held while the work is done.
+
+    Every method tries again, for `patience` seconds, while PostgreSQL can't answer.
+
+    Attributes:
+        dsn: what `find_dsn` returned.
+        connect_timeout: seconds to wait for the server.
+        patience: in seconds.
+    """
+
+    dsn: str = field(repr=False)
+    connect_timeout: float
+    patience: float
+
+    @classmethod
+    def open(cls, settings: Settings) -> "ConsumerStore":
+        """Return the store of the database that the settings mean.
+
+        Raises:
+            UsageError: they name none that can be right.
+        """
+        return cls(find_dsn(settings), settings.connect_timeout, settings.report_timeout)
+
+    async def is_awaited(self, run_id: UUID, step_slug: str, attempt: int) -> bool:
+        """Tell whether a step still waits for the report of an attempt."""
+        row = await self._fetch("is_awaited", run_id=run_id, step_slug=step_slug, attempt=attempt)
+        return row is not None and row["awaited"] is True
+
+    async def complete(self, run_id: UUID, step_slug: str, attempt: int, result: str) -> Status:
+        """Store a result and return the step's status: that of the first report.
+
+        Raises:
+            ResultInvalidError: jsonb can't hold the result.
+        """
+        return await self._report("report_completion", run_id, step_slug, attempt, result=result)
+
+    async def fail(self, run_id: UUID, step_slug: str, attempt: int, message: str) -> Status:
+        """Fail a step and its run, and return the step's status: that of the first report."""
+        # Text in PostgreSQL has neither NUL nor half a character.
+        text = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+        return await self._report("report_failure", run_id, step_slug, attempt, error_message=text)
+
+    async def _report(self, query: str, run_id: UUID, step_slug: str, attempt: int, **what: str) -> Status:
+        row = await self._fetch(query, run_id=run_id, step_slug=step_slug, attempt=attempt, **what)
+        assert row is not None
+        return Status(str(row["status"]))
+
+    async def _fetch(self, query: str, **parameters: object) -> Row | None:
+        deadline = monotonic() + self.patience
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                # Bounded as a whole: a server that hangs need not be waited for either.
+                with anyio.fail_after(max(deadline - monotonic(), self.connect_timeout)):
+                    return await self._fetch_once(query, parameters)
+            except TimeoutError:
+                raise TransientError(f"PostgreSQL has not answered for {self.patience:g} s") from None
+            except DatabaseUnavailableError:
+                if monotonic() + pause > deadline:
+                    raise
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _fetch_once(self, query: str, parameters: dict[str, object]) -> Row | None:
+        connection = await connect(self.dsn, timeout=self.connect_timeout)
+        async with connection:
+            with translate_errors():
+                cursor = await connection.execute(QUERIES[query], parameters)
+                return await cursor.fetchone()

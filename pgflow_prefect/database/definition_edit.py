@@ -1,0 +1,98 @@
+"""Making a stored definition another one: what differs, and writing that and nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from psycopg import errors
+
+from pgflow_prefect.database.connection import Connection
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError
+from pgflow_prefect.models import Dep, WorkflowDefinition
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What makes one definition another one; all sorted, all empty where there is nothing to change."""
+
+    steps_added: tuple[str, ...]
+    steps_removed: tuple[str, ...]
+    deps_added: tuple[Dep, ...]
+    deps_removed: tuple[Dep, ...]
+
+
+def compare_definitions(old: WorkflowDefinition | None, new: WorkflowDefinition) -> Difference:
+    """Return what has to change in `old`, which is None where the database has no such workflow."""
+    old_steps, new_steps = set(old.steps if old else ()), set(new.steps)
+    old_deps, new_deps = set(old.deps if old else ()), set(new.deps)
+    return Difference(
+        steps_added=tuple(sorted(new_steps - old_steps)),
+        steps_removed=tuple(sorted(old_steps - new_steps)),
+        deps_added=tuple(sorted(new_deps - old_deps)),
+        deps_removed=tuple(sorted(old_deps - new_deps)),
+    )
+
+
+async def replace_definition(connection: Connection, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
+    """Make a workflow's definition another one, in one transaction; nothing is sent where they are the same.
+
+    Args:
+        connection: in autocommit.
+        old: what the database is known to have; None: no such workflow.
+        new: what it is to have.
+
+    Raises:
+        DefinitionChangedError: it does not have `old` any more.
+        PgflowPrefectError: a run still needs a step that is to go, or another transaction keeps the workflow locked.
+        psycopg.Error: whatever else PostgreSQL refuses.
+    """
+    if old is not None and old.definition_hash == new.definition_hash:
+        return
+    try:
+        async with connection.transaction():
+            await connection.execute(QUERIES["limit_waiting"])
+            await _lock(connection, old, new.slug)
+            for query, parameters in _list_statements(compare_definitions(old, new)):
+                await connection.execute(QUERIES[query], {"workflow_slug": new.slug, **parameters})
+    except errors.LockNotAvailable as error:
+        raise PgflowPrefectError(
+            f"workflow {new.slug!r} is locked by another transaction: nothing was written; "
+            "try again when that one has ended"
+        ) from error
+    except errors.ForeignKeyViolation as error:
+        raise PgflowPrefectError(
+            f"a step of workflow {new.slug!r} can't be removed, for there are rows that refer to it: "
+            f"{error.diag.message_detail} Keep the step, or delete those rows first; nothing was written"
+        ) from error
+
+
+async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow_slug: str) -> None:
+    """Keep everybody else from editing the workflow, and make sure that nobody has since `old` was read."""
+    named = {"workflow_slug": workflow_slug}
+    if old is None:
+        is_as_read = await (await connection.execute(QUERIES["insert_workflow"], named)).fetchone() is not None
+    else:
+        await connection.execute(QUERIES["lock_workflow"], named)
+        row = await (await connection.execute(QUERIES["load_definition"], named)).fetchone()
+        is_as_read = row is not None and WorkflowDefinition.model_validate(row).definition_hash == old.definition_hash
+    if not is_as_read:
+        raise DefinitionChangedError(
+            f"workflow {workflow_slug!r} was edited by somebody else in the meantime: nothing was written; "
+            "push again to see what differs now"
+        )
+
+
+def _list_statements(difference: Difference) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yield queries and their parameters, in the order in which foreign keys hold and no cycle is ever there."""
+    if difference.deps_removed:
+        yield "delete_deps", _split(difference.deps_removed)
+    if difference.steps_removed:
+        yield "delete_steps", {"steps": [*difference.steps_removed]}
+    if difference.steps_added:
+        yield "insert_steps", {"steps": [*difference.steps_added]}
+    if difference.deps_added:
+        yield "insert_deps", _split(difference.deps_added)
+
+
+def _split(deps: tuple[Dep, ...]) -> dict[str, list[str]]:
+    return {"upstream": [dep.upstream for dep in deps], "downstream": [dep.downstream for dep in deps]}

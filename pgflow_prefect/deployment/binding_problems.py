@@ -1,0 +1,84 @@
+"""What is wrong with who does the steps of a workflow, as far as that can be told before a run."""
+
+from collections.abc import Iterator, Mapping
+
+from pgflow_prefect.bindings import AnyBinding, Kind, Queue, SqlFunction, parse_binding, parse_function
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.queue import check_queue_url
+from pgflow_prefect.models import StepBinding, WorkflowDefinition
+from pgflow_prefect.workflow import Workflow
+
+
+async def find_all_problems(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> list[str]:
+    """Return everything that keeps a workflow from being executed: in its definition, its handlers, its bindings.
+
+    Args:
+        store: whose bindings count, and whose functions steps may be bound to.
+        workflow: the handlers, and what `bind` says.
+        definition: its steps and dependencies.
+
+    Returns:
+        A sentence for each problem.
+    """
+    rows = await store.list_bindings(definition.slug)
+    bindings, problems = _parse_rows(rows)
+    in_force = {**workflow.bindings, **bindings}
+    steps = set(definition.steps)
+    problems += [
+        f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
+        for slug, binding in in_force.items()
+        if slug in steps and binding.kind is Kind.PYTHON and slug not in workflow.handlers
+    ]
+    problems += _check_queues(in_force)
+    problems += await _check_functions(store, in_force)
+    return [*workflow.find_problems(definition), *problems]
+
+
+async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> dict[str, str]:
+    """Return who does each step, in words: as its row says, else as Python says."""
+    rows = await store.list_bindings(definition.slug)
+    handlers = workflow.step_handlers
+    doers = {}
+    for slug in definition.steps:
+        if (row := rows.get(slug)) is not None:
+            doers[slug] = " ".join(filter(None, [row.kind, row.target]))
+        else:
+            doers[slug] = str(handlers[slug].bound) if slug in handlers else str(Kind.EXTERNAL)
+    return doers
+
+
+def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding], list[str]]:
+    bindings, problems = {}, []
+    for slug, row in rows.items():
+        try:
+            bindings[slug] = parse_binding(row.kind, row.target, row.options)
+        except UsageError as error:
+            problems.append(f"step {slug!r}: {error}")
+    return bindings, problems
+
+
+def _check_queues(bindings: Mapping[str, AnyBinding]) -> Iterator[str]:
+    for slug, binding in bindings.items():
+        if isinstance(binding, Queue):
+            try:
+                check_queue_url(binding.url)
+            except UsageError as error:
+                yield f"step {slug!r}: {error}"
+
+
+async def _check_functions(store: Store, bindings: Mapping[str, AnyBinding]) -> list[str]:
+    names = {slug: each.function for slug, each in bindings.items() if isinstance(each, SqlFunction)}
+    if not names:
+        return []
+    found = await store.find_functions({slug: parse_function(name) for slug, name in names.items()})
+    problems = []
+    for slug, name in names.items():
+        if slug not in found:
+            problems.append(
+                f"step {slug!r} is bound to {name}(jsonb), which the database does not have, or not for this user: "
+                f"CREATE FUNCTION {name}(input jsonb) RETURNS jsonb …"
+            )
+        elif found[slug] != "jsonb":
+            problems.append(f"step {slug!r} is bound to {name}(jsonb), which returns {found[slug]} and not jsonb")
+    return problems

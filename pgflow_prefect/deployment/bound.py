@@ -1,0 +1,43 @@
+"""The flow of every workflow that needs no Python: rows of `pgflow_prefect.bindings` say who does its steps."""
+
+from typing import Any
+from uuid import UUID
+
+from prefect import flow as make_flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+
+from pgflow_prefect.database.store import open_store
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.settings import Settings
+from pgflow_prefect.workflow import Workflow, to_flow_name
+
+ENTRYPOINT = f"{__name__}.flow"
+"""What Prefect's workers load it by: a module, so that no file has to be where they are."""
+
+
+@make_flow(name="pgflow", persist_result=False, log_prints=True)
+async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
+    """Execute a run of the workflow that this flow run's deployment is for: one of this id, or a new one."""
+    settings = Settings()
+    workflow = Workflow(await _find_slug(settings, run_id))
+    return await workflow.make_flow(settings).fn(payload, run_id)
+
+
+async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
+    """Return the workflow that this is a flow run of: the run's, else the one that Prefect's flow is named after."""
+    async with open_store(settings, size=1) as store:
+        if run_id is not None:
+            return (await store.read_run(run_id)).workflow_slug
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        async with get_client() as client:
+            name = (await client.read_flow(context.flow_run.flow_id)).name
+        slugs = [slug for slug in await store.list_slugs() if to_flow_name(slug) == name]
+    if len(slugs) != 1:
+        raise UsageError(
+            f"Prefect's flow {name!r} stands for {len(slugs)} workflows of this database: deploy the one that is meant "
+            "with `pgflow-prefect deploy`, under a slug that no other one resembles"
+        )
+    return slugs[0]

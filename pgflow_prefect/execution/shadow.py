@@ -1,0 +1,65 @@
+"""A handler in Python that runs beside somebody else's work, to see whether it would have done the same."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from pgflow_prefect.database.step_transaction import Logger
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.execution.mirror import clean_message
+from pgflow_prefect.handlers.base import Deferred
+from pgflow_prefect.handlers.shadow import find_differences
+
+
+@dataclass
+class Shadow:
+    """What a step's handler returned, and how that compares with the step's result.
+
+    Attributes:
+        store: the database.
+        run_id: the run.
+        step_slug: the step.
+        logger: shows in Prefect under the step's task run.
+        result: JSON text; None where it has failed.
+    """
+
+    store: Store
+    run_id: UUID
+    step_slug: str
+    logger: Logger
+    result: str | Deferred | None = None
+    _seconds: float = field(default=0, init=False)
+    _error: str = field(default="", init=False)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Measure what it takes, and keep what it raises: the step goes on without it."""
+        began = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is: nobody depends on a shadow
+            self._error = f"{type(error).__name__}: {error}"
+        finally:
+            self._seconds = time.perf_counter() - began
+
+    async def compare(self) -> str:
+        """Compare with the step's result, report that, and return it in words."""
+        outcome, details = "failed", [self._error]
+        try:
+            if not self._error and isinstance(self.result, str):
+                theirs = (await self.store.read_results(self.run_id, [self.step_slug]))[self.step_slug]
+                details = find_differences(theirs, json.loads(self.result))
+                outcome = "different" if details else "same"
+            details = [clean_message(each) for each in details]
+            await self.store.report_shadow(
+                self.run_id, self.step_slug, outcome=outcome, details=details, seconds=self._seconds
+            )
+        except (PgflowPrefectError, TransientError) as error:
+            self.logger.warning("step %r: its shadow is not reported: %s", self.step_slug, error)
+        self.logger.info("step %r: its shadow: %s %s", self.step_slug, outcome, "; ".join(details))
+        return f"shadow: {outcome}"

@@ -1,0 +1,81 @@
+"""Waiting for steps that others do: one poller for all of them, however many there are."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import anyio
+
+from pgflow_prefect.database.notifications import Bell
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.models import AwaitedStep, StepEnd
+
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; the longer nothing happens, the longer
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class _Wait:
+    step: AwaitedStep
+    over: anyio.Event = field(default_factory=anyio.Event)
+    end: StepEnd | None = None
+
+
+class Watch:
+    """Looks at all awaited steps with one statement, on one connection of the pool.
+
+    PostgreSQL could notify of each step, but takes a lock of the whole database for that at every commit.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Prepare to watch: the poller runs while there is something to wait for."""
+        self._store = store
+        self._waits: dict[UUID, _Wait] = {}
+        self._news = Bell()
+        self._poller: asyncio.Task[None] | None = None
+
+    async def wait(self, step: AwaitedStep) -> StepEnd:
+        """Return when a step need not be waited for any more, and why."""
+        wait = self._waits[step.task_run_id] = _Wait(step)
+        self._news.ring()
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        try:
+            await wait.over.wait()
+        finally:
+            if self._waits.get(step.task_run_id) is wait:
+                del self._waits[step.task_run_id]
+        assert wait.end is not None
+        return wait.end
+
+    def close(self) -> None:
+        """Stop looking."""
+        if self._poller is not None:
+            self._poller.cancel()
+
+    async def _poll(self) -> None:
+        interval = _SHORTEST_INTERVAL
+        while self._waits:
+            known = len(self._waits)
+            interval = min(interval * 1.5, _LONGEST_INTERVAL)
+            if await self._look() or len(self._waits) > known:
+                interval = _SHORTEST_INTERVAL
+            # However many begin to wait, or end, in the meantime: the next look is for all of them.
+            await anyio.sleep(_SHORTEST_INTERVAL)
+            await self._news.wait(interval - _SHORTEST_INTERVAL)
+
+    async def _look(self) -> bool:
+        try:
+            ends = await self._store.watch_steps([wait.step for wait in self._waits.values()])
+        except PgflowPrefectError as error:  # it may come back; whoever waits has a time-out
+            _logger.warning("not looking at %d steps that others do: %s", len(self._waits), error)
+            await self._store.drop_broken_connections()
+            return False
+        for end in ends:
+            if wait := self._waits.get(end.task_run_id):
+                wait.end = end
+                wait.over.set()
+        return bool(ends)

@@ -1,0 +1,269 @@
+"""RabbitMQ and Redis through kombu: one queue each, addressed by a URL. All of this blocks."""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError, RetryLaterError, UsageError
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for connecting to a broker."""
+
+PUBLISH_TIMEOUT = 10.0
+"""Seconds until the broker has to have taken a message."""
+
+Transport = Literal["pyamqp", "redis"]
+_TRANSPORTS: dict[str, tuple[Transport, bool]] = {
+    "amqp": ("pyamqp", False),
+    "amqps": ("pyamqp", True),
+    "redis": ("redis", False),
+    "rediss": ("redis", True),
+}
+BROKER_SCHEMES = tuple(_TRANSPORTS)
+
+
+@dataclass(frozen=True)
+class BrokerAddress:
+    """A queue of a broker.
+
+    Attributes:
+        transport: kombu's name of the kind of broker.
+        encrypted: whether TLS is spoken; the certificate has to be valid for the host.
+        host: its name, or its address.
+        port: None for the usual one.
+        place: the virtual host, or the number of the database.
+        queue: the queue's name.
+    """
+
+    transport: Transport
+    encrypted: bool
+    host: str
+    port: int | None
+    place: str
+    queue: str
+
+    def __str__(self) -> str:
+        return f"queue {self.queue!r} of {self.host}"
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who connects; without a user, the broker's default one.
+
+    Attributes:
+        user: None where there is only a password.
+        password: never shown.
+    """
+
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+def parse_broker_url(url: str) -> BrokerAddress:
+    """Return the queue that `amqp[s]://HOST[:PORT]/VHOST?queue=NAME` or `redis[s]://HOST[:PORT]/DB?queue=NAME` means.
+
+    Raises:
+        UsageError: it means none.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _TRANSPORTS:
+        raise UsageError(f"{url!r} is no address of a broker: it begins with {', '.join(BROKER_SCHEMES)}")
+    if "@" in parts.netloc:
+        raise UsageError("the URL of a queue has credentials in it: give them apart from it, as USER:PASSWORD")
+    transport, encrypted = _TRANSPORTS[parts.scheme]
+    host, port = _read_host(url, parts)
+    place = unquote(parts.path.removeprefix("/"))
+    if transport == "redis":
+        place = place or "0"
+        if not (place.isascii() and place.isdecimal()):
+            raise UsageError(f"the queue {url!r} names the database {place!r}: Redis has numbers for them")
+    return BrokerAddress(transport, encrypted, host, port, place or "/", _read_queue(url, parts))
+
+
+def _read_host(url: str, parts: SplitResult) -> tuple[str, int | None]:
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"the queue {url!r} has a port that can't be right: {error}") from None
+    if not parts.hostname:
+        raise UsageError(f"the queue {url!r} names no host")
+    return parts.hostname, port
+
+
+def _read_queue(url: str, parts: SplitResult) -> str:
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    names = [value for name, value in parameters if name == "queue"]
+    if len(names) != 1 or not names[0]:
+        raise UsageError(f"the queue {url!r} has no name: end it with ?queue=NAME")
+    if others := sorted({name for name, _ in parameters} - {"queue"}):
+        raise UsageError(f"the queue {url!r} has parameters that nothing reads: {', '.join(others)}")
+    if parts.fragment:
+        raise UsageError(f"the queue {url!r} has a fragment: write the character # of a name as %23")
+    return names[0]
+
+
+def make_connection(
+    address: BrokerAddress, login: Login, *, visibility: float | None = None, heartbeat: int = 0
+) -> Any:  # noqa: ANN401  kombu has no types
+    """Return a `kombu.Connection`, not connected yet.
+
+    Args:
+        address: the broker.
+        login: who connects.
+        visibility: seconds after which Redis gives a message that was not acknowledged to another consumer.
+        heartbeat: seconds after which RabbitMQ takes a silent consumer for dead; 0 for never.
+
+    Raises:
+        NotRetriableError: kombu is not installed.
+    """
+    kombu = import_kombu()
+    options: dict[str, Any] = {"confirm_publish": True}
+    encryption: dict[str, Any] = {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": address.host}
+    if address.transport == "redis":
+        options = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_timeout": PUBLISH_TIMEOUT}
+        options |= {"visibility_timeout": visibility} if visibility is not None else {}
+        encryption = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
+    return kombu.Connection(
+        hostname=address.host,
+        port=address.port,
+        virtual_host=address.place,
+        userid=login.user,
+        password=login.password,
+        transport=address.transport,
+        ssl=encryption if address.encrypted else False,
+        connect_timeout=CONNECT_TIMEOUT,
+        heartbeat=heartbeat,
+        transport_options=options,
+    )
+
+
+def import_kombu() -> Any:  # noqa: ANN401
+    """Return the package kombu.
+
+    Raises:
+        NotRetriableError: it is not installed.
+    """
+    try:
+        import kombu.pools  # noqa: PLC0415  an extra, and slow to import
+    except ImportError as error:
+        raise missing_package("kombu") from error
+    return kombu
+
+
+def missing_package(name: str) -> NotRetriableError:
+    """Return the error that says how to install what queues need."""
+    return NotRetriableError(f"the package {name} is not installed here: pip install 'pgflow-prefect[queues]'")
+
+
+def declare_queue(connection: Any, address: BrokerAddress) -> Any:  # noqa: ANN401
+    """Make sure that a queue is there, durable where it is new, and return a channel.
+
+    A queue that somebody has made of another type, such as a quorum queue, stays as it is.
+    """
+    channel = connection.channel()
+    if address.transport == "redis":
+        return channel  # a list, which is there as soon as something is in it
+    try:
+        channel.queue_declare(address.queue, passive=True)
+    except connection.channel_errors as error:
+        if getattr(error, "reply_code", None) != 404:  # noqa: PLR2004  AMQP's code for "not found"; it has closed the channel
+            raise
+        channel = connection.channel()
+        channel.queue_declare(address.queue, durable=True, auto_delete=False)
+    return channel
+
+
+def publish(address: BrokerAddress, login: Login, body: bytes) -> None:
+    """Put a message on a queue and wait until the broker has taken it.
+
+    Connections are kept for the next message; one that is broken is closed, and one that broke while it lay idle
+    replaced at once.
+
+    Raises:
+        RetryLaterError: the broker can't be reached, or did not take it.
+        NotRetriableError: the broker refuses the login or the queue, or kombu is not installed.
+    """
+    kombu = import_kombu()
+    with translate_broker_errors(address, login):
+        pool = kombu.pools.connections[make_connection(address, login)]
+        with pool.acquire(block=True, timeout=CONNECT_TIMEOUT) as connection:
+            was_open = connection.connected
+            try:
+                _send(kombu, connection, address, body)
+            except Exception as error:
+                connection.collapse()  # whatever the broker may still answer is for nobody
+                if not was_open or not isinstance(error, connection.connection_errors):
+                    raise
+                try:
+                    _send(kombu, connection, address, body)
+                except Exception:
+                    connection.collapse()
+                    raise
+
+
+def _send(kombu: Any, connection: Any, address: BrokerAddress, body: bytes) -> None:  # noqa: ANN401
+    channel = declare_queue(connection, address)
+    try:
+        kombu.Producer(channel, auto_declare=False).publish(
+            body,
+            exchange="",
+            routing_key=address.queue,
+            delivery_mode=2,  # persistent
+            content_type="application/json",
+            content_encoding="utf-8",
+            timeout=PUBLISH_TIMEOUT,
+            confirm_timeout=PUBLISH_TIMEOUT,
+        )
+    finally:
+        with suppress(Exception):  # of no use any more; the connection is closed with it where it is broken
+            channel.close()
+
+
+@contextmanager
+def translate_broker_errors(address: BrokerAddress, login: Login) -> Iterator[None]:
+    """Raise what a broker, or the way to it, refuses as errors of this package, without the login in them.
+
+    Errors of this package pass.
+
+    Raises:
+        RetryLaterError: it may pass.
+        NotRetriableError: it will not.
+    """
+    try:
+        yield
+    except PgflowPrefectError:
+        raise
+    except Exception as error:  # noqa: BLE001  two libraries' own, and sockets'
+        reason = _hide(f"{type(error).__name__}: {error}", login)
+        if is_refusal(error):
+            raise NotRetriableError(f"{address} refused: {reason}") from None
+        raise RetryLaterError(f"{address} can't be reached, or did not take it: {reason}", None) from None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Tell whether a broker would say the same again: wrong login, no right, another kind of queue of this name."""
+    from amqp import exceptions as amqp  # noqa: PLC0415  an extra
+    from redis import exceptions as redis  # noqa: PLC0415  an extra
+
+    refusals = (
+        amqp.AccessRefused,
+        amqp.NotAllowed,
+        amqp.PreconditionFailed,
+        amqp.NotFound,
+        redis.AuthenticationError,
+        redis.NoPermissionError,
+        ssl.SSLCertVerificationError,
+    )
+    seen: BaseException | None = error
+    while seen is not None:  # kombu wraps some of them
+        if isinstance(seen, refusals):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _hide(text: str, login: Login) -> str:
+    return text.replace(login.password, "***") if login.password else text

@@ -1,0 +1,92 @@
+"""Which handler does a step: what a row says, else what Python says, else somebody else."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pgflow_prefect.bindings import AnyBinding, External, HttpEndpoint, Python, Queue, SqlFunction, parse_binding
+from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
+from pgflow_prefect.handlers.http_endpoint import HttpHandler
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.queue import QueueHandler
+from pgflow_prefect.handlers.sql_function import SqlHandler
+from pgflow_prefect.models import Claim
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Who does a step, as its latest claim found it.
+
+    Attributes:
+        policy: when to try again.
+        handler: what does it; None where somebody else does.
+        shadow: what is to run beside somebody else's work.
+    """
+
+    policy: RetryPolicy
+    handler: Handler | None = None
+    shadow: PythonHandler | None = None
+
+
+@dataclass(frozen=True)
+class StepHandlers:
+    """Everything that Python knows about who may do a step.
+
+    Attributes:
+        step_slug: the step.
+        function: the handler in Python, if there is one that is no stub.
+        binding: what `Workflow.bind` says.
+    """
+
+    step_slug: str
+    function: PythonHandler | None = None
+    binding: AnyBinding | None = None
+
+    @property
+    def bound(self) -> AnyBinding:
+        """Who does it where no row says otherwise."""
+        return self.binding or (Python() if self.function is not None else External())
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """When to try again, where no row says otherwise."""
+        if self.binding is None and self.function is not None:
+            return self.function.policy
+        return make_policy(self.bound)
+
+    @property
+    def description(self) -> str | None:
+        """What it does, for Prefect's UI."""
+        return self.function.description if self.function is not None else None
+
+    @property
+    def wants_payload(self) -> bool:
+        """Whether the function in Python takes the run's payload; the other kinds always get it."""
+        return self.function is not None and self.function.wants_payload
+
+    def choose_upstream(self, upstream: Collection[str]) -> list[str] | None:
+        """Return those upstream slugs whose results the function in Python takes; None for all."""
+        return self.function.choose_upstream(upstream) if self.function is not None else []
+
+    def choose(self, claim: Claim, toolbox: Toolbox) -> Chosen:
+        """Return who does it: as the row says that the claim has found; without one, as Python says.
+
+        Raises:
+            UsageError: the row says what can't be done.
+        """
+        binding = self.bound
+        if claim.kind is not None:
+            binding = parse_binding(claim.kind, claim.target, claim.options or {})
+        match binding:
+            case SqlFunction():
+                return Chosen(make_policy(binding), SqlHandler(self.step_slug, binding))
+            case HttpEndpoint():
+                return Chosen(make_policy(binding), HttpHandler(self.step_slug, binding, toolbox))
+            case Queue():
+                return Chosen(make_policy(binding), QueueHandler(self.step_slug, binding, toolbox))
+            case External(shadow=shadow):
+                runs_beside = shadow and self.function is not None and self.function.shadow
+                return Chosen(make_policy(binding), shadow=self.function if runs_beside else None)
+            case Python() if self.function is None:  # a process that was started with another file has it
+                return Chosen(make_policy(binding))
+            case Python():
+                return Chosen(self.function.policy, self.function)

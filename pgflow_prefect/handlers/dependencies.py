@@ -1,0 +1,92 @@
+"""From a workflow's handlers to its definition: an argument that names another step is a dependency."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from pgflow_prefect.errors import InvalidDefinitionError
+from pgflow_prefect.graph import find_problems, suggest_each
+from pgflow_prefect.models import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
+
+Names = Mapping[str, Collection[str]]
+"""Some names for each step's slug."""
+
+
+def derive_definition(workflow_slug: str, steps: Collection[str], arguments: Names, after: Names) -> WorkflowDefinition:
+    """Return the definition that handlers make: a step waits for the steps that its handler's arguments name.
+
+    Args:
+        workflow_slug: the workflow.
+        steps: the slugs of all its steps.
+        arguments: the names of the arguments of each handler that has any.
+        after: the slugs of the steps that a step waits for beyond those, where there are any.
+
+    Returns:
+        The definition, its steps in the order given, its deps in the order of the steps that wait.
+
+    Raises:
+        InvalidDefinitionError: with everything that is wrong: an argument or an `after` that names no step, slugs
+            that collide or that PostgreSQL can't store, cycles, no steps at all.
+    """
+    slugs = {to_identifier(slug): slug for slug in steps}
+    known = set(steps)
+    deps: dict[Dep, None] = {}
+    for slug in steps:
+        named = [slugs[name] for name in arguments.get(slug, ()) if name in slugs]
+        named += [upstream for upstream in after.get(slug, ()) if upstream in known]
+        deps |= dict.fromkeys(Dep(upstream, slug) for upstream in named)
+    definition = WorkflowDefinition(slug=workflow_slug, steps=tuple(steps), deps=tuple(deps))
+    problems = [
+        *_find_unstorable(workflow_slug, steps),
+        *_find_unknown_arguments(arguments, slugs),
+        *_find_unknown_upstream(after, known),
+        *_find_joins_of_nothing(definition, arguments),
+        *(find_problems(definition) if steps else ["it has no steps: decorate a function with @workflow.step"]),
+    ]
+    if problems:
+        raise InvalidDefinitionError(workflow_slug, problems)
+    return definition
+
+
+def find_missing_deps(definition: WorkflowDefinition, after: Names) -> Iterator[str]:
+    """Yield a sentence for each dep that an `after` promises and that the database does not have."""
+    steps, deps = set(definition.steps), set(definition.deps)
+    for slug, upstream in after.items():
+        for each in upstream:
+            if slug in steps and Dep(each, slug) not in deps:
+                yield (
+                    f"step {slug!r} is to come after {each!r}, which is no upstream step of it in the database: "
+                    "write it there with `pgflow-prefect push`, or take it out of `after`"
+                )
+
+
+def _find_unstorable(workflow_slug: str, steps: Collection[str]) -> Iterator[str]:
+    for slug in [workflow_slug, *steps]:
+        if "\0" in slug or any("\ud800" <= character <= "\udfff" for character in slug):
+            yield f"the slug {slug!r} has a character that PostgreSQL can't store: rename it"
+
+
+def _find_unknown_arguments(arguments: Names, slugs: Mapping[str, str]) -> Iterator[str]:
+    unknown = [
+        (slug, name)
+        for slug, names in arguments.items()
+        for name in names
+        if name not in slugs and name not in RESERVED_NAMES
+    ]
+    suggestions = suggest_each((name for _, name in unknown), slugs.keys() | RESERVED_NAMES)
+    for (slug, name), (_, suggestion) in zip(unknown, suggestions, strict=True):
+        yield f"the handler of step {slug!r} takes {name!r}, which is no step of this workflow{suggestion}"
+
+
+def _find_unknown_upstream(after: Names, known: Collection[str]) -> Iterator[str]:
+    unknown = [(slug, each) for slug, upstream in after.items() for each in upstream if each not in known]
+    for (slug, each), (_, suggestion) in zip(unknown, suggest_each((each for _, each in unknown), known), strict=True):
+        yield f"step {slug!r} is to come after {each!r}, which is no step of this workflow{suggestion}"
+
+
+def _find_joins_of_nothing(definition: WorkflowDefinition, arguments: Names) -> Iterator[str]:
+    waiting = {dep.downstream for dep in definition.deps}
+    for slug, names in arguments.items():
+        if "upstream" in names and slug not in waiting:
+            yield (
+                f"the handler of step {slug!r} takes the results of all its upstream steps, and nothing says which "
+                "these are: name them, @workflow.step(after=[…])"
+            )

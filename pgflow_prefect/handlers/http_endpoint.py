@@ -1,0 +1,225 @@
+"""An HTTP endpoint as the handler of a step: a Supabase Edge Function, or whatever else takes and answers JSON."""
+
+import re
+import zlib
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote
+
+import anyio
+import httpx
+
+from pgflow_prefect.bindings import HttpEndpoint
+from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
+from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
+from pgflow_prefect.handlers.credential import read_credential
+from pgflow_prefect.handlers.json_text import check_json, write_json
+from pgflow_prefect.models import Claim
+
+LONGEST_RETRY_AFTER = 3600.0
+"""Seconds: who asks for more is asked again after these."""
+
+EXCERPT = 1024
+"""Bytes of an answer that tells of an error which its message shows."""
+
+_EXCERPT_TIMEOUT = 5.0  # seconds
+_RETRIED = (408, 425, 429)
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+_SECONDS = re.compile(r"\s*[+-]?\d+(?:\.\d+)?\s*", re.ASCII)
+_GZIP = 31  # zlib's window bits for gzip
+
+
+@dataclass(frozen=True)
+class HttpHandler:
+    """An endpoint that gets the step's input as a POST of JSON, and answers with its result.
+
+    Attributes:
+        step_slug: the step.
+        binding: which endpoint.
+        toolbox: the client, and where secrets are.
+    """
+
+    step_slug: str
+    binding: HttpEndpoint
+    toolbox: Toolbox
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The binding's."""
+        return make_policy(self.binding)
+
+    @property
+    def _endpoint(self) -> str:
+        return self.binding.url.partition("?")[0].partition("#")[0]
+
+    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str | Deferred:
+        """Send the request and return the answer's JSON text, or that the endpoint reports later.
+
+        Raises:
+            RetryLaterError: no answer in time, none at all, or 408, 425, 429 or 5xx.
+            ResultInvalidError: the answer is no JSON, or too large.
+            NotRetriableError: any other answer; or the token is missing.
+        """
+        token = await self._find_token()
+        headers = make_headers(context) | ({"Authorization": f"Bearer {token}"} if token else {})
+        body = write_json(make_input(claim), self.step_slug)
+        timeout = self.binding.request_timeout_seconds
+        try:
+            # httpx's own time-outs are for each read: a body that drips would never end.
+            with anyio.fail_after(timeout):
+                return await self._request(body, headers, token)
+        except TimeoutError:
+            raise RetryLaterError(f"{self._endpoint} did not answer within {timeout:g} s", None) from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
+            # Without its cause: a message about a header would quote it.
+            raise NotRetriableError(f"no request can be sent to {self._endpoint}: {type(error).__name__}") from None
+        except httpx.TransportError as error:
+            raise RetryLaterError(
+                f"{self._endpoint} can't be reached: {error or type(error).__name__} ({type(error).__name__})", None
+            ) from error
+
+    async def _find_token(self) -> str | None:
+        binding = self.binding
+        token = await read_credential(binding.token_env, binding.token_block, self.toolbox.find_secret)
+        if token is not None and not _VISIBLE.fullmatch(token):
+            source = binding.token_env or f"Prefect Secret block {binding.token_block!r}"
+            raise NotRetriableError(f"the token in {source} has characters that no HTTP header can have")
+        return token
+
+    async def _request(self, body: bytes, headers: dict[str, str], token: str | None) -> str | Deferred:
+        client = self.toolbox.http()
+        request = client.stream(
+            "POST", self.binding.url, content=body, headers=headers, timeout=None, follow_redirects=False
+        )
+        async with request as response:
+            if response.status_code == httpx.codes.ACCEPTED:
+                return Deferred(f"accepted by {self._endpoint}")
+            if response.is_success:
+                return await self._read_result(response)
+            raise await self._make_error(response, token)
+
+    async def _read_result(self, response: httpx.Response) -> str:
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return "null"
+        limit = self.toolbox.result_limit
+        try:
+            body = await read_body(response, limit + 1)
+            if len(body) <= limit:
+                return check_json(body) if body.strip() else "null"
+        except ValueError as error:
+            raise ResultInvalidError(
+                f"step {self.step_slug!r}: wrong JSON: {self._endpoint} answered {response.status_code}, and its body "
+                f"can't be read: {_explain(error)}"
+            ) from None  # the cause has the body, which may hold secrets
+        raise ResultInvalidError(
+            f"step {self.step_slug!r}: the answer of {self._endpoint} has more bytes than the limit of {limit:,} "
+            "(PGFLOW_RESULT_LIMIT): store it elsewhere and answer with its address"
+        )
+
+    async def _make_error(self, response: httpx.Response, token: str | None) -> RetryLaterError | NotRetriableError:
+        status = response.status_code
+        answer = f"{self._endpoint} answered {status} {response.reason_phrase}".rstrip()
+        if response.is_redirect or response.has_redirect_location:
+            target = _show(response.headers.get("Location", "").encode(), token)
+            return NotRetriableError(f"{answer}, and redirects are not followed: bind the step to {target!r} itself")
+        excerpt = await _read_excerpt(response, token)
+        message = f"{answer}: {excerpt}" if excerpt else answer
+        if status in _RETRIED or response.is_server_error:
+            return RetryLaterError(message, parse_retry_after(response.headers.get("Retry-After")))
+        return NotRetriableError(message)
+
+
+def make_headers(context: StepContext) -> dict[str, str]:
+    """Return what a request tells of its step; percent-encoded, since a slug may have any characters."""
+    named = {
+        "Idempotency-Key": context.idempotency_key,
+        "Pgflow-Run-Id": str(context.run_id),
+        "Pgflow-Workflow": context.workflow_slug,
+        "Pgflow-Step": context.step_slug,
+        "Pgflow-Attempt": str(context.attempt),
+    }
+    own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"}
+    return own | {name: quote(value, safe="/") for name, value in named.items()}
+
+
+async def read_body(response: httpx.Response, limit: int) -> bytes:
+    """Read a body, decoded, up to so many bytes; what exceeds them is neither read nor decoded.
+
+    httpx would decode a whole chunk at once, a thousand times its size: this is why it is done here.
+
+    Raises:
+        ValueError: it is encoded in another way than gzip, or wrongly.
+    """
+    decode, is_complete = _make_decoder(response.headers.get("Content-Encoding", "identity").strip().lower())
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += decode(chunk, limit - len(body))
+        if len(body) >= limit:
+            return bytes(body)
+    if not is_complete():
+        raise ValueError("its gzip data end too early")
+    return bytes(body)
+
+
+def _make_decoder(encoding: str) -> tuple[Callable[[bytes, int], bytes], Callable[[], bool]]:
+    """Return what decodes a chunk to so many bytes at most, and what tells whether the last one was the end."""
+    if encoding in ("identity", ""):
+        return lambda chunk, room: chunk[:room], lambda: True
+    if encoding not in ("gzip", "x-gzip"):
+        raise ValueError(f"its Content-Encoding is {encoding[:50]!r}, and only gzip was asked for")
+    inflate = zlib.decompressobj(wbits=_GZIP)
+
+    def decode(chunk: bytes, room: int) -> bytes:
+        try:
+            decoded = inflate.decompress(chunk, room)
+        except zlib.error as error:
+            raise ValueError(f"its gzip data are broken: {error}") from error
+        if inflate.unused_data:
+            raise ValueError("it goes on after its gzip data")
+        return decoded
+
+    return decode, lambda: inflate.eof
+
+
+async def _read_excerpt(response: httpx.Response, token: str | None) -> str:
+    """Return the beginning of a body as text, as far as it can be read at once: the status says enough without."""
+    body = b""
+    with suppress(ValueError, httpx.HTTPError), anyio.move_on_after(_EXCERPT_TIMEOUT):
+        body = await read_body(response, EXCERPT + len(token or ""))
+    return _show(body, token)
+
+
+def _show(body: bytes, token: str | None) -> str:
+    """Return an excerpt that PostgreSQL can store and that has no token in it, though the endpoint may echo it."""
+    if token:
+        # Of the same length, so that one which the excerpt's end cuts in two is found, too.
+        body = body.replace(token.encode(), b"*" * len(token))
+    return body[:EXCERPT].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+
+
+def _explain(error: ValueError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    return str(error)
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Return in how many seconds to try again, 0 to `LONGEST_RETRY_AFTER`; None where it can't be told.
+
+    Args:
+        value: seconds or a date, as in RFC 9110, section 10.2.3.
+    """
+    if value is None:
+        return None
+    if _SECONDS.fullmatch(value):
+        seconds = float(value)
+    else:
+        try:
+            moment = parsedate_to_datetime(value)
+        except (ValueError, OverflowError):
+            return None
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)

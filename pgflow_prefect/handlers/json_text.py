@@ -1,0 +1,59 @@
+"""JSON as others may read it, and as others may have written it: nothing that only Python would take."""
+
+import json
+from typing import NoReturn
+
+from pydantic import JsonValue
+
+from pgflow_prefect.errors import ArgumentInvalidError, NotRetriableError
+
+
+def write_json(value: JsonValue, step_slug: str) -> bytes:
+    """Return a value as JSON, in UTF-8.
+
+    Raises:
+        ArgumentInvalidError: it has a number that jsonb can hold and a float can't, such as 1e999.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except ValueError as error:
+        raise ArgumentInvalidError(f"step {step_slug!r}: its input can't be sent as JSON: {error}") from error
+
+
+def check_json(body: bytes) -> str:
+    """Return the text of a JSON document, as it was written: no number loses a digit on its way through Python.
+
+    Raises:
+        ValueError: it is none; NaN and Infinity are not JSON.
+    """
+    text = body.decode("utf-8-sig")  # RFC 8259: UTF-8, and whoever reads may ignore a byte order mark
+    try:
+        # Numbers stay text: Python refuses whole ones of thousands of digits, which are fine.
+        json.loads(text, parse_constant=_refuse, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return text
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def check_size(body: bytes, limit: int, step_slug: str, place: str) -> bytes:
+    """Return what is to be sent, unless it is too large.
+
+    Args:
+        body: JSON.
+        limit: in bytes.
+        step_slug: whose input it is.
+        place: where it would be sent, for people.
+
+    Raises:
+        NotRetriableError: it is larger.
+    """
+    if len(body) > limit:
+        raise NotRetriableError(
+            f"step {step_slug!r}: the message for {place} has {len(body):,} bytes, more than the limit of {limit:,} "
+            "(PGFLOW_RESULT_LIMIT): store the data elsewhere and send its address"
+        )
+    return body

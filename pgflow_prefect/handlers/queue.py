@@ -1,0 +1,186 @@
+"""A queue as the handler of a step: its worker does the work and reports it."""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+from uuid import UUID
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from pgflow_prefect.bindings import Queue
+from pgflow_prefect.errors import NotRetriableError, UsageError
+from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
+from pgflow_prefect.handlers.broker import BROKER_SCHEMES, Login, missing_package, parse_broker_url, publish
+from pgflow_prefect.handlers.credential import read_credential, split_login
+from pgflow_prefect.handlers.json_text import check_size, write_json
+from pgflow_prefect.models import Claim
+
+_NO_TABLE = "42P01"  # PostgreSQL's code
+
+
+class StepMessage(BaseModel):
+    """What is on a queue: a step to be done. Members that this version does not know are ignored.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: the run's workflow.
+        step_slug: the step.
+        attempt: which execution of the step this is, counted from 1; a report that names another one is refused.
+        idempotency_key: the same for every attempt.
+        input: `{"payload": …, "<upstream step>": …}`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    workflow_slug: str
+    step_slug: str
+    attempt: int = Field(ge=1)
+    idempotency_key: str
+    input: dict[str, JsonValue]
+
+
+def parse_message(body: bytes | str | None) -> StepMessage:
+    """Return the message of a step.
+
+    Raises:
+        UsageError: it is none; the reasons are named, and what it has in it is not.
+    """
+    try:
+        return StepMessage.model_validate_json(body or b"")
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        reasons = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in details)
+        raise UsageError(f"a message on the queue is not a step's: {reasons}") from None
+
+
+class _Order(NamedTuple):
+    """A message to be published.
+
+    Attributes:
+        url: of the queue.
+        login: for the broker.
+        body: JSON.
+        context: of the step.
+    """
+
+    url: str
+    login: Login
+    body: bytes
+    context: StepContext
+
+
+async def _publish_on_broker(order: _Order) -> str:
+    address = parse_broker_url(order.url)
+    # A limiter of its own, as it must not wait for the handlers of users. Its time-outs end a thread that is left.
+    await anyio.to_thread.run_sync(
+        partial(publish, address, order.login, order.body), abandon_on_cancel=True, limiter=CapacityLimiter(1)
+    )
+    return f"on {address}"
+
+
+async def _publish_on_pgqueuer(order: _Order) -> str:
+    """Enqueue in the step's own transaction: the job is there exactly if the step is noted as deferred."""
+    try:
+        from pgqueuer.adapters.drivers.psycopg import PsycopgDriver  # noqa: PLC0415  an extra, and slow to import
+        from pgqueuer.queries import Queries  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise missing_package("pgqueuer") from error
+    entrypoint = _read_entrypoint(order.url)
+    driver = PsycopgDriver(await order.context.connection)
+    try:
+        await Queries(driver).enqueue(entrypoint, order.body)
+    except Exception as error:
+        if getattr(error, "sqlstate", None) == _NO_TABLE:
+            raise NotRetriableError(
+                f"pgqueuer's tables are not in this database: run `pgq install` ({error})"
+            ) from error
+        raise
+    return f"on queue {entrypoint!r} of pgqueuer"
+
+
+def _read_entrypoint(url: str) -> str:
+    entrypoint = url.partition(":")[2]
+    if not entrypoint or entrypoint.startswith("/"):
+        raise UsageError(f"the queue {url!r} names no entrypoint: write pgqueuer:NAME")
+    return entrypoint
+
+
+class _Scheme(NamedTuple):
+    check: Callable[[str], object]
+    publish: Callable[[_Order], Awaitable[str]]
+
+
+_SCHEMES = {"pgqueuer": _Scheme(_read_entrypoint, _publish_on_pgqueuer)} | dict.fromkeys(
+    BROKER_SCHEMES, _Scheme(parse_broker_url, _publish_on_broker)
+)
+"""How a queue's URL is checked, and a message published there: another kind of queue is one more line."""
+
+
+def _find_scheme(url: str) -> _Scheme:
+    name = url.partition(":")[0].lower()
+    if name not in _SCHEMES:
+        raise UsageError(f"the queue {url!r} is of no kind that is known: its URL begins with {', '.join(_SCHEMES)}")
+    return _SCHEMES[name]
+
+
+def check_queue_url(url: str) -> None:
+    """Make sure that a URL names a queue.
+
+    Raises:
+        UsageError: it does not; the message says what is missing.
+    """
+    _find_scheme(url).check(url)
+
+
+@dataclass(frozen=True)
+class QueueHandler:
+    """A queue that gets the step's input, and whose worker calls `complete_step` or `fail_step`.
+
+    Attributes:
+        step_slug: the step.
+        binding: which queue.
+        toolbox: where secrets are.
+    """
+
+    step_slug: str
+    binding: Queue
+    toolbox: Toolbox
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The binding's."""
+        return make_policy(self.binding)
+
+    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Deferred:
+        """Publish one message for this attempt.
+
+        Raises:
+            RetryLaterError: the broker can't be reached, or did not take it.
+            NotRetriableError: the URL names no queue, the broker refuses, a login or a package is missing, or the
+                message is larger than a result may be.
+        """
+        url = self.binding.url
+        try:
+            scheme = _find_scheme(url)
+            scheme.check(url)
+        except UsageError as error:
+            raise NotRetriableError(str(error)) from error
+        message: dict[str, JsonValue] = {
+            "run_id": str(context.run_id),
+            "workflow_slug": context.workflow_slug,
+            "step_slug": context.step_slug,
+            "attempt": context.attempt,
+            "idempotency_key": context.idempotency_key,
+            "input": make_input(claim),
+        }
+        body = check_size(write_json(message, self.step_slug), self.toolbox.result_limit, self.step_slug, "its queue")
+        return Deferred(await scheme.publish(_Order(url, await self._find_login(), body, context)))
+
+    async def _find_login(self) -> Login:
+        binding = self.binding
+        login = await read_credential(binding.login_env, binding.login_block, self.toolbox.find_secret)
+        return Login(*split_login(login, binding.login_env or f"Prefect Secret block {binding.login_block!r}"))

@@ -1,0 +1,36 @@
+"""A function in the database as the handler of a step: it runs in the transaction that completes the step."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from pydantic_core import to_json
+
+from pgflow_prefect.bindings import SqlFunction, parse_function
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.base import RetryPolicy, StepContext, make_input, make_policy
+from pgflow_prefect.models import Claim
+
+
+@dataclass(frozen=True)
+class SqlHandler:
+    """`schema.function(jsonb) returns jsonb`, which gets the step's input and returns its result.
+
+    Attributes:
+        step_slug: the step.
+        binding: which function.
+    """
+
+    step_slug: str
+    binding: SqlFunction
+
+    @property
+    def policy(self) -> RetryPolicy:
+        """The binding's."""
+        return make_policy(self.binding)
+
+    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
+        """Call the function and return its result as JSON text; a time-out cancels the statement."""
+        if context.transaction is None:
+            raise UsageError(f"step {self.step_slug!r}: an SQL function can't be called here")
+        argument = to_json(make_input(claim), inf_nan_mode="constants").decode()
+        return await context.transaction.call_function(parse_function(self.binding.function), argument)
