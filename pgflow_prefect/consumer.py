@@ -284,6 +284,9 @@ class _Consumer:
         if known := self._jobs.get(body):
             known.delivery = delivery
             return
+        if self.stop.is_set():  # RabbitMQ sends the next one as soon as one is acknowledged
+            delivery.requeue()
+            return
         try:
             message = parse_message(body)
         except UsageError as error:

@@ -499,7 +499,11 @@ BEGIN
                            THEN extract(epoch FROM clock_timestamp() - task.updated_at) ELSE 0 END;
         END IF;
     END IF;
-    IF waits THEN
+    IF waits OR (run.status <> 'pending' AND run.epoch = claim_step.epoch
+                 AND (state.status = 'completed'
+                      -- Others have failed it before anybody looked; not cancel_run, whose reason is the run's, too.
+                      OR (state.status = 'failed' AND state.error_message <> run.error_message
+                          AND pgflow_prefect.is_others(doing, has_function)))) THEN
         status := state.status;
         attempt := state.attempts;
     ELSE
@@ -508,14 +512,15 @@ BEGIN
                                CASE WHEN doing IN ('sql', 'http', 'queue') THEN NULL ELSE claim_step.upstream END,
                                doing IN ('sql', 'http', 'queue') OR claim_step.with_payload) c;
     END IF;
-    IF status = 'completed' AND doing = 'external' THEN
+    IF status = 'failed' OR (status = 'completed' AND doing = 'external') THEN
         began_at := coalesce(state.started_at, state.created_at);
         ended_at := state.finished_at;
-        note := pgflow_prefect.shorten(state.step_result);
+        note := CASE status WHEN 'failed' THEN state.error_message ELSE pgflow_prefect.shorten(state.step_result) END;
     END IF;
     INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name, handler)
     VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_run_id,
             CASE WHEN status = 'completed' THEN CASE doing WHEN 'external' THEN 'Completed' ELSE 'Cached' END
+                 WHEN status = 'failed' THEN 'Failed'
                  WHEN NOT waits THEN 'Running'
                  WHEN task.state_name = 'Deferred' THEN 'Deferred'
                  ELSE 'Waiting' END,

@@ -15,6 +15,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
+from tests.brokers import rabbitmq_url, redis_url
+
+__all__ = ["rabbitmq_url", "redis_url"]  # fixtures
 
 Connection = psycopg.Connection[tuple[object, ...]]
 Connect = Callable[[], Connection]
@@ -34,7 +37,7 @@ os.environ |= {
 
 # What the person who runs the tests has set for the real thing is none of the tests' business.
 for name in [*os.environ]:
-    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGFLOW_TEST_POOLER"}:
+    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGFLOW_TEST_POOLER", "PGFLOW_TEST_BROKERS"}:
         del os.environ[name]
 
 

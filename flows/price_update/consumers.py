@@ -1,12 +1,13 @@
 """The workers of the three queues that steps of this workflow are bound to.
 
-    python consumers.py labels URL       a queue of Redis or RabbitMQ, each in a process of its own
+    python consumers.py labels URL       queues of Redis and RabbitMQ, each in a process of its own
     python consumers.py shops URL
-    pgq run consumers:search             pgqueuer's own worker; `pgq install`, once, makes its tables
+    python consumers.py search           pgqueuer's own worker; `pgq install`, once, makes its tables
 
 `PGFLOW_DSN` names the database that they report to.
 """
 
+import asyncio
 import os
 import sys
 from typing import Any
@@ -36,8 +37,8 @@ def update_search(step: Input) -> int:
     return int(step["payload"]["products"])
 
 
-async def search() -> PgQueuer:
-    """Make pgqueuer's worker."""
+async def work_in_postgres() -> None:
+    """Run pgqueuer's worker."""
     connection = await psycopg.AsyncConnection.connect(os.environ["PGFLOW_DSN"], autocommit=True)
     pgq = PgQueuer(PsycopgDriver(connection))
 
@@ -45,9 +46,16 @@ async def search() -> PgQueuer:
     async def search(job: Job) -> None:
         await perform(job.payload, update_search)
 
-    return pgq
+    await pgq.run()
 
 
 if __name__ == "__main__":
-    queue, url = sys.argv[1:]
-    consume(url, {"labels": print_labels, "shops": tell_shops}[queue], login=os.environ.get("SHOPS_LOGIN"))
+    match sys.argv[1:]:
+        case ["labels", url]:
+            consume(url, print_labels)
+        case ["shops", url]:
+            consume(url, tell_shops, login_env="SHOPS_LOGIN")
+        case ["search"]:
+            asyncio.run(work_in_postgres())
+        case _:
+            sys.exit(__doc__)

@@ -124,8 +124,8 @@ class Step:
         try:
             while end is None:
                 claim = await self._claim(again=backoff.has_begun)
-                if claim.status is Status.COMPLETED:
-                    return self._show_completed(claim)
+                if claim.status is not Status.PENDING:
+                    return self._show_ended(claim)
                 end = await self._execute(claim, backoff)
         except RunNotPendingError as error:
             return Cancelled(message=str(error))
@@ -269,9 +269,7 @@ class Step:
             case Outcome.ENDED:
                 return Cancelled(message=end.message)
             case Outcome.FAILED:
-                self._task.retries = 0  # the run has failed with it
-                _show_times(end.began_at, end.ended_at)
-                return Failed(message=end.message)
+                return self._show_failed(end.message, end.began_at, end.ended_at)
         verdict = f" ({await shadow.compare()})" if shadow is not None else ""
         _show_times(end.began_at, end.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
@@ -287,11 +285,18 @@ class Step:
                 shadow.result = await self._work(handler, claim, context)
         return shadow
 
-    def _show_completed(self, claim: Claim) -> State[None]:
+    def _show_ended(self, claim: Claim) -> State[None]:
+        if claim.status is Status.FAILED:
+            return self._show_failed(claim.note, claim.began_at, claim.ended_at)
         if claim.ended_at is None:
             return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
         _show_times(claim.began_at, claim.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {claim.note}")
+
+    def _show_failed(self, message: str | None, began_at: datetime | None, ended_at: datetime | None) -> State[None]:
+        self._task.retries = 0  # the run has failed with it
+        _show_times(began_at, ended_at)
+        return Failed(message=message)
 
     async def _complete(self, claim: Claim, result: str, transaction: StepTransaction) -> Report:
         size = len(result.encode("utf-8", "surrogatepass"))

@@ -18,7 +18,9 @@ async def open_toolbox(result_limit: int) -> AsyncIterator[Toolbox]:
 
     def find_client() -> httpx.AsyncClient:
         if not clients:
-            clients.append(httpx.AsyncClient(follow_redirects=False))
+            # How many run at once is the scheduler's business: waiting for a connection would count as time of the
+            # endpoint's.
+            clients.append(httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None)))
         return clients[0]
 
     try:

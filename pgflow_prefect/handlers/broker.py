@@ -191,17 +191,20 @@ def publish(address: BrokerAddress, login: Login, body: bytes) -> None:
         pool = kombu.pools.connections[make_connection(address, login)]
         with pool.acquire(block=True, timeout=CONNECT_TIMEOUT) as connection:
             was_open = connection.connected
-            try:
-                _send(kombu, connection, address, body)
-            except Exception as error:
-                connection.collapse()  # whatever the broker may still answer is for nobody
-                if not was_open or not isinstance(error, connection.connection_errors):
-                    raise
-                try:
-                    _send(kombu, connection, address, body)
-                except Exception:
-                    connection.collapse()
-                    raise
+            failure = _try_to_send(kombu, connection, address, body)
+            if was_open and isinstance(failure, connection.connection_errors):
+                failure = _try_to_send(kombu, connection, address, body)
+        if failure is not None:  # raised in the block, it would have the pool keep a connection that never opens again
+            raise failure
+
+
+def _try_to_send(kombu: Any, connection: Any, address: BrokerAddress, body: bytes) -> Exception | None:  # noqa: ANN401
+    try:
+        _send(kombu, connection, address, body)
+    except Exception as error:  # noqa: BLE001  returned
+        connection.collect()  # drops the link: whatever the broker may still answer is for nobody
+        return error
+    return None
 
 
 def _send(kombu: Any, connection: Any, address: BrokerAddress, body: bytes) -> None:  # noqa: ANN401
