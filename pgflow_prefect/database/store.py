@@ -2,34 +2,29 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
-from pydantic_core import to_json
 
-from pgflow_prefect.database.connection import Pool, Row, find_dsn, open_pool
+from pgflow_prefect.database.binding_statements import BindingStatements
+from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.definition_edit import replace_definition
-from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
+from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
-from pgflow_prefect.database.unsettled import UnsettledRun, UnsettledStep
+from pgflow_prefect.database.unsettled import UnsettledStatements
 from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
-    AwaitedStep,
-    BindingChange,
     Claim,
     Enabled,
     Report,
     Run,
-    ShadowSummary,
     Status,
-    StepBinding,
-    StepEnd,
     StepState,
     TakenRun,
     WorkflowDefinition,
@@ -38,40 +33,12 @@ from pgflow_prefect.models import (
 from pgflow_prefect.settings import Settings
 
 
-class Tenure(NamedTuple):
-    """On which terms this process holds the runs that it takes.
-
-    Attributes:
-        held_by: who, for people.
-        lease: in seconds.
-        max_recoveries: owners in a row that may vanish while no further step completes.
-    """
-
-    held_by: str
-    lease: float
-    max_recoveries: int
-
-
-class Store:
+class Store(BindingStatements, UnsettledStatements):
     """pgflow's tables and functions, one method a statement.
 
     Every method raises `SchemaMissingError` where the schema is not there and `TransientError` where the same call
     may succeed a moment later.
     """
-
-    def __init__(self, pool: Pool, tenure: Tenure) -> None:
-        self._pool = pool
-        self.tenure = tenure
-
-    async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
-        with translate_errors(run_id):
-            async with self._pool.connection() as connection:
-                cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters})
-                return await cursor.fetchall()
-
-    async def drop_broken_connections(self) -> None:
-        """Close the idle connections that no longer answer, so that the next statement does not meet one."""
-        await self._pool.check()
 
     # Definitions
 
@@ -299,9 +266,9 @@ class Store:
         task_run_id: UUID,
         upstream: list[str] | None,
         with_payload: bool,
-        bound: str,
-        has_function: bool,
-        handler: str,
+        bound: str = "python",
+        has_function: bool = True,
+        handler: str = "python",
     ) -> Claim:
         """Count an attempt of a step and return its input; of a step that is completed or somebody else's, that.
 
@@ -380,140 +347,6 @@ class Store:
             state_name=state_name,
             message=message,
         )
-
-    async def watch_steps(self, awaited: Iterable[AwaitedStep]) -> list[StepEnd]:
-        """Return those of the steps that others do which need not be waited for any more."""
-        run_ids, step_slugs, epochs, task_run_ids, bound, have = (list(each) for each in zip(*awaited, strict=True))
-        rows = await self._fetch(
-            "watch_steps",
-            run_ids=run_ids,
-            step_slugs=step_slugs,
-            epochs=epochs,
-            task_run_ids=task_run_ids,
-            bound=bound,
-            have_function=have,
-        )
-        return [StepEnd.model_validate(row) for row in rows]
-
-    async def read_input(
-        self, run_id: UUID, step_slug: str, upstream: list[str] | None
-    ) -> tuple[JsonValue, dict[str, JsonValue]]:
-        """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming."""
-        [row] = await self._fetch("read_input", run_id=run_id, step_slug=step_slug, upstream=upstream)
-        found: Any = row
-        return found["payload"], dict(found["upstream_results"])
-
-    async def report_shadow(
-        self, run_id: UUID, step_slug: str, *, outcome: str, details: list[str], seconds: float
-    ) -> None:
-        """Note what came of a handler that ran beside somebody else's work: same, different or failed."""
-        await self._fetch(
-            "report_shadow", run_id=run_id, step_slug=step_slug, outcome=outcome, details=details, seconds=seconds
-        )
-
-    # Bindings
-
-    async def list_bindings(self, workflow_slug: str) -> dict[str, StepBinding]:
-        """Return what a workflow's steps are bound to, by slug; only of those that have a row."""
-        rows = await self._fetch("list_bindings", workflow_slug=workflow_slug)
-        found = [StepBinding.model_validate(row) for row in rows]
-        return {each.step_slug: each for each in found}
-
-    async def list_bound_workflows(self) -> list[str]:
-        """Return the slugs of the workflows that need no Python: rows say who does each of their steps."""
-        return [str(row["slug"]) for row in await self._fetch("list_bound_workflows")]
-
-    async def bind_step(
-        self,
-        workflow_slug: str,
-        step_slug: str,
-        kind: str | None,
-        target: str | None = None,
-        options: Mapping[str, JsonValue] | None = None,
-    ) -> bool:
-        """Say who does a step from its next claim on, or without a kind that no row does; False where it was so.
-
-        Raises:
-            UsageError: there is no such step, or there is a secret in it.
-        """
-        [row] = await self._fetch(
-            "bind_step",
-            workflow_slug=workflow_slug,
-            step_slug=step_slug,
-            kind=kind,
-            target=target,
-            options=to_json(options or {}).decode(),
-        )
-        return bool(row["changed"])
-
-    async def undo_binding(self, workflow_slug: str, step_slug: str) -> bool:
-        """Take back the last change of a step's binding that was not taken back yet; False where there is none."""
-        [row] = await self._fetch("undo_binding", workflow_slug=workflow_slug, step_slug=step_slug)
-        return bool(row["changed"])
-
-    async def observe_workflow(self, workflow_slug: str) -> int:
-        """Bind all steps of a workflow to others, and return how many were bound otherwise."""
-        [row] = await self._fetch("observe_workflow", workflow_slug=workflow_slug)
-        return int(str(row["changed"]))
-
-    async def list_binding_changes(
-        self, workflow_slug: str, step_slug: str | None = None, *, limit: int = 50
-    ) -> list[BindingChange]:
-        """Return who changed which binding of a workflow, or of a step of it, the latest first."""
-        rows = await self._fetch("list_binding_changes", workflow_slug=workflow_slug, step_slug=step_slug, limit=limit)
-        return [BindingChange.model_validate(row) for row in rows]
-
-    async def find_functions(self, names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-        """Return what functions that take one jsonb return, such as `jsonb`; of one that does not exist, nothing.
-
-        Args:
-            names: schema and name of each, by whatever it is called in the answer.
-        """
-        schemas = [schema for schema, _ in names.values()]
-        functions = [function for _, function in names.values()]
-        rows = await self._fetch("find_functions", names=list(names), schemas=schemas, functions=functions)
-        return {str(row["name"]): str(row["returns"]) for row in rows}
-
-    async def list_shadows(self, workflow_slug: str) -> list[ShadowSummary]:
-        """Return what came of the shadows of a workflow's steps, by slug."""
-        rows = await self._fetch("list_shadows", workflow_slug=workflow_slug)
-        return [ShadowSummary.model_validate(row) for row in rows]
-
-    # Comparing with Prefect
-
-    async def list_unsettled(self, *, after: UUID | None, limit: int, everything: bool = False) -> list[UUID]:
-        """Return runs that somebody has taken and that Prefect was not yet seen to agree on, by id.
-
-        Args:
-            after: those behind this one; from the first one where not given.
-            limit: so many at most.
-            everything: settled ones, too.
-        """
-        rows = await self._fetch("list_unsettled", after=after, limit=limit, everything=everything)
-        return [UUID(str(row["run_id"])) for row in rows]
-
-    async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
-        """Return those of these runs that somebody has taken, as they are now."""
-        rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.tenure.lease)
-        return [UnsettledRun.model_validate(row) for row in rows]
-
-    async def list_unsettled_steps(self, run_ids: Iterable[UUID]) -> list[UnsettledStep]:
-        """Return the steps of these runs that a task run has claimed."""
-        rows = await self._fetch("list_unsettled_steps", run_ids=list(run_ids))
-        return [UnsettledStep.model_validate(row) for row in rows]
-
-    async def settle_runs(self, runs: Iterable[UnsettledRun]) -> None:
-        """Look no further at runs that have ended; one that was taken again meanwhile stays as it is."""
-        seen = list(runs)
-        await self._fetch("settle_runs", run_ids=[run.id for run in seen], epochs=[run.epoch for run in seen])
-
-    async def find_known(
-        self, run_ids: Iterable[UUID], flow_run_ids: Iterable[UUID]
-    ) -> tuple[frozenset[UUID], frozenset[UUID]]:
-        """Return which of these runs exist, and which of these flow runs have ever taken one."""
-        [row] = await self._fetch("find_known", run_ids=list(run_ids), flow_run_ids=list(flow_run_ids))
-        known: Any = row
-        return frozenset(known["run_ids"]), frozenset(known["flow_run_ids"])
 
 
 def _find_epoch(rows: list[Row]) -> int | None:

@@ -1,10 +1,13 @@
 """What PostgreSQL says of runs that are compared with Prefect."""
 
+from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.models import CANCELLED, Held, Status
 
 
@@ -64,3 +67,41 @@ class UnsettledStep(BaseModel):
     status: Status
     error_message: str | None
     task_run_id: UUID
+
+
+class UnsettledStatements(Statements):
+    """The part of the store that is about runs which are compared with Prefect."""
+
+    async def list_unsettled(self, *, after: UUID | None, limit: int, everything: bool = False) -> list[UUID]:
+        """Return runs that somebody has taken and that Prefect was not yet seen to agree on, by id.
+
+        Args:
+            after: those behind this one; from the first one where not given.
+            limit: so many at most.
+            everything: settled ones, too.
+        """
+        rows = await self._fetch("list_unsettled", after=after, limit=limit, everything=everything)
+        return [UUID(str(row["run_id"])) for row in rows]
+
+    async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
+        """Return those of these runs that somebody has taken, as they are now."""
+        rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.tenure.lease)
+        return [UnsettledRun.model_validate(row) for row in rows]
+
+    async def list_unsettled_steps(self, run_ids: Iterable[UUID]) -> list[UnsettledStep]:
+        """Return the steps of these runs that a task run has claimed."""
+        rows = await self._fetch("list_unsettled_steps", run_ids=list(run_ids))
+        return [UnsettledStep.model_validate(row) for row in rows]
+
+    async def settle_runs(self, runs: Iterable[UnsettledRun]) -> None:
+        """Look no further at runs that have ended; one that was taken again meanwhile stays as it is."""
+        seen = list(runs)
+        await self._fetch("settle_runs", run_ids=[run.id for run in seen], epochs=[run.epoch for run in seen])
+
+    async def find_known(
+        self, run_ids: Iterable[UUID], flow_run_ids: Iterable[UUID]
+    ) -> tuple[frozenset[UUID], frozenset[UUID]]:
+        """Return which of these runs exist, and which of these flow runs have ever taken one."""
+        [row] = await self._fetch("find_known", run_ids=list(run_ids), flow_run_ids=list(flow_run_ids))
+        known: Any = row
+        return frozenset(known["run_ids"]), frozenset(known["flow_run_ids"])

@@ -12,7 +12,8 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from pgflow_prefect.database.connection import open_pool
-from pgflow_prefect.database.store import Store, Tenure
+from pgflow_prefect.database.statements import Tenure
+from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
 
 Define = Callable[..., None]

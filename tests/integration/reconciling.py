@@ -10,7 +10,8 @@ from prefect.states import Running, Scheduled
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
-from pgflow_prefect.database.store import Store, Tenure
+from pgflow_prefect.database.statements import Tenure
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from tests.conftest import Connection

@@ -12,6 +12,8 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import SupersededError
 from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
+from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Report, Status
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, get_run, get_state, start_run
@@ -51,7 +53,8 @@ def cut(db: Connection) -> int:
 
 
 async def claim(mirror: Mirror, step: str = "a") -> int:
-    claimed = await mirror.claim(step, task_run_id=TASK_RUN, upstream=None, with_payload=True)
+    handlers = StepHandlers(step, PythonHandler(step, lambda upstream, payload: None))
+    claimed = await mirror.claim(handlers, [], task_run_id=TASK_RUN)
     assert claimed.status is Status.PENDING
     return claimed.attempt
 
@@ -62,7 +65,7 @@ async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(mirror: Mi
         attempt = await claim(mirror)
         assert attempt == 1, "nothing had arrived: nothing was counted"
         assert cut(db) > 0
-        await mirror.note_retry("a", "not yet", task_run_id=TASK_RUN)
+        await mirror.note("a", "AwaitingRetry", "not yet", task_run_id=TASK_RUN)
         assert cut(db) > 0
         assert await mirror.complete("a", '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
         await claim(mirror, "b")
@@ -152,7 +155,7 @@ async def test_what_is_no_matter_of_the_moment_is_raised_at_once(mirror: Mirror,
 
 async def test_any_message_can_be_stored(mirror: Mirror, db: Connection) -> None:
     attempt = await claim(mirror)
-    await mirror.note_retry("a", "odd \0 \ud800", task_run_id=TASK_RUN)
+    await mirror.note("a", "AwaitingRetry", "odd \0 \ud800", task_run_id=TASK_RUN)
     await mirror.fail("a", "odd \0 \ud800 " + "x" * 20_000, state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
     message = get_state(db, mirror.run_id, "a").error_message
     assert message is not None

@@ -1,0 +1,40 @@
+"""How the statements of the store reach the database."""
+
+from typing import NamedTuple
+from uuid import UUID
+
+from pgflow_prefect.database.connection import Pool, Row
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.translation import translate_errors
+
+
+class Tenure(NamedTuple):
+    """On which terms this process holds the runs that it takes.
+
+    Attributes:
+        held_by: who, for people.
+        lease: in seconds.
+        max_recoveries: owners in a row that may vanish while no further step completes.
+    """
+
+    held_by: str
+    lease: float
+    max_recoveries: int
+
+
+class Statements:
+    """A pool of connections, and the terms on which this process holds runs."""
+
+    def __init__(self, pool: Pool, tenure: Tenure) -> None:
+        self._pool = pool
+        self.tenure = tenure
+
+    async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
+        with translate_errors(run_id):
+            async with self._pool.connection() as connection:
+                cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters})
+                return await cursor.fetchall()
+
+    async def drop_broken_connections(self) -> None:
+        """Close the idle connections that no longer answer, so that the next statement does not meet one."""
+        await self._pool.check()
