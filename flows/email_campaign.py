@@ -63,7 +63,7 @@ class Report(BaseModel):
     by_domain: dict[str, int]
 
 
-@workflow.step
+@workflow.step(shadow=True)
 def prepare_list() -> list[Recipient]:
     """Read the recipients: no one twice, and none who has unsubscribed."""
     recipients: dict[str, Recipient] = {}

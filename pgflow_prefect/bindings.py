@@ -37,7 +37,10 @@ def check_url(url: str) -> str:
     Raises:
         ValueError: it has a password, or a parameter that is one.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whose message has a part of it
+        raise ValueError("it is no URL") from None
     if not parts.scheme:
         raise ValueError("it has no scheme, such as https:// or redis://")
     if "@" in parts.netloc:
@@ -61,7 +64,7 @@ def parse_function(name: str) -> tuple[str, str]:
     """
     parts = _IDENTIFIER.findall(name)
     if len(parts) != 2 or not _FUNCTION.fullmatch(name):  # noqa: PLR2004  schema and function
-        raise ValueError(f"{name!r} is not the name of a function with its schema, such as app.send_mails")
+        raise ValueError("it is not the name of a function with its schema, such as app.send_mails")
     schema, function = (part[1:-1].replace('""', '"') if part[0] == '"' else part.lower() for part in parts)
     return schema, function
 
@@ -229,7 +232,7 @@ def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> 
     if bound.target_field is not None and target is not None:
         given[bound.target_field] = target
     elif target is not None:
-        raise UsageError(f"a step that is bound to {kind!r} has no target, and this one has {target!r}")
+        raise UsageError(f"a step that is bound to {kind!r} has no target, and this one has one")
     try:
         return bound(**given)
     except ValidationError as error:

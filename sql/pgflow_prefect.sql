@@ -372,6 +372,7 @@ BEGIN
         SELECT held.run_id, held.epoch,
                CASE WHEN r.epoch IS DISTINCT FROM held.epoch THEN 'lost'
                     WHEN r.status = 'pending' THEN 'held'
+                    WHEN r.status = 'completed' THEN 'completed'
                     -- A failed run's claimed steps may still finish.
                     WHEN EXISTS (SELECT FROM pgflow.step_states s
                                  WHERE s.run_id = r.id AND s.status = 'pending' AND s.started_at IS NOT NULL)
@@ -383,7 +384,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.extend_leases(uuid[], int[], double precision) IS
     'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost, to somebody '
-    'else; ended, with no report outstanding.';
+    'else; completed, which may be yet to be shown; ended otherwise, with no report outstanding.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.release_run(run_id uuid, epoch int) RETURNS boolean

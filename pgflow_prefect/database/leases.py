@@ -15,7 +15,8 @@ from pgflow_prefect.database.connection import with_timeout
 from pgflow_prefect.database.queries import QUERIES
 
 Lost = Callable[[str], None]
-"""Called, from the keeper's thread, with why a run needs no owner any more: `lost` to somebody else, or `ended`."""
+"""Called, from the keeper's thread, with why a run needs no owner any more: `lost` to somebody else, `ended`, or
+`completed`, by whomever: then its owner still shows that, and keeps the lease for it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ class LeaseKeeper:
             QUERIES["extend_leases"], {"run_ids": list(run_ids), "epochs": list(epochs), "lease": self._lease}
         )
         for run_id, epoch, holds in cursor:
-            if holds != "held":
+            if holds not in {"held", "completed"}:
                 self.drop(run_id, epoch)
+            if holds != "held":
                 held[run_id, epoch](str(holds))
 
     def _disconnect(self) -> None:

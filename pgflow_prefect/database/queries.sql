@@ -325,6 +325,7 @@ CROSS JOIN LATERAL (
     FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = wanted.schema AND p.proname = wanted.function AND p.prokind = 'f'
+      AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE')
       AND p.proargtypes[0] = 'jsonb'::regtype AND p.pronargs - p.pronargdefaults <= 1 AND p.pronargs >= 1
     ORDER BY p.pronargs LIMIT 1
 ) f

@@ -57,6 +57,12 @@ class ActiveRun:
         for scope in [*self._waiting.values(), *self._awaiting]:
             scope.cancel()
 
+    def settle(self) -> None:
+        """Interrupt the handlers, for the run is completed without them; what is yet to be shown of it is."""
+        self.stopped = self.stopped or Stop.ENDED
+        for scope in self._working:
+            scope.cancel()
+
     def stop(self, reason: Stop) -> None:
         """End what can be ended: async handlers at their next await; sync ones are left alone."""
         if self.stopped is None:
@@ -155,7 +161,10 @@ class Host:
         self.active[run_id] = run
 
         def stop(why: str) -> None:
-            loop.call_soon_threadsafe(run.stop, Stop[why.upper()])
+            if why == "completed":
+                loop.call_soon_threadsafe(run.settle)
+            else:
+                loop.call_soon_threadsafe(run.stop, Stop[why.upper()])
 
         self.keeper.hold(run_id, epoch, stop)
         try:

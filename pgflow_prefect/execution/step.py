@@ -48,6 +48,7 @@ class _StoppedError(Exception):
     def __init__(self, run_id: UUID, reason: Stop) -> None:
         message = f"run {run_id} was stopped here: {reason}"
         super().__init__(message)
+        self.reason = reason
         states = {Stop.ENDED: Cancelled(message=message), Stop.LOST: superseded(message)}
         self.state: State[Any] = states.get(reason) or handed_back(message)
 
@@ -134,6 +135,8 @@ class Step:
         except TransientError as error:
             return Crashed(message=str(error))
         except _StoppedError as error:
+            if error.reason is Stop.ENDED and await self.mirror.is_completed(self.slug):
+                return Completed(message=_DONE_BY_OTHERS)
             return error.state
         return self._conclude(end) if isinstance(end, Report) else end
 
@@ -253,9 +256,9 @@ class Step:
         async with self.run.turns.pause(self.slug):
             with anyio.move_on_after(left), self.run.wait():
                 end = await self.host.watch.wait(awaited)
+            if end is None and self.run.stopped is Stop.ENDED:  # perhaps with the report that was waited for
+                end = next(iter(await self.mirror.store.watch_steps([awaited])), None)
             if end is None and self.run.drained:
-                if self.run.stopped is Stop.ENDED:  # reopened, it waits as long as if it had never waited before
-                    await self.mirror.note(self.slug, "Cancelled", str(Stop.ENDED), task_run_id=self.task_run_id)
                 raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
         if end is None:
             raise StepTimeoutError(f"step {self.slug!r}: nobody has reported it within {timeout:g} s")

@@ -108,7 +108,7 @@ def test_a_workflow_with_a_step_of_every_kind_runs_and_prices_each_row_once(
     assert isinstance(run_id, UUID)
 
     def is_left_to_a_person() -> bool:
-        return dict(db.execute(STEPS, [run_id]).fetchall()).get("sign_off") == "pending"
+        return ("sign_off", "pending") in db.execute(STEPS, [run_id]).fetchall()
 
     wait_until(is_left_to_a_person, "everything but the signature is done")
     db.execute("""SELECT pgflow.complete_step(%s, 'sign_off', '{"by": "Ada"}')""", [run_id])
@@ -131,7 +131,7 @@ def test_a_workflow_with_a_step_of_every_kind_runs_and_prices_each_row_once(
     told = ["labels: 4000", "shops: 3", "search: 4000"]
     assert results["report"] == {"products": PRODUCTS, "told": told}
     assert column(db, "SELECT DISTINCT priced_times FROM shop.products") == [1]
-    assert value(db, "SELECT sum(price) FROM shop.products") > value(db, "SELECT sum(cost) FROM shop.products")
+    assert value(db, "SELECT sum(price) > 1.1 * sum(cost) FROM shop.products") is True
     assert all(step["attempts"] == (0 if step["step_slug"] == "sign_off" else 1) for step in shown["steps"])
     prefect.await_task_states(run_id, dict.fromkeys(KINDS, "Completed"))
     assert surroundings.variables["MARGINS_TOKEN"] not in ended.out + worker.log.read_text()

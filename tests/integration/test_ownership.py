@@ -243,6 +243,15 @@ async def test_leases_are_extended_and_losses_are_told(store: Store, db: Connect
     assert (await store.read_run(held)).held is Held.LEASED
 
 
+async def test_a_completed_run_is_held_until_it_is_shown(store: Store, db: Connection, workflow: str) -> None:
+    define(db, "single", {"only": []})
+    run_id = run_workflow(db, "single").id
+    epoch = await take(store, run_id)
+    db.execute("SELECT pgflow.complete_step(%s, 'only', '1')", [run_id])
+    extend = "SELECT holds FROM pgflow_prefect.extend_leases(ARRAY[%s]::uuid[], ARRAY[%s]::int[], 60)"
+    assert value(db, extend, run_id, epoch) == "completed"
+
+
 async def test_a_failed_run_is_held_while_a_claimed_step_may_still_finish(
     store: Store, db: Connection, workflow: str
 ) -> None:

@@ -203,7 +203,7 @@ def test_a_workflow_goes_from_hand_to_hand(kit: Connection, connect: Connect) ->
         done = ask(worker, "complete_step", result='"done"', attempt=claimed["attempt"], **task)
         assert done["status"] == "completed"
         leases = {"run_ids": [run_id], "epochs": [reserved["epoch"]], "lease": 60}
-        assert ask(worker, "extend_leases", **leases)["holds"] == ("ended" if step == "d" else "held")
+        assert ask(worker, "extend_leases", **leases)["holds"] == ("completed" if step == "d" else "held")
     assert ask(worker, "settle_runs", run_ids=[run_id], epochs=[reserved["epoch"]])["run_id"] == run_id
 
     observer = become(connect(), "pgflow_observe")

@@ -1,0 +1,118 @@
+"""`bind`, `observe`, `shadow`: who does a step, said on the command line."""
+
+import json
+
+import pytest
+
+from tests.acceptance.conftest import CommandLine
+from tests.conftest import Connection
+from tests.engine import CHAIN, column, define, value
+
+
+@pytest.fixture
+def bound(db: Connection) -> str:
+    """A workflow a -> b -> c, and functions that fit and do not fit."""
+    define(db, "chain", CHAIN)
+    db.execute("CREATE SCHEMA app")
+    db.execute("CREATE FUNCTION app.add(jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '1'::jsonb $$")
+    db.execute("CREATE FUNCTION app.rows(jsonb) RETURNS SETOF jsonb LANGUAGE sql AS $$ SELECT '1'::jsonb $$")
+    db.execute("CREATE FUNCTION app.words(jsonb) RETURNS text LANGUAGE sql AS $$ SELECT '1'::text $$")
+    return "chain"
+
+
+def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, bound: str) -> None:
+    assert cli("bind", bound, "b", "--external", "--timeout", "60").code == 0
+    changed = cli("bind", bound, "b", "--sql", "app.add", "--retries", "2", "--retry-delay", "1", "--retry-delay", "5")
+    assert changed.code == 0
+    assert "sql app.add" in changed.out
+    again = json.loads(cli("bind", bound, "b", "--sql", "app.add", "--retries", "2", "--retry-delay", "1",
+                           "--retry-delay", "5", "--json").out)  # fmt: skip
+    assert again["bindings"] == [
+        {
+            "step_slug": "b",
+            "kind": "sql",
+            "target": "app.add",
+            "options": {"retries": 2, "retry_delay_seconds": [1, 5]},
+        }
+    ]
+    latest, first = again["changes"]
+    assert (latest["before"]["kind"], latest["after"]["kind"]) == ("external", "sql")
+    assert (first["before"], first["after"]["options"]) == (None, {"timeout_seconds": 60})
+    assert first["changed_by"] == value(db, "SELECT session_user")
+
+    shown = cli("bind", bound)
+    assert "the file of handlers, else somebody else" in shown.out
+    assert [line.split("\t")[0] for line in shown.lines[1:4]] == ["a", "b", "c"]
+    for left in (["external"], []):
+        assert cli("bind", bound, "b", "--undo").code == 0
+        assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == left
+    refused = cli("bind", bound, "b", "--undo")
+    assert (refused.code, "no change of step 'b' to take back" in refused.find_error()) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["b", "--http", "https://user:hunter2@example.org"], "it has credentials in it"),
+        (
+            ["b", "--queue", "redis://localhost/0?queue=q&password=hunter2"],
+            "its parameter 'password' looks like a secr",
+        ),
+        (["b", "--sql", "app.missing"], "the function app.missing(jsonb) does not exist: CREATE FUNCTION"),
+        (["b", "--sql", "app.words"], "the function app.words(jsonb) returns text"),
+        (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
+        (["b", "--external", "--python"], "only one of --external"),
+        (["b", "--retries", "2"], "options of a binding go with"),
+        (["--external"], "which step? name it after the workflow"),
+        (["bb", "--external"], "workflow 'chain' has no step 'bb' (did you mean 'b'?)"),
+    ],
+)
+def test_what_cant_be_is_refused_and_no_secret_is_shown(
+    cli: CommandLine, db: Connection, bound: str, arguments: list[str], problem: str
+) -> None:
+    refused = cli("bind", bound, *arguments)
+    assert refused.code == 2
+    assert problem in refused.find_error()
+    assert "hunter2" not in refused.out + refused.err
+    assert value(db, "SELECT count(*) FROM pgflow_prefect.binding_changes") == 0
+
+
+def test_validate_finds_a_function_that_does_not_fit_any_more(cli: CommandLine, db: Connection, bound: str) -> None:
+    for step, target in (("a", "app.add"), ("b", "app.rows"), ("c", "app.gone")):
+        db.execute("SELECT pgflow_prefect.bind_step(%s, %s, 'sql', %s)", [bound, step, target])
+    found = cli("validate", bound, "--json")
+    assert found.code == 1
+    checked = json.loads(found.out)
+    assert checked["steps"] == {"a": "sql app.add", "b": "sql app.rows", "c": "sql app.gone"}
+    of_b, of_c = sorted(checked["problems"])
+    assert "returns jsonb rows and not jsonb" in of_b
+    assert "app.gone(jsonb), which the database does not have" in of_c
+
+
+def test_observing_makes_all_external_and_enables(cli: CommandLine, db: Connection, bound: str) -> None:
+    observed = cli("observe", bound)
+    assert observed.out.startswith("workflow 'chain' is observed: its steps are external (3 changed)")
+    assert json.loads(cli("observe", bound, "--json").out) == {"workflow": bound, "changed": 0}
+    assert column(db, "SELECT workflow_slug FROM pgflow_prefect.enabled_workflows WHERE enabled") == [bound]
+    assert cli("list").lines[1].endswith("\tyes\t3 external")
+
+
+def test_a_shadow_is_for_handlers_that_say_so(cli: CommandLine, db: Connection, chain: str) -> None:
+    refused = cli("shadow", chain, "a")
+    assert refused.code == 2
+    assert "@workflow.step(shadow=True)" in refused.find_error()
+    assert value(db, "SELECT count(*) FROM pgflow_prefect.bindings") == 0
+
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    cli.write(path, text.replace("@workflow.step\ndef a", "@workflow.step(shadow=True)\ndef a"))
+    assert "has a shadow" in cli("shadow", chain, "a").out
+    assert column(db, "SELECT options FROM pgflow_prefect.bindings") == [{"shadow": True}]
+    assert cli("shadow", chain).out.startswith("no shadow has run yet")
+    db.execute("SELECT pgflow_prefect.report_shadow((r).id, 'a', 'different', '{$.n: another number}', 0.5) "
+               "FROM (SELECT pgflow.run_workflow(%s, '{}') AS r) started", [chain])  # fmt: skip
+    [row] = json.loads(cli("shadow", chain, "--json").out)
+    assert (row["same"], row["different"], row["failed"], row["details"]) == (0, 1, 0, ["$.n: another number"])
+    assert "$.n: another number" in cli("shadow", chain).out
+    assert "no shadow any more" in cli("shadow", chain, "a", "--off").out
+    assert column(db, "SELECT options FROM pgflow_prefect.bindings") == [{}]
