@@ -120,14 +120,8 @@ class Step:
         self._task.retry_jitter_factor = policy.retry_jitter_factor
 
     async def _perform(self) -> State[None] | None:
-        backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
-        end: Report | State[None] | None = None
         try:
-            while end is None:
-                claim = await self._claim(again=backoff.has_begun)
-                if claim.status is not Status.PENDING:
-                    return self._show_ended(claim)
-                end = await self._execute(claim, backoff)
+            end = await self._reach_end()
         except RunNotPendingError as error:
             return Cancelled(message=str(error))
         except SupersededError as error:
@@ -135,10 +129,20 @@ class Step:
         except TransientError as error:
             return Crashed(message=str(error))
         except _StoppedError as error:
-            if error.reason is Stop.ENDED and await self.mirror.is_completed(self.slug):
-                return Completed(message=_DONE_BY_OTHERS)
-            return error.state
+            was_done = error.reason is Stop.ENDED and await self.mirror.is_completed(self.slug)
+            return Completed(message=_DONE_BY_OTHERS) if was_done else error.state
         return self._conclude(end) if isinstance(end, Report) else end
+
+    async def _reach_end(self) -> Report | State[None]:
+        """Claim the step and have it done, as often as it takes; return the report, or what to show without one."""
+        backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
+        end: Report | State[None] | None = None
+        while end is None:
+            claim = await self._claim(again=backoff.has_begun)
+            if claim.status is not Status.PENDING:
+                return self._show_ended(claim)
+            end = await self._execute(claim, backoff)
+        return end
 
     async def _claim(self, *, again: bool) -> Claim:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
