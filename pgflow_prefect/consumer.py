@@ -301,12 +301,12 @@ class _Consumer:
         for body, job in [*self._jobs.items()]:
             if not job.work.done():
                 continue
+            del self._jobs[body]  # first: what the broker refuses now, it delivers again, as another job
             error = job.work.exception()
             if error is None:
                 job.delivery.ack()
             else:
                 job.delivery.requeue()
-            del self._jobs[body]
             if isinstance(error, DatabaseUnavailableError):
                 _log.error("a step could not be reported, its message is back on the queue: %s", error)
             elif error is not None:

@@ -2,7 +2,8 @@
 --
 -- Which flow run may write for a run and until when, which task run does a step, who does its work, which workflows
 -- workers and bridges serve. Needs pgflow.sql, changes nothing in it.
--- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Stop workers and bridges of an older
+-- version before it upgrades what they call.
 
 BEGIN;
 
@@ -230,6 +231,9 @@ BEGIN
                 recoveries, owner.held_by));
             RETURN NULL;
         END IF;
+    ELSIF owner.run_id IS NOT NULL THEN -- the time-outs of steps that others do begin anew
+        UPDATE pgflow_prefect.task_runs t SET updated_at = clock_timestamp()
+        WHERE t.run_id = run.id AND t.state_name = 'Waiting';
     END IF;
     taken := coalesce(taken, pgflow.take_run(run.id));
     INSERT INTO pgflow_prefect.owners AS o (run_id, epoch, flow_run_id, held_by, lease_until, remaining, recoveries)
@@ -494,7 +498,9 @@ BEGIN
         IF task.state_name = 'Deferred' AND state.started_at IS NOT NULL THEN
             waits := true;
             waited := extract(epoch FROM clock_timestamp() - state.started_at);
-        ELSIF pgflow_prefect.is_others(doing, has_function) OR pgflow_prefect.is_claimed_outside(state) THEN
+        ELSIF pgflow_prefect.is_claimed_outside(state) AND doing <> 'external' THEN
+            waits := true; -- moved meanwhile: the time-out of its next handler is not theirs
+        ELSIF pgflow_prefect.is_others(doing, has_function) THEN
             waits := true;
             waited := CASE WHEN task.state_name = 'Waiting'
                            THEN extract(epoch FROM clock_timestamp() - task.updated_at) ELSE 0 END;
@@ -757,7 +763,7 @@ COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states) IS
 
 -- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent.
 CREATE OR REPLACE VIEW pgflow_prefect.external_steps AS
-SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at
+SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at, r.created_at AS run_created_at
 FROM pgflow.runs r
 JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
 LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
@@ -766,7 +772,9 @@ WHERE r.status = 'pending'
   -- Without a row, the handlers' file decides: that is known once a claim has looked, or where Prefect has no part.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external'
            ELSE coalesce(t.state_name = 'Waiting', false) OR NOT EXISTS (
-               SELECT FROM pgflow_prefect.enabled_workflows e WHERE e.workflow_slug = r.workflow_slug AND e.enabled)
+               SELECT FROM pgflow_prefect.enabled_workflows e
+               WHERE e.workflow_slug = r.workflow_slug AND e.enabled AND (
+                   r.created_at >= e.since OR EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)))
       END
   -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
@@ -816,6 +824,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
 ) RETURNS TABLE (run_id uuid, step_slug text, attempt int, payload jsonb, upstream_results jsonb)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -828,7 +838,7 @@ BEGIN
         JOIN pgflow.runs r ON r.id = e.run_id
         WHERE e.workflow_slug = take_external_steps.workflow_slug
           AND (only_step IS NULL OR e.step_slug = only_step)
-        ORDER BY e.created_at
+        ORDER BY e.run_created_at, e.created_at -- the runs as their index has them
         LIMIT wanted -- the loop fetches ahead, and what it fetches is locked
         FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
     LOOP

@@ -86,7 +86,11 @@ def bind(
     """
     given: dict[str, str | None] = {
         **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
-        **{kind: target for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue)) if target},
+        **{
+            kind: target
+            for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue))
+            if target is not None
+        },
     }
     options: dict[str, JsonValue] = {
         "timeout_seconds": timeout,
@@ -100,6 +104,8 @@ def bind(
     options = {name: value for name, value in options.items() if value is not None}
     if len(given) + remove + undo > 1:
         raise UsageError("only one of --external, --python, --sql, --http, --queue, --remove and --undo at a time")
+    if options and python:
+        raise UsageError("--python takes no options: those of the function's decorator count")
     if options and not given:
         raise UsageError("options of a binding go with --external, --python, --sql, --http or --queue")
     if step is None and (given or remove or undo):
@@ -255,7 +261,9 @@ async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) ->
         await _check_step(store, workflow, step)
         row = (await store.list_bindings(workflow)).get(step)
         options = dict(row.options) if row is not None and row.kind == Kind.EXTERNAL else {}
-        options.pop("shadow", None)
+        had_one = options.pop("shadow", False)
+        if not (wanted or had_one):
+            return False  # whoever does it now goes on
         return await store.bind_step(
             workflow, step, Kind.EXTERNAL, options=options | {"shadow": True} if wanted else options
         )

@@ -10,7 +10,7 @@ from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_functions
 from pgflow_prefect.deployment.handler_files import BY_ROWS, DIRECTORY, load_workflows
 from pgflow_prefect.deployment.upkeep import name_older_runs
 from pgflow_prefect.deployment.worker import Worker
@@ -94,8 +94,11 @@ async def _add_bound(
 async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None:
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
-        if problems := await find_all_problems(host.store, workflow, definition):
+        if problems := await find_all_problems(host.store, workflow, definition, somebody_has_functions=True):
             raise InvalidDefinitionError(slug, problems)
         doers = await find_doers(host.store, workflow, definition)
         if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
             err.print(f"{slug}: somebody else has to complete {', '.join(external)}", markup=False)
+        if missing := find_missing_functions(workflow, doers):
+            named = ", ".join(missing)
+            err.print(f"{slug}: bound to Python, and has no handler here, so runs wait there: {named}", markup=False)

@@ -10,13 +10,16 @@ from pgflow_prefect.models import StepBinding, WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
 
 
-async def find_all_problems(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> list[str]:
+async def find_all_problems(
+    store: Store, workflow: Workflow, definition: WorkflowDefinition, *, somebody_has_functions: bool = False
+) -> list[str]:
     """Return everything that keeps a workflow from being executed: in its definition, its handlers, its bindings.
 
     Args:
         store: whose bindings count, and whose functions steps may be bound to.
         workflow: the handlers, and what `bind` says.
         definition: its steps and dependencies.
+        somebody_has_functions: a step that is bound to Python and has no handler here may wait for another process.
 
     Returns:
         A sentence for each problem.
@@ -24,15 +27,19 @@ async def find_all_problems(store: Store, workflow: Workflow, definition: Workfl
     rows = await store.list_bindings(definition.slug)
     bindings, problems = _parse_rows(rows)
     in_force = {**workflow.bindings, **bindings}
-    steps = set(definition.steps)
-    problems += [
-        f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
-        for slug, binding in in_force.items()
-        if slug in steps and binding.kind is Kind.PYTHON and slug not in workflow.handlers
-    ]
+    if not somebody_has_functions:
+        problems += [
+            f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
+            for slug in find_missing_functions(workflow, await find_doers(store, workflow, definition))
+        ]
     problems += _check_queues(in_force)
     problems += await _check_functions(store, in_force)
     return [*workflow.find_problems(definition), *problems]
+
+
+def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list[str]:
+    """Return the steps that are bound to Python and have no handler there."""
+    return sorted(slug for slug, doer in doers.items() if doer == Kind.PYTHON and slug not in workflow.handlers)
 
 
 async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> dict[str, str]:

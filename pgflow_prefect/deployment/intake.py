@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -103,9 +103,12 @@ class Intake:
     @contextmanager
     def _occupy(self, slots: int) -> Iterator[list[Place]]:
         """Occupy free slots, and give back those that are still in the list at the end."""
-        places = [Place(self._limiter, self.bell.ring) for _ in range(slots)]
-        for place in places:
-            place.take_nowait()
+        places: list[Place] = []
+        with suppress(anyio.WouldBlock):
+            for _ in range(slots):
+                place = Place(self._limiter, self.bell.ring)
+                place.take_nowait()
+                places.append(place)
         try:
             yield places
         finally:

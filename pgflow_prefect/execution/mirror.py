@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import Claim, Report
+from pgflow_prefect.models import AwaitedStep, Claim, Report, StepEnd
 
 T = TypeVar("T")
 
@@ -95,6 +95,10 @@ class Mirror:
                 message=clean_message(message),
             )
         )
+
+    async def look(self, awaited: AwaitedStep) -> StepEnd | None:
+        """Return why a step need not be waited for any more; None where it still does; see `Store.watch_steps`."""
+        return next(iter(await self._persist(lambda: self.store.watch_steps([awaited]))), None)
 
     async def read_input(self, step_slug: str, upstream: list[str] | None) -> tuple[JsonValue, dict[str, JsonValue]]:
         """Return what a claim would give, without claiming; see `Store.read_input`."""

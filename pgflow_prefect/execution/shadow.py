@@ -9,8 +9,6 @@ from uuid import UUID
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.handlers.base import Deferred
 from pgflow_prefect.handlers.shadow import find_differences
@@ -59,7 +57,7 @@ class Shadow:
             await self.store.report_shadow(
                 self.run_id, self.step_slug, outcome=outcome, details=details, seconds=self._seconds
             )
-        except (PgflowPrefectError, TransientError) as error:
+        except Exception as error:  # noqa: BLE001  nobody depends on it
             self.logger.warning("step %r: its shadow is not reported: %s", self.step_slug, error)
         self.logger.info("step %r: its shadow: %s %s", self.step_slug, outcome, "; ".join(details))
         return f"shadow: {outcome}"

@@ -246,26 +246,7 @@ class Step:
                 self.slug,
             )
         shadow = await self._run_shadow(claim, chosen.shadow) if chosen.shadow else None
-        timeout = chosen.policy.timeout_seconds
-        left = None if timeout is None else max(0.0, timeout - (claim.waited or 0))
-        awaited = AwaitedStep(
-            run_id=self.run.run_id,
-            step_slug=self.slug,
-            epoch=self.run.epoch,
-            task_run_id=self.task_run_id,
-            bound=self.handlers.bound.kind,
-            has_function=self.handlers.function is not None,
-        )
-        end: StepEnd | None = None
-        async with self.run.turns.pause(self.slug):
-            with anyio.move_on_after(left), self.run.wait():
-                end = await self.host.watch.wait(awaited)
-            if end is None and self.run.stopped is Stop.ENDED:  # perhaps with the report that was waited for
-                end = next(iter(await self.mirror.store.watch_steps([awaited])), None)
-            if end is None and self.run.drained:
-                raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
-        if end is None:
-            raise StepTimeoutError(f"step {self.slug!r}: nobody has reported it within {timeout:g} s")
+        end = await self._await_end(_find_time_left(claim, chosen.policy))
         match end.outcome:
             case Outcome.LOST:
                 raise SupersededError(self.run.run_id)
@@ -281,12 +262,36 @@ class Step:
         _show_times(end.began_at, end.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
 
+    async def _await_end(self, at_most: float | None) -> StepEnd:
+        """Wait, and let other steps and other runs work meanwhile."""
+        awaited = AwaitedStep(
+            run_id=self.run.run_id,
+            step_slug=self.slug,
+            epoch=self.run.epoch,
+            task_run_id=self.task_run_id,
+            bound=self.handlers.bound.kind,
+            has_function=self.handlers.function is not None,
+        )
+        end: StepEnd | None = None
+        async with self.run.turns.pause(self.slug):
+            with anyio.move_on_after(at_most), self.run.wait():
+                end = await self.host.watch.wait(awaited)
+            if end is None and self.run.stopped is Stop.ENDED:  # perhaps with the report that was waited for
+                end = await self.mirror.look(awaited)
+            if end is None and self.run.drained:
+                raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+        if end is None:
+            raise StepTimeoutError(
+                f"step {self.slug!r}: nobody has reported it within {self._policy.timeout_seconds:g} s"
+            )
+        return end
+
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
         shadow = Shadow(self.mirror.store, self.mirror.run_id, self.slug, get_run_logger())
-        payload, results = await self.mirror.read_input(self.slug, handler.choose_upstream(self.upstream))
-        claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
         with shadow.timed():
+            payload, results = await self.mirror.read_input(self.slug, handler.choose_upstream(self.upstream))
+            claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
             async with StepTransaction(self._connector, self.mirror.run_id, self.slug, get_run_logger()) as transaction:
                 context = self._make_context(claim, transaction, shadow=True)
                 shadow.result = await self._work(handler, claim, context)
@@ -362,6 +367,13 @@ class Step:
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
     error = await state.aresult(raise_on_failure=False)
     return not isinstance(error, NotRetriableError)
+
+
+def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:
+    """Return the seconds for which a step that somebody else does is waited for; None for any number."""
+    if policy.timeout_seconds is None or (claim.waits and claim.waited is None):
+        return None
+    return max(0.0, policy.timeout_seconds - (claim.waited or 0))
 
 
 def _show_times(began_at: datetime | None, ended_at: datetime | None) -> None:

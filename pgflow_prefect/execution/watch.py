@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -9,7 +10,7 @@ import anyio
 
 from pgflow_prefect.database.notifications import Bell
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import AwaitedStep, StepEnd
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; the longer nothing happens, the longer
@@ -70,9 +71,13 @@ class Watch:
     async def _look(self) -> bool:
         try:
             ends = await self._store.watch_steps([wait.step for wait in self._waits.values()])
-        except PgflowPrefectError as error:  # it may come back; whoever waits has a time-out
+        except DatabaseUnavailableError as error:
             _logger.warning("not looking at %d steps that others do: %s", len(self._waits), error)
-            await self._store.drop_broken_connections()
+            with suppress(Exception):  # it is looked at again in any case
+                await self._store.drop_broken_connections()
+            return False
+        except Exception:  # whatever it is, those that wait must not do so for ever
+            _logger.exception("not looking at %d steps that others do", len(self._waits))
             return False
         for end in ends:
             if wait := self._waits.get(end.task_run_id):

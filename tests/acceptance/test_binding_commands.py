@@ -116,3 +116,16 @@ def test_a_shadow_is_for_handlers_that_say_so(cli: CommandLine, db: Connection, 
     assert "$.n: another number" in cli("shadow", chain).out
     assert "no shadow any more" in cli("shadow", chain, "a", "--off").out
     assert column(db, "SELECT options FROM pgflow_prefect.bindings") == [{}]
+    cli("bind", chain, "a", "--python")
+    cli("shadow", chain, "a", "--off")
+    assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == ["python"], "whoever does it goes on"
+
+
+def test_what_would_change_nothing_is_refused(cli: CommandLine, db: Connection, chain: str) -> None:
+    empty = cli("bind", chain, "a", "--http", "")
+    ignored = cli("bind", chain, "a", "--python", "--timeout", "5")
+
+    assert (empty.code, ignored.code) == (2, 2)
+    assert "it has no scheme" in empty.find_error()
+    assert "--python takes no options" in ignored.find_error()
+    assert value(db, "SELECT count(*) FROM pgflow_prefect.bindings") == 0

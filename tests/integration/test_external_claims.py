@@ -107,13 +107,28 @@ def test_a_step_that_is_bound_to_another_is_not_given(chain: str, db: Connection
 
 
 def test_without_a_row_steps_are_given_where_prefect_has_no_part(chain: str, db: Connection) -> None:
+    older = run_workflow(db, chain).id
+    assert claim_outside(db, older, "a") is not None
+    complete(db, older, "a")
+    db.execute("SELECT pgflow_prefect.enable_workflow('chain')")
+    assert claim_outside(db, older, "b") is not None, "no worker takes a run that is older than the enabling"
+    run_id = run_workflow(db, chain).id
+    assert claim_outside(db, run_id, "a") is None, "the file of handlers may have it"
+    assert claim_for_prefect(db, run_id, "a", "external") == ("pending", 0, True)
+    assert claim_outside(db, run_id, "a") is not None, "it has not"
+
+
+def test_what_is_claimed_outside_has_the_time_that_it_takes_wherever_it_is_moved(chain: str, db: Connection) -> None:
+    bind(db, chain, "a", "external")
     run_id = run_workflow(db, chain).id
     assert claim_outside(db, run_id, "a") is not None
-    complete(db, run_id, "a")
-    db.execute("SELECT pgflow_prefect.enable_workflow('chain')")
-    assert claim_outside(db, run_id, "b") is None, "the file of handlers may have it"
-    assert claim_for_prefect(db, run_id, "b", "external") == ("pending", 0, True)
-    assert claim_outside(db, run_id, "b") is not None, "it has not"
+    waited: LiteralString = """
+        SELECT waits, waited FROM pgflow_prefect.claim_step(
+            %s, 'a', (SELECT epoch FROM pgflow.runs), gen_random_uuid(), NULL, true, 'python', true, 'python')
+    """
+    assert db.execute(waited, [run_id]).fetchone() == (True, 0), "bound to whoever claimed it: that time-out counts"
+    bind(db, chain, "a", "python")
+    assert db.execute(waited, [run_id]).fetchone() == (True, None), "the function's time-out is not theirs"
 
 
 def test_what_is_not_started_or_has_ended_is_not_given(chain: str, db: Connection) -> None:
