@@ -51,7 +51,8 @@ def test_without_a_file_in_flows_it_is_said_how_to_get_one() -> None:
         load_workflow("campaign")
     assert str(refused.value) == (
         "workflow 'campaign' has no handlers here: flows/campaign.py does not exist; "
-        "write it with `pgflow-prefect import campaign`, or name another file with --handlers"
+        "write it with `pgflow-prefect import campaign`, name another file with --handlers, or say "
+        "who does its steps with `pgflow-prefect bind campaign`"
     )
 
 
