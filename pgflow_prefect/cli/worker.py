@@ -86,8 +86,8 @@ async def _add_bound(
         workflows.setdefault(slug, (Workflow(slug), BY_ROWS))
     if not workflows:
         raise UsageError(
-            f"no handlers: name a file or module, write one into {DIRECTORY}/, or name a workflow with --workflow of "
-            "which rows say who does its steps"
+            f"no handlers: name a file or module, or write one into {DIRECTORY}/; or name a workflow of which rows say "
+            "who does its steps, with --workflow"
         )
 
 

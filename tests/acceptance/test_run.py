@@ -100,7 +100,7 @@ def test_status_shows_every_step_those_that_wait_too(cli: CommandLine, db: Conne
 
     assert plain.lines[0] == f"run {run_id} of workflow {chain!r}: pending"
     rows = [line.split("\t") for line in plain.lines[2:]]
-    assert rows[0] == ["step", "status", "in Prefect", "attempts", "took", "result or error"]
+    assert rows[0] == ["step", "status", "in Prefect", "attempts", "took", "done by", "result or error"]
     assert [row[:2] for row in rows[1:]] == [["a", "completed"], ["b", "pending"], ["c", "waiting"]]
     assert rows[1][-1] == '"first"'
     assert (told["run"]["id"], told["run"]["status"]) == (str(run_id), "pending")
