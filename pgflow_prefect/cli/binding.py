@@ -9,11 +9,12 @@ from pydantic import JsonValue
 
 from pgflow_prefect.bindings import AnyBinding, Kind, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.cli.console import format_duration_of, format_time, out, print_json, print_table
+from pgflow_prefect.cli.definitions import describe_binding
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
-from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding
+from pgflow_prefect.models import BindingChange, ShadowSummary
 from pgflow_prefect.settings import Settings
 
 _Flag = Parameter(negative="", show_default=False)
@@ -207,7 +208,7 @@ async def _bind(  # noqa: PLR0917
             {"workflow": workflow, "bindings": [rows[slug] for slug in shown if slug in rows], "changes": changes}
         )
         return
-    print_table(("step", "done by", "options"), [(slug, *_describe(rows.get(slug))) for slug in shown])
+    print_table(("step", "done by", "options"), [(slug, *describe_binding(rows.get(slug))) for slug in shown])
     if changes:
         out.print()
         columns = ("changed", "by", "step", "from", "to", "taken back")
@@ -289,13 +290,6 @@ def _describe_shadow(found: ShadowSummary) -> tuple[str, ...]:
     took = format_duration_of(found.seconds) if found.seconds is not None else "-"
     counts = (str(found.same), str(found.different), str(found.failed))
     return (found.step_slug, *counts, took, "; ".join(found.details))
-
-
-def _describe(row: StepBinding | None) -> tuple[str, str]:
-    if row is None:
-        return "the file of handlers, else somebody else", ""
-    doer = " ".join(filter(None, [row.kind, row.target]))
-    return doer, ", ".join(f"{name}={value}" for name, value in row.options.items())
 
 
 def _describe_change(change: BindingChange) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """`list`, `validate`, `graph`."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import anyio
@@ -12,19 +12,27 @@ from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import InvalidDefinitionError
 from pgflow_prefect.graph import build_graph, find_problems
-from pgflow_prefect.models import WorkflowDefinition, WorkflowSummary
+from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
 from pgflow_prefect.render import describe_graph, draw_mermaid, draw_text
 from pgflow_prefect.settings import Settings
 
 
-def list_(*, json: AsJson = False, dsn: Dsn = None) -> None:
-    """List the workflows that the database defines, with the number of their steps and runs.
+def list_(workflow: str | None = None, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """List the workflows that the database defines, or the steps of one and who does each.
 
-    Then, whether workers and bridges take a workflow's runs, and how many of its steps rows bind to what: the others
-    are done by the file of handlers, or by somebody else (`pgflow-prefect bind WORKFLOW` shows each).
+    Of each workflow: its steps, deps and runs, whether workers and bridges take its runs, and how many of its steps
+    rows bind to what. The others are done by the file of handlers or, where that has none for them, by somebody else.
 
-    Example: `pgflow-prefect list --json`
+    Example: `pgflow-prefect list email_campaign`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
     """
+    if workflow is not None:
+        _list_steps(*anyio.run(_load_steps, make_settings(dsn), workflow), json)
+        return
     workflows = anyio.run(_list_workflows, make_settings(dsn))
     if json:
         print_json(workflows)
@@ -106,6 +114,31 @@ def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
     counts = workflow.model_dump(exclude={"slug", "enabled", "bound"}).values()
     bound = ", ".join(f"{count} {kind}" for kind, count in sorted((workflow.bound or {}).items()))
     return workflow.slug, *map(str, counts), enabled, bound or "-"
+
+
+def _list_steps(definition: WorkflowDefinition, rows: Mapping[str, StepBinding], json: bool) -> None:
+    graph = build_graph(definition)
+    steps = [(slug, sorted(graph.predecessors(slug)), rows.get(slug)) for slug in definition.steps]
+    if json:
+        print_json([{"step": slug, "waits_for": upstream, "binding": row} for slug, upstream, row in steps])
+        return
+    print_table(
+        ("step", "waits for", "done by", "options"),
+        [(slug, ", ".join(upstream) or "-", *describe_binding(row)) for slug, upstream, row in steps],
+    )
+
+
+def describe_binding(row: StepBinding | None) -> tuple[str, str]:
+    """Return who does a step by its row, and the options of that."""
+    if row is None:
+        return "the file of handlers, else somebody else", ""
+    doer = " ".join(filter(None, [row.kind, row.target]))
+    return doer, ", ".join(f"{name}={value}" for name, value in row.options.items())
+
+
+async def _load_steps(settings: Settings, workflow: str) -> tuple[WorkflowDefinition, dict[str, StepBinding]]:
+    async with open_store(settings, size=1) as store:
+        return await store.load_definition(workflow), await store.list_bindings(workflow)
 
 
 async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:

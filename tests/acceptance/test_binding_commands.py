@@ -121,6 +121,27 @@ def test_a_shadow_is_for_handlers_that_say_so(cli: CommandLine, db: Connection, 
     assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == ["python"], "whoever does it goes on"
 
 
+def test_list_shows_who_does_each_step(cli: CommandLine, db: Connection, chain: str) -> None:
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'b', 'http', 'https://example.org/b', '{\"retries\": 1}')", [chain])
+
+    shown = cli("list", chain)
+    steps = json.loads(cli("list", chain, "--json").out)
+
+    others = "the file of handlers, else somebody else"
+    assert [line.split("\t") for line in shown.lines] == [
+        ["step", "waits for", "done by", "options"],
+        ["a", "-", others, ""],
+        ["b", "a", "http https://example.org/b", "retries=1"],
+        ["c", "b", others, ""],
+    ]
+    assert [(step["step"], step["binding"] and step["binding"]["kind"]) for step in steps] == [
+        ("a", None),
+        ("b", "http"),
+        ("c", None),
+    ]
+    assert cli("list", "nowhere").code == 2
+
+
 def test_what_would_change_nothing_is_refused(cli: CommandLine, db: Connection, chain: str) -> None:
     empty = cli("bind", chain, "a", "--http", "")
     ignored = cli("bind", chain, "a", "--python", "--timeout", "5")
