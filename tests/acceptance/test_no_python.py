@@ -59,7 +59,7 @@ def test_a_worker_needs_no_file(
 def test_a_worker_with_nothing_to_do_says_what_it_takes(cli: CommandLine, db: Connection, bound: str) -> None:
     refused = cli("worker")
     assert refused.code == 2
-    assert "name a workflow with --workflow" in refused.find_error()
+    assert "name a workflow of which rows say who does its steps, with --workflow" in refused.find_error()
 
 
 def test_prefects_own_worker_needs_no_file(
