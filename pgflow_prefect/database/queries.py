@@ -1,4 +1,4 @@
-"""The named statements of `queries.sql`."""
+"""The named statements of `queries/*.sql`."""
 
 import re
 from importlib.resources import files
@@ -8,10 +8,14 @@ _HEADER = re.compile(r"^-- (\w+) --\n(?:-- .*\n)*", re.MULTILINE)
 
 
 def _read_queries() -> dict[str, LiteralString]:
-    text = files("pgflow_prefect.database").joinpath("queries.sql").read_text(encoding="utf-8")
-    _, *parts = _HEADER.split(text)
-    # psycopg takes no text that could have come from outside; this file is part of the package, as code is.
-    return {name: cast("LiteralString", body.strip()) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    queries: dict[str, LiteralString] = {}
+    for file in files("pgflow_prefect.database").joinpath("queries").iterdir():
+        _, *parts = _HEADER.split(file.read_text(encoding="utf-8"))
+        for name, body in zip(parts[::2], parts[1::2], strict=True):
+            assert name not in queries, f"two statements are called {name}"
+            # psycopg takes no text that could have come from outside; these files are part of the package, as code is.
+            queries[name] = cast("LiteralString", body.strip())
+    return queries
 
 
 QUERIES = _read_queries()

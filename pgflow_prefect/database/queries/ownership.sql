@@ -1,0 +1,59 @@
+-- Who executes a run, and which workflows are enabled.
+
+-- create_run --
+-- Start a run and take it; the same id again finds the run that exists.
+SELECT pgflow_prefect.create_run(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s, %(flow_run_id)s, %(held_by)s,
+                                 %(lease)s, %(max_recoveries)s) AS epoch
+
+-- take_run --
+-- Make a flow run the owner of a run.
+SELECT pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
+                               %(force)s) AS epoch
+
+-- take_runs --
+-- Reserve pending runs that nobody holds.
+SELECT run_id, workflow_slug, epoch, former_flow_run_id
+FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s)
+
+-- link_flow_run --
+-- Name the flow run that a run was reserved for.
+SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(held_by)s, %(queued)s) AS linked
+
+-- release_run --
+-- Hand a run back.
+SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
+
+-- extend_leases --
+-- Extend leases, and hear how each run is held.
+SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epochs)s, %(lease)s)
+
+-- listen --
+-- Hear of runs that start, end or are handed back.
+LISTEN pgflow_runs
+
+-- enable_workflow --
+-- Let workers and bridges take a workflow's new runs, or not.
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workflow_slug)s, %(enabled)s)
+
+-- list_enabled --
+-- The workflows that were enabled or disabled.
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.enabled_workflows ORDER BY workflow_slug
+
+-- list_waiting_runs --
+-- How many pending runs of each workflow nobody has ever taken, and the oldest one; disabled workflows left out.
+SELECT r.workflow_slug, count(*) AS runs, (array_agg(r.id ORDER BY r.created_at))[1] AS first
+FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
+WHERE r.status = 'pending' AND coalesce(e.enabled, true)
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+GROUP BY r.workflow_slug
+
+-- list_older_runs --
+-- Pending runs that nobody has ever taken, and that were begun before their workflow was enabled; the oldest first.
+SELECT r.id, r.workflow_slug
+FROM pgflow.runs r
+JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+WHERE r.workflow_slug = ANY (%(workflow_slugs)s) AND r.status = 'pending'
+  AND (r.created_at < e.since OR r.created_at IS NULL)
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+ORDER BY r.created_at NULLS FIRST, r.id

@@ -1,0 +1,62 @@
+-- Runs, and the states of their steps.
+
+-- read_run --
+-- A run, the flow run that took it last, and who holds it.
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+       (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
+       o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
+FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+WHERE r.id = %(run_id)s
+
+-- list_runs --
+-- The newest runs, of one workflow or of all.
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+       (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+        WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
+       o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
+FROM pgflow.runs r
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
+  AND (%(status)s::text IS NULL OR r.status = %(status)s)
+  AND (%(since)s::timestamptz IS NULL OR r.created_at >= %(since)s)
+ORDER BY r.created_at DESC NULLS LAST, r.id
+LIMIT %(limit)s
+
+-- list_step_states --
+-- The steps of a run that have started, in the order of their start.
+SELECT s.step_slug, s.status, s.attempts, s.step_result, s.error_message, s.created_at, s.started_at, s.finished_at,
+       t.state_name AS task_state, t.handler
+FROM pgflow.step_states s
+LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+WHERE s.run_id = %(run_id)s
+ORDER BY s.created_at, s.step_slug
+
+-- read_results --
+-- The results of these steps, by slug; only of those that are completed.
+SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') AS results
+FROM pgflow.step_states s
+WHERE s.run_id = %(run_id)s AND s.status = 'completed' AND s.step_slug = ANY (%(step_slugs)s)
+
+-- reopen_run --
+-- Make a failed run pending again.
+SELECT id FROM pgflow.reopen_run(%(run_id)s)
+
+-- repair_run --
+-- Start what is ready and was not started.
+SELECT id FROM pgflow.repair_run(%(run_id)s)
+
+-- cancel_run --
+-- End a run and its pending steps.
+SELECT id FROM pgflow.cancel_run(%(run_id)s, %(reason)s)
+
+-- complete_pending_step --
+-- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
+-- the step is in under that lock, where nobody else can complete it any more.
+SELECT done.status, done.error_message, found.status = 'pending' AND done.status = 'completed' AS accepted
+FROM pgflow.start_step(%(run_id)s, %(step_slug)s) AS found
+CROSS JOIN LATERAL pgflow_prefect.complete_step(found.run_id, found.step_slug, %(result)s::jsonb, %(epoch)s,
+                                                %(attempt)s, %(task_run_id)s) AS done

@@ -1,0 +1,32 @@
+-- One step: its claim, its report, and waiting for somebody else's.
+
+-- claim_step --
+-- Count an attempt and get the step's input, or hear that somebody else does it.
+SELECT status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at, ended_at, note
+FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_id)s, %(upstream)s, %(with_payload)s,
+                               %(bound)s, %(has_function)s, %(handler)s)
+
+-- complete_step --
+-- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
+SELECT status, error_message
+FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(epoch)s, %(attempt)s, %(task_run_id)s)
+
+-- fail_step --
+-- Fail a step and its run.
+SELECT status, error_message
+FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(error_message)s, %(epoch)s, %(attempt)s, %(task_run_id)s,
+                              %(state_name)s)
+
+-- note_state --
+-- Note the state that Prefect shows a task run in.
+SELECT pgflow_prefect.note_state(%(run_id)s, %(step_slug)s, %(task_run_id)s, %(state_name)s, %(message)s)
+
+-- read_input --
+-- What a claim would give, without claiming.
+SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(upstream)s)
+
+-- watch_steps --
+-- Of the steps that others do, those that need not be waited for any more.
+SELECT task_run_id, outcome, message, began_at, ended_at
+FROM pgflow_prefect.watch_steps(%(run_ids)s, %(step_slugs)s, %(epochs)s, %(task_run_ids)s, %(bound)s,
+                                %(have_function)s)
