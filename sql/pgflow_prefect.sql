@@ -21,6 +21,13 @@ $guard$;
 
 CREATE SCHEMA IF NOT EXISTS pgflow_prefect;
 
+-- This database, among those that share a Prefect server: what was made there for its workflows carries this id.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.installation (
+    id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
+    is_only_row BOOLEAN NOT NULL DEFAULT true UNIQUE CHECK (is_only_row)
+);
+INSERT INTO pgflow_prefect.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
+
 -- A run's owner: the one who may write for it, in the run's epoch. An older epoch than the run's is history.
 -- lease_until: -infinity where the owner has let go of it, infinity while its flow run waits in Prefect's queue.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.owners (
@@ -152,7 +159,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 3 $$;
+AS $$ SELECT 4 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
