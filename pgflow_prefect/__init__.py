@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
+    from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import PgflowPrefectError
     from pgflow_prefect.handlers.base import StepContext
     from pgflow_prefect.settings import Settings
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "External",
     "HttpEndpoint",
+    "PgflowDatabase",
     "PgflowPrefectError",
     "Queue",
     "Settings",
@@ -24,6 +26,7 @@ __all__ = [
 _ORIGINS = {
     "External": "pgflow_prefect.bindings",
     "HttpEndpoint": "pgflow_prefect.bindings",
+    "PgflowDatabase": "pgflow_prefect.blocks",
     "PgflowPrefectError": "pgflow_prefect.errors",
     "Queue": "pgflow_prefect.bindings",
     "Settings": "pgflow_prefect.settings",

@@ -15,6 +15,9 @@ class Settings(BaseSettings):
     dsn: SecretStr | None = None
     """How to connect to PostgreSQL, as a URI or as `key=value` pairs. Without it libpq's own `PG*` variables count."""
 
+    block: str | None = None
+    """The Prefect block `pgflow-database/…` that says how to connect, where `dsn` does not."""
+
     pool_size: int = Field(default=5, ge=1)
     """Connections that one run of a flow opens at most."""
 

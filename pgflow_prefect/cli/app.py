@@ -11,7 +11,8 @@ from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 HELP = """Run pgflow workflows, which live in PostgreSQL, on Prefect.
 
-The database is the one of `--dsn`, else `PGFLOW_DSN`, else libpq's `PG*` variables, else an embedded server.
+The database is the one of `--dsn`, else `PGFLOW_DSN`, else of the Prefect block that `PGFLOW_BLOCK` names, else of
+libpq's `PG*` variables, else an embedded server.
 """
 
 app = App(
@@ -35,6 +36,7 @@ COMMANDS = {
     "export": ("exchange:export", "Print the SQL that defines a workflow."),
     "run": ("run:run", "Run a workflow on Prefect, here and now."),
     "deploy": ("deployments:deploy", "Create or update the Prefect deployment of workflows."),
+    "block": ("block:block", "Keep the database's address in Prefect, for flow runs to find."),
     "bind": ("binding:bind", "Say who does a step: Python, SQL, HTTP, a queue, somebody else."),
     "observe": ("binding:observe", "Show the runs of a workflow that others execute."),
     "shadow": ("binding:shadow", "Run a handler beside somebody else's work, and compare."),

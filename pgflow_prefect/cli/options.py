@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import anyio
 from cyclopts import Parameter
 from pydantic import SecretStr, ValidationError
 
@@ -20,11 +21,20 @@ def make_settings(dsn: str | None) -> Settings:
     """Return the settings of the environment, with this connection string where there is one.
 
     Raises:
-        UsageError: a variable has a value that it can't have.
+        UsageError: a variable has a value that it can't have, or names a block that Prefect does not have.
+        PrefectUnavailableError: a variable names a block, and Prefect's API does not answer.
     """
     try:
-        return Settings(dsn=SecretStr(dsn)) if dsn else Settings()
+        settings = Settings(dsn=SecretStr(dsn)) if dsn else Settings()
     except ValidationError as error:
         # Not pydantic's own message: that has the value.
         problems = [f"PGFLOW_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
         raise UsageError(f"the settings can't be used: {'; '.join(problems)}") from None
+    return _read_block(settings) if settings.dsn is None and settings.block is not None else settings
+
+
+def _read_block(settings: Settings) -> Settings:
+    # Prefect takes a second to import, which most commands never need.
+    from pgflow_prefect.execution.database_block import find_settings  # noqa: PLC0415
+
+    return anyio.run(find_settings, settings)

@@ -9,6 +9,7 @@ from prefect.context import FlowRunContext
 
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.database_block import find_settings
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -19,7 +20,7 @@ ENTRYPOINT = f"{__name__}.flow"
 @make_flow(name="pgflow", persist_result=False, log_prints=True)
 async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
     """Execute a run of the workflow that this flow run's deployment is for: one of this id, or a new one."""
-    settings = Settings()
+    settings = await find_settings(Settings())
     workflow = Workflow(await _find_slug(settings, run_id))
     return await workflow.make_flow(settings).fn(payload, run_id)
 

@@ -23,6 +23,7 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
+from pgflow_prefect.execution.database_block import find_settings
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
@@ -107,7 +108,7 @@ class Execution:
         if self.host is not None:
             yield self.host
             return
-        async with open_host(self.settings) as host:
+        async with open_host(await find_settings(self.settings)) as host:
             yield host
 
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:

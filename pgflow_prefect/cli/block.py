@@ -1,0 +1,30 @@
+"""`block`."""
+
+from pgflow_prefect.cli.console import out, print_json
+from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.execution.database_block import save_block
+from pgflow_prefect.execution.in_process import run_event_loop
+
+
+def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """Keep the address of the database in Prefect, as a block: flow runs that find it need no environment variable.
+
+    The connection string of --dsn or PGFLOW_DSN is kept as a secret, and PGFLOW_POOL_SIZE beside it. Flow runs look for
+    the block `default` where nothing else names their database, and for another one where their deployment names it
+    (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK does; PGFLOW_DSN overrides both.
+
+    Example: `PGFLOW_DSN=postgresql://app:secret@db/app pgflow-prefect block production`
+
+    Parameters
+    ----------
+    name
+        Of the block: lower-case letters, digits and dashes. One that exists gets the new address.
+    """
+    check_server()
+    is_new = run_event_loop(save_block, name, make_settings(dsn))
+    full_name = f"pgflow-database/{name}"
+    if json:
+        print_json({"block": full_name, "outcome": "created" if is_new else "updated"})
+        return
+    out.print(f"{'created' if is_new else 'updated'} Prefect block {full_name}", markup=False)

@@ -1,0 +1,93 @@
+"""Where the database is, as a Prefect block says it."""
+
+import os
+
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from pydantic import SecretStr
+
+from pgflow_prefect.blocks import PgflowDatabase
+from pgflow_prefect.database.connection import LIBPQ_VARIABLES
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.settings import Settings
+
+DEFAULT = "default"
+"""The name of the block that a flow run looks for where nothing else says where its database is."""
+
+_TYPE = str(PgflowDatabase._block_type_slug)
+
+
+async def find_settings(settings: Settings) -> Settings:
+    """Return settings that say where the database is: from a block, where nothing nearer does.
+
+    A connection string in the settings (`--dsn`, `PGFLOW_DSN`) comes first; then the block that `PGFLOW_BLOCK` names;
+    then libpq's own variables; then the block `default`, if there is one; then whatever `find_dsn` finds.
+
+    Raises:
+        UsageError: there is no block of the name that the settings have, or it has no usable values.
+        PrefectUnavailableError: Prefect's API does not answer.
+    """
+    if settings.dsn is not None:
+        return settings
+    if settings.block is not None:
+        return _apply(settings, await _load(settings.block))
+    if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+        return settings
+    try:
+        return _apply(settings, await _load(DEFAULT))
+    except UsageError:
+        return settings
+
+
+async def save_block(name: str, settings: Settings) -> bool:
+    """Keep a database's address in Prefect; a block that exists gets the new one.
+
+    Args:
+        name: of the block: lower-case letters, digits and dashes.
+        settings: whose connection string and pool size are kept.
+
+    Returns:
+        Whether there was none of this name.
+
+    Raises:
+        UsageError: the settings have no connection string, or Prefect takes no such name.
+        PrefectUnavailableError: Prefect's API does not answer.
+    """
+    if settings.dsn is None:
+        raise UsageError("which database? give --dsn, or set PGFLOW_DSN: a block has a whole connection string")
+    with translate_prefect_errors(f"the block {name!r}"):
+        try:
+            async with get_client() as client:
+                await client.read_block_document_by_name(name, _TYPE, include_secrets=False)
+            is_new = False
+        except ObjectNotFound:
+            is_new = True
+        try:
+            # What else Prefect has to know of this kind of block, it is told when the first one is saved.
+            await PgflowDatabase(dsn=settings.dsn, pool_size=settings.pool_size).asave(name, overwrite=True)
+        except ValueError as error:
+            raise UsageError(f"{name!r} can't be the name of a block: lower-case letters, digits and -") from error
+    return is_new
+
+
+async def _load(name: str) -> PgflowDatabase:
+    with translate_prefect_errors(f"the block {name!r}"):
+        try:
+            async with get_client() as client:
+                document = await client.read_block_document_by_name(name, _TYPE)
+        except ObjectNotFound:
+            raise UsageError(
+                f"there is no Prefect block {_TYPE}/{name}: make it with `pgflow-prefect block {name}`, or name "
+                "another one (PGFLOW_BLOCK)"
+            ) from None
+    # Not `PgflowDatabase.load`: pydantic's message would quote a wrong value.
+    dsn, pool_size = document.data.get("dsn"), document.data.get("pool_size", 5)
+    if not isinstance(dsn, str) or not dsn or not isinstance(pool_size, int) or pool_size < 1:
+        raise UsageError(f"the Prefect block {_TYPE}/{name} has no usable values: save it again")
+    return PgflowDatabase(dsn=SecretStr(dsn), pool_size=pool_size)
+
+
+def _apply(settings: Settings, block: PgflowDatabase) -> Settings:
+    size = settings.pool_size if "pool_size" in settings.model_fields_set else block.pool_size
+    return settings.model_copy(update={"dsn": block.dsn, "pool_size": size})
