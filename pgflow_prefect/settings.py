@@ -1,7 +1,18 @@
 """Settings, read from environment variables that begin with `PGFLOW_`."""
 
-from pydantic import Field, SecretStr
+from enum import StrEnum
+from string import Formatter
+
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Events(StrEnum):
+    """Which events Prefect is told of."""
+
+    ALL = "all"
+    RUNS = "runs"
+    NONE = "none"
 
 
 class Settings(BaseSettings):
@@ -44,3 +55,24 @@ class Settings(BaseSettings):
 
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""
+
+    events: Events = Events.ALL
+    """Events that Prefect is told of, for automations: of runs and steps, of runs only, or none."""
+
+    artifacts: bool = True
+    """Whether Prefect's UI gets a table of a run's steps, a link to the run, and the progress of a long one."""
+
+    run_url: str = "urn:uuid:{run_id}"
+    """Where a run has a page: what the link leads to. `{run_id}` and `{workflow}` are filled in."""
+
+    @field_validator("run_url")
+    @classmethod
+    def _check_fields(cls, url: str) -> str:
+        """Refuse what could not be filled in, before a run would find out."""
+        try:
+            fields = {name for _, name, _, _ in Formatter().parse(url) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"it has a brace too many or too few: {error}") from error
+        if not fields <= {"run_id", "workflow"}:
+            raise ValueError("only {run_id} and {workflow} can be filled in")
+        return url

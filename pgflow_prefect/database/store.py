@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.definition_edit import replace_definition
+from pgflow_prefect.database.deployment_statements import DeploymentStatements
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
@@ -33,7 +34,7 @@ from pgflow_prefect.models import (
 from pgflow_prefect.settings import Settings
 
 
-class Store(BindingStatements, UnsettledStatements):
+class Store(BindingStatements, DeploymentStatements, UnsettledStatements):
     """pgflow's tables and functions, one method a statement.
 
     Every method raises `SchemaMissingError` where the schema is not there and `TransientError` where the same call
@@ -250,6 +251,11 @@ class Store(BindingStatements, UnsettledStatements):
     async def list_step_states(self, run_id: UUID) -> list[StepState]:
         """Return the steps of a run that have started, in the order of their start."""
         return [StepState.model_validate(row) for row in await self._fetch("list_step_states", run_id=run_id)]
+
+    async def list_step_ends(self, run_id: UUID, step_slugs: Iterable[str]) -> list[StepState]:
+        """Return how these steps of a run ended, those that have started, without their results."""
+        rows = await self._fetch("list_step_ends", run_id=run_id, step_slugs=[*step_slugs])
+        return [StepState.model_validate(row) for row in rows]
 
     async def read_results(self, run_id: UUID, step_slugs: Iterable[str]) -> dict[str, JsonValue]:
         """Return the results of those of these steps that are completed, by slug."""

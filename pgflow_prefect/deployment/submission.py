@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from pgflow_prefect.errors import DeploymentGoneError, PrefectRefusedError
+from pgflow_prefect.execution.display import name_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.models import TakenRun
 
@@ -35,7 +36,11 @@ async def create_submission(
     with translate_prefect_errors(f"a flow run of run {run.run_id}"):
         try:
             created = await client.create_flow_run_from_deployment(
-                deployment_id, parameters=parameters, state=state, idempotency_key=run.idempotency_key
+                deployment_id,
+                name=name_flow_run(run.workflow_slug, run.run_id),
+                parameters=parameters,
+                state=state,
+                idempotency_key=run.idempotency_key,
             )
         except (ObjectNotFound, PrefectHTTPStatusError) as error:
             if isinstance(error, ObjectNotFound) or error.response.status_code == httpx.codes.NOT_FOUND:

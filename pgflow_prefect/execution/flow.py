@@ -24,6 +24,7 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.execution.database_block import find_settings
+from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
@@ -95,7 +96,7 @@ class Execution:
                 if epoch is None:
                     return await self._conclude(host.store, run_id)
                 with host.execute(run_id, epoch, flow_run.id) as run:
-                    return await self._execute(host, run, flow_run.id)
+                    return await self._execute(host, run, flow_run)
         except (SupersededError, RunHeldError) as error:
             get_run_logger().warning("%s", error)
             return superseded(str(error))
@@ -135,10 +136,10 @@ class Execution:
         await store.reopen_run(run_id)
         return await store.take_run(run_id, flow_run_id)
 
-    async def _execute(self, host: Host, run: ActiveRun, flow_run_id: UUID) -> dict[str, JsonValue] | State[Any]:
+    async def _execute(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
         store = host.store
         try:
-            await self._run_steps(host, run, flow_run_id)
+            await self._run_steps(host, run, flow_run)
             return await self._persist(store, lambda: self._conclude(store, run.run_id, run))
         except get_cancelled_exc_class():
             # Ctrl-C: whoever goes on need not wait for the lease to run out.
@@ -146,7 +147,7 @@ class Execution:
                 await store.release_run(run.run_id, run.epoch)
             raise
 
-    async def _run_steps(self, host: Host, run: ActiveRun, flow_run_id: UUID) -> None:
+    async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> None:
         """Execute what is left of the run; a run that these handlers do not fit fails, and says why."""
         store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
@@ -157,6 +158,16 @@ class Execution:
             return
         graph = build_graph(definition)
         mirror = Mirror(store, run_id, run.epoch, self.settings.report_timeout)
+        display = Display(
+            settings=self.settings,
+            store=store,
+            run_id=run_id,
+            epoch=run.epoch,
+            workflow_slug=self.workflow_slug,
+            flow_run=flow_run,
+            graph=graph,
+            observer=self.observe,
+        )
 
         async def perform(slug: str) -> bool:
             if run.drained:
@@ -166,19 +177,20 @@ class Execution:
                     handlers=self.handlers.get(slug) or StepHandlers(slug),
                     workflow_slug=self.workflow_slug,
                     upstream=tuple(graph.predecessors(slug)),
-                    task_run_id=find_task_run_id(flow_run_id, slug),
+                    task_run_id=find_task_run_id(flow_run.id, slug),
                     mirror=mirror,
                     host=host,
-                    observe=self.observe,
+                    observe=display.observe,
                     run=run,
                     task_scope=task,
                 )
-                state = await run_step_task(step.make_task(), flow_run_id, slug, step.upstream)
-                self.observe(slug, state.name or state.type.value)
+                state = await run_step_task(step.make_task(), flow_run.id, slug, step.upstream)
+                display.observe(slug, state.name or state.type.value)
                 return state.is_completed()
             return False  # it waited for its next attempt, and the run is not to go on here
 
-        await run_in_order(graph, perform, run.turns)
+        async with display.show():
+            await run_in_order(graph, perform, run.turns)
 
     async def _conclude(
         self, store: Store, run_id: UUID, active: ActiveRun | None = None

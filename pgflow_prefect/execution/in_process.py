@@ -19,9 +19,13 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
+from pgflow_prefect.execution.display import name_flow_run
 from pgflow_prefect.execution.prefect_errors import unavailable
 
 T = TypeVar("T")
+
+TAG = "pgflow"
+"""What everything of ours is tagged with in Prefect."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,17 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
         ) from error
 
 
-async def create_flow_run(client: PrefectClient, flow: Flow[..., Any], run_id: UUID) -> CreatedFlowRun:
+async def create_flow_run(
+    client: PrefectClient, flow: Flow[..., Any], workflow_slug: str, run_id: UUID
+) -> CreatedFlowRun:
     """Create the flow run that is to execute a run. It gets the run's id only: the payload stays in PostgreSQL."""
-    created = await client.create_flow_run(flow, parameters={"run_id": str(run_id)}, state=Pending())
+    created = await client.create_flow_run(
+        flow,
+        name=name_flow_run(workflow_slug, run_id),
+        tags=[TAG],
+        parameters={"run_id": str(run_id)},
+        state=Pending(),
+    )
     return CreatedFlowRun(created, url_for(created) if get_current_settings().api.url else None)
 
 

@@ -1,0 +1,98 @@
+"""What Prefect's UI shows of a run beside its graph: a table of its steps, its progress, and a link to the run."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from pgflow_prefect.models import StepState
+
+ROWS = 1_000
+"""Of a table at most: Prefect's UI loads it whole."""
+
+_ERROR_LENGTH = 200  # characters
+
+
+class RunArtifacts:
+    """Makes the artifacts of one run's flow run.
+
+    Their keys begin with the workflow's slug, so that Prefect's page of artifacts has one of each kind for a workflow,
+    with all its runs as versions.
+    """
+
+    def __init__(self, client: PrefectClient, flow_run_id: UUID, run_id: UUID, workflow_slug: str) -> None:
+        self._client = client
+        self._flow_run_id = flow_run_id
+        self._run_id = run_id
+        self._key = make_key(workflow_slug)
+        self._progress: UUID | None = None
+
+    async def link(self, url: str) -> None:
+        """Say which run this is, with a link to it."""
+        await self._create("run", "markdown", f"[run {self._run_id}]({url})", "The run in pgflow.runs.")
+
+    async def show_progress(self, percent: float) -> None:
+        """Show how much of the run is done."""
+        if self._progress is None:
+            self._progress = await self._create("progress", "progress", percent, "Steps that are done.")
+        else:
+            await self._client.update_artifact(self._progress, ArtifactUpdate(data=percent))
+
+    async def finish_progress(self, percent: float) -> None:
+        """Show how much was done in the end, if anything was shown before."""
+        if self._progress is not None:
+            await self.show_progress(percent)
+
+    async def tabulate(self, order: Iterable[str], states: Mapping[str, StepState]) -> None:
+        """Show a table of the run's steps, in this order; of a very large run, its first steps."""
+        slugs = [*order]
+        rows = [make_row(slug, states.get(slug)) for slug in slugs[:ROWS]]
+        more = f" The first {ROWS} of {len(slugs)}." if len(slugs) > ROWS else ""
+        await self._create("steps", "table", json.dumps(rows), f"The steps of run {self._run_id}.{more}")
+
+    async def _create(self, kind: str, type_: str, data: Any, description: str) -> UUID:  # noqa: ANN401  Prefect's own
+        created = await self._client.create_artifact(
+            ArtifactCreate(
+                key=f"{self._key}-{kind}",
+                type=type_,
+                data=data,
+                description=description,
+                flow_run_id=self._flow_run_id,
+            )
+        )
+        return created.id
+
+
+def make_key(workflow_slug: str) -> str:
+    """Return what a workflow's artifacts are called by: lower-case letters, digits and dashes."""
+    key = re.sub(r"[^a-z0-9]+", "-", workflow_slug.lower()).strip("-")
+    if key != workflow_slug.replace("_", "-"):  # another slug may become the same
+        key = f"{key}-{hashlib.sha256(workflow_slug.encode()).hexdigest()[:8]}".strip("-")
+    return f"pgflow-{key}"
+
+
+def make_row(slug: str, state: StepState | None) -> dict[str, str | int]:
+    """Return a step's row: texts and numbers only, as Prefect's UI shows them."""
+    if state is None:
+        return {"step": slug, "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""}
+    error = (state.error_message or "").partition("\n")[0]
+    return {
+        "step": slug,
+        "state": state.task_state or str(state.status),
+        "attempts": state.attempts,
+        "duration": _describe_duration(state),
+        "done by": state.handler or "",
+        "error": error if len(error) <= _ERROR_LENGTH else f"{error[: _ERROR_LENGTH - 1]}…",
+    }
+
+
+def _describe_duration(state: StepState) -> str:
+    if state.started_at is None:
+        return ""
+    return f"{((state.finished_at or datetime.now(UTC)) - state.started_at).total_seconds():.2f} s"

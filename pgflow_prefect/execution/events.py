@@ -1,0 +1,93 @@
+"""What happens to a run and to its steps, told to Prefect as events: automations can react to them."""
+
+from collections.abc import Callable
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import emit_event
+
+from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.settings import Events
+
+
+@dataclass
+class RunEvents:
+    """Emits the events of one run, as far as the settings want them.
+
+    An event is called `pgflow.run.…` or `pgflow.step.…`, with what happened in Prefect's words, in lower case and with
+    dashes: `pgflow.run.completed`, `pgflow.step.awaiting-retry`. Its resource is `pgflow.run.<run id>` or
+    `pgflow.step.<run id>.<step slug>`, with the labels `pgflow.workflow`, `pgflow.run` and `pgflow.step`; the flow run
+    is a related resource, and so is a step's task run.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: its workflow.
+        flow_run: which executes it.
+        wanted: which events.
+    """
+
+    run_id: UUID
+    workflow_slug: str
+    flow_run: FlowRun
+    wanted: Events
+    _send: Callable[..., object] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Prefect would ask its API for everything that a run in its context is related to.
+        context = copy_context()
+        context.run(FlowRunContext.__var__.set, None)  # type: ignore[arg-type]
+        context.run(TaskRunContext.__var__.set, None)  # type: ignore[arg-type]
+        self._send = lambda **fields: context.run(emit_event, **fields)
+
+    def tell_of_run(self, what: str) -> None:
+        """Tell what happened to the run: a state's name."""
+        if self.wanted is not Events.NONE:
+            self._send(
+                event=f"pgflow.run.{_to_words(what)}",
+                resource={
+                    "prefect.resource.id": f"pgflow.run.{self.run_id}",
+                    "prefect.resource.name": self.flow_run.name,
+                    **self._labels,
+                },
+                related=[self._related_flow_run],
+                payload={"state": what},
+            )
+
+    def tell_of_step(self, step_slug: str, what: str) -> None:
+        """Tell what happened to a step: a state's name."""
+        if self.wanted is Events.ALL:
+            task_run_id = find_task_run_id(self.flow_run.id, step_slug)
+            self._send(
+                event=f"pgflow.step.{_to_words(what)}",
+                resource={
+                    "prefect.resource.id": f"pgflow.step.{self.run_id}.{step_slug}",
+                    "prefect.resource.name": step_slug,
+                    "pgflow.step": step_slug,
+                    **self._labels,
+                },
+                related=[
+                    self._related_flow_run,
+                    {"prefect.resource.id": f"prefect.task-run.{task_run_id}", "prefect.resource.role": "task-run"},
+                ],
+                payload={"state": what},
+            )
+
+    @property
+    def _labels(self) -> dict[str, str]:
+        return {"pgflow.workflow": self.workflow_slug, "pgflow.run": str(self.run_id)}
+
+    @property
+    def _related_flow_run(self) -> dict[str, str]:
+        return {
+            "prefect.resource.id": f"prefect.flow-run.{self.flow_run.id}",
+            "prefect.resource.role": "flow-run",
+            "prefect.resource.name": self.flow_run.name,
+        }
+
+
+def _to_words(state_name: str) -> str:
+    """Return a state's name as events write it: `AwaitingRetry` is `awaiting-retry`."""
+    return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in state_name).lstrip("-")

@@ -1,0 +1,208 @@
+"""What Prefect shows of a run beside its graph: names, artifacts, events."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.worker import EventsWorker
+
+from pgflow_prefect import Settings, Workflow
+from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.execution import display
+from pgflow_prefect.execution.artifacts import make_key
+from pgflow_prefect.settings import Events
+from tests.conftest import Connection
+from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
+
+pytestmark = pytest.mark.anyio
+
+DIAMOND = (("left", "top"), ("right", "top"), ("bottom", "left"), ("bottom", "right"))
+DEPS = [(upstream, step) for step, upstream in DIAMOND]
+
+
+@pytest.fixture
+def slug(define: Define, pgflow_dsn: str) -> str:
+    slug = make_slug()
+    define(slug, ["top", "left", "right", "bottom"], DEPS)
+    return slug
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
+    """The events of ours that were sent to Prefect's API, in their order."""
+    sent: list[Any] = []
+    send = EventsWorker.send
+
+    def note(worker: EventsWorker, event: Any) -> None:
+        sent.append(event)
+        send(worker, event)
+
+    monkeypatch.setattr(EventsWorker, "send", note)
+    yield lambda: [event for event in sent if event.event.startswith("pgflow.")]
+    AssertingEventsClient.reset()
+
+
+def make_workflow(slug: str) -> Workflow:
+    workflow = Workflow(slug)
+
+    @workflow.step
+    def top(payload: dict[str, Any]) -> int:
+        """Begin."""
+        return 1
+
+    @workflow.step
+    def left(top: int, payload: dict[str, Any]) -> int:
+        if payload.get("broken"):
+            raise ValueError("no left | [link](x)\nsecond line")
+        return top
+
+    @workflow.step
+    def right(top: int) -> int:
+        return top
+
+    @workflow.step
+    def bottom(left: int, right: int) -> int:
+        return left + right
+
+    return workflow
+
+
+async def read_artifacts(client: PrefectClient, flow_run_id: UUID) -> dict[str, Any]:
+    chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    return {each.key or "": each for each in await client.read_artifacts(artifact_filter=chosen)}
+
+
+async def test_a_table_has_the_steps_in_their_order(slug: str, client: PrefectClient, db: Connection) -> None:
+    await make_workflow(slug).flow({})
+    flow_run = await read_flow_run(client, slug)
+    artifacts = await read_artifacts(client, flow_run.id)
+    rows = json.loads(artifacts[f"{make_key(slug)}-steps"].data)
+    assert [row["step"] for row in rows] == ["top", "left", "right", "bottom"]
+    assert {(row["state"], row["attempts"], row["done by"], row["error"]) for row in rows} == {
+        ("Completed", 1, "python", "")
+    }
+    assert all(row["duration"].endswith(" s") for row in rows)
+    run_id = read_run(db)[2]
+    assert artifacts[f"{make_key(slug)}-run"].data == f"[run {run_id}](urn:uuid:{run_id})"
+    assert len(artifacts) == 2, "a short run shows no progress"
+
+
+async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
+    with pytest.raises(RunFailedError):
+        await make_workflow(slug).flow({"broken": True})
+    artifacts = await read_artifacts(client, (await read_flow_run(client, slug)).id)
+    rows = {row["step"]: row for row in json.loads(artifacts[f"{make_key(slug)}-steps"].data)}
+    assert rows["left"]["state"] == "Failed"
+    assert rows["left"]["error"] == "ValueError: no left | [link](x)"
+    assert rows["bottom"] == {
+        "step": "bottom", "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""
+    }  # fmt: skip
+
+
+async def test_the_link_leads_to_where_the_settings_say(slug: str, client: PrefectClient, db: Connection) -> None:
+    settings = Settings(run_url="https://app.example.org/{workflow}/{run_id}?tab=steps")
+    await make_workflow(slug).make_flow(settings)({})
+    artifacts = await read_artifacts(client, (await read_flow_run(client, slug)).id)
+    run_id = read_run(db)[2]
+    assert f"(https://app.example.org/{slug}/{run_id}?tab=steps)" in artifacts[f"{make_key(slug)}-run"].data
+
+
+async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "LONG", 0.0)
+    workflow = make_workflow(slug)
+    seen: list[float] = []
+    key = f"{make_key(slug)}-progress"
+    waiting = Workflow(slug)
+    for handler in workflow.handlers.values():
+        if handler.step_slug != "bottom":
+            waiting.step(handler.step_slug)(handler.function)
+
+    @waiting.step
+    async def bottom() -> None:
+        flow_run = await read_flow_run(client, slug)
+        with anyio.fail_after(30):
+            while key not in (found := await read_artifacts(client, flow_run.id)):
+                await anyio.sleep(0.05)
+        seen.append(float(found[key].data))
+
+    await waiting.flow({})
+    [before] = seen
+    assert 0 <= before <= 75
+    assert float((await read_artifacts(client, (await read_flow_run(client, slug)).id))[key].data) == 100
+
+
+async def test_nothing_is_made_where_nothing_is_wanted(
+    slug: str, client: PrefectClient, told: Callable[[], list[Any]]
+) -> None:
+    await make_workflow(slug).make_flow(Settings(artifacts=False, events=Events.NONE))({})
+    assert not await read_artifacts(client, (await read_flow_run(client, slug)).id)
+    assert not told()
+
+
+async def test_a_flow_run_that_prefect_named_is_named_for_its_run(
+    slug: str, client: PrefectClient, db: Connection
+) -> None:
+    workflow = make_workflow(slug)
+    await workflow.flow({})
+    run_id = str(read_run(db)[2])
+    assert (await read_flow_run(client, slug)).name == f"{slug}-{run_id[:8]}"
+
+
+async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient) -> None:
+    flow = make_workflow(slug).flow.with_options(flow_run_name="The one of Monday")
+    await flow({})
+    assert (await read_flow_run(client, slug)).name == "The one of Monday"
+
+
+async def test_automations_hear_of_runs_and_steps(
+    slug: str, client: PrefectClient, db: Connection, told: Callable[[], list[Any]]
+) -> None:
+    await make_workflow(slug).flow({})
+    run_id, flow_run = read_run(db)[2], await read_flow_run(client, slug)
+    events = told()
+    assert [event.event for event in events if event.resource.id == f"pgflow.run.{run_id}"] == [
+        "pgflow.run.running",
+        "pgflow.run.completed",
+    ]
+    of_step = [event for event in events if event.resource.id == f"pgflow.step.{run_id}.left"]
+    assert [event.event for event in of_step] == ["pgflow.step.running", "pgflow.step.completed"]
+    assert of_step[0].resource["pgflow.workflow"] == slug
+    related = {each.role: each.id for each in of_step[0].related}
+    assert related["flow-run"] == f"prefect.flow-run.{flow_run.id}"
+    assert len(events) == 2 + 2 * 4
+    assert related["task-run"].startswith("prefect.task-run.")
+
+
+async def test_automations_hear_of_a_failure(slug: str, told: Callable[[], list[Any]]) -> None:
+    settings = Settings(events=Events.RUNS)
+    with pytest.raises(RunFailedError):
+        await make_workflow(slug).make_flow(settings)({"broken": True})
+    assert [event.event for event in told()] == ["pgflow.run.running", "pgflow.run.failed"]
+
+
+@pytest.mark.parametrize(
+    ("slug", "key"),
+    [
+        ("email_campaign", "pgflow-email-campaign"),
+        ("Email campaign", "pgflow-email-campaign-"),
+        ("日本", "pgflow-"),
+        ("a--b", "pgflow-a-b-"),
+    ],
+)
+def test_keys_tell_workflows_apart(slug: str, key: str) -> None:
+    found = make_key(slug)
+    assert found.startswith(key)
+    assert (found == key) == (not key.endswith("-"))
+    assert set(found) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+@pytest.mark.parametrize("url", ["https://x/{run}", "https://x/{", "https://x/{0}"])
+def test_a_link_that_could_not_be_filled_in_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="run_url"):
+        Settings(run_url=url)
