@@ -13,6 +13,7 @@ from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
+from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
 from pgflow_prefect.graph import find_problems
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
@@ -49,14 +50,43 @@ class Workflow:
         ```
     """
 
-    def __init__(self, slug: str, *, description: str | None = None) -> None:
+    def __init__(
+        self,
+        slug: str,
+        *,
+        description: str | None = None,
+        tags: Collection[str] = (),
+        task_runner: AnyTaskRunner | None = None,
+    ) -> None:
+        """Begin with no handlers.
+
+        Args:
+            slug: the workflow.
+            description: what it does, for Prefect's UI.
+            tags: of its deployment.
+            task_runner: one of Prefect's, which then executes the handlers in Python: `DaskTaskRunner(address=…)`,
+                say. Without one, steps are executed in the flow run's own event loop and its threads: the fastest way.
+
+        Raises:
+            UsageError: the tags are one text.
+        """
+        if isinstance(tags, str):  # a collection too, of letters
+            raise UsageError(f"tags={tags!r} is a text: give a list, tags=[{tags!r}]")
         self.slug = slug
         self.description = description
+        self.tags = tuple(tags)
+        self._task_runner: AnyTaskRunner = task_runner or EventLoopTaskRunner()
         self._handlers: dict[str, PythonHandler] = {}
         self._bindings: dict[str, AnyBinding] = {}
         self._after: dict[str, tuple[str, ...]] = {}
         caller = sys._getframe(1)
         self._globals = caller.f_globals
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave behind what no other process could use: a handler may refer to its workflow, and travel."""
+        return {name: value for name, value in vars(self).items() if name not in {"flow", "_globals"}} | {
+            "_globals": {}
+        }
 
     def __repr__(self) -> str:
         return f"Workflow({self.slug!r}, steps={list(self.step_handlers)})"
@@ -160,6 +190,11 @@ class Workflow:
         return dict(self._bindings)
 
     @property
+    def after(self) -> Mapping[str, tuple[str, ...]]:
+        """What `after` says, by step slug: the steps that it waits for beyond those that its arguments name."""
+        return dict(self._after)
+
+    @property
     def step_handlers(self) -> dict[str, StepHandlers]:
         """Who may do the work of each step that this file knows, by step slug."""
         known = dict.fromkeys([*self.handlers, *self._bindings])
@@ -240,6 +275,7 @@ class Workflow:
         made: AsyncFlow = Flow(
             flow,
             name=to_flow_name(self.slug),
+            task_runner=self._task_runner,
             persist_result=False,
             log_prints=True,
         )

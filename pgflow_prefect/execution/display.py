@@ -5,21 +5,17 @@ import logging
 import re
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from urllib.parse import quote
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
 
-from pgflow_prefect.database.store import Store
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
-from pgflow_prefect.execution.step import Observer
-from pgflow_prefect.graph import Graph, sort_steps
+from pgflow_prefect.execution.steps import Steps
+from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import Run, Status
-from pgflow_prefect.settings import Settings
 
 PATIENCE = 5.0
 """Seconds that a run which has ended waits for what is only shown: Prefect may be away."""
@@ -39,50 +35,40 @@ def name_flow_run(workflow_slug: str, run_id: UUID) -> str:
     return f"{workflow_slug}-{str(run_id)[:8]}"
 
 
-@dataclass
 class Display:
-    """Shows one run. Whatever goes wrong here is logged, and harms no run.
+    """Shows one run. Whatever goes wrong here is logged, and harms no run."""
 
-    Attributes:
-        settings: what is wanted.
-        store: the database.
-        run_id: the run.
-        epoch: in which its flow run took it.
-        workflow_slug: its workflow.
-        flow_run: which executes it.
-        graph: its steps.
-        observer: hears of every state that a step enters, too.
-    """
-
-    settings: Settings
-    store: Store
-    run_id: UUID
-    epoch: int
-    workflow_slug: str
-    flow_run: FlowRun
-    graph: Graph
-    observer: Observer
-    _done: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._events = RunEvents(self.run_id, self.workflow_slug, self.flow_run, self.settings.events)
+    def __init__(self, steps: Steps) -> None:
+        """Prepare to show a run, and to hear of every state that a step of it enters."""
+        self._settings = steps.host.settings
+        self._store = steps.host.store
+        self._run = steps.run
+        self._run_id = steps.run.run_id
+        self._workflow_slug = steps.workflow_slug
+        self._flow_run = steps.flow_run
+        self._graph = steps.graph
+        self._events = RunEvents(
+            self._run_id, self._workflow_slug, self._flow_run, steps.find_task_run_id, self._settings.events
+        )
+        self._done = 0
+        self._observer, steps.observe = steps.observe, self.observe
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Hear of a state that a step enters."""
         if state_name in {"Completed", "Cached"}:
             self._done += 1
         self._events.tell_of_step(step_slug, state_name)
-        self.observer(step_slug, state_name)
+        self._observer(step_slug, state_name)
 
     @asynccontextmanager
     async def show(self) -> AsyncIterator[None]:
         """Show a run that is executed in the block, and how it has ended."""
         self._events.tell_of_run("Running")
         async with get_client() as client:
-            artifacts = RunArtifacts(client, self.flow_run.id, self.run_id, self.workflow_slug)
+            artifacts = RunArtifacts(client, self._flow_run.id, self._run_id, self._workflow_slug)
             beside = [asyncio.create_task(self._try("its name", self._rename(client)))]
             progress = anyio.CancelScope()
-            if self.settings.artifacts:
+            if self._settings.artifacts:
                 beside.append(asyncio.create_task(self._try("its link", artifacts.link(self._url))))
                 beside.append(asyncio.create_task(self._try("progress", self._show_progress(artifacts, progress))))
             try:
@@ -97,13 +83,13 @@ class Display:
 
     async def _rename(self, client: PrefectClient) -> None:
         """Call a flow run that Prefect started as those are called that we start, unless somebody has named it."""
-        name = name_flow_run(self.workflow_slug, self.run_id)
-        if _PREFECTS_OWN_NAME.fullmatch(self.flow_run.name):
-            await client.update_flow_run(self.flow_run.id, name=name)
+        name = name_flow_run(self._workflow_slug, self._run_id)
+        if _PREFECTS_OWN_NAME.fullmatch(self._flow_run.name):
+            await client.update_flow_run(self._flow_run.id, name=name)
 
     @property
     def _url(self) -> str:
-        return self.settings.run_url.format(run_id=self.run_id, workflow=quote(self.workflow_slug, safe=""))
+        return self._settings.run_url.format(run_id=self._run_id, workflow=quote(self._workflow_slug, safe=""))
 
     async def _show_progress(self, artifacts: RunArtifacts, scope: anyio.CancelScope) -> None:
         shown = -1
@@ -117,24 +103,26 @@ class Display:
 
     @property
     def _percent(self) -> float:
-        return round(100 * self._done / len(self.graph), 1)
+        return round(100 * self._done / len(self._graph), 1)
 
     async def _show_end(self, artifacts: RunArtifacts) -> None:
-        run = await self.store.read_run(self.run_id)
-        if run.status is Status.PENDING or run.epoch != self.epoch:  # somebody else goes on with it, or has done so
+        run = await self._store.read_run(self._run_id)
+        if (
+            run.status is Status.PENDING or run.epoch != self._run.epoch
+        ):  # somebody else goes on with it, or has done so
             return
         self._events.tell_of_run(_describe(run))
-        if self.settings.artifacts:
+        if self._settings.artifacts:
             await artifacts.finish_progress(self._percent)
-            slugs = sort_steps(self.graph)
-            states = await self.store.list_step_ends(self.run_id, slugs[:ROWS])
+            slugs = sort_steps(self._graph)
+            states = await self._store.list_step_ends(self._run_id, slugs[:ROWS])
             await artifacts.tabulate(slugs, {each.step_slug: each for each in states})
 
     async def _try(self, what: str, show: Awaitable[None]) -> None:
         try:
             await show
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
-            _logger.warning("run %s: %s is not shown: %s", self.run_id, what, error)
+            _logger.warning("run %s: %s is not shown: %s", self._run_id, what, error)
 
 
 def _describe(run: Run) -> str:

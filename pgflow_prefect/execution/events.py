@@ -9,7 +9,6 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import emit_event
 
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
 from pgflow_prefect.settings import Events
 
 
@@ -26,12 +25,14 @@ class RunEvents:
         run_id: the run.
         workflow_slug: its workflow.
         flow_run: which executes it.
+        find_task_run_id: returns a step's task run.
         wanted: which events.
     """
 
     run_id: UUID
     workflow_slug: str
     flow_run: FlowRun
+    find_task_run_id: Callable[[str], UUID]
     wanted: Events
     _send: Callable[..., object] = field(init=False)
 
@@ -59,7 +60,6 @@ class RunEvents:
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
         if self.wanted is Events.ALL:
-            task_run_id = find_task_run_id(self.flow_run.id, step_slug)
             self._send(
                 event=f"pgflow.step.{_to_words(what)}",
                 resource={
@@ -70,7 +70,10 @@ class RunEvents:
                 },
                 related=[
                     self._related_flow_run,
-                    {"prefect.resource.id": f"prefect.task-run.{task_run_id}", "prefect.resource.role": "task-run"},
+                    {
+                        "prefect.resource.id": f"prefect.task-run.{self.find_task_run_id(step_slug)}",
+                        "prefect.resource.role": "task-run",
+                    },
                 ],
                 payload={"state": what},
             )

@@ -27,10 +27,10 @@ from pgflow_prefect.execution.database_block import find_settings
 from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
 from pgflow_prefect.execution.mirror import Mirror, persist
-from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
 from pgflow_prefect.execution.scheduler import run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
-from pgflow_prefect.execution.step import Observer, Step
+from pgflow_prefect.execution.step import Observer
+from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.graph import build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Status
@@ -157,40 +157,20 @@ class Execution:
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
             return
         graph = build_graph(definition)
-        mirror = Mirror(store, run_id, run.epoch, self.settings.report_timeout)
-        display = Display(
-            settings=self.settings,
-            store=store,
-            run_id=run_id,
-            epoch=run.epoch,
+        submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
+        steps = Steps(
+            handlers=self.handlers,
             workflow_slug=self.workflow_slug,
-            flow_run=flow_run,
             graph=graph,
-            observer=self.observe,
+            host=host,
+            run=run,
+            flow_run=flow_run,
+            mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout),
+            observe=self.observe,
+            submitted=submitted,
         )
-
-        async def perform(slug: str) -> bool:
-            if run.drained:
-                return False
-            with run.task(slug) as task:
-                step = Step(
-                    handlers=self.handlers.get(slug) or StepHandlers(slug),
-                    workflow_slug=self.workflow_slug,
-                    upstream=tuple(graph.predecessors(slug)),
-                    task_run_id=find_task_run_id(flow_run.id, slug),
-                    mirror=mirror,
-                    host=host,
-                    observe=display.observe,
-                    run=run,
-                    task_scope=task,
-                )
-                state = await run_step_task(step.make_task(), flow_run.id, slug, step.upstream)
-                display.observe(slug, state.name or state.type.value)
-                return state.is_completed()
-            return False  # it waited for its next attempt, and the run is not to go on here
-
-        async with display.show():
-            await run_in_order(graph, perform, run.turns)
+        async with Display(steps).show():
+            await run_in_order(graph, steps.perform, run.turns)
 
     async def _conclude(
         self, store: Store, run_id: UUID, active: ActiveRun | None = None

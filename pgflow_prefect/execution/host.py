@@ -13,6 +13,7 @@ from anyio import CancelScope
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.execution.sharing import share
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.execution.watch import Watch
@@ -119,26 +120,35 @@ class ActiveRun:
 
 
 @dataclass
-class Host:
-    """One process, as far as it executes runs.
+class Workplace:
+    """What it takes to execute steps.
 
     Attributes:
         settings: where the database is, and the limits.
         dsn: the database.
         store: a pool of connections to it.
-        keeper: extends the leases.
         toolbox: what handlers share.
         watch: waits for steps that others do.
-        places: of the flow runs that are executed now, where only so many are at the same time.
-        active: the runs that are executed now, by id.
     """
 
     settings: Settings
     dsn: str
     store: Store
-    keeper: LeaseKeeper
     toolbox: Toolbox
     watch: Watch
+
+
+@dataclass
+class Host(Workplace):
+    """One process, as far as it executes runs.
+
+    Attributes:
+        keeper: extends the leases.
+        places: of the flow runs that are executed now, where only so many are at the same time.
+        active: the runs that are executed now, by id.
+    """
+
+    keeper: LeaseKeeper
     places: dict[UUID, Place] = field(default_factory=dict)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
@@ -203,8 +213,11 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
     dsn = find_dsn(settings)
     async with open_store(settings, size=pool_size) as store, open_toolbox(settings.result_limit) as toolbox:
         watch = Watch(store)
-        with LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper:
+        with (
+            LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper,
+            share(dsn, store, watch),
+        ):
             try:
-                yield Host(settings, dsn, store, keeper, toolbox, watch)
+                yield Host(settings, dsn, store, toolbox, watch, keeper)
             finally:
                 watch.close()

@@ -23,19 +23,18 @@ def find_task_run_id(flow_run_id: UUID, step_slug: str) -> UUID:
     return uuid5(flow_run_id, step_slug)
 
 
-async def run_step_task(task: Task[[None], Any], flow_run_id: UUID, step_slug: str, upstream: Iterable[str]) -> State:
+async def run_step_task(task: Task[[None], Any], task_run_id: UUID, upstream: Iterable[UUID]) -> State:
     """Run a step's task in the current flow run and return its final state.
 
     Args:
         task: made by `make_task`.
-        flow_run_id: the current flow run.
-        step_slug: the step.
-        upstream: the steps from which an edge leads to this one.
+        task_run_id: what its task run is to be called.
+        upstream: the task runs from which an edge leads to it.
     """
-    edges: set[RunInput] = {TaskRunResult(id=find_task_run_id(flow_run_id, slug)) for slug in upstream}
+    edges: set[RunInput] = {TaskRunResult(id=each) for each in upstream}
     state = await run_task_async(
         task,
-        task_run_id=find_task_run_id(flow_run_id, step_slug),
+        task_run_id=task_run_id,
         parameters={EDGES: None},
         dependencies={EDGES: edges},
         return_type="state",

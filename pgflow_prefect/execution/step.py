@@ -1,6 +1,6 @@
 """One step as a Prefect task: claim, work, finish in PostgreSQL, and only then return to Prefect."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ from pgflow_prefect.errors import (
     StepTimeoutError,
     SupersededError,
 )
-from pgflow_prefect.execution.host import ActiveRun, Host, Stop
+from pgflow_prefect.execution.host import ActiveRun, Stop, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
@@ -56,6 +56,9 @@ class _StoppedError(Exception):
 Observer = Callable[[str, str], None]
 """Called with a step's slug and the name of the state that it entered, in Prefect's words."""
 
+StepTask = Task[[None], Any]
+"""A step as Prefect knows it: its only parameter is where edges lead to."""
+
 
 @dataclass
 class Step:
@@ -67,7 +70,7 @@ class Step:
         upstream: the slugs of the steps that it waits for.
         task_run_id: Prefect's task run.
         mirror: writes for the run.
-        host: the process.
+        host: where it is executed.
         observe: hears of every state that the step enters.
         run: the run, which may be stopped.
         task_scope: ends the step's task while it waits for its next attempt.
@@ -78,46 +81,41 @@ class Step:
     upstream: tuple[str, ...]
     task_run_id: UUID
     mirror: Mirror
-    host: Host
+    host: Workplace
     observe: Observer
     run: ActiveRun
     task_scope: CancelScope
-    _policy: RetryPolicy = field(default_factory=RetryPolicy, init=False)
-    _task: Task[[None], Any] = field(init=False)
+    _policy: RetryPolicy = field(init=False)
+    _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._policy = self.handlers.policy
 
     @property
     def slug(self) -> str:
         """The step's slug."""
         return self.handlers.step_slug
 
-    def make_task(self) -> Task[[None], Any]:
-        """Return the task that Prefect runs: retries are Prefect's, everything else happens in `_perform`."""
+    def make_task(self) -> StepTask:
+        """Return the task that Prefect runs: retries are Prefect's, everything else happens in `perform`."""
 
         async def perform(upstream: None = None) -> State[None] | None:
-            with self.run.attempt(self.slug, self.task_scope):
-                return await self._perform()
+            return await self.perform(self._task)
 
-        self._task = Task(
-            perform,
-            name=self.slug,
-            description=self.handlers.description,
-            task_run_name=lambda: self.slug,  # as text, it would be a template
-            retry_condition_fn=_may_retry,
-            log_prints=True,
-            cache_policy=NO_CACHE,
-            persist_result=False,
-        )
-        self._adopt(self.handlers.policy)
+        self._task = make_task(self.handlers, perform)
         return self._task
+
+    async def perform(self, task: StepTask) -> State[None] | None:
+        """Make one attempt as a run of this task, and return the state in which it ends; None for Completed."""
+        self._task = task
+        with self.run.attempt(self.slug, self.task_scope):
+            return await self._perform()
 
     def _adopt(self, policy: RetryPolicy) -> None:
         """Have Prefect try again as whoever does the step has it: that may have changed since the last attempt."""
         self._policy = policy
-        self._task.retries = policy.retries
-        delay = policy.retry_delay_seconds
-        self._task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
-        self._task.retry_jitter_factor = policy.retry_jitter_factor
+        set_policy(self._task, policy)
 
     async def _perform(self) -> State[None] | None:
         try:
@@ -362,6 +360,30 @@ class Step:
     def _give_up(self, reason: str) -> State[None]:
         get_run_logger().warning("step %r: %s", self.slug, reason)
         return superseded(reason)
+
+
+def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[None] | None]]) -> StepTask:
+    """Return the task of a step; `perform` makes one attempt and returns its state, None for Completed."""
+    task = Task(
+        perform,
+        name=handlers.step_slug,
+        description=handlers.description,
+        task_run_name=lambda: handlers.step_slug,  # as text, it would be a template
+        retry_condition_fn=_may_retry,
+        log_prints=True,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    set_policy(task, handlers.policy)
+    return task
+
+
+def set_policy(task: StepTask, policy: RetryPolicy) -> None:
+    """Have Prefect try a task again as a policy says."""
+    delay = policy.retry_delay_seconds
+    task.retries = policy.retries
+    task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
+    task.retry_jitter_factor = policy.retry_jitter_factor
 
 
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:

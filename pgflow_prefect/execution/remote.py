@@ -1,0 +1,102 @@
+"""A step as a task runner takes it: everything that another thread, process or machine needs to execute it."""
+
+import inspect
+import sys
+import sysconfig
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import cloudpickle
+from anyio import CancelScope, to_thread
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.states import Crashed
+from pydantic import SecretStr
+
+from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.execution.host import ActiveRun, Workplace
+from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.sharing import borrow
+from pgflow_prefect.execution.step import Step, StepTask, make_task
+from pgflow_prefect.execution.toolbox import open_toolbox
+from pgflow_prefect.execution.turns import Turns
+from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.settings import Settings
+
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@dataclass(frozen=True)
+class RemoteStep:
+    """One step of a run in an epoch: it claims, works and reports wherever it is executed.
+
+    Inputs and results are read from PostgreSQL and written there; nothing of them travels with it.
+
+    Attributes:
+        handlers: who may do its work.
+        workflow_slug: the run's workflow.
+        upstream: the slugs of the steps that it waits for.
+        run_id: the run.
+        epoch: in which its flow run took it.
+        dsn: the database.
+        settings: the limits.
+    """
+
+    handlers: StepHandlers
+    workflow_slug: str
+    upstream: tuple[str, ...]
+    run_id: UUID
+    epoch: int
+    dsn: SecretStr
+    settings: Settings
+
+    def make_task(self) -> StepTask:
+        """Return the task that Prefect runs."""
+        step = replace(self, handlers=_prepare(self.handlers))
+
+        async def perform(upstream: None = None) -> State[None] | None:
+            return await step.perform()
+
+        return make_task(step.handlers, perform)
+
+    async def perform(self) -> State[None] | None:
+        """Make one attempt, here, as the current task run."""
+        context = TaskRunContext.get()
+        assert context is not None
+        dsn = self.dsn.get_secret_value()
+        try:
+            store, watch = await to_thread.run_sync(borrow, dsn, self.settings.model_copy(update={"dsn": self.dsn}))
+        except DatabaseUnavailableError as error:
+            return Crashed(message=str(error))
+        async with open_toolbox(self.settings.result_limit) as toolbox:
+            step = Step(
+                handlers=self.handlers,
+                workflow_slug=self.workflow_slug,
+                upstream=self.upstream,
+                task_run_id=context.task_run.id,
+                mirror=Mirror(store, self.run_id, self.epoch, self.settings.report_timeout),
+                host=Workplace(self.settings, dsn, store, toolbox, watch),
+                observe=_ignore,
+                run=ActiveRun(self.run_id, self.epoch, Turns(1)),
+                task_scope=CancelScope(),
+            )
+            return await step.perform(context.task)
+
+
+def _prepare(handlers: StepHandlers) -> StepHandlers:
+    """Return handlers that can be pickled, and unpickled where the user's file is not."""
+    if handlers.function is None:
+        return handlers
+    module = inspect.getmodule(handlers.function.function)
+    if module is not None and module is not sys.modules.get("__main__") and not _is_installed(module):
+        cloudpickle.register_pickle_by_value(module)
+    return replace(handlers, function=replace(handlers.function))  # without what it has cached
+
+
+def _is_installed(module: Any) -> bool:  # noqa: ANN401  a module's attributes are its own
+    return str(getattr(module, "__file__", "")).startswith(_INSTALLED)
+
+
+def _ignore(step_slug: str, state_name: str) -> None:
+    """Hear of a state, and do nothing: whoever waits for the step tells of it."""

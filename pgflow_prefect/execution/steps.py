@@ -1,0 +1,130 @@
+"""The steps of one run, each executed here or by the flow run's task runner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.states import Crashed, Failed
+from pydantic import SecretStr
+
+from pgflow_prefect.bindings import Kind
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.execution.host import ActiveRun, Host
+from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
+from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.step import Observer, Step
+from pgflow_prefect.execution.task_runner import EventLoopTaskRunner, StepNotSentError, submit
+from pgflow_prefect.graph import Graph
+from pgflow_prefect.handlers.choice import StepHandlers
+
+
+@dataclass
+class Steps:
+    """Executes the steps of a run that is under way.
+
+    Attributes:
+        handlers: who may do the work, by step slug.
+        workflow_slug: the run's workflow.
+        graph: its steps.
+        host: the process.
+        run: the run, which may be stopped.
+        flow_run: which executes it.
+        mirror: writes for the run.
+        observe: hears of every state that a step enters.
+        submitted: the steps that the task runner executes.
+    """
+
+    handlers: Mapping[str, StepHandlers]
+    workflow_slug: str
+    graph: Graph
+    host: Host
+    run: ActiveRun
+    flow_run: FlowRun
+    mirror: Mirror
+    observe: Observer
+    submitted: frozenset[str]
+    _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)  # as the task runner has them
+
+    async def perform(self, slug: str) -> bool:
+        """Execute a step, all its attempts, and tell whether it completed."""
+        if self.run.drained:
+            return False
+        if slug in self.submitted:
+            with self.run.work():
+                return self._conclude(slug, await self._perform_elsewhere(slug))
+            return False  # the run was stopped here; what the step reports after that is not accepted
+        return await self._perform_here(slug)
+
+    def find_task_run_id(self, slug: str) -> UUID:
+        """Return the id of a step's task run."""
+        return self._task_run_ids.get(slug) or find_task_run_id(self.flow_run.id, slug)
+
+    def _conclude(self, slug: str, state: State) -> bool:
+        self.observe(slug, state.name or state.type.value)
+        return state.is_completed()
+
+    def _find_edges(self, slug: str) -> list[UUID]:
+        return [self.find_task_run_id(upstream) for upstream in self.graph.predecessors(slug)]
+
+    async def _perform_here(self, slug: str) -> bool:
+        with self.run.task(slug) as task:
+            step = Step(
+                handlers=self.handlers.get(slug) or StepHandlers(slug),
+                workflow_slug=self.workflow_slug,
+                upstream=tuple(self.graph.predecessors(slug)),
+                task_run_id=self.find_task_run_id(slug),
+                mirror=self.mirror,
+                host=self.host,
+                observe=self.observe,
+                run=self.run,
+                task_scope=task,
+            )
+            return self._conclude(slug, await run_step_task(step.make_task(), step.task_run_id, self._find_edges(slug)))
+        return False  # it waited for its next attempt, and the run is not to go on here
+
+    async def _perform_elsewhere(self, slug: str) -> State:
+        step = RemoteStep(
+            handlers=self.handlers[slug],
+            workflow_slug=self.workflow_slug,
+            upstream=tuple(self.graph.predecessors(slug)),
+            run_id=self.run.run_id,
+            epoch=self.run.epoch,
+            dsn=SecretStr(self.host.dsn),
+            settings=self.host.settings,
+        )
+        self.observe(slug, "Submitted")
+        try:
+            submission = await submit(step, self._find_edges(slug))
+            self._task_run_ids[slug] = submission.task_run_id
+            return await submission.wait()
+        except StepNotSentError as error:
+            return await self._fail(slug, str(error))
+
+    async def _fail(self, slug: str, message: str) -> State:
+        try:
+            await self.mirror.fail(
+                slug, message, state_name="Failed", task_run_id=self.find_task_run_id(slug), attempt=None
+            )
+        except TransientError as error:
+            return Crashed(message=str(error))
+        return Failed(message=message)
+
+
+async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, StepHandlers]) -> frozenset[str]:
+    """Return the steps that the current flow run's task runner is to execute: those that are done in Python.
+
+    What SQL functions, endpoints and queues do is only waited for here, and a step that is bound otherwise while the
+    run goes on is done as its row says wherever it is executed.
+    """
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, EventLoopTaskRunner):
+        return frozenset()
+    bound = {slug: Kind(each.kind) for slug, each in (await host.store.list_bindings(workflow_slug)).items()}
+    return frozenset(
+        slug
+        for slug, known in handlers.items()
+        if known.function is not None and bound.get(slug, known.bound.kind) == Kind.PYTHON
+    )
