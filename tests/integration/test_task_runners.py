@@ -9,7 +9,7 @@ import pytest
 from distributed import LocalCluster
 from prefect.client.orchestration import PrefectClient
 from prefect.task_runners import ThreadPoolTaskRunner
-from prefect_dask import DaskTaskRunner
+from prefect_dask.task_runners import DaskTaskRunner
 
 from pgflow_prefect import SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
@@ -35,7 +35,9 @@ DIAMOND = [*[("start", step) for step in FAN_OUT], *[(step, "end") for step in F
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Dask cluster of two processes, by its address."""
-    with LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs="ERROR") as opened:
+    with LocalCluster(  # type: ignore[no-untyped-call]
+        n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs="ERROR"
+    ) as opened:
         yield str(opened.scheduler_address)
 
 
