@@ -1,0 +1,43 @@
+"""`guide`: the pages of reference that are too long for `--help`."""
+
+import sys
+from importlib.resources import files
+
+from rich.markdown import Markdown
+
+from pgflow_prefect.cli.console import out, print_table
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.graph import suggest
+
+
+def guide(topic: str | None = None, /) -> None:
+    """Show a page of the guide, or which pages there are.
+
+    Example: `pgflow-prefect guide scaling`
+
+    Parameters
+    ----------
+    topic
+        The page's name.
+    """
+    pages = _read_pages()
+    if topic is None:
+        print_table(("page", "about"), [(name, _find_title(text)) for name, text in pages.items()])
+    elif topic not in pages:
+        raise UsageError(f"the guide has no page {topic!r}{suggest(topic, pages)}: it has {', '.join(pages)}")
+    elif out.is_terminal:
+        out.print(Markdown(pages[topic]))
+    else:
+        sys.stdout.write(pages[topic])
+
+
+def _read_pages() -> dict[str, str]:
+    """Return the pages' texts by their names."""
+    found = sorted(files("pgflow_prefect.guide").iterdir(), key=lambda page: page.name)
+    return {
+        page.name.removesuffix(".md"): page.read_text(encoding="utf-8") for page in found if page.name.endswith(".md")
+    }
+
+
+def _find_title(text: str) -> str:
+    return text.partition("\n")[0].removeprefix("# ")

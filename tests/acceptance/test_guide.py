@@ -1,0 +1,34 @@
+"""`guide`: pages of reference, without a database or a server."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import CommandLine
+
+PAGES = sorted(path.stem for path in Path("pgflow_prefect/guide").glob("*.md"))
+
+
+def test_the_pages_are_listed(outside: CommandLine) -> None:
+    lines = outside("guide").lines
+    assert [line.split("\t")[0] for line in lines] == ["page", *PAGES]
+    assert "scaling\tScaling past one machine" in lines
+
+
+def test_a_page_is_shown(outside: CommandLine) -> None:
+    assert outside("guide", "engine").out.startswith("# The engine\n")
+
+
+def test_a_page_that_is_not_there_is_named_with_the_nearest(outside: CommandLine) -> None:
+    refused = outside("guide", "scalin")
+    assert refused.code == 2
+    assert "the guide has no page 'scalin' (did you mean 'scaling'?): it has engine," in refused.find_error()
+
+
+@pytest.mark.parametrize(
+    "page", [Path("README.md"), Path("flows/README.md"), *Path("pgflow_prefect/guide").glob("*.md")]
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#]*)", page.read_text(encoding="utf-8")):
+        assert not link or (page.parent / link).exists(), link
