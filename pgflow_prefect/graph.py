@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import networkx as nx
 
@@ -40,6 +40,24 @@ def find_layers(graph: Graph) -> list[list[str]]:
 def find_critical_path(graph: Graph) -> list[str]:
     """Return a longest chain of steps, from a root to a leaf: no run takes fewer steps one after the other."""
     return nx.dag_longest_path(graph)
+
+
+def find_last_path(graph: Graph, ends: Mapping[str, Any]) -> list[str]:
+    """Return the steps that decided when a run ended: its critical path.
+
+    It is found backwards: from the step that ended last, each time to the upstream step that ended last, which is the
+    one that the step had to wait for.
+
+    Args:
+        graph: the workflow.
+        ends: when each step ended, or anything else that compares so; steps without an end are left out.
+    """
+    path: list[str] = []
+    candidates: Iterable[str] = graph
+    while ended := [slug for slug in candidates if slug in ends]:
+        path.append(max(ended, key=ends.__getitem__))
+        candidates = graph.predecessors(path[-1])
+    return path[::-1]
 
 
 def find_leaves(graph: Graph) -> list[str]:

@@ -113,6 +113,8 @@ class Run(BaseModel):
     payload: JsonValue
     epoch: int
     remaining: int | None
+    steps: int | None = None
+    """Those of its definition; None until it begins."""
     error_message: str | None
     created_at: datetime | None
     finished_at: datetime | None

@@ -8,13 +8,14 @@ from cyclopts import Parameter
 from pydantic import JsonValue
 
 from pgflow_prefect.bindings import AnyBinding, Kind, SqlFunction, parse_binding, parse_function
-from pgflow_prefect.cli.console import format_duration_of, format_time, out, print_json, print_table
+from pgflow_prefect.cli.console import format_time, out, print_json, print_table
 from pgflow_prefect.cli.definitions import describe_binding
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import BindingChange, ShadowSummary
+from pgflow_prefect.render.labels import format_seconds
 from pgflow_prefect.settings import Settings
 
 _Flag = Parameter(negative="", show_default=False)
@@ -287,7 +288,7 @@ def _print_shadows(shadows: list[ShadowSummary], json: bool) -> None:
 
 
 def _describe_shadow(found: ShadowSummary) -> tuple[str, ...]:
-    took = format_duration_of(found.seconds) if found.seconds is not None else "-"
+    took = format_seconds(found.seconds) if found.seconds is not None else "-"
     counts = (str(found.same), str(found.different), str(found.failed))
     return (found.step_slug, *counts, took, "; ".join(found.details))
 

@@ -13,12 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pgflow_prefect.render.labels import format_seconds
+
 STYLES = {
     "completed": "green",
     "failed": "red",
     "pending": "yellow",
     "running": "cyan",
     "waiting": "dim",
+    "cached": "green",
+    "retrying": "yellow",
+    "elsewhere": "magenta",
+    "cancelled": "red",
 }
 """By status, in lower case."""
 
@@ -89,16 +95,7 @@ def format_duration(start: datetime | None, end: datetime | None) -> str:
     """Return how long something took, or has been taking until now."""
     if start is None:
         return "-"
-    return format_duration_of(((end or datetime.now(UTC)) - start).total_seconds())
-
-
-def format_duration_of(seconds: float) -> str:
-    """Return so many seconds as people write them."""
-    if seconds < 60:  # noqa: PLR2004  a minute
-        return f"{seconds:.2f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
+    return format_seconds(((end or datetime.now(UTC)) - start).total_seconds())
 
 
 def shorten(text: str, width: int = 100) -> str:

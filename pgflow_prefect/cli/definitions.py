@@ -1,8 +1,6 @@
-"""`list`, `validate`, `graph`."""
+"""`list`, `validate`."""
 
-import sys
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 import anyio
 
@@ -11,9 +9,9 @@ from pgflow_prefect.cli.console import out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.graph import build_graph, find_problems
+from pgflow_prefect.graph import build_graph
 from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
-from pgflow_prefect.render import describe_graph, draw_mermaid, draw_text
+from pgflow_prefect.render.text import describe_graph
 from pgflow_prefect.settings import Settings
 
 
@@ -75,29 +73,6 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     return 0
 
 
-def graph(workflow: str, /, *, format: Literal["text", "mermaid"] = "text", dsn: Dsn = None) -> None:  # noqa: A002
-    """Draw a workflow.
-
-    Example: `pgflow-prefect graph email_campaign --format mermaid`
-
-    Parameters
-    ----------
-    workflow
-        The workflow's slug.
-    format
-        A tree of lines for the terminal, or a Mermaid flowchart for documents.
-    """
-    definition = anyio.run(_load_definition, make_settings(dsn), workflow)
-    if problems := find_problems(definition):
-        raise InvalidDefinitionError(workflow, problems)
-    built = build_graph(definition)
-    if format == "mermaid":
-        sys.stdout.write(draw_mermaid(built) + "\n")
-        return
-    out.print(draw_text(built), markup=False)
-    out.print(describe_graph(built), markup=False)
-
-
 async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
     """Return these workflows as they are defined now, each once; all of them where none is named.
 
@@ -157,8 +132,3 @@ async def _check(
         loaded, source = load_workflow(workflow, handlers, has_rows=bool(await store.list_bindings(workflow)))
         doers = await find_doers(store, loaded, definition)
         return definition, source, doers, await find_all_problems(store, loaded, definition)
-
-
-async def _load_definition(settings: Settings, workflow: str) -> WorkflowDefinition:
-    async with open_store(settings, size=1) as store:
-        return await store.load_definition(workflow)

@@ -59,7 +59,7 @@ def runs(
     if json:
         print_json(found)
     elif found:
-        columns = ("run", "workflow", "status", "created", "took", "error")
+        columns = ("run", "workflow", "status", "created", "took", "steps", "error")
         print_table(columns, [_describe_run(each) for each in found])
     else:
         out.print("no runs: start one with `pgflow-prefect run`, or SELECT pgflow.run_workflow(…)")
@@ -68,7 +68,9 @@ def runs(
 def _describe_run(run: Run) -> tuple[str, ...]:
     took = format_duration(run.created_at, run.finished_at)
     error = shorten(run.error_message or "", 60)
-    return (str(run.id), run.workflow_slug, run.status, format_time(run.created_at), took, error)
+    # One that somebody inserted has no definition, and nothing that remains, until it begins.
+    steps = "-" if run.steps is None or run.remaining is None else f"{run.steps - run.remaining}/{run.steps}"
+    return (str(run.id), run.workflow_slug, run.status, format_time(run.created_at), took, steps, error)
 
 
 async def _list_runs(

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
@@ -62,9 +62,27 @@ class Snapshot:
             lines.append(f"refused {_count(run.stale_writes, 'write')} of former owners")
         return lines
 
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Yield a row for each step, those that wait for others too."""
-        for slug in self.order:
+    def pick(self, room: int) -> list[str]:
+        """Return so many steps at most, in their order: those that failed, are worked on, or ended last."""
+        chosen = frozenset(sorted(self.order, key=self._rank)[:room])
+        return [slug for slug in self.order if slug in chosen]
+
+    def _rank(self, slug: str) -> tuple[int, float]:
+        state = self.states.get(slug)
+        if state is None:
+            return 4, 0.0
+        if state.status is Status.COMPLETED:
+            return 3, -state.finished_at.timestamp() if state.finished_at else 0.0
+        return (0 if state.status is Status.FAILED else 1 if state.started_at else 2), 0.0
+
+    def count(self) -> str:
+        """Return how far the run is."""
+        done = sum(state.status is Status.COMPLETED for state in self.states.values())
+        return f"{done} of {_count(len(self.order), 'step')} completed"
+
+    def rows(self, slugs: Iterable[str] | None = None) -> Iterator[tuple[str, ...]]:
+        """Yield a row for each step, or for each of these, those that wait for others too."""
+        for slug in self.order if slugs is None else slugs:
             if (state := self.states.get(slug)) is None:
                 yield (slug, "waiting", "", "", "", "", "")
                 continue
@@ -155,7 +173,7 @@ class _View:
 
 
 class _LiveView(_View):
-    """The table, drawn anew."""
+    """The table, drawn anew; as much of it as the terminal has room for, and at the end all of it."""
 
     def __init__(self, found: Snapshot) -> None:
         self.live = Live(_draw(found), console=out, auto_refresh=False)
@@ -175,7 +193,12 @@ def _make_view(found: Snapshot) -> Iterator[_View]:
 
 
 def _draw(found: Snapshot) -> RenderableType:
-    return Group(*map(Text, found.describe()), make_table(COLUMNS, found.rows()))
+    lines = [*found.describe(), found.count()]
+    room = max(out.height - len(lines) - 3, 1)  # under the table's head, over its last line and the cursor
+    if found.has_ended or len(found.order) <= room:
+        return Group(*map(Text, lines), make_table(COLUMNS, found.rows()))
+    left_out = f"… {_count(len(found.order) - room, 'more step')}"
+    return Group(*map(Text, lines), make_table(COLUMNS, found.rows(found.pick(room))), Text(left_out, "dim"))
 
 
 def _describe_owner(run: Run) -> str:

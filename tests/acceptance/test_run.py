@@ -81,7 +81,7 @@ def test_runs_lists_the_newest_first_and_filters(cli: CommandLine, db: Connectio
     pending = value(db, "SELECT id FROM pgflow.run_workflow(%s, '{}')", chain)
 
     header, *lines = cli("runs").lines
-    assert header.split("\t") == ["run", "workflow", "status", "created", "took", "error"]
+    assert header.split("\t") == ["run", "workflow", "status", "created", "took", "steps", "error"]
     assert [line.split("\t")[:3] for line in lines] == [
         [str(pending), chain, "pending"],
         [str(completed), chain, "completed"],

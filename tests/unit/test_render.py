@@ -7,7 +7,8 @@ from hypothesis import given
 
 from pgflow_prefect.graph import build_graph
 from pgflow_prefect.models import WorkflowDefinition
-from pgflow_prefect.render import describe_graph, draw_mermaid, draw_text
+from pgflow_prefect.render.mermaid import draw_mermaid
+from pgflow_prefect.render.text import describe_graph, draw_text
 from tests.unit.definitions import dags, define
 
 DIAMOND = define({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]})
@@ -70,8 +71,11 @@ def test_mermaid_has_each_step_once_and_every_edge() -> None:
         ("<b>&", "#60;b#62;#38;"),
         ("#35;", "#35;35;"),
         ("`code`", "#96;code#96;"),
-        ("two\nlines", "two#10;lines"),
+        ("two\nlines", "two␊lines"),
         ("end", "end"),
+        ("%%{init}%%", "#37;#37;{init}#37;#37;"),
+        ("$$x$$", "$\u2060$x$\u2060$"),
+        ("a\\", "a#92;"),
         ("größe 🚀", "größe 🚀"),
     ],
 )

@@ -2,29 +2,37 @@
 
 -- read_run --
 -- A run, the flow run that took it last, and who holds it.
-SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
+       r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
        pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
 FROM pgflow.runs r
+LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE r.id = %(run_id)s
 
 -- list_runs --
--- The newest runs, of one workflow or of all.
-SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, r.error_message, r.created_at, r.finished_at,
+-- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
+SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
+       r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
        pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
 FROM pgflow.runs r
+LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
   AND (%(status)s::text IS NULL OR r.status = %(status)s)
   AND (%(since)s::timestamptz IS NULL OR r.created_at >= %(since)s)
 ORDER BY r.created_at DESC NULLS LAST, r.id
 LIMIT %(limit)s
+
+-- read_clock --
+-- The time now, by the clock that runs and steps go by.
+SELECT clock_timestamp() AS now
 
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.

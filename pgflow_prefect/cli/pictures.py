@@ -1,0 +1,196 @@
+"""`graph`, `timeline`: pictures for the terminal, and for documents."""
+
+import json as jsonlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+from uuid import UUID
+
+import anyio
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.text import Text
+
+from pgflow_prefect.cli.console import STYLES, out
+from pgflow_prefect.cli.files import write_output
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import InvalidDefinitionError, UsageError
+from pgflow_prefect.graph import Graph, build_graph, find_problems
+from pgflow_prefect.render.dot import draw_dot
+from pgflow_prefect.render.labels import clean, cut, measure
+from pgflow_prefect.render.mermaid import draw_mermaid
+from pgflow_prefect.render.node_link import make_node_link
+from pgflow_prefect.render.palette import PAINTS
+from pgflow_prefect.render.progress import Look, Progress, trace_progress
+from pgflow_prefect.render.svg import draw_svg
+from pgflow_prefect.render.text import describe_graph, draw_text, write_lines, write_path
+from pgflow_prefect.render.timeline import (
+    COLUMNS,
+    Timeline,
+    describe_timeline,
+    draw_axis,
+    draw_bar,
+    list_rows,
+    make_timeline,
+    write_rows,
+)
+from pgflow_prefect.render.timeline_svg import draw_timeline_svg
+from pgflow_prefect.settings import Settings
+
+GraphFormat: TypeAlias = Literal["text", "mermaid", "svg", "dot", "json"]
+TimelineFormat: TypeAlias = Literal["text", "svg", "json"]
+Output = Annotated[Path | None, Parameter(help="Write into this file instead of to standard output.")]
+
+_DRAWN: dict[str, Callable[[Graph, Progress | None], str]] = {
+    "mermaid": draw_mermaid,
+    "svg": draw_svg,
+    "dot": draw_dot,
+    "json": lambda graph, progress: _to_json(make_node_link(graph, progress)),
+}
+
+
+def graph(
+    workflow: str | None = None,
+    /,
+    *,
+    run: UUID | None = None,
+    format: GraphFormat = "text",  # noqa: A002
+    output: Output = None,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Draw a workflow, or a run of it with the state of each step, its duration and its attempts.
+
+    Example: `pgflow-prefect graph email_campaign --format svg --output email_campaign.svg`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug; not needed with --run.
+    run
+        Draw this run, as `runs` shows it: the definition that it began with.
+    format
+        A tree of lines for the terminal; a Mermaid flowchart, an SVG picture or Graphviz's DOT for documents; or
+        node-link data in JSON.
+    """
+    shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, run)
+    chosen = "json" if json else format
+    if chosen != "text":
+        write_output(_DRAWN[chosen](shown, progress) + "\n", output)
+        return
+    if progress is None:
+        about = [describe_graph(shown)]
+    else:
+        about = [progress.summary, f"critical path of the run: {write_path(progress.critical) or '-'}"]
+    if output is None and out.is_terminal:
+        out.print(_colour_lines(shown, progress), *map(Text, about), sep="\n", soft_wrap=True)
+    else:
+        write_output("\n".join([draw_text(shown, progress), *about, ""]), output)
+
+
+def timeline(
+    run_id: UUID,
+    /,
+    *,
+    format: TimelineFormat = "text",  # noqa: A002
+    top: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    output: Output = None,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Show when each step of a run began, how long it took, and which steps decided when the run ended.
+
+    A bar is a step's latest attempt, until now where it goes on; a step that nobody claimed has none. The critical
+    path goes back from the step that ended last, each time to the upstream step that ended last. On a pipe, start and
+    duration are in seconds, counted from the beginning of the run.
+
+    Example: `pgflow-prefect timeline 0b0e3a4e-6a5c-4d35-9c55-0a7f7f3a2c11 --format svg --output run.svg`
+
+    Parameters
+    ----------
+    run_id
+        The run, as `runs` shows it.
+    format
+        A chart as wide as the terminal, an SVG picture, or JSON.
+    top
+        Only so many steps: those that took longest.
+    """
+    shown, progress = anyio.run(_load_run, make_settings(dsn), run_id)
+    chart = make_timeline(shown, progress)
+    if top is not None:
+        chart = chart.take_longest(top)
+    if json or format == "json":
+        write_output(_to_json(list_rows(chart)) + "\n", output)
+    elif format == "svg":
+        write_output(draw_timeline_svg(chart) + "\n", output)
+    elif output is None and out.is_terminal:
+        out.print(Text("\n").join(_draw_chart(chart, out.width)), soft_wrap=True)
+    else:
+        write_output("".join("\t".join(row) + "\n" for row in [COLUMNS, *write_rows(chart)]), output)
+
+
+async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | None) -> tuple[Graph, Progress | None]:
+    async with open_store(settings, size=1) as store:
+        if run_id is not None:
+            return await _read_progress(store, run_id, workflow)
+        if workflow is None:
+            raise UsageError("name a workflow to draw, or give --run RUN_ID to draw a run")
+        definition = await store.load_definition(workflow)
+    if problems := find_problems(definition):
+        raise InvalidDefinitionError(workflow, problems)
+    return build_graph(definition), None
+
+
+async def _load_run(settings: Settings, run_id: UUID) -> tuple[Graph, Progress]:
+    async with open_store(settings, size=1) as store:
+        return await _read_progress(store, run_id)
+
+
+async def _read_progress(store: Store, run_id: UUID, workflow: str | None = None) -> tuple[Graph, Progress]:
+    run = await store.read_run(run_id)
+    if workflow not in {None, run.workflow_slug}:
+        raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not of {workflow!r}: leave that out")
+    shown = build_graph(await store.load_run_definition(run_id))
+    states = {state.step_slug: state for state in await store.list_step_states(run_id)}
+    return shown, trace_progress(shown, run, states, await store.read_clock())
+
+
+def _to_json(value: object) -> str:
+    return jsonlib.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _find_style(look: Look | None) -> str:
+    return STYLES[look] if look else ""
+
+
+def _colour_lines(shown: Graph, progress: Progress | None) -> Text:
+    return Text("\n").join(
+        Text.assemble((line.before, "dim"), line.name, "  " if line.note else "", (line.note, _find_style(line.look)))
+        + Text(line.after, "dim")
+        for line in write_lines(shown, progress)
+    )
+
+
+def _draw_chart(chart: Timeline, width: int) -> Iterable[Text]:
+    names = [cut(clean(row.slug), max(width // 3, 8)) for row in chart.rows]
+    longest = max(map(measure, names), default=0)
+    notes = [row.mark.measures for row in chart.rows]
+    room = max(width - longest - max(map(len, notes), default=0) - 6, 10)
+    if any(row.start is not None for row in chart.rows):
+        yield Text(" " * (longest + 3) + draw_axis(chart, room), "dim")
+    for row, name, note in zip(chart.rows, names, notes, strict=True):
+        left, bar = draw_bar(row, chart, room)
+        style = _find_style(row.mark.look)
+        yield Text.assemble(
+            ("*" if row.is_critical else " ", "bold"),
+            (name + " " * (longest - measure(name)), "bold" if row.is_critical else ""),
+            "  ",
+            left,
+            (bar, style),
+            " " * (room - len(left) - len(bar)),
+            (f" {PAINTS[row.mark.look].sign} ", style),
+            note or row.mark.look,
+        )
+    yield from map(Text, describe_timeline(chart))
+    yield Text(f"* critical path: {write_path(chart.progress.critical) or '-'}")

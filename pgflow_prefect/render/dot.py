@@ -1,0 +1,49 @@
+"""A workflow's graph in the language of Graphviz.
+
+Source: https://graphviz.org/doc/info/lang.html
+"""
+
+from pgflow_prefect.graph import Graph
+from pgflow_prefect.render.labels import clean
+from pgflow_prefect.render.palette import PAINTS, PLAIN
+from pgflow_prefect.render.progress import Progress
+
+_HEAD = """\
+digraph {name} {{
+    graph [rankdir=LR, bgcolor="transparent"]
+    node [shape=box, style="rounded,filled", fontname="sans-serif", fontsize=11, fontcolor="#1f2328", \
+fillcolor="{fill}", color="{line}"]
+    edge [color="{line}", arrowsize=0.7]"""
+
+
+def draw_dot(graph: Graph, progress: Progress | None = None) -> str:
+    """Return the graph as a `digraph`; of a run, each step in the colour of its state, with its duration.
+
+    Nodes have the steps' slugs for names; characters that no picture can show are replaced in their labels only.
+    """
+    lines = [_HEAD.format(name=_quote(str(graph.graph.get("slug", ""))), fill=PLAIN.fill, line=PLAIN.line)]
+    lines += [f"    {_quote(slug)} [{_list_attributes(slug, progress)}]" for slug in graph]
+    lines += [f"    {_quote(upstream)} -> {_quote(downstream)}" for upstream, downstream in graph.edges]
+    return "\n".join([*lines, "}"])
+
+
+def _list_attributes(slug: str, progress: Progress | None) -> str:
+    if progress is None:
+        return f"label={_write_label(slug)}"
+    mark = progress.marks[slug]
+    paint = PAINTS[mark.look]
+    said = f"{paint.sign} {', '.join(filter(None, [mark.look, mark.measures]))}"
+    tooltip = _write_label(f"{slug}: {mark.error}" if mark.error else slug)
+    attributes = f'label={_write_label(slug, said)}, fillcolor="{paint.fill}", color="{paint.line}", tooltip={tooltip}'
+    return f"{attributes}, penwidth=2" if slug in progress.critical_steps else attributes
+
+
+def _write_label(*lines: str) -> str:
+    # A label knows escapes of its own, such as \N for the node's name, and HTML's entities.
+    shown = (clean(line).replace("\\", "\\\\").replace("&", "&amp;").replace('"', '\\"') for line in lines)
+    return '"{}"'.format("\\n".join(shown))
+
+
+def _quote(text: str) -> str:
+    r"""Return a name that stands for this slug and no other: a backslash is doubled, for `\"` would not end it."""
+    return '"{}"'.format(text.replace("\\", "\\\\").replace('"', '\\"'))

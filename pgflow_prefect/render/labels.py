@@ -1,0 +1,57 @@
+"""What pictures write: slugs with any character in them, cut to a width, and durations."""
+
+import unicodedata
+
+_FORBIDDEN = frozenset("\ufffe\uffff")
+"""XML has no way to write these."""
+
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They would turn round what stands after them."""
+
+
+def clean(text: str) -> str:
+    """Return a text with a visible stand-in for each character that would break a picture or a terminal."""
+    return text if text.isprintable() else "".join(map(_show, text))
+
+
+def _show(character: str) -> str:
+    code = ord(character)
+    if code < ord(" "):
+        return chr(0x2400 + code)  # Unicode's pictures of control characters
+    # Controls, surrogates, separators of lines and paragraphs.
+    if character in _FORBIDDEN | _DIRECTIONS or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
+        return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+def measure(text: str) -> int:
+    """Return how many columns a text takes where all characters are equally wide, or twice that."""
+    return len(text) if text.isascii() else sum(map(_measure_character, text))
+
+
+def _measure_character(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in {"Cf", "Mn", "Me"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
+
+
+def cut(text: str, columns: int) -> str:
+    """Return a text that takes so many columns at most, with `…` where its end is missing."""
+    if measure(text) <= columns:
+        return text
+    kept, used = 0, 1
+    for character in text:
+        used += _measure_character(character)
+        if used > columns:
+            break
+        kept += 1
+    return f"{text[:kept]}…"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people write it: `0.52 s`, or `1:02:03`."""
+    if round(seconds, 2) < 60:  # noqa: PLR2004  a minute
+        return f"{seconds:.2f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,50 @@
+"""A workflow's graph as a Mermaid flowchart, which Markdown viewers show.
+
+Source: https://mermaid.js.org/syntax/flowchart.html
+"""
+
+import re
+from collections.abc import Iterator
+
+from pgflow_prefect.graph import Graph
+from pgflow_prefect.render.labels import clean
+from pgflow_prefect.render.palette import PAINTS
+from pgflow_prefect.render.progress import Progress
+
+_FORMULA = re.compile(r"\$(?=\$)")
+_INK = "#1f2328"  # on each fill of the palette: Mermaid's own text is light on a dark page
+
+
+def draw_mermaid(graph: Graph, progress: Progress | None = None) -> str:
+    """Return the graph as a flowchart; of a run, each step in the colour of its state, with its duration."""
+    ids = {slug: f"step{number}" for number, slug in enumerate(graph)}
+    lines = ["flowchart TD"]
+    lines += [f'    {ids[slug]}["{_write_label(slug, progress)}"]{_name_class(slug, progress)}' for slug in graph]
+    lines += [f"    {ids[upstream]} --> {ids[downstream]}" for upstream, downstream in graph.edges]
+    if progress is not None:
+        lines += _define_classes(progress)
+    return "\n".join(lines)
+
+
+def _write_label(slug: str, progress: Progress | None) -> str:
+    if progress is None:
+        return _escape(slug)
+    mark = progress.marks[slug]
+    return f"{_escape(slug)}<br/>{PAINTS[mark.look].sign} {', '.join(filter(None, [mark.look, mark.measures]))}"
+
+
+def _name_class(slug: str, progress: Progress | None) -> str:
+    return "" if progress is None else f":::{progress.marks[slug].look}"
+
+
+def _define_classes(progress: Progress) -> Iterator[str]:
+    looks = {mark.look for mark in progress.marks.values()}
+    for look, paint in PAINTS.items():
+        if look in looks:
+            yield f"    classDef {look} fill:{paint.fill},stroke:{paint.line},color:{_INK}"
+
+
+def _escape(text: str) -> str:
+    """Return a text that Mermaid shows as it is: without quotes, entities, tags, code, directives and formulas."""
+    shown = _FORMULA.sub("$\u2060", clean(text))  # two dollars begin a formula even as entities
+    return "".join(f"#{ord(character)};" if character in '"#<>&`[]%\\' else character for character in shown)

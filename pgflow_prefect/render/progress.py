@@ -1,0 +1,152 @@
+"""What a run has done so far, step by step, as its pictures show it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from functools import cached_property
+
+from pgflow_prefect.graph import Graph, find_last_path
+from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.render.labels import format_seconds
+
+
+class Look(StrEnum):
+    """How a step of a run looks: its status, and what `status` has in the column of Prefect."""
+
+    WAITING = "waiting"
+    """Its upstream steps are not all completed."""
+
+    PENDING = "pending"
+    """It was started, and nobody has begun the work."""
+
+    RUNNING = "running"
+
+    RETRYING = "retrying"
+    """An attempt has failed, and the next one is to come."""
+
+    ELSEWHERE = "elsewhere"
+    """Somebody else does it, and the flow run waits."""
+
+    COMPLETED = "completed"
+
+    CACHED = "cached"
+    """Completed before the flow run that took the run last: it was not executed again."""
+
+    FAILED = "failed"
+
+    CANCELLED = "cancelled"
+    """Its run was ended before it was."""
+
+
+_LOOKS = {
+    "AwaitingRetry": Look.RETRYING,
+    "Waiting": Look.ELSEWHERE,
+    "Deferred": Look.ELSEWHERE,
+}
+"""Of a pending step, by the state of its task run."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A step of a run, as pictures show it.
+
+    Attributes:
+        look: its state.
+        attempts: how often the work was begun.
+        started_at: when the latest attempt began; None where nobody claimed the step.
+        ended_at: when the step ended, or the moment of the picture while it goes on; None where it has done nothing.
+        handler: who does it.
+        error: the first line of its error.
+    """
+
+    look: Look = Look.WAITING
+    attempts: int = 0
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    handler: str | None = None
+    error: str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """What the latest attempt took, or has taken so far."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return max((self.ended_at - self.started_at).total_seconds(), 0.0)
+
+    @property
+    def measures(self) -> str:
+        """Duration and attempts in words, as far as there is something to say."""
+        said = [] if self.seconds is None else [format_seconds(self.seconds)]
+        if self.attempts > 1:
+            said.append(f"{self.attempts} attempts")
+        return ", ".join(said)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run at one moment.
+
+    Attributes:
+        run: the run.
+        marks: all of its steps, in the order of the graph.
+        critical: the run's critical path, its first step first; see `find_last_path`.
+        now: the moment, by the database's clock.
+    """
+
+    run: Run
+    marks: Mapping[str, Mark]
+    critical: tuple[str, ...]
+    now: datetime
+
+    @cached_property
+    def critical_steps(self) -> frozenset[str]:
+        """The steps of the critical path, to be asked for each of them."""
+        return frozenset(self.critical)
+
+    @property
+    def summary(self) -> str:
+        """The run in a line."""
+        done = sum(mark.look in {Look.COMPLETED, Look.CACHED} for mark in self.marks.values())
+        return f"run {self.run.id}: {self.run.status}, {done} of {len(self.marks)} steps completed"
+
+
+def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now: datetime) -> Progress:
+    """Return what a run has done.
+
+    Args:
+        graph: of the definition that the run began with.
+        run: the run.
+        states: the steps that have started, by slug.
+        now: by the database's clock, which the times of run and states are from, too.
+    """
+    # A step that was left behind by a run that has ended and that nobody holds has no end of its own.
+    ended = run.status is not Status.PENDING and run.held is not Held.LEASED
+    latest = run.finished_at if ended and run.finished_at else now
+    marks = {slug: _mark(states[slug], run, latest) if slug in states else Mark() for slug in graph}
+    # Of those that go on, each of which ends now, the one that has been at it longest.
+    ends = {
+        slug: (mark.ended_at, -(mark.started_at or mark.ended_at).timestamp())
+        for slug, mark in marks.items()
+        if mark.ended_at
+    }
+    return Progress(run, marks, tuple(find_last_path(graph, ends)), now)
+
+
+def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
+    look = _find_look(state, run)
+    ended_at = state.finished_at
+    if state.status is Status.PENDING:
+        ended_at = state.started_at and max(latest, state.started_at)
+    elif look is Look.CANCELLED and state.started_at is None:
+        ended_at = None  # it has done nothing
+    error = (state.error_message or "").split("\n", 1)[0] or None
+    return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error)
+
+
+def _find_look(state: StepState, run: Run) -> Look:
+    if state.status is Status.COMPLETED:
+        return Look.CACHED if state.task_state == "Cached" else Look.COMPLETED
+    if state.status is Status.FAILED:
+        return Look.CANCELLED if run.is_cancelled and state.error_message == run.error_message else Look.FAILED
+    return _LOOKS.get(state.task_state or "", Look.RUNNING if state.started_at else Look.PENDING)

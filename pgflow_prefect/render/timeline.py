@@ -1,0 +1,147 @@
+"""When each step of a run worked: the rows of a Gantt chart, and its bars for a terminal."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from pgflow_prefect.graph import Graph, sort_steps
+from pgflow_prefect.render.labels import clean, format_seconds
+from pgflow_prefect.render.progress import Mark, Progress
+
+COLUMNS = ("step", "start", "seconds", "attempts", "state", "critical")
+"""Of the rows of a table."""
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step of the chart.
+
+    Attributes:
+        slug: the step.
+        mark: what it has done.
+        start: when its latest attempt began, in seconds since the run began; None: it has no bar.
+        end: when that ended, or now.
+        is_critical: whether the step is on the run's critical path.
+    """
+
+    slug: str
+    mark: Mark
+    start: float | None
+    end: float | None
+    is_critical: bool
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A run's chart.
+
+    Attributes:
+        progress: the run.
+        rows: its steps by their beginning, then those without a bar.
+        first: where the bars begin, in seconds since the run began.
+        last: where they end.
+    """
+
+    progress: Progress
+    rows: tuple[Row, ...]
+    first: float
+    last: float
+
+    @property
+    def span(self) -> float:
+        """The time that the bars take, in seconds; never 0."""
+        return max(self.last - self.first, 1e-6)
+
+    def take_longest(self, number: int) -> "Timeline":
+        """Return the chart of the steps that took longest only."""
+        longest = sorted(self.rows, key=lambda row: row.mark.seconds or 0.0, reverse=True)[:number]
+        chosen = {row.slug for row in longest}
+        return Timeline(self.progress, tuple(row for row in self.rows if row.slug in chosen), self.first, self.last)
+
+
+def make_timeline(graph: Graph, progress: Progress) -> Timeline:
+    """Return the chart of a run."""
+    began = _find_beginning(progress)
+    rows = [_make_row(slug, progress, began) for slug in sort_steps(graph)]
+    rows.sort(key=lambda row: (row.start is None, row.start or 0.0))
+    starts = [row.start for row in rows if row.start is not None]
+    ends = [row.end for row in rows if row.start is not None and row.end is not None]
+    return Timeline(progress, tuple(rows), min(starts, default=0.0), max(ends, default=0.0))
+
+
+def _find_beginning(progress: Progress) -> datetime:
+    """Return when the run began; rows that are older than this package do not say so themselves."""
+    starts = [mark.started_at for mark in progress.marks.values() if mark.started_at is not None]
+    return progress.run.created_at or min(starts, default=progress.now)
+
+
+def _make_row(slug: str, progress: Progress, began: datetime) -> Row:
+    mark = progress.marks[slug]
+    start = end = None
+    if mark.started_at is not None and mark.seconds is not None:
+        start = (mark.started_at - began).total_seconds()
+        end = start + mark.seconds
+    return Row(slug, mark, start, end, slug in progress.critical_steps)
+
+
+def draw_bar(row: Row, timeline: Timeline, width: int) -> tuple[str, str]:
+    """Return what is left of a step's bar and the bar, in a row of so many characters; a bar has one at the least."""
+    if row.start is None or row.end is None:
+        return "", ""
+    scale = width / timeline.span
+    left = min(int((row.start - timeline.first) * scale), width - 1)
+    eighths = max(round(((row.end - timeline.first) * scale - left) * 8), 1)
+    full, part = divmod(min(eighths, (width - left) * 8), 8)
+    return " " * left, "█" * full + _EIGHTHS[part].strip()
+
+
+def draw_axis(timeline: Timeline, width: int) -> str:
+    """Return the line above the bars: where they begin and end, since the run began."""
+    first, last = format_seconds(timeline.first), format_seconds(timeline.last)
+    return f"{first}{last.rjust(max(width - len(first), len(last) + 1))}"
+
+
+def write_rows(timeline: Timeline) -> Iterator[tuple[str, ...]]:
+    """Yield the rows of a table with `COLUMNS`: times in seconds, those that a step does not have empty."""
+    for row in timeline.rows:
+        start = "" if row.start is None else f"{row.start:.3f}"
+        seconds = "" if row.mark.seconds is None else f"{row.mark.seconds:.3f}"
+        critical = "yes" if row.is_critical else "no"
+        yield clean(row.slug), start, seconds, str(row.mark.attempts), str(row.mark.look), critical
+
+
+def describe_timeline(timeline: Timeline) -> Iterable[str]:
+    """Return what there is to say of the run as a whole, a line each."""
+    progress = timeline.progress
+    yield progress.summary
+    if timeline.last:
+        worked = sum(progress.marks[slug].seconds or 0.0 for slug in progress.critical)
+        yield (
+            f"its steps worked from {format_seconds(timeline.first)} to {format_seconds(timeline.last)} after its "
+            f"beginning, those of the critical path for {format_seconds(worked)}"
+        )
+
+
+def list_rows(timeline: Timeline) -> dict[str, object]:
+    """Return the chart as JSON values: `run`, `status`, `now`, `critical_path` and `steps`; times in seconds."""
+    progress = timeline.progress
+    return {
+        "run": str(progress.run.id),
+        "workflow": progress.run.workflow_slug,
+        "status": str(progress.run.status),
+        "now": progress.now.isoformat(),
+        "critical_path": list(progress.critical),
+        "steps": [
+            {
+                "step": row.slug,
+                "start": row.start,
+                "seconds": row.mark.seconds,
+                "attempts": row.mark.attempts,
+                "state": str(row.mark.look),
+                "critical": row.is_critical,
+            }
+            for row in timeline.rows
+        ],
+    }
