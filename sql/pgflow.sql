@@ -133,7 +133,8 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'definition_id') THEN
         ALTER TABLE pgflow.runs
-            -- No foreign key: a definition goes only with its workflow, and that waits for its runs to go.
+            -- No foreign key: a definition goes with its workflow, which waits for its runs to go, or after
+            -- all runs that began with it.
             ADD COLUMN definition_id BIGINT,                -- NULL: inserted by hand, not yet moved
             ADD COLUMN remaining INT,                       -- steps not completed
             ADD COLUMN epoch INT NOT NULL DEFAULT 0,        -- grows with every change of owner
@@ -163,6 +164,10 @@ BEGIN
     END IF;
     IF to_regclass('pgflow.runs_pending') IS NULL THEN
         CREATE INDEX runs_pending ON pgflow.runs (workflow_slug, created_at) WHERE status = 'pending';
+    END IF;
+    IF to_regclass('pgflow.runs_ended') IS NULL THEN
+        -- For whoever deletes old runs: the oldest of a workflow, without a look at the others.
+        CREATE INDEX runs_ended ON pgflow.runs (workflow_slug, status, finished_at) WHERE status <> 'pending';
     END IF;
     IF to_regclass('pgflow.definition_steps_roots') IS NULL THEN
         CREATE INDEX definition_steps_roots ON pgflow.definition_steps (definition_id) WHERE in_degree = 0;

@@ -957,6 +957,119 @@ COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, text, text[], doubl
     'Notes what came of running a handler beside somebody else''s work: same, different, failed.';
 
 
+------------------------------------------------------------------------------------------------------------
+-- Old runs. Whoever owns the tables calls these, by `pgflow-prefect prune` or from pg_cron.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_let_go(run_id uuid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = is_let_go.run_id
+                       AND (NOT o.settled OR o.lease_until > clock_timestamp()))
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_let_go(uuid) IS
+    'True where nobody holds a run that has ended, and Prefect is known to show its end, or never knew of it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.prune_runs(
+    older_than interval, at_most int DEFAULT 1000, workflow_slugs text[] DEFAULT NULL, only_status text DEFAULT NULL,
+    grace interval DEFAULT '1 day'
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    ended_before timestamptz := clock_timestamp() - older_than;
+    among record;
+    chosen uuid[];
+    pruned int := 0;
+BEGIN
+    IF older_than IS NULL OR older_than <= '0' OR at_most IS NULL OR at_most < 1 OR grace IS NULL OR grace < '0' THEN
+        RAISE EXCEPTION 'can''t prune at most % runs older than %', at_most, older_than
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Both have to be more than nothing.';
+    ELSIF only_status NOT IN ('completed', 'failed') THEN
+        RAISE EXCEPTION 'runs that are "%" are not pruned', only_status
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'completed or failed; NULL for both.';
+    END IF;
+    -- One workflow and status after the other, as the index has them: a batch reads what it deletes, and no more.
+    FOR among IN
+        SELECT w.slug, s.status
+        FROM pgflow.workflows w
+        CROSS JOIN (VALUES ('completed'), ('failed')) AS s (status)
+        CROSS JOIN LATERAL (
+            SELECT r.finished_at FROM pgflow.runs r
+            WHERE r.workflow_slug = w.slug AND r.status = s.status AND r.status <> 'pending'
+              AND r.finished_at < ended_before
+            ORDER BY r.finished_at LIMIT 1) oldest
+        WHERE (workflow_slugs IS NULL OR w.slug = ANY (workflow_slugs))
+          AND (only_status IS NULL OR s.status = only_status)
+        ORDER BY oldest.finished_at
+    LOOP
+        SELECT array_agg(r.id) INTO chosen FROM (
+            SELECT r.id FROM pgflow.runs r
+            WHERE r.workflow_slug = among.slug AND r.status = among.status AND r.status <> 'pending'
+              AND r.finished_at < ended_before
+              AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
+            ORDER BY r.finished_at
+            LIMIT at_most - pruned
+            FOR UPDATE SKIP LOCKED -- others who prune at this moment take others; one that is being reopened stays
+        ) r;
+        CONTINUE WHEN chosen IS NULL;
+        DELETE FROM pgflow.step_states s WHERE s.run_id = ANY (chosen);
+        DELETE FROM pgflow.runs r WHERE r.id = ANY (chosen);
+        pruned := pruned + cardinality(chosen);
+        EXIT WHEN pruned >= at_most;
+    END LOOP;
+    RETURN pruned;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.prune_runs(interval, int, text[], text, interval) IS
+    'Deletes runs that ended longer ago than that, with all that is theirs, and returns how many: fewer than `at_most`, '
+    'and there are no more. One that somebody holds, or whose end Prefect was not yet seen to show, stays for `grace` '
+    'longer; one without finished_at stays. Several may prune at once.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.prune_definitions(
+    workflow_slugs text[] DEFAULT NULL, grace interval DEFAULT '1 day'
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    outdated bigint[];
+    pruned int;
+BEGIN
+    SELECT array_agg(d.id) INTO outdated
+    FROM pgflow.definitions d
+    JOIN pgflow.workflows w ON w.slug = d.workflow_slug AND w.version > d.version
+    WHERE (workflow_slugs IS NULL OR d.workflow_slug = ANY (workflow_slugs))
+      -- A transaction that looked before the edit may be starting a run of it, which nobody can see yet.
+      AND EXISTS (SELECT FROM pgflow.definitions n
+                  WHERE n.workflow_slug = d.workflow_slug AND n.version > d.version
+                    AND n.created_at < clock_timestamp() - grace);
+    IF outdated IS NULL THEN
+        RETURN 0; -- without a look at all runs
+    END IF;
+    DELETE FROM pgflow.definitions d
+    WHERE d.id IN (SELECT unnest(outdated)
+                   EXCEPT SELECT r.definition_id FROM pgflow.runs r WHERE r.definition_id = ANY (outdated));
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+    RETURN pruned;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.prune_definitions(text[], interval) IS
+    'Deletes snapshots that no run refers to and that a newer one has replaced for `grace`; returns how many. Reads '
+    'the runs once, if there is any snapshot to look for.';
+
+
 DO $rights$
 DECLARE
     created regprocedure;
@@ -968,7 +1081,7 @@ BEGIN
             'extend_leases', 'release_run', 'enable_workflow', 'is_stale', 'claim_step', 'note_state',
             'complete_step', 'fail_step', 'change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'shorten', 'is_others',
             'is_claimed_outside', 'claim_external_step', 'take_external_steps', 'watch_steps', 'read_input',
-            'report_shadow')
+            'report_shadow', 'is_let_go', 'prune_runs', 'prune_definitions')
     LOOP
         EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
     END LOOP;

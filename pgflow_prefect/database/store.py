@@ -14,6 +14,7 @@ from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.definition_edit import replace_definition
 from pgflow_prefect.database.deployment_statements import DeploymentStatements
+from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
@@ -34,7 +35,7 @@ from pgflow_prefect.models import (
 from pgflow_prefect.settings import Settings
 
 
-class Store(BindingStatements, DeploymentStatements, UnsettledStatements):
+class Store(BindingStatements, DeploymentStatements, PruningStatements, UnsettledStatements):
     """pgflow's tables and functions, one method a statement.
 
     Every method raises `SchemaMissingError` where the schema is not there and `TransientError` where the same call
@@ -214,6 +215,11 @@ class Store(BindingStatements, DeploymentStatements, UnsettledStatements):
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
+
+    async def read_clock(self) -> datetime:
+        """Return the database's time, which those of runs and steps are from."""
+        [row] = await self._fetch("read_clock")
+        return datetime.fromisoformat(str(row["now"]))
 
     async def list_runs(
         self,

@@ -6,6 +6,8 @@
 --                   do, and workers of your own that read a queue; can't change what a step is or who does it
 --   pgflow_observe  reads everything, changes nothing
 --
+-- None of them deletes runs: `pgflow-prefect prune`, or pg_cron's job, runs as the owner of the tables.
+--
 -- A binding names the code that a worker executes: who may define decides what workers do. Supabase's service_role,
 -- where there is one, may do what all four may.
 --
@@ -74,6 +76,7 @@ BEGIN
                    p.proname ~ changes_bindings AND p.provolatile = 'v' AND n.nspname = 'pgflow_prefect' AS changes
             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
+              AND p.proname NOT IN ('prune_runs', 'prune_definitions')
         )
         SELECT * FROM (VALUES
             ('USAGE ON SCHEMA pgflow', '{define,run,work,observe}'::text[]),

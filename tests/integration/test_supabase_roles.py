@@ -244,7 +244,18 @@ def test_no_statement_of_the_store_is_refused(kit: Connection) -> None:
             refusals[query] = str(refusal)
         except psycopg.Error:
             pass  # NULL where it needs something: it was let in
-    assert refusals == {}
+    assert refusals.keys() == {"prune_runs", "prune_definitions"}, "deleting runs is the owner's"
+
+
+def test_doctor_finds_that_who_works_lacks_nothing_and_who_observes_much(kit: Connection) -> None:
+    def list_missing(role: str) -> set[object]:
+        become(kit, role)
+        return {row[0] for row in kit.execute(QUERIES["list_missing_rights"], {"run_id": None})}
+
+    assert list_missing("pgflow_work") == set()
+    missing = list_missing("pgflow_observe")
+    assert {"INSERT on pgflow_prefect.owners", "EXECUTE on function pgflow.claim_step"} <= missing
+    assert "SELECT on pgflow.runs" not in missing
 
 
 def test_a_member_who_logs_in_has_the_rights_of_the_role(kit: Connection, dsn: str) -> None:

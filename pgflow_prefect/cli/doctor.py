@@ -1,0 +1,89 @@
+"""`doctor`."""
+
+import os
+from contextlib import aclosing
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.markup import escape
+from rich.status import Status as Spinner
+
+from pgflow_prefect.cli.console import err, out, print_json, print_table
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.connection import LIBPQ_VARIABLES
+from pgflow_prefect.deployment.diagnosis.doctor import examine
+from pgflow_prefect.deployment.diagnosis.findings import Finding, Outcome
+from pgflow_prefect.execution.in_process import run_event_loop
+from pgflow_prefect.settings import Settings
+
+_STYLES = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAULT: "red", Outcome.SKIPPED: "dim"}
+
+
+def doctor(
+    *,
+    flow_run: Annotated[bool, Parameter(negative="--no-flow-run", show_default=False)] = True,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
+    """Check the database, Prefect, and what is between them; advise where something is not as it should be.
+
+    One line a check: ok, warning, fault, or skipped. The exit code is 1 where there is a fault.
+
+    Example: `pgflow-prefect doctor`
+
+    Parameters
+    ----------
+    flow_run
+        Measure, with a flow run of one task, how long Prefect takes to show what has happened. It is deleted again.
+    """
+    settings = make_settings(dsn)
+    found = run_event_loop(_examine, settings, _name_source(settings, dsn), flow_run, json)
+    if json:
+        print_json(found)
+    elif not out.is_terminal:
+        columns = ("check", "outcome", "message", "advice")
+        print_table(columns, [(each.check, each.outcome, each.message, each.advice or "") for each in found])
+    return int(any(each.outcome is Outcome.FAULT for each in found))
+
+
+def _name_source(settings: Settings, dsn: str | None) -> str:
+    """Return where the connection string comes from: its name, never its text."""
+    if dsn:
+        return "--dsn"
+    if os.environ.get("PGFLOW_DSN"):
+        return "PGFLOW_DSN"
+    if settings.dsn is not None:
+        return "PGFLOW_BLOCK"
+    named = [name for name in LIBPQ_VARIABLES if os.environ.get(name)]
+    return ", ".join(named) or "the embedded server, for nothing names another one"
+
+
+async def _examine(settings: Settings, source: str, flow_run: bool, quiet: bool) -> list[Finding]:
+    found = []
+    # On the console of the lines, which are drawn above it; on standard error where these go into a pipe.
+    console = out if out.is_terminal else err
+    spinner = Spinner("", console=console)
+    if console.is_terminal:
+        spinner.start()
+    try:
+
+        def begin(name: str) -> None:
+            spinner.update(f"{escape(name)} …")
+
+        async with aclosing(examine(settings, source, with_flow_run=flow_run, begin=begin)) as findings:
+            async for finding in findings:
+                found.append(finding)
+                if out.is_terminal and not quiet:
+                    _print_finding(finding)
+    finally:
+        spinner.stop()
+    return found
+
+
+def _print_finding(finding: Finding) -> None:
+    style = _STYLES[finding.outcome]
+    out.print(
+        f"[{style}]{finding.outcome:<8}[/{style}] [bold]{escape(finding.check)}[/bold]: {escape(finding.message)}"
+    )
+    if finding.advice:
+        out.print(f"         {escape(finding.advice)}")

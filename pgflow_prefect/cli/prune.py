@@ -1,0 +1,172 @@
+"""`prune`."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Literal
+
+import anyio
+from cyclopts import Parameter
+from cyclopts.validators import Number
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from pgflow_prefect.cli.console import err, out, print_json, print_table
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.database.pruning import PrunableRuns
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.models import Status
+from pgflow_prefect.settings import Settings
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST = timedelta(days=36525)  # a century: what is subtracted from now has to be a date
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which runs are to go.
+
+    Attributes:
+        older_than: since their end.
+        workflows: of these; of all where None.
+        status: completed or failed; both where None.
+        batch: runs in one transaction.
+    """
+
+    older_than: timedelta
+    workflows: tuple[str, ...] | None
+    status: Status | None
+    batch: int
+
+
+@dataclass
+class Pruned:
+    """What is gone so far."""
+
+    runs: int = 0
+    definitions: int = 0
+
+
+def read_age(text: str) -> timedelta:
+    """Return how long `90m`, `12h`, `30d` or `2w` are.
+
+    Raises:
+        UsageError: it is none of these, or nothing, or more than a century.
+    """
+    found = re.fullmatch(r"(\d{1,12})([smhdw])", text.strip(), re.ASCII)
+    try:
+        age = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
+    except OverflowError:
+        age = timedelta.max
+    if not timedelta() < age <= _LONGEST:
+        raise UsageError(f"--older-than {text!r}: give 90m, 12h, 30d or 2w, more than nothing, 100 years at most")
+    return age
+
+
+def prune(
+    *,
+    older_than: str,
+    workflow: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    status: Literal["completed", "failed"] | None = None,
+    batch: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 1000,
+    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Delete runs that ended long ago, with everything that is theirs.
+
+    Pending runs never go. A run that somebody still holds, or whose end Prefect was not yet seen to show, stays a day
+    longer. Snapshots of former definitions that no run refers to any more go as well. Prefect's own flow runs stay.
+    Several at once are safe; Ctrl-C stops after the batches that are done.
+
+    Example: `pgflow-prefect prune --older-than 30d`
+
+    Parameters
+    ----------
+    older_than
+        How long ago a run must have ended: 90m, 12h, 30d, 2w.
+    workflow
+        Only runs of these workflows.
+    status
+        Only runs that are completed or failed.
+    batch
+        Runs that one transaction deletes.
+    dry_run
+        Say what would go, and delete nothing.
+    """
+    chosen = Choice(
+        read_age(older_than), tuple(workflow) if workflow else None, Status(status) if status else None, batch
+    )
+    settings = make_settings(dsn)
+    if dry_run:
+        _print_counts(anyio.run(_count, settings, chosen), json=json)
+        return
+    pruned = Pruned()
+    try:
+        anyio.run(_prune, settings, chosen, pruned, out.is_terminal and not json)
+    except KeyboardInterrupt:
+        err.print(f"{_describe(pruned)} before the interruption", markup=False)
+        raise
+    if json:
+        print_json({"runs": pruned.runs, "definitions": pruned.definitions})
+    else:
+        out.print(_describe(pruned))
+
+
+def _describe(pruned: Pruned) -> str:
+    snapshots = f", and {_count_of(pruned.definitions, 'former definition')}" if pruned.definitions else ""
+    return f"deleted {_count_of(pruned.runs, 'run')}{snapshots}"
+
+
+def _count_of(number: int, what: str) -> str:
+    return f"{number} {what}{'s'[: number != 1]}"
+
+
+def _print_counts(found: list[PrunableRuns], *, json: bool) -> None:
+    if json:
+        print_json(found)
+    elif found:
+        rows = [(each.workflow_slug, each.status, str(each.runs), str(each.kept)) for each in found]
+        print_table(("workflow", "status", "to delete", "kept a day longer"), rows)
+    else:
+        out.print("nothing is that old")
+
+
+async def _count(settings: Settings, chosen: Choice) -> list[PrunableRuns]:
+    async with open_store(settings, size=1) as store:
+        await _check_workflows(store, chosen)
+        return await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
+
+
+async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool) -> None:
+    async with open_store(settings, size=1) as store:
+        await _check_workflows(store, chosen)
+        total = 0
+        if live:
+            counted = await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
+            total = sum(each.runs for each in counted)
+        with _show_progress(live, total) as progress:
+            found = chosen.batch
+            while found >= chosen.batch:
+                found = await store.prune_runs(
+                    chosen.older_than, at_most=chosen.batch, workflow_slugs=chosen.workflows, status=chosen.status
+                )
+                pruned.runs += found
+                progress.update(progress.task_ids[0], completed=pruned.runs)
+        pruned.definitions = await store.prune_definitions(chosen.workflows)
+
+
+async def _check_workflows(store: Store, chosen: Choice) -> None:
+    for slug in chosen.workflows or ():
+        await store.load_definition(slug)  # a mistyped name is an error, not nothing to do
+
+
+@contextmanager
+def _show_progress(live: bool, total: int) -> Iterator[Progress]:
+    """Show how far it is, on a terminal."""
+    columns = (BarColumn(complete_style="cyan"), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())
+    with Progress(*columns, console=out, disable=not live, transient=True) as progress:
+        progress.add_task("runs", total=total)
+        yield progress

@@ -1,0 +1,122 @@
+"""What `pgflow-prefect doctor` asks of PostgreSQL, whether our schemas are there or not."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
+
+from pgflow_prefect.database.connection import connect, open_pool
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.statements import Statements
+from pgflow_prefect.database.store import make_tenure
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.models import Enabled
+from pgflow_prefect.settings import Settings
+
+
+class Server(BaseModel):
+    """A PostgreSQL server, and who is connected to it.
+
+    Attributes:
+        version: as people write it.
+        number: as the server counts: 130004 is 13.4.
+        database: the database.
+        user: the current user.
+        now: its clock.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    number: int
+    database: str
+    user: str
+    now: datetime
+
+
+class UntakenRuns(BaseModel):
+    """Pending runs of a workflow that nobody executes.
+
+    Attributes:
+        workflow_slug: the workflow.
+        runs: begun since it was enabled.
+        older: begun before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    runs: int
+    older: int
+
+
+class DiagnosisStatements(Statements):
+    """Questions about the server, the schemas and the rights; about runs where the schemas are there."""
+
+    async def read_server(self) -> Server:
+        """Return which server this is."""
+        [row] = await self._fetch("read_server")
+        return Server.model_validate(row)
+
+    async def find_versions(self) -> tuple[int | None, int | None]:
+        """Return the installed versions of engine and adapter; None for one that is missing."""
+        [row] = await self._fetch("find_versions")
+        return _to_version(row["engine"]), _to_version(row["adapter"])
+
+    async def list_missing_rights(self) -> list[str]:
+        """Return the rights that executing runs needs and that the current user does not have."""
+        return [str(row["missing"]) for row in await self._fetch("list_missing_rights")]
+
+    async def has_work_role(self) -> bool:
+        """Tell whether the role `pgflow_work` is there."""
+        [row] = await self._fetch("find_work_role")
+        return bool(row["found"])
+
+    async def list_enabled(self) -> dict[str, Enabled]:
+        """Return the workflows that were enabled or disabled, by slug."""
+        found = [Enabled.model_validate(row) for row in await self._fetch("list_enabled")]
+        return {each.workflow_slug: each for each in found}
+
+    async def count_untaken_runs(self, seconds: float) -> list[UntakenRuns]:
+        """Return how many pending runs of enabled workflows nobody has taken for so long, by workflow."""
+        rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.tenure.lease)
+        return [UntakenRuns.model_validate(row) for row in rows]
+
+
+@asynccontextmanager
+async def open_diagnosis(dsn: str, settings: Settings) -> AsyncIterator[DiagnosisStatements]:
+    """Open a database, whatever is in it.
+
+    Raises:
+        DatabaseUnavailableError: it can't be reached.
+    """
+    async with open_pool(dsn, size=1, timeout=settings.connect_timeout) as pool:
+        yield DiagnosisStatements(pool, make_tenure(settings))
+
+
+async def hears_notifications(dsn: str, *, timeout: float, patience: float) -> bool:  # noqa: ASYNC109  libpq's own
+    """Tell whether LISTEN works on a connection of this kind: behind a pooler in transaction mode, it does not.
+
+    Args:
+        dsn: what `find_dsn` returned.
+        timeout: seconds to wait for a connection.
+        patience: seconds to wait for the notification.
+    """
+    with translate_errors():
+        async with (
+            await connect(dsn, timeout=timeout) as listening,
+            await connect(dsn, timeout=timeout) as sending,
+        ):
+            await listening.execute(QUERIES["listen_for_doctor"])
+            try:
+                await sending.execute(QUERIES["notify_doctor"])
+                async for _ in listening.notifies(timeout=patience, stop_after=1):
+                    return True
+            finally:
+                await listening.execute(QUERIES["unlisten_for_doctor"])
+    return False
+
+
+def _to_version(found: object) -> int | None:
+    return None if found is None else int(str(found))

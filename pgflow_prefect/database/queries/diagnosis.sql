@@ -1,0 +1,79 @@
+-- What `pgflow-prefect doctor` asks. Only what everybody may look at, as far as that is possible.
+
+-- read_server --
+-- Which server and database this is, and who asks.
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
+       current_database() AS database, current_user AS "user", clock_timestamp() AS now
+
+-- find_versions --
+-- The installed versions, NULL for none: read, not called, for that takes rights.
+SELECT max(substring(p.prosrc FROM '\d+')::int) FILTER (WHERE p.proname = 'engine_version') AS engine,
+       max(substring(p.prosrc FROM '\d+')::int) FILTER (WHERE p.proname = 'adapter_version') AS adapter
+FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE (n.nspname, p.proname) IN (('pgflow', 'engine_version'), ('pgflow_prefect', 'adapter_version'))
+
+-- list_missing_rights --
+-- What whoever executes runs needs, and this user does not have: as sql/supabase/roles.sql grants it to pgflow_work.
+WITH ours AS (
+    SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('pgflow', 'pgflow_prefect')
+), relation AS (
+    SELECT c.oid, ours.nspname || '.' || c.relname AS name, c.relkind, CASE
+        WHEN c.relkind = 'v' OR c.relname ~ '^binding' THEN '{SELECT}'::text[]
+        WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
+        WHEN c.relname = 'waiting_steps' THEN '{SELECT,INSERT,UPDATE,DELETE}'
+        WHEN c.relname LIKE 'definition%%' THEN '{SELECT,INSERT}'
+        WHEN c.relname = 'workflows' THEN '{SELECT,UPDATE}'
+        ELSE '{SELECT}' END AS needed
+    FROM pg_catalog.pg_class c JOIN ours ON ours.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v')
+), routine AS (
+    SELECT p.oid, ours.nspname || '.' || p.proname AS name
+    FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
+    WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
+      AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow',
+                            'prune_runs', 'prune_definitions')
+)
+SELECT missing FROM (
+    SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')
+    UNION
+    SELECT 2, granted || ' on ' || name FROM relation CROSS JOIN unnest(needed) AS granted
+    WHERE NOT has_table_privilege(oid, granted)
+      AND (granted = 'DELETE' OR NOT has_any_column_privilege(oid, granted))
+    UNION
+    SELECT 3, 'EXECUTE on function ' || name FROM routine WHERE NOT has_function_privilege(oid, 'EXECUTE')
+    UNION
+    SELECT 4, 'BYPASSRLS, for row-level security of ' || name FROM relation
+    WHERE relkind IN ('r', 'p') AND row_security_active(oid)
+) found
+ORDER BY place, missing
+
+-- find_work_role --
+-- Whether the role that has all that is there.
+SELECT to_regrole('pgflow_work') IS NOT NULL AS found
+
+-- listen_for_doctor --
+-- Hear of what is sent below.
+LISTEN pgflow_doctor
+
+-- unlisten_for_doctor --
+-- A pooler may keep this session for others.
+UNLISTEN pgflow_doctor
+
+-- notify_doctor --
+-- Send something to whoever listens.
+SELECT pg_notify('pgflow_doctor', 'heard')
+
+-- count_untaken_runs --
+-- Pending runs of enabled workflows that nobody has taken for a while; those begun before the enabling apart.
+SELECT r.workflow_slug, count(*) FILTER (WHERE r.created_at >= e.since) AS runs,
+       count(*) FILTER (WHERE r.created_at < e.since OR r.created_at IS NULL) AS older
+FROM pgflow.runs r
+JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+WHERE r.status = 'pending'
+  AND (r.created_at IS NULL OR r.created_at < clock_timestamp() - make_interval(secs => %(seconds)s))
+  AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
+  AND (o.run_id IS NULL OR o.taken_at < clock_timestamp() - make_interval(secs => %(seconds)s))
+GROUP BY r.workflow_slug
+ORDER BY r.workflow_slug

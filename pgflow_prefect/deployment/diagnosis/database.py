@@ -1,0 +1,101 @@
+"""Checks of PostgreSQL."""
+
+from datetime import UTC, datetime
+
+import anyio
+
+from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
+from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION
+from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
+
+_OLDEST = 130000  # PostgreSQL 13, as pgflow.sql wants it
+_CLOCK_TOLERANCE = 2.0  # seconds
+_HEARING = 2.0  # seconds that a notification may take
+_NAMED = 3  # missing rights in the sentence; all of them are in the details
+
+
+async def _reach(patient: Patient) -> Verdict:
+    # In a thread: without a connection string it starts an embedded server.
+    patient.dsn = await anyio.to_thread.run_sync(find_dsn, patient.settings)
+    patient.database = await patient.resources.enter_async_context(open_diagnosis(patient.dsn, patient.settings))
+    server = await patient.database.read_server()
+    return Verdict(Outcome.OK, f"database {server.database!r} answers user {server.user!r}, by {patient.source}")
+
+
+async def _check_version(patient: Patient) -> Verdict:
+    server = await patient.reached.read_server()
+    if server.number < _OLDEST:
+        return Verdict(Outcome.FAULT, f"PostgreSQL {server.version} is too old", "use PostgreSQL 13 or later")
+    return Verdict(Outcome.OK, f"PostgreSQL {server.version}")
+
+
+async def _check_schema(patient: Patient) -> Verdict:
+    versions = dict(zip(("pgflow", "pgflow_prefect"), await patient.reached.find_versions(), strict=True))
+    wanted = {"pgflow": ENGINE_VERSION, "pgflow_prefect": ADAPTER_VERSION}
+    if missing := [name for name, version in versions.items() if version is None]:
+        return Verdict(
+            Outcome.FAULT, f"there is no schema {' and no schema '.join(missing)}", "run `pgflow-prefect init`"
+        )
+    found = {name: version or 0 for name, version in versions.items()}
+    described = ", ".join(f"{name} {version}" for name, version in found.items())
+    if any(found[name] < version for name, version in wanted.items()):
+        return Verdict(
+            Outcome.FAULT,
+            f"the schemas are older than this program: {described}",
+            "run `pgflow-prefect init` to upgrade them",
+        )
+    if any(found[name] > version for name, version in wanted.items()):
+        advice = "pip install --upgrade pgflow-prefect"
+        return Verdict(Outcome.WARNING, f"the schemas are newer than this program: {described}", advice)
+    return Verdict(Outcome.OK, f"current: {described}")
+
+
+async def _check_rights(patient: Patient) -> Verdict:
+    user = (await patient.reached.read_server()).user
+    missing = await patient.reached.list_missing_rights()
+    if not missing:
+        return Verdict(Outcome.OK, f"user {user!r} may do all that executing runs needs")
+    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    advice = f'GRANT pgflow_work TO "{user}", which has them'
+    if not await patient.reached.has_work_role():
+        advice = f"run sql/supabase/api.sql and sql/supabase/roles.sql as the tables' owner, then {advice}"
+    return Verdict(
+        Outcome.FAULT, f"user {user!r} lacks {', '.join(missing[:_NAMED])}{more}", advice, details=tuple(missing)
+    )
+
+
+async def _check_hearing(patient: Patient) -> Verdict:
+    settings = patient.settings
+    if await hears_notifications(patient.dsn, timeout=settings.connect_timeout, patience=_HEARING):
+        return Verdict(Outcome.OK, "LISTEN works: workers and bridges hear of a run at once")
+    return Verdict(
+        Outcome.WARNING,
+        f"LISTEN hears nothing, as behind a pooler in transaction mode: runs wait for {settings.sweep_interval:g} s",
+        "give worker and bridge a direct or session-mode connection, or a shorter PGFLOW_SWEEP_INTERVAL",
+    )
+
+
+async def _check_clock(patient: Patient) -> Verdict:
+    before = datetime.now(UTC)
+    theirs = (await patient.reached.read_server()).now
+    after = datetime.now(UTC)
+    # Between the two, whenever it was: what the answer's way took is no difference.
+    apart = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
+    if apart > _CLOCK_TOLERANCE:
+        return Verdict(
+            Outcome.WARNING,
+            f"the clocks of the database and of this machine are {apart:.1f} s apart",
+            "let both follow NTP: Prefect's times are this machine's, PostgreSQL's its own",
+        )
+    return Verdict(Outcome.OK, "the clocks of the database and of this machine agree")
+
+
+DATABASE_CHECKS = (
+    Check("database", _reach, patience=60),  # libpq's own connect_timeout comes first; an embedded server has to start
+    Check("server version", _check_version, needs=("database",)),
+    Check("schema", _check_schema, needs=("database", "server version")),
+    Check("rights", _check_rights, needs=("schema",)),
+    Check("listen", _check_hearing, needs=("database",), patience=30),
+    Check("clock", _check_clock, needs=("database",)),
+)

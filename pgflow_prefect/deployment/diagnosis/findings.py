@@ -1,0 +1,134 @@
+"""What a check is, what comes of it, and carrying out many."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import anyio
+from prefect.client.orchestration import PrefectClient
+from pydantic import BaseModel, ConfigDict
+
+from pgflow_prefect.database.diagnosis import DiagnosisStatements
+from pgflow_prefect.deployment.diagnosis.redaction import describe_error
+from pgflow_prefect.settings import Settings
+
+PATIENCE = 10.0
+"""Seconds for a check that has no limit of its own: Prefect's client goes on for a minute where nobody answers."""
+
+
+class Outcome(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works, and not as well as it could."""
+    FAULT = "fault"
+    """Runs do not work, or are not shown, until this is mended."""
+    SKIPPED = "skipped"
+    """It could not be looked at."""
+
+
+class Verdict(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        outcome: how it went.
+        message: one sentence.
+        advice: which setting or command to use; None where there is nothing to do.
+        details: what a list of many things has, whole.
+    """
+
+    outcome: Outcome
+    message: str
+    advice: str | None = None
+    details: tuple[str, ...] = ()
+
+
+class Finding(BaseModel):
+    """A verdict, and the name of its check."""
+
+    model_config = ConfigDict(frozen=True)
+
+    check: str
+    outcome: Outcome
+    message: str
+    advice: str | None
+    details: tuple[str, ...]
+
+
+@dataclass
+class Patient:
+    """What is examined, and what the first checks have opened for the later ones.
+
+    Attributes:
+        settings: of this process.
+        source: where the connection string comes from, for people.
+        resources: closed at the end.
+        dsn: how the database is reached.
+        database: it, once it was reached.
+        client: Prefect's API, once it was reached.
+        api_settings: what Prefect's server says of its own settings; empty where it says nothing.
+    """
+
+    settings: Settings
+    source: str
+    resources: AsyncExitStack
+    dsn: str = ""
+    database: DiagnosisStatements | None = None
+    client: PrefectClient | None = None
+    api_settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> DiagnosisStatements:
+        """The database, for checks that need `database`."""
+        assert self.database is not None
+        return self.database
+
+    @property
+    def prefect(self) -> PrefectClient:
+        """Prefect's API, for checks that need `prefect api`."""
+        assert self.client is not None
+        return self.client
+
+
+@dataclass(frozen=True)
+class Check:
+    """One look at one thing.
+
+    Attributes:
+        name: for people and scripts.
+        examine: does it; what it raises is a fault.
+        needs: the names of checks that have to have gone well, or it is skipped.
+        patience: seconds that it may take.
+    """
+
+    name: str
+    examine: Callable[[Patient], Awaitable[Verdict]]
+    needs: tuple[str, ...] = ()
+    patience: float = PATIENCE
+
+
+async def carry_out(checks: Iterable[Check], patient: Patient, begin: Callable[[str], None]) -> AsyncGenerator[Finding]:
+    """Carry out checks in their order, and yield what comes of each; `begin` hears the name before."""
+    gone_well: set[str] = set()
+    for check in checks:
+        begin(check.name)
+        if unmet := [name for name in check.needs if name not in gone_well]:
+            verdict = Verdict(Outcome.SKIPPED, f"needs what {unmet[0]!r} looks at")
+        else:
+            verdict = await _examine(check, patient)
+        if verdict.outcome in {Outcome.OK, Outcome.WARNING}:
+            gone_well.add(check.name)
+        yield Finding(check=check.name, **verdict._asdict())
+
+
+async def _examine(check: Check, patient: Patient) -> Verdict:
+    with anyio.move_on_after(check.patience):
+        try:
+            return await check.examine(patient)
+        except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+            message, _, advice = describe_error(error).partition("\n")
+            return Verdict(Outcome.FAULT, message.strip(), advice.strip() or None)
+    return Verdict(Outcome.FAULT, f"no answer in {check.patience:g} s", "look whether it is overloaded, or cut off")

@@ -1,0 +1,101 @@
+"""Checks of what stands ready to execute runs."""
+
+from collections.abc import Iterable
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.objects import WorkerStatus, WorkPool
+
+from pgflow_prefect.deployment.deployments import find_deployments
+from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
+from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.workflow import to_flow_name
+
+_UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second
+_PAGE = 200  # what Prefect's API answers at most, by default
+
+
+async def _list_enabled(patient: Patient) -> list[str]:
+    return [slug for slug, each in (await patient.reached.list_enabled()).items() if each.enabled]
+
+
+async def _check_deployments(patient: Patient) -> Verdict:
+    enabled = await _list_enabled(patient)
+    if not enabled:
+        return Verdict(
+            Outcome.OK, "no workflow is enabled: `pgflow-prefect deploy` or `pgflow-prefect worker` enables one"
+        )
+    found = await find_deployments(patient.prefect, map(to_flow_name, enabled))
+    missing = [slug for slug in enabled if to_flow_name(slug) not in {*found.chosen, *found.ambiguous}]
+    if missing:
+        return Verdict(
+            Outcome.WARNING,
+            f"enabled, and without a deployment: {', '.join(missing)}",
+            f"pgflow-prefect deploy {' '.join(missing)}",
+            details=tuple(missing),
+        )
+    return Verdict(Outcome.OK, f"all {len(enabled)} enabled workflows have a deployment")
+
+
+async def _check_runs(patient: Patient) -> Verdict:
+    found = await patient.reached.count_untaken_runs(_UNTAKEN_AFTER)
+    waiting = {each.workflow_slug: each.runs for each in found if each.runs}
+    older = {each.workflow_slug: each.older for each in found if each.older}
+    if waiting:
+        return Verdict(
+            Outcome.WARNING,
+            f"nobody has taken these runs for more than a minute: {_list_counts(waiting)}",
+            "start `pgflow-prefect worker` or `pgflow-prefect bridge`, or more of them",
+            details=tuple(waiting),
+        )
+    if older:
+        return Verdict(
+            Outcome.WARNING,
+            f"runs that were begun before their workflow was enabled: {_list_counts(older)}",
+            "`pgflow-prefect worker --adopt` or `pgflow-prefect bridge --adopt` takes them",
+            details=tuple(older),
+        )
+    return Verdict(Outcome.OK, "no run waits for a worker or bridge")
+
+
+def _list_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} of {slug}" for slug, number in counts.items())
+
+
+async def _check_work_pools(patient: Patient) -> Verdict:
+    enabled = await _list_enabled(patient)
+    found = await find_deployments(patient.prefect, map(to_flow_name, enabled))
+    names = sorted({each.work_pool_name for each in found.chosen.values() if each.work_pool_name})
+    if not names:
+        return Verdict(Outcome.OK, "no deployment has a work pool: `pgflow-prefect worker` executes the runs")
+    with translate_prefect_errors("a look at the work pools"):
+        idle = await _find_idle(patient.prefect, names)
+    if not idle:
+        return Verdict(Outcome.OK, f"work pools with a worker: {', '.join(names)}")
+    advice = ", ".join(f"`prefect worker start --pool '{name}'`" for name in idle)
+    return Verdict(
+        Outcome.WARNING,
+        f"work pools without an online worker, or paused: {', '.join(idle)}",
+        f"{advice}; a paused one: `prefect work-pool resume NAME`",
+        details=tuple(idle),
+    )
+
+
+async def _find_idle(client: PrefectClient, names: Iterable[str]) -> list[str]:
+    chosen = WorkPoolFilter(name=WorkPoolFilterName(any_=[*names]))
+    pools = await client.read_work_pools(work_pool_filter=chosen, limit=_PAGE)
+    return [pool.name for pool in pools if pool.is_paused or not await _has_worker(client, pool)]
+
+
+async def _has_worker(client: PrefectClient, pool: WorkPool) -> bool:
+    if pool.is_push_pool or pool.is_managed_pool:
+        return True  # Prefect Cloud starts the runs of these itself
+    workers = await client.read_workers_for_work_pool(pool.name, limit=_PAGE)
+    return any(worker.status is WorkerStatus.ONLINE for worker in workers)
+
+
+WORKFLOW_CHECKS = (
+    Check("deployments", _check_deployments, needs=("schema", "rights", "prefect api")),
+    Check("runs", _check_runs, needs=("schema", "rights")),
+    Check("work pools", _check_work_pools, needs=("schema", "rights", "prefect api"), patience=20),
+)

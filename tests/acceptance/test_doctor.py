@@ -1,0 +1,161 @@
+"""`doctor`: what is wrong is named, with what to do about it, and the exit code says whether anything is broken."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from tests.acceptance.conftest import TIMEOUT, CommandLine, Ended, PrefectView
+from tests.conftest import Connection, route
+from tests.engine import CHAIN, define, run_workflow
+from tests.proxy import proxy_without_websockets
+
+DATABASE = ["database", "server version", "schema", "rights", "listen", "clock"]
+PREFECT = ["prefect url", "prefect api", "prefect version", "websockets", "task run recorder", "prefect database"]
+WORKFLOWS = ["deployments", "runs", "work pools"]
+
+Findings = dict[str, dict[str, Any]]
+
+
+def read_findings(ended: Ended) -> Findings:
+    assert ended.err == ""
+    return {each["check"]: each for each in json.loads(ended.out)}
+
+
+def outcomes(findings: Findings, names: list[str]) -> set[str]:
+    return {findings[name]["outcome"] for name in names}
+
+
+def test_where_all_is_well_every_check_says_so_and_nothing_is_left_behind(
+    cli: CommandLine, prefect: PrefectView
+) -> None:
+    ended = cli("doctor", "--json")
+    findings = read_findings(ended)
+    assert ended.code == 0, findings
+    assert [*findings] == [*DATABASE, *PREFECT, "lag", *WORKFLOWS]
+    # Behind a pooler, LISTEN hears nothing; a server does not tell where its data is.
+    hints = {"listen", "prefect database"}
+    assert {name: each for name, each in findings.items() if each["outcome"] != "ok" and name not in hints} == {}
+    assert "by PGFLOW_DSN" in findings["database"]["message"]
+    assert findings["lag"]["message"].startswith("a task run shows as completed ")
+    assert prefect.count_flow_runs("pgflow-doctor") == 0
+    assert httpx.get(f"{prefect.url}/flows/name/pgflow-doctor", timeout=TIMEOUT).status_code == 404
+    newest = {"sort": "TIMESTAMP_DESC", "limit": 50}
+    logs = httpx.post(f"{prefect.url}/logs/filter", json=newest, timeout=TIMEOUT).raise_for_status().json()
+    assert [each["message"] for each in logs if "pgflow-doctor" in each["message"]] == []
+
+
+def test_without_the_flow_run_it_is_not_measured_how_prefect_lags(cli: CommandLine) -> None:
+    ended = cli("doctor", "--no-flow-run")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.lines[0] == "check\toutcome\tmessage\tadvice"
+    assert [line.split("\t")[0] for line in ended.lines[1:]] == [*DATABASE, *PREFECT, *WORKFLOWS]
+
+
+def test_a_schema_that_is_missing_is_a_fault_that_init_mends(cli: CommandLine, empty_dsn: str) -> None:
+    ended = cli("doctor", "--no-flow-run", "--json", "--dsn", route(empty_dsn))
+    assert ended.code == 1
+    findings = read_findings(ended)
+    assert findings["schema"]["outcome"] == "fault"
+    assert "pgflow-prefect init" in findings["schema"]["advice"]
+    assert "by --dsn" in findings["database"]["message"]
+    assert outcomes(findings, ["rights", *WORKFLOWS]) == {"skipped"}
+    assert outcomes(findings, ["websockets"]) == {"ok"}
+
+
+def test_nobody_answers_and_all_that_can_be_said_without_is_said(cli: CommandLine) -> None:
+    nowhere = "postgresql://somebody:topsecret@127.0.0.1:1/nowhere"
+    ended = cli("doctor", "--json", PGFLOW_DSN=nowhere, PREFECT_API_URL="http://user:topsecret@127.0.0.1:1/api")
+    assert ended.code == 1
+    assert "topsecret" not in ended.out
+    findings = read_findings(ended)
+    assert outcomes(findings, ["database", "prefect api"]) == {"fault"}
+    assert "PGFLOW_DSN" in findings["database"]["advice"]
+    assert "prefect server start" in findings["prefect api"]["advice"]
+    skipped = [*DATABASE[1:], *PREFECT[2:], "lag", *WORKFLOWS]
+    assert outcomes(findings, skipped) == {"skipped"}
+
+
+def test_without_a_prefect_server_it_warns_and_starts_none(outside: CommandLine, product_dsn: str) -> None:
+    ended = outside("doctor", "--json", PGFLOW_DSN=product_dsn)
+    assert ended.code == 0
+    findings = read_findings(ended)
+    assert findings["prefect url"]["outcome"] == "warning"
+    assert "PREFECT_API_URL" in findings["prefect url"]["advice"]
+    assert outcomes(findings, [*PREFECT[1:], "lag"]) == {"skipped"}
+
+
+def test_a_proxy_that_lets_no_websocket_through_is_a_fault(cli: CommandLine, prefect_api: str) -> None:
+    with proxy_without_websockets(prefect_api) as url:
+        ended = cli("doctor", "--json", PREFECT_API_URL=url)
+    assert ended.code == 1
+    findings = read_findings(ended)
+    assert findings["prefect api"]["outcome"] == "ok"
+    assert findings["websockets"]["outcome"] == "fault"
+    assert "403" in findings["websockets"]["message"]
+    assert "/api/events/in" in findings["websockets"]["advice"]
+    assert findings["lag"]["outcome"] == "skipped", "a flow run whose task is never shown would prove nothing"
+
+
+@pytest.fixture
+def stranger(server_dsn: str) -> Iterator[str]:
+    """A role that may do nothing."""
+    name = f"stranger_{uuid4().hex[:8]}"
+    with psycopg.connect(server_dsn, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(name)))
+        yield name
+        server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
+
+
+def test_a_role_without_rights_is_told_which_it_lacks(cli: CommandLine, dsn: str, stranger: str) -> None:
+    ended = cli("doctor", "--no-flow-run", "--json", "--dsn", make_conninfo(dsn, options=f"-c role={stranger}"))
+    assert ended.code == 1
+    findings = read_findings(ended)
+    assert findings["schema"]["outcome"] == "ok", "the versions can be seen without rights"
+    rights = findings["rights"]
+    assert rights["outcome"] == "fault"
+    assert "pgflow_work" in rights["advice"]
+    assert stranger in rights["advice"]
+    expected = {
+        "USAGE on schema pgflow",
+        "INSERT on pgflow.runs",
+        "UPDATE on pgflow.step_states",
+        "EXECUTE on function pgflow_prefect.claim_step",
+        "SELECT on pgflow_prefect.bindings",
+    }
+    assert expected <= {*rights["details"]}
+    assert "INSERT on pgflow_prefect.bindings" not in rights["details"], "who executes need not define"
+
+
+def test_what_stands_ready_for_runs_is_looked_at(
+    cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    pool = f"pool-{uuid4().hex[:8]}"
+    wish = {"name": pool, "type": "process"}
+    httpx.post(f"{prefect.url}/work_pools/", json=wish, timeout=TIMEOUT).raise_for_status()
+    assert cli("deploy", chain, "--work-pool", pool).code == 0
+    alone = f"alone_{uuid4().hex[:8]}"
+    define(db, alone, CHAIN)
+    assert cli("enable", alone).code == 0
+    for workflow in (chain, alone):
+        run_workflow(db, workflow)
+    db.execute("UPDATE pgflow_prefect.enabled_workflows SET since = since - interval '1 hour'")
+    db.execute(
+        "UPDATE pgflow.runs SET created_at = created_at - interval '2 minutes' WHERE workflow_slug = %s", [alone]
+    )
+
+    ended = cli("doctor", "--no-flow-run", "--json")
+    assert ended.code == 0, "nothing is broken"
+    findings = read_findings(ended)
+    assert outcomes(findings, WORKFLOWS) == {"warning"}
+    assert findings["deployments"]["details"] == [alone]
+    assert f"pgflow-prefect deploy {alone}" in findings["deployments"]["advice"]
+    assert findings["runs"]["details"] == [alone], "the other one is too young to worry"
+    assert findings["work pools"]["details"] == [pool]
+    assert f"prefect worker start --pool '{pool}'" in findings["work pools"]["advice"]

@@ -1,0 +1,93 @@
+"""`prune`: old runs go, it says how many, and whoever stops it loses nothing that it has done."""
+
+import json
+import signal
+from uuid import UUID
+
+import pytest
+
+from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
+from tests.conftest import Connect, Connection
+from tests.engine import CHAIN, define, finish, run_workflow, value
+
+
+@pytest.fixture
+def prune(outside: CommandLine, product_dsn: str) -> CommandLine:
+    """The command with this test's database, and no Prefect: it needs none."""
+    assert isinstance(outside.environment, dict)
+    outside.environment["PGFLOW_DSN"] = product_dsn
+    return outside
+
+
+@pytest.fixture
+def old_runs(db: Connection) -> list[UUID]:
+    """Five runs that completed forty to fifty days ago, the oldest first; beside them, one is pending, one young."""
+    define(db, "chain", CHAIN)
+    runs = [run_workflow(db, "chain").id for _ in range(7)]
+    for run_id in runs[1:]:
+        finish(db, run_id)
+    for age, run_id in enumerate(runs[2:]):
+        db.execute(
+            "UPDATE pgflow.runs SET finished_at = now() - make_interval(days => 50 - 2 * %s) WHERE id = %s",
+            [age, run_id],
+        )
+    return runs[2:]
+
+
+def count_runs(db: Connection) -> object:
+    return value(db, "SELECT count(*) FROM pgflow.runs")
+
+
+def test_a_dry_run_counts_and_deletes_nothing(prune: CommandLine, db: Connection, old_runs: list[UUID]) -> None:
+    ended = prune("prune", "--older-than", "30d", "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.lines == ["workflow\tstatus\tto delete\tkept a day longer", "chain\tcompleted\t5\t0"]
+    [told] = json.loads(prune("prune", "--older-than", "7w", "--dry-run", "--json").out)
+    assert told == {"workflow_slug": "chain", "status": "completed", "runs": 1, "kept": 0}
+    assert prune("prune", "--older-than", "9w", "--dry-run").lines == ["nothing is that old"]
+    assert count_runs(db) == 7
+
+
+def test_old_runs_are_deleted_and_counted(prune: CommandLine, db: Connection, old_runs: list[UUID]) -> None:
+    assert prune("prune", "--older-than", "30d", "--status", "failed").lines == ["deleted 0 runs"]
+    ended = prune("prune", "--older-than", "30d", "--workflow", "chain", "--batch", "2")
+    assert (ended.code, ended.err, ended.lines) == (0, "", ["deleted 5 runs"])
+    assert json.loads(prune("prune", "--older-than", "30d", "--json").out) == {"runs": 0, "definitions": 0}
+    assert count_runs(db) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--older-than", "soon"], "--older-than 'soon': give 90m, 12h, 30d or 2w"),
+        (["--older-than", "30d", "--workflow", "chian"], "unknown workflow 'chian' (did you mean 'chain'?)"),
+        (["--older-than", "30d", "--status", "pending"], "pending"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused_in_one_message(
+    prune: CommandLine, db: Connection, old_runs: list[UUID], arguments: list[str], message: str
+) -> None:
+    ended = prune("prune", *arguments)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.find_error()
+    assert count_runs(db) == 7
+
+
+def test_whoever_stops_it_is_told_what_is_gone(
+    prune: CommandLine, connect: Connect, db: Connection, old_runs: list[UUID]
+) -> None:
+    *others, youngest = old_runs
+    holder = connect()
+    with holder.transaction():
+        holder.execute("SELECT FROM pgflow.step_states WHERE run_id = %s FOR UPDATE", [youngest])
+        process = prune.start("prune", "--older-than", "30d", "--batch", "1")
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        wait_until(lambda: count_runs(db) == 7 - len(others) and value(db, waiting) == 1, "it waits for the last one")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, out) == (130, "")
+    assert "deleted 4 runs before the interruption" in err
+    assert value(db, "SELECT status FROM pgflow.runs WHERE id = %s", youngest) == "completed"
+    assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE run_id = %s", youngest) == len(CHAIN)
