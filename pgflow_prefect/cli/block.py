@@ -14,7 +14,7 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
     the block `default` where nothing else names their database, and for another one where their deployment names it
     (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK does; PGFLOW_DSN overrides both.
 
-    Example: `PGFLOW_DSN=postgresql://app:secret@db/app pgflow-prefect block production`
+    Example: `pgflow-prefect block production`
 
     Parameters
     ----------

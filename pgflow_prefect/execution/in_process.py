@@ -21,6 +21,7 @@ from prefect.utilities.urls import url_for
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.display import name_flow_run
 from pgflow_prefect.execution.prefect_errors import unavailable
+from pgflow_prefect.execution.redaction import describe_error
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
         async with AsyncClientContext() as context:
             yield context.client
     except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        raise unavailable(str(error) or type(error).__name__) from error
+        raise unavailable(describe_error(error)) from error
     except RuntimeError as error:
         if url is not None or "ephemeral" not in str(error):
             raise

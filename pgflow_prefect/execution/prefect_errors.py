@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import httpx
 from prefect.exceptions import ObjectAlreadyExists, ObjectLimitReached, PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 
 from pgflow_prefect.errors import PrefectRefusedError, PrefectUnavailableError
+from pgflow_prefect.execution.redaction import describe_error, name_server
 
 _REFUSALS = range(400, 500)
 _OF_THE_MOMENT = frozenset({401, 403, 408, 425, 429})
@@ -32,13 +32,13 @@ def translate_prefect_errors(what: str = "this") -> Iterator[None]:
             raise PrefectRefusedError(f"Prefect refuses {what}: {_find_reason(error.response)}") from error
         raise unavailable(f"it answers {code}, {_find_reason(error.response)}") from error
     except httpx.TransportError as error:
-        raise unavailable(str(error) or type(error).__name__) from error
+        raise unavailable(describe_error(error)) from error
 
 
 def unavailable(reason: str) -> PrefectUnavailableError:
     """Return the error that says that Prefect's API can't be used, why, and what to do."""
     return PrefectUnavailableError(
-        f"Prefect's API at {get_current_settings().api.url} can't be used: {reason}; "
+        f"Prefect's API at {name_server()} can't be used: {reason}; "
         "start it with `prefect server start`, or correct PREFECT_API_URL"
     )
 

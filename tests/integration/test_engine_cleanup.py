@@ -13,9 +13,10 @@ CLEANUP = """
 
 
 def tables_with_rows(db: Connection) -> set[str]:
-    """Return the tables of both schemas that are not empty."""
+    """Return the tables of both schemas that are not empty; the database's own id is of no workflow."""
     tables = column(db, "SELECT oid::regclass::text FROM pg_class WHERE relkind = 'r' AND relname !~ '^(pg|sql)_'")
-    return {str(table) for table in tables if value(db, f"SELECT EXISTS (TABLE {table})")}
+    found = {str(table) for table in tables if value(db, f"SELECT EXISTS (TABLE {table})")}
+    return found - {"pgflow_prefect.installation"}
 
 
 def fill(db: Connection) -> None:

@@ -13,11 +13,11 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
-from pgflow_prefect.deployment.diagnosis.redaction import describe_error, name_server
 from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.in_process import connect_to_prefect
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.execution.redaction import describe_error, name_server
 
 _OLDEST = (3, 8)
 _RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_"
