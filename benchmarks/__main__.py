@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.bridge import measure_bridge
+from benchmarks.deploy import measure_deploy
 from benchmarks.engine import measure_engine
 from benchmarks.measure import Report
 from benchmarks.translation import measure_translation
@@ -21,6 +22,7 @@ SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "translation": measure_translation,
     "worker": measure_worker,
     "bridge": measure_bridge,
+    "deploy": measure_deploy,
 }
 
 

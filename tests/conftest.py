@@ -37,7 +37,7 @@ os.environ |= {
 
 # What the person who runs the tests has set for the real thing is none of the tests' business.
 for name in [*os.environ]:
-    if name.startswith("PG") and name not in {"PGFLOW_TEST_DSN", "PGFLOW_TEST_POOLER", "PGFLOW_TEST_BROKERS"}:
+    if name.startswith("PG") and not name.startswith("PGFLOW_TEST_"):
         del os.environ[name]
 
 

@@ -1,113 +1,85 @@
 """`deploy`, and what `import --deploy` shares with it."""
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.enabling import enable_workflow, print_older_runs
+from pgflow_prefect.cli.candidates import CONNECTIONS, Candidate, choose, describe_all, raise_all
+from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
+from pgflow_prefect.cli.deploy_report import Preview, Report, print_found, show_progress
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.binding_problems import find_all_problems
-from pgflow_prefect.deployment.deployments import Deployed
-from pgflow_prefect.deployment.deployments import deploy as create_or_update
-from pgflow_prefect.deployment.handler_files import find_workflow, load_module, load_workflow
-from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.execution.in_process import connect_to_prefect, has_server, run_event_loop
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.deployment.deployments.apply import Deployed, Plans, open_plans
+from pgflow_prefect.deployment.deployments.plan import Change
+from pgflow_prefect.deployment.deployments.wanted import Options
+from pgflow_prefect.errors import PgflowPrefectError, UsageError
+from pgflow_prefect.execution.in_process import has_server, run_event_loop
 from pgflow_prefect.settings import Settings
-from pgflow_prefect.workflow import Workflow
-
-WorkPool = Annotated[
-    str | None,
-    Parameter(
-        name="--work-pool",
-        help="The work pool whose workers execute the flow runs; where not given, the one that the deployment has.",
-    ),
-]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A workflow that is to be deployed, and what is wrong with it.
+class Wish:
+    """What `deploy` was asked for.
 
     Attributes:
-        workflow: the handlers.
-        source: the file or module that they are in.
-        definition: the workflow as the database defines it now.
+        slugs: the workflows; None: all.
+        handlers: their file or module.
+        options: of the deployments.
+        plan: say what would be done, and do nothing.
+        prune: delete the deployments of workflows that are gone.
+        json: print JSON.
     """
 
-    workflow: Workflow
-    source: str
-    definition: WorkflowDefinition
-
-    async def find_problems(self, store: Store) -> list[str]:
-        """Return what keeps the workflow from being executed, a sentence each."""
-        return await find_all_problems(store, self.workflow, self.definition)
-
-    @property
-    def stubs(self) -> list[str]:
-        """The steps whose handlers are yet to be written: until then somebody else does them."""
-        return [slug for slug in self.workflow.stubs if slug in self.definition.steps]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What became of one workflow.
-
-    Attributes:
-        deployed: its deployment.
-        enabled: whether workers and bridges take its runs.
-        problems: why it was not enabled.
-        stubs: the steps that somebody else does until their handlers are written.
-        older_runs: pending ones that are not taken, for they are older than the enabling.
-    """
-
-    deployed: Deployed
-    enabled: bool
-    problems: list[str]
-    stubs: list[str]
-    older_runs: list[UUID]
-
-    def to_json(self) -> dict[str, object]:
-        """Return what scripts get."""
-        return {
-            "workflow": self.deployed.workflow_slug,
-            "deployment": self.deployed.name,
-            "id": str(self.deployed.id),
-            "outcome": self.deployed.outcome,
-            "work_pool": self.deployed.work_pool,
-            "url": self.deployed.url,
-            "enabled": self.enabled,
-            "problems": self.problems,
-            "older_runs": [str(each) for each in self.older_runs],
-        }
+    slugs: tuple[str, ...] | None
+    handlers: str | None
+    options: Options
+    plan: bool
+    prune: bool
+    json: bool
 
 
 def deploy(
-    *workflows: str, work_pool: WorkPool = None, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None
-) -> None:
+    *workflows: str,
+    all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    handlers: Handlers = None,
+    flags: DeployFlags = NO_FLAGS,
+    directory: str | None = None,
+    plan: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    prune: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> int:
     """Create or update the Prefect deployment of workflows, and let workers and bridges take their new runs.
 
-    A deployment is what Prefect's workers, schedules and buttons start runs by. Deploying again updates it; what was
-    set in Prefect stays: its schedules, work pool, limits. Nothing is deployed while one of the workflows is invalid.
+    A deployment is what Prefect's workers, schedules and buttons start runs by. Deploying again updates what differs;
+    what was set in Prefect stays: its pause, parameters, further tags and schedules. Nothing is written while one of
+    the workflows is invalid.
 
-    Example: `pgflow-prefect deploy email_campaign --work-pool local`
+    Example: `pgflow-prefect deploy email_campaign --work-pool local --cron "0 9 * * 1-5" --timezone Europe/Berlin`
 
     Parameters
     ----------
     workflows
         The workflows' slugs.
+    all_
+        All workflows of the database that have handlers here, or that need none because rows say who does each step.
+    directory
+        What stands for the current directory on the workers' machine or in the image; with --source, the directory
+        of the repository.
+    plan
+        Show what would be done, and do nothing; exit code 2 where there is something to be done.
+    prune
+        With --all: delete the deployments that were made for workflows of this database which it no longer has.
     """
-    if not workflows:
-        raise UsageError("which workflow? name it")
+    _check_choice(workflows, all_=all_, prune=prune)
     check_server()
-    reports = run_event_loop(_deploy, make_settings(dsn), tuple(dict.fromkeys(workflows)), handlers, work_pool, json)
-    if json:
-        print_json([each.to_json() for each in reports])
+    options = flags.parse(directory)
+    wish = Wish(None if all_ else tuple(dict.fromkeys(workflows)), handlers, options, plan, prune, json)
+    return run_event_loop(_deploy, make_settings(dsn), wish)
 
 
 def check_server() -> None:
@@ -123,76 +95,114 @@ def check_server() -> None:
         )
 
 
-async def deploy_all(store: Store, candidates: Iterable[Candidate], work_pool: str | None, quiet: bool) -> list[Report]:
-    """Deploy workflows, one after the other; enable those that have no problems.
+@dataclass(frozen=True)
+class Done:
+    """What was done, and why the rest was not."""
+
+    reports: list[Report]
+    failures: Sequence[PgflowPrefectError]
+
+
+async def deploy_all(
+    store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False, quiet: bool
+) -> Done:
+    """Deploy workflows, several at a time; enable those that have no problems.
 
     Args:
         store: the database.
         candidates: the workflows.
-        work_pool: for all of them.
-        quiet: print nothing; else, what is done is said at once, for the next one may fail.
-    """
-    reports = []
-    async with connect_to_prefect() as client:
-        for each in candidates:
-            deployed = await create_or_update(client, each.workflow, each.definition, each.source, work_pool=work_pool)
-            reports.append(await _enable(store, each, deployed))
-            if not quiet:
-                _print_report(reports[-1])
-    return reports
-
-
-async def _enable(store: Store, candidate: Candidate, deployed: Deployed) -> Report:
-    if problems := await candidate.find_problems(store):  # its runs would only fail
-        known = (await store.list_enabled()).get(deployed.workflow_slug)
-        return Report(deployed, known is not None and known.enabled, problems, candidate.stubs, [])
-    switched = await enable_workflow(store, deployed.workflow_slug)
-    return Report(deployed, True, [], candidate.stubs, switched.older_runs)
-
-
-async def _deploy(
-    settings: Settings, slugs: tuple[str, ...], handlers: str | None, work_pool: str | None, quiet: bool
-) -> list[Report]:
-    async with open_store(settings, size=1) as store:
-        definitions = [await store.load_definition(slug) for slug in slugs]
-        return await deploy_all(store, await _load_valid(store, definitions, handlers), work_pool, quiet)
-
-
-async def _load_valid(store: Store, definitions: list[WorkflowDefinition], handlers: str | None) -> list[Candidate]:
-    """Load the handlers of all these definitions.
+        options: of the deployments.
+        prune: delete the deployments of workflows that the database no longer has.
+        quiet: show no progress.
 
     Raises:
-        UsageError: with everything that is wrong with any of them.
+        UsageError: one of them can't be deployed; nothing is written then.
+        PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
-    module = load_module(handlers) if handlers else None  # once, however many workflows are in it
-    candidates, errors = [], []
-    for definition in definitions:
-        try:
-            if handlers and module:
-                workflow, source = find_workflow(module, definition.slug, handlers), handlers
-            else:
-                has_rows = bool(await store.list_bindings(definition.slug))
-                workflow, source = load_workflow(definition.slug, has_rows=has_rows)
-            candidates.append(Candidate(workflow, source, definition))
-            if problems := await candidates[-1].find_problems(store):
-                raise InvalidDefinitionError(definition.slug, problems)
-        except UsageError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0] if len(errors) == 1 else UsageError("\n".join(map(str, errors)))
-    return candidates
+    async with _open_plans(store, candidates, options, prune) as plans:
+        with show_progress(len(plans.plans), quiet=quiet) as notice:
+            carried = await plans.carry_out(notice)
+    deployed = {each.name: each for each in carried.deployed}
+    healthy = [each.slug for each in candidates if not each.problems and each.deployment_name in deployed]
+    await store.enable_workflows(healthy)
+    enabled = await find_enabled(store)
+    older: dict[str, list[UUID]] = {}
+    for slug, run_id in await store.list_older_runs(healthy):
+        older.setdefault(slug, []).append(run_id)
+    by_name = {each.deployment_name: each for each in candidates}
+    reports = [
+        _make_report(deployed[plan.name], plan.changes, by_name.get(plan.name), enabled, older)
+        for plan in plans.plans
+        if plan.name in deployed
+    ]
+    return Done(reports, carried.failures)
 
 
-def _print_report(report: Report) -> None:
-    deployed = report.deployed
-    by = f"work pool {deployed.work_pool!r}" if deployed.work_pool else "no work pool: `pgflow-prefect worker` runs it"
-    where = f": {deployed.url}" if deployed.url else ""
-    out.print(f"{deployed.outcome} deployment {deployed.name} ({by}){where}", markup=False)
-    print_older_runs(report.older_runs)
-    if report.stubs:
-        out.print(f"done by somebody else until their stubs are filled in: {', '.join(report.stubs)}", markup=False)
-    if report.problems:
-        todo = "see `pgflow-prefect validate`"
-        state = "is enabled all the same, and its runs will fail" if report.enabled else "is not enabled yet"
-        slug = deployed.workflow_slug
-        out.print(f"workflow {slug!r} {state}: {todo}, then `pgflow-prefect deploy {slug}`", markup=False)
+async def preview_all(
+    store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False
+) -> list[Preview]:
+    """Return what `deploy_all` would do; nothing is written. Arguments and errors as of that."""
+    async with _open_plans(store, candidates, options, prune) as plans:
+        enabled = await find_enabled(store)
+    waiting = {each.deployment_name for each in candidates if not each.problems and each.slug not in enabled}
+    return [Preview(plan, plan.name in waiting) for plan in plans.plans]
+
+
+async def find_enabled(store: Store) -> set[str]:
+    """Return the slugs of the workflows whose runs workers and bridges take."""
+    return {slug for slug, each in (await store.list_enabled()).items() if each.enabled}
+
+
+@asynccontextmanager
+async def _open_plans(
+    store: Store, candidates: Sequence[Candidate], options: Options, prune: bool
+) -> AsyncIterator[Plans]:
+    installation = await store.read_installation()
+    wanted = describe_all(candidates, options, installation)
+    async with open_plans(wanted, installation, await store.list_slugs() if prune else None) as plans:
+        yield plans
+
+
+def _make_report(
+    deployed: Deployed,
+    changes: tuple[Change, ...],
+    candidate: Candidate | None,
+    enabled: Collection[str],
+    older: Mapping[str, list[UUID]],
+) -> Report:
+    if candidate is None:  # the workflow is gone
+        return Report(deployed, changes)
+    return Report(
+        deployed,
+        changes,
+        candidate.slug in enabled,
+        candidate.problems,
+        tuple(candidate.stubs),
+        tuple(older.get(candidate.slug, ())),
+    )
+
+
+def _check_choice(workflows: Sequence[str], *, all_: bool, prune: bool) -> None:
+    if not workflows and not all_:
+        raise UsageError("which workflow? name it, or say --all")
+    if workflows and all_:
+        raise UsageError("--all is all workflows: name none beside it")
+    if prune and not all_:
+        raise UsageError("--prune goes with --all: what is gone from the database can't be named")
+
+
+async def _deploy(settings: Settings, wish: Wish) -> int:
+    async with open_store(settings, size=CONNECTIONS) as store:
+        chosen = await choose(store, wish.slugs, wish.handlers)
+        chosen.check()
+        if not chosen.candidates and not wish.prune:
+            reasons = "".join(f"\n  - {each.slug}: {each.reason}" for each in chosen.skipped)
+            raise UsageError(f"no workflow of the database can be deployed from here:{reasons or ' it has none'}")
+        if wish.plan:
+            previews = await preview_all(store, chosen.candidates, wish.options, prune=wish.prune)
+            print_found(previews, chosen.skipped, json=wish.json)
+            return 2 if any(each.is_worth_saying for each in previews) else 0
+        done = await deploy_all(store, chosen.candidates, wish.options, prune=wish.prune, quiet=wish.json)
+    print_found(done.reports, chosen.skipped, json=wish.json)
+    raise_all(done.failures)
+    return 0

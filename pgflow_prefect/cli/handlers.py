@@ -6,12 +6,16 @@ from typing import Annotated
 import anyio
 from cyclopts import Parameter
 
+from pgflow_prefect.cli.candidates import CONNECTIONS, Candidate, collect, examine, raise_all
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.definitions import load_definitions
-from pgflow_prefect.cli.deployments import Candidate, Report, WorkPool, check_server, deploy_all
+from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
+from pgflow_prefect.cli.deploy_report import print_found
+from pgflow_prefect.cli.deployments import Done, check_server, deploy_all
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.deployment.code_generation import ImportReport, import_workflow
+from pgflow_prefect.deployment.deployments.wanted import Options
 from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path, load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 from pgflow_prefect.execution.in_process import run_event_loop
@@ -25,7 +29,8 @@ def import_(
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     directory: Path = DIRECTORY,
     deploy: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    work_pool: WorkPool = None,
+    flags: DeployFlags = NO_FLAGS,
+    code_directory: str | None = None,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -46,13 +51,13 @@ def import_(
     deploy
         Create or update each workflow's Prefect deployment, too, and enable it. What is still a stub, somebody else
         does: Prefect waits for that, and shows it.
+    code_directory
+        What stands for the current directory on the workers' machine or in the image; with --source, the directory
+        of the repository.
     """
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
-    if deploy:
-        check_server()
-    elif work_pool is not None:
-        raise UsageError("--work-pool goes with --deploy")
+    options = _check_flags(deploy, flags, code_directory)
     definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
     for definition in definitions:  # all are looked at before the first file is written
         if problems := find_problems(definition):
@@ -61,13 +66,27 @@ def import_(
     if not json:
         for report in reports:
             _print_report(report)
-    written: list[dict[str, object]] = [vars(each) | {"path": str(each.path)} for each in reports]
+    written = [vars(each) | {"path": str(each.path)} for each in reports]
+    done = Done([], [])
     if deploy:
-        candidates = [_load_candidate(*each) for each in zip(definitions, reports, strict=True)]
-        deployed = run_event_loop(_deploy, make_settings(dsn), candidates, work_pool, json)
-        written = [each | {"deployed": done.to_json()} for each, done in zip(written, deployed, strict=True)]
+        pairs = zip(definitions, reports, strict=True)
+        candidates, errors = collect(lambda each: _load_candidate(*each), pairs)
+        raise_all(errors)
+        done = run_event_loop(_deploy, make_settings(dsn), candidates, options, json)
     if json:
-        print_json(written)
+        deployed = {each.deployed.workflow_slug: {"deployed": each.to_json()} for each in done.reports}
+        print_json([each | deployed.get(of.slug, {}) for each, of in zip(written, definitions, strict=True)])
+    else:
+        print_found(done.reports, [], json=False)
+    raise_all(done.failures)
+
+
+def _check_flags(deploy: bool, flags: DeployFlags, code_directory: str | None) -> Options:
+    if deploy:
+        check_server()
+    elif given := [*flags.name_given(), *(["--code-directory"] if code_directory is not None else [])]:
+        raise UsageError(f"{', '.join(given)} goes with --deploy")
+    return flags.parse(code_directory)
 
 
 def _print_report(report: ImportReport) -> None:
@@ -86,6 +105,6 @@ def _load_candidate(definition: WorkflowDefinition, report: ImportReport) -> Can
     return Candidate(workflow, source, definition)
 
 
-async def _deploy(settings: Settings, candidates: list[Candidate], work_pool: str | None, quiet: bool) -> list[Report]:
-    async with open_store(settings, size=1) as store:
-        return await deploy_all(store, candidates, work_pool, quiet)
+async def _deploy(settings: Settings, candidates: list[Candidate], options: Options, quiet: bool) -> Done:
+    async with open_store(settings, size=CONNECTIONS) as store:
+        return await deploy_all(store, await examine(store, candidates), options, quiet=quiet)

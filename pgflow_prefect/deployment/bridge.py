@@ -1,7 +1,7 @@
 """A process that hands runs which SQL started to Prefect, whose own workers execute them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -44,6 +44,7 @@ class Bridge:
         settings: its intervals.
         dsn: the database, to listen to.
         adopt: take pending runs that are older than their workflow's enabling, too.
+        only: these workflows; None: all.
     """
 
     store: Store
@@ -51,6 +52,7 @@ class Bridge:
     settings: Settings
     dsn: str
     adopt: bool
+    only: Collection[str] | None = None
     deployments: Mapping[str, UUID] = field(default_factory=dict, init=False)  # by workflow
     _warned: set[tuple[str, str]] = field(default_factory=set, init=False)
 
@@ -82,8 +84,10 @@ class Bridge:
 
     async def refresh(self) -> None:
         """Look which workflows have a deployment, and name those that have pending runs and none."""
-        enabled = [slug for slug, each in (await self.store.list_enabled()).items() if each.enabled]
-        waiting = await self.store.list_waiting_runs()
+        enabled = [
+            slug for slug, each in (await self.store.list_enabled()).items() if each.enabled and self._is_ours(slug)
+        ]
+        waiting = {slug: each for slug, each in (await self.store.list_waiting_runs()).items() if self._is_ours(slug)}
         names = {slug: to_flow_name(slug) for slug in [*enabled, *waiting]}
         found = await find_deployments(self.client, names.values())
         newly = [slug for slug in enabled if names[slug] in found.chosen and slug not in self.deployments]
@@ -99,6 +103,9 @@ class Bridge:
                 self._warn(slug, f"is not enabled (`pgflow-prefect enable {slug}`)", count, first)
         if newly and not self.adopt:
             await name_older_runs(self.store, newly)
+
+    def _is_ours(self, workflow_slug: str) -> bool:
+        return self.only is None or workflow_slug in self.only
 
     def _warn(self, slug: str, problem: str, count: int, first: UUID) -> None:
         if (slug, problem) not in self._warned:

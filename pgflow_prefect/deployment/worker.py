@@ -243,7 +243,9 @@ class Worker:
     async def _deploy(self, slug: str) -> None:
         workflow, source = self.workflows[slug]
         definition = await self.host.store.load_definition(slug)
-        self.deployments[slug] = await register(self.client, workflow, definition, source)
+        self.deployments[slug] = await register(
+            self.client, workflow, definition, source, installation=await self.host.store.read_installation()
+        )
 
 
 @contextmanager

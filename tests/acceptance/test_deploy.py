@@ -100,6 +100,7 @@ def test_deploying_again_updates_what_has_changed_and_keeps_the_work_pool(
         "deployment": f"{chain}/pgflow",
         "id": found["id"],
         "outcome": "created",
+        "changes": [],
         "work_pool": pool,
         "url": f"{prefect_api.removesuffix('/api')}/deployments/deployment/{found['id']}",
         "enabled": True,

@@ -16,7 +16,7 @@ from tests.integration.conftest import Define, read_run
 
 pytestmark = pytest.mark.anyio
 
-SECRET = "postgresql://app:hush@db.example.org/app"
+ADDRESS = "postgresql://app:hush@db.example.org/app"
 
 
 @pytest.fixture
@@ -38,19 +38,19 @@ async def default_block(client: PrefectClient, dsn: str) -> AsyncIterator[None]:
 
 
 async def test_a_block_that_is_saved_again_has_the_new_address(client: PrefectClient, block_name: str) -> None:
-    assert await save_block(block_name, Settings(dsn=SecretStr(SECRET), pool_size=7))
+    assert await save_block(block_name, Settings(dsn=SecretStr(ADDRESS), pool_size=7))
     found = await find_settings(Settings(block=block_name))
-    assert (found.dsn, found.pool_size) == (SecretStr(SECRET), 7)
-    assert not await save_block(block_name, Settings(dsn=SecretStr(SECRET.replace("hush", "quiet"))))
+    assert (found.dsn, found.pool_size) == (SecretStr(ADDRESS), 7)
+    assert not await save_block(block_name, Settings(dsn=SecretStr(ADDRESS.replace("hush", "quiet"))))
     found = await find_settings(Settings(block=block_name))
-    assert (found.dsn, found.pool_size) == (SecretStr(SECRET.replace("hush", "quiet")), 5)
+    assert (found.dsn, found.pool_size) == (SecretStr(ADDRESS.replace("hush", "quiet")), 5)
 
 
 async def test_prefect_shows_the_connection_string_to_nobody(client: PrefectClient, block_name: str) -> None:
-    await save_block(block_name, Settings(dsn=SecretStr(SECRET)))
+    await save_block(block_name, Settings(dsn=SecretStr(ADDRESS)))
     shown = await client.read_block_document_by_name(block_name, "pgflow-database", include_secrets=False)
     assert "hush" not in shown.model_dump_json()
-    assert "hush" not in repr(PgflowDatabase(dsn=SecretStr(SECRET)))
+    assert "hush" not in repr(PgflowDatabase(dsn=SecretStr(ADDRESS)))
 
 
 async def test_what_is_nearer_comes_first(default_block: None, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +59,8 @@ async def test_what_is_nearer_comes_first(default_block: None, dsn: str, monkeyp
     assert (await find_settings(Settings(pool_size=9))).pool_size == 9
     monkeypatch.setenv("PGHOST", "elsewhere")
     assert (await find_settings(Settings())).dsn is None
-    monkeypatch.setenv("PGFLOW_DSN", SECRET)
-    assert (await find_settings(Settings(block="none-of-this-name"))).dsn == SecretStr(SECRET)
+    monkeypatch.setenv("PGFLOW_DSN", ADDRESS)
+    assert (await find_settings(Settings(block="none-of-this-name"))).dsn == SecretStr(ADDRESS)
 
 
 async def test_a_block_that_is_missing_is_named(client: PrefectClient) -> None:
@@ -77,7 +77,7 @@ async def test_a_block_without_a_connection_string_says_so(client: PrefectClient
 @pytest.mark.parametrize("name", ["Bad Name", "a/b", ""])
 async def test_a_name_that_prefect_does_not_take_is_refused(client: PrefectClient, name: str) -> None:
     with pytest.raises(UsageError, match="can't be the name of a block"):
-        await save_block(name, Settings(dsn=SecretStr(SECRET)))
+        await save_block(name, Settings(dsn=SecretStr(ADDRESS)))
 
 
 async def test_a_flow_finds_its_database_by_the_block(default_block: None, db: Connection, define: Define) -> None:

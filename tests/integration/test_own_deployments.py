@@ -13,7 +13,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect import Workflow
-from pgflow_prefect.deployment.deployments import Deployed, Outcome, deploy, find_deployments
+from pgflow_prefect.deployment.deployments import Deployed, Options, Outcome, deploy, find_deployments
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
 from pgflow_prefect.models import WorkflowDefinition
@@ -46,9 +46,8 @@ class Project:
         self.definition = WorkflowDefinition(slug=self.slug, steps=("first",), deps=())
 
     async def deploy(self, client: PrefectClient, work_pool: str | None = None) -> Deployed:
-        return await deploy(
-            client, self.workflow, self.definition, self.source, work_pool=work_pool, directory=self.directory
-        )
+        options = Options(work_pool=work_pool, here=self.directory)
+        return await deploy(client, self.workflow, self.definition, self.source, options=options)
 
     def edit(self) -> None:
         """Add a step to the definition."""
@@ -210,7 +209,7 @@ async def test_all_pages_are_read_and_no_flow_costs_a_request_of_its_own(
     client: PrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow, ids = await make_deployments(client, "pgflow", *(f"variant-{number}" for number in range(5)))
-    monkeypatch.setattr("pgflow_prefect.deployment.deployments._PAGE", 4)
+    monkeypatch.setattr("pgflow_prefect.deployment.deployments.find._PAGE", 4)
     calls: list[str] = []
     request = client.request
 

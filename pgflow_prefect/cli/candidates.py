@@ -1,0 +1,212 @@
+"""The workflows that are to be deployed: all are loaded and looked at before anything is written."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TypeVar
+from uuid import UUID
+
+import anyio
+from anyio import CapacityLimiter
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.binding_problems import find_all_problems
+from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, Options, Wanted, describe_wanted
+from pgflow_prefect.deployment.handler_files import default_path, find_workflow, load_module, load_workflow
+from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
+from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.workflow import Workflow, to_flow_name
+
+CONNECTIONS = 4
+"""Workflows that are looked at in the database at the same time."""
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A workflow that is to be deployed.
+
+    Attributes:
+        workflow: the handlers.
+        source: the file or module that they are in, or `BY_ROWS`.
+        definition: the workflow as the database defines it now.
+        problems: what keeps it from being executed, a sentence each.
+    """
+
+    workflow: Workflow
+    source: str
+    definition: WorkflowDefinition
+    problems: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """The workflow's slug."""
+        return self.definition.slug
+
+    @property
+    def deployment_name(self) -> str:
+        """The name of its deployment, as Prefect's commands take it: `flow/deployment`."""
+        return f"{to_flow_name(self.slug)}/{DEPLOYMENT}"
+
+    @property
+    def stubs(self) -> list[str]:
+        """The steps whose handlers are yet to be written: until then somebody else does them."""
+        return [slug for slug in self.workflow.stubs if slug in self.definition.steps]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A workflow that is not deployed, and why."""
+
+    slug: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The workflows that somebody named, or all.
+
+    Attributes:
+        candidates: those with handlers.
+        skipped: of all, those without.
+        errors: what keeps others from being loaded.
+    """
+
+    candidates: Sequence[Candidate]
+    skipped: Sequence[Skipped] = ()
+    errors: Sequence[UsageError] = ()
+
+    def check(self) -> None:
+        """Refuse workflows that can't be loaded or executed.
+
+        Raises:
+            UsageError: with everything that is wrong with any of them.
+        """
+        invalid = [InvalidDefinitionError(each.slug, each.problems) for each in self.candidates if each.problems]
+        raise_all([*self.errors, *invalid])
+
+
+async def choose(store: Store, slugs: Iterable[str] | None, handlers: str | None) -> Chosen:
+    """Load workflows and their handlers, and look for problems.
+
+    Args:
+        store: the database.
+        slugs: these workflows; None: all that have handlers here.
+        handlers: the file or module of them all.
+
+    Raises:
+        UsageError: that file or module can't be loaded.
+    """
+    module = load_module(handlers) if handlers else None  # once, however many workflows are in it
+    if slugs is None:
+        chosen = await _choose_all(store, module, handlers)
+    else:
+        chosen = await _choose_named(store, list(dict.fromkeys(slugs)), module, handlers)
+    return replace(chosen, candidates=await examine(store, chosen.candidates))
+
+
+async def examine(store: Store, loaded: Sequence[Candidate]) -> list[Candidate]:
+    """Return workflows with their problems, if they have any."""
+    limiter = CapacityLimiter(CONNECTIONS)
+    problems: dict[str, tuple[str, ...]] = {}
+
+    async def find_problems(each: Candidate) -> None:
+        async with limiter:
+            problems[each.slug] = tuple(await find_all_problems(store, each.workflow, each.definition))
+
+    async with anyio.create_task_group() as group:
+        for each in loaded:
+            group.start_soon(find_problems, each)
+    return [replace(each, problems=problems[each.slug]) for each in loaded]
+
+
+def describe_all(candidates: Sequence[Candidate], options: Options, installation: UUID) -> list[Wanted]:
+    """Return what the deployments of workflows should be.
+
+    Raises:
+        UsageError: with everything that keeps one of them from being deployed.
+    """
+    by_name: dict[str, list[str]] = {}
+    for each in candidates:
+        by_name.setdefault(to_flow_name(each.slug), []).append(each.slug)
+    if clashing := [" and ".join(map(repr, slugs)) for slugs in by_name.values() if len(slugs) > 1]:
+        raise UsageError(f"Prefect would have one flow for several workflows, {'; '.join(clashing)}: rename one")
+    wanted, errors = collect(
+        lambda each: describe_wanted(each.workflow, each.definition, each.source, options, installation), candidates
+    )
+    raise_all(errors)
+    return wanted
+
+
+def collect(make: Callable[[S], T], things: Iterable[S]) -> tuple[list[T], list[UsageError]]:
+    """Return what is made of things, as far as that is possible, and why it is not of others."""
+    made: list[T] = []
+    errors: list[UsageError] = []
+    for each in things:
+        try:
+            made.append(make(each))
+        except UsageError as error:
+            errors.append(error)
+    return made, errors
+
+
+def raise_all(errors: Sequence[PgflowPrefectError]) -> None:
+    """Raise errors as one, if there are any: a `UsageError` where all of them are."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        kind = UsageError if all(isinstance(each, UsageError) for each in errors) else PgflowPrefectError
+        raise kind("\n".join(map(str, errors))) from ExceptionGroup("all of them", errors)
+
+
+async def _choose_named(store: Store, slugs: Sequence[str], module: ModuleType | None, handlers: str | None) -> Chosen:
+    definitions = await store.find_definitions(slugs)
+    with_rows = await store.list_workflows_with_bindings()
+
+    def load(slug: str) -> Candidate:
+        if handlers and module:
+            return Candidate(find_workflow(module, slug, handlers), handlers, definitions[slug])
+        return Candidate(*load_workflow(slug, has_rows=slug in with_rows), definitions[slug])
+
+    candidates, errors = collect(load, [slug for slug in slugs if slug in definitions])
+    unknown = [await _explain_unknown(store, slug) for slug in slugs if slug not in definitions]
+    return Chosen(candidates, errors=[*unknown, *errors])
+
+
+async def _explain_unknown(store: Store, slug: str) -> UsageError:
+    try:
+        await store.load_definition(slug)
+    except UnknownWorkflowError as error:
+        return error  # it says what may have been meant
+    return UsageError(f"workflow {slug!r} has been defined just now: try again")
+
+
+async def _choose_all(store: Store, module: ModuleType | None, handlers: str | None) -> Chosen:
+    definitions = await store.find_definitions()
+    if handlers and module:
+        return _choose_all_of_file(definitions, module, handlers)
+    bound = set(await store.list_bound_workflows())
+    paths = {slug: default_path(slug) for slug in definitions}
+    there = bound | {slug for slug, path in paths.items() if path.is_file()}
+    skipped = [
+        Skipped(slug, f"it has no handlers here: {path} does not exist")
+        for slug, path in paths.items()
+        if slug not in there
+    ]
+    known = [each for slug, each in definitions.items() if slug in there]
+    candidates, errors = collect(lambda each: Candidate(*load_workflow(each.slug, has_rows=True), each), known)
+    return Chosen(candidates, skipped, errors)
+
+
+def _choose_all_of_file(definitions: Mapping[str, WorkflowDefinition], module: ModuleType, handlers: str) -> Chosen:
+    workflows = {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    skipped = [Skipped(slug, f"{handlers} has no handlers of it") for slug in definitions if slug not in workflows]
+    skipped += [Skipped(slug, "the database does not define it") for slug in workflows if slug not in definitions]
+    candidates = [
+        Candidate(workflow, handlers, definitions[slug])
+        for slug, workflow in sorted(workflows.items())
+        if slug in definitions
+    ]
+    return Chosen(candidates, skipped)

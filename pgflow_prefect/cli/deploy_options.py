@@ -1,0 +1,78 @@
+"""What `deploy` and `import --deploy` take: options of the deployments."""
+
+from dataclasses import dataclass, fields
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pgflow_prefect.deployment.deployments.location import parse_location
+from pgflow_prefect.deployment.deployments.schedules import parse_schedule
+from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, Options
+from pgflow_prefect.errors import UsageError
+
+Text = str | None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DeployFlags:
+    """Options of the deployments, as they were typed. What is not named stays as it is in Prefect."""
+
+    work_pool: Annotated[Text, Parameter(help="The work pool whose workers execute the flow runs.")] = None
+    cron: Annotated[Text, Parameter(help="Start a run at these times: '0 9 * * 1-5'.")] = None
+    interval: Annotated[Text, Parameter(help="Start a run every 30s, 15m, 2h, 1d.")] = None
+    timezone: Annotated[Text, Parameter(help="The time zone of --cron or --interval, such as Europe/Berlin.")] = None
+    no_schedule: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Take the schedule of --cron or --interval away.")
+    ] = False
+    tag: Annotated[
+        tuple[str, ...], Parameter(negative="", show_default=False, help="A tag; may be given several times.")
+    ] = ()
+    concurrency_limit: Annotated[
+        Text, Parameter(help="Flow runs of a deployment at the same time; none for any number.")
+    ] = None
+    image: Annotated[Text, Parameter(help="The image that the work pool starts flow runs in.")] = None
+    source: Annotated[
+        Text, Parameter(help="The git repository that workers clone: git+https://HOST/OWNER/REPOSITORY@BRANCH.")
+    ] = None
+    source_credentials: Annotated[
+        Text, Parameter(help="The Prefect block with what cloning takes: TYPE/NAME, as `prefect block ls` has it.")
+    ] = None
+    block: Annotated[Text, Parameter(help="The Prefect block by which flow runs find the database.")] = None
+
+    def name_given(self) -> list[str]:
+        """Return the options that were given."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        return [f"--{name.replace('_', '-')}" for name in given]
+
+    def parse(self, directory: str | None = None) -> Options:
+        """Return what the options mean.
+
+        Args:
+            directory: what stands for the current directory on the workers' machine, in the image or the repository.
+
+        Raises:
+            UsageError: one of them is wrong, or they do not go together.
+        """
+        return Options(
+            work_pool=self.work_pool,
+            tags=self.tag,
+            schedule=parse_schedule(self.cron, self.interval, self.timezone, self.no_schedule),
+            concurrency_limit=_parse_limit(self.concurrency_limit),
+            image=self.image,
+            block=self.block,
+            location=parse_location(self.source, self.source_credentials, directory),
+        )
+
+
+NO_FLAGS = DeployFlags()
+
+
+def _parse_limit(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if text == "none":
+        return NO_LIMIT
+    if not (text.isascii() and text.isdigit()) or int(text) > 2**31 - 1:
+        raise UsageError(f"--concurrency-limit {text!r} is no number of flow runs: 1 or more; 0 or none for any number")
+    return int(text)

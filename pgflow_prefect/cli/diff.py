@@ -1,0 +1,58 @@
+"""`diff`."""
+
+from pgflow_prefect.cli.candidates import CONNECTIONS, choose, describe_all, raise_all
+from pgflow_prefect.cli.console import print_json, print_table
+from pgflow_prefect.cli.deployments import check_server, find_enabled
+from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.database.store import open_store
+from pgflow_prefect.deployment.deployments.apply import open_plans
+from pgflow_prefect.deployment.deployments.plan import Plan
+from pgflow_prefect.deployment.deployments.wanted import Options
+from pgflow_prefect.deployment.drift import Difference, compare_deployment, compare_enabling, compare_handlers
+from pgflow_prefect.execution.in_process import run_event_loop
+from pgflow_prefect.settings import Settings
+from pgflow_prefect.workflow import to_flow_name
+
+
+def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
+    """Name what has come apart: the definition in Postgres, the handlers in the file, the deployment in Prefect.
+
+    Nothing is said where they agree, as after `deploy`; exit code 2 where something differs.
+
+    Example: `pgflow-prefect diff email_campaign`
+
+    Parameters
+    ----------
+    workflows
+        The workflows' slugs; where none is named, all that have handlers here, and all deployments that were made for
+        workflows of this database.
+    """
+    check_server()
+    found = run_event_loop(_diff, make_settings(dsn), tuple(dict.fromkeys(workflows)) or None, handlers)
+    if json:
+        print_json([each.to_json() for each in found])
+    elif found:
+        rows = [(each.workflow_slug, str(each.part), each.message) for each in found]
+        print_table(("workflow", "part", "difference"), rows)
+    return 2 if found else 0
+
+
+async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str | None) -> list[Difference]:
+    async with open_store(settings, size=CONNECTIONS) as store:
+        chosen = await choose(store, slugs, handlers)
+        raise_all(chosen.errors)
+        installation = await store.read_installation()
+        wanted = describe_all(chosen.candidates, Options(), installation)
+        known = [each.slug for each in chosen.candidates]
+        async with open_plans(wanted, installation, known if slugs is None else None) as opened:
+            plans: dict[str, Plan] = {plan.name: plan for plan in opened.plans}
+        enabled = await find_enabled(store)
+        defined = {to_flow_name(slug) for slug in await store.list_slugs()}
+    found: list[Difference] = []
+    for each in chosen.candidates:
+        found += compare_handlers(each.workflow, each.definition, each.problems)
+        found += compare_deployment(plans.pop(each.deployment_name), defined)
+        found += compare_enabling(each.slug, enabled)
+    for plan in plans.values():  # of workflows that are gone, or have no handlers here
+        found += compare_deployment(plan, defined)
+    return found

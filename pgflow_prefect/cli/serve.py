@@ -1,0 +1,97 @@
+"""`serve`."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
+from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
+from pgflow_prefect.deployment.deployments.schedules import parse_schedule
+from pgflow_prefect.deployment.deployments.wanted import Options
+from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+from pgflow_prefect.deployment.serving import FlowRunProcesses, Served, Serving, deploy_served
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.execution.service import Switch, run_service
+from pgflow_prefect.workflow import Workflow
+
+
+def serve(
+    *sources: str,
+    limit: Annotated[int, Parameter(validator=Number(gte=1))] = 10,
+    cron: str | None = None,
+    interval: str | None = None,
+    timezone: str | None = None,
+    grace: Annotated[float, Parameter(validator=Number(gte=0))] = 30.0,
+    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    dsn: Dsn = None,
+) -> int:
+    """Deploy workflows and execute their flow runs on this machine, each in a process of its own.
+
+    What starts them is a Run button, a schedule, or SQL. It is `deploy`, `bridge` and a runner of Prefect's in one. The
+    first SIGTERM or Ctrl-C drains: flow runs under way come to their end, nothing more begins. A second one stops them
+    at once, and their runs are handed back.
+
+    Example: `pgflow-prefect serve flows/email_campaign.py --cron "0 9 * * 1-5" --timezone Europe/Berlin`
+
+    Parameters
+    ----------
+    sources
+        Files or modules with handlers; where none is named, all of flows/*.py.
+    limit
+        Flow runs at the same time; further ones wait in Prefect.
+    cron
+        Start a run of each workflow at these times: '0 9 * * 1-5'.
+    interval
+        Start a run of each workflow every 30s, 15m, 2h, 1d.
+    timezone
+        The time zone of --cron or --interval, such as Europe/Berlin.
+    grace
+        Seconds that flow runs get when it drains; then they are stopped as well.
+    adopt
+        Take pending runs, too, that were begun before their workflow was enabled.
+    """
+    options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
+    check_server()
+    workflows = load_workflows(sources or sorted(map(str, DIRECTORY.glob("*.py"))))
+    if not workflows:
+        raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
+    settings = make_settings(dsn)
+    if dsn is not None:
+        os.environ["PGFLOW_DSN"] = dsn  # where flow runs find it: everybody may read a command line
+    log_to_console()
+
+    async def work(switch: Switch) -> None:
+        size = max(settings.pool_size, IN_FLIGHT)
+        async with open_store(settings, size=size) as store, connect_to_prefect() as client:
+            served = await _load_served(store, workflows)
+            flows = await deploy_served(store, client, served, options)
+            bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
+            service = Serving(bridge, FlowRunProcesses(store, flows, limit), grace)
+            switch.attach(drain=service.drain, stop=service.stop)
+            await bridge.refresh()
+            err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
+            await service.run()
+
+    return run_service(work)
+
+
+async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str]]) -> list[Served]:
+    """Return the workflows with their definitions.
+
+    Raises:
+        UsageError: with everything that is wrong with any of them.
+    """
+    definitions = {slug: await store.load_definition(slug) for slug in workflows}
+    candidates = [Candidate(workflow, source, definitions[slug]) for slug, (workflow, source) in workflows.items()]
+    chosen = Chosen(await examine(store, candidates))
+    chosen.check()
+    return [Served(each.workflow, each.source, each.definition) for each in chosen.candidates]

@@ -1,0 +1,40 @@
+"""The part of the store that deploying needs: all workflows in a few statements, however many there are."""
+
+from collections.abc import Collection, Iterable
+from uuid import UUID
+
+from pgflow_prefect.database.statements import Statements
+from pgflow_prefect.errors import SchemaMissingError
+from pgflow_prefect.models import Enabled, WorkflowDefinition
+
+
+class DeploymentStatements(Statements):
+    """Definitions, bindings and enabling of many workflows, and the id of the database."""
+
+    async def read_installation(self) -> UUID:
+        """Return the id of this database among those that share a Prefect server.
+
+        Raises:
+            SchemaMissingError: somebody has deleted it.
+        """
+        rows = await self._fetch("read_installation")
+        if not rows:
+            raise SchemaMissingError("pgflow_prefect.installation has no row: run `pgflow-prefect init`")
+        return UUID(str(rows[0]["id"]))
+
+    async def find_definitions(self, workflow_slugs: Collection[str] | None = None) -> dict[str, WorkflowDefinition]:
+        """Return workflows as they are defined now, by slug: these, as far as there are any, or all."""
+        slugs = None if workflow_slugs is None else list(workflow_slugs)
+        rows = await self._fetch("load_definitions", workflow_slugs=slugs)
+        found = [WorkflowDefinition.model_validate(row) for row in rows]
+        return {each.slug: each for each in found}
+
+    async def list_workflows_with_bindings(self) -> set[str]:
+        """Return the slugs of the workflows of which rows say who does some of their steps, or all."""
+        return {str(row["workflow_slug"]) for row in await self._fetch("list_workflows_with_bindings")}
+
+    async def enable_workflows(self, workflow_slugs: Iterable[str]) -> dict[str, Enabled]:
+        """Let workers and bridges take the new runs of several workflows, and return their states by slug."""
+        rows = await self._fetch("enable_workflows", workflow_slugs=list(workflow_slugs))
+        found = [Enabled.model_validate(row) for row in rows]
+        return {each.workflow_slug: each for each in found}

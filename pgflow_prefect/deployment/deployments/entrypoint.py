@@ -1,0 +1,60 @@
+"""What Prefect's workers load a workflow's flow by."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from prefect import Flow
+
+from pgflow_prefect.deployment import bound
+from pgflow_prefect.deployment.handler_files import BY_ROWS, find_workflow
+from pgflow_prefect.errors import UsageError
+
+
+def make_entrypoint(workflow_slug: str, source: str, directory: Path) -> str:
+    """Return what Prefect's workers load a workflow's flow by: `path/to/file.py:NAME`, or `package.module:NAME`.
+
+    Args:
+        workflow_slug: the workflow.
+        source: the file or module that its handlers were loaded from, or `BY_ROWS`.
+        directory: the working directory of the flow runs; a file beneath it is named relative to it.
+
+    Raises:
+        UsageError: the file's name does not end in `.py`, or the workflow was not loaded from there.
+    """
+    if source == BY_ROWS:
+        return bound.ENTRYPOINT
+    name = _find_flow(_find_module(source), workflow_slug, source)
+    if not _is_file(source):
+        return f"{source}:{name}"
+    path = Path(source).resolve()
+    if path.suffix != ".py":
+        raise UsageError(f"{source} can't be deployed: Prefect loads flows from files whose names end in .py only")
+    return f"{path.relative_to(directory) if path.is_relative_to(directory) else path}:{name}"
+
+
+def _is_file(source: str) -> bool:
+    return source.endswith(".py") or Path(source).is_file()
+
+
+def _find_module(source: str) -> ModuleType:
+    """Return the module that was loaded from a file or module, without executing it again."""
+    if not _is_file(source) and source in sys.modules:
+        return sys.modules[source]
+    path = str(Path(source).resolve())
+    for module in [*sys.modules.values()]:
+        if isinstance(module, ModuleType) and vars(module).get("__file__") == path:
+            return module
+    raise UsageError(f"{source} has not been loaded: there is no flow to deploy")
+
+
+def _find_flow(module: ModuleType, workflow_slug: str, source: str) -> str:
+    """Return the name of a workflow's flow in a module, `flow` or `workflow.flow` most often."""
+    workflow = find_workflow(module, workflow_slug, source)
+    names = vars(module)
+    # By its function: a user may have bound `workflow.flow.with_options(…)`, and then means that one.
+    function = workflow.flow.fn
+    flows = [name for name, value in names.items() if isinstance(value, Flow) and value.fn is function]
+    if flows:
+        return "flow" if "flow" in flows else flows[0]
+    return next(f"{name}.flow" for name, value in names.items() if value is workflow)

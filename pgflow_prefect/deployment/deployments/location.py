@@ -1,0 +1,143 @@
+"""Where the code is for a worker on another machine: a git repository, a directory of its image, or here."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pgflow_prefect.errors import UsageError
+
+Steps = list[dict[str, Any]]
+
+_SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
+_CLONE = "prefect.deployments.steps.git_clone"
+_CLONE_ID = "pgflow-clone"
+_SAID = {"id": "pgflow-directory"}  # tells a directory that --directory named from the one of an earlier `deploy`
+
+_SCHEMES = ("https", "http", "ssh", "git", "file")
+_SCP = re.compile(r"(?P<user>[\w.-]+)@(?P<host>[\w.-]+):(?P<path>[^@]+)(?:@(?P<ref>.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_BLOCK = re.compile(r"(?P<type>[a-z0-9][a-z0-9-]*)/(?P<name>[a-z0-9][a-z0-9-]*)")
+
+
+@dataclass(frozen=True)
+class GitSource:
+    """A git repository that Prefect's workers clone for each flow run.
+
+    Attributes:
+        url: without any secret.
+        ref: branch, tag or full commit; its default branch where not given.
+        credentials: type and name of the Prefect block that has them.
+    """
+
+    url: str
+    ref: str | None = None
+    credentials: tuple[str, str] | None = None
+
+    def make_step(self) -> dict[str, Any]:
+        """Return the pull step that clones it."""
+        inputs: dict[str, Any] = {"id": _CLONE_ID, "repository": self.url}
+        if self.ref is not None:
+            inputs["commit_sha" if _COMMIT.fullmatch(self.ref) else "branch"] = self.ref
+        if self.credentials is not None:
+            kind, name = self.credentials
+            # A Secret block is a text, and git_clone takes that as its token; the others it asks for theirs.
+            inputs["access_token" if kind == "secret" else "credentials"] = f"{{{{ prefect.blocks.{kind}.{name} }}}}"
+        return {_CLONE: inputs}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where somebody said that the code is: a repository, a directory of it, or a directory of a machine or image."""
+
+    source: GitSource | None = None
+    directory: str | None = None
+
+    def make_steps(self, here: Path) -> Steps:
+        """Return the pull steps; a relative directory that is none of a repository's is beneath `here`."""
+        if self.source is None:
+            directory = str(here / (self.directory or "."))
+            return [{_SET_DIRECTORY: {**_SAID, "directory": directory}}]
+        steps = [self.source.make_step()]
+        if self.directory is not None:
+            within = f"{{{{ {_CLONE_ID}.directory }}}}/{self.directory}"
+            steps.append({_SET_DIRECTORY: {**_SAID, "directory": within}})
+        return steps
+
+
+def parse_location(source: str | None, credentials: str | None, directory: str | None) -> Location | None:
+    """Return where the code is; None where nobody says so.
+
+    Args:
+        source: the URL of a git repository, `git+https://…` or plain, with `@ref` for a branch, tag or commit.
+        credentials: the Prefect block with what it takes to clone it, `type/name`.
+        directory: of that repository; without one, of the other machine or the image.
+
+    Raises:
+        UsageError: one of them can't be used, or there is a secret in it.
+    """
+    if source is None and credentials is not None:
+        raise UsageError("--source-credentials goes with --source")
+    if source is None:
+        return None if directory is None else Location(directory=directory)
+    if directory is not None and Path(directory).is_absolute():
+        raise UsageError(f"--directory {directory} is to be in the repository of --source: name it relative to that")
+    url, ref = _split_url(source.removeprefix("git+"))
+    return Location(GitSource(url, ref, (credentials and _parse_block(credentials)) or None), directory)
+
+
+def make_default_steps(here: Path) -> Steps:
+    """Return the pull steps of a deployment whose code is where `deploy` is called."""
+    # Without a step that says where the code is, a worker copies its own working directory for every flow run.
+    return [{_SET_DIRECTORY: {"directory": str(here)}}]
+
+
+def is_said(steps: Steps | None) -> bool:
+    """Tell whether somebody said where the code is, by an option or in Prefect; else it was `make_default_steps`."""
+    if not steps:
+        return False
+    first = steps[0].get(_SET_DIRECTORY, {})
+    return len(steps) > 1 or {*first} != {"directory"}
+
+
+def describe_steps(steps: Steps | None) -> str | None:
+    """Return where the code is, in a few words."""
+    words = []
+    for step in steps or []:
+        for name, inputs in step.items():
+            ref = inputs.get("branch") or inputs.get("commit_sha")
+            place = inputs.get("repository") or inputs.get("directory") or name.rpartition(".")[2]
+            words.append(f"{place}@{ref}" if ref else str(place))
+    return ", then ".join(words) or None
+
+
+def _split_url(url: str) -> tuple[str, str | None]:
+    """Return the URL of a repository, and the ref that was named with it."""
+    if match := _SCP.fullmatch(url):
+        return f"{match['user']}@{match['host']}:{match['path']}", match["ref"]
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in _SCHEMES or not (parts.hostname or parts.scheme == "file") or not parts.path.strip("/"):
+        raise UsageError("--source is no URL of a git repository: write it as git+https://HOST/OWNER/REPOSITORY@BRANCH")
+    # Before anything else is said of it: no message may have a secret.
+    if parts.password is not None or parts.query or (parts.username and parts.scheme != "ssh"):
+        raise UsageError(
+            "--source has credentials in it, and everybody who may read the deployment would: leave them out, "
+            "and name the Prefect block that has them with --source-credentials"
+        )
+    path, at, ref = parts.path.partition("@")
+    if at and not ref:
+        raise UsageError(f"--source {url} names no ref after its @: name a branch, a tag or a commit")
+    return parts._replace(path=path, fragment="").geturl(), ref or None
+
+
+def _parse_block(text: str) -> tuple[str, str]:
+    match = _BLOCK.fullmatch(text)
+    if not match:
+        raise UsageError(
+            "--source-credentials names a Prefect block as TYPE/NAME: github-credentials/mine, or secret/my-token"
+        )
+    return match["type"], match["name"]

@@ -1,0 +1,118 @@
+"""What a deployment says of its parameters: Prefect's UI shows it as a form, and its API refuses what does not fit."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, get_type_hints
+from uuid import UUID
+
+from prefect.utilities.callables import ParameterSchema, generate_parameter_schema
+from pydantic_core import to_json
+
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.workflow import Workflow
+
+Schema = Mapping[str, Any]
+
+_REFERENCE = "#/definitions/"
+
+
+def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) -> dict[str, Any]:
+    """Return the JSON schema of a workflow's parameters: `payload`, as its root steps annotate it, and `run_id`.
+
+    Where several roots annotate the payload differently, it has to fit them all, as far as all are objects. It is any
+    JSON value where no root says what it is, and where what they say does not go together: their handlers check it.
+
+    Raises:
+        UsageError: an annotation names something that is not defined.
+    """
+    annotations = _find_annotations(workflow, definition)
+    made = _generate(annotations) if annotations else _generate_any()
+    payloads = [each for name, each in made["properties"].items() if name.startswith("payload")]
+    if (payload := _combine(payloads, made)) is None:
+        made = _generate_any()
+        payload = made["properties"]["payload"]
+    schema = {**made, "properties": {"payload": payload, "run_id": {**made["properties"]["run_id"], "position": 1}}}
+    # As the API gives it back: lists, and no tuples.
+    return dict(json.loads(to_json(schema)))
+
+
+def describe_payload(schema: Schema | None) -> str:
+    """Return what a parameter schema says of the payload, in a few words."""
+    payload = (schema or {}).get("properties", {}).get("payload", {})
+    return _describe(payload, schema or {})
+
+
+def _find_annotations(workflow: Workflow, definition: WorkflowDefinition) -> list[Any]:
+    """Return how the handlers of the root steps annotate the payload, each annotation once."""
+    waiting = {dep.downstream for dep in definition.deps}
+    found: list[Any] = []
+    for slug in sorted(set(definition.steps) - waiting):
+        handler = workflow.handlers.get(slug)
+        if handler is None or not handler.wants_payload:
+            continue
+        try:
+            hints = get_type_hints(handler.function, include_extras=True)
+        except (NameError, TypeError) as error:
+            raise UsageError(f"the handler of step {slug!r} has an annotation that can't be used: {error}") from error
+        if "payload" in hints and hints["payload"] not in found:
+            found.append(hints["payload"])
+    return found
+
+
+def _generate(annotations: list[Any]) -> dict[str, Any]:
+    """Return Prefect's own schema of a flow with such payloads: one schema, for names may occur in several."""
+    names = ["payload", *(f"payload_{number}" for number in range(1, len(annotations)))]
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in [*zip(names, annotations, strict=True), ("run_id", UUID | None)]
+    ]
+    schema: ParameterSchema = generate_parameter_schema(inspect.Signature(parameters), {})
+    return schema.model_dump(exclude_unset=True)
+
+
+@cache
+def _generate_any() -> dict[str, Any]:
+    """Return the schema of what most workflows take: once, for pydantic makes models for it, which takes a while."""
+    return _generate([Any])
+
+
+def _combine(payloads: list[dict[str, Any]], schema: Schema) -> dict[str, Any] | None:
+    """Return one schema for what has to fit several; None where they say nothing, or do not go together."""
+    rules = [{name: each[name] for name in each if name not in {"default", "position", "title"}} for each in payloads]
+    telling = [rule for rule in rules if not _says_nothing(rule, schema)]
+    distinct = [rule for place, rule in enumerate(telling) if rule not in telling[:place]]
+    shown = {"position": 0, "title": "payload"}
+    if len(distinct) == 1:
+        return {**distinct[0], **shown}  # no default: none would not fit
+    if distinct and all(_resolve(rule, schema).get("type") == "object" for rule in distinct):
+        return {"allOf": distinct, **shown}
+    return None
+
+
+def _says_nothing(rule: Schema, schema: Schema) -> bool:
+    """Tell whether handlers take whatever comes: `Any`, `JsonValue` (as `import` writes it), a `dict` of these."""
+    resolved = _resolve(rule, schema)
+    if {*resolved} == {"type", "additionalProperties"} and resolved["type"] == "object":
+        values = resolved["additionalProperties"]
+        return values is True or (values is not False and _says_nothing(values, schema))
+    return not resolved
+
+
+def _resolve(rule: Schema, schema: Schema) -> Schema:
+    name = str(rule.get("$ref", "")).removeprefix(_REFERENCE)
+    found: Schema = schema.get("definitions", {}).get(name, rule)
+    return found
+
+
+def _describe(rule: Schema, schema: Schema) -> str:
+    for word, between in (("allOf", " and "), ("anyOf", " or ")):
+        if word in rule:
+            return between.join(_describe(each, schema) for each in rule[word])
+    name = str(rule.get("$ref", "")).removeprefix(_REFERENCE)
+    resolved = _resolve(rule, schema)
+    if fields := resolved.get("properties"):
+        return f"{name or 'object'} ({', '.join(fields)})"
+    return name or str(resolved.get("type", "any JSON"))

@@ -1,0 +1,215 @@
+"""What deploying would do to one deployment: a comparison of what there is with what is wanted, and nothing else."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.responses import DeploymentResponse
+
+from pgflow_prefect.deployment.deployments.location import describe_steps, is_said
+from pgflow_prefect.deployment.deployments.payloads import describe_payload
+from pgflow_prefect.deployment.deployments.schedules import describe_schedule, find_own, is_same
+from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Wanted
+
+
+class Outcome(StrEnum):
+    """What a deployment of ours went through, or would go through."""
+
+    CREATED = "created"
+    UPDATED = "updated"
+    UNCHANGED = "unchanged"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing of a deployment that differs, in a few words; None for nothing."""
+
+    field: str
+    before: str | None
+    after: str | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.field}: {self.after}"
+        return f"{self.field}: {self.before} -> {self.after or 'none'}"
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return what scripts get."""
+        return {"field": self.field, "from": self.before, "to": self.after}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done to one deployment.
+
+    Attributes:
+        workflow_slug: its workflow.
+        flow_name: that one's name in Prefect.
+        id: Prefect's id of the deployment; None: it is yet to be created.
+        outcome: what it goes through.
+        changes: what differs, for people; of one that is created, nothing.
+        work_pool: whose workers execute its flow runs afterwards.
+        wanted: what it should be; None where it is deleted.
+        fields: what is sent to Prefect.
+        changes_schedule: our schedule differs.
+        schedule_id: our schedule, where there is one.
+    """
+
+    workflow_slug: str
+    flow_name: str
+    id: UUID | None
+    outcome: Outcome
+    changes: tuple[Change, ...] = ()
+    work_pool: str | None = None
+    wanted: Wanted | None = field(default=None, repr=False)
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    changes_schedule: bool = field(default=False, repr=False)
+    schedule_id: UUID | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The deployment's name, as Prefect's commands take it: `flow/deployment`."""
+        return f"{self.flow_name}/{DEPLOYMENT}"
+
+
+def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan:
+    """Compare a deployment with what it should be, and return what is to be done."""
+    if existing is None:
+        return _plan_creation(wanted)
+    found = [
+        *_compare_code(wanted, existing),
+        *_compare_words(wanted, existing),
+        *_compare_infrastructure(wanted, existing),
+    ]
+    fields = {name: value for _, sent in found for name, value in sent.items()}
+    changes = [change for change, _ in found]
+    own, wish = find_own(existing), wanted.options.schedule
+    before, after = own.schedule if own else None, wish.schedule if wish else None
+    reschedule = wish is not None and not (before is after is None or (before and after and is_same(before, after)))
+    if reschedule:
+        changes.append(Change("schedule", describe_schedule(before), describe_schedule(after)))
+    return Plan(
+        wanted.workflow_slug,
+        wanted.flow_name,
+        existing.id,
+        Outcome.UPDATED if changes else Outcome.UNCHANGED,
+        tuple(changes),
+        wanted.options.work_pool or existing.work_pool_name,
+        wanted,
+        fields,
+        reschedule,
+        own.id if own else None,
+    )
+
+
+def plan_deletion(flow_name: str, existing: DeploymentResponse) -> Plan:
+    """Return the plan of deleting a deployment whose workflow is gone."""
+    return Plan(flow_name, flow_name, existing.id, Outcome.DELETED, work_pool=existing.work_pool_name)
+
+
+_Difference = tuple[Change, dict[str, Any]]  # for people, and for Prefect
+
+
+def _plan_creation(wanted: Wanted) -> Plan:
+    options = wanted.options
+    fields: dict[str, Any] = {
+        "version": wanted.version,
+        "entrypoint": wanted.entrypoint,
+        "pull_steps": wanted.pull_steps,
+        "parameter_openapi_schema": wanted.schema,
+        "enforce_parameter_schema": True,
+        "description": wanted.first_description,
+        "tags": [*wanted.tags],
+        "work_pool_name": options.work_pool,
+        "job_variables": options.job_variables,
+    }
+    if options.concurrency_limit not in {None, NO_LIMIT}:
+        fields["concurrency_limit"] = options.concurrency_limit
+    reschedule = options.schedule is not None and options.schedule.schedule is not None
+    return Plan(
+        wanted.workflow_slug,
+        wanted.flow_name,
+        None,
+        Outcome.CREATED,
+        (),
+        options.work_pool,
+        wanted,
+        fields,
+        reschedule,
+    )
+
+
+def _compare_code(wanted: Wanted, existing: DeploymentResponse) -> list[_Difference]:
+    found: list[_Difference] = []
+    if existing.version != wanted.version:
+        found.append((Change("version", existing.version, wanted.version), {"version": wanted.version}))
+    if existing.entrypoint != wanted.entrypoint:
+        change = Change("entrypoint", existing.entrypoint, wanted.entrypoint)
+        found.append((change, {"entrypoint": wanted.entrypoint}))
+    stays = wanted.options.location is None and is_said(existing.pull_steps)
+    if not stays and (existing.pull_steps or []) != wanted.pull_steps:
+        change = Change("code", describe_steps(existing.pull_steps), describe_steps(wanted.pull_steps))
+        found.append((change, {"pull_steps": wanted.pull_steps}))
+    if existing.parameter_openapi_schema != wanted.schema:
+        before, after = describe_payload(existing.parameter_openapi_schema), describe_payload(wanted.schema)
+        change = Change("payload", before, after if before != after else f"{after}, otherwise in detail")
+        found.append((change, {"parameter_openapi_schema": wanted.schema}))
+    if not existing.enforce_parameter_schema:
+        found.append((Change("payload is checked", "no", "yes"), {"enforce_parameter_schema": True}))
+    return found
+
+
+def _compare_words(wanted: Wanted, existing: DeploymentResponse) -> list[_Difference]:
+    found: list[_Difference] = []
+    if wanted.description and existing.description != wanted.description:
+        change = Change("description", _shorten(existing.description), _shorten(wanted.description))
+        found.append((change, {"description": wanted.description}))
+    if missing := [tag for tag in wanted.tags if tag not in existing.tags]:
+        found.append((Change("tags", None, f"+ {', '.join(missing)}"), {"tags": [*existing.tags, *missing]}))
+    return found
+
+
+def _compare_infrastructure(wanted: Wanted, existing: DeploymentResponse) -> list[_Difference]:
+    found: list[_Difference] = []
+    options = wanted.options
+    variables = _merge(existing.job_variables, options.job_variables)
+    if variables != existing.job_variables:
+        found += [
+            (change, {"job_variables": variables})
+            for change in _compare_variables(existing.job_variables, options.job_variables)
+        ]
+    if options.work_pool not in {None, existing.work_pool_name}:  # naming the same one again would reset the queue
+        # Prefect looks whether the job variables fit the pool, and takes them for empty where they are not named.
+        sent = {"work_pool_name": options.work_pool, "job_variables": variables}
+        found.append((Change("work pool", existing.work_pool_name, options.work_pool), sent))
+    limit = existing.global_concurrency_limit.limit if existing.global_concurrency_limit else NO_LIMIT
+    if options.concurrency_limit not in {None, limit}:
+        change = Change("concurrency limit", str(limit or "none"), str(options.concurrency_limit or "none"))
+        found.append((change, {"concurrency_limit": options.concurrency_limit or None}))
+    return found
+
+
+def _merge(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return job variables with others put in; what is beside them stays."""
+    merged = {**existing, **wanted}
+    if "env" in wanted:
+        merged["env"] = {**(existing.get("env") or {}), **wanted["env"]}
+    return merged
+
+
+def _compare_variables(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[Change]:
+    flat = {name: value for name, value in wanted.items() if name != "env"}
+    changes = [Change(name, existing.get(name), value) for name, value in flat.items() if existing.get(name) != value]
+    known = existing.get("env") or {}
+    for name, value in wanted.get("env", {}).items():
+        if known.get(name) != value:
+            changes.append(Change(f"env.{name}", known.get(name), value))
+    return changes
+
+
+def _shorten(text: str | None) -> str | None:
+    line = (text or "").strip().partition("\n")[0]
+    return f"{line[:59]}…" if len(line) > 60 else line or None  # noqa: PLR2004  a line of a terminal

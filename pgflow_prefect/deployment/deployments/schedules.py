@@ -1,0 +1,116 @@
+"""The one schedule of a deployment that is ours: those that people add stay as they are."""
+
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import SCHEDULE_TYPES, CronSchedule, IntervalSchedule
+from pydantic import ValidationError
+
+from pgflow_prefect.errors import UsageError
+
+SLUG = "pgflow"
+"""What our schedule of a deployment is called."""
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_INTERVAL = re.compile(f"(?:{_PART.pattern})+")
+_UTC = "UTC"
+
+
+@dataclass(frozen=True)
+class ScheduleWish:
+    """What is to become of our schedule.
+
+    Attributes:
+        schedule: Prefect's schedule; None: it is to go.
+    """
+
+    schedule: CronSchedule | IntervalSchedule | None
+
+
+def parse_schedule(cron: str | None, interval: str | None, timezone: str | None, remove: bool) -> ScheduleWish | None:
+    """Return what is to become of our schedule; None where nothing is said of it.
+
+    Args:
+        cron: a cron expression.
+        interval: such as 30s, 15m, 2h, 1d, 1h30m.
+        timezone: an IANA name; UTC where not given.
+        remove: there is to be none.
+
+    Raises:
+        UsageError: one of them is wrong, or they do not go together.
+    """
+    if sum((cron is not None, interval is not None, remove)) > 1:
+        raise UsageError("--cron, --interval and --no-schedule exclude each other: name one")
+    if remove:
+        if timezone is not None:
+            raise UsageError("--timezone goes with --cron or --interval")
+        return ScheduleWish(None)
+    if cron is not None:
+        return ScheduleWish(_make_cron(cron, _check_timezone(timezone)))
+    if interval is not None:
+        return ScheduleWish(_make_interval(interval, _check_timezone(timezone)))
+    if timezone is not None:
+        raise UsageError("--timezone goes with --cron or --interval")
+    return None
+
+
+def find_own(deployment: DeploymentResponse) -> DeploymentSchedule | None:
+    """Return our schedule of a deployment."""
+    return next((each for each in deployment.schedules if each.slug == SLUG), None)
+
+
+def is_same(one: SCHEDULE_TYPES, other: SCHEDULE_TYPES) -> bool:
+    """Tell whether two schedules mean the same; since when an interval counts is no difference."""
+    return _describe_rule(one) == _describe_rule(other) and _find_timezone(one) == _find_timezone(other)
+
+
+def describe_schedule(schedule: SCHEDULE_TYPES | None) -> str | None:
+    """Return when a schedule starts runs, in a few words."""
+    if schedule is None:
+        return None
+    return f"{_describe_rule(schedule)} ({_find_timezone(schedule)})"
+
+
+def _describe_rule(schedule: SCHEDULE_TYPES) -> str:
+    if isinstance(schedule, CronSchedule):
+        return f"cron {schedule.cron}"
+    if isinstance(schedule, IntervalSchedule):
+        return f"every {schedule.interval}"
+    return str(getattr(schedule, "rrule", "no schedule"))
+
+
+def _find_timezone(schedule: SCHEDULE_TYPES) -> str:
+    return getattr(schedule, "timezone", None) or _UTC
+
+
+def _check_timezone(timezone: str | None) -> str:
+    try:
+        return CronSchedule(cron="* * * * *", timezone=timezone or _UTC).timezone or _UTC
+    except ValidationError:
+        raise UsageError(
+            f"--timezone {timezone!r} is no time zone that Prefect knows: write it as Europe/Berlin or UTC"
+        ) from None
+
+
+def _make_cron(cron: str, timezone: str) -> CronSchedule:
+    try:
+        return CronSchedule(cron=cron, timezone=timezone)
+    except ValidationError:
+        raise UsageError(
+            f"--cron {cron!r} is no cron expression: minute, hour, day, month, weekday, as in '0 9 * * 1-5'"
+        ) from None
+
+
+def _make_interval(interval: str, timezone: str) -> IntervalSchedule:
+    parts = _PART.findall(interval) if _INTERVAL.fullmatch(interval) else []
+    try:
+        length = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+        return IntervalSchedule(interval=length, timezone=timezone)
+    except (ValidationError, OverflowError):
+        raise UsageError(
+            f"--interval {interval!r} is no length of time: write it as 30s, 15m, 2h, 1d or 1h30m"
+        ) from None

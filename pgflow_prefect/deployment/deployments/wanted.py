@@ -1,0 +1,137 @@
+"""What a workflow's deployment should be, as far as the workflow and whoever deploys it say."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from pgflow_prefect.deployment.deployments.entrypoint import make_entrypoint
+from pgflow_prefect.deployment.deployments.location import Location, Steps, make_default_steps
+from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
+from pgflow_prefect.deployment.deployments.schedules import ScheduleWish
+from pgflow_prefect.deployment.handler_files import BY_ROWS
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.workflow import Workflow, to_flow_name
+
+DEPLOYMENT = "pgflow"
+"""The name of the one deployment that we keep for each workflow; a tag of it, too."""
+
+NO_LIMIT = 0
+"""The concurrency limit that is none."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What whoever deploys says beyond the workflows themselves. What is not said stays as it is in Prefect.
+
+    Attributes:
+        work_pool: whose workers execute the flow runs.
+        tags: of the deployments, too.
+        schedule: what is to become of our schedule.
+        concurrency_limit: flow runs of a deployment at the same time; `NO_LIMIT` for any number.
+        image: what its workers start flow runs in.
+        block: the Prefect block by which a flow run finds its database.
+        location: where the code is for a worker on another machine.
+        here: the directory that stands for that one on this machine; the current one where not given.
+    """
+
+    work_pool: str | None = None
+    tags: tuple[str, ...] = ()
+    schedule: ScheduleWish | None = None
+    concurrency_limit: int | None = None
+    image: str | None = None
+    block: str | None = None
+    location: Location | None = None
+    here: Path = field(default_factory=Path.cwd)
+
+    @property
+    def job_variables(self) -> dict[str, Any]:
+        """The job variables that they ask for."""
+        variables: dict[str, Any] = {}
+        if self.image is not None:
+            variables["image"] = self.image
+        if self.block is not None:
+            variables["env"] = {"PGFLOW_BLOCK": self.block}
+        return variables
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a workflow's deployment should be.
+
+    Attributes:
+        workflow_slug: its workflow.
+        flow_name: that one's name in Prefect.
+        version: the hash of the definition.
+        entrypoint: what workers load the flow by.
+        pull_steps: how they get the code.
+        schema: of its parameters.
+        description: the workflow's; None: it has none, and what people wrote stays.
+        first_description: what a new deployment gets in its place.
+        tags: those that it has to have; others stay.
+        options: what whoever deploys says.
+    """
+
+    workflow_slug: str
+    flow_name: str
+    version: str
+    entrypoint: str
+    pull_steps: Steps
+    schema: Mapping[str, Any]
+    description: str | None
+    first_description: str | None
+    tags: tuple[str, ...]
+    options: Options
+
+
+def make_ownership_tag(installation: UUID) -> str:
+    """Return the tag of all deployments that are made for a database, among those that share a Prefect server."""
+    return f"{OWNERSHIP_PREFIX}{installation.hex[:8]}"
+
+
+OWNERSHIP_PREFIX = "pgflow-db-"
+
+
+def describe_wanted(
+    workflow: Workflow, definition: WorkflowDefinition, source: str, options: Options, installation: UUID | None = None
+) -> Wanted:
+    """Return what the deployment of a workflow should be.
+
+    Args:
+        workflow: the handlers.
+        definition: whose hash becomes the deployment's version.
+        source: the file or module that the handlers were loaded from, or `BY_ROWS`.
+        options: what whoever deploys says.
+        installation: the id of the database, if the deployment is to be known as made for it.
+
+    Raises:
+        UsageError: Prefect can't load a flow from such a source, or an annotation can't be used.
+    """
+    here = options.here.resolve()
+    entrypoint = make_entrypoint(workflow.slug, source, here)
+    if options.location is not None and Path(entrypoint).is_absolute():
+        raise UsageError(
+            f"{source} is not beneath {here}, so that nothing says where it is in the place that --source or "
+            "--directory names: call this where they stand for the current directory"
+        )
+    owned = (make_ownership_tag(installation),) if installation is not None else ()
+    return Wanted(
+        workflow_slug=workflow.slug,
+        flow_name=to_flow_name(workflow.slug),
+        version=definition.definition_hash,
+        entrypoint=entrypoint,
+        pull_steps=_find_steps(source, options, here),
+        schema=make_parameter_schema(workflow, definition),
+        description=workflow.description or None,
+        first_description=workflow.description or workflow.flow.description,
+        tags=tuple(dict.fromkeys([DEPLOYMENT, *workflow.tags, *options.tags, *owned])),
+        options=options,
+    )
+
+
+def _find_steps(source: str, options: Options, here: Path) -> Steps:
+    if options.location is not None:
+        return options.location.make_steps(here)
+    return [] if source == BY_ROWS else make_default_steps(here)

@@ -1,0 +1,106 @@
+"""Where the definition in Postgres, the handlers in a file and the deployment have come apart, in words."""
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
+from pgflow_prefect.errors import InvalidDefinitionError
+from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.workflow import Workflow
+
+
+class Part(StrEnum):
+    """What differs from the definition in the database."""
+
+    HANDLERS = "handlers"
+    DEPLOYMENT = "deployment"
+    ENABLED = "enabled"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that has come apart.
+
+    Attributes:
+        workflow_slug: its workflow; of a deployment whose workflow is gone, the name of the flow.
+        part: what differs.
+        message: how, in words.
+        field: of the deployment.
+        before: what the deployment has.
+        after: what it would get.
+    """
+
+    workflow_slug: str
+    part: Part
+    message: str
+    field: str | None = None
+    before: str | None = None
+    after: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return what scripts get."""
+        return {
+            "workflow": self.workflow_slug,
+            "part": self.part,
+            "message": self.message,
+            "field": self.field,
+            "from": self.before,
+            "to": self.after,
+        }
+
+
+def compare_handlers(
+    workflow: Workflow, definition: WorkflowDefinition, problems: Iterable[str]
+) -> Iterator[Difference]:
+    """Yield where a file does not fit the definition in the database.
+
+    Args:
+        workflow: the handlers.
+        definition: the workflow as the database defines it.
+        problems: what keeps it from being executed, a sentence each.
+    """
+    for problem in problems:
+        yield Difference(definition.slug, Part.HANDLERS, problem)
+    # An argument that is left out says nothing; a file with `after` in it says what waits for what.
+    if not workflow.after:
+        return
+    try:
+        own = workflow.definition
+    except InvalidDefinitionError:
+        return  # with problems that are named already, or steps that only the database has
+    known = set(own.deps)
+    for dep in definition.deps:
+        if dep not in known and {*dep} <= {*own.steps}:
+            message = (
+                f"step {dep.downstream!r} waits for {dep.upstream!r} in the database, and not in the file: add it to "
+                "`after` there, or take it out of the database with `pgflow-prefect push`"
+            )
+            yield Difference(definition.slug, Part.HANDLERS, message)
+
+
+def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Difference]:
+    """Yield where a deployment is not as it would be if its workflow were deployed now.
+
+    Args:
+        plan: of deploying it; of one that has no handlers here, of deleting it.
+        defined: the names of the flows of all workflows of the database.
+    """
+    slug = plan.workflow_slug
+    if plan.outcome is Outcome.CREATED:
+        yield Difference(slug, Part.DEPLOYMENT, f"it is not deployed: `pgflow-prefect deploy {slug}`")
+    elif plan.outcome is Outcome.DELETED and plan.flow_name in defined:
+        yield Difference(slug, Part.DEPLOYMENT, "it has a deployment, and no handlers here")
+    elif plan.outcome is Outcome.DELETED:
+        message = "it has a deployment, and is gone from the database: `pgflow-prefect deploy --all --prune` deletes it"
+        yield Difference(slug, Part.DEPLOYMENT, message)
+    for change in plan.changes:
+        message = f"its deployment differs, {change}: `pgflow-prefect deploy {slug}`"
+        yield Difference(slug, Part.DEPLOYMENT, message, change.field, change.before, change.after)
+
+
+def compare_enabling(workflow_slug: str, enabled: Collection[str]) -> Iterator[Difference]:
+    """Yield that nobody takes a workflow's runs, where that is so."""
+    if workflow_slug not in enabled:
+        message = f"no worker and no bridge takes its runs: `pgflow-prefect enable {workflow_slug}`"
+        yield Difference(workflow_slug, Part.ENABLED, message)

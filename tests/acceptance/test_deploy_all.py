@@ -1,0 +1,185 @@
+"""`deploy --all`, `--plan`, `--prune` and `diff`: many workflows at once, and what has come apart."""
+
+import json
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from tests.acceptance.conftest import CHAIN_HANDLERS, TIMEOUT, CommandLine
+from tests.acceptance.test_deploy import ENABLED, read_deployments
+from tests.conftest import Connection, route
+from tests.engine import CHAIN, column, define, value
+
+INSTALLATION = "SELECT id FROM pgflow_prefect.installation"
+
+
+@pytest.fixture
+def several(cli: CommandLine, db: Connection, chain: str) -> tuple[str, str, str]:
+    """Three workflows: with a file of handlers, done as rows say, and done by nobody here."""
+    by_rows, nowhere = f"rows_{uuid4().hex[:8]}", f"nowhere_{uuid4().hex[:8]}"
+    for slug in (by_rows, nowhere):
+        define(db, slug, {"only": []})
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'only', 'external')", [by_rows])
+    return chain, by_rows, nowhere
+
+
+def test_a_plan_writes_nothing_and_is_silent_once_it_was_carried_out(
+    cli: CommandLine, db: Connection, several: tuple[str, str, str], prefect_api: str
+) -> None:
+    chain, by_rows, nowhere = several
+
+    plan = cli("deploy", "--all", "--plan")
+    assert (plan.code, plan.err) == (2, "")
+    skipped = f"skipped workflow {nowhere!r}: it has no handlers here: flows/{nowhere}.py does not exist"
+    assert plan.lines == [
+        f"would create deployment {chain}/pgflow",
+        f"would enable workflow {chain!r}",
+        f"would create deployment {by_rows}/pgflow",
+        f"would enable workflow {by_rows!r}",
+        skipped,
+    ]
+    assert [read_deployments(prefect_api, slug) for slug in several] == [[], [], []]
+    assert column(db, ENABLED) == []
+
+    done = cli("deploy", "--all")
+    assert [line.split(" (")[0] for line in done.lines] == [
+        f"created deployment {chain}/pgflow",
+        f"created deployment {by_rows}/pgflow",
+        skipped,
+    ]
+    assert column(db, ENABLED) == sorted([chain, by_rows])
+    [found] = read_deployments(prefect_api, by_rows)
+    assert f"pgflow-db-{UUID(str(value(db, INSTALLATION))).hex[:8]}" in found["tags"]
+
+    for command in (("deploy", "--all", "--plan"), ("diff",)):
+        silent = cli(*command)
+        assert (silent.code, silent.out, silent.err) == (0, "", "")
+    outcomes = {each["workflow"]: each["outcome"] for each in json.loads(cli("deploy", "--all", "--json").out)}
+    assert outcomes == {chain: "unchanged", by_rows: "unchanged", nowhere: "skipped"}
+
+    db.execute("UPDATE pgflow_prefect.enabled_workflows SET enabled = false WHERE workflow_slug = %s", [chain])
+    plan = cli("deploy", chain, "--tag", "late", "--plan")
+    assert (plan.code, plan.lines) == (
+        2,
+        [f"would update deployment {chain}/pgflow", "  tags: + late", f"would enable workflow {chain!r}"],
+    )
+
+
+def test_only_deployments_of_this_database_s_gone_workflows_are_pruned(
+    cli: CommandLine, db: Connection, chain: str, prefect_api: str, make_database: Callable[[str | None], str],
+    template: str,
+) -> None:  # fmt: skip
+    gone, theirs, nobodys = (f"{name}_{uuid4().hex[:8]}" for name in ("gone", "theirs", "nobodys"))
+    file = cli.write("shop.py", "from pgflow_prefect import Workflow\n")
+    for slug in (gone, theirs):
+        with file.open("a") as more:
+            more.write(f"{slug} = Workflow({slug!r})\n{slug}.step('only')(lambda: 1)\n")
+    define(db, gone, {"only": []})
+    other = make_database(template)
+    with psycopg.connect(other, autocommit=True) as other_db:
+        other_db.execute("UPDATE pgflow_prefect.installation SET id = gen_random_uuid()")
+        define(other_db, theirs, {"only": []})
+    assert cli("deploy", theirs, "--handlers", "shop.py", "--dsn", route(other)).code == 0
+    assert cli("deploy", gone, chain, "--handlers", "shop.py").code == 2, "the chain is not in it"
+    assert cli("deploy", gone, "--handlers", "shop.py").code == 0
+    flow = httpx.post(f"{prefect_api}/flows/", json={"name": nobodys}, timeout=TIMEOUT).json()["id"]
+    own = {"name": "pgflow", "flow_id": flow, "tags": ["pgflow"]}
+    httpx.post(f"{prefect_api}/deployments/", json=own, timeout=TIMEOUT).raise_for_status()
+    db.execute("DELETE FROM pgflow.steps WHERE workflow_slug = %s", [gone])
+    db.execute("DELETE FROM pgflow.workflows WHERE slug = %s", [gone])
+
+    differing = json.loads(cli("diff", "--json").out)
+    plan = cli("deploy", "--all", "--prune", "--plan")
+    done = cli("deploy", "--all", "--prune")
+
+    assert [(each["workflow"], each["part"]) for each in differing] == [
+        (chain, "deployment"), (chain, "enabled"), (gone, "deployment"),
+    ]  # fmt: skip
+    words = f"deployment {gone}/pgflow: its workflow is gone from the database"
+    assert f"would delete {words}" in plan.lines
+    assert (done.code, done.lines[-1]) == (0, f"deleted {words}")
+    assert [len(read_deployments(prefect_api, slug)) for slug in (chain, gone, theirs, nobodys)] == [1, 0, 1, 1]
+    assert cli("deploy", "--all", "--prune", "--plan").out == ""
+
+
+def test_diff_names_what_has_come_apart(cli: CommandLine, db: Connection, chain: str) -> None:
+    assert cli("deploy", chain, "--tag", "x").code == 0
+    db.execute("DELETE FROM pgflow.deps WHERE workflow_slug = %s AND to_step_slug = 'c'", [chain])
+    db.execute("DELETE FROM pgflow.steps WHERE workflow_slug = %s AND slug = 'c'", [chain])
+    db.execute("INSERT INTO pgflow.steps VALUES (%s, 'd')", [chain])
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'd', 'python')", [chain])
+    cli("disable", chain)
+
+    shown, found = cli("diff", chain), json.loads(cli("diff", chain, "--json").out)
+
+    assert shown.code == 2
+    assert shown.lines[0] == "workflow\tpart\tdifference"
+    assert [(each["part"], each["field"]) for each in found] == [
+        ("handlers", None),
+        ("handlers", None),
+        ("deployment", "version"),
+        ("enabled", None),
+    ]
+    messages = [line.split("\t")[2] for line in shown.lines[1:]]
+    assert messages == [each["message"] for each in found]
+    assert "'c'" in messages[0]
+    assert "step 'd' is bound to python, and has no handler there" in messages[1]
+    assert f"its deployment differs, version: {found[2]['from']} -> {found[2]['to']}" in messages[2]
+    assert f"`pgflow-prefect enable {chain}`" in messages[3]
+
+
+def test_every_file_that_can_not_be_loaded_is_named_at_once(
+    cli: CommandLine, db: Connection, chain: str, prefect_api: str
+) -> None:
+    for slug, text in (("broken", "import nowhere_at_all"), ("odd", "1 +")):
+        define(db, slug, {"only": []})
+        cli.write(f"flows/{slug}.py", text)
+
+    refused = cli("deploy", "--all")
+    debugged = cli("--debug", "deploy", "broken", debug=True)
+
+    assert refused.code == 2
+    error = refused.find_error()
+    assert "flows/broken.py can't be imported: ModuleNotFoundError: No module named 'nowhere_at_all'" in error
+    assert "flows/odd.py can't be imported: SyntaxError" in error
+    assert "Traceback" in debugged.err
+    assert (read_deployments(prefect_api, chain), column(db, ENABLED)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plan"], "which workflow? name it, or say --all"),
+        (["chain", "--prune"], "--prune goes with --all"),
+        (["chain", "--all"], "--all is all workflows: name none beside it"),
+        (["chain", "--cron", "soon"], "--cron 'soon' is no cron expression"),
+        (["chain", "--cron", "* * * * *", "--timezone", "Nowhere"], "--timezone 'Nowhere' is no time zone"),
+        (["chain", "--interval", "often"], "--interval 'often' is no length of time"),
+        (["chain", "--source", "https://u:secret@host/a"], "--source has credentials in it"),
+        (["--all"], "no workflow of the database can be deployed from here: it has none"),
+    ],
+)
+def test_a_wrong_word_is_one_message(cli: CommandLine, arguments: list[str], message: str) -> None:
+    refused = cli("deploy", *arguments)
+
+    assert refused.code == 2
+    assert refused.find_error().startswith(message)
+    assert "secret" not in refused.err.replace("secrets", "")
+
+
+def test_workflows_of_one_file_are_all_deployed(cli: CommandLine, db: Connection, chain: str, prefect_api: str) -> None:
+    slug = f"shop_{uuid4().hex[:8]}"
+    define(db, slug, CHAIN)
+    cli.write("shop.py", CHAIN_HANDLERS.replace('Workflow("chain")', f'Workflow("{slug}")'))
+
+    done = cli("deploy", "--all", "--handlers", "shop.py", "--interval", "1d", "--timezone", "Europe/Berlin")
+
+    assert done.code == 0
+    assert done.lines[-1] == f"skipped workflow {chain!r}: shop.py has no handlers of it"
+    [found] = read_deployments(prefect_api, slug)
+    [schedule] = found["schedules"]
+    assert (schedule["slug"], schedule["schedule"]["timezone"]) == ("pgflow", "Europe/Berlin")
+    assert read_deployments(prefect_api, chain) == []
