@@ -11,6 +11,8 @@ from prefect.events import emit_event
 
 from pgflow_prefect.settings import Events
 
+_ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})
+
 
 @dataclass
 class RunEvents:
@@ -59,7 +61,7 @@ class RunEvents:
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
-        if self.wanted is Events.ALL:
+        if self.wanted is Events.ALL or (self.wanted is Events.ENDS and what in _ENDS):
             self._send(
                 event=f"pgflow.step.{_to_words(what)}",
                 resource={

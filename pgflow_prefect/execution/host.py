@@ -13,7 +13,7 @@ from anyio import CancelScope
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.execution.sharing import share
+from pgflow_prefect.execution.sharing import lend
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.execution.watch import Watch
@@ -144,11 +144,13 @@ class Host(Workplace):
 
     Attributes:
         keeper: extends the leases.
+        token: by which threads of this process borrow the store.
         places: of the flow runs that are executed now, where only so many are at the same time.
         active: the runs that are executed now, by id.
     """
 
     keeper: LeaseKeeper
+    token: UUID
     places: dict[UUID, Place] = field(default_factory=dict)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
@@ -215,9 +217,9 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
         watch = Watch(store)
         with (
             LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper,
-            share(dsn, store, watch),
+            lend(store, watch) as token,
         ):
             try:
-                yield Host(settings, dsn, store, toolbox, watch, keeper)
+                yield Host(settings, dsn, store, toolbox, watch, keeper, token)
             finally:
                 watch.close()

@@ -39,6 +39,7 @@ class RemoteStep:
         upstream: the slugs of the steps that it waits for.
         run_id: the run.
         epoch: in which its flow run took it.
+        token: by which a thread of the flow run's own process borrows its connections.
         dsn: the database.
         settings: the limits.
     """
@@ -48,6 +49,7 @@ class RemoteStep:
     upstream: tuple[str, ...]
     run_id: UUID
     epoch: int
+    token: UUID
     dsn: SecretStr
     settings: Settings
 
@@ -66,7 +68,8 @@ class RemoteStep:
         assert context is not None
         dsn = self.dsn.get_secret_value()
         try:
-            store, watch = await to_thread.run_sync(borrow, dsn, self.settings.model_copy(update={"dsn": self.dsn}))
+            settings = self.settings.model_copy(update={"dsn": self.dsn})
+            store, watch = await to_thread.run_sync(borrow, self.token, dsn, settings)
         except DatabaseUnavailableError as error:
             return Crashed(message=str(error))
         async with open_toolbox(self.settings.result_limit) as toolbox:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar, cast
+from uuid import UUID, uuid4
 
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.execution.watch import Watch
@@ -21,39 +22,43 @@ class Shared(NamedTuple):
     watch: Watch
 
 
-_shared: dict[str, Shared] = {}  # by connection string
-_lock = threading.Lock()
+_lent: dict[UUID, Shared] = {}  # by what `lend` returned
+_own: dict[str, Shared] = {}  # by connection string
+_opening = threading.Lock()
 
 _PATIENCE = 2.0  # seconds for closing connections when the process ends
 
 
 @contextmanager
-def share(dsn: str, store: Store, watch: Watch) -> Iterator[None]:
-    """Lend what this event loop has opened to the threads of the process, for as long as the block takes."""
-    loop = asyncio.get_running_loop()
-    with _lock:
-        lent = _shared.setdefault(dsn, Shared(_lend(store, loop), _lend(watch, loop)))
+def lend(store: Store, watch: Watch) -> Iterator[UUID]:
+    """Lend what this event loop has opened to the threads of the process, for as long as the block takes.
+
+    Returns:
+        By what a thread borrows it. In another process, it stands for nothing.
+    """
+    loop, token = asyncio.get_running_loop(), uuid4()
+    _lent[token] = Shared(_make_usable(store, loop), _make_usable(watch, loop))
     try:
-        yield
+        yield token
     finally:
-        with _lock:
-            if _shared.get(dsn) is lent:
-                del _shared[dsn]
+        del _lent[token]
 
 
-def borrow(dsn: str, settings: Settings) -> Shared:
-    """Return what the process has for a database; what it has not is opened, in a thread of its own, until it ends.
+def borrow(token: UUID, dsn: str, settings: Settings) -> Shared:
+    """Return what was lent, or in another process what that one has opened for a database, once for all its threads.
 
-    Blocks until it is open: call it from a thread that may wait.
+    Blocks until it is open: call it from a thread that may wait. It stays open until the process ends.
 
     Raises:
         DatabaseUnavailableError: the database can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
     """
-    with _lock:
-        if dsn not in _shared:
-            _shared[dsn] = _open(settings)
-        return _shared[dsn]
+    if lent := _lent.get(token):
+        return lent
+    with _opening:
+        if dsn not in _own:
+            _own[dsn] = _open(settings)
+        return _own[dsn]
 
 
 def _open(settings: Settings) -> Shared:
@@ -66,7 +71,7 @@ def _open(settings: Settings) -> Shared:
         store = await opened.enter_async_context(open_store(settings))
         watch = Watch(store)
         opened.callback(watch.close)
-        return Shared(_lend(store, loop), _lend(watch, loop))
+        return Shared(_make_usable(store, loop), _make_usable(watch, loop))
 
     def close() -> None:
         with suppress(TimeoutError):
@@ -83,12 +88,12 @@ def _open(settings: Settings) -> Shared:
     return shared
 
 
-def _lend(thing: T, loop: asyncio.AbstractEventLoop) -> T:
+def _make_usable(thing: T, loop: asyncio.AbstractEventLoop) -> T:
     """Return something whose async methods do their work in another event loop."""
-    return cast("T", _Lent(thing, loop))
+    return cast("T", _Usable(thing, loop))
 
 
-class _Lent:
+class _Usable:
     def __init__(self, thing: object, loop: asyncio.AbstractEventLoop) -> None:
         self._thing = thing
         self._loop = loop

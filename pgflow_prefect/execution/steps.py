@@ -92,6 +92,7 @@ class Steps:
             upstream=tuple(self.graph.predecessors(slug)),
             run_id=self.run.run_id,
             epoch=self.run.epoch,
+            token=self.host.token,
             dsn=SecretStr(self.host.dsn),
             settings=self.host.settings,
         )

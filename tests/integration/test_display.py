@@ -163,7 +163,7 @@ async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient)
 async def test_automations_hear_of_runs_and_steps(
     slug: str, client: PrefectClient, db: Connection, told: Callable[[], list[Any]]
 ) -> None:
-    await make_workflow(slug).flow({})
+    await make_workflow(slug).make_flow(Settings(events=Events.ALL))({})
     run_id, flow_run = read_run(db)[2], await read_flow_run(client, slug)
     events = told()
     assert [event.event for event in events if event.resource.id == f"pgflow.run.{run_id}"] == [
@@ -177,6 +177,18 @@ async def test_automations_hear_of_runs_and_steps(
     assert related["flow-run"] == f"prefect.flow-run.{flow_run.id}"
     assert len(events) == 2 + 2 * 4
     assert related["task-run"].startswith("prefect.task-run.")
+
+
+async def test_automations_hear_how_steps_end_where_nothing_else_is_said(
+    slug: str, told: Callable[[], list[Any]]
+) -> None:
+    with pytest.raises(RunFailedError):
+        await make_workflow(slug).flow({"broken": True})
+    names = [event.event for event in told()]
+    assert names[0] == "pgflow.run.running"
+    assert names[-1] == "pgflow.run.failed"
+    assert {"pgflow.step.completed", "pgflow.step.failed"} <= set(names[1:-1])
+    assert "pgflow.step.running" not in names
 
 
 async def test_automations_hear_of_a_failure(slug: str, told: Callable[[], list[Any]]) -> None:
