@@ -1,7 +1,7 @@
 """Settings, read from environment variables that begin with `PGFLOW_`."""
 
 from enum import StrEnum
-from string import Formatter
+from uuid import UUID
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -74,9 +74,7 @@ class Settings(BaseSettings):
     def _check_fields(cls, url: str) -> str:
         """Refuse what could not be filled in, before a run would find out."""
         try:
-            fields = {name for _, name, _, _ in Formatter().parse(url) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"it has a brace too many or too few: {error}") from error
-        if not fields <= {"run_id", "workflow"}:
-            raise ValueError("only {run_id} and {workflow} can be filled in")
+            url.format(run_id=UUID(int=0), workflow="workflow")
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"only {{run_id}} and {{workflow}} can be filled in, as they are: {error}") from error
         return url

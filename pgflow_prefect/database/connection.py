@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import quote, urlencode
 
 import psycopg
-from psycopg import sql
+from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -38,6 +38,14 @@ def find_dsn(settings: Settings) -> str:
     if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         return ""
     return start_embedded(default_directory()).get_uri()
+
+
+def complete_dsn(dsn: str) -> str:
+    """Return a connection string that means the same where libpq's variables are others: with what they say here."""
+    if dsn:
+        return dsn
+    said = [each for each in pq.Conninfo.get_defaults() if each.val and each.val != each.compiled]
+    return make_conninfo(**{each.keyword.decode(): each.val.decode() for each in said if each.val})
 
 
 def _check_dsn(dsn: str) -> None:

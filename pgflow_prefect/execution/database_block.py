@@ -1,13 +1,14 @@
 """Where the database is, as a Prefect block says it."""
 
 import os
+from typing import Any
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
 from pgflow_prefect.blocks import PgflowDatabase
-from pgflow_prefect.database.connection import LIBPQ_VARIABLES
+from pgflow_prefect.database.connection import LIBPQ_VARIABLES, find_dsn
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.settings import Settings
@@ -30,14 +31,15 @@ async def find_settings(settings: Settings) -> Settings:
     """
     if settings.dsn is not None:
         return settings
-    if settings.block is not None:
-        return _apply(settings, await _load(settings.block))
-    if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+    if settings.block is None and any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         return settings
-    try:
-        return _apply(settings, await _load(DEFAULT))
-    except UsageError:
-        return settings
+    block = await _load(settings.block or DEFAULT)
+    if block is None and settings.block is not None:
+        raise UsageError(
+            f"there is no Prefect block {_TYPE}/{settings.block}: make it with `pgflow-prefect block "
+            f"{settings.block}`, or name another one (PGFLOW_BLOCK)"
+        )
+    return settings if block is None else _apply(settings, block)
 
 
 async def save_block(name: str, settings: Settings) -> bool:
@@ -56,36 +58,38 @@ async def save_block(name: str, settings: Settings) -> bool:
     """
     if settings.dsn is None:
         raise UsageError("which database? give --dsn, or set PGFLOW_DSN: a block has a whole connection string")
+    find_dsn(settings)  # what could not be used later is refused now
     with translate_prefect_errors(f"the block {name!r}"):
-        try:
-            async with get_client() as client:
-                await client.read_block_document_by_name(name, _TYPE, include_secrets=False)
-            is_new = False
-        except ObjectNotFound:
-            is_new = True
+        former = await _read(name)
+        kept = former.get("pool_size") if former and "pool_size" not in settings.model_fields_set else None
+        size = kept if isinstance(kept, int) else settings.pool_size
         try:
             # What else Prefect has to know of this kind of block, it is told when the first one is saved.
-            await PgflowDatabase(dsn=settings.dsn, pool_size=settings.pool_size).asave(name, overwrite=True)
+            await PgflowDatabase(dsn=settings.dsn, pool_size=size).asave(name, overwrite=True)
         except ValueError as error:
             raise UsageError(f"{name!r} can't be the name of a block: lower-case letters, digits and -") from error
-    return is_new
+    return former is None
 
 
-async def _load(name: str) -> PgflowDatabase:
+async def _load(name: str) -> PgflowDatabase | None:
     with translate_prefect_errors(f"the block {name!r}"):
-        try:
-            async with get_client() as client:
-                document = await client.read_block_document_by_name(name, _TYPE)
-        except ObjectNotFound:
-            raise UsageError(
-                f"there is no Prefect block {_TYPE}/{name}: make it with `pgflow-prefect block {name}`, or name "
-                "another one (PGFLOW_BLOCK)"
-            ) from None
+        values = await _read(name)
+    if values is None:
+        return None
     # Not `PgflowDatabase.load`: pydantic's message would quote a wrong value.
-    dsn, pool_size = document.data.get("dsn"), document.data.get("pool_size", 5)
+    dsn, pool_size = values.get("dsn"), values.get("pool_size", 5)
     if not isinstance(dsn, str) or not dsn or not isinstance(pool_size, int) or pool_size < 1:
         raise UsageError(f"the Prefect block {_TYPE}/{name} has no usable values: save it again")
     return PgflowDatabase(dsn=SecretStr(dsn), pool_size=pool_size)
+
+
+async def _read(name: str) -> dict[str, Any] | None:
+    """Return a block's values; None where there is none of this name."""
+    try:
+        async with get_client() as client:
+            return dict((await client.read_block_document_by_name(name, _TYPE)).data)
+    except ObjectNotFound:
+        return None
 
 
 def _apply(settings: Settings, block: PgflowDatabase) -> Settings:

@@ -13,6 +13,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
+from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import Run, Status
@@ -69,7 +70,7 @@ class Display:
             beside = [asyncio.create_task(self._try("its name", self._rename(client)))]
             progress = anyio.CancelScope()
             if self._settings.artifacts:
-                beside.append(asyncio.create_task(self._try("its link", artifacts.link(self._url))))
+                beside.append(asyncio.create_task(self._try("its link", self._link(artifacts))))
                 beside.append(asyncio.create_task(self._try("progress", self._show_progress(artifacts, progress))))
             try:
                 yield
@@ -87,9 +88,9 @@ class Display:
         if _PREFECTS_OWN_NAME.fullmatch(self._flow_run.name):
             await client.update_flow_run(self._flow_run.id, name=name)
 
-    @property
-    def _url(self) -> str:
-        return self._settings.run_url.format(run_id=self._run_id, workflow=quote(self._workflow_slug, safe=""))
+    async def _link(self, artifacts: RunArtifacts) -> None:
+        slug = quote(self._workflow_slug, safe="")
+        await artifacts.link(self._settings.run_url.format(run_id=self._run_id, workflow=slug))
 
     async def _show_progress(self, artifacts: RunArtifacts, scope: anyio.CancelScope) -> None:
         shown = -1
@@ -122,7 +123,7 @@ class Display:
         try:
             await show
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
-            _logger.warning("run %s: %s is not shown: %s", self._run_id, what, error)
+            _logger.warning("run %s: %s is not shown: %s", self._run_id, what, describe_error(error))
 
 
 def _describe(run: Run) -> str:

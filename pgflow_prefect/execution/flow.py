@@ -31,6 +31,7 @@ from pgflow_prefect.execution.scheduler import run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.steps import Steps, find_submitted
+from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.graph import build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Status
@@ -157,20 +158,24 @@ class Execution:
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
             return
         graph = build_graph(definition)
-        submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
-        steps = Steps(
-            handlers=self.handlers,
-            workflow_slug=self.workflow_slug,
-            graph=graph,
-            host=host,
-            run=run,
-            flow_run=flow_run,
-            mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout),
-            observe=self.observe,
-            submitted=submitted,
-        )
-        async with Display(steps).show():
-            await run_in_order(graph, steps.perform, run.turns)
+        async with open_task_runner() as task_runner:
+            submitted: frozenset[str] = frozenset()
+            if task_runner is not None:
+                submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
+            steps = Steps(
+                handlers=self.handlers,
+                workflow_slug=self.workflow_slug,
+                graph=graph,
+                host=host,
+                run=run,
+                flow_run=flow_run,
+                mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout),
+                observe=self.observe,
+                submitted=submitted,
+                task_runner=task_runner,
+            )
+            async with Display(steps).show():
+                await run_in_order(graph, steps.perform, run.turns)
 
     async def _conclude(
         self, store: Store, run_id: UUID, active: ActiveRun | None = None

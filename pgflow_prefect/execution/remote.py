@@ -14,10 +14,10 @@ from prefect.context import TaskRunContext
 from prefect.states import Crashed
 from pydantic import SecretStr
 
-from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.execution.host import ActiveRun, Workplace
-from pgflow_prefect.execution.mirror import Mirror
-from pgflow_prefect.execution.sharing import borrow
+from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.sharing import Shared, borrow
 from pgflow_prefect.execution.step import Step, StepTask, make_task
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Turns
@@ -66,11 +66,9 @@ class RemoteStep:
         """Make one attempt, here, as the current task run."""
         context = TaskRunContext.get()
         assert context is not None
-        dsn = self.dsn.get_secret_value()
         try:
-            settings = self.settings.model_copy(update={"dsn": self.dsn})
-            store, watch = await to_thread.run_sync(borrow, self.token, dsn, settings)
-        except DatabaseUnavailableError as error:
+            store, watch = await self._borrow()
+        except PgflowPrefectError as error:
             return Crashed(message=str(error))
         async with open_toolbox(self.settings.result_limit) as toolbox:
             step = Step(
@@ -79,12 +77,23 @@ class RemoteStep:
                 upstream=self.upstream,
                 task_run_id=context.task_run.id,
                 mirror=Mirror(store, self.run_id, self.epoch, self.settings.report_timeout),
-                host=Workplace(self.settings, dsn, store, toolbox, watch),
+                host=Workplace(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
                 task_scope=CancelScope(),
             )
             return await step.perform(context.task)
+
+    async def _borrow(self) -> Shared:
+        """Return the connections of this process, as soon as the database can be reached."""
+        backoff = Backoff(self.settings.report_timeout, f"run {self.run_id}, step {self.handlers.step_slug!r}")
+        settings = self.settings.model_copy(update={"dsn": self.dsn})
+        while True:
+            try:
+                return await to_thread.run_sync(borrow, self.token, self.dsn.get_secret_value(), settings)
+            except DatabaseUnavailableError as error:
+                if not await backoff.pause(error):
+                    raise
 
 
 def _prepare(handlers: StepHandlers) -> StepHandlers:

@@ -78,6 +78,8 @@ def _open(settings: Settings) -> Shared:
             asyncio.run_coroutine_threadsafe(opened.aclose(), loop).result(_PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)
+        if not thread.is_alive():
+            loop.close()
 
     try:
         shared = asyncio.run_coroutine_threadsafe(enter(), loop).result()

@@ -4,21 +4,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from anyio import move_on_after
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext
 from prefect.states import Crashed, Failed
 from pydantic import SecretStr
 
 from pgflow_prefect.bindings import Kind
+from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.execution.host import ActiveRun, Host
-from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.host import ActiveRun, Host, Stop
+from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
 from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.states import handed_back
 from pgflow_prefect.execution.step import Observer, Step
-from pgflow_prefect.execution.task_runner import EventLoopTaskRunner, StepNotSentError, submit
+from pgflow_prefect.execution.task_runner import (
+    AnyTaskRunner,
+    StepNotSentError,
+    Submission,
+    TaskRunnerGoneError,
+    submit,
+)
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
+
+_WAITING = ("AwaitingRetry", "Waiting", "Deferred")
+
+_DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a drained run only waits
 
 
 @dataclass
@@ -35,6 +47,7 @@ class Steps:
         mirror: writes for the run.
         observe: hears of every state that a step enters.
         submitted: the steps that the task runner executes.
+        task_runner: one of Prefect's, where it is not this event loop.
     """
 
     handlers: Mapping[str, StepHandlers]
@@ -46,15 +59,16 @@ class Steps:
     mirror: Mirror
     observe: Observer
     submitted: frozenset[str]
+    task_runner: AnyTaskRunner | None
     _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)  # as the task runner has them
 
     async def perform(self, slug: str) -> bool:
         """Execute a step, all its attempts, and tell whether it completed."""
         if self.run.drained:
             return False
-        if slug in self.submitted:
+        if self.task_runner is not None and slug in self.submitted:
             with self.run.work():
-                return self._conclude(slug, await self._perform_elsewhere(slug))
+                return self._conclude(slug, await self._perform_elsewhere(slug, self.task_runner))
             return False  # the run was stopped here; what the step reports after that is not accepted
         return await self._perform_here(slug)
 
@@ -85,7 +99,7 @@ class Steps:
             return self._conclude(slug, await run_step_task(step.make_task(), step.task_run_id, self._find_edges(slug)))
         return False  # it waited for its next attempt, and the run is not to go on here
 
-    async def _perform_elsewhere(self, slug: str) -> State:
+    async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:
         step = RemoteStep(
             handlers=self.handlers[slug],
             workflow_slug=self.workflow_slug,
@@ -93,16 +107,37 @@ class Steps:
             run_id=self.run.run_id,
             epoch=self.run.epoch,
             token=self.host.token,
-            dsn=SecretStr(self.host.dsn),
+            dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,
         )
-        self.observe(slug, "Submitted")
-        try:
-            submission = await submit(step, self._find_edges(slug))
-            self._task_run_ids[slug] = submission.task_run_id
+        backoff = Backoff(self.mirror.patience, f"run {self.run.run_id}, step {slug!r}")
+        while True:
+            try:
+                submission = await submit(task_runner, step, self._find_edges(slug))
+                self._task_run_ids[slug] = submission.task_run_id
+                self.observe(slug, "Running")
+                return await self._await_submission(slug, submission)
+            except StepNotSentError as error:
+                return await self._fail(slug, str(error))
+            except TaskRunnerGoneError as error:
+                if self.run.drained or not await backoff.pause(error):
+                    return Crashed(message=str(error))
+
+    async def _await_submission(self, slug: str, submission: Submission) -> State:
+        """Return how a submitted step ended; one that only waits is left to whoever goes on, once the run is drained.
+
+        What it would do after that is not accepted any more.
+        """
+        with self.run.wait():
             return await submission.wait()
-        except StepNotSentError as error:
-            return await self._fail(slug, str(error))
+        while not await self._only_waits(slug):
+            with move_on_after(_DRAIN_INTERVAL):
+                return await submission.wait()
+        return handed_back(f"run {self.run.run_id} was handed back: {self.run.stopped or Stop.SHUTDOWN}")
+
+    async def _only_waits(self, slug: str) -> bool:
+        ends = await self.host.store.list_step_ends(self.run.run_id, [slug])
+        return any(each.task_state in _WAITING for each in ends)
 
     async def _fail(self, slug: str, message: str) -> State:
         try:
@@ -115,14 +150,11 @@ class Steps:
 
 
 async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, StepHandlers]) -> frozenset[str]:
-    """Return the steps that the current flow run's task runner is to execute: those that are done in Python.
+    """Return the steps that a task runner is to execute: those that are done in Python.
 
     What SQL functions, endpoints and queues do is only waited for here, and a step that is bound otherwise while the
     run goes on is done as its row says wherever it is executed.
     """
-    context = FlowRunContext.get()
-    if context is None or isinstance(context.task_runner, EventLoopTaskRunner):
-        return frozenset()
     bound = {slug: Kind(each.kind) for slug, each in (await host.store.list_bindings(workflow_slug)).items()}
     return frozenset(
         slug

@@ -1,20 +1,19 @@
 """Steps that one of Prefect's task runners executes: in threads, in processes, on a Dask cluster."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, cast
 from uuid import UUID
 
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 from prefect import Flow
 from prefect.client.schemas.objects import RunInput, State, TaskRunResult
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
-from prefect.states import Crashed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pgflow_prefect.errors import PgflowPrefectError
@@ -23,6 +22,8 @@ from pgflow_prefect.execution.remote import RemoteStep
 
 AnyTaskRunner: TypeAlias = TaskRunner[Any]
 
+_GRACE = 10.0  # seconds that a run which has ended waits for what its threads and processes still do
+
 
 class EventLoopTaskRunner(ThreadPoolTaskRunner[Any]):
     """Stands for executing steps in the flow run's own event loop, which is what costs least: no task is submitted."""
@@ -30,6 +31,30 @@ class EventLoopTaskRunner(ThreadPoolTaskRunner[Any]):
 
 class StepNotSentError(PgflowPrefectError):
     """A task runner could not execute a step, for a reason that lies in the step."""
+
+
+class TaskRunnerGoneError(PgflowPrefectError):
+    """A task runner could not execute a step, because a process or a cluster is not there at this moment."""
+
+
+@asynccontextmanager
+async def open_task_runner() -> AsyncIterator[AnyTaskRunner | None]:
+    """Start a task runner like the current flow run's, for as long as the block takes; None where that is ours.
+
+    Prefect has started the flow run's own one, and will stop it in the event loop, which has to wait for what its
+    threads and processes still do: everything else of this process would, too, and they perhaps for this event loop.
+    """
+    context = FlowRunContext.get()
+    if context is None or isinstance(context.task_runner, EventLoopTaskRunner):
+        yield None
+        return
+    task_runner: AnyTaskRunner = context.task_runner.duplicate()
+    await to_thread.run_sync(task_runner.__enter__)
+    try:
+        yield task_runner
+    finally:
+        with move_on_after(_GRACE):
+            await to_thread.run_sync(task_runner.__exit__, None, None, None, abandon_on_cancel=True)
 
 
 @dataclass(frozen=True)
@@ -54,28 +79,25 @@ class Submission:
 
         Raises:
             StepNotSentError: the step can't be executed there.
+            TaskRunnerGoneError: the process that executed it has died, or the cluster has.
         """
         await _await_future(self.future)
-        try:
+        with _translate_errors(f"step {self.step_slug!r} can't be executed by the task runner"):
             await to_thread.run_sync(partial(self.future.result, raise_on_failure=False), abandon_on_cancel=True)
-        except Exception as error:
-            if _is_of_the_moment(error):
-                return Crashed(message=f"its process has died: {type(error).__name__}: {error}")
-            raise StepNotSentError(
-                f"step {self.step_slug!r} can't be executed by the task runner: {type(error).__name__}: {error}"
-            ) from error
         return self.future.state
 
 
-async def submit(step: RemoteStep, edges: Collection[UUID]) -> Submission:
-    """Give a step to the task runner of the current flow run.
+async def submit(task_runner: AnyTaskRunner, step: RemoteStep, edges: Collection[UUID]) -> Submission:
+    """Give a step to a task runner.
 
     Args:
+        task_runner: what `open_task_runner` gave.
         step: the step.
         edges: the task runs from which an edge leads to it.
 
     Raises:
         StepNotSentError: it can't be pickled, or the task runner does not take it.
+        TaskRunnerGoneError: the task runner's processes or its cluster are not there.
     """
     slug = step.handlers.step_slug
     context = FlowRunContext.get()
@@ -85,16 +107,26 @@ async def submit(step: RemoteStep, edges: Collection[UUID]) -> Submission:
     def send() -> PrefectFuture[Any]:
         with _leave_flow_behind(context):
             task = step.make_task()
-            future = context.task_runner.submit(task, parameters={EDGES: None}, dependencies={EDGES: dependencies})
+            future = task_runner.submit(task, parameters={EDGES: None}, dependencies={EDGES: dependencies})
             return cast("PrefectFuture[Any]", future)
 
-    try:
+    with _translate_errors(f"step {slug!r} can't be given to {type(task_runner).__name__}"):
         # It may have to start a cluster first, or to connect to one.
         return Submission(slug, await to_thread.run_sync(send))
+
+
+@contextmanager
+def _translate_errors(what: str) -> Iterator[None]:
+    """Tell what may go well a moment later from what lies in the step."""
+    try:
+        yield
     except Exception as error:
+        reason = f"{what}: {type(error).__name__}: {error}"
+        if _is_of_the_moment(error):
+            raise TaskRunnerGoneError(reason) from error
         raise StepNotSentError(
-            f"step {slug!r} can't be given to {type(context.task_runner).__name__}: {type(error).__name__}: {error}; a "
-            "handler that other processes execute has to be picklable, with everything that it refers to"
+            f"{reason}; a handler that other processes execute has to be picklable, and what its file imports has to "
+            "be installed there"
         ) from error
 
 
@@ -122,5 +154,6 @@ async def _await_future(future: PrefectFuture[Any]) -> None:
 
 
 def _is_of_the_moment(error: Exception) -> bool:
-    """Tell whether another attempt elsewhere may succeed: the process has died, not the step's work failed."""
-    return isinstance(error, BrokenExecutor | CancelledError) or type(error).__module__.startswith("distributed.")
+    """Tell whether a process or a cluster has gone: of the step's own errors there are none, they are states."""
+    is_dask = type(error).__module__.startswith("distributed.")
+    return is_dask or isinstance(error, BrokenExecutor | CancelledError | OSError | TimeoutError)

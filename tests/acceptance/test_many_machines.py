@@ -153,4 +153,5 @@ def test_runs_and_their_steps_are_executed_on_all_of_them(
     for machine in "ab":
         assert "submitting flow run" in (cli.directory / f"prefect_{machine}.log").read_text().lower()
     prefect.await_state(runs[0], "Completed")
+    assert (cli("diff", slug, "--json").out, cli("diff", slug).out) == ("[]\n", "")
     prefect.await_task_states(runs[0], dict.fromkeys(["start", "left", "right", "end"], "Completed"))

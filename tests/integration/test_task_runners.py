@@ -5,13 +5,16 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from distributed import LocalCluster
 from prefect.client.orchestration import PrefectClient
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dask.task_runners import DaskTaskRunner
+from psycopg.conninfo import conninfo_to_dict
 
-from pgflow_prefect import SqlFunction, StepContext, Workflow
+from pgflow_prefect import Settings, SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from tests.conftest import Connection
@@ -244,3 +247,50 @@ async def test_a_handler_that_cannot_travel_fails_its_step_and_says_so(
     with pytest.raises(RunFailedError, match=r"step 'locked' can't be given to DaskTaskRunner: .*has to be picklable"):
         await workflow.flow({})
     assert read_steps(db)["locked"][0] == "failed"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "completed by somebody else", "taken over"])
+async def test_a_run_that_ends_while_a_thread_works_holds_up_nobody(define: Define, db: Connection, how: str) -> None:
+    threads: AnyTaskRunner = ThreadPoolTaskRunner()
+    workflow = Workflow(make_slug(), task_runner=threads)
+    define(workflow.slug, ["slow"])
+    begun, released = threading.Event(), threading.Event()
+
+    @workflow.step
+    def slow() -> int:
+        begun.set()
+        assert released.wait(60)
+        return 1
+
+    flow = workflow.make_flow(Settings(lease=1))
+    ends: list[Any] = []
+
+    async def execute() -> None:
+        ends.append(await flow({}, return_state=True))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            group.start_soon(execute)
+            await anyio.to_thread.run_sync(begun.wait)
+            run_id = read_run(db)[2]
+            if how == "cancelled":
+                value(db, "SELECT pgflow.cancel_run(%s, 'cancelled: enough')", run_id)
+            elif how == "taken over":
+                value(db, "SELECT pgflow.take_run(%s)", run_id)
+            else:
+                value(db, "SELECT pgflow.complete_step(%s, 'slow', '2')", run_id)
+            # The event loop goes on meanwhile, and the thread's report finds it doing so.
+            threading.Timer(2, released.set).start()
+    shown = {"cancelled": "Cancelled", "completed by somebody else": "Completed", "taken over": "Superseded"}
+    assert ends[0].name == shown[how]
+    assert read_steps(db)["slow"][2] == {"cancelled": None, "completed by somebody else": 2, "taken over": None}[how]
+
+
+async def test_what_libpq_is_told_here_holds_elsewhere(
+    define: Define, db: Connection, dsn: str, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = make_diamond(define, DaskTaskRunner(address=cluster))
+    monkeypatch.delenv("PGFLOW_DSN")
+    for name, text in conninfo_to_dict(dsn).items():
+        monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), str(text))
+    assert (await workflow.flow({"start": 1}))["end"]["sum"] == 6
