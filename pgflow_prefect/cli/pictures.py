@@ -74,6 +74,8 @@ def graph(
         A tree of lines for the terminal; a Mermaid flowchart, an SVG picture or Graphviz's DOT for documents; or
         node-link data in JSON.
     """
+    if workflow is None and run is None:
+        raise UsageError("which one? give a WORKFLOW's slug, or --run RUN_ID")
     shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, run)
     chosen = "json" if json else format
     if chosen != "text":
@@ -134,8 +136,7 @@ async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | N
     async with open_store(settings, size=1) as store:
         if run_id is not None:
             return await _read_progress(store, run_id, workflow)
-        if workflow is None:
-            raise UsageError("name a workflow to draw, or give --run RUN_ID to draw a run")
+        assert workflow is not None
         definition = await store.load_definition(workflow)
     if problems := find_problems(definition):
         raise InvalidDefinitionError(workflow, problems)
@@ -152,7 +153,7 @@ async def _read_progress(store: Store, run_id: UUID, workflow: str | None = None
     if workflow not in {None, run.workflow_slug}:
         raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not of {workflow!r}: leave that out")
     shown = build_graph(await store.load_run_definition(run_id))
-    states = {state.step_slug: state for state in await store.list_step_states(run_id)}
+    states = {state.step_slug: state for state in await store.list_step_ends(run_id, shown)}
     return shown, trace_progress(shown, run, states, await store.read_clock())
 
 
