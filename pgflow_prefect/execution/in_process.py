@@ -56,7 +56,7 @@ def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) ->
 
 def has_server() -> bool:
     """Tell whether Prefect is set to use a server; else it starts a temporary one, which takes a while."""
-    return get_current_settings().api.url is not None
+    return bool(get_current_settings().api.url)  # an empty variable says nothing
 
 
 @asynccontextmanager
