@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pgflow_prefect.cli.candidates import Skipped
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.enabling import print_older_runs
-from pgflow_prefect.deployment.deployments.apply import Deployed
 from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
+from pgflow_prefect.deployment.deployments.write import Deployed
 
 MANY = 10
 """Deployments from which on a bar shows how far it is."""

@@ -13,9 +13,10 @@ from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
 from pgflow_prefect.cli.deploy_report import Preview, Report, print_found, show_progress
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.deployments.apply import Deployed, Plans, open_plans
+from pgflow_prefect.deployment.deployments.apply import Plans, open_plans
 from pgflow_prefect.deployment.deployments.plan import Change
 from pgflow_prefect.deployment.deployments.wanted import Options
+from pgflow_prefect.deployment.deployments.write import Deployed
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
 from pgflow_prefect.execution.in_process import has_server, run_event_loop
 from pgflow_prefect.settings import Settings
@@ -116,7 +117,7 @@ async def deploy_all(
         quiet: show no progress.
 
     Raises:
-        UsageError: one of them can't be deployed; nothing is written then.
+        UsageError: one of them can't be deployed, or the options do not fit; nothing is written then.
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
     async with _open_plans(store, candidates, options, prune) as plans:
@@ -132,7 +133,7 @@ async def deploy_all(
     by_name = {each.deployment_name: each for each in candidates}
     reports = [
         _make_report(deployed[plan.name], plan.changes, by_name.get(plan.name), enabled, older)
-        for plan in plans.plans
+        for plan in carried.plans
         if plan.name in deployed
     ]
     return Done(reports, carried.failures)
@@ -159,7 +160,7 @@ async def _open_plans(
 ) -> AsyncIterator[Plans]:
     installation = await store.read_installation()
     wanted = describe_all(candidates, options, installation)
-    async with open_plans(wanted, installation, await store.list_slugs() if prune else None) as plans:
+    async with open_plans(wanted, installation, store.list_slugs if prune else None) as plans:
         yield plans
 
 

@@ -43,8 +43,11 @@ async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str
         raise_all(chosen.errors)
         installation = await store.read_installation()
         wanted = describe_all(chosen.candidates, Options(), installation)
-        known = [each.slug for each in chosen.candidates]
-        async with open_plans(wanted, installation, known if slugs is None else None) as opened:
+
+        async def list_known() -> list[str]:
+            return [each.slug for each in chosen.candidates]
+
+        async with open_plans(wanted, installation, list_known if slugs is None else None) as opened:
             plans: dict[str, Plan] = {plan.name: plan for plan in opened.plans}
         enabled = await find_enabled(store)
         defined = {to_flow_name(slug) for slug in await store.list_slugs()}

@@ -16,8 +16,9 @@ from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
 from pgflow_prefect.deployment.deployments.wanted import Options
+from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
 from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
-from pgflow_prefect.deployment.serving import FlowRunProcesses, Served, Serving, deploy_served
+from pgflow_prefect.deployment.serving import Served, ServedDeployments, Serving
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.in_process import connect_to_prefect
 from pgflow_prefect.execution.service import Switch, run_service
@@ -72,10 +73,11 @@ def serve(
     async def work(switch: Switch) -> None:
         size = max(settings.pool_size, IN_FLIGHT)
         async with open_store(settings, size=size) as store, connect_to_prefect() as client:
-            served = await _load_served(store, workflows)
-            flows = await deploy_served(store, client, served, options)
+            deployments = ServedDeployments(store, client, await _load_served(store, workflows), options)
+            await deployments.deploy()
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
-            service = Serving(bridge, FlowRunProcesses(store, flows, limit), grace)
+            processes = FlowRunProcesses(store, deployments.flows, limit)
+            service = Serving(bridge, deployments, processes, grace)
             switch.attach(drain=service.drain, stop=service.stop)
             await bridge.refresh()
             err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)

@@ -31,6 +31,7 @@ from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
+from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.workflow import AsyncFlow, Workflow
@@ -262,4 +263,5 @@ def _bounded() -> Iterator[None]:
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    # Prefect's own errors have the whole URL.
+    return f"{type(error).__name__}: {describe_error(error)}" if str(error) else type(error).__name__

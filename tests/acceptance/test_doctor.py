@@ -51,17 +51,13 @@ def test_where_all_is_well_every_check_says_so_and_nothing_is_left_behind(
     assert [each["message"] for each in logs if "pgflow-doctor" in each["message"]] == []
 
 
-def test_without_the_flow_run_it_is_not_measured_how_prefect_lags(cli: CommandLine) -> None:
-    ended = cli("doctor", "--no-flow-run")
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.lines[0] == "check\toutcome\tmessage\tadvice"
-    assert [line.split("\t")[0] for line in ended.lines[1:]] == [*DATABASE, *PREFECT, *WORKFLOWS]
-
-
 def test_a_schema_that_is_missing_is_a_fault_that_init_mends(cli: CommandLine, empty_dsn: str) -> None:
-    ended = cli("doctor", "--no-flow-run", "--json", "--dsn", route(empty_dsn))
-    assert ended.code == 1
-    findings = read_findings(ended)
+    ended = cli("doctor", "--no-flow-run", "--dsn", route(empty_dsn))
+    assert (ended.code, ended.err) == (1, "")
+    columns, *rows = [line.split("\t") for line in ended.lines]
+    assert columns == ["check", "outcome", "message", "advice"]
+    assert [row[0] for row in rows] == [*DATABASE, *PREFECT, *WORKFLOWS], "nothing is measured without a flow run"
+    findings: Findings = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert findings["schema"]["outcome"] == "fault"
     assert "pgflow-prefect init" in findings["schema"]["advice"]
     assert "by --dsn" in findings["database"]["message"]
@@ -113,10 +109,16 @@ def stranger(server_dsn: str) -> Iterator[str]:
         server.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
-def test_a_role_without_rights_is_told_which_it_lacks(cli: CommandLine, dsn: str, stranger: str) -> None:
-    ended = cli("doctor", "--no-flow-run", "--json", "--dsn", make_conninfo(dsn, options=f"-c role={stranger}"))
+def test_a_role_without_rights_is_told_which_it_lacks_and_a_token_is_not_shown(
+    cli: CommandLine, dsn: str, stranger: str, prefect_api: str
+) -> None:
+    as_stranger = make_conninfo(dsn, options=f"-c role={stranger}")
+    with_token = prefect_api.replace("//", "//topsecret@")
+    ended = cli("doctor", "--no-flow-run", "--json", "--dsn", as_stranger, PREFECT_API_URL=with_token)
     assert ended.code == 1
     findings = read_findings(ended)
+    assert "topsecret" not in ended.out
+    assert findings["websockets"]["outcome"] == "fault", "a websocket takes no user without a password"
     assert findings["schema"]["outcome"] == "ok", "the versions can be seen without rights"
     rights = findings["rights"]
     assert rights["outcome"] == "fault"
@@ -142,7 +144,7 @@ def test_what_stands_ready_for_runs_is_looked_at(
     assert cli("deploy", chain, "--work-pool", pool).code == 0
     alone = f"alone_{uuid4().hex[:8]}"
     define(db, alone, CHAIN)
-    assert cli("enable", alone).code == 0
+    db.execute("INSERT INTO pgflow_prefect.enabled_workflows (workflow_slug, enabled) VALUES (%s, true)", [alone])
     for workflow in (chain, alone):
         run_workflow(db, workflow)
     db.execute("UPDATE pgflow_prefect.enabled_workflows SET since = since - interval '1 hour'")

@@ -37,7 +37,9 @@ async def default_block(client: PrefectClient, dsn: str) -> AsyncIterator[None]:
     await client.delete_block_document(document.id)
 
 
-async def test_a_block_that_is_saved_again_has_the_new_address_and_keeps_its_size(client: PrefectClient, block_name: str) -> None:
+async def test_a_block_that_is_saved_again_has_the_new_address_and_keeps_its_size(
+    client: PrefectClient, block_name: str
+) -> None:
     assert await save_block(block_name, Settings(dsn=SecretStr(ADDRESS), pool_size=7))
     found = await find_settings(Settings(block=block_name))
     assert (found.dsn, found.pool_size) == (SecretStr(ADDRESS), 7)

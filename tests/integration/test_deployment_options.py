@@ -1,7 +1,7 @@
 """What `deploy` may be told beyond the workflows, on a real Prefect server: asked for twice, nothing changes."""
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,14 +16,17 @@ from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.steps.core import run_steps
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import SecretStr
 
+from pgflow_prefect.blocks import PgflowDatabase
 from pgflow_prefect.deployment.deployments import Deployed, Options, Outcome, deploy, register
-from pgflow_prefect.deployment.deployments.apply import make_plans
+from pgflow_prefect.deployment.deployments.apply import Plans, make_plans, open_plans
 from pgflow_prefect.deployment.deployments.find import check_that_prefect_answers
 from pgflow_prefect.deployment.deployments.location import parse_location
 from pgflow_prefect.deployment.deployments.plan import Plan
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish, parse_schedule
 from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, describe_wanted
+from pgflow_prefect.deployment.deployments.write import write
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import PrefectUnavailableError, UsageError
 from pgflow_prefect.models import WorkflowDefinition
@@ -96,19 +99,27 @@ async def pool(client: PrefectClient) -> AsyncIterator[str]:
     await client.delete_work_pool(name)
 
 
+@pytest.fixture
+async def block(client: PrefectClient) -> str:
+    """The name of a block that says where a database is."""
+    name = f"shop-{uuid4().hex[:8]}"
+    await PgflowDatabase(dsn=SecretStr("postgresql://nowhere")).asave(name)
+    return name
+
+
 def cron(expression: str, timezone: str | None = None) -> ScheduleWish | None:
     return parse_schedule(expression, None, timezone, remove=False)
 
 
-async def test_a_new_deployment_gets_everything_at_once(project: Project, pool: str) -> None:
+async def test_a_new_deployment_gets_everything_at_once(project: Project, pool: str, block: str) -> None:
     made = await project.deploy(
-        work_pool=pool, tags=("nightly",), schedule=cron("0 3 * * *"), concurrency_limit=2, image="shop:7", block="shop"
+        work_pool=pool, tags=("nightly",), schedule=cron("0 3 * * *"), concurrency_limit=2, image="shop:7", block=block
     )
 
     found = await project.read(made.id)
     assert found.tags == ["pgflow", "shop", "nightly", OWNED]
     assert (found.work_pool_name, found.version) == (pool, project.definition.definition_hash)
-    assert found.job_variables == {"image": "shop:7", "env": {"PGFLOW_BLOCK": "shop"}}
+    assert found.job_variables == {"image": "shop:7", "env": {"PGFLOW_BLOCK": block}}
     assert found.global_concurrency_limit is not None
     assert found.global_concurrency_limit.limit == 2
     assert [each.schedule for each in found.schedules] == [CronSchedule(cron="0 3 * * *", timezone="UTC")]
@@ -163,24 +174,24 @@ async def test_an_interval_counts_on_from_where_it_began(project: Project) -> No
 
 
 async def test_tags_job_variables_and_limits_are_put_beside_what_people_set(
-    project: Project, client: PrefectClient
+    project: Project, client: PrefectClient, pool: str, block: str
 ) -> None:
-    made = await project.deploy()
+    made = await project.deploy(work_pool=pool)
     theirs = DeploymentUpdate(tags=["theirs"], job_variables={"env": {"A": "1"}, "image": "old", "labels": {"x": "y"}})
     await client.update_deployment(made.id, theirs)
 
-    plan = await project.plan(image="new", block="shop", concurrency_limit=3, tags=("mine",))
+    plan = await project.plan(image="new", block=block, concurrency_limit=3, tags=("mine",))
     assert [str(each) for each in plan.changes] == [
         f"tags: + pgflow, shop, mine, {OWNED}",
         "image: old -> new",
-        "env.PGFLOW_BLOCK: shop",
+        f"env.PGFLOW_BLOCK: {block}",
         "concurrency limit: none -> 3",
     ]
-    await project.deploy(image="new", block="shop", concurrency_limit=3, tags=("mine",))
+    await project.deploy(image="new", block=block, concurrency_limit=3, tags=("mine",))
 
     found = await project.read(made.id)
     assert found.tags == ["theirs", "pgflow", "shop", "mine", OWNED]
-    variables = {"env": {"A": "1", "PGFLOW_BLOCK": "shop"}, "image": "new", "labels": {"x": "y"}}
+    variables = {"env": {"A": "1", "PGFLOW_BLOCK": block}, "image": "new", "labels": {"x": "y"}}
     assert found.job_variables == variables
     await project.deploy()
     assert (await project.read(made.id)).global_concurrency_limit is not None, "what is not named stays"
@@ -213,6 +224,17 @@ async def test_an_unknown_block_of_credentials_is_refused(project: Project) -> N
 
     with pytest.raises(UsageError, match="unknown block secret/nowhere"):
         await project.plan(location=location)
+
+
+async def test_an_unknown_block_of_the_database_is_refused(project: Project, pool: str) -> None:
+    with pytest.raises(UsageError, match=r"unknown block pgflow-database/nowhere: .* `pgflow-prefect block nowhere`"):
+        await project.plan(block="nowhere", work_pool=pool)
+
+
+async def test_what_only_a_work_pool_uses_is_refused_without_one(project: Project, block: str) -> None:
+    for options, named in (({"image": "shop:7"}, "--image"), ({"image": "a", "block": block}, "--image and --block")):
+        with pytest.raises(UsageError, match=f"^{named} would have no effect without a work pool.*{project.slug}"):
+            await project.plan(**options)
 
 
 async def test_a_file_that_is_nowhere_in_the_repository_is_refused(project: Project, tmp_path: Path) -> None:
@@ -264,21 +286,111 @@ async def test_a_worker_finds_the_code_in_the_repository_s_directory(
     assert await anyio.Path("handlers.py").is_file()
 
 
-async def test_what_prefect_refuses_of_one_keeps_the_others_from_nothing(client: PrefectClient, tmp_path: Path) -> None:
+@pytest.fixture
+def several(client: PrefectClient, tmp_path: Path) -> list[Project]:
     projects = []
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
         projects.append(Project(client, tmp_path / name))
-    made = await projects[1].deploy()
-    unfit = DeploymentUpdate(enforce_parameter_schema=False, parameters={"payload": {"item": 7}})
-    await client.update_deployment(made.id, unfit)
+    return projects
+
+
+async def plan_all(projects: list[Project], **options: Any) -> Plans:
     wanted = [
-        describe_wanted(each.workflow, each.definition, each.source, Options(here=each.directory), INSTALLATION)
+        describe_wanted(
+            each.workflow, each.definition, each.source, Options(here=each.directory, **options), INSTALLATION
+        )
         for each in projects
     ]
+    return await make_plans(projects[0].client, wanted)
 
-    carried = await (await make_plans(client, wanted)).carry_out()
 
-    assert [each.workflow_slug for each in carried.deployed] == [projects[0].slug, projects[2].slug]
+async def test_what_prefect_refuses_of_one_keeps_the_others_from_nothing(
+    several: list[Project], client: PrefectClient
+) -> None:
+    made = await several[1].deploy()
+    unfit = DeploymentUpdate(enforce_parameter_schema=False, parameters={"payload": {"item": 7}})
+    await client.update_deployment(made.id, unfit)
+
+    carried = await (await plan_all(several)).carry_out()
+
+    assert [each.workflow_slug for each in carried.deployed] == [several[0].slug, several[2].slug]
     [failure] = carried.failures
-    assert f"Prefect refuses the deployment of workflow {projects[1].slug!r}" in str(failure)
+    assert f"Prefect refuses the deployment of workflow {several[1].slug!r}" in str(failure)
+
+
+async def test_what_nobody_foresaw_of_one_keeps_the_others_from_nothing(
+    several: list[Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail_once(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID]) -> Deployed:
+        if plan.workflow_slug == several[0].slug:
+            raise ZeroDivisionError
+        return await write(client, plan, flow_ids)
+
+    monkeypatch.setattr("pgflow_prefect.deployment.deployments.apply.write", fail_once)
+
+    carried = await (await plan_all(several)).carry_out()
+
+    assert [each.workflow_slug for each in carried.deployed] == [several[1].slug, several[2].slug]
+    assert [str(each) for each in carried.failures] == [
+        f"the deployment of workflow {several[0].slug!r} failed: ZeroDivisionError"
+    ]
+
+
+async def test_what_somebody_deletes_in_prefect_meanwhile_is_made_anew_or_named(
+    several: list[Project], client: PrefectClient
+) -> None:
+    made = [await each.deploy(schedule=cron("0 3 * * *")) for each in several]
+    change = await plan_all(several[:2], schedule=cron("0 4 * * *"), tags=("x",))
+    removal = await plan_all(several[2:], schedule=ScheduleWish(None))
+    for each in (several[0], several[2]):
+        [schedule] = (await each.find_schedules(made[several.index(each)].id)).values()
+        await client.delete_deployment_schedule(made[several.index(each)].id, schedule.id)
+    await client.delete_deployment(made[1].id)
+
+    changed, removed = await change.carry_out(), await removal.carry_out()
+
+    assert [each.workflow_slug for each in changed.deployed] == [several[0].slug]
+    assert (await several[0].find_schedules(made[0].id))["pgflow"].schedule == CronSchedule(
+        cron="0 4 * * *", timezone="UTC"
+    )
+    [failure] = changed.failures
+    assert str(failure) == (
+        f"the deployment of workflow {several[1].slug!r} was deleted in Prefect just now: deploy it again"
+    )
+    assert (removed.failures, await several[2].find_schedules(made[2].id)) == ([], {})
+
+
+async def test_what_somebody_makes_in_prefect_meanwhile_is_updated_and_not_replaced(
+    project: Project, client: PrefectClient
+) -> None:
+    plans = await plan_all([project], tags=("mine",))
+    theirs = await project.deploy(schedule=cron("0 3 * * *"))
+
+    carried = await plans.carry_out()
+
+    [done] = carried.deployed
+    assert (done.id, done.outcome) == (theirs.id, Outcome.UPDATED)
+    assert [str(each) for each in carried.plans[0].changes] == ["tags: + mine"]
+    assert set(await project.find_schedules(theirs.id)) == {"pgflow"}
+
+
+async def test_a_deployment_whose_workflow_is_back_is_not_pruned(project: Project, client: PrefectClient) -> None:
+    installation = uuid4()
+    defined: list[str] = []
+
+    async def list_defined() -> list[str]:
+        return [*defined]
+
+    options = Options(here=project.directory)
+    made = await deploy(
+        client, project.workflow, project.definition, project.source, options=options, installation=installation
+    )
+    async with open_plans([], installation, list_defined) as plans:
+        assert [plan.outcome for plan in plans.plans] == [Outcome.DELETED]
+        defined.append(project.slug)
+        assert (await plans.carry_out()).deployed == []
+        assert (await project.read(made.id)).id == made.id
+        defined.clear()
+        [deleted] = (await plans.carry_out()).deployed
+    assert deleted.id == made.id

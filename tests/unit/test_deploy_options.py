@@ -1,5 +1,6 @@
 """The options of `deploy`: what they mean, and what is wrong with those that mean nothing."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from pgflow_prefect.cli.deploy_options import DeployFlags
+from pgflow_prefect.cli.deployments import deploy
 from pgflow_prefect.deployment.deployments.location import describe_steps, is_said, make_default_steps, parse_location
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
 from pgflow_prefect.errors import UsageError
@@ -63,6 +65,8 @@ def test_a_cron_expression_counts_in_its_time_zone_or_in_utc() -> None:
         (DeployFlags(source="nowhere"), "--source is no URL of a git repository"),
         (DeployFlags(source="https://[broken"), "--source is no URL of a git repository"),
         (DeployFlags(source="git+https://host/a/b@"), "names no ref after its @"),
+        (DeployFlags(source="git+https://host/a/b@main#subdirectory=c"), "with --directory"),
+        (DeployFlags(source="git@host:a/b.git#subdirectory=c"), "with --directory"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused(flags: DeployFlags, message: str) -> None:
@@ -86,6 +90,38 @@ def test_a_secret_in_the_url_of_the_code_is_refused_and_not_shown(source: str) -
         parse_location(source, None, None)
 
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("repository", "shown"),
+    [
+        ("https://hunter2@host:8443/a/b", "https://host:8443/a/b"),
+        ("https://me:hunter2@host/a/b?token=hunter2#hunter2", "https://host/a/b"),
+        ("oauth2:hunter2@host:a/b", "host:a/b"),
+        ("https://hunter2@[broken", "a repository"),
+        ("git@host:a/b.git", "git@host:a/b.git"),
+    ],
+)
+def test_a_secret_that_a_deployment_has_already_is_not_shown(repository: str, shown: str) -> None:
+    assert describe_steps([{CLONE: {"repository": repository, "branch": "main"}}]) == f"{shown}@main"
+
+
+def test_a_step_without_inputs_is_named() -> None:
+    assert describe_steps([{"shop.steps.fetch": None}]) == "fetch"
+    assert is_said([{"shop.steps.fetch": None}])
+
+
+@pytest.mark.parametrize(
+    ("slugs", "options", "message"),
+    [
+        ([], {"plan": True}, "which workflow? name it, or say --all"),
+        (["chain"], {"prune": True}, "--prune goes with --all"),
+        (["chain"], {"all_": True}, "--all is all workflows: name none beside it"),
+    ],
+)
+def test_what_is_to_be_deployed_is_said_once(slugs: list[str], options: dict[str, bool], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        deploy(*slugs, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """What `doctor` makes of what it sees, and of checks that go wrong."""
 
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect.deployment.diagnosis.findings import Check, Finding, Outcome, Patient, Verdict, carry_out
 from pgflow_prefect.deployment.diagnosis.lag import judge_lag
-from pgflow_prefect.deployment.diagnosis.prefect import judge_recorder, judge_versions
+from pgflow_prefect.deployment.diagnosis.prefect import PREFECT_CHECKS, judge_recorder, judge_versions
 from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 FAST = {"enabled": True, "read_batch_size": 100, "batch_size": 100, "flush_interval": 1.0}
@@ -47,6 +50,19 @@ def test_a_check_that_raises_is_a_fault_and_the_others_go_on() -> None:
     assert [each.outcome for each in found] == [Outcome.FAULT, Outcome.FAULT, Outcome.OK]
     assert (found[0].message, found[0].advice) == ("can't connect", "check that it runs")
     assert found[1].message == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("user", ["hunter2", "me:hunter2"])
+def test_a_secret_in_the_url_of_prefect_is_never_said(user: str) -> None:
+    [websockets] = [replace(each, needs=()) for each in PREFECT_CHECKS if each.name == "websockets"]
+
+    with temporary_settings({PREFECT_API_URL: f"http://{user}@127.0.0.1:1/api"}):
+        [found], _ = carry_out_all(websockets)
+        said = describe_error(ValueError(f"'404 Not Found' for url 'http://{user}@127.0.0.1:1/api/x'"))
+
+    assert found.outcome is Outcome.FAULT
+    assert "no websocket to http://127.0.0.1:1/api/events/in" in found.message
+    assert "hunter2" not in found.message + said
 
 
 def test_a_check_that_takes_too_long_is_a_fault() -> None:

@@ -6,9 +6,11 @@ from uuid import uuid4
 import pytest
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 from pydantic import BaseModel, Field, JsonValue
+from typing_extensions import TypeAliasType
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.deployment.deployments.payloads import describe_payload, make_parameter_schema
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import Dep, WorkflowDefinition
 
 
@@ -24,6 +26,9 @@ class Campaign(BaseModel):
 
 class Audience(BaseModel):
     people: int
+
+
+Tree = TypeAliasType("Tree", "dict[str, Tree]")
 
 
 def make_schema(*annotations: Any) -> dict[str, Any]:
@@ -103,3 +108,17 @@ def test_models_of_the_same_name_are_kept_apart() -> None:
     assert is_taken(schema, payload={"name": "spring", "budget": 5})
     assert not is_taken(schema, payload={"name": "spring"})
     assert not is_taken(schema, payload={"budget": 5})
+
+
+def test_a_type_within_itself_is_checked_as_deep_as_it_goes() -> None:
+    schema = make_schema(Tree)
+
+    assert is_taken(schema, payload={"a": {"b": {}}})
+    assert not is_taken(schema, payload={"a": {"b": 7}})
+    assert describe_payload(schema) == "Tree"
+
+
+@pytest.mark.parametrize("annotation", ["nowhere", "Campaign.nowhere", "list[", "1 / 0"])
+def test_an_annotation_that_means_nothing_is_named_with_its_step(annotation: str) -> None:
+    with pytest.raises(UsageError, match="step 'root0' has an annotation that can't be used"):
+        make_schema(annotation)

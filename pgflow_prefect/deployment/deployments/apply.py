@@ -1,21 +1,17 @@
 """Making plans with Prefect's API, and carrying them out."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import anyio
 from anyio import CapacityLimiter
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
-from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
-from prefect.utilities.urls import url_for
 
+from pgflow_prefect.blocks import PgflowDatabase
 from pgflow_prefect.deployment.deployments.find import (
     FoundFlows,
-    ask_prefect,
     check_block,
     check_that_prefect_answers,
     check_work_pool,
@@ -23,41 +19,18 @@ from pgflow_prefect.deployment.deployments.find import (
     find_owned,
 )
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan, plan_deletion, plan_deployment
-from pgflow_prefect.deployment.deployments.schedules import SLUG
-from pgflow_prefect.deployment.deployments.wanted import (
-    DEPLOYMENT,
-    Options,
-    Wanted,
-    describe_wanted,
-    make_ownership_tag,
-)
-from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError
+from pgflow_prefect.deployment.deployments.wanted import Options, Wanted, describe_wanted, make_ownership_tag
+from pgflow_prefect.deployment.deployments.write import Deployed, describe, write
+from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
 from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
+Kept = Callable[[], Awaitable[Collection[str]]]
+"""Returns the slugs of the workflows whose deployments stay, as they are when it is called."""
+
 _AT_A_TIME = 4  # measured: more are not created faster, and keep the server from its other work
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """A deployment of ours, as it is after `deploy`.
-
-    Attributes:
-        workflow_slug: its workflow.
-        id: Prefect's id of it.
-        name: as Prefect's commands take it, `flow/deployment`.
-        outcome: what became of it.
-        work_pool: whose workers execute its flow runs; without one, only `pgflow-prefect worker` does.
-        url: its page in Prefect's UI, if there is one that outlives this process.
-    """
-
-    workflow_slug: str
-    id: UUID
-    name: str
-    outcome: Outcome
-    work_pool: str | None
-    url: str | None
 
 
 @dataclass(frozen=True)
@@ -65,10 +38,12 @@ class Carried:
     """What came of several plans.
 
     Attributes:
+        plans: as they were carried out: what somebody else had made meanwhile is updated, and not created.
         deployed: what was done, in the order of the plans.
         failures: why others were not.
     """
 
+    plans: Sequence[Plan]
     deployed: Sequence[Deployed]
     failures: Sequence[PgflowPrefectError]
 
@@ -80,13 +55,19 @@ class Plans:
     client: PrefectClient
     plans: Sequence[Plan]
     flows: FoundFlows
+    kept: Kept | None = field(default=None, repr=False)
 
     async def carry_out(self, notice: Callable[[Deployed], None] = lambda deployed: None) -> Carried:
-        """Do what they say, several at a time; where Prefect refuses one, the others are done all the same.
+        """Do what they say, several at a time; where one of them fails, the others are done all the same.
 
         Args:
             notice: is told of each that is done.
+
+        Raises:
+            UsageError: somebody made one of them meanwhile, and it can't get what is wanted; nothing is written then.
+            PrefectUnavailableError: the API does not answer; nothing is written then.
         """
+        fresh = await self._look_again()
         limiter = CapacityLimiter(_AT_A_TIME)
         deployed: dict[int, Deployed] = {}
         failures: dict[int, PgflowPrefectError] = {}
@@ -96,30 +77,54 @@ class Plans:
                 if any(isinstance(error, PrefectUnavailableError) for error in failures.values()):
                     return  # it would only be waited for once more
                 try:
-                    deployed[place] = await _carry_out(self.client, plan, self.flows)
+                    if await fresh._is_wanted_again(plan):
+                        return
+                    deployed[place] = await write(fresh.client, plan, fresh.flows.ids)
+                except Exception as error:  # noqa: BLE001  whatever it is, the others go on
+                    failures[place] = _to_failure(plan, error)
+                else:
                     notice(deployed[place])
-                except PgflowPrefectError as error:
-                    failures[place] = error
 
         async with anyio.create_task_group() as group:
-            for place, plan in enumerate(self.plans):
+            for place, plan in enumerate(fresh.plans):
                 group.start_soon(carry_out_one, place, plan)
-        return Carried([each for _, each in sorted(deployed.items())], [failures[place] for place in sorted(failures)])
+        done = [each for _, each in sorted(deployed.items())]
+        return Carried(fresh.plans, done, [failures[place] for place in sorted(failures)])
+
+    async def _look_again(self) -> "Plans":
+        """Return the plans as of now: Prefect's API replaces what exists with what is created, schedules and all."""
+        new = [plan.flow_name for plan in self.plans if plan.outcome is Outcome.CREATED]
+        if not new:
+            return self
+        flows = await find_flows(self.client, new)
+        plans = [
+            plan_deployment(plan.wanted, flows.own[plan.flow_name])
+            if plan.outcome is Outcome.CREATED and plan.wanted and plan.flow_name in flows.own
+            else plan
+            for plan in self.plans
+        ]
+        _check_pools(plans)
+        return replace(self, plans=plans, flows=flows)
+
+    async def _is_wanted_again(self, plan: Plan) -> bool:
+        """Tell whether the workflow of a deployment that is to be deleted has come back meanwhile."""
+        if plan.outcome is not Outcome.DELETED or self.kept is None:
+            return False
+        return plan.flow_name in map(to_flow_name, await self.kept())
 
 
 @asynccontextmanager
-async def open_plans(
-    wanted: Sequence[Wanted], installation: UUID, kept: Iterable[str] | None = None
-) -> AsyncIterator[Plans]:
+async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | None = None) -> AsyncIterator[Plans]:
     """Connect to Prefect, and compare deployments with what they should be; nothing is written yet.
 
     Args:
         wanted: what they should be.
         installation: the id of the database.
-        kept: all workflows that it defines, if the deployments of others are to go.
+        kept: tells all workflows that it defines, if the deployments of others are to go. It is called after these
+            are read, and before each is deleted: workflows come and go meanwhile.
 
     Raises:
-        UsageError: there is no such work pool or block.
+        UsageError: there is no such work pool or block, or no work pool for what only its workers use.
         PrefectUnavailableError: the API does not answer.
     """
     await check_that_prefect_answers()
@@ -127,7 +132,7 @@ async def open_plans(
         plans = await make_plans(client, wanted)
         if kept is not None:
             deletions = await _plan_deletions(client, installation, kept)
-            plans = replace(plans, plans=[*plans.plans, *deletions])
+            plans = replace(plans, plans=[*plans.plans, *deletions], kept=kept)
         yield plans
 
 
@@ -135,12 +140,15 @@ async def make_plans(client: PrefectClient, wanted: Sequence[Wanted]) -> Plans:
     """Compare deployments with what they should be; arguments and errors as of `open_plans`."""
     await _check_options(client, wanted)
     flows = await find_flows(client, [each.flow_name for each in wanted])
-    return Plans(client, [plan_deployment(each, flows.own.get(each.flow_name)) for each in wanted], flows)
+    plans = [plan_deployment(each, flows.own.get(each.flow_name)) for each in wanted]
+    _check_pools(plans)
+    return Plans(client, plans, flows)
 
 
-async def _plan_deletions(client: PrefectClient, installation: UUID, kept: Iterable[str]) -> list[Plan]:
-    known = {to_flow_name(slug) for slug in kept}
+async def _plan_deletions(client: PrefectClient, installation: UUID, kept: Kept) -> list[Plan]:
     owned = await find_owned(client, make_ownership_tag(installation))
+    # In this order: a deployment that is found was made for a workflow that was there before.
+    known = set(map(to_flow_name, await kept()))
     return [plan_deletion(name, each) for name, each in sorted(owned.items()) if name not in known]
 
 
@@ -167,14 +175,14 @@ async def deploy(
         installation: the id of the database that it is made for.
 
     Raises:
-        UsageError: there is no such work pool, or Prefect can't load a flow from such a source.
+        UsageError: there is no such work pool or block, or Prefect can't load a flow from such a source.
         PrefectUnavailableError: the API does not answer.
         PrefectRefusedError: Prefect refuses the deployment.
     """
     plans = await make_plans(
         client, [describe_wanted(workflow, definition, source, options or Options(), installation)]
     )
-    return await _carry_out(client, plans.plans[0], plans.flows)
+    return await write(client, plans.plans[0], plans.flows.ids)
 
 
 async def register(
@@ -195,9 +203,9 @@ async def register(
     existing = flows.own.get(name)
     if existing is not None and existing.work_pool_name is not None:
         unchanged = Plan(workflow.slug, name, existing.id, Outcome.UNCHANGED, work_pool=existing.work_pool_name)
-        return _describe(unchanged, existing.id)
+        return describe(unchanged, existing.id)
     wanted = describe_wanted(workflow, definition, source, Options(), installation)
-    return await _carry_out(client, plan_deployment(wanted, existing), flows)
+    return await write(client, plan_deployment(wanted, existing), flows.ids)
 
 
 async def _check_options(client: PrefectClient, wanted: Sequence[Wanted]) -> None:
@@ -206,54 +214,32 @@ async def _check_options(client: PrefectClient, wanted: Sequence[Wanted]) -> Non
         await check_work_pool(client, str(work_pool))
     sources = [each.location.source for each in options if each.location is not None]
     for kind, name in {each.credentials for each in sources if each is not None and each.credentials is not None}:
-        await check_block(client, kind, name)
+        await check_block(client, kind, name, "`prefect block ls` shows those that there are, by slug")
+    for block in {each.block for each in options} - {None}:
+        await check_block(
+            client, PgflowDatabase.get_block_type_slug(), str(block), f"make it with `pgflow-prefect block {block}`"
+        )
 
 
-async def _carry_out(client: PrefectClient, plan: Plan, flows: FoundFlows) -> Deployed:
-    what = f"the deployment of workflow {plan.workflow_slug!r}"
-    if plan.outcome is Outcome.CREATED:
-        with ask_prefect(what):
-            flow_id = flows.ids.get(plan.flow_name) or await client.create_flow_from_name(plan.flow_name)
-            schedules = _make_schedules(plan)
-            deployment_id = await client.create_deployment(flow_id, DEPLOYMENT, schedules=schedules, **plan.fields)
-        return _describe(plan, deployment_id)
-    assert plan.id is not None
-    with ask_prefect(what):
-        if plan.outcome is Outcome.DELETED:
-            await _delete(client, plan.id)
-        elif plan.fields:
-            # By PATCH: creating it again would delete its schedules and settings.
-            await client.update_deployment(plan.id, DeploymentUpdate(**plan.fields))
-        if plan.changes_schedule:
-            await _change_schedule(client, plan, plan.id)
-    return _describe(plan, plan.id)
+def _check_pools(plans: Sequence[Plan]) -> None:
+    """Refuse what only the workers of a work pool would use, where there is none.
+
+    Raises:
+        UsageError: with the workflows whose deployments have none.
+    """
+    without = [plan for plan in plans if plan.wanted and plan.wanted.options.job_variables and plan.work_pool is None]
+    if without and without[0].wanted:
+        slugs = ", ".join(repr(plan.workflow_slug) for plan in without)
+        raise UsageError(
+            f"{' and '.join(without[0].wanted.options.name_for_pools())} would have no effect without a work pool, and "
+            f"the deployment of {slugs} has none: name one with --work-pool"
+        )
 
 
-async def _delete(client: PrefectClient, deployment_id: UUID) -> None:
-    try:
-        await client.delete_deployment(deployment_id)
-    except ObjectNotFound:
-        return  # somebody else was faster
-
-
-def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
-    wish = plan.wanted.options.schedule if plan.wanted else None
-    if wish is None or wish.schedule is None:
-        return []
-    return [DeploymentScheduleCreate(schedule=wish.schedule, active=True, slug=SLUG)]
-
-
-async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
-    """Change our schedule alone. Whether it is active is left as it is: somebody may have paused it in the UI."""
-    schedules = _make_schedules(plan)
-    if plan.schedule_id is None:
-        await client.create_deployment_schedules(deployment_id, schedules)
-    elif schedules:
-        await client.update_deployment_schedule(deployment_id, plan.schedule_id, schedule=schedules[0].schedule)
-    else:
-        await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
-
-
-def _describe(plan: Plan, deployment_id: UUID) -> Deployed:
-    url = url_for("deployment", obj_id=deployment_id) if get_current_settings().api.url else None
-    return Deployed(plan.workflow_slug, deployment_id, plan.name, plan.outcome, plan.work_pool, url)
+def _to_failure(plan: Plan, error: Exception) -> PgflowPrefectError:
+    if isinstance(error, PgflowPrefectError):
+        return error
+    why = f"{type(error).__name__}: {describe_error(error)}" if str(error) else type(error).__name__
+    failure = PgflowPrefectError(f"the deployment of workflow {plan.workflow_slug!r} failed: {why}")
+    failure.__cause__ = error
+    return failure

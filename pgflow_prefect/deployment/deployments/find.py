@@ -152,8 +152,14 @@ async def check_work_pool(client: PrefectClient, name: str) -> None:
     )
 
 
-async def check_block(client: PrefectClient, kind: str, name: str) -> None:
+async def check_block(client: PrefectClient, kind: str, name: str, advice: str) -> None:
     """Make sure that there is such a block; what is in it is not asked for.
+
+    Args:
+        client: of Prefect's API.
+        kind: the slug of the block's type.
+        name: of the block.
+        advice: what to do where there is none.
 
     Raises:
         UsageError: there is none.
@@ -162,9 +168,7 @@ async def check_block(client: PrefectClient, kind: str, name: str) -> None:
         try:
             await client.read_block_document_by_name(name, kind, include_secrets=False)
         except ObjectNotFound:
-            raise UsageError(
-                f"unknown block {kind}/{name}: `prefect block ls` shows those that there are, by slug"
-            ) from None
+            raise UsageError(f"unknown block {kind}/{name}: {advice}") from None
 
 
 async def _read_all(

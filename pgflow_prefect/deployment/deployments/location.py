@@ -97,23 +97,39 @@ def is_said(steps: Steps | None) -> bool:
     """Tell whether somebody said where the code is, by an option or in Prefect; else it was `make_default_steps`."""
     if not steps:
         return False
-    first = steps[0].get(_SET_DIRECTORY, {})
+    first = steps[0].get(_SET_DIRECTORY) or {}
     return len(steps) > 1 or {*first} != {"directory"}
 
 
 def describe_steps(steps: Steps | None) -> str | None:
-    """Return where the code is, in a few words."""
+    """Return where the code is, in a few words, without the secrets that others may have put into a URL."""
     words = []
     for step in steps or []:
-        for name, inputs in step.items():
+        for name, given in step.items():
+            inputs = given or {}
             ref = inputs.get("branch") or inputs.get("commit_sha")
-            place = inputs.get("repository") or inputs.get("directory") or name.rpartition(".")[2]
+            place = _redact(inputs.get("repository")) or inputs.get("directory") or name.rpartition(".")[2]
             words.append(f"{place}@{ref}" if ref else str(place))
     return ", then ".join(words) or None
 
 
+def _redact(repository: str | None) -> str | None:
+    """Return a repository's URL with nothing in it that may be a secret."""
+    if repository is None or _SCP.fullmatch(repository):
+        return repository
+    try:
+        parts = urlsplit(repository)
+    except ValueError:
+        return "a repository"
+    if not parts.netloc:
+        return repository.rpartition("@")[2]
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def _split_url(url: str) -> tuple[str, str | None]:
     """Return the URL of a repository, and the ref that was named with it."""
+    if "#" in url:  # as pip takes it; git does not
+        raise UsageError("--source takes no #…: name a directory of the repository with --directory")
     if match := _SCP.fullmatch(url):
         return f"{match['user']}@{match['host']}:{match['path']}", match["ref"]
     try:
@@ -131,7 +147,7 @@ def _split_url(url: str) -> tuple[str, str | None]:
     path, at, ref = parts.path.partition("@")
     if at and not ref:
         raise UsageError(f"--source {url} names no ref after its @: name a branch, a tag or a commit")
-    return parts._replace(path=path, fragment="").geturl(), ref or None
+    return parts._replace(path=path).geturl(), ref or None
 
 
 def _parse_block(text: str) -> tuple[str, str]:

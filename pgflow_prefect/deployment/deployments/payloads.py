@@ -55,7 +55,7 @@ def _find_annotations(workflow: Workflow, definition: WorkflowDefinition) -> lis
             continue
         try:
             hints = get_type_hints(handler.function, include_extras=True)
-        except (NameError, TypeError) as error:
+        except Exception as error:  # an annotation in quotes is any code
             raise UsageError(f"the handler of step {slug!r} has an annotation that can't be used: {error}") from error
         if "payload" in hints and hints["payload"] not in found:
             found.append(hints["payload"])
@@ -92,12 +92,15 @@ def _combine(payloads: list[dict[str, Any]], schema: Schema) -> dict[str, Any] |
     return None
 
 
-def _says_nothing(rule: Schema, schema: Schema) -> bool:
+def _says_nothing(rule: Schema, schema: Schema, seen: frozenset[str] = frozenset()) -> bool:
     """Tell whether handlers take whatever comes: `Any`, `JsonValue` (as `import` writes it), a `dict` of these."""
+    reference = str(rule.get("$ref", ""))
+    if reference in seen:
+        return False  # a type within itself: it says that it is nested
     resolved = _resolve(rule, schema)
     if {*resolved} == {"type", "additionalProperties"} and resolved["type"] == "object":
         values = resolved["additionalProperties"]
-        return values is True or (values is not False and _says_nothing(values, schema))
+        return values is True or (values is not False and _says_nothing(values, schema, seen | {reference} - {""}))
     return not resolved
 
 

@@ -56,6 +56,10 @@ class Options:
             variables["env"] = {"PGFLOW_BLOCK": self.block}
         return variables
 
+    def name_for_pools(self) -> list[str]:
+        """Return the options that were given and that only the workers of a work pool use."""
+        return [f"--{name}" for name in ("image", "block") if getattr(self, name) is not None]
+
 
 @dataclass(frozen=True)
 class Wanted:

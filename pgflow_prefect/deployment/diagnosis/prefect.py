@@ -103,7 +103,7 @@ async def _check_websockets(patient: Patient) -> Verdict:
     except Exception as error:  # noqa: BLE001  the network's, the proxy's, the library's
         return Verdict(
             Outcome.FAULT,
-            f"no websocket to {name_server()}/events/in, so task runs are never shown: {str(error) or type(error)}",
+            f"no websocket to {name_server()}/events/in, so task runs are never shown: {describe_error(error)}",
             "let the proxy in front of Prefect's server pass `Upgrade: websocket` on for /api/events/in (and look at "
             "HTTPS_PROXY, NO_PROXY here)",
         )

@@ -1,0 +1,129 @@
+"""Doing to one deployment what its plan says, whatever somebody else does to it in Prefect's UI meanwhile."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+from prefect.utilities.urls import url_for
+
+from pgflow_prefect.deployment.deployments.find import ask_prefect
+from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
+from pgflow_prefect.deployment.deployments.schedules import SLUG
+from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
+from pgflow_prefect.errors import PrefectRefusedError
+
+_NOT_FOUND = 404
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment of ours, as it is after `deploy`.
+
+    Attributes:
+        workflow_slug: its workflow.
+        id: Prefect's id of it.
+        name: as Prefect's commands take it, `flow/deployment`.
+        outcome: what became of it.
+        work_pool: whose workers execute its flow runs; without one, only `pgflow-prefect worker` does.
+        url: its page in Prefect's UI, if there is one that outlives this process.
+    """
+
+    workflow_slug: str
+    id: UUID
+    name: str
+    outcome: Outcome
+    work_pool: str | None
+    url: str | None
+
+
+async def write(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID]) -> Deployed:
+    """Do what a plan says.
+
+    Args:
+        client: of Prefect's API.
+        plan: of one deployment.
+        flow_ids: Prefect's ids of the flows that exist, by name.
+
+    Raises:
+        PrefectUnavailableError: the API does not answer.
+        PrefectRefusedError: Prefect refuses the deployment, or it was deleted meanwhile.
+    """
+    what = f"the deployment of workflow {plan.workflow_slug!r}"
+    if plan.outcome is Outcome.CREATED:
+        with ask_prefect(what):
+            flow_id = flow_ids.get(plan.flow_name) or await client.create_flow_from_name(plan.flow_name)
+            schedules = _make_schedules(plan)
+            deployment_id = await client.create_deployment(flow_id, DEPLOYMENT, schedules=schedules, **plan.fields)
+        return describe(plan, deployment_id)
+    assert plan.id is not None
+    with ask_prefect(what):
+        if plan.outcome is Outcome.DELETED:
+            await _delete(client, plan.id)
+        else:
+            await _update(client, plan, plan.id)
+    return describe(plan, plan.id)
+
+
+def describe(plan: Plan, deployment_id: UUID) -> Deployed:
+    """Return the deployment that a plan is done to."""
+    url = url_for("deployment", obj_id=deployment_id) if get_current_settings().api.url else None
+    return Deployed(plan.workflow_slug, deployment_id, plan.name, plan.outcome, plan.work_pool, url)
+
+
+async def _delete(client: PrefectClient, deployment_id: UUID) -> None:
+    try:
+        await client.delete_deployment(deployment_id)
+    except ObjectNotFound:
+        return  # somebody else was faster
+
+
+async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
+    try:
+        if plan.fields:
+            # By PATCH: creating it again would delete its schedules and settings.
+            await client.update_deployment(deployment_id, DeploymentUpdate(**plan.fields))
+        if plan.changes_schedule:
+            await _change_schedule(client, plan, deployment_id)
+    except PrefectHTTPStatusError as error:
+        # Prefect says the same of a work pool that is gone.
+        if error.response.status_code == _NOT_FOUND and await _is_gone(client, deployment_id):
+            raise PrefectRefusedError(
+                f"the deployment of workflow {plan.workflow_slug!r} was deleted in Prefect just now: deploy it again"
+            ) from error
+        raise
+
+
+async def _is_gone(client: PrefectClient, deployment_id: UUID) -> bool:
+    try:
+        await client.read_deployment(deployment_id)
+    except ObjectNotFound:
+        return True
+    return False
+
+
+def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
+    wish = plan.wanted.options.schedule if plan.wanted else None
+    if wish is None or wish.schedule is None:
+        return []
+    return [DeploymentScheduleCreate(schedule=wish.schedule, active=True, slug=SLUG)]
+
+
+async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
+    """Change our schedule alone. Whether it is active is left as it is: somebody may have paused it in the UI."""
+    schedules = _make_schedules(plan)
+    if plan.schedule_id is not None:
+        try:
+            if schedules:
+                await client.update_deployment_schedule(deployment_id, plan.schedule_id, schedule=schedules[0].schedule)
+            else:
+                await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
+        except ObjectNotFound:
+            pass  # somebody deleted it meanwhile: there is one to be made anew, or nothing to be done
+        else:
+            return
+    if schedules:
+        await client.create_deployment_schedules(deployment_id, schedules)

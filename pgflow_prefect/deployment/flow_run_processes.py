@@ -1,0 +1,216 @@
+"""What Prefect has scheduled for some deployments, each flow run in a process of its own."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+import anyio
+from anyio.abc import TaskGroup
+from prefect import Flow
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import Abort, ObjectNotFound
+
+# Not public, and what Prefect's own process worker is made of: the one place where pgflow-prefect uses it.
+from prefect.runner._flow_run_executor import FlowRunExecutorContext
+from prefect.runner._starter_engine import EngineCommandStarter
+from prefect.states import Pending, Scheduled
+from prefect.utilities.engine import propose_state
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.deployments.find import ask_prefect
+from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
+from pgflow_prefect.execution.flow import find_run_id, read_run_id
+from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.execution.states import handed_back, is_cancelled
+from pgflow_prefect.models import Held, Status
+
+QUERY_INTERVAL = 1.0
+"""Seconds between two looks at what Prefect has scheduled."""
+
+_PAUSE = 0.1  # seconds between two looks whether a process is left
+
+_KILL_AFTER = 1.0  # seconds that a process gets once it is told to end; a second signal ends this one after three
+
+_logger = logging.getLogger(__name__)
+
+
+class ExecutorContext(FlowRunExecutorContext):
+    """Prefect's, where a flow run that can't be cancelled at this moment does not end all the others."""
+
+    async def __aenter__(self) -> Self:
+        """Begin, with the observer of what is cancelled in Prefect."""
+        await super().__aenter__()
+        cancel = self._cancellation_manager.cancel_by_id
+
+        # It is called in the task group around everything: what it raised would cancel all flow runs.
+        async def cancel_if_possible(flow_run_id: UUID) -> None:
+            while True:
+                try:
+                    await cancel(flow_run_id)
+                except Exception as error:  # noqa: BLE001  whatever Prefect's client raises
+                    _logger.warning("flow run %s could not be cancelled: %s", flow_run_id, describe_error(error))
+                    # The observer tells of each flow run once.
+                    if isinstance(error, ObjectNotFound) or self.process_manager.get(flow_run_id) is None:
+                        return
+                    await anyio.sleep(QUERY_INTERVAL)
+                else:
+                    return
+
+        self._cancellation_manager.cancel_by_id = cancel_if_possible  # type: ignore[method-assign]
+        return self
+
+
+@dataclass
+class FlowRunProcesses:
+    """Executes what Prefect has scheduled for some deployments: each flow run in a process of its own.
+
+    Attributes:
+        store: the database.
+        flows: by the id of their deployment; may change.
+        limit: processes at the same time.
+    """
+
+    store: Store
+    flows: Mapping[UUID, Flow[..., Any]]
+    limit: int
+    _draining: anyio.Event = field(default_factory=anyio.Event, init=False)
+    _executing: dict[UUID, Flow[..., Any]] = field(default_factory=dict, init=False)  # by flow run
+    _stopped: bool = field(default=False, init=False)
+
+    @property
+    def busy(self) -> int:
+        """How many there are now."""
+        return len(self._executing)
+
+    async def run(self) -> None:
+        """Execute flow runs until `drain`, and return when the last one has ended."""
+        async with ExecutorContext() as self._context, anyio.create_task_group() as group:
+            while not self._draining.is_set():
+                try:
+                    await self._take_scheduled(group)
+                except PgflowPrefectError as error:
+                    _logger.warning("not watching Prefect's schedule: %s", error)
+                with anyio.move_on_after(QUERY_INTERVAL):
+                    await self._draining.wait()
+
+    def drain(self) -> None:
+        """Begin no further flow run."""
+        self._draining.set()
+
+    async def stop(self) -> None:
+        """End all processes, and return when there are none: those that do not end when they are told are killed."""
+        self.drain()
+        self._stopped = True
+        while self.busy:  # some may be about to start
+            async with anyio.create_task_group() as group:
+                for flow_run_id in self._context.process_manager.flow_run_ids():
+                    group.start_soon(self._end, flow_run_id)
+            await anyio.sleep(_PAUSE)
+
+    async def _end(self, flow_run_id: UUID) -> None:
+        # Prefect's engine leaves the flow run's state to us then.
+        await self._context.control_channel.signal(flow_run_id, "relinquish")
+        await self._context.process_manager.kill(flow_run_id, _KILL_AFTER)
+
+    async def _take_scheduled(self, group: TaskGroup) -> None:
+        flows, free = dict(self.flows), self.limit - self.busy
+        if not flows or free <= 0:
+            return
+        with ask_prefect("a look at what is scheduled"):
+            scheduled = await self._context.client.get_scheduled_flow_runs_for_deployments(
+                [*flows], scheduled_before=datetime.now(UTC), limit=free
+            )
+        for flow_run in scheduled:
+            if self._draining.is_set():
+                return
+            if flow_run.id in self._executing or flow_run.deployment_id is None:
+                continue
+            self._executing[flow_run.id] = flows[flow_run.deployment_id]  # from here on, `stop` waits for it
+            claimed = False
+            try:
+                claimed = await self._claim(flow_run)
+            finally:
+                if not claimed:
+                    del self._executing[flow_run.id]
+            if claimed:
+                group.start_soon(self._execute, flow_run)
+
+    async def _claim(self, flow_run: FlowRun) -> bool:
+        """Move a flow run to Pending, which only one process can."""
+        with ask_prefect(f"flow run {flow_run.name}"):
+            try:
+                state = await propose_state(self._context.client, Pending(), flow_run_id=flow_run.id)
+            except (Abort, ObjectNotFound):
+                return False
+        return state.is_pending()
+
+    async def _execute(self, flow_run: FlowRun) -> None:
+        run_id, flow_name = read_run_id(flow_run) or find_run_id(flow_run.id), self._executing[flow_run.id].name
+        try:
+            if not self._stopped:
+                _logger.info("run %s of flow %r, flow run %s", run_id, flow_name, flow_run.name)
+                code = await self._await_process(flow_run)
+                _logger.info("run %s of flow %r: its process has ended, code %s", run_id, flow_name, code)
+            if self._stopped:
+                await hand_back(self.store, self._context.client, flow_run)
+        except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
+            what = f"{type(error).__name__}: {describe_error(error)}"
+            _logger.warning("flow run %s of run %s: %s", flow_run.id, run_id, what)
+        finally:
+            del self._executing[flow_run.id]
+
+    async def _await_process(self, flow_run: FlowRun) -> int | None:
+        """Start a flow run's process, and return its exit code when it has ended."""
+        # A group of its own: Ctrl-C is for us, and what works goes on to its end.
+        starter = EngineCommandStarter(control_channel=self._context.control_channel, isolate_process_group=True)
+        executor = self._context.create_executor(
+            flow_run, starter, resolve_flow=self._find_flow, propose_submitting=False
+        )
+        result = await executor.submit()
+        return result.status_code if result else None
+
+    async def _find_flow(self, flow_run: FlowRun) -> Flow[..., Any]:
+        # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last.
+        return self._executing[flow_run.id]
+
+
+async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> None:
+    """Hand back the run of a flow run whose process was ended, unless the process had done so, or was through.
+
+    A flow run that had not begun its run yet is scheduled again: nobody else would know of a run to begin.
+
+    Raises:
+        DatabaseUnavailableError: PostgreSQL does not answer; the run's lease runs out.
+        PrefectUnavailableError: Prefect does not answer.
+        PrefectRefusedError: Prefect refuses it.
+    """
+    run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
+    state: State[Any] = handed_back(f"run {run_id} was handed back: the process ends")
+    try:
+        run = await store.read_run(run_id)
+    except UnknownRunError:
+        state = Scheduled(message="its process was ended before it had begun")
+    else:
+        if run.status is not Status.PENDING:
+            return
+        if run.flow_run_id == flow_run.id and run.held is Held.LEASED:
+            await store.release_run(run_id, run.epoch)
+        elif run.flow_run_id == flow_run.id and run.held is Held.QUEUED:
+            state = Scheduled(message="its process was ended before it had begun")
+    with ask_prefect(f"flow run {flow_run.name}"):
+        try:
+            present = (await client.read_flow_run(flow_run.id)).state
+            if present is None or _is_decided(present):
+                return
+            await propose_state(client, state, flow_run_id=flow_run.id)
+        except (Abort, ObjectNotFound):
+            return  # it had come to its end, or somebody has deleted it
+
+
+def _is_decided(state: State[Any]) -> bool:
+    """Tell whether a flow run has come to an end that is its own, or is wanted by somebody."""
+    return is_cancelled(state) or (state.is_final() and not state.is_crashed())
