@@ -75,7 +75,7 @@ def graph(
         node-link data in JSON.
     """
     if workflow is None and run is None:
-        raise UsageError("which one? give a WORKFLOW's slug, or --run RUN_ID")
+        raise UsageError("name a WORKFLOW to draw, or give --run RUN_ID to draw a run")
     shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, run)
     chosen = "json" if json else format
     if chosen != "text":

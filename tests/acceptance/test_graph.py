@@ -76,7 +76,7 @@ def test_what_is_to_be_drawn_has_to_be_clear(cli: CommandLine, db: Connection, h
     unknown = cli("graph", "--run", str(missing))
 
     assert [neither.code, both.code, unknown.code] == [2, 2, 2]
-    assert neither.find_error() == "name a workflow to draw, or give --run RUN_ID to draw a run"
+    assert neither.find_error() == "name a WORKFLOW to draw, or give --run RUN_ID to draw a run"
     assert both.find_error() == f"run {half} is one of workflow 'diamond', not of 'other': leave that out"
     assert unknown.find_error() == f"unknown run {missing}; `pgflow-prefect runs` shows the newest"
 

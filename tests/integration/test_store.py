@@ -88,6 +88,7 @@ async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payl
         payload=json.loads(payload),
         epoch=1,
         remaining=3,
+        steps=3,
         error_message=None,
         created_at=run.created_at,
         finished_at=None,
