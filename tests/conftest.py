@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,11 @@ os.environ |= {
 for name in [*os.environ]:
     if name.startswith("PG") and not name.startswith("PGFLOW_TEST_"):
         del os.environ[name]
+
+
+# A shell that starts this in the background has it ignore Ctrl-C, and so would all commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
