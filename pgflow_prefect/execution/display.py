@@ -108,10 +108,8 @@ class Display:
 
     async def _show_end(self, artifacts: RunArtifacts) -> None:
         run = await self._store.read_run(self._run_id)
-        if (
-            run.status is Status.PENDING or run.epoch != self._run.epoch
-        ):  # somebody else goes on with it, or has done so
-            return
+        if run.status is Status.PENDING or run.epoch != self._run.epoch:
+            return  # somebody else goes on with it, or has done so
         self._events.tell_of_run(_describe(run))
         if self._settings.artifacts:
             await artifacts.finish_progress(self._percent)

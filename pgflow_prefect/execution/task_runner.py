@@ -75,7 +75,7 @@ class Submission:
         return self.future.task_run_id
 
     async def wait(self) -> State[Any]:
-        """Return the task's final state, or Crashed where the process that executed it has died.
+        """Return the task's final state.
 
         Raises:
             StepNotSentError: the step can't be executed there.
