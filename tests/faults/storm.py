@@ -87,7 +87,7 @@ def run_storm(storm: Storm, directory: Path, say: Say) -> list[str]:
         }
         fleet = stack.enter_context(Fleet(storm.workers, _CONCURRENCY, directory, environment))
         say("PostgreSQL and Prefect are up")
-        _await_workers(fleet)
+        _await_workers(fleet, storm.workers if storm.broken_fences else 1)
         say("the workers are ready")
         traffic = _Traffic(storm, database, fleet, workflows, random, say)
         with ExitStack() as blowing:
@@ -112,11 +112,11 @@ def run_storm(storm: Storm, directory: Path, say: Say) -> list[str]:
         return problems + [f"run {run_id}: {problem}" for run_id, problem in found]
 
 
-def _await_workers(fleet: Fleet) -> None:
-    """Return when one is ready: the others come in the middle of it, as those do that replace a killed one."""
+def _await_workers(fleet: Fleet, count: int) -> None:
+    """Return when so many are ready: others come in the middle of it, as those do that replace a killed one."""
     deadline = time.monotonic() + _READY_TIMEOUT
-    while not fleet.count_ready():
-        assert time.monotonic() < deadline, "no worker has become ready"
+    while fleet.count_ready() < count:
+        assert time.monotonic() < deadline, f"there are no {count} workers that are ready"
         fleet.tend()
         time.sleep(0.1)
 
@@ -143,15 +143,16 @@ class _Traffic:
         self._say = say
         self._ended = 0
         self._patience = _STALLED_BROKEN if storm.broken_fences else _STALLED
+        # Who is to take a run away from another needs a free place for it.
+        self._most = storm.workers * _CONCURRENCY // 2 if storm.broken_fences else 2 * storm.workers * _CONCURRENCY
         self._progress_at = time.monotonic()
 
     def count_ended(self) -> int:
         return self._ended
 
     def start_runs(self) -> None:
-        most = 2 * self._storm.workers * _CONCURRENCY
         while len(self.begun) < self._storm.runs and not self._is_stalled(pending := self._look()):
-            for _ in range(min(most - len(pending), self._storm.runs - len(self.begun))):
+            for _ in range(min(self._most - len(pending), self._storm.runs - len(self.begun))):
                 run_id = UUID(int=self._random.getrandbits(128), version=4)
                 self.begun[run_id] = len(self.begun)
                 self._database.start_run(self._random.choice(self._workflows), run_id, self.begun[run_id])
