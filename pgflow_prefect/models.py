@@ -215,6 +215,44 @@ class Claim(BaseModel):
     note: str | None = None
 
 
+class ClaimRequest(NamedTuple):
+    """What a step is claimed with.
+
+    Attributes:
+        step_slug: the step.
+        task_run_id: Prefect's task run of it.
+        upstream: the upstream steps whose results are wanted, None for all.
+        with_payload: whether the run's payload is wanted.
+        bound: the kind of its handler, where no row says otherwise.
+        has_function: whether this process could do it in Python.
+        handler: who does it in words, where no row says otherwise, for `status`.
+    """
+
+    step_slug: str
+    task_run_id: UUID
+    upstream: list[str] | None
+    with_payload: bool
+    bound: str = "python"
+    has_function: bool = True
+    handler: str = "python"
+
+
+class Completion(NamedTuple):
+    """That a step is done.
+
+    Attributes:
+        step_slug: the step.
+        result: JSON text.
+        attempt: what the claim has returned.
+        task_run_id: Prefect's task run of it.
+    """
+
+    step_slug: str
+    result: str
+    attempt: int
+    task_run_id: UUID
+
+
 class AwaitedStep(NamedTuple):
     """A step that somebody else does, and what of ours waits for it.
 

@@ -159,7 +159,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 4 $$;
+AS $$ SELECT 5 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
@@ -591,6 +591,50 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, jsonb, int, int, uuid) IS
     'pgflow.complete_step, and the state of the task run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.complete_and_claim(
+    run_id uuid, epoch int, completions jsonb, claims jsonb
+) RETURNS TABLE (status text, error_message text, attempt int, payload jsonb, upstream_results jsonb,
+                 kind text, target text, options jsonb, waits boolean, waited double precision,
+                 began_at timestamptz, ended_at timestamptz, note text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    completion record;
+    claim record;
+BEGIN
+    -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
+    -- there to be claimed.
+    FOR completion IN
+        SELECT * FROM jsonb_to_recordset(completions) AS c(step_slug text, result jsonb, attempt int, task_run_id uuid)
+    LOOP
+        SELECT s.status, s.error_message INTO status, error_message
+        FROM pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
+                                          coalesce(completion.result, 'null'), complete_and_claim.epoch,
+                                          completion.attempt, completion.task_run_id) s;
+        RETURN NEXT;
+    END LOOP;
+    FOR claim IN
+        SELECT * FROM jsonb_to_recordset(claims) AS c(
+            step_slug text, task_run_id uuid, upstream text[], with_payload boolean, bound text, has_function boolean,
+            handler text)
+    LOOP
+        RETURN QUERY
+        SELECT c.status, NULL::text, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
+               c.waited, c.began_at, c.ended_at, c.note
+        FROM pgflow_prefect.claim_step(complete_and_claim.run_id, claim.step_slug, complete_and_claim.epoch,
+                                       claim.task_run_id, claim.upstream, claim.with_payload, claim.bound,
+                                       claim.has_function, claim.handler) c;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.complete_and_claim(uuid, int, jsonb, jsonb) IS
+    'Several of complete_step, and then of claim_step, in one transaction: a row for each, in their order. What one of '
+    'them raises undoes all.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(
@@ -1079,7 +1123,7 @@ BEGIN
         WHERE pronamespace = 'pgflow_prefect'::regnamespace AND proacl IS NULL AND proname IN (
             'adapter_version', 'is_leased', 'how_held', 'take_run', 'note_flow_run', 'create_run', 'take_runs', 'link_flow_run',
             'extend_leases', 'release_run', 'enable_workflow', 'is_stale', 'claim_step', 'note_state',
-            'complete_step', 'fail_step', 'change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'shorten', 'is_others',
+            'complete_step', 'complete_and_claim', 'fail_step', 'change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'shorten', 'is_others',
             'is_claimed_outside', 'claim_external_step', 'take_external_steps', 'watch_steps', 'read_input',
             'report_shadow', 'is_let_go', 'prune_runs', 'prune_definitions')
     LOOP

@@ -7,7 +7,7 @@ from pgflow_prefect.errors import SchemaMissingError
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 1
-ADAPTER_VERSION = 4
+ADAPTER_VERSION = 5
 
 SCRIPTS = ("pgflow.sql", "pgflow_prefect.sql")
 

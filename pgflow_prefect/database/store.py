@@ -2,13 +2,14 @@
 
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
+from pydantic_core import to_json
 
 from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
@@ -23,6 +24,8 @@ from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkf
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
     Claim,
+    ClaimRequest,
+    Completion,
     Enabled,
     Report,
     Run,
@@ -269,60 +272,31 @@ class Store(BindingStatements, DeploymentStatements, PruningStatements, Unsettle
         results: Any = rows[0]["results"]
         return dict(results)
 
-    async def claim_step(
-        self,
-        run_id: UUID,
-        step_slug: str,
-        *,
-        epoch: int,
-        task_run_id: UUID,
-        upstream: list[str] | None,
-        with_payload: bool,
-        bound: str = "python",
-        has_function: bool = True,
-        handler: str = "python",
-    ) -> Claim:
+    async def claim_step(self, run_id: UUID, epoch: int, request: ClaimRequest) -> Claim:
         """Count an attempt of a step and return its input; of a step that is completed or somebody else's, that.
 
         Args:
             run_id: the run.
-            step_slug: the step.
             epoch: what `take_run` returned.
-            task_run_id: Prefect's task run of this step.
-            upstream: the upstream steps whose results are wanted, None for all.
-            with_payload: whether the run's payload is wanted.
-            bound: the kind of its handler, where no row says otherwise.
-            has_function: whether this process could do it in Python.
-            handler: who does it in words, where no row says otherwise, for `status`.
+            request: the step, and what is wanted.
 
         Raises:
             SupersededError: another owner has taken the run.
             RunNotPendingError: the run has ended.
         """
-        rows = await self._fetch(
-            "claim_step",
-            run_id=run_id,
-            step_slug=step_slug,
-            epoch=epoch,
-            task_run_id=task_run_id,
-            upstream=upstream,
-            with_payload=with_payload,
-            bound=bound,
-            has_function=has_function,
-            handler=handler,
-        )
-        if rows[0]["status"] is None:
+        [row] = await self._fetch("claim_step", run_id=run_id, epoch=epoch, **request._asdict())
+        claim = _to_claim(row)
+        if claim is None:
             raise SupersededError(run_id)
-        return Claim.model_validate(rows[0])
+        return claim
 
-    async def complete_step(self, run_id: UUID, step_slug: str, result: str, **fence: object) -> Report:
+    async def complete_step(self, run_id: UUID, epoch: int, completion: Completion) -> Report:
         """Store a step's result and start what became ready.
 
         Args:
             run_id: the run.
-            step_slug: the step.
-            result: JSON text.
-            fence: `epoch`, `attempt` and `task_run_id` of the claim.
+            epoch: what `take_run` returned.
+            completion: the step and its result.
 
         Returns:
             The step's state afterwards: not `completed` where the report came too late.
@@ -330,8 +304,29 @@ class Store(BindingStatements, DeploymentStatements, PruningStatements, Unsettle
         Raises:
             ResultInvalidError: jsonb can't hold the result.
         """
-        rows = await self._fetch("complete_step", run_id=run_id, step_slug=step_slug, result=result, **fence)
-        return Report.model_validate(rows[0])
+        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **completion._asdict())
+        return Report.model_validate(row)
+
+    async def complete_and_claim(
+        self, run_id: UUID, epoch: int, completions: Sequence[Completion], claims: Sequence[ClaimRequest]
+    ) -> tuple[list[Report], list[Claim | None]]:
+        """Store results, and then claim steps, those that became ready by it too: all in one transaction, or nothing.
+
+        Returns:
+            What each of them alone would return; None for a claim of a former owner.
+
+        Raises:
+            PgflowPrefectError: what one of them alone would raise.
+        """
+        rows = await self._fetch(
+            "complete_and_claim",
+            run_id=run_id,
+            epoch=epoch,
+            completions=_to_array(map(_to_object, completions)),
+            claims=_to_array(to_json(each._asdict()).decode() for each in claims),
+        )
+        reports = [Report.model_validate(row) for row in rows[: len(completions)]]
+        return reports, [_to_claim(row) for row in rows[len(completions) :]]
 
     async def fail_step(
         self, run_id: UUID, step_slug: str, error_message: str, *, state_name: str, **fence: object
@@ -364,6 +359,21 @@ class Store(BindingStatements, DeploymentStatements, PruningStatements, Unsettle
 def _find_epoch(rows: list[Row]) -> int | None:
     epoch = rows[0]["epoch"]
     return None if epoch is None else int(str(epoch))
+
+
+def _to_claim(row: Row) -> Claim | None:
+    return None if row["status"] is None else Claim.model_validate(row)
+
+
+def _to_array(objects: Iterable[str]) -> str:
+    return f"[{','.join(objects)}]"
+
+
+def _to_object(completion: Completion) -> str:
+    """Return a completion as JSON text; its result is that already."""
+    fields = completion._asdict()
+    result = fields.pop("result")
+    return f'{to_json(fields).decode().removesuffix("}")},"result":{result}}}'
 
 
 def _unknown_run(run_id: UUID) -> UnknownRunError:

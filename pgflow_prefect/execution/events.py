@@ -1,14 +1,14 @@
 """What happens to a run and to its steps, told to Prefect as events: automations can react to them."""
 
 from collections.abc import Callable
-from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.events import emit_event
+from prefect.events import Event
 
+from pgflow_prefect.execution.event_stream import send_event
 from pgflow_prefect.settings import Events
 
 _ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})
@@ -36,19 +36,11 @@ class RunEvents:
     flow_run: FlowRun
     find_task_run_id: Callable[[str], UUID]
     wanted: Events
-    _send: Callable[..., object] = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Prefect would ask its API for everything that a run in its context is related to.
-        context = copy_context()
-        context.run(FlowRunContext.__var__.set, None)  # type: ignore[arg-type]
-        context.run(TaskRunContext.__var__.set, None)  # type: ignore[arg-type]
-        self._send = lambda **fields: context.run(emit_event, **fields)
 
     def tell_of_run(self, what: str) -> None:
         """Tell what happened to the run: a state's name."""
         if self.wanted is not Events.NONE:
-            self._send(
+            _send(
                 event=f"pgflow.run.{_to_words(what)}",
                 resource={
                     "prefect.resource.id": f"pgflow.run.{self.run_id}",
@@ -62,7 +54,7 @@ class RunEvents:
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
         if self.wanted is Events.ALL or (self.wanted is Events.ENDS and what in _ENDS):
-            self._send(
+            _send(
                 event=f"pgflow.step.{_to_words(what)}",
                 resource={
                     "prefect.resource.id": f"pgflow.step.{self.run_id}.{step_slug}",
@@ -91,6 +83,10 @@ class RunEvents:
             "prefect.resource.role": "flow-run",
             "prefect.resource.name": self.flow_run.name,
         }
+
+
+def _send(**fields: Any) -> None:  # noqa: ANN401  what an event consists of
+    send_event(Event(**fields))
 
 
 def _to_words(state_name: str) -> str:

@@ -23,11 +23,13 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
+from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.database_block import find_settings
 from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
 from pgflow_prefect.execution.mirror import Mirror, persist
-from pgflow_prefect.execution.scheduler import run_in_order
+from pgflow_prefect.execution.prefect_engine import open_task_runs
+from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.steps import Steps, find_submitted
@@ -157,25 +159,29 @@ class Execution:
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
             return
-        graph = build_graph(definition)
-        async with open_task_runner() as task_runner:
+        async with (
+            open_task_runner() as task_runner,
+            open_task_runs() as task_runs,
+            open_batch(store, run_id, run.epoch) as batch,
+        ):
             submitted: frozenset[str] = frozenset()
             if task_runner is not None:
                 submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
             steps = Steps(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
-                graph=graph,
+                schedule=Schedule(build_graph(definition), run.turns),
                 host=host,
                 run=run,
                 flow_run=flow_run,
-                mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout),
+                mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout, batch),
                 observe=self.observe,
+                task_runs=task_runs,
                 submitted=submitted,
                 task_runner=task_runner,
             )
             async with Display(steps).show():
-                await run_in_order(graph, steps.perform, run.turns)
+                await run_in_order(steps.schedule, steps.perform)
 
     async def _conclude(
         self, store: Store, run_id: UUID, active: ActiveRun | None = None

@@ -1,7 +1,8 @@
 """What happens to the steps of a run, written to PostgreSQL before Prefect hears of it."""
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from asyncio import Future
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -12,8 +13,8 @@ from pydantic import JsonValue
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import AwaitedStep, Claim, Report, StepEnd
+from pgflow_prefect.execution.batch import Batch
+from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, StepEnd
 
 T = TypeVar("T")
 
@@ -37,36 +38,33 @@ class Mirror:
         run_id: the run.
         epoch: what taking the run returned.
         patience: seconds for which a statement is tried again.
+        batch: what claims and completions travel with, where there are several at the same time.
     """
 
     store: Store
     run_id: UUID
     epoch: int
     patience: float
+    batch: Batch | None = None
 
-    async def claim(self, step: StepHandlers, upstream: Collection[str], *, task_run_id: UUID) -> Claim:
+    async def claim(self, request: ClaimRequest) -> Claim:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
-        return await self._persist(
-            lambda: self.store.claim_step(
-                self.run_id,
-                step.step_slug,
-                epoch=self.epoch,
-                task_run_id=task_run_id,
-                upstream=step.choose_upstream(upstream),
-                with_payload=step.wants_payload,
-                bound=step.bound.kind,
-                has_function=step.function is not None,
-                handler=str(step.bound),
-            )
-        )
+        batch = self.batch
+        if batch is not None:
+            return await self._persist(lambda: batch.claim(request))
+        return await self._persist(lambda: self.store.claim_step(self.run_id, self.epoch, request))
+
+    def claim_later(self, request: ClaimRequest) -> "Future[Claim] | None":
+        """Claim a step with the next statement, which is not tried again; None where statements are sent one by one."""
+        return self.batch.claim_later(request) if self.batch is not None else None
 
     async def complete(self, step_slug: str, result: str, *, task_run_id: UUID, attempt: int) -> Report:
         """Store a step's result; see `Store.complete_step`."""
-        return await self._persist(
-            lambda: self.store.complete_step(
-                self.run_id, step_slug, result, epoch=self.epoch, attempt=attempt, task_run_id=task_run_id
-            )
-        )
+        completion = Completion(step_slug, result, attempt, task_run_id)
+        batch = self.batch
+        if batch is not None:
+            return await self._persist(lambda: batch.complete(completion))
+        return await self._persist(lambda: self.store.complete_step(self.run_id, self.epoch, completion))
 
     async def fail(
         self, step_slug: str, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None

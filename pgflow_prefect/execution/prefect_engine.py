@@ -1,21 +1,67 @@
-"""The one place that calls into Prefect's task engine.
+"""The one place that does what Prefect's task engine does: a step as a task run of the current flow run.
 
-`prefect.task_engine` is not part of Prefect's documented API. It is used for what `Task.submit` does not offer: a task
-run id of our own, so that a step stays one node of the run graph over all retries of a flow run; edges that are
-exactly the definition's, where Prefect would infer them from the identity of values; and one event loop for all tasks,
-so that they share the pool of database connections.
+Prefect's own engine spends 9 ms of a core on a task that does nothing. Most of that serves what a step does not have:
+results that are persisted and cached, parameters, transactions, assets, futures; a third is three threads that hand
+each other events. PostgreSQL has the step's input, its result and its state already. What is left to do is to tell the
+server, to be the task run that handlers find in their context, and to try again.
+
+What the server is told, `prefect.task-run.…` events, is how clients of Prefect 3 say what their tasks do. It is not
+part of the documented Python API, but of what a server has to understand of clients older and newer than itself; tests
+compare what it makes of them with what it makes of Prefect's own. A step's task run has an id of our own, so that a
+step stays one node of the run graph over all retries of a flow run, and edges that are exactly the definition's, where
+Prefect would infer them from the identity of values.
 """
 
-from collections.abc import Iterable
-from typing import Any
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from time import time
+from typing import Any, TypeAlias
 from uuid import UUID, uuid5
 
-from prefect import Task
-from prefect.client.schemas.objects import RunInput, State, TaskRunResult
-from prefect.task_engine import run_task_async
+import anyio
+from prefect import Task, get_run_logger
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy, TaskRunResult
+from prefect.concurrency.asyncio import concurrency
+from prefect.concurrency.context import ConcurrencyContext
+from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.events import Event, RelatedResource, Resource
+from prefect.events.related import related_resources_from_run_context
+from prefect.exceptions import ObjectNotFound, PrefectSignal
+from prefect.states import (
+    AwaitingRetry,
+    Completed,
+    Failed,
+    Retrying,
+    Running,
+    exception_to_crashed_state,
+    exception_to_failed_state,
+)
+from prefect.types import DateTime
+from prefect.utilities.math import clamped_poisson_interval
+from pydantic import TypeAdapter
+
+from pgflow_prefect.execution.event_stream import Related, send_event
+from pgflow_prefect.execution.redaction import describe_error
 
 EDGES = "upstream"
 """The only parameter of a step's task: the run graph repeats a parent once for each parameter that leads to it."""
+
+StepTask: TypeAlias = Task[[None], Any]
+"""A step as Prefect knows it: its only parameter is where edges lead to."""
+
+_SHOWN_ELSEWHERE = {"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"}
+_COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
+
+_LONGEST_MESSAGE = 100_000  # characters, as Prefect's own engine has it
+
+_DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
+
+_logger = logging.getLogger(__name__)
 
 
 def find_task_run_id(flow_run_id: UUID, step_slug: str) -> UUID:
@@ -23,21 +69,265 @@ def find_task_run_id(flow_run_id: UUID, step_slug: str) -> UUID:
     return uuid5(flow_run_id, step_slug)
 
 
-async def run_step_task(task: Task[[None], Any], task_run_id: UUID, upstream: Iterable[UUID]) -> State:
-    """Run a step's task in the current flow run and return its final state.
+class TaskRuns:
+    """The task runs of the current flow run, and what they have in common."""
 
-    Args:
-        task: made by `make_task`.
-        task_run_id: what its task run is to be called.
-        upstream: the task runs from which an edge leads to it.
-    """
-    edges: set[RunInput] = {TaskRunResult(id=each) for each in upstream}
-    state = await run_task_async(
-        task,
-        task_run_id=task_run_id,
-        parameters={EDGES: None},
-        dependencies={EDGES: edges},
-        return_type="state",
+    def __init__(self, context: FlowRunContext, limits: Iterable[str], related: Related) -> None:
+        """Take what `open_task_runs` has found out."""
+        assert context.flow_run is not None
+        self.context = context
+        self.flow_run = context.flow_run
+        self.tags = sorted(TagsContext.get().current_tags)
+        self.limits = [*limits]
+        self.related = related
+
+    async def run(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> State[Any]:
+        """Run a step's task, all its attempts, and return the final state.
+
+        Args:
+            task: made by `make_task`.
+            task_run_id: what its task run is to be called.
+            upstream: the task runs from which an edge leads to it.
+        """
+        task_run = TaskRun(
+            id=task_run_id,
+            name=task.name,
+            flow_run_id=self.flow_run.id,
+            flow_run_run_count=self.flow_run.run_count,
+            task_key=task.task_key,
+            dynamic_key=str(task_run_id),
+            task_version=task.version,
+            empirical_policy=TaskRunPolicy(
+                retries=task.retries,
+                retry_delay=_get_delays(task),
+                retry_jitter_factor=task.retry_jitter_factor,
+            ),
+            tags=self.tags,
+            task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
+        )
+        if not self.limits:
+            return await _StepTaskRun(self, task, task_run).perform()
+        async with concurrency(self.limits, lease_duration=60, strict=False):
+            return await _StepTaskRun(self, task, task_run).perform()
+
+
+@asynccontextmanager
+async def open_task_runs() -> AsyncIterator[TaskRuns]:
+    """Prepare for task runs in the current flow run, for as long as the block takes."""
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    related: Related = Future()
+    finding = asyncio.create_task(_find_related(context, related))
+    try:
+        yield TaskRuns(context, await _find_limits(context), related)
+    finally:
+        finding.cancel()
+        if not related.done():
+            related.set_result([_relate_to_flow_run(context)])
+
+
+async def _find_related(context: FlowRunContext, related: Related) -> None:
+    """Have events be related to the flow run, its flow, its deployment and so on, as those of other tasks are."""
+    try:
+        related.set_result(await related_resources_from_run_context(_get_client(context)))
+    except Exception as error:  # noqa: BLE001  it is only shown
+        _logger.debug("what the flow run is related to is not known: %s", describe_error(error))
+        related.set_result([_relate_to_flow_run(context)])
+
+
+def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:
+    assert context.flow_run is not None
+    return RelatedResource(
+        {
+            "prefect.resource.id": f"prefect.flow-run.{context.flow_run.id}",
+            "prefect.resource.role": "flow-run",
+            "prefect.resource.name": context.flow_run.name,
+        }
     )
-    assert isinstance(state, State)
-    return state
+
+
+async def _find_limits(context: FlowRunContext) -> list[str]:
+    """Return those of the flow run's tags for which Prefect limits how many tasks run at the same time.
+
+    Once, and not before each task: a request is more than all the rest of what a small step costs.
+    """
+    found = []
+    for tag in sorted(TagsContext.get().current_tags):
+        try:
+            await _get_client(context).read_global_concurrency_limit_by_name(f"tag:{tag}")
+            found.append(f"tag:{tag}")
+        except ObjectNotFound:
+            continue
+        except Exception as error:  # noqa: BLE001  the run does not wait for Prefect
+            _logger.warning("tag %r: whether tasks are limited is not known: %s", tag, describe_error(error))
+    return found
+
+
+class _StepTaskRun:
+    """One task run, from its first attempt to its end."""
+
+    def __init__(self, runs: TaskRuns, task: StepTask, task_run: TaskRun) -> None:
+        self._runs = runs
+        self._task = task
+        self._task_run = task_run
+        self._told: Event | None = None
+
+    async def perform(self) -> State[Any]:
+        task, context = self._task, self._runs.context
+        with (
+            TaskRunContext(
+                task=task,
+                log_prints=True,
+                task_run=self._task_run,
+                parameters={EDGES: None},
+                result_store=context.result_store,
+                client=context.client,
+                persist_result=False,
+            ),
+            ConcurrencyContext(),
+        ):
+            try:
+                state = await self._attempt(Running())
+                while state.is_scheduled():
+                    await self._wait_until(state)
+                    state = await self._attempt(Retrying())
+            except PrefectSignal:
+                raise
+            except BaseException as error:
+                state = await exception_to_crashed_state(error)
+                get_run_logger().error("Crash detected! %s", state.message)
+                self._enter(state)
+                raise
+            level = logging.INFO if state.is_completed() else logging.ERROR
+            get_run_logger().log(level, "Finished in state %s", state)
+            return state
+
+    async def _attempt(self, running: State[Any]) -> State[Any]:
+        """Make an attempt and enter the state that it leads to: a final one, or one that is scheduled."""
+        self._enter(running)
+        try:
+            result = await self._task.fn(None)
+        except Exception as error:  # noqa: BLE001  whatever a handler raises
+            state = await self._find_next(error)
+        else:
+            state = result if isinstance(result, State) else Completed()
+        self._enter(state)
+        return state
+
+    async def _find_next(self, error: Exception) -> State[Any]:
+        """Return the state after an attempt that has raised."""
+        task, retries = self._task, self._task_run.run_count - 1
+        failed = await _make_failed(error)
+        if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
+            exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
+            get_run_logger().error("Task run failed with exception: %r%s", error, exhausted, exc_info=True)
+            return failed
+        delay = _find_delay(task, retries)
+        get_run_logger().info(
+            "Task run failed with exception: %r - Retry %s/%s will start %s",
+            error,
+            retries + 1,
+            task.retries,
+            f"{delay} second(s) from now" if delay else "immediately",
+        )
+        return AwaitingRetry(scheduled_time=datetime.now(UTC) + timedelta(seconds=delay))
+
+    async def _wait_until(self, state: State[Any]) -> None:
+        scheduled = state.state_details.scheduled_time
+        assert scheduled is not None
+        await anyio.sleep(max(0.0, scheduled.timestamp() - time()))
+
+    def _enter(self, state: State[Any]) -> None:
+        """Have the task run be in a state, and tell the server."""
+        run, before = self._task_run, self._task_run.state
+        if before is not None and before.timestamp >= state.timestamp:
+            state.timestamp = before.timestamp + timedelta(microseconds=1)  # states are put in order by it
+        state.state_details.task_run_id = run.id
+        state.state_details.flow_run_id = run.flow_run_id
+        run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
+        if before is not None and before.is_running():
+            run.total_run_time += state.timestamp - before.timestamp
+        if state.is_running():
+            run.run_count += 1
+            run.start_time = run.start_time or _to_time(state)
+            run.expected_start_time = run.expected_start_time or _to_time(state)
+        if state.is_final():
+            run.end_time = run.end_time or _to_time(state)
+        event = self._make_event(state, before)
+        send_event(event, self._runs.related)
+        self._told = event
+
+    def _make_event(self, state: State[Any], before: State[Any] | None) -> Event:
+        run, told = self._task_run, self._told
+        return Event(
+            id=state.id,
+            occurred=state.timestamp,
+            event=f"prefect.task-run.{state.name}",
+            follows=told.id if told is not None and state.timestamp - told.occurred < timedelta(minutes=5) else None,
+            resource=Resource(
+                {
+                    "prefect.resource.id": f"prefect.task-run.{run.id}",
+                    "prefect.resource.name": run.name,
+                    "prefect.run-count": str(run.run_count),
+                    "prefect.state-message": (state.message or "")[:_LONGEST_MESSAGE],
+                    "prefect.state-name": state.name or "",
+                    "prefect.state-timestamp": state.timestamp.isoformat(),
+                    "prefect.state-type": state.type.value,
+                    "prefect.orchestration": "client",
+                }
+            ),
+            payload={
+                "intended": {"from": before.type.value if before else None, "to": state.type.value},
+                "initial_state": _describe(before) if before else None,
+                "validated_state": {**_describe(state), "data": None},
+                "task_run": run.model_dump(
+                    mode="json", exclude_none=True, exclude=_SHOWN_ELSEWHERE | _COMPUTED_BY_SERVER
+                ),
+            },
+        )
+
+
+def _describe(state: State[Any]) -> dict[str, Any]:
+    return {
+        "type": state.type.value,
+        "name": state.name,
+        "message": (state.message or "")[:_LONGEST_MESSAGE] or None,
+        "state_details": state.state_details.model_dump(
+            mode="json", exclude_none=True, exclude_unset=True, exclude={"flow_run_id", "task_run_id"}
+        ),
+    }
+
+
+async def _make_failed(error: Exception) -> State[Any]:
+    if isinstance(error, TimeoutError):
+        return Failed(name="TimedOut", data=error, message=f"Task run failed due to timeout: {error!r}")
+    return await exception_to_failed_state(error, message="Task run encountered an exception")
+
+
+async def _may_be_retried(task: StepTask, task_run: TaskRun, state: State[Any]) -> bool:
+    condition: Any = task.retry_condition_fn
+    return condition is None or bool(await condition(task, task_run, state))
+
+
+def _find_delay(task: StepTask, retries: int) -> float:
+    """Return the seconds before the next attempt, after so many retries."""
+    delays = _get_delays(task)
+    delay = delays[min(retries, len(delays) - 1)] if delays else 0
+    if task.retry_jitter_factor and delay > 0:
+        return clamped_poisson_interval(delay, clamping_factor=task.retry_jitter_factor)
+    return delay
+
+
+def _get_delays(task: StepTask) -> list[Any]:
+    assert isinstance(task.retry_delay_seconds, list)  # as `set_policy` has it
+    return task.retry_delay_seconds
+
+
+def _get_client(context: FlowRunContext) -> PrefectClient:
+    assert isinstance(context.client, PrefectClient)  # its flow is async
+    return context.client
+
+
+def _to_time(state: State[Any]) -> DateTime:
+    return _DATE_TIME.validate_python(state.timestamp)

@@ -17,8 +17,9 @@ from pydantic import SecretStr
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.execution.host import ActiveRun, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.execution.sharing import Shared, borrow
-from pgflow_prefect.execution.step import Step, StepTask, make_task
+from pgflow_prefect.execution.step import Step, make_task
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.handlers.choice import StepHandlers

@@ -8,31 +8,60 @@ from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
 
 
-async def run_in_order(graph: Graph, perform: Callable[[str], Awaitable[bool]], turns: Turns) -> None:
+class Schedule:
+    """Which steps of a run may start."""
+
+    def __init__(self, graph: Graph, turns: Turns) -> None:
+        """Begin with a run of which nothing is done.
+
+        Args:
+            graph: the workflow.
+            turns: how many of its steps work at the same time.
+        """
+        self.graph = graph
+        self.turns = turns
+        self._unmet = dict(graph.in_degree())
+
+    @property
+    def roots(self) -> list[str]:
+        """The steps that wait for no other."""
+        return [slug for slug, in_degree in self.graph.in_degree() if in_degree == 0]
+
+    def conclude(self, slug: str) -> list[str]:
+        """Note that a step is done, and return those that waited for no other any more."""
+        ready = self._find_ready(slug)
+        for downstream in self.graph.successors(slug):
+            self._unmet[downstream] -= 1
+        return ready
+
+    def foresee(self, slug: str) -> list[str]:
+        """Return the steps that are certain to start at once when this one, whose turn it is, is done."""
+        return self._find_ready(slug)[: self.turns.count_free() + 1]
+
+    def _find_ready(self, slug: str) -> list[str]:
+        return [downstream for downstream in self.graph.successors(slug) if self._unmet[downstream] == 1]
+
+
+async def run_in_order(schedule: Schedule, perform: Callable[[str], Awaitable[bool]]) -> None:
     """Perform every step as soon as its own upstream steps are done, and its turn has come.
 
     Args:
-        graph: the workflow.
+        schedule: of the run.
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
             to their end, and no other starts.
-        turns: how many work at the same time.
     """
-    unmet = dict(graph.in_degree())
     stopped = False
 
     async with anyio.create_task_group() as group:
 
         async def work(slug: str) -> None:
             nonlocal stopped
-            async with turns.take(slug):
+            async with schedule.turns.take(slug):
                 if stopped or not await perform(slug):
                     stopped = True
                     return
-            for downstream in graph.successors(slug):
-                unmet[downstream] -= 1
-                if unmet[downstream] == 0:
-                    group.start_soon(work, downstream)
+            for downstream in schedule.conclude(slug):
+                group.start_soon(work, downstream)
 
-        for slug, in_degree in graph.in_degree():
-            if in_degree == 0:
-                group.start_soon(work, slug)
+        for slug in schedule.roots:
+            group.start_soon(work, slug)

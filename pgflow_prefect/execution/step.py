@@ -1,6 +1,9 @@
 """One step as a Prefect task: claim, work, finish in PostgreSQL, and only then return to Prefect."""
 
-from collections.abc import Awaitable, Callable
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,6 +25,7 @@ from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
+    PgflowPrefectError,
     ResultInvalidError,
     RetryLaterError,
     RunNotPendingError,
@@ -30,12 +34,13 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.host import ActiveRun, Stop, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd
+from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Outcome, Report, Status, StepEnd
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
@@ -56,9 +61,6 @@ class _StoppedError(Exception):
 Observer = Callable[[str, str], None]
 """Called with a step's slug and the name of the state that it entered, in Prefect's words."""
 
-StepTask = Task[[None], Any]
-"""A step as Prefect knows it: its only parameter is where edges lead to."""
-
 
 @dataclass
 class Step:
@@ -74,6 +76,8 @@ class Step:
         observe: hears of every state that the step enters.
         run: the run, which may be stopped.
         task_scope: ends the step's task while it waits for its next attempt.
+        claimed: the claim that came with the completion of the last step that it waited for.
+        claim_next: claims, with this step's completion, those that it makes ready.
     """
 
     handlers: StepHandlers
@@ -85,6 +89,8 @@ class Step:
     observe: Observer
     run: ActiveRun
     task_scope: CancelScope
+    claimed: "Future[Claim] | None" = None
+    claim_next: Callable[[str], None] = lambda slug: None
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
@@ -144,8 +150,12 @@ class Step:
 
     async def _claim(self, *, again: bool) -> Claim:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
+        claimed, self.claimed = self.claimed, None
+        if claimed is not None:
+            with suppress(PgflowPrefectError):  # it was not tried again, and knows nothing of what came after it
+                return await claimed
         try:
-            return await self.mirror.claim(self.handlers, self.upstream, task_run_id=self.task_run_id)
+            return await self.mirror.claim(make_request(self.handlers, self.upstream, self.task_run_id))
         except RunNotPendingError:
             # That COMMIT may have completed the run's last step, and the run with it.
             if again and await self.mirror.is_completed(self.slug):
@@ -321,6 +331,7 @@ class Step:
                 return await transaction.complete(
                     result, epoch=self.mirror.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
+            self.claim_next(self.slug)
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
@@ -364,18 +375,25 @@ class Step:
 
 def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[None] | None]]) -> StepTask:
     """Return the task of a step; `perform` makes one attempt and returns its state, None for Completed."""
-    task = Task(
-        perform,
-        name=handlers.step_slug,
-        description=handlers.description,
-        task_run_name=lambda: handlers.step_slug,  # as text, it would be a template
-        retry_condition_fn=_may_retry,
-        log_prints=True,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
+    task = copy(_TASK)
+    task.fn, task.name, task.task_key = perform, handlers.step_slug, handlers.step_slug
+    task.description = handlers.description
+    task.task_run_name = lambda: handlers.step_slug  # as text, it would be a template
     set_policy(task, handlers.policy)
     return task
+
+
+def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
+    """Return what a step is claimed with."""
+    return ClaimRequest(
+        step_slug=handlers.step_slug,
+        task_run_id=task_run_id,
+        upstream=handlers.choose_upstream(upstream),
+        with_payload=handlers.wants_payload,
+        bound=handlers.bound.kind,
+        has_function=handlers.function is not None,
+        handler=str(handlers.bound),
+    )
 
 
 def set_policy(task: StepTask, policy: RetryPolicy) -> None:
@@ -389,6 +407,20 @@ def set_policy(task: StepTask, policy: RetryPolicy) -> None:
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
     error = await state.aresult(raise_on_failure=False)
     return not isinstance(error, NotRetriableError)
+
+
+async def _do_nothing(upstream: None = None) -> None:
+    """Stand for what a step's task does."""
+
+
+_TASK: StepTask = Task(
+    _do_nothing,
+    retry_condition_fn=_may_retry,
+    log_prints=True,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+"""What the tasks of all steps have in common: to make one from nothing costs as much as one of its events."""
 
 
 def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:

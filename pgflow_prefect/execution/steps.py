@@ -1,5 +1,6 @@
 """The steps of one run, each executed here or by the flow run's task runner."""
 
+from asyncio import Future
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -14,10 +15,11 @@ from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Backoff, Mirror
-from pgflow_prefect.execution.prefect_engine import find_task_run_id, run_step_task
+from pgflow_prefect.execution.prefect_engine import TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.scheduler import Schedule
 from pgflow_prefect.execution.states import handed_back
-from pgflow_prefect.execution.step import Observer, Step
+from pgflow_prefect.execution.step import Observer, Step, make_request
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,
@@ -27,6 +29,7 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.models import Claim
 
 _WAITING = ("AwaitingRetry", "Waiting", "Deferred")
 
@@ -40,27 +43,30 @@ class Steps:
     Attributes:
         handlers: who may do the work, by step slug.
         workflow_slug: the run's workflow.
-        graph: its steps.
+        schedule: which of its steps may start.
         host: the process.
         run: the run, which may be stopped.
         flow_run: which executes it.
         mirror: writes for the run.
         observe: hears of every state that a step enters.
+        task_runs: those of the flow run.
         submitted: the steps that the task runner executes.
         task_runner: one of Prefect's, where it is not this event loop.
     """
 
     handlers: Mapping[str, StepHandlers]
     workflow_slug: str
-    graph: Graph
+    schedule: Schedule
     host: Host
     run: ActiveRun
     flow_run: FlowRun
     mirror: Mirror
     observe: Observer
+    task_runs: TaskRuns
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
     _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)  # as the task runner has them
+    _claimed: "dict[str, Future[Claim]]" = field(default_factory=dict, init=False)
 
     async def perform(self, slug: str) -> bool:
         """Execute a step, all its attempts, and tell whether it completed."""
@@ -71,6 +77,11 @@ class Steps:
                 return self._conclude(slug, await self._perform_elsewhere(slug, self.task_runner))
             return False  # the run was stopped here; what the step reports after that is not accepted
         return await self._perform_here(slug)
+
+    @property
+    def graph(self) -> Graph:
+        """The run's steps."""
+        return self.schedule.graph
 
     def find_task_run_id(self, slug: str) -> UUID:
         """Return the id of a step's task run."""
@@ -83,10 +94,28 @@ class Steps:
     def _find_edges(self, slug: str) -> list[UUID]:
         return [self.find_task_run_id(upstream) for upstream in self.graph.predecessors(slug)]
 
+    def _claim_next(self, slug: str) -> None:
+        """Claim the steps that this one's completion makes ready together with it: one COMMIT, and one answer."""
+        if self.run.drained:
+            return
+        for downstream in self.schedule.foresee(slug):
+            if downstream in self.submitted:
+                continue
+            request = make_request(
+                self._find_handlers(downstream),
+                tuple(self.graph.predecessors(downstream)),
+                self.find_task_run_id(downstream),
+            )
+            if (claimed := self.mirror.claim_later(request)) is not None:
+                self._claimed[downstream] = claimed
+
+    def _find_handlers(self, slug: str) -> StepHandlers:
+        return self.handlers.get(slug) or StepHandlers(slug)
+
     async def _perform_here(self, slug: str) -> bool:
         with self.run.task(slug) as task:
             step = Step(
-                handlers=self.handlers.get(slug) or StepHandlers(slug),
+                handlers=self._find_handlers(slug),
                 workflow_slug=self.workflow_slug,
                 upstream=tuple(self.graph.predecessors(slug)),
                 task_run_id=self.find_task_run_id(slug),
@@ -95,8 +124,11 @@ class Steps:
                 observe=self.observe,
                 run=self.run,
                 task_scope=task,
+                claimed=self._claimed.pop(slug, None),
+                claim_next=self._claim_next,
             )
-            return self._conclude(slug, await run_step_task(step.make_task(), step.task_run_id, self._find_edges(slug)))
+            state = await self.task_runs.run(step.make_task(), step.task_run_id, self._find_edges(slug))
+            return self._conclude(slug, state)
         return False  # it waited for its next attempt, and the run is not to go on here
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:

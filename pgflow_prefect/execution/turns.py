@@ -62,6 +62,11 @@ class Turns:
         self._working: set[str] = set()
         self._pausing = 0
 
+    def count_free(self) -> int:
+        """Return how many more steps could begin now; less than none where some wait for it already."""
+        statistics = self._limiter.statistics()
+        return int(statistics.total_tokens) - statistics.borrowed_tokens - statistics.tasks_waiting
+
     @asynccontextmanager
     async def take(self, step: str) -> AsyncIterator[None]:
         """Work on a step, once it is its turn."""

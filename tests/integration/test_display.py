@@ -1,7 +1,7 @@
 """What Prefect shows of a run beside its graph: names, artifacts, events."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -9,13 +9,13 @@ import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.events.clients import AssertingEventsClient
-from prefect.events.worker import EventsWorker
+from prefect.events import Event
 
 from pgflow_prefect import Settings, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution import display
 from pgflow_prefect.execution.artifacts import make_key
+from pgflow_prefect.execution.event_stream import EventStream, Related
 from pgflow_prefect.settings import Events
 from tests.conftest import Connection
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
@@ -34,18 +34,17 @@ def slug(define: Define, pgflow_dsn: str) -> str:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[Any]]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
     """The events of ours that were sent to Prefect's API, in their order."""
     sent: list[Any] = []
-    send = EventsWorker.send
+    send = EventStream.send
 
-    def note(worker: EventsWorker, event: Any) -> None:
+    def note(stream: EventStream, event: Event, related: Related | None = None) -> None:
         sent.append(event)
-        send(worker, event)
+        send(stream, event, related)
 
-    monkeypatch.setattr(EventsWorker, "send", note)
-    yield lambda: [event for event in sent if event.event.startswith("pgflow.")]
-    AssertingEventsClient.reset()
+    monkeypatch.setattr(EventStream, "send", note)
+    return lambda: [event for event in sent if event.event.startswith("pgflow.")]
 
 
 def make_workflow(slug: str) -> Workflow:

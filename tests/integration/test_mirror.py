@@ -12,6 +12,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import SupersededError
 from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
+from pgflow_prefect.execution.step import make_request
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Report, Status
@@ -54,7 +55,7 @@ def cut(db: Connection) -> int:
 
 async def claim(mirror: Mirror, step: str = "a") -> int:
     handlers = StepHandlers(step, PythonHandler(step, lambda upstream, payload: None))
-    claimed = await mirror.claim(handlers, [], task_run_id=TASK_RUN)
+    claimed = await mirror.claim(make_request(handlers, [], TASK_RUN))
     assert claimed.status is Status.PENDING
     return claimed.attempt
 
@@ -149,7 +150,7 @@ async def test_who_came_first_wins_and_is_returned(mirror: Mirror, db: Connectio
 
 async def test_what_is_no_matter_of_the_moment_is_raised_at_once(mirror: Mirror, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [mirror.run_id])
-    with anyio.fail_after(5), pytest.raises(SupersededError):
+    with anyio.fail_after(30), pytest.raises(SupersededError):
         await claim(mirror)
 
 

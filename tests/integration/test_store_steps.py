@@ -12,7 +12,7 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
-from pgflow_prefect.models import Claim, Report, Status, StepState
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, StepState
 from tests.conftest import Connection
 from tests.engine import CHAIN, DIAMOND, define
 
@@ -31,13 +31,11 @@ async def start(store: Store, workflow: str = "chain", payload: str = '{"n": 1}'
 async def claim(
     store: Store, run_id: UUID, step: str, epoch: int, *, upstream: list[str] | None = None, with_payload: bool = True
 ) -> Claim:
-    return await store.claim_step(
-        run_id, step, epoch=epoch, task_run_id=TASK_RUN, upstream=upstream, with_payload=with_payload
-    )
+    return await store.claim_step(run_id, epoch, ClaimRequest(step, TASK_RUN, upstream, with_payload))
 
 
 async def complete(store: Store, run_id: UUID, step: str, result: str, epoch: int, attempt: int = 1) -> Report:
-    return await store.complete_step(run_id, step, result, epoch=epoch, attempt=attempt, task_run_id=TASK_RUN)
+    return await store.complete_step(run_id, epoch, Completion(step, result, attempt, TASK_RUN))
 
 
 async def fail(store: Store, run_id: UUID, step: str, epoch: int, attempt: int = 1) -> Report:

@@ -5,7 +5,7 @@ from collections import Counter
 import anyio
 import pytest
 
-from pgflow_prefect.execution.scheduler import run_in_order
+from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import build_graph
 from tests.unit.definitions import define, make_layered
@@ -23,7 +23,7 @@ async def test_every_step_is_performed_once_and_after_its_upstream_steps() -> No
         done.append(slug)
         return True
 
-    await run_in_order(build_graph(definition), perform, Turns(10))
+    await run_in_order(Schedule(build_graph(definition), Turns(10)), perform)
     assert Counter(done) == Counter(definition.steps)
 
 
@@ -39,7 +39,7 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, Turns(10))
+        await run_in_order(Schedule(graph, Turns(10)), perform)
 
 
 async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
@@ -55,7 +55,7 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, Turns(3))
+        await run_in_order(Schedule(graph, Turns(3)), perform)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -71,7 +71,7 @@ async def test_no_more_than_so_many_at_once(concurrency: int) -> None:
         under_way -= 1
         return True
 
-    await run_in_order(build_graph(make_layered(300)), perform, Turns(concurrency))
+    await run_in_order(Schedule(build_graph(make_layered(300)), Turns(concurrency)), perform)
     assert most == concurrency
 
 
@@ -95,7 +95,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
         return True
 
     with anyio.fail_after(10):
-        await run_in_order(graph, perform, Turns(2))
+        await run_in_order(Schedule(graph, Turns(2)), perform)
     assert log == ["fails starts", "slow starts", "slow ends"]
 
 
@@ -104,7 +104,7 @@ async def test_what_performing_a_step_raises_is_raised() -> None:
         raise ValueError("a bug")
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
-        await run_in_order(build_graph(define({"a": []})), perform, Turns(2))
+        await run_in_order(Schedule(build_graph(define({"a": []})), Turns(2)), perform)
 
 
 @pytest.mark.parametrize("shape", ["wide", "chain", "layered"])
@@ -122,5 +122,25 @@ async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
         return True
 
     with anyio.fail_after(60):
-        await run_in_order(build_graph(definition), perform, Turns(100))
+        await run_in_order(Schedule(build_graph(definition), Turns(100)), perform)
     assert len(done) == 10_000
+
+
+async def test_what_is_foreseen_is_what_a_step_makes_ready_as_far_as_there_are_turns() -> None:
+    graph = build_graph(define({"a": [], "other": [], "b": ["a"], "c": ["a"], "d": ["a"], "join": ["a", "other"]}))
+    turns = Turns(3)
+    schedule = Schedule(graph, turns)
+    async with turns.take("a"), turns.take("other"):
+        assert schedule.foresee("a") == ["b", "c"], "one in its own turn, one in the turn that is free"
+    async with turns.take("a"), turns.take("x"), turns.take("y"), anyio.create_task_group() as group:
+        group.start_soon(take_and_leave, turns, "z")
+        await anyio.wait_all_tasks_blocked()
+        assert schedule.foresee("a") == [], "somebody waits for its turn already"
+        group.cancel_scope.cancel()
+    assert schedule.conclude("a") == ["b", "c", "d"]
+    assert schedule.foresee("other") == ["join"]
+
+
+async def take_and_leave(turns: Turns, step: str) -> None:
+    async with turns.take(step):
+        pass

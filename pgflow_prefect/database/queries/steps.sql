@@ -11,6 +11,12 @@ FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_
 SELECT status, error_message
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(epoch)s, %(attempt)s, %(task_run_id)s)
 
+-- complete_and_claim --
+-- Several of both, in one transaction: a row for each.
+SELECT status, error_message, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
+       ended_at, note
+FROM pgflow_prefect.complete_and_claim(%(run_id)s, %(epoch)s, %(completions)s::jsonb, %(claims)s::jsonb)
+
 -- fail_step --
 -- Fail a step and its run.
 SELECT status, error_message

@@ -1,0 +1,146 @@
+"""Claims and completions of a run that come at the same time, in one statement and one transaction."""
+
+from asyncio import Future, get_running_loop
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import PgflowPrefectError, SupersededError
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
+
+MOST, MOST_BYTES = 100, 1024 * 1024
+"""Of a batch: steps, and what their results may have together; a larger one travels alone."""
+
+
+class Batch:
+    """What is on its way to the database while the former statement is being answered goes with the next one.
+
+    A run's transitions lock its row, one after the other: several connections would make none of them faster. A
+    statement that fails is no whole: then each goes alone, so that only the one that is to blame hears of it.
+    """
+
+    def __init__(self, store: Store, run_id: UUID, epoch: int, group: TaskGroup) -> None:
+        """Begin with nothing.
+
+        Args:
+            store: the database.
+            run_id: the run.
+            epoch: in which it was taken.
+            group: where statements are awaited.
+        """
+        self._store = store
+        self._run_id = run_id
+        self._epoch = epoch
+        self._group = group
+        self._completions: deque[tuple[Completion, Future[Report]]] = deque()
+        self._claims: deque[tuple[ClaimRequest, Future[Claim]]] = deque()
+        self._is_sending = False
+
+    async def complete(self, completion: Completion) -> Report:
+        """Store a step's result; see `Store.complete_step`."""
+        answer: Future[Report] = get_running_loop().create_future()
+        self._completions.append((completion, answer))
+        self._send_soon()
+        return await answer
+
+    async def claim(self, request: ClaimRequest) -> Claim:
+        """Claim a step; see `Store.claim_step`."""
+        return await self.claim_later(request)
+
+    def claim_later(self, request: ClaimRequest) -> "Future[Claim]":
+        """Claim a step with the next statement, after whatever is completed with it."""
+        answer: Future[Claim] = get_running_loop().create_future()
+        self._claims.append((request, answer))
+        self._send_soon()
+        return answer
+
+    def _send_soon(self) -> None:
+        if not self._is_sending:
+            self._is_sending = True
+            self._group.start_soon(self._send)
+
+    async def _send(self) -> None:
+        try:
+            while self._completions or self._claims:
+                completions = self._take_completions()
+                # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
+                room = 0 if self._completions else MOST - len(completions)
+                claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
+                if len(completions) + len(claims) == 1:
+                    await self._send_each(completions, claims)
+                else:
+                    await self._send_all(completions, claims)
+        finally:
+            self._is_sending = False
+
+    def _take_completions(self) -> list[tuple[Completion, "Future[Report]"]]:
+        taken: list[tuple[Completion, Future[Report]]] = []
+        size = 0
+        while self._completions and len(taken) < MOST:
+            size += len(self._completions[0][0].result)
+            if taken and size > MOST_BYTES:
+                break
+            taken.append(self._completions.popleft())
+        return taken
+
+    async def _send_all(
+        self, completions: list[tuple[Completion, "Future[Report]"]], claims: list[tuple[ClaimRequest, "Future[Claim]"]]
+    ) -> None:
+        try:
+            reports, claimed = await self._store.complete_and_claim(
+                self._run_id, self._epoch, [each for each, _ in completions], [each for each, _ in claims]
+            )
+        except TransientError as error:
+            for _, reported in completions:
+                _refuse(reported, error)
+            for _, asked in claims:
+                _refuse(asked, error)
+        except PgflowPrefectError:
+            await self._send_each(completions, claims)
+        else:
+            for (_, reported), report in zip(completions, reports, strict=True):
+                _answer(reported, report)
+            for (_, asked), claim in zip(claims, claimed, strict=True):
+                if claim is None:
+                    _refuse(asked, SupersededError(self._run_id))
+                else:
+                    _answer(asked, claim)
+
+    async def _send_each(
+        self, completions: list[tuple[Completion, "Future[Report]"]], claims: list[tuple[ClaimRequest, "Future[Claim]"]]
+    ) -> None:
+        for completion, reported in completions:
+            try:
+                _answer(reported, await self._store.complete_step(self._run_id, self._epoch, completion))
+            except PgflowPrefectError as error:
+                _refuse(reported, error)
+        for request, asked in claims:
+            try:
+                _answer(asked, await self._store.claim_step(self._run_id, self._epoch, request))
+            except PgflowPrefectError as error:
+                _refuse(asked, error)
+
+
+@asynccontextmanager
+async def open_batch(store: Store, run_id: UUID, epoch: int) -> AsyncIterator[Batch]:
+    """Take claims and completions of a run for as long as the block takes."""
+    async with anyio.create_task_group() as group:
+        yield Batch(store, run_id, epoch, group)
+
+
+def _answer(waiting: "Future[Any]", answer: object) -> None:
+    if not waiting.done():  # whoever asked may have been cancelled
+        waiting.set_result(answer)
+
+
+def _refuse(waiting: "Future[Any]", error: Exception) -> None:
+    if not waiting.done():
+        waiting.set_exception(error)
+        waiting.exception()  # a step that was claimed ahead may never ask
