@@ -93,7 +93,9 @@ class Site:
             assert time.monotonic() < deadline, "waited in vain"
             time.sleep(0.05)
 
-    def _start(self, output: Any, *arguments: str) -> "subprocess.Popen[bytes]":  # noqa: ANN401  a file
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its commands."""
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(("PREFECT_", "PG"))}
         configured = {
             "PGFLOW_DSN": self.dsn,
@@ -101,10 +103,13 @@ class Site:
             "PREFECT_HOME": str(self.directory / "prefect"),
             "DO_NOT_TRACK": "1",
         }
+        return {**inherited, **configured}
+
+    def _start(self, output: Any, *arguments: str) -> "subprocess.Popen[bytes]":  # noqa: ANN401  a file
         return subprocess.Popen(
             [sys.executable, "-m", "pgflow_prefect", *arguments],
             cwd=self.directory,
-            env={**inherited, **configured},
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, TypeAlias
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pgflow_prefect.models import RESERVED_NAMES, WorkflowDefinition, to_identifier
+
+# Importing networkx takes as long as all else that a command needs which only reads: it is for those that use it.
+if TYPE_CHECKING:
+    import networkx as nx
 
 CYCLES_SHOWN = 20
 """A tangle of n steps can have more than 2**n cycles: nobody reads past these."""
@@ -21,6 +23,8 @@ Graph: TypeAlias = "nx.DiGraph[str]"
 
 def build_graph(definition: WorkflowDefinition) -> Graph:
     """Return the definition as a graph: a node for each step's slug, an edge from each upstream step downwards."""
+    import networkx as nx  # noqa: PLC0415
+
     graph: Graph = nx.DiGraph(slug=definition.slug)
     graph.add_nodes_from(definition.steps)
     graph.add_edges_from(definition.deps)
@@ -29,16 +33,22 @@ def build_graph(definition: WorkflowDefinition) -> Graph:
 
 def sort_steps(graph: Graph) -> list[str]:
     """Return the slugs so that each stands after its upstream steps; among those that could come next, by alphabet."""
+    import networkx as nx  # noqa: PLC0415
+
     return list(nx.lexicographical_topological_sort(graph))
 
 
 def find_layers(graph: Graph) -> list[list[str]]:
     """Return the slugs by depth: the roots, then what waits for roots only, and so on; each layer by alphabet."""
+    import networkx as nx  # noqa: PLC0415
+
     return [sorted(layer) for layer in nx.topological_generations(graph)]
 
 
 def find_critical_path(graph: Graph) -> list[str]:
     """Return a longest chain of steps, from a root to a leaf: no run takes fewer steps one after the other."""
+    import networkx as nx  # noqa: PLC0415
+
     return nx.dag_longest_path(graph)
 
 
@@ -87,6 +97,8 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
 
 def find_cycles(graph: Graph) -> Iterator[str]:
     """Yield a sentence for each cycle, and for each tangle of more cycles than anybody reads."""
+    import networkx as nx  # noqa: PLC0415
+
     if nx.is_directed_acyclic_graph(graph):
         return
     components = nx.strongly_connected_components(graph)

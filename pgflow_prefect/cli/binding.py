@@ -1,22 +1,24 @@
 """`bind`, `observe`, `shadow`: who does the steps of a workflow."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import anyio
 from cyclopts import Parameter
-from pydantic import JsonValue
 
-from pgflow_prefect.bindings import AnyBinding, Kind, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.cli.console import format_time, out, print_json, print_table
 from pgflow_prefect.cli.definitions import describe_binding
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.graph import suggest
-from pgflow_prefect.models import BindingChange, ShadowSummary
-from pgflow_prefect.render.labels import format_seconds
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from pgflow_prefect.bindings import AnyBinding
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.models import BindingChange, ShadowSummary
+    from pgflow_prefect.settings import Settings
 
 _Flag = Parameter(negative="", show_default=False)
 _Text = Annotated[str | None, Parameter(show_default=False)]
@@ -86,6 +88,10 @@ def bind(
     login_block
         With --queue: the Prefect Secret block with it.
     """
+    import anyio
+
+    from pgflow_prefect.bindings import Kind, parse_binding
+
     given: dict[str, str | None] = {
         **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
         **{
@@ -129,6 +135,8 @@ def observe(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     workflow
         The workflow's slug.
     """
+    import anyio
+
     changed = anyio.run(_observe, make_settings(dsn), workflow)
     if json:
         print_json({"workflow": workflow, "changed": changed})
@@ -166,6 +174,8 @@ def shadow(
     off
         Let the other one do it alone again.
     """
+    import anyio
+
     settings = make_settings(dsn)
     if step is None:
         _print_shadows(anyio.run(_list_shadows, settings, workflow), json)
@@ -189,6 +199,8 @@ async def _bind(  # noqa: PLR0917
     undo: bool,
     json: bool,
 ) -> None:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await _check_step(store, workflow, step)
         if step is not None and undo:
@@ -217,12 +229,16 @@ async def _bind(  # noqa: PLR0917
 
 
 async def _check_step(store: Store, workflow: str, step: str | None) -> None:
+    from pgflow_prefect.graph import suggest
+
     steps = (await store.load_definition(workflow)).steps
     if step is not None and step not in steps:
         raise UsageError(f"workflow {workflow!r} has no step {step!r}{suggest(step, steps)}")
 
 
 async def _check_target(store: Store, binding: AnyBinding | None) -> None:
+    from pgflow_prefect.bindings import Kind, SqlFunction, parse_function
+
     if isinstance(binding, SqlFunction):
         name = binding.function
         returns = (await store.find_functions({name: parse_function(name)})).get(name)
@@ -230,13 +246,15 @@ async def _check_target(store: Store, binding: AnyBinding | None) -> None:
             there = f"returns {returns}" if returns else "does not exist"
             raise UsageError(f"the function {name}(jsonb) {there}: CREATE FUNCTION {name}(input jsonb) RETURNS jsonb …")
     elif binding is not None and binding.kind is Kind.QUEUE:
-        from pgflow_prefect.handlers.queue import check_queue_url  # noqa: PLC0415  only where it is one
+        from pgflow_prefect.handlers.queue import check_queue_url
 
         assert binding.target is not None
         check_queue_url(binding.target)
 
 
 async def _observe(settings: Settings, workflow: str) -> int:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await store.load_definition(workflow)
         changed = await store.observe_workflow(workflow)
@@ -245,7 +263,7 @@ async def _observe(settings: Settings, workflow: str) -> int:
 
 
 def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
-    from pgflow_prefect.deployment.handler_files import load_workflow  # noqa: PLC0415  imports Prefect
+    from pgflow_prefect.deployment.handler_files import load_workflow
 
     loaded, source = load_workflow(workflow, handlers)
     handler = loaded.handlers.get(step)
@@ -259,6 +277,9 @@ def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
 
 
 async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) -> bool:
+    from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await _check_step(store, workflow, step)
         row = (await store.list_bindings(workflow)).get(step)
@@ -272,6 +293,8 @@ async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) ->
 
 
 async def _list_shadows(settings: Settings, workflow: str) -> list[ShadowSummary]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await store.load_definition(workflow)
         return await store.list_shadows(workflow)
@@ -288,6 +311,8 @@ def _print_shadows(shadows: list[ShadowSummary], json: bool) -> None:
 
 
 def _describe_shadow(found: ShadowSummary) -> tuple[str, ...]:
+    from pgflow_prefect.render.labels import format_seconds
+
     took = format_seconds(found.seconds) if found.seconds is not None else "-"
     counts = (str(found.same), str(found.different), str(found.failed))
     return (found.step_slug, *counts, took, "; ".join(found.details))

@@ -3,8 +3,6 @@
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.execution.database_block import save_block
-from pgflow_prefect.execution.in_process import run_event_loop
 
 
 def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -21,6 +19,9 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
     name
         Of the block: lower-case letters, digits and dashes. One that exists gets the new address.
     """
+    from pgflow_prefect.execution.database_block import save_block
+    from pgflow_prefect.execution.in_process import run_event_loop
+
     check_server()
     is_new = run_event_loop(save_block, name, make_settings(dsn))
     full_name = f"pgflow-database/{name}"

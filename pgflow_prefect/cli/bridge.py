@@ -1,17 +1,17 @@
 """`bridge`."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.database.connection import find_dsn
-from pgflow_prefect.database.store import open_store
-from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
-from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.service import Switch, run_service
+
+if TYPE_CHECKING:
+    from pgflow_prefect.execution.service import Switch
 
 
 def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> int:
@@ -27,6 +27,12 @@ def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)]
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
+    from pgflow_prefect.database.connection import find_dsn
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
+    from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.service import run_service
+
     check_server()
     settings = make_settings(dsn)
     log_to_console()

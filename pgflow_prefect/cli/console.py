@@ -1,19 +1,21 @@
 """What the commands print: tables and lines for people, JSON for scripts, errors for both."""
 
+from __future__ import annotations
+
 import json
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from pgflow_prefect.render.labels import format_seconds
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 STYLES = {
     "completed": "green",
@@ -40,6 +42,8 @@ def is_debugging() -> bool:
 
 def log_to_console() -> None:
     """Show on standard error what this package logs: a line each, with its time, as a service's journal wants it."""
+    import logging
+
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("pgflow_prefect")
@@ -51,6 +55,8 @@ def log_to_console() -> None:
 def print_error(message: str, *, hint: str | None = None, code: int) -> int:
     """Print an error as one message on standard error, and return the exit code."""
     if is_debugging() and sys.exception():
+        import traceback
+
         traceback.print_exc()
     err.print(f"[red]error:[/red] {escape(message)}")
     if hint:
@@ -74,6 +80,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Return rows under their columns' names, for a terminal."""
+    from rich.table import Table
+
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*map(style_status, row))
@@ -105,6 +113,8 @@ def shorten(text: str, width: int = 100) -> str:
 
 
 def _to_plain(value: object) -> object:
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, list | tuple):

@@ -1,18 +1,17 @@
 """`list`, `validate`."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-import anyio
-
-from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.graph import build_graph
-from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
-from pgflow_prefect.render.text import describe_graph
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
+    from pgflow_prefect.settings import Settings
 
 
 def list_(workflow: str | None = None, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -28,6 +27,8 @@ def list_(workflow: str | None = None, /, *, json: AsJson = False, dsn: Dsn = No
     workflow
         The workflow's slug.
     """
+    import anyio
+
     if workflow is not None:
         _list_steps(*anyio.run(_load_steps, make_settings(dsn), workflow), json)
         return
@@ -51,6 +52,12 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     workflow
         The workflow's slug.
     """
+    import anyio
+
+    from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.graph import build_graph
+    from pgflow_prefect.render.text import describe_graph
+
     definition, source, doers, problems = anyio.run(_check, make_settings(dsn), workflow, handlers)
     if json:
         print_json(
@@ -79,6 +86,8 @@ async def load_definitions(settings: Settings, slugs: Collection[str] | None) ->
     Raises:
         UnknownWorkflowError: the database does not define one of them.
     """
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
         return [await store.load_definition(slug) for slug in wanted]
@@ -92,6 +101,8 @@ def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
 
 
 def _list_steps(definition: WorkflowDefinition, rows: Mapping[str, StepBinding], json: bool) -> None:
+    from pgflow_prefect.graph import build_graph
+
     graph = build_graph(definition)
     steps = [(slug, sorted(graph.predecessors(slug)), rows.get(slug)) for slug in definition.steps]
     if json:
@@ -112,11 +123,15 @@ def describe_binding(row: StepBinding | None) -> tuple[str, str]:
 
 
 async def _load_steps(settings: Settings, workflow: str) -> tuple[WorkflowDefinition, dict[str, StepBinding]]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         return await store.load_definition(workflow), await store.list_bindings(workflow)
 
 
 async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         return await store.list_workflows()
 
@@ -124,8 +139,9 @@ async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:
 async def _check(
     settings: Settings, workflow: str, handlers: str | None
 ) -> tuple[WorkflowDefinition, str, dict[str, str], list[str]]:
-    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers  # noqa: PLC0415  Prefect
-    from pgflow_prefect.deployment.handler_files import load_workflow  # noqa: PLC0415
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+    from pgflow_prefect.deployment.handler_files import load_workflow
 
     async with open_store(settings, size=1) as store:
         definition = await store.load_definition(workflow)

@@ -1,5 +1,7 @@
 """`demo`: everything once, on servers of its own, and nothing left behind."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
@@ -7,16 +9,16 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_table, shorten
-from pgflow_prefect.database.connection import Row, create_database, run_script
-from pgflow_prefect.database.embedded import start_embedded, stop_embedded
-from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.shipped import shipped_path
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.connection import Row
 
 RUN = """SELECT id FROM pgflow.run_workflow('email_campaign', '{"campaign_id": 123}');"""
 ROWS = "SELECT step_slug, status, attempts, step_result::text FROM pgflow.step_states ORDER BY created_at;"
@@ -35,6 +37,10 @@ def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = 
     keep
         Leave the servers running until Ctrl-C, so that the run can be looked at in Prefect's UI.
     """
+    from pgflow_prefect.database.connection import create_database
+    from pgflow_prefect.database.embedded import start_embedded, stop_embedded
+    from pgflow_prefect.deployment.prefect_server import prefect_server
+
     # However it is ended, its servers end with it; in a script's background, SIGINT is ignored until here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -77,6 +83,8 @@ def _demonstrate(directory: Path, dsn: str, api_url: str) -> None:
 
 def _sql(dsn: str, script: str) -> list[Row]:
     """Run SQL as a user would, and show it."""
+    from pgflow_prefect.database.connection import run_script
+
     out.print(script.strip(), style="dim", markup=False)
     return run_script(dsn, script)
 

@@ -1,14 +1,16 @@
 """What `deploy` and `import --deploy` take: options of the deployments."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from pgflow_prefect.deployment.deployments.location import parse_location
-from pgflow_prefect.deployment.deployments.schedules import parse_schedule
-from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, Options
 from pgflow_prefect.errors import UsageError
+
+if TYPE_CHECKING:
+    from pgflow_prefect.deployment.deployments.wanted import Options
 
 Text = str | None
 
@@ -54,6 +56,10 @@ class DeployFlags:
         Raises:
             UsageError: one of them is wrong, or they do not go together.
         """
+        from pgflow_prefect.deployment.deployments.location import parse_location
+        from pgflow_prefect.deployment.deployments.schedules import parse_schedule
+        from pgflow_prefect.deployment.deployments.wanted import Options
+
         return Options(
             work_pool=self.work_pool,
             tags=self.tag,
@@ -69,6 +75,8 @@ NO_FLAGS = DeployFlags()
 
 
 def _parse_limit(text: str | None) -> int | None:
+    from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT
+
     if text is None:
         return None
     if text == "none":

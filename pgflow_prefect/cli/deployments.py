@@ -1,25 +1,28 @@
 """`deploy`, and what `import --deploy` shares with it."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.candidates import CONNECTIONS, Candidate, choose, describe_all, raise_all
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
-from pgflow_prefect.cli.deploy_report import Preview, Report, print_found, show_progress
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.deployments.apply import Plans, open_plans
-from pgflow_prefect.deployment.deployments.plan import Change
-from pgflow_prefect.deployment.deployments.wanted import Options
-from pgflow_prefect.deployment.deployments.write import Deployed
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
-from pgflow_prefect.execution.in_process import has_server, run_event_loop
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.cli.candidates import Candidate
+    from pgflow_prefect.cli.deploy_report import Preview, Report
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.deployment.deployments.apply import Plans
+    from pgflow_prefect.deployment.deployments.plan import Change
+    from pgflow_prefect.deployment.deployments.wanted import Options
+    from pgflow_prefect.deployment.deployments.write import Deployed
+    from pgflow_prefect.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def deploy(
     prune
         With --all: delete the deployments that were made for workflows of this database which it no longer has.
     """
+    from pgflow_prefect.execution.in_process import run_event_loop
+
     _check_choice(workflows, all_=all_, prune=prune)
     check_server()
     options = flags.parse(directory)
@@ -89,6 +94,8 @@ def check_server() -> None:
     Raises:
         UsageError: no server is configured.
     """
+    from pgflow_prefect.execution.in_process import has_server
+
     if not has_server():
         raise UsageError(
             "PREFECT_API_URL is not set, and a deployment needs a Prefect server that stays: "
@@ -120,6 +127,8 @@ async def deploy_all(
         UsageError: one of them can't be deployed, or the options do not fit; nothing is written then.
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
+    from pgflow_prefect.cli.deploy_report import show_progress
+
     async with _open_plans(store, candidates, options, prune) as plans:
         with show_progress(len(plans.plans), quiet=quiet) as notice:
             carried = await plans.carry_out(notice)
@@ -143,6 +152,8 @@ async def preview_all(
     store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False
 ) -> list[Preview]:
     """Return what `deploy_all` would do; nothing is written. Arguments and errors as of that."""
+    from pgflow_prefect.cli.deploy_report import Preview
+
     async with _open_plans(store, candidates, options, prune) as plans:
         enabled = await find_enabled(store)
     waiting = {each.deployment_name for each in candidates if not each.problems and each.slug not in enabled}
@@ -158,6 +169,9 @@ async def find_enabled(store: Store) -> set[str]:
 async def _open_plans(
     store: Store, candidates: Sequence[Candidate], options: Options, prune: bool
 ) -> AsyncIterator[Plans]:
+    from pgflow_prefect.cli.candidates import describe_all
+    from pgflow_prefect.deployment.deployments.apply import open_plans
+
     installation = await store.read_installation()
     wanted = describe_all(candidates, options, installation)
     async with open_plans(wanted, installation, store.list_slugs if prune else None) as plans:
@@ -171,6 +185,8 @@ def _make_report(
     enabled: Collection[str],
     older: Mapping[str, list[UUID]],
 ) -> Report:
+    from pgflow_prefect.cli.deploy_report import Report
+
     if candidate is None:  # the workflow is gone
         return Report(deployed, changes)
     return Report(
@@ -193,6 +209,10 @@ def _check_choice(workflows: Sequence[str], *, all_: bool, prune: bool) -> None:
 
 
 async def _deploy(settings: Settings, wish: Wish) -> int:
+    from pgflow_prefect.cli.candidates import CONNECTIONS, choose, raise_all
+    from pgflow_prefect.cli.deploy_report import print_found
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=CONNECTIONS) as store:
         chosen = await choose(store, wish.slugs, wish.handlers)
         chosen.check()

@@ -1,17 +1,17 @@
 """`diff`."""
 
-from pgflow_prefect.cli.candidates import CONNECTIONS, choose, describe_all, raise_all
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pgflow_prefect.cli.console import print_json, print_table
 from pgflow_prefect.cli.deployments import check_server, find_enabled
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.database.store import open_store
-from pgflow_prefect.deployment.deployments.apply import open_plans
-from pgflow_prefect.deployment.deployments.plan import Plan
-from pgflow_prefect.deployment.deployments.wanted import Options
-from pgflow_prefect.deployment.drift import Difference, compare_deployment, compare_enabling, compare_handlers
-from pgflow_prefect.execution.in_process import run_event_loop
-from pgflow_prefect.settings import Settings
-from pgflow_prefect.workflow import to_flow_name
+
+if TYPE_CHECKING:
+    from pgflow_prefect.deployment.deployments.plan import Plan
+    from pgflow_prefect.deployment.drift import Difference
+    from pgflow_prefect.settings import Settings
 
 
 def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
@@ -27,6 +27,8 @@ def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: 
         The workflows' slugs; where none is named, all that have handlers here, and all deployments that were made for
         workflows of this database.
     """
+    from pgflow_prefect.execution.in_process import run_event_loop
+
     check_server()
     found = run_event_loop(_diff, make_settings(dsn), tuple(dict.fromkeys(workflows)) or None, handlers)
     if json:
@@ -38,6 +40,13 @@ def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: 
 
 
 async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str | None) -> list[Difference]:
+    from pgflow_prefect.cli.candidates import CONNECTIONS, choose, describe_all, raise_all
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.deployments.apply import open_plans
+    from pgflow_prefect.deployment.deployments.wanted import Options
+    from pgflow_prefect.deployment.drift import compare_deployment, compare_enabling, compare_handlers
+    from pgflow_prefect.workflow import to_flow_name
+
     async with open_store(settings, size=CONNECTIONS) as store:
         chosen = await choose(store, slugs, handlers)
         raise_all(chosen.errors)

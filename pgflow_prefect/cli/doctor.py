@@ -1,22 +1,21 @@
 """`doctor`."""
 
+from __future__ import annotations
+
 import os
 from contextlib import aclosing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.markup import escape
-from rich.status import Status as Spinner
 
 from pgflow_prefect.cli.console import err, out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.connection import LIBPQ_VARIABLES
-from pgflow_prefect.deployment.diagnosis.doctor import examine
-from pgflow_prefect.deployment.diagnosis.findings import Finding, Outcome
-from pgflow_prefect.execution.in_process import run_event_loop
-from pgflow_prefect.settings import Settings
 
-_STYLES = {Outcome.OK: "green", Outcome.WARNING: "yellow", Outcome.FAULT: "red", Outcome.SKIPPED: "dim"}
+if TYPE_CHECKING:
+    from pgflow_prefect.deployment.diagnosis.findings import Finding
+    from pgflow_prefect.settings import Settings
+
+_STYLES = {"ok": "green", "warning": "yellow", "fault": "red", "skipped": "dim"}
 
 
 def doctor(
@@ -36,6 +35,9 @@ def doctor(
     flow_run
         Measure, with a flow run of one task, how long Prefect takes to show what has happened. It is deleted again.
     """
+    from pgflow_prefect.deployment.diagnosis.findings import Outcome
+    from pgflow_prefect.execution.in_process import run_event_loop
+
     settings = make_settings(dsn)
     found = run_event_loop(_examine, settings, _name_source(settings, dsn), flow_run, json)
     if json:
@@ -48,6 +50,8 @@ def doctor(
 
 def _name_source(settings: Settings, dsn: str | None) -> str:
     """Return where the connection string comes from: its name, never its text."""
+    from pgflow_prefect.database.connection import LIBPQ_VARIABLES
+
     if dsn:
         return "--dsn"
     if os.environ.get("PGFLOW_DSN"):
@@ -59,6 +63,11 @@ def _name_source(settings: Settings, dsn: str | None) -> str:
 
 
 async def _examine(settings: Settings, source: str, flow_run: bool, quiet: bool) -> list[Finding]:
+    from rich.markup import escape
+    from rich.status import Status as Spinner
+
+    from pgflow_prefect.deployment.diagnosis.doctor import examine
+
     found = []
     # On the console of the lines, which are drawn above it; on standard error where these go into a pipe.
     console = out if out.is_terminal else err
@@ -81,6 +90,8 @@ async def _examine(settings: Settings, source: str, flow_run: bool, quiet: bool)
 
 
 def _print_finding(finding: Finding) -> None:
+    from rich.markup import escape
+
     style = _STYLES[finding.outcome]
     out.print(
         f"[{style}]{finding.outcome:<8}[/{style}] [bold]{escape(finding.check)}[/bold]: {escape(finding.message)}"

@@ -1,15 +1,17 @@
 """`enable` and `disable`."""
 
-from typing import NamedTuple
-from uuid import UUID
+from __future__ import annotations
 
-import anyio
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
 from pgflow_prefect.cli.console import format_time, out, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.models import Enabled
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.models import Enabled
+    from pgflow_prefect.settings import Settings
 
 
 class Switched(NamedTuple):
@@ -31,6 +33,8 @@ def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     workflow
         The workflow's slug.
     """
+    import anyio
+
     switched = anyio.run(_switch, make_settings(dsn), workflow, True)
     if json:
         _print_json(switched)
@@ -50,6 +54,8 @@ def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     workflow
         The workflow's slug.
     """
+    import anyio
+
     switched = anyio.run(_switch, make_settings(dsn), workflow, False)
     if json:
         _print_json(switched)
@@ -87,6 +93,8 @@ def _print_json(switched: Switched) -> None:
 
 
 async def _switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switched:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         if enabled:
             return await enable_workflow(store, workflow_slug)

@@ -1,23 +1,23 @@
 """`export` and `push`: definitions out of the database as SQL, and into it from Python."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import anyio
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_json
 from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.definition_edit import Difference, compare_definitions
-from pgflow_prefect.database.definition_script import write_script
-from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import InvalidDefinitionError, UnknownWorkflowError, UsageError
-from pgflow_prefect.graph import build_graph, find_cycles, suggest
-from pgflow_prefect.models import WorkflowDefinition
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.definition_edit import Difference
+    from pgflow_prefect.models import WorkflowDefinition
+    from pgflow_prefect.settings import Settings
 
 DIFFERENT = 2
 """The exit code where something differs and was only shown: what a plan in CI looks at."""
@@ -54,6 +54,11 @@ def export(
     all_
         All workflows that the database defines.
     """
+    import anyio
+
+    from pgflow_prefect.database.definition_script import write_script
+    from pgflow_prefect.graph import build_graph, find_cycles
+
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
     definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
@@ -95,11 +100,13 @@ def push(
     yes
         Write without asking.
     """
+    import anyio
+
     if not sources:
         raise UsageError("which file? name one with a Workflow, or a module: flows/greeting.py")
     if dry_run and yes:
         raise UsageError("--dry-run only shows, --yes writes without asking: say one of them")
-    from pgflow_prefect.deployment.handler_files import load_workflows  # noqa: PLC0415  imports Prefect
+    from pgflow_prefect.deployment.handler_files import load_workflows
 
     found = load_workflows(sources)
     chosen = [*found] if workflow is None else [_choose(found, workflow)]
@@ -123,6 +130,8 @@ def push(
 
 
 def _choose(found: Collection[str], slug: str) -> str:
+    from pgflow_prefect.graph import suggest
+
     if slug not in found:
         listed = ", ".join(map(repr, found))
         raise UsageError(f"no file has workflow {slug!r}{suggest(slug, found)}: there is {listed}")
@@ -130,6 +139,8 @@ def _choose(found: Collection[str], slug: str) -> str:
 
 
 async def _compare(settings: Settings, definitions: list[WorkflowDefinition]) -> list[Change]:
+    from pgflow_prefect.database.store import open_store
+
     changes = []
     async with open_store(settings, size=1) as store:
         for new in definitions:
@@ -141,6 +152,8 @@ async def _compare(settings: Settings, definitions: list[WorkflowDefinition]) ->
 
 
 async def _write(settings: Settings, changes: list[Change], quiet: bool) -> None:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         for old, new in changes:
             await store.replace_definition(old, new)
@@ -158,6 +171,8 @@ def _confirm() -> bool:
 
 
 def _print_change(change: Change) -> None:
+    from pgflow_prefect.database.definition_edit import compare_definitions
+
     name = f"workflow {change.new.slug!r}"
     if not change.is_needed:
         out.print(f"{name}: nothing to change", markup=False)
@@ -178,6 +193,8 @@ def _describe(difference: Difference) -> list[str]:
 
 
 def _to_json(change: Change, *, written: bool) -> dict[str, object]:
+    from pgflow_prefect.database.definition_edit import compare_definitions
+
     return {
         "workflow": change.new.slug,
         "definition_hash": change.new.definition_hash,

@@ -3,11 +3,8 @@
 import sys
 from importlib.resources import files
 
-from rich.markdown import Markdown
-
 from pgflow_prefect.cli.console import out, print_table
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.graph import suggest
 
 
 def guide(topic: str | None = None, /) -> None:
@@ -24,8 +21,12 @@ def guide(topic: str | None = None, /) -> None:
     if topic is None:
         print_table(("page", "about"), [(name, _find_title(text)) for name, text in pages.items()])
     elif topic not in pages:
+        from pgflow_prefect.graph import suggest
+
         raise UsageError(f"the guide has no page {topic!r}{suggest(topic, pages)}: it has {', '.join(pages)}")
     elif out.is_terminal:
+        from rich.markdown import Markdown
+
         out.print(Markdown(pages[topic]))
     else:
         sys.stdout.write(pages[topic])

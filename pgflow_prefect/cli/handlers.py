@@ -1,33 +1,31 @@
 """`import`."""
 
-from pathlib import Path
-from typing import Annotated
+from __future__ import annotations
 
-import anyio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.candidates import CONNECTIONS, Candidate, collect, examine, raise_all
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
-from pgflow_prefect.cli.deploy_report import print_found
 from pgflow_prefect.cli.deployments import Done, check_server, deploy_all
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import open_store
-from pgflow_prefect.deployment.code_generation import ImportReport, import_workflow
-from pgflow_prefect.deployment.deployments.wanted import Options
-from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path, load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.execution.in_process import run_event_loop
-from pgflow_prefect.graph import find_problems
-from pgflow_prefect.models import WorkflowDefinition
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.cli.candidates import Candidate
+    from pgflow_prefect.deployment.code_generation import ImportReport
+    from pgflow_prefect.deployment.deployments.wanted import Options
+    from pgflow_prefect.models import WorkflowDefinition
+    from pgflow_prefect.settings import Settings
 
 
 def import_(
     *workflows: str,
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
-    directory: Path = DIRECTORY,
+    directory: Path | None = None,
     deploy: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     flags: DeployFlags = NO_FLAGS,
     code_directory: str | None = None,
@@ -47,7 +45,7 @@ def import_(
     all_
         All workflows that the database defines.
     directory
-        Where the files are.
+        Where the files are; flows where not given.
     deploy
         Create or update each workflow's Prefect deployment, too, and enable it. What is still a stub, somebody else
         does: Prefect waits for that, and shows it.
@@ -55,6 +53,15 @@ def import_(
         What stands for the current directory on the workers' machine or in the image; with --source, the directory
         of the repository.
     """
+    import anyio
+
+    from pgflow_prefect.cli.candidates import collect, raise_all
+    from pgflow_prefect.cli.deploy_report import print_found
+    from pgflow_prefect.deployment.code_generation import import_workflow
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path
+    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.graph import find_problems
+
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
     options = _check_flags(deploy, flags, code_directory)
@@ -62,7 +69,7 @@ def import_(
     for definition in definitions:  # all are looked at before the first file is written
         if problems := find_problems(definition):
             raise InvalidDefinitionError(definition.slug, problems)
-    reports = [import_workflow(each, default_path(each.slug, directory)) for each in definitions]
+    reports = [import_workflow(each, default_path(each.slug, directory or DIRECTORY)) for each in definitions]
     if not json:
         for report in reports:
             _print_report(report)
@@ -101,10 +108,16 @@ def _print_report(report: ImportReport) -> None:
 
 
 def _load_candidate(definition: WorkflowDefinition, report: ImportReport) -> Candidate:
+    from pgflow_prefect.cli.candidates import Candidate
+    from pgflow_prefect.deployment.handler_files import load_workflow
+
     workflow, source = load_workflow(definition.slug, str(report.path))
     return Candidate(workflow, source, definition)
 
 
 async def _deploy(settings: Settings, candidates: list[Candidate], options: Options, quiet: bool) -> Done:
+    from pgflow_prefect.cli.candidates import CONNECTIONS, examine
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=CONNECTIONS) as store:
         return await deploy_all(store, await examine(store, candidates), options, quiet=quiet)

@@ -1,13 +1,15 @@
 """Options that several commands have."""
 
-from typing import Annotated
+from __future__ import annotations
 
-import anyio
+from typing import TYPE_CHECKING, Annotated
+
 from cyclopts import Parameter
-from pydantic import SecretStr, ValidationError
 
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.settings import Settings
 
 Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database: postgresql://USER@HOST/DATABASE.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON, for scripts.")]
@@ -24,6 +26,10 @@ def make_settings(dsn: str | None) -> Settings:
         UsageError: a variable has a value that it can't have, or names a block that Prefect does not have.
         PrefectUnavailableError: a variable names a block, and Prefect's API does not answer.
     """
+    from pydantic import SecretStr, ValidationError
+
+    from pgflow_prefect.settings import Settings
+
     try:
         settings = Settings(dsn=SecretStr(dsn)) if dsn else Settings()
     except ValidationError as error:
@@ -34,7 +40,8 @@ def make_settings(dsn: str | None) -> Settings:
 
 
 def _read_block(settings: Settings) -> Settings:
-    # Prefect takes a second to import, which most commands never need.
-    from pgflow_prefect.execution.database_block import find_settings  # noqa: PLC0415
+    import anyio
+
+    from pgflow_prefect.execution.database_block import find_settings
 
     return anyio.run(find_settings, settings)

@@ -1,53 +1,33 @@
 """`graph`, `timeline`: pictures for the terminal, and for documents."""
 
+from __future__ import annotations
+
 import json as jsonlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from uuid import UUID
 
-import anyio
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.text import Text
 
 from pgflow_prefect.cli.console import STYLES, out
 from pgflow_prefect.cli.files import write_output
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.graph import Graph, build_graph, find_problems
-from pgflow_prefect.render.dot import draw_dot
-from pgflow_prefect.render.labels import clean, cut, measure
-from pgflow_prefect.render.mermaid import draw_mermaid
-from pgflow_prefect.render.node_link import make_node_link
-from pgflow_prefect.render.palette import PAINTS
-from pgflow_prefect.render.progress import Look, Progress, trace_progress
-from pgflow_prefect.render.svg import draw_svg
-from pgflow_prefect.render.text import describe_graph, draw_text, write_lines, write_path
-from pgflow_prefect.render.timeline import (
-    COLUMNS,
-    Timeline,
-    describe_timeline,
-    draw_axis,
-    draw_bar,
-    list_rows,
-    make_timeline,
-    write_rows,
-)
-from pgflow_prefect.render.timeline_svg import draw_timeline_svg
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.graph import Graph
+    from pgflow_prefect.render.progress import Look, Progress
+    from pgflow_prefect.render.timeline import Timeline
+    from pgflow_prefect.settings import Settings
 
 GraphFormat: TypeAlias = Literal["text", "mermaid", "svg", "dot", "json"]
 TimelineFormat: TypeAlias = Literal["text", "svg", "json"]
 Output = Annotated[Path | None, Parameter(help="Write into this file instead of to standard output.")]
-
-_DRAWN: dict[str, Callable[[Graph, Progress | None], str]] = {
-    "mermaid": draw_mermaid,
-    "svg": draw_svg,
-    "dot": draw_dot,
-    "json": lambda graph, progress: _to_json(make_node_link(graph, progress)),
-}
 
 
 def graph(
@@ -74,12 +54,17 @@ def graph(
         A tree of lines for the terminal; a Mermaid flowchart, an SVG picture or Graphviz's DOT for documents; or
         node-link data in JSON.
     """
+    import anyio
+    from rich.text import Text
+
+    from pgflow_prefect.render.text import describe_graph, draw_text, write_path
+
     if workflow is None and run is None:
         raise UsageError("name a WORKFLOW to draw, or give --run RUN_ID to draw a run")
     shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, run)
     chosen = "json" if json else format
     if chosen != "text":
-        write_output(_DRAWN[chosen](shown, progress) + "\n", output)
+        write_output(_find_drawer(chosen)(shown, progress) + "\n", output)
         return
     if progress is None:
         about = [describe_graph(shown)]
@@ -118,6 +103,12 @@ def timeline(
     top
         Only so many steps: those that took longest.
     """
+    import anyio
+    from rich.text import Text
+
+    from pgflow_prefect.render.timeline import COLUMNS, list_rows, make_timeline, write_rows
+    from pgflow_prefect.render.timeline_svg import draw_timeline_svg
+
     shown, progress = anyio.run(_load_run, make_settings(dsn), run_id)
     chart = make_timeline(shown, progress)
     if top is not None:
@@ -132,7 +123,25 @@ def timeline(
         write_output("".join("\t".join(row) + "\n" for row in [COLUMNS, *write_rows(chart)]), output)
 
 
+def _find_drawer(format: str) -> Callable[[Graph, Progress | None], str]:  # noqa: A002
+    """Return what draws a graph, and the progress of a run where one is shown, in a format for documents."""
+    from pgflow_prefect.render.dot import draw_dot
+    from pgflow_prefect.render.mermaid import draw_mermaid
+    from pgflow_prefect.render.node_link import make_node_link
+    from pgflow_prefect.render.svg import draw_svg
+
+    return {
+        "mermaid": draw_mermaid,
+        "svg": draw_svg,
+        "dot": draw_dot,
+        "json": lambda graph, progress: _to_json(make_node_link(graph, progress)),
+    }[format]
+
+
 async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | None) -> tuple[Graph, Progress | None]:
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.graph import build_graph, find_problems
+
     async with open_store(settings, size=1) as store:
         if run_id is not None:
             return await _read_progress(store, run_id, workflow)
@@ -144,11 +153,16 @@ async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | N
 
 
 async def _load_run(settings: Settings, run_id: UUID) -> tuple[Graph, Progress]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         return await _read_progress(store, run_id)
 
 
 async def _read_progress(store: Store, run_id: UUID, workflow: str | None = None) -> tuple[Graph, Progress]:
+    from pgflow_prefect.graph import build_graph
+    from pgflow_prefect.render.progress import trace_progress
+
     run = await store.read_run(run_id)
     if workflow not in {None, run.workflow_slug}:
         raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not of {workflow!r}: leave that out")
@@ -166,6 +180,10 @@ def _find_style(look: Look | None) -> str:
 
 
 def _colour_lines(shown: Graph, progress: Progress | None) -> Text:
+    from rich.text import Text
+
+    from pgflow_prefect.render.text import write_lines
+
     return Text("\n").join(
         Text.assemble((line.before, "dim"), line.name, "  " if line.note else "", (line.note, _find_style(line.look)))
         + Text(line.after, "dim")
@@ -174,6 +192,13 @@ def _colour_lines(shown: Graph, progress: Progress | None) -> Text:
 
 
 def _draw_chart(chart: Timeline, width: int) -> Iterable[Text]:
+    from rich.text import Text
+
+    from pgflow_prefect.render.labels import clean, cut, measure
+    from pgflow_prefect.render.palette import PAINTS
+    from pgflow_prefect.render.text import write_path
+    from pgflow_prefect.render.timeline import describe_timeline, draw_axis, draw_bar
+
     names = [cut(clean(row.slug), max(width // 3, 8)) for row in chart.rows]
     longest = max(map(measure, names), default=0)
     notes = [row.mark.measures for row in chart.rows]

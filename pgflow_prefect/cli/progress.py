@@ -1,16 +1,16 @@
 """What a run looks like while it goes on: a live view on a terminal, a line for each change elsewhere."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
-
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, Protocol
 
 from pgflow_prefect.cli.console import STYLES, out
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 ROWS = 15
 """Steps that the live view shows at once: those that entered a state last."""
@@ -61,6 +61,8 @@ class LiveView:
     """A bar of the steps that are done, over the latest changes."""
 
     def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
         self._states: dict[str, str] = {}
         self._done = 0
         self._bar = Progress(
@@ -83,11 +85,16 @@ class LiveView:
     @contextmanager
     def show(self, steps: int) -> Iterator[None]:
         """Draw, a few times a second, until the block ends."""
+        from rich.live import Live
+
         self._bar.update(self._task, total=steps)
         with Live(console=out, get_renderable=self._draw, refresh_per_second=8):
             yield
 
     def _draw(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
         latest = list(self._states.items())[-ROWS:]
         width = max((len(slug) for slug, _ in latest), default=0)
         lines = [Text.assemble(slug.ljust(width), "  ", (name, _style(name))) for slug, name in latest]

@@ -1,24 +1,28 @@
 """`prune`."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import anyio
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pgflow_prefect.cli.console import err, out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.pruning import PrunableRuns
-from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import Status
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from pgflow_prefect.database.pruning import PrunableRuns
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.models import Status
+    from pgflow_prefect.settings import Settings
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST = timedelta(days=36525)  # a century: what is subtracted from now has to be a date
@@ -96,6 +100,10 @@ def prune(
     dry_run
         Say what would go, and delete nothing.
     """
+    import anyio
+
+    from pgflow_prefect.models import Status
+
     chosen = Choice(
         read_age(older_than), tuple(workflow) if workflow else None, Status(status) if status else None, batch
     )
@@ -135,12 +143,16 @@ def _print_counts(found: list[PrunableRuns], *, json: bool) -> None:
 
 
 async def _count(settings: Settings, chosen: Choice) -> list[PrunableRuns]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await _check_workflows(store, chosen)
         return await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
 
 
 async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool) -> None:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         await _check_workflows(store, chosen)
         total = 0
@@ -166,6 +178,8 @@ async def _check_workflows(store: Store, chosen: Choice) -> None:
 @contextmanager
 def _show_progress(live: bool, total: int) -> Iterator[Progress]:
     """Show how far it is, on a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (BarColumn(complete_style="cyan"), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())
     with Progress(*columns, console=out, disable=not live, transient=True) as progress:
         progress.add_task("runs", total=total)

@@ -1,20 +1,20 @@
 """`reconcile`."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from __future__ import annotations
 
-import anyio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_error, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement
-from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
-from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement
+    from pgflow_prefect.settings import Settings
 
 
 def reconcile(
@@ -39,6 +39,8 @@ def reconcile(
     everything
         Look at runs, too, that were seen to agree since they ended.
     """
+    import anyio
+
     found, unavailable = anyio.run(_reconcile, make_settings(dsn), apply, everything)
     if json:
         print_json(found)
@@ -67,6 +69,9 @@ def _describe(each: Disagreement) -> tuple[str, ...]:
 
 async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
     """Return what was found, and why Prefect could not be asked."""
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.execution.in_process import has_server
+
     if not has_server():
         err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
     async with open_store(settings, size=1) as store:
@@ -74,6 +79,10 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
 
 
 async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
+    from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
+    from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
+    from pgflow_prefect.execution.in_process import connect_to_prefect
+
     try:
         async with connect_to_prefect() as client:
             found = await compare(store, client, apply=apply, everything=everything, strangers=True, lag=GRACE)

@@ -1,34 +1,25 @@
 """`run`."""
 
+from __future__ import annotations
+
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID, uuid4
 
-import anyio
 from cyclopts import Parameter
 
-from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.cli.progress import make_view
-from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
-from pgflow_prefect.deployment.cancellation import execute_until_cancelled
-from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
-from pgflow_prefect.execution.host import Host, open_host
-from pgflow_prefect.execution.in_process import (
-    connect_to_prefect,
-    create_flow_run,
-    has_server,
-    run_event_loop,
-)
-from pgflow_prefect.graph import find_problems
-from pgflow_prefect.models import Held, Run, Status, WorkflowDefinition
-from pgflow_prefect.settings import Settings
-from pgflow_prefect.workflow import Workflow
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.execution.host import Host
+    from pgflow_prefect.models import Run, WorkflowDefinition
+    from pgflow_prefect.settings import Settings
+    from pgflow_prefect.workflow import Workflow
 
 _HELD_INTERVAL = 0.5  # seconds between two looks at a run that somebody else holds
 
@@ -61,6 +52,8 @@ def run(
     force
         With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
     """
+    from pgflow_prefect.execution.in_process import run_event_loop
+
     if (workflow is None) == (resume is None):
         raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
     settings = make_settings(dsn)
@@ -94,6 +87,9 @@ def read_payload(argument: str) -> str:
 
 
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
+    from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.graph import find_problems
+
     async with open_host(settings) as host:
         definition = await host.store.load_definition(slug)
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
@@ -103,6 +99,9 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
 
 
 async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool, force: bool) -> int:
+    from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.models import Status
+
     async with open_host(settings) as host:
         found = await host.store.read_run(run_id)
         if found.status is Status.COMPLETED and json:
@@ -120,6 +119,10 @@ async def _load(store: Store, definition: WorkflowDefinition, handlers: str | No
     Raises:
         InvalidDefinitionError: definition, handlers and bindings do not fit together.
     """
+    from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+    from pgflow_prefect.deployment.handler_files import load_workflow
+
     slug = definition.slug
     workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
     if problems := await find_all_problems(store, workflow, definition):
@@ -142,6 +145,11 @@ async def _execute(
     json: bool,
     force: bool = False,
 ) -> int:
+    from pgflow_prefect.cli.progress import make_view
+    from pgflow_prefect.deployment.cancellation import execute_until_cancelled
+    from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, has_server
+    from pgflow_prefect.models import Status
+
     view = make_view(quiet=json)
     store = host.store
     flow = workflow.make_flow(host.settings, view.observe, host)
@@ -182,6 +190,10 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
     Raises:
         RunHeldError: it is executed elsewhere, and was so for longer than a lease.
     """
+    import anyio
+
+    from pgflow_prefect.models import Held
+
     await store.reopen_run(run_id)
     await store.repair_run(run_id)
     deadline = anyio.current_time() + store.tenure.lease + 1
@@ -199,6 +211,8 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
 
 
 def _report(run: Run, url: str | None, *, json: bool) -> int:
+    from pgflow_prefect.models import Status
+
     if json:
         print_json({"run": run, "url": url})
     elif run.status is Status.COMPLETED:

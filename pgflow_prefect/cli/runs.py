@@ -1,18 +1,21 @@
 """`runs`."""
 
-from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from __future__ import annotations
 
-import anyio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import format_duration, format_time, out, print_json, print_table, shorten
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import Run, Status
-from pgflow_prefect.settings import Settings
+from pgflow_prefect.models import Status
+
+if TYPE_CHECKING:
+    from pgflow_prefect.models import Run
+    from pgflow_prefect.settings import Settings
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -55,6 +58,8 @@ def runs(
     limit
         How many at most.
     """
+    import anyio
+
     found = anyio.run(_list_runs, make_settings(dsn), workflow, status, read_since(since) if since else None, limit)
     if json:
         print_json(found)
@@ -76,6 +81,8 @@ def _describe_run(run: Run) -> tuple[str, ...]:
 async def _list_runs(
     settings: Settings, workflow: str | None, status: Status | None, since: datetime | None, limit: int
 ) -> list[Run]:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         if workflow is not None:
             await store.load_definition(workflow)  # a mistyped name is an error, not an empty list

@@ -1,16 +1,17 @@
 """`init`."""
 
-import sys
-from typing import Annotated
+from __future__ import annotations
 
-import anyio
+import sys
+from typing import TYPE_CHECKING, Annotated
+
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.database.connection import connect, find_dsn
-from pgflow_prefect.database.schema import install_schema, read_scripts, read_versions
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.settings import Settings
 
 
 def init(*, dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> None:
@@ -26,6 +27,10 @@ def init(*, dry_run: Annotated[bool, Parameter(negative="", show_default=False)]
     dry_run
         Print the SQL and do nothing.
     """
+    import anyio
+
+    from pgflow_prefect.database.schema import read_scripts
+
     if dry_run:
         sys.stdout.write(read_scripts())
         return
@@ -33,6 +38,9 @@ def init(*, dry_run: Annotated[bool, Parameter(negative="", show_default=False)]
 
 
 async def _init(settings: Settings) -> None:
+    from pgflow_prefect.database.connection import connect, find_dsn
+    from pgflow_prefect.database.schema import install_schema, read_versions
+
     async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
         before = await read_versions(connection)
         await install_schema(connection)

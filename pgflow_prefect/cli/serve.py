@@ -1,28 +1,24 @@
 """`serve`."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.database.connection import find_dsn
-from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
-from pgflow_prefect.deployment.deployments.schedules import parse_schedule
-from pgflow_prefect.deployment.deployments.wanted import Options
-from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
-from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
-from pgflow_prefect.deployment.serving import Served, ServedDeployments, Serving
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.service import Switch, run_service
-from pgflow_prefect.workflow import Workflow
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.deployment.serving import Served
+    from pgflow_prefect.execution.service import Switch
+    from pgflow_prefect.workflow import Workflow
 
 
 def serve(
@@ -60,6 +56,17 @@ def serve(
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
+    from pgflow_prefect.database.connection import find_dsn
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
+    from pgflow_prefect.deployment.deployments.schedules import parse_schedule
+    from pgflow_prefect.deployment.deployments.wanted import Options
+    from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.serving import ServedDeployments, Serving
+    from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.service import run_service
+
     options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
     check_server()
     workflows = load_workflows(sources or sorted(map(str, DIRECTORY.glob("*.py"))))
@@ -92,6 +99,9 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     Raises:
         UsageError: with everything that is wrong with any of them.
     """
+    from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
+    from pgflow_prefect.deployment.serving import Served
+
     definitions = {slug: await store.load_definition(slug) for slug in workflows}
     candidates = [Candidate(workflow, source, definitions[slug]) for slug, (workflow, source) in workflows.items()]
     chosen = Chosen(await examine(store, candidates))

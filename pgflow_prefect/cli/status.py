@@ -1,26 +1,27 @@
 """`status`."""
 
+from __future__ import annotations
+
 import json as jsonlib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
-import anyio
 from cyclopts import Parameter
-from rich.console import Group, RenderableType
-from rich.live import Live
-from rich.text import Text
 
 from pgflow_prefect.cli.console import format_duration, make_table, out, print_json, print_table, shorten
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import DatabaseUnavailableError
-from pgflow_prefect.graph import build_graph, sort_steps
 from pgflow_prefect.models import Held, Run, Status, StepState
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.settings import Settings
 
 COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
 
@@ -111,10 +112,14 @@ def status(
     watch
         Go on until the run has ended; the exit code is then 1 if it has failed.
     """
+    import anyio
+
     return anyio.run(_show, make_settings(dsn), run_id, watch, json)
 
 
 async def _show(settings: Settings, run_id: UUID, watch: bool, json: bool) -> int:
+    from pgflow_prefect.database.store import open_store
+
     async with open_store(settings, size=1) as store:
         found = await _read(store, run_id)
         if watch and not json:
@@ -136,7 +141,9 @@ async def _watch(store: Store, found: Snapshot) -> Snapshot:
         return await _await_end(store, found, view)
 
 
-async def _await_end(store: Store, found: Snapshot, view: "_View | None" = None) -> Snapshot:
+async def _await_end(store: Store, found: Snapshot, view: _View | None = None) -> Snapshot:
+    import anyio
+
     interval = _SHORTEST_INTERVAL
     while not found.has_ended:
         await anyio.sleep(interval)
@@ -153,6 +160,8 @@ async def _await_end(store: Store, found: Snapshot, view: "_View | None" = None)
 
 
 async def _read(store: Store, run_id: UUID, order: list[str] | None = None) -> Snapshot:
+    from pgflow_prefect.graph import build_graph, sort_steps
+
     run = await store.read_run(run_id)
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
@@ -176,6 +185,8 @@ class _LiveView(_View):
     """The table, drawn anew; as much of it as the terminal has room for, and at the end all of it."""
 
     def __init__(self, found: Snapshot) -> None:
+        from rich.live import Live
+
         self.live = Live(_draw(found), console=out, auto_refresh=False)
 
     def update(self, before: Snapshot, after: Snapshot) -> None:
@@ -193,6 +204,9 @@ def _make_view(found: Snapshot) -> Iterator[_View]:
 
 
 def _draw(found: Snapshot) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
     lines = [*found.describe(), found.count()]
     room = max(out.height - len(lines) - 3, 1)  # under the table's head, over its last line and the cursor
     if found.has_ended or len(found.order) <= room:

@@ -1,15 +1,18 @@
 """`retry` and `cancel`."""
 
-from uuid import UUID
+from __future__ import annotations
 
-import anyio
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 from pgflow_prefect.cli.console import err, out
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import PgflowPrefectError, RunNotPendingError
-from pgflow_prefect.models import CANCELLED, Run, Status
-from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
+    from pgflow_prefect.models import Run
+    from pgflow_prefect.settings import Settings
 
 
 def retry(run_id: UUID, /, *, dsn: Dsn = None) -> None:
@@ -22,6 +25,8 @@ def retry(run_id: UUID, /, *, dsn: Dsn = None) -> None:
     run_id
         The run, as `runs` shows it.
     """
+    import anyio
+
     anyio.run(_retry, make_settings(dsn), run_id)
 
 
@@ -40,10 +45,15 @@ def cancel(run_id: UUID, /, *, reason: str | None = None, dsn: Dsn = None) -> No
     reason
         Shown with the run and its steps.
     """
+    import anyio
+
     anyio.run(_cancel, make_settings(dsn), run_id, reason)
 
 
 async def _retry(settings: Settings, run_id: UUID) -> None:
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.models import Status
+
     async with open_store(settings, size=1) as store:
         run = await store.read_run(run_id)
         if run.status is Status.COMPLETED:
@@ -61,6 +71,9 @@ async def _retry(settings: Settings, run_id: UUID) -> None:
 
 
 async def _cancel(settings: Settings, run_id: UUID, reason: str | None) -> None:
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.models import CANCELLED, Status
+
     async with open_store(settings, size=1) as store:
         run = await store.read_run(run_id)
         if run.status is Status.COMPLETED:
@@ -74,8 +87,8 @@ async def _cancel(settings: Settings, run_id: UUID, reason: str | None) -> None:
 
 async def _tell_prefect(store: Store, run: Run) -> None:
     """Show the cancellation in Prefect, where that can be done now."""
-    from pgflow_prefect.deployment.cancellation import show_cancelled  # noqa: PLC0415  `retry` needs no Prefect
-    from pgflow_prefect.execution.in_process import connect_to_prefect, has_server  # noqa: PLC0415
+    from pgflow_prefect.deployment.cancellation import show_cancelled
+    from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
 
     if run.flow_run_id is None or not has_server():
         return

@@ -1,24 +1,22 @@
 """`worker`."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from pgflow_prefect.bindings import Kind
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
-from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_functions
-from pgflow_prefect.deployment.handler_files import BY_ROWS, DIRECTORY, load_workflows
-from pgflow_prefect.deployment.upkeep import name_older_runs
-from pgflow_prefect.deployment.worker import Worker
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.execution.host import Host, open_host
-from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.service import Switch, run_service
-from pgflow_prefect.workflow import Workflow
+
+if TYPE_CHECKING:
+    from pgflow_prefect.execution.host import Host
+    from pgflow_prefect.execution.service import Switch
+    from pgflow_prefect.workflow import Workflow
 
 _CONNECTIONS_PER_RUN = 2
 
@@ -48,6 +46,13 @@ def worker(
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.upkeep import name_older_runs
+    from pgflow_prefect.deployment.worker import Worker
+    from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.service import run_service
+
     named = bool(sources or workflow)
     workflows = load_workflows(sources if named else sorted(map(str, DIRECTORY.glob("*.py"))))
     check_server()
@@ -79,6 +84,9 @@ async def _add_bound(
     Raises:
         UsageError: there is nothing to work on.
     """
+    from pgflow_prefect.deployment.handler_files import BY_ROWS, DIRECTORY
+    from pgflow_prefect.workflow import Workflow
+
     if all_enabled:
         enabled = await host.store.list_enabled()
         named = [slug for slug in await host.store.list_bound_workflows() if slug in enabled and enabled[slug].enabled]
@@ -92,6 +100,9 @@ async def _add_bound(
 
 
 async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None:
+    from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_functions
+
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
         if problems := await find_all_problems(host.store, workflow, definition, somebody_has_functions=True):

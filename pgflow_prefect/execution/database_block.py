@@ -1,22 +1,25 @@
 """Where the database is, as a Prefect block says it."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
-from pgflow_prefect.blocks import PgflowDatabase
 from pgflow_prefect.database.connection import LIBPQ_VARIABLES, find_dsn
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.settings import Settings
 
+if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need none
+    from pgflow_prefect.blocks import PgflowDatabase
+
 DEFAULT = "default"
 """The name of the block that a flow run looks for where nothing else says where its database is."""
 
-_TYPE = str(PgflowDatabase._block_type_slug)
+_TYPE = "pgflow-database"
+"""What Prefect calls the kind of block that `PgflowDatabase` is."""
 
 
 async def find_settings(settings: Settings) -> Settings:
@@ -58,6 +61,8 @@ async def save_block(name: str, settings: Settings) -> bool:
     """
     if settings.dsn is None:
         raise UsageError("which database? give --dsn, or set PGFLOW_DSN: a block has a whole connection string")
+    from pgflow_prefect.blocks import PgflowDatabase  # noqa: PLC0415
+
     find_dsn(settings)  # what could not be used later is refused now
     with translate_prefect_errors(f"the block {name!r}"):
         former = await _read(name)
@@ -71,7 +76,7 @@ async def save_block(name: str, settings: Settings) -> bool:
     return former is None
 
 
-async def _load(name: str) -> PgflowDatabase | None:
+async def _load(name: str) -> "PgflowDatabase | None":
     with translate_prefect_errors(f"the block {name!r}"):
         values = await _read(name)
     if values is None:
@@ -80,6 +85,8 @@ async def _load(name: str) -> PgflowDatabase | None:
     dsn, pool_size = values.get("dsn"), values.get("pool_size", 5)
     if not isinstance(dsn, str) or not dsn or not isinstance(pool_size, int) or pool_size < 1:
         raise UsageError(f"the Prefect block {_TYPE}/{name} has no usable values: save it again")
+    from pgflow_prefect.blocks import PgflowDatabase  # noqa: PLC0415
+
     return PgflowDatabase(dsn=SecretStr(dsn), pool_size=pool_size)
 
 
@@ -92,6 +99,6 @@ async def _read(name: str) -> dict[str, Any] | None:
         return None
 
 
-def _apply(settings: Settings, block: PgflowDatabase) -> Settings:
+def _apply(settings: Settings, block: "PgflowDatabase") -> Settings:
     size = settings.pool_size if "pool_size" in settings.model_fields_set else block.pool_size
     return settings.model_copy(update={"dsn": block.dsn, "pool_size": size})

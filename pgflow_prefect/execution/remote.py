@@ -19,7 +19,8 @@ from pgflow_prefect.execution.host import ActiveRun, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.execution.sharing import Shared, borrow
-from pgflow_prefect.execution.step import Step, make_task
+from pgflow_prefect.execution.step import Step
+from pgflow_prefect.execution.step_task import make_task
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.handlers.choice import StepHandlers

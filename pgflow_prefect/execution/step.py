@@ -1,9 +1,8 @@
 """One step as a Prefect task: claim, work, finish in PostgreSQL, and only then return to Prefect."""
 
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -11,9 +10,8 @@ from uuid import UUID
 
 import anyio
 from anyio import CancelScope
-from prefect import Task, get_run_logger
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
+from prefect import get_run_logger
+from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.types import DateTime
@@ -37,10 +35,11 @@ from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
+from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Outcome, Report, Status, StepEnd
+from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
@@ -371,56 +370,6 @@ class Step:
     def _give_up(self, reason: str) -> State[None]:
         get_run_logger().warning("step %r: %s", self.slug, reason)
         return superseded(reason)
-
-
-def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[None] | None]]) -> StepTask:
-    """Return the task of a step; `perform` makes one attempt and returns its state, None for Completed."""
-    task = copy(_TASK)
-    task.fn, task.name, task.task_key = perform, handlers.step_slug, handlers.step_slug
-    task.description = handlers.description
-    task.task_run_name = lambda: handlers.step_slug  # as text, it would be a template
-    set_policy(task, handlers.policy)
-    return task
-
-
-def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
-    """Return what a step is claimed with."""
-    return ClaimRequest(
-        step_slug=handlers.step_slug,
-        task_run_id=task_run_id,
-        upstream=handlers.choose_upstream(upstream),
-        with_payload=handlers.wants_payload,
-        bound=handlers.bound.kind,
-        has_function=handlers.function is not None,
-        handler=str(handlers.bound),
-    )
-
-
-def set_policy(task: StepTask, policy: RetryPolicy) -> None:
-    """Have Prefect try a task again as a policy says."""
-    delay = policy.retry_delay_seconds
-    task.retries = policy.retries
-    task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
-    task.retry_jitter_factor = policy.retry_jitter_factor
-
-
-async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
-    error = await state.aresult(raise_on_failure=False)
-    return not isinstance(error, NotRetriableError)
-
-
-async def _do_nothing(upstream: None = None) -> None:
-    """Stand for what a step's task does."""
-
-
-_TASK: StepTask = Task(
-    _do_nothing,
-    retry_condition_fn=_may_retry,
-    log_prints=True,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
-"""What the tasks of all steps have in common: to make one from nothing costs as much as one of its events."""
 
 
 def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:

@@ -19,7 +19,8 @@ from pgflow_prefect.execution.prefect_engine import TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.scheduler import Schedule
 from pgflow_prefect.execution.states import handed_back
-from pgflow_prefect.execution.step import Observer, Step, make_request
+from pgflow_prefect.execution.step import Observer, Step
+from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,

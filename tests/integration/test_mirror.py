@@ -12,7 +12,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import SupersededError
 from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
-from pgflow_prefect.execution.step import make_request
+from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Report, Status

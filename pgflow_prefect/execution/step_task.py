@@ -1,0 +1,65 @@
+"""A step as a Prefect task, and what it is claimed with."""
+
+from collections.abc import Awaitable, Callable, Collection
+from copy import copy
+from uuid import UUID
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from pgflow_prefect.errors import NotRetriableError
+from pgflow_prefect.execution.prefect_engine import StepTask
+from pgflow_prefect.handlers.base import RetryPolicy
+from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.models import ClaimRequest
+
+
+def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[None] | None]]) -> StepTask:
+    """Return the task of a step; `perform` makes one attempt and returns its state, None for Completed."""
+    task = copy(_TASK)
+    task.fn, task.name, task.task_key = perform, handlers.step_slug, handlers.step_slug
+    task.description = handlers.description
+    task.task_run_name = lambda: handlers.step_slug  # as text, it would be a template
+    set_policy(task, handlers.policy)
+    return task
+
+
+def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
+    """Return what a step is claimed with."""
+    return ClaimRequest(
+        step_slug=handlers.step_slug,
+        task_run_id=task_run_id,
+        upstream=handlers.choose_upstream(upstream),
+        with_payload=handlers.wants_payload,
+        bound=handlers.bound.kind,
+        has_function=handlers.function is not None,
+        handler=str(handlers.bound),
+    )
+
+
+def set_policy(task: StepTask, policy: RetryPolicy) -> None:
+    """Have Prefect try a task again as a policy says."""
+    delay = policy.retry_delay_seconds
+    task.retries = policy.retries
+    task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
+    task.retry_jitter_factor = policy.retry_jitter_factor
+
+
+async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:
+    error = await state.aresult(raise_on_failure=False)
+    return not isinstance(error, NotRetriableError)
+
+
+async def _do_nothing(upstream: None = None) -> None:
+    """Stand for what a step's task does."""
+
+
+_TASK: StepTask = Task(
+    _do_nothing,
+    retry_condition_fn=_may_retry,
+    log_prints=True,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+"""What the tasks of all steps have in common: to make one from nothing costs as much as one of its events."""

@@ -1,0 +1,96 @@
+"""What a run costs, as counts and ratios that hold on any machine: statements a step, and the cost as a run grows."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgflow_prefect import Workflow
+from tests.conftest import Connection
+from tests.engine import define
+from tests.integration.conftest import make_slug
+
+pytestmark = pytest.mark.anyio
+
+Graph = Mapping[str, Sequence[str]]
+
+CONSTANT = 30
+"""Statements of a run whatever its size: opening connections, taking the run, its definition, its end, its lease."""
+
+
+def chain(length: int) -> Graph:
+    return {f"s{number}": [f"s{number - 1}"] if number else [] for number in range(length)}
+
+
+def wide(width: int) -> Graph:
+    return {f"s{number}": [] for number in range(width)}
+
+
+def layers(count: int, width: int) -> Graph:
+    names = [[f"s{layer}_{place}" for place in range(width)] for layer in range(count)]
+    return {name: names[layer - 1] if layer else [] for layer in range(count) for name in names[layer]}
+
+
+def make_workflow(slug: str, graph: Graph) -> Workflow:
+    workflow = Workflow(slug)
+
+    async def work() -> int:
+        return 1
+
+    for step in graph:
+        workflow.step(step)(work)
+    return workflow
+
+
+async def count_statements(db: Connection, run: Callable[[], Any]) -> int:
+    """Return how many transactions the database has counted, each of a statement; sessions report when they end."""
+    count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
+    with psycopg.connect(db.info.dsn, dbname="postgres", autocommit=True) as beside:
+
+        def look() -> int:
+            others = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+            deadline = time.monotonic() + 30
+            while beside.execute(others, [db.info.dbname, db.info.backend_pid]).fetchone() != (0,):
+                assert time.monotonic() < deadline, "somebody is still connected"
+                time.sleep(0.05)
+            beside.execute("SELECT pg_stat_clear_snapshot()")
+            row = beside.execute(count, [db.info.dbname]).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        before = look()
+        await run()
+        return look() - before
+
+
+@pytest.mark.parametrize(
+    ("graph", "most"),
+    [(chain(100), 2.0), (layers(10, 10), 1.0), (wide(300), 0.5)],
+    ids=["chain", "layers", "wide"],
+)
+async def test_a_step_costs_two_statements_at_most_and_less_where_several_come_together(
+    graph: Graph, most: float, db: Connection, pgflow_dsn: str, prefect_api: str
+) -> None:
+    define(db, slug := make_slug(), graph)
+    workflow = make_workflow(slug, graph)
+    statements = await count_statements(db, lambda: workflow.flow({}))
+    assert statements <= most * len(graph) + CONSTANT
+
+
+@pytest.mark.parametrize("make", [chain, wide])
+async def test_a_step_of_a_large_run_costs_what_one_of_a_small_run_does(
+    make: Callable[[int], Graph], db: Connection, pgflow_dsn: str, prefect_api: str
+) -> None:
+    costs: dict[int, float] = {}
+    for size in (100, 1_000):
+        define(db, slug := make_slug(), graph := make(size))
+        workflow = make_workflow(slug, graph)
+        if size == 100:
+            await workflow.flow({})  # what only the first run does
+        begun = time.process_time()
+        await workflow.flow({})
+        costs[size] = (time.process_time() - begun) / size
+    # Of the processor, which others on the machine do not lengthen; quadratic would be ten times as much.
+    assert costs[1_000] < 1.6 * costs[100]

@@ -1,0 +1,218 @@
+"""A step's task run beside one that Prefect's own engine made: the server shows the same of both."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect import flow, tags, task
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import TaskRun
+from prefect.context import FlowRunContext
+from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
+from prefect.runtime import task_run as runtime
+
+from pgflow_prefect import Workflow
+from pgflow_prefect.errors import RunFailedError
+from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
+
+pytestmark = pytest.mark.anyio
+
+ENDS = {"first": "Completed", "second": "Completed"}
+
+
+async def run_stock(slug: str) -> None:
+    """Run the same two steps as somebody would write them without us."""
+
+    @task(name="first", task_run_name="first", persist_result=False)
+    async def first() -> int:
+        return 1
+
+    @task(name="second", task_run_name="second", retries=1, persist_result=False)
+    async def second(upstream: int) -> int:
+        if runtime.run_count == 1:
+            raise ValueError("not yet")
+        return upstream
+
+    @flow(name=slug)
+    async def stock() -> int:
+        future: Any = first.submit()
+        following: Any = second.submit(future)
+        result: int = following.result()
+        return result
+
+    await stock()
+
+
+def make_ours(slug: str) -> Workflow:
+    workflow = Workflow(slug)
+
+    @workflow.step()
+    async def first() -> int:
+        return 1
+
+    @workflow.step(retries=1)
+    async def second(first: int) -> int:
+        if runtime.run_count == 1:
+            raise ValueError("not yet")
+        return first
+
+    return workflow
+
+
+async def read_task_runs(client: PrefectClient, slug: str) -> dict[str, TaskRun]:
+    return await await_task_runs(client, await read_flow_run(client, slug), ENDS)
+
+
+async def test_the_server_shows_what_it_shows_of_prefects_own(
+    define: Define, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    ours, stock = make_slug(), make_slug()
+    define(ours, ["first", "second"], [("first", "second")])
+    with tags("nightly"):
+        await run_stock(stock)
+        await make_ours(ours).flow({})
+    theirs, mine = await read_task_runs(client, stock), await read_task_runs(client, ours)
+    for name in ENDS:
+        shown, expected = mine[name], theirs[name]
+        for attribute in ("name", "run_count", "flow_run_run_count", "tags", "state_type", "state_name"):
+            assert getattr(shown, attribute) == getattr(expected, attribute), attribute
+        for attribute in ("start_time", "end_time", "expected_start_time"):
+            assert getattr(shown, attribute) is not None, attribute
+        assert shown.total_run_time > timedelta(0)
+        assert shown.empirical_policy.retries == expected.empirical_policy.retries
+        assert shown.state is not None
+        assert shown.state.state_details.flow_run_id == shown.flow_run_id
+    assert {each.id for inputs in mine["second"].task_inputs.values() for each in inputs} == {mine["first"].id}  # type: ignore[union-attr]
+
+
+async def read_states(client: PrefectClient, task_run_id: UUID) -> list[str]:
+    response = await client.request("GET", "/task_run_states/", params={"task_run_id": str(task_run_id)})
+    return [state["name"] for state in sorted(response.json(), key=lambda state: str(state["timestamp"]))]
+
+
+async def test_every_attempt_is_a_state_of_the_task_run(define: Define, pgflow_dsn: str, client: PrefectClient) -> None:
+    slug = make_slug()
+    define(slug, ["first", "second"], [("first", "second")])
+    await make_ours(slug).flow({})
+    found = await read_task_runs(client, slug)
+    assert await read_states(client, found["first"].id) == ["Running", "Completed"]
+    assert await read_states(client, found["second"].id) == ["Running", "AwaitingRetry", "Retrying", "Completed"]
+
+
+async def test_its_events_are_related_to_what_prefects_own_are_related_to(
+    define: Define, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    ours, stock = make_slug(), make_slug()
+    define(ours, ["first", "second"], [("first", "second")])
+    with tags("nightly"):
+        await run_stock(stock)
+        await make_ours(ours).flow({})
+    assert await read_roles(client, ours) == await read_roles(client, stock) == {"flow-run", "flow", "tag"}
+
+
+async def read_roles(client: PrefectClient, slug: str) -> set[str]:
+    """Return what the end of a flow run's first task is related to."""
+    flow_run = await read_flow_run(client, slug)
+    wanted = EventFilter(
+        event=EventNameFilter(name=["prefect.task-run.Completed"]),
+        related=EventRelatedFilter(id=[f"prefect.flow-run.{flow_run.id}"]),
+    )
+    with anyio.fail_after(30):
+        while True:
+            body = {"filter": wanted.model_dump(mode="json"), "limit": 10}
+            found = (await client.request("POST", "/events/filter", json=body)).json()["events"]
+            of_first: list[Any] = [event for event in found if event["resource"]["prefect.resource.name"] == "first"]
+            if of_first:
+                return {related["prefect.resource.role"] for related in of_first[0]["related"]}
+            await anyio.sleep(0.1)
+
+
+async def test_a_limit_on_a_tag_is_kept(define: Define, pgflow_dsn: str, client: PrefectClient) -> None:
+    slug, tag = make_slug(), make_slug()
+    steps = [f"step_{number}" for number in range(4)]
+    define(slug, steps)
+    await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=f"tag:{tag}", limit=1))
+    workflow, working, most = Workflow(slug), 0, 0
+
+    async def work() -> None:
+        nonlocal working, most
+        working += 1
+        most = max(most, working)
+        await anyio.sleep(0.05)
+        working -= 1
+
+    for step in steps:
+        workflow.step(step)(work)
+    with tags(tag):
+        await workflow.flow({})
+    assert most == 1
+
+
+async def test_what_a_handler_finds_in_its_context_is_its_task_run(
+    define: Define, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    slug = make_slug()
+    define(slug, ["first"])
+    workflow = Workflow(slug)
+
+    @workflow.step()
+    async def first() -> list[str]:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+
+        @task(name="inner")
+        async def inner() -> str:
+            return "inner"
+
+        return [runtime.name or "", str(runtime.id), str(context.flow_run.id), await inner()]
+
+    name, task_run_id, flow_run_id, inner = (await workflow.flow({}))["first"]
+    flow_run = await read_flow_run(client, slug)
+    assert (name, flow_run_id, inner) == ("first", str(flow_run.id), "inner")
+    shown: dict[str, TaskRun] = {}
+    with anyio.fail_after(30):
+        while len(shown) < 2:
+            await anyio.sleep(0.1)
+            found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run.id]}))
+            shown = {run.name.partition("-")[0]: run for run in found}
+    assert str(shown["first"].id) == task_run_id
+
+
+async def test_a_step_that_is_interrupted_is_shown_as_crashed(
+    define: Define, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    slug = make_slug()
+    define(slug, ["first"])
+    workflow, begun = Workflow(slug), anyio.Event()
+
+    @workflow.step()
+    async def first() -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(workflow.flow, {})
+        await begun.wait()
+        group.cancel_scope.cancel()
+    await await_task_runs(client, await read_flow_run(client, slug), {"first": "Crashed"})
+
+
+async def test_a_step_that_fails_says_so_in_its_state(define: Define, pgflow_dsn: str, client: PrefectClient) -> None:
+    slug = make_slug()
+    define(slug, ["first"])
+    workflow = Workflow(slug)
+
+    @workflow.step()
+    async def first() -> None:
+        raise ValueError("no way")
+
+    with pytest.raises(RunFailedError):
+        await workflow.flow({})
+    shown = await await_task_runs(client, await read_flow_run(client, slug), {"first": "Failed"})
+    assert shown["first"].state is not None
+    assert "ValueError: no way" in (shown["first"].state.message or "")
