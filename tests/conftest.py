@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
@@ -60,6 +61,9 @@ def server_dsn() -> Iterator[str]:
     # A short path: the socket's name has at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:
         server = start_embedded(Path(directory) / "data")
+        # Nobody pulls its plug: hundreds of databases are created on it, and need not be on disk.
+        execute(server.get_uri(), sql.SQL("ALTER SYSTEM SET fsync = off"))
+        execute(server.get_uri(), sql.SQL("SELECT pg_reload_conf()"))
         yield server.get_uri()
         stop_embedded(server)
 
@@ -93,8 +97,12 @@ def make_database(server_dsn: str) -> Iterator[Callable[[str | None], str]]:
     yield make
     if "PGFLOW_TEST_DSN" not in os.environ:
         return  # a server of our own goes as a whole
-    for name in made:
+
+    def drop(name: str) -> None:
         execute(server_dsn, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    with ThreadPoolExecutor(8) as pool:  # each waits for a checkpoint, and several share one
+        [*pool.map(drop, made)]
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 """`demo`: everything once, and nothing left behind."""
 
-import os
 import re
+import resource
 import signal
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,10 @@ import httpx
 import psutil
 import pytest
 
-from tests.acceptance.conftest import CommandLine, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 
 MOST = 60.0
-"""Seconds that the demonstration may take."""
+"""Seconds that the demonstration may take, of the processors: however many others are at work."""
 
 
 @pytest.fixture
@@ -46,19 +45,25 @@ def _belongs_to(process: psutil.Process, directory: str) -> bool:
     return process.status() != psutil.STATUS_ZOMBIE and any(directory in word for word in words)
 
 
-def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
-    started = time.monotonic()
-    shown = visitor("demo")
-    took = time.monotonic() - started
+def measure_children() -> float:
+    """Return the seconds of CPU time of all processes that have ended: what these tests started, and what that did."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
-    assert (shown.code, shown.err) == (0, "")
-    crowd = max(1, os.getloadavg()[0] / (os.cpu_count() or 1))  # others on this machine take their share
-    assert took < MOST * crowd
-    assert "$ pgflow-prefect init" in shown.lines
-    assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in shown.lines
-    assert any(line.startswith("completed in ") for line in shown.lines)
-    columns = shown.lines.index("step_slug\tstatus\tattempts\tstep_result")
-    rows = [line.split("\t") for line in shown.lines[columns + 1 :]]
+
+def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
+    before = measure_children()
+    process = visitor.start("demo")
+    out, err = process.communicate(timeout=TIMEOUT * 2)
+
+    assert (process.returncode, err) == (0, "")
+    assert measure_children() - before < MOST
+    lines = out.splitlines()
+    assert "$ pgflow-prefect init" in lines
+    assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in lines
+    assert any(line.startswith("completed in ") for line in lines)
+    columns = lines.index("step_slug\tstatus\tattempts\tstep_result")
+    rows = [line.split("\t") for line in lines[columns + 1 :]]
     assert [row[:3] for row in rows] == [
         ["prepare_list", "completed", "1"],
         ["send_emails", "completed", "1"],
@@ -86,7 +91,7 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     assert find_processes(temporary) != []
 
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=MOST)
+    _, err = process.communicate(timeout=TIMEOUT)
 
     assert (process.returncode, err) == (0, "")
     assert list(temporary.iterdir()) == []

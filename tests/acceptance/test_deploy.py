@@ -14,7 +14,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.acceptance.conftest import CHAIN_HANDLERS, TIMEOUT, CommandLine, wait_until
+from tests.acceptance.chain import CHAIN_HANDLERS
+from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define, value
 

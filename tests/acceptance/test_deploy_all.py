@@ -5,7 +5,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from tests.acceptance.conftest import CHAIN_HANDLERS, CommandLine
+from tests.acceptance.chain import CHAIN_HANDLERS
+from tests.acceptance.conftest import CommandLine
 from tests.acceptance.test_deploy import ENABLED, post, read_deployments
 from tests.conftest import Connection
 from tests.engine import CHAIN, column, define, value

@@ -5,7 +5,8 @@ import pty
 import subprocess
 import sys
 
-from tests.acceptance.conftest import CHAIN_HANDLERS, CommandLine
+from tests.acceptance.chain import CHAIN_HANDLERS
+from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import column
 

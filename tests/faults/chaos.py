@@ -13,7 +13,7 @@ from tests.faults.servers import Postgres, Prefect
 Say = Callable[[str], None]
 
 _DECK = ("kill",) * 5 + ("postgres",) * 2 + ("prefect",)
-"""As cards: dealt until there are none, so that also a short storm has everything in it."""
+"""As cards: dealt until there are none. The first three are one of each kind."""
 
 _LEFT = 1  # workers
 _RUNS, _LONGEST_PAUSE = 3, 15.0
@@ -43,6 +43,7 @@ class Chaos:
         self._prefect = prefect
         self._say = say
         self._over = threading.Event()
+        self._happened = 0
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="chaos")
 
@@ -63,12 +64,17 @@ class Chaos:
         if self._failure is not None:
             raise self._failure
 
+    def has_shown_all(self) -> bool:
+        """Return whether everything that can go wrong has gone wrong, and is in order again."""
+        return self._happened >= len({*_DECK})
+
     def _work(self) -> None:
         try:
             for event in self._deal():
                 if self._pause(self._random.uniform(2.0, 6.0)):
                     return
                 event()
+                self._happened += 1
         except BaseException as error:  # noqa: BLE001  raised again, in the main thread
             self._failure = error
 
@@ -82,9 +88,11 @@ class Chaos:
 
     def _deal(self) -> Iterator[Callable[[], None]]:
         events = {"kill": self._kill, "postgres": self._restart_postgres, "prefect": self._interrupt_prefect}
+        deck = [*events]
         while True:
-            for card in self._random.sample(_DECK, len(_DECK)):
+            for card in self._random.sample(deck, len(deck)):
                 yield events[card]
+            deck = [*_DECK]
 
     def _kill(self) -> None:
         # On a slow machine, too, somebody has to be left who gets some work done until the next one dies.

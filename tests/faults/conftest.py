@@ -1,5 +1,5 @@
 """The command line of the acceptance tests, to be killed."""
 
-from tests.acceptance.conftest import chain, cli, outside, prefect
+from tests.acceptance.conftest import chain, cli, forker, outside, prefect
 
-__all__ = ["chain", "cli", "outside", "prefect"]
+__all__ = ["chain", "cli", "forker", "outside", "prefect"]

@@ -33,7 +33,7 @@ class Storm:
     """What is to happen.
 
     Attributes:
-        runs: how many.
+        runs: how many; more, where these are over before everything has gone wrong once.
         seed: decides the workflows, what goes wrong and when.
         workers: how many at a time.
         broken_fences: how many of them are broken on purpose; then nothing else goes wrong.
@@ -93,7 +93,7 @@ def run_storm(storm: Storm, directory: Path, say: Say) -> list[str]:
         with ExitStack() as blowing:
             if not storm.broken_fences:
                 chaos = blowing.enter_context(Chaos(mischief, fleet, postgres, prefect, traffic.count_ended, say))
-                traffic.watch = chaos.check
+                traffic.watch, traffic.is_enough = chaos.check, chaos.has_shown_all
             traffic.start_runs()
         say("all runs are started")
         problems = traffic.await_end()
@@ -135,6 +135,7 @@ class _Traffic:
     ) -> None:
         self.begun: dict[UUID, int] = {}
         self.watch: Callable[[], None] = lambda: None
+        self.is_enough: Callable[[], bool] = lambda: True
         self._storm = storm
         self._database = database
         self._fleet = fleet
@@ -151,12 +152,16 @@ class _Traffic:
         return self._ended
 
     def start_runs(self) -> None:
-        while len(self.begun) < self._storm.runs and not self._is_stalled(pending := self._look()):
-            for _ in range(min(self._most - len(pending), self._storm.runs - len(self.begun))):
+        while (wanted := self._count_wanted()) and not self._is_stalled(pending := self._look()):
+            for _ in range(min(self._most - len(pending), wanted)):
                 run_id = UUID(int=self._random.getrandbits(128), version=4)
                 self.begun[run_id] = len(self.begun)
                 self._database.start_run(self._random.choice(self._workflows), run_id, self.begun[run_id])
             time.sleep(0.2)
+
+    def _count_wanted(self) -> int:
+        """Return how many runs have still to be started."""
+        return max(self._storm.runs - len(self.begun), 0 if self.is_enough() else 1)
 
     def await_end(self) -> list[str]:
         """Return once no run is pending, or none ends any more: those that are left."""

@@ -18,7 +18,7 @@ from tests.acceptance.conftest import CommandLine, Services, wait_until
 from tests.conftest import Connection
 from tests.engine import column, complete, define, run_workflow, value
 
-RUNS = 150
+RUNS = 80
 STEPS = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
 PAUSE = 0.06  # seconds between two runs, and not much more between two changes
 
@@ -69,9 +69,9 @@ def work_outside(dsn: str, slug: str, over: threading.Event) -> int:
     return done
 
 
-def turn_over(dsn: str, slug: str, over: threading.Event) -> int:
-    """Bind steps to others and back as the command does; return how often."""
-    random, changes = Random(7), 0  # noqa: S311
+def turn_over(dsn: str, slug: str, changes: list[str], over: threading.Event) -> int:
+    """Bind steps to others and back as the command does, and note how; return how often."""
+    random = Random(7)  # noqa: S311
     while not over.is_set():
         how = random.choice(["external", "python", "undo", "remove"])
         try:
@@ -85,12 +85,12 @@ def turn_over(dsn: str, slug: str, over: threading.Event) -> int:
                 dsn=dsn,
                 json=True,
             )
-            changes += 1
+            changes.append(how)
         except Exception as error:
             if "no change of step" not in str(error):
                 raise
         over.wait(PAUSE)
-    return changes
+    return len(changes)
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def has_completed(db: Connection, runs: int) -> bool:
     return int(str(completed)) >= runs
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(420)
 def test_a_cut_over_back_and_forth_loses_and_repeats_nothing(
     services: Services, cli: CommandLine, db: Connection, dsn: str
 ) -> None:
@@ -122,14 +122,20 @@ def test_a_cut_over_back_and_forth_loses_and_repeats_nothing(
     def outside(over: threading.Event) -> int:
         return work_outside(dsn, slug, over)
 
+    changes: list[str] = []
+
     def turning(over: threading.Event) -> int:
-        return turn_over(dsn, slug, over)
+        return turn_over(dsn, slug, changes, over)
+
+    def has_kept_up(runs: int) -> bool:
+        return turned.done() or len(changes) > runs / 3
 
     with until_over(outside, outside) as workers:
         with until_over(turning) as [turned]:
             for number in range(RUNS):
                 run_workflow(db, slug, number)
                 time.sleep(PAUSE)
+                wait_until(partial(has_kept_up, number), "steps are turned over")
         for share in range(10, RUNS + 1, 10):
             wait_until(partial(has_completed, db, share), f"{share} runs complete")
     assert turned.result() > RUNS / 4

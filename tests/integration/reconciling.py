@@ -104,6 +104,11 @@ def expire(db: Connection) -> None:
     db.execute("UPDATE pgflow_prefect.owners SET lease_until = clock_timestamp() - interval '1 hour'")
 
 
+def hold(db: Connection) -> None:
+    """Let no lease run out, however long the test takes."""
+    db.execute("UPDATE pgflow_prefect.owners SET lease_until = clock_timestamp() + interval '1 hour'")
+
+
 def count_settled(db: Connection) -> int:
     return len(db.execute("SELECT FROM pgflow_prefect.owners WHERE settled").fetchall())
 

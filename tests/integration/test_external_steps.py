@@ -390,9 +390,10 @@ async def test_a_thousand_steps_are_waited_for_at_once_by_one_poller(
             await anyio.sleep(0.05)
         before, began = looks, anyio.current_time()
         await anyio.sleep(2)
-        assert looks - before <= 2 / 0.1 + 1, "never more than ten looks a second"
+        took = anyio.current_time() - began
+        assert looks - before <= took / 0.1 + 1, "never more than ten looks a second"
         assert most_looking == 1
-        assert anyio.current_time() - began < 10, "the loop is free meanwhile"
+        assert took < 20, "the loop is free meanwhile"
         connections = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgflow-prefect'"
         assert int(str(value(db, connections + " AND datname = current_database()"))) <= 3 + 1, "the pool, and leases"
         db.execute("SELECT pgflow.complete_step(run_id, step_slug, '1') FROM pgflow.step_states WHERE run_id = %s",

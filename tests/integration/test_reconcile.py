@@ -29,6 +29,7 @@ from tests.integration.reconciling import (
     complete_run,
     create_flow_run,
     expire,
+    hold,
     make_workflow,
     open_impatient_store,
     read_state,
@@ -54,7 +55,7 @@ async def test_a_run_that_somebody_executes_is_never_touched(
     store: Store, client: PrefectClient, db: Connection, workflow: Workflow
 ) -> None:
     run_id, flow_run = await begin_run(store, client, workflow)
-    db.execute("UPDATE pgflow_prefect.owners SET lease_until = clock_timestamp() + interval '1 hour'")
+    hold(db)
 
     assert await compare(store, client, apply=True) == []
     await client.set_flow_run_state(flow_run.id, Crashed(), force=True)
@@ -80,11 +81,12 @@ async def test_a_flow_run_whose_process_was_killed_is_shown_as_crashed(
 
 
 async def test_a_flow_run_that_lost_its_run_is_shown_as_crashed(
-    store: Store, client: PrefectClient, workflow: Workflow
+    store: Store, client: PrefectClient, db: Connection, workflow: Workflow
 ) -> None:
     run_id, former = await begin_run(store, client, workflow)
     latest = await create_flow_run(client, workflow, run_id, Running())
     await store.take_run(run_id, latest.id, force=True)
+    hold(db)
 
     assert await repair_all(store, client) == [Kind.ZOMBIE]
 

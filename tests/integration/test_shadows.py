@@ -53,7 +53,7 @@ async def test_who_returns_the_same_is_reported_so(workflow: Workflow, db: Conne
     assert seen == [(True, 0)]
     outcome, details, seconds = read_report(db)
     assert (outcome, details) == ("same", [])
-    assert 0 < seconds < 5
+    assert 0 < seconds < 30
     assert read_steps(db)["only"] == ("completed", 0, {"n": 42}, None), "it counts as no attempt"
     shown = await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "Completed"})
     assert shown["only"].state is not None

@@ -1,7 +1,7 @@
 """Where a picture's boxes and lines go: nothing on top of anything else, and big graphs in seconds."""
 
 from itertools import combinations, pairwise, product
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -141,8 +141,8 @@ def make_all_to_last(steps: int) -> WorkflowDefinition:
     ],
 )
 def test_ten_thousand_steps_are_laid_out_in_seconds(definition: WorkflowDefinition) -> None:
-    began = perf_counter()
+    began = process_time()
     layout = lay(definition)
-    assert perf_counter() - began < 20, "it takes 1 to 4 s where nothing else works"
+    assert process_time() - began < 20, "it takes 1 to 4 s"
     assert len(layout.boxes) == len(definition.steps)
     assert sum(len(points) - 2 for points in layout.lines.values()) <= 2 * MOST_BENDS
