@@ -199,7 +199,8 @@ class _StepTaskRun:
                 get_run_logger().error("Crash detected! %s", state.message)
                 self._enter(state)
                 raise
-            level = logging.INFO if state.is_completed() else logging.ERROR
+            # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
+            level = logging.DEBUG if state.is_completed() else logging.ERROR
             get_run_logger().log(level, "Finished in state %s", state)
             return state
 
