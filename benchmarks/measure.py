@@ -2,12 +2,22 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from time import perf_counter
 
 from rich.table import Table
 
 Side = Callable[[], float]
+
+NOISY = 0.25
+"""The interquartile range, as a share of the median, beyond which a row is too noisy for a ratio to mean anything."""
+
+FEWEST = 3
+"""Values of which it can be told whether they are noisy."""
+
+
+HEADINGS = ("measured", "median", "spread", "target", "")
+COLOURS = {"met": "green", "missed": "red"}
 
 
 def written(value: float) -> str:
@@ -21,6 +31,16 @@ class Sample:
 
     values: tuple[float, ...]
     unit: str
+    refused: str = ""
+    """Why this can't be held against a target: of a ratio, that what was divided was too noisy."""
+
+    @property
+    def noise(self) -> float:
+        """The interquartile range, as a share of the median."""
+        if len(self.values) < 2:
+            return 0.0
+        low, _, high = quantiles(self.values, n=4, method="inclusive")
+        return (high - low) / self.median
 
     @property
     def median(self) -> float:
@@ -61,8 +81,20 @@ class Row:
 
     @property
     def is_missed(self) -> bool:
-        """Whether there is a target, and it was not met."""
-        return self.target is not None and not self.target.is_met_by(self.sample)
+        """Whether there is a target, and it was not met; of what was too noisy, neither is said."""
+        return self.target is not None and not self.sample.refused and not self.target.is_met_by(self.sample)
+
+    @property
+    def verdict(self) -> str:
+        """What became of the target: nothing where there is none."""
+        if self.target is None:
+            return ""
+        return self.sample.refused or ("missed" if self.is_missed else "met")
+
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """What it was, the median, the spread, the target, and what became of it."""
+        return self.name, str(self.sample), self.sample.spread, str(self.target or ""), self.verdict
 
 
 @dataclass(frozen=True)
@@ -80,12 +112,17 @@ class Report:
     def table(self) -> Table:
         """Return the rows as a table for the terminal."""
         table = Table(title=self.title, title_justify="left")
-        for heading in ("measured", "median", "spread", "target", ""):
+        for heading in HEADINGS:
             table.add_column(heading, justify="right" if heading in {"median", "spread"} else "left")
         for row in self.rows:
-            verdict = "" if row.target is None else "[red]missed" if row.is_missed else "[green]met"
-            table.add_row(row.name, str(row.sample), row.sample.spread, str(row.target or ""), verdict)
+            *cells, verdict = row.cells
+            table.add_row(*cells, f"[{COLOURS.get(verdict, 'yellow')}]{verdict}" if verdict else "")
         return table
+
+    def markdown(self) -> str:
+        """Return the rows as a section of a document."""
+        lines = [f"### {self.title}", "", f"| {' | '.join(HEADINGS)} |", "|---|---:|---:|---|---|"]
+        return "\n".join([*lines, *(f"| {' | '.join(row.cells)} |" for row in self.rows)])
 
 
 def interleave(sides: Mapping[str, Side], unit: str, repetitions: int) -> dict[str, Sample]:
@@ -98,9 +135,18 @@ def interleave(sides: Mapping[str, Side], unit: str, repetitions: int) -> dict[s
 
 
 def ratio(sample: Sample, reference: Sample) -> Sample:
-    """Divide pair by pair: what was measured in the same repetition shared the machine's mood."""
+    """Divide pair by pair: what was measured in the same repetition shared the machine's mood.
+
+    Of rows that are too noisy, or too few to tell, the ratio is shown, and never met nor missed.
+    """
     pairs = zip(sample.values, reference.values, strict=True)
-    return Sample(tuple(value / other for value, other in pairs), "")
+    return Sample(tuple(value / other for value, other in pairs), "", refused=_find_refusal(sample, reference))
+
+
+def _find_refusal(*samples: Sample) -> str:
+    if any(sample.noise > NOISY for sample in samples):
+        return "too noisy"
+    return "too few" if any(len(sample.values) < FEWEST for sample in samples) else ""
 
 
 def seconds(act: Callable[[], object]) -> float:
