@@ -58,10 +58,7 @@ class Settings(BaseSettings):
     """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""
 
     events: Events = Events.ENDS
-    """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none.
-
-    An event costs about a millisecond of a core.
-    """
+    """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
 
     artifacts: bool = True
     """Whether Prefect's UI gets a table of a run's steps, a link to the run, and the progress of a long one."""

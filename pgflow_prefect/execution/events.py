@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.events import Event
+from prefect.events import Event, RelatedResource, Resource
 
 from pgflow_prefect.execution.event_stream import send_event
 from pgflow_prefect.settings import Events
@@ -85,8 +85,16 @@ class RunEvents:
         }
 
 
-def _send(**fields: Any) -> None:  # noqa: ANN401  what an event consists of
-    send_event(Event(**fields))
+def _send(event: str, resource: dict[str, str], related: list[dict[str, str]], payload: dict[str, Any]) -> None:
+    # Prefect's models would look up in its settings, for each of them, how many labels are allowed.
+    send_event(
+        Event(
+            event=event,
+            resource=Resource.model_construct(resource),
+            related=[RelatedResource.model_construct(each) for each in related],
+            payload=payload,
+        )
+    )
 
 
 def _to_words(state_name: str) -> str:

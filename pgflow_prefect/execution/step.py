@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.step_connection import Connector
-from pgflow_prefect.database.step_transaction import StepTransaction
+from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
@@ -169,7 +170,7 @@ class Step:
             again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
             somebody else's and is so no more.
         """
-        transaction = StepTransaction(self._connector, self.mirror.run_id, self.slug, get_run_logger())
+        transaction = StepTransaction(self._connector, self.mirror.run_id, self.slug, self._logger)
         self._is_handed_over = claim.waits
         report: Report | None = None
         try:
@@ -200,6 +201,11 @@ class Step:
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         return report
 
+    @cached_property
+    def _logger(self) -> Logger:
+        """The task run's logger."""
+        return get_run_logger()
+
     @property
     def _connector(self) -> Connector:
         return Connector(self.host.dsn, self.host.settings.connect_timeout)
@@ -210,7 +216,7 @@ class Step:
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,
             attempt=claim.attempt,
-            logger=get_run_logger(),
+            logger=self._logger,
             shadow=shadow,
             transaction=transaction,
         )
@@ -232,7 +238,7 @@ class Step:
         """Note that somebody else was asked: whoever takes the run next need not ask again."""
         self._is_handed_over = True
         message = f"handed over: {deferred.reason}"
-        get_run_logger().info("%s", message)
+        self._logger.info("%s", message)
         if transaction.is_open:
             await transaction.defer(task_run_id=self.task_run_id, state_name="Deferred", message=message)
         else:
@@ -247,7 +253,7 @@ class Step:
         """
         self.observe(self.slug, "Waiting")
         if claim.kind == Kind.PYTHON and self.handlers.function is None:
-            get_run_logger().warning(
+            self._logger.warning(
                 "step %r is bound to Python, and the handlers that were loaded here have none for it: waiting until it "
                 "is done elsewhere, or bound otherwise",
                 self.slug,
@@ -295,11 +301,11 @@ class Step:
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
-        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.slug, get_run_logger())
+        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.slug, self._logger)
         with shadow.timed():
             payload, results = await self.mirror.read_input(self.slug, handler.choose_upstream(self.upstream))
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
-            async with StepTransaction(self._connector, self.mirror.run_id, self.slug, get_run_logger()) as transaction:
+            async with StepTransaction(self._connector, self.mirror.run_id, self.slug, self._logger) as transaction:
                 context = self._make_context(claim, transaction, shadow=True)
                 shadow.result = await self._work(handler, claim, context)
         return shadow
@@ -368,7 +374,7 @@ class Step:
         return self._give_up(f"its report was refused: {SupersededError(self.mirror.run_id)}")
 
     def _give_up(self, reason: str) -> State[None]:
-        get_run_logger().warning("step %r: %s", self.slug, reason)
+        self._logger.warning("step %r: %s", self.slug, reason)
         return superseded(reason)
 
 
