@@ -23,7 +23,7 @@ from benchmarks.shapes import Trace, find_downstream
 from benchmarks.sides import Job, Prepare
 
 ENTRYPOINT = "step"
-BATCH = 100  # jobs taken at once: ten, its default, make it slower on wide runs
+BATCH = 100  # jobs taken at once; its default is ten
 
 TABLE = "CREATE TABLE unmet (run text, step text, steps int, PRIMARY KEY (run, step)) WITH (fillfactor = 50)"
 BEGIN = "INSERT INTO unmet SELECT $1, * FROM unnest($2::text[], $3::int[])"
