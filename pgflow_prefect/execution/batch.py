@@ -1,18 +1,15 @@
 """Claims and completions of a run that come at the same time, in one statement and one transaction."""
 
-from asyncio import Future, get_running_loop
+from asyncio import Future, Task, create_task, get_running_loop, wait
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
-import anyio
-from anyio.abc import TaskGroup
-
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import PgflowPrefectError, SupersededError
+from pgflow_prefect.errors import SupersededError
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
 
 MOST, MOST_BYTES = 100, 1024 * 1024
@@ -26,22 +23,20 @@ class Batch:
     statement that fails is no whole: then each goes alone, so that only the one that is to blame hears of it.
     """
 
-    def __init__(self, store: Store, run_id: UUID, epoch: int, group: TaskGroup) -> None:
+    def __init__(self, store: Store, run_id: UUID, epoch: int) -> None:
         """Begin with nothing.
 
         Args:
             store: the database.
             run_id: the run.
             epoch: in which it was taken.
-            group: where statements are awaited.
         """
         self._store = store
         self._run_id = run_id
         self._epoch = epoch
-        self._group = group
         self._completions: deque[tuple[Completion, Future[Report]]] = deque()
         self._claims: deque[tuple[ClaimRequest, Future[Claim]]] = deque()
-        self._is_sending = False
+        self._sending: Task[None] | None = None
 
     async def complete(self, completion: Completion) -> Report:
         """Store a step's result; see `Store.complete_step`."""
@@ -62,23 +57,25 @@ class Batch:
         return answer
 
     def _send_soon(self) -> None:
-        if not self._is_sending:
-            self._is_sending = True
-            self._group.start_soon(self._send)
+        if self._sending is None or self._sending.done():
+            self._sending = create_task(self._send())
+
+    async def close(self) -> None:
+        """Leave what is not answered yet: nobody waits for it."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await wait([self._sending])
 
     async def _send(self) -> None:
-        try:
-            while self._completions or self._claims:
-                completions = self._take_completions()
-                # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
-                room = 0 if self._completions else MOST - len(completions)
-                claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
-                if len(completions) + len(claims) == 1:
-                    await self._send_each(completions, claims)
-                else:
-                    await self._send_all(completions, claims)
-        finally:
-            self._is_sending = False
+        while self._completions or self._claims:
+            completions = self._take_completions()
+            # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
+            room = 0 if self._completions else MOST - len(completions)
+            claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
+            if len(completions) + len(claims) == 1:
+                await self._send_each(completions, claims)
+            else:
+                await self._send_all(completions, claims)
 
     def _take_completions(self) -> list[tuple[Completion, "Future[Report]"]]:
         taken: list[tuple[Completion, Future[Report]]] = []
@@ -102,7 +99,7 @@ class Batch:
                 _refuse(reported, error)
             for _, asked in claims:
                 _refuse(asked, error)
-        except PgflowPrefectError:
+        except Exception:  # noqa: BLE001  of whichever it is, it alone is to hear
             await self._send_each(completions, claims)
         else:
             for (_, reported), report in zip(completions, reports, strict=True):
@@ -119,20 +116,23 @@ class Batch:
         for completion, reported in completions:
             try:
                 _answer(reported, await self._store.complete_step(self._run_id, self._epoch, completion))
-            except PgflowPrefectError as error:
+            except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
                 _refuse(reported, error)
         for request, asked in claims:
             try:
                 _answer(asked, await self._store.claim_step(self._run_id, self._epoch, request))
-            except PgflowPrefectError as error:
+            except Exception as error:  # noqa: BLE001  likewise
                 _refuse(asked, error)
 
 
 @asynccontextmanager
 async def open_batch(store: Store, run_id: UUID, epoch: int) -> AsyncIterator[Batch]:
     """Take claims and completions of a run for as long as the block takes."""
-    async with anyio.create_task_group() as group:
-        yield Batch(store, run_id, epoch, group)
+    batch = Batch(store, run_id, epoch)
+    try:
+        yield batch
+    finally:
+        await batch.close()
 
 
 def _answer(waiting: "Future[Any]", answer: object) -> None:

@@ -3,14 +3,16 @@
 import asyncio
 import atexit
 import logging
+import os
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import Context
 from functools import cache
 
+from prefect.context import SettingsContext, get_settings_context
 from prefect.events import Event, RelatedResource
-from prefect.events.clients import EventsClient, get_events_client
+from prefect.events.clients import RETRYABLE_EXCEPTIONS, EventsClient, get_events_client
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.execution.redaction import describe_error
@@ -25,6 +27,7 @@ MOST_WAITING = 20_000
 """Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
 
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
+_LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
 _logger = logging.getLogger(__name__)
@@ -45,10 +48,14 @@ class EventStream:
         self._is_awake = False
         self._is_full = False
         self._is_closing = False
-        context = copy_context()  # with the settings that are in force here
-        self._thread = threading.Thread(target=context.run, args=(self._run,), name="pgflow-events", daemon=True)
+        # Of the context of whoever sends the first event, nothing but the settings: the rest would never be let go.
+        current = get_settings_context()
+        self._settings = SettingsContext(profile=current.profile, settings=current.settings)
+        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="pgflow-events", daemon=True)
         self._thread.start()
-        atexit.register(self.close)
+        # As Prefect does, before threads can't be started any more: `atexit` comes after that, and then no name of a
+        # server can be resolved.
+        getattr(threading, "_register_atexit", atexit.register)(self.close)
 
     def send(self, event: Event, related: Related | None = None) -> None:
         """Send an event, soon; from any thread.
@@ -75,7 +82,8 @@ class EventStream:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._send_all())
+        with self._settings:
+            self._loop.run_until_complete(self._send_all())
 
     async def _send_all(self) -> None:
         wait = _SHORTEST_WAIT
@@ -83,9 +91,12 @@ class EventStream:
             try:
                 async with get_events_client() as client:
                     while await self._await_events():
-                        wait = await self._send_next(client, wait)
-            except Exception as error:  # noqa: BLE001  it could not connect, for whatever reason
-                wait = await self._pause(error, wait)
+                        await self._send_next(client)
+                        wait = _SHORTEST_WAIT
+            except Exception as error:  # noqa: BLE001  whatever keeps it from connecting, or from going on
+                _logger.warning("Prefect does not take events: %s", describe_error(error))
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
 
     async def _await_events(self) -> bool:
         """Return once there is an event to be sent; False where there will be none."""
@@ -102,30 +113,34 @@ class EventStream:
         self._is_awake = True
         return True
 
-    async def _send_next(self, client: EventsClient, wait: float) -> float:
+    async def _send_next(self, client: EventsClient) -> None:
         event, related = self._events[0]
         if related is not None:
-            found: list[RelatedResource] = await asyncio.wrap_future(related)
+            try:
+                found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(related)), _LONGEST_LOOK)
+            except TimeoutError:  # the run's event loop has ended before it knew
+                self._events.popleft()
+                return
             event.related += found
-        self._events.popleft()
+            self._events[0] = event, None
         try:
             await client.emit(event)
-        except Exception as error:  # noqa: BLE001  the client has kept the event, and sends it when it has reconnected
-            return await self._pause(error, wait)
-        return _SHORTEST_WAIT
-
-    @staticmethod
-    async def _pause(error: Exception, wait: float) -> float:
-        """Wait for the next try, and return for how long to wait for the one after it."""
-        _logger.warning("Prefect does not take events: %s", describe_error(error))
-        await asyncio.sleep(wait)
-        return min(2 * wait, _LONGEST_WAIT)
+        except RETRYABLE_EXCEPTIONS:
+            raise  # it is sent again, perhaps a second time, which changes nothing: an event has an id
+        except Exception as error:
+            _logger.warning("event %s of %s is not sent: %s", event.event, event.resource.id, describe_error(error))
+            self._events.popleft()
+            raise
+        self._events.popleft()
 
 
 @cache
 def _open_stream(url: str | None) -> EventStream:
     """Return the stream to a server; another one for each."""
     return EventStream()
+
+
+os.register_at_fork(after_in_child=_open_stream.cache_clear)  # threads stay behind
 
 
 def send_event(event: Event, related: Related | None = None) -> None:

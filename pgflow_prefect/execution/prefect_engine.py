@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any, TypeAlias, cast
@@ -25,8 +25,8 @@ from uuid import UUID, uuid5
 import anyio
 from prefect import Task, get_run_logger
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import State, TaskRun, TaskRunPolicy, TaskRunResult
-from prefect.concurrency.asyncio import concurrency
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder, State, TaskRun, TaskRunPolicy, TaskRunResult
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.events import Event, RelatedResource, Resource
@@ -41,10 +41,12 @@ from prefect.states import (
     exception_to_crashed_state,
     exception_to_failed_state,
 )
+from prefect.transactions import atransaction
 from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.execution.event_stream import Related, send_event
+from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.execution.redaction import describe_error
 
 EDGES = "upstream"
@@ -58,7 +60,7 @@ _COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
 
 _TIGHT = 300.0  # seconds after which an event does not follow another one any more, as Prefect has it
 
-_LONGEST_MESSAGE = 100_000  # characters, as Prefect's own engine has it
+_PATIENCE = 5.0  # seconds that a run waits for what Prefect's API knows of it
 
 _logger = logging.getLogger(__name__)
 
@@ -104,10 +106,18 @@ class TaskRuns:
             tags=self.tags,
             task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
         )
-        if not self.limits:
+        async with AsyncExitStack() as stack:
+            if self.limits:
+                await self._await_slots(stack, task_run_id)
             return await _StepTaskRun(self, task, task_run).perform()
-        async with concurrency(self.limits, lease_duration=60, strict=False):
-            return await _StepTaskRun(self, task, task_run).perform()
+
+    async def _await_slots(self, stack: AsyncExitStack, task_run_id: UUID) -> None:
+        """Wait until the limits leave room for one more task; where Prefect can't say, go on without."""
+        holder = ConcurrencyLeaseHolder(type="task_run", id=task_run_id)
+        try:
+            await stack.enter_async_context(concurrency(self.limits, lease_duration=60, strict=False, holder=holder))
+        except ConcurrencySlotAcquisitionError as error:
+            _logger.warning("task run %s goes on without a slot of %s: %s", task_run_id, self.limits, error)
 
 
 @asynccontextmanager
@@ -129,7 +139,8 @@ async def open_task_runs() -> AsyncIterator[TaskRuns]:
 async def _find_related(context: FlowRunContext, related: Related) -> None:
     """Have events be related to the flow run, its flow, its deployment and so on, as those of other tasks are."""
     try:
-        related.set_result(await related_resources_from_run_context(_get_client(context)))
+        with anyio.fail_after(_PATIENCE):
+            related.set_result(await related_resources_from_run_context(_get_client(context)))
     except Exception as error:  # noqa: BLE001  it is only shown
         _logger.debug("what the flow run is related to is not known: %s", describe_error(error))
         related.set_result([_relate_to_flow_run(context)])
@@ -151,16 +162,25 @@ async def _find_limits(context: FlowRunContext) -> list[str]:
 
     Once, and not before each task: a request is more than all the rest of what a small step costs.
     """
-    found = []
-    for tag in sorted(TagsContext.get().current_tags):
+    found: list[str] = []
+    names = [f"tag:{tag}" for tag in sorted(TagsContext.get().current_tags)]
+
+    async def look(name: str) -> None:
         try:
-            await _get_client(context).read_global_concurrency_limit_by_name(f"tag:{tag}")
-            found.append(f"tag:{tag}")
+            await _get_client(context).read_global_concurrency_limit_by_name(name)
+            found.append(name)
         except ObjectNotFound:
-            continue
+            pass
         except Exception as error:  # noqa: BLE001  the run does not wait for Prefect
-            _logger.warning("tag %r: whether tasks are limited is not known: %s", tag, describe_error(error))
-    return found
+            _logger.warning("whether tasks are limited by %s is not known: %s", name, describe_error(error))
+
+    with anyio.move_on_after(_PATIENCE) as scope:
+        async with anyio.create_task_group() as group:
+            for name in names:
+                group.start_soon(look, name)
+    if scope.cancelled_caught:
+        _logger.warning("whether tasks are limited by %s is not known: Prefect does not answer", ", ".join(names))
+    return sorted(found)
 
 
 class _StepTaskRun:
@@ -207,13 +227,19 @@ class _StepTaskRun:
         """Make an attempt and enter the state that it leads to: a final one, or one that is scheduled."""
         self._enter(running)
         try:
-            result = await self._task.fn(None)
+            result = await self._call()
         except Exception as error:  # noqa: BLE001  whatever a handler raises
             state = await self._find_next(error)
         else:
             state = result if isinstance(result, State) else Completed()
         self._enter(state)
         return state
+
+    async def _call(self) -> object:
+        """Call the task's function; what its handler does in tasks of its own is rolled back where it raises."""
+        store = self._runs.context.result_store
+        async with atransaction(store=store, write_on_commit=False, logger=_logger):
+            return await self._task.fn(None)
 
     async def _find_next(self, error: Exception) -> State[Any]:
         """Return the state after an attempt that has raised."""
@@ -241,6 +267,8 @@ class _StepTaskRun:
     def _enter(self, state: State[Any]) -> None:
         """Have the task run be in a state, and tell the server."""
         run, before = self._task_run, self._task_run.state
+        if state.message:
+            state.message = clean_message(state.message)
         if before is not None and before.timestamp >= state.timestamp:
             state.timestamp = before.timestamp + timedelta(microseconds=1)  # states are put in order by it
         state.state_details.task_run_id = run.id
@@ -270,7 +298,7 @@ class _StepTaskRun:
                     "prefect.resource.id": f"prefect.task-run.{run.id}",
                     "prefect.resource.name": run.name,
                     "prefect.run-count": str(run.run_count),
-                    "prefect.state-message": (state.message or "")[:_LONGEST_MESSAGE],
+                    "prefect.state-message": state.message or "",
                     "prefect.state-name": state.name or "",
                     "prefect.state-timestamp": state.timestamp.isoformat(),
                     "prefect.state-type": state.type.value,
@@ -296,7 +324,7 @@ def _describe(state: State[Any]) -> dict[str, Any]:
     return {
         "type": state.type.value,
         "name": state.name,
-        "message": (state.message or "")[:_LONGEST_MESSAGE] or None,
+        "message": state.message,
         "state_details": state.state_details.model_dump(
             mode="json", exclude_none=True, exclude_unset=True, exclude={"flow_run_id", "task_run_id"}
         ),

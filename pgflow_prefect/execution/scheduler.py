@@ -21,6 +21,7 @@ class Schedule:
         self.graph = graph
         self.turns = turns
         self._unmet = dict(graph.in_degree())
+        self._foreseen: set[str] = set()  # and not begun yet
 
     @property
     def roots(self) -> list[str]:
@@ -35,8 +36,14 @@ class Schedule:
         return ready
 
     def foresee(self, slug: str) -> list[str]:
-        """Return the steps that are certain to start at once when this one, whose turn it is, is done."""
-        return self._find_ready(slug)[: self.turns.count_free() + 1]
+        """Return the steps that will start at once when this one, whose turn it is, is done."""
+        certain = self._find_ready(slug)[: max(0, self.turns.count_next() - len(self._foreseen))]
+        self._foreseen.update(certain)
+        return certain
+
+    def begin(self, slug: str) -> None:
+        """Note that a step's turn has come."""
+        self._foreseen.discard(slug)
 
     def _find_ready(self, slug: str) -> list[str]:
         return [downstream for downstream in self.graph.successors(slug) if self._unmet[downstream] == 1]
@@ -57,6 +64,7 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str], Awaitable[bo
         async def work(slug: str) -> None:
             nonlocal stopped
             async with schedule.turns.take(slug):
+                schedule.begin(slug)
                 if stopped or not await perform(slug):
                     stopped = True
                     return

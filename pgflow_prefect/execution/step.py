@@ -44,6 +44,8 @@ from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, S
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
+_FRESH = 1.0  # seconds in which a claim is as good as one that is made now
+
 _DONE_BY_OTHERS = "completed outside Prefect"
 
 
@@ -60,6 +62,19 @@ class _StoppedError(Exception):
 
 Observer = Callable[[str, str], None]
 """Called with a step's slug and the name of the state that it entered, in Prefect's words."""
+
+
+@dataclass(frozen=True)
+class ClaimAhead:
+    """A claim that was sent with the completion that makes the step ready.
+
+    Attributes:
+        answer: of the database.
+        asked_at: by the event loop's clock.
+    """
+
+    answer: Future[Claim]
+    asked_at: float
 
 
 @dataclass
@@ -89,7 +104,7 @@ class Step:
     observe: Observer
     run: ActiveRun
     task_scope: CancelScope
-    claimed: "Future[Claim] | None" = None
+    claimed: ClaimAhead | None = None
     claim_next: Callable[[str], None] = lambda slug: None
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
@@ -151,9 +166,9 @@ class Step:
     async def _claim(self, *, again: bool) -> Claim:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
         claimed, self.claimed = self.claimed, None
-        if claimed is not None:
+        if claimed is not None and anyio.current_time() < claimed.asked_at + _FRESH:
             with suppress(PgflowPrefectError):  # it was not tried again, and knows nothing of what came after it
-                return await claimed
+                return await claimed.answer
         try:
             return await self.mirror.claim(make_request(self.handlers, self.upstream, self.task_run_id))
         except RunNotPendingError:

@@ -1,11 +1,10 @@
 """The steps of one run, each executed here or by the flow run's task runner."""
 
-from asyncio import Future
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from anyio import move_on_after
+from anyio import current_time, move_on_after
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Crashed, Failed
 from pydantic import SecretStr
@@ -19,7 +18,7 @@ from pgflow_prefect.execution.prefect_engine import TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.scheduler import Schedule
 from pgflow_prefect.execution.states import handed_back
-from pgflow_prefect.execution.step import Observer, Step
+from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
@@ -30,7 +29,6 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import Claim
 
 _WAITING = ("AwaitingRetry", "Waiting", "Deferred")
 
@@ -67,7 +65,7 @@ class Steps:
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
     _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)  # as the task runner has them
-    _claimed: "dict[str, Future[Claim]]" = field(default_factory=dict, init=False)
+    _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
 
     async def perform(self, slug: str) -> bool:
         """Execute a step, all its attempts, and tell whether it completed."""
@@ -97,7 +95,7 @@ class Steps:
 
     def _claim_next(self, slug: str) -> None:
         """Claim the steps that this one's completion makes ready together with it: one COMMIT, and one answer."""
-        if self.run.drained:
+        if self.run.drained or self.task_runs.limits:  # which a step may have to wait for
             return
         for downstream in self.schedule.foresee(slug):
             if downstream in self.submitted:
@@ -108,7 +106,7 @@ class Steps:
                 self.find_task_run_id(downstream),
             )
             if (claimed := self.mirror.claim_later(request)) is not None:
-                self._claimed[downstream] = claimed
+                self._claimed[downstream] = ClaimAhead(claimed, current_time())
 
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)

@@ -62,10 +62,12 @@ class Turns:
         self._working: set[str] = set()
         self._pausing = 0
 
-    def count_free(self) -> int:
-        """Return how many more steps could begin now; less than none where some wait for it already."""
+    def count_next(self) -> int:
+        """Return how many steps could begin at once if one that works now were done."""
+        if self._place is not None and self._pausing:
+            return 0  # the run may have to leave its place before them
         statistics = self._limiter.statistics()
-        return int(statistics.total_tokens) - statistics.borrowed_tokens - statistics.tasks_waiting
+        return int(statistics.total_tokens) - statistics.borrowed_tokens - statistics.tasks_waiting + 1
 
     @asynccontextmanager
     async def take(self, step: str) -> AsyncIterator[None]:

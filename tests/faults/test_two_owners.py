@@ -91,7 +91,8 @@ def test_who_was_taken_for_dead_is_refused_when_it_writes(
     assert prefect.read_flow_run(former)["state_name"] == "Superseded"
     wait_until(lambda: f"run {run_id} {STALE}" in read_logs(prefect, former), "its log says so")
     assert statuses(db, run_id) == {"a": "completed", "b": "pending"}, "it has written nothing, and failed nothing"
-    assert value(db, "SELECT stale_writes FROM pgflow_prefect.owners") == 1
+    # Its completion; and, where that is a statement of ours, the claim of the next step with it.
+    assert value(db, "SELECT stale_writes FROM pgflow_prefect.owners") in (1, 2)
 
     gate.unlink()
     await_completion(db, run_id)

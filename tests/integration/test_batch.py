@@ -119,6 +119,20 @@ async def test_a_claim_ahead_of_what_is_not_ready_is_refused_and_harms_nothing(b
         await ahead
 
 
+async def test_what_python_cannot_read_is_raised_where_it_was_asked_for(batch: Batch, db: Connection) -> None:
+    await batch.claim(ask("s0"))
+    await batch.complete(Completion("s0", "9" * 5_001, 1, uuid4()))  # jsonb holds it, and Python's int does not
+
+    async def fail_to_claim() -> None:
+        with pytest.raises(ValueError, match="digits"):
+            await batch.claim(ask("after"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fail_to_claim)
+        group.start_soon(batch.claim, ask("s1"))
+        group.start_soon(batch.claim, ask("s2"))
+
+
 async def test_a_former_owner_hears_it_for_each(batch: Batch, store: Store, run_id: UUID) -> None:
     await batch.claim(ask("s0"))
     assert await store.take_run(run_id, uuid4(), force=True)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import psycopg
 import pytest
@@ -11,6 +10,7 @@ from pgflow_prefect import Workflow
 from tests.conftest import Connection
 from tests.engine import define
 from tests.integration.conftest import make_slug
+from tests.integration.test_statements import count_commits
 
 pytestmark = pytest.mark.anyio
 
@@ -44,39 +44,20 @@ def make_workflow(slug: str, graph: Graph) -> Workflow:
     return workflow
 
 
-async def count_statements(db: Connection, run: Callable[[], Any]) -> int:
-    """Return how many transactions the database has counted, each of a statement; sessions report when they end."""
-    count = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s"
-    with psycopg.connect(db.info.dsn, dbname="postgres", autocommit=True) as beside:
-
-        def look() -> int:
-            others = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
-            deadline = time.monotonic() + 30
-            while beside.execute(others, [db.info.dbname, db.info.backend_pid]).fetchone() != (0,):
-                assert time.monotonic() < deadline, "somebody is still connected"
-                time.sleep(0.05)
-            beside.execute("SELECT pg_stat_clear_snapshot()")
-            row = beside.execute(count, [db.info.dbname]).fetchone()
-            assert row is not None
-            return int(row[0])
-
-        before = look()
-        await run()
-        return look() - before
-
-
 @pytest.mark.parametrize(
     ("graph", "most"),
     [(chain(100), 2.0), (layers(10, 10), 1.0), (wide(300), 0.5)],
     ids=["chain", "layers", "wide"],
 )
 async def test_a_step_costs_two_statements_at_most_and_less_where_several_come_together(
-    graph: Graph, most: float, db: Connection, pgflow_dsn: str, prefect_api: str
+    graph: Graph, most: float, dsn: str, pgflow_dsn: str, prefect_api: str
 ) -> None:
-    define(db, slug := make_slug(), graph)
+    with psycopg.connect(dsn, autocommit=True) as db:
+        define(db, slug := make_slug(), graph)
     workflow = make_workflow(slug, graph)
-    statements = await count_statements(db, lambda: workflow.flow({}))
-    assert statements <= most * len(graph) + CONSTANT
+    before = await count_commits(dsn)
+    await workflow.flow({})
+    assert await count_commits(dsn) - before <= most * len(graph) + CONSTANT
 
 
 @pytest.mark.parametrize("make", [chain, wide])

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 from prefect.runtime import task_run as runtime
+from prefect.transactions import Transaction
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
@@ -216,3 +217,44 @@ async def test_a_step_that_fails_says_so_in_its_state(define: Define, pgflow_dsn
     shown = await await_task_runs(client, await read_flow_run(client, slug), {"first": "Failed"})
     assert shown["first"].state is not None
     assert "ValueError: no way" in (shown["first"].state.message or "")
+
+
+async def test_what_a_handler_did_in_tasks_of_its_own_is_rolled_back_when_it_raises(
+    define: Define, pgflow_dsn: str, prefect_api: str
+) -> None:
+    slug = make_slug()
+    define(slug, ["first"])
+    workflow, undone = Workflow(slug), []
+
+    @task(persist_result=False)
+    async def inner() -> None:
+        pass
+
+    @inner.on_rollback
+    def undo(transaction: Transaction) -> None:
+        undone.append("inner")
+
+    @workflow.step()
+    async def first() -> None:
+        await inner()
+        raise ValueError("no way")
+
+    with pytest.raises(RunFailedError):
+        await workflow.flow({})
+    assert undone == ["inner"]
+
+
+async def test_a_message_that_no_text_can_hold_is_shown_all_the_same(
+    define: Define, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    slug = make_slug()
+    define(slug, ["first"])
+    workflow = Workflow(slug)
+
+    @workflow.step()
+    async def first() -> None:
+        raise ValueError("half a character: \ud800, and none: \0")
+
+    with pytest.raises(RunFailedError):
+        await workflow.flow({})
+    await await_task_runs(client, await read_flow_run(client, slug), {"first": "Failed"})

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
-from pgflow_prefect.execution.turns import Turns
+from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.graph import build_graph
 from tests.unit.definitions import define, make_layered
 
@@ -132,13 +132,35 @@ async def test_what_is_foreseen_is_what_a_step_makes_ready_as_far_as_there_are_t
     schedule = Schedule(graph, turns)
     async with turns.take("a"), turns.take("other"):
         assert schedule.foresee("a") == ["b", "c"], "one in its own turn, one in the turn that is free"
-    async with turns.take("a"), turns.take("x"), turns.take("y"), anyio.create_task_group() as group:
-        group.start_soon(take_and_leave, turns, "z")
-        await anyio.wait_all_tasks_blocked()
-        assert schedule.foresee("a") == [], "somebody waits for its turn already"
-        group.cancel_scope.cancel()
+        assert schedule.foresee("other") == [], "no turn is promised twice"
+        for step in ("b", "c"):
+            schedule.begin(step)
+    for waiting in (1, 5):
+        async with turns.take("a"), turns.take("x"), turns.take("y"), anyio.create_task_group() as group:
+            for number in range(waiting):
+                group.start_soon(take_and_leave, turns, f"z{number}")
+            await anyio.wait_all_tasks_blocked()
+            assert schedule.foresee("a") == [], "somebody waits for its turn already"
+            group.cancel_scope.cancel()
     assert schedule.conclude("a") == ["b", "c", "d"]
     assert schedule.foresee("other") == ["join"]
+
+
+async def test_nothing_is_foreseen_where_a_run_may_lose_its_place() -> None:
+    graph = build_graph(define({"a": [], "outside": [], "b": ["a"]}))
+    place = Place(anyio.CapacityLimiter(1), lambda: None)
+    turns = Turns(3, place)
+    schedule = Schedule(graph, turns)
+    async with turns.take("a"), anyio.create_task_group() as group:
+        group.start_soon(wait_outside, turns)
+        await anyio.wait_all_tasks_blocked()
+        assert schedule.foresee("a") == []
+        group.cancel_scope.cancel()
+
+
+async def wait_outside(turns: Turns) -> None:
+    async with turns.take("outside"), turns.pause("outside"):
+        await anyio.sleep_forever()
 
 
 async def take_and_leave(turns: Turns, step: str) -> None:

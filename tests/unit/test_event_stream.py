@@ -1,0 +1,159 @@
+"""Events on their way to Prefect: in their order, once it can be reached, and to the last one."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Self
+
+import pytest
+from prefect.events import Event, RelatedResource
+from prefect.events.clients import EventsClient
+
+from pgflow_prefect.execution import event_stream
+from pgflow_prefect.execution.event_stream import EventStream, Related
+
+
+class Server:
+    """What Prefect would hear, and how often it refuses to."""
+
+    def __init__(self) -> None:
+        self.heard: list[Event] = []
+        self.unreachable = 0
+        self.refuses: Callable[[Event], Exception | None] = lambda event: None
+        self.entered = self.left = 0
+
+    @property
+    def names(self) -> list[str]:
+        return [event.event for event in self.heard]
+
+
+class Client(EventsClient):
+    """A client of it: the real one needs a server that goes away at just the right moment."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def __aenter__(self) -> Self:
+        if self._server.unreachable:
+            self._server.unreachable -= 1
+            raise OSError("nobody there")
+        self._server.entered += 1
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
+        self._server.left += 1
+        await super().__aexit__(exc_type, exc_val, exc_tb)
+
+    async def _emit(self, event: Event) -> None:
+        if error := self._server.refuses(event):
+            raise error
+        self._server.heard.append(event)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(event_stream, "get_events_client", lambda: Client(server))
+    monkeypatch.setattr(event_stream, "_SHORTEST_WAIT", 0.01)
+    return server
+
+
+@pytest.fixture
+def stream(server: Server) -> Iterator[EventStream]:
+    stream = EventStream()
+    yield stream
+    stream.close()
+    assert not stream._thread.is_alive()
+
+
+def make_event(name: str) -> Event:
+    return Event(event=name, resource={"prefect.resource.id": "some.thing"})  # type: ignore[arg-type]
+
+
+def send(stream: EventStream, *names: str) -> None:
+    for name in names:
+        stream.send(make_event(name))
+
+
+NAMES = [f"event {number}" for number in range(50)]
+
+
+def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: EventStream, server: Server) -> None:
+    send(stream, *NAMES)
+    stream.close()
+    assert server.names == NAMES
+    assert (server.entered, server.left) == (1, 1), "over one connection, which was closed as it should be"
+
+
+def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away(
+    stream: EventStream, server: Server
+) -> None:
+    server.unreachable = 3
+    send(stream, *NAMES)
+    stream.close()
+    assert server.names == NAMES
+
+
+def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: EventStream, server: Server) -> None:
+    failures = iter([OSError("broken pipe")])
+    server.refuses = lambda event: next(failures, None) if event.event == NAMES[7] else None
+    send(stream, *NAMES)
+    stream.close()
+    assert server.names == NAMES
+
+
+def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: EventStream, server: Server) -> None:
+    server.refuses = lambda event: ValueError("no JSON") if event.event == NAMES[0] else None
+    send(stream, *NAMES[:3])
+    stream.close()
+    assert server.names == NAMES[1:3]
+
+
+def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: EventStream, server: Server) -> None:
+    related: Related = Future()
+    stream.send(make_event("first"), related)
+    send(stream, "second")
+    flow = {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow"}
+    related.set_result([RelatedResource(flow)])
+    stream.close()
+    assert server.names == ["first", "second"]
+    assert [each.role for each in server.heard[0].related] == ["flow"]
+
+
+def test_what_is_never_known_keeps_no_other_event_back(
+    stream: EventStream, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "_LONGEST_LOOK", 0.01)
+    stream.send(make_event("of a run whose event loop has ended"), Future())
+    send(stream, "second")
+    stream.close()
+    assert server.names == ["second"]
+
+
+def test_an_outage_without_end_fills_no_memory(
+    stream: EventStream, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(event_stream, "MOST_WAITING", 10)
+    server.unreachable = 1_000_000
+    send(stream, *NAMES)
+    assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()], "and says so"
+    server.unreachable = 0
+    stream.close()
+    assert server.names == NAMES[:10]
+
+
+def test_events_of_many_threads_all_arrive(stream: EventStream, server: Server) -> None:
+    threads = [threading.Thread(target=send, args=(stream, *[f"{number}.{each}" for each in range(200)]))
+               for number in range(8)]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stream.close()
+    assert len(server.heard) == 8 * 200
+    for number in range(8):
+        mine = [name for name in server.names if name.startswith(f"{number}.")]
+        assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
