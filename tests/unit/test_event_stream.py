@@ -70,7 +70,7 @@ def stream(server: Server) -> Iterator[EventStream]:
 
 
 def make_event(name: str) -> Event:
-    return Event(event=name, resource={"prefect.resource.id": "some.thing"})  # type: ignore[arg-type]
+    return Event(event=name, resource={"prefect.resource.id": "some.thing"})
 
 
 def send(stream: EventStream, *names: str) -> None:
