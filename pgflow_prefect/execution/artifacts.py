@@ -1,9 +1,10 @@
 """What Prefect's UI shows of a run beside its graph: a table of its steps, its progress, and a link to the run."""
 
+import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -20,44 +21,46 @@ _ERROR_LENGTH = 200  # characters
 
 
 class RunArtifacts:
-    """Makes the artifacts of one run's flow run.
+    """Makes the artifacts of one run's flow run, one after the other.
 
     Their keys begin with the workflow's slug, so that Prefect's page of artifacts has one of each kind for a workflow,
     with all its runs as versions.
     """
 
-    def __init__(self, client: PrefectClient, flow_run_id: UUID, run_id: UUID, workflow_slug: str) -> None:
-        self._client = client
+    def __init__(self, flow_run_id: UUID, run_id: UUID, workflow_slug: str) -> None:
         self._flow_run_id = flow_run_id
         self._run_id = run_id
         self._key = make_key(workflow_slug)
         self._progress: UUID | None = None
+        self._changing = asyncio.Lock()
 
-    async def link(self, url: str) -> None:
+    async def link(self, client: PrefectClient, url: str) -> None:
         """Say which run this is, with a link to it."""
-        await self._create("run", "markdown", f"[run {self._run_id}]({url})", "The run in pgflow.runs.")
+        await self._create(client, "run", "markdown", f"[run {self._run_id}]({url})", "The run in pgflow.runs.")
 
-    async def show_progress(self, percent: float) -> None:
+    async def show_progress(self, client: PrefectClient, percent: float) -> None:
         """Show how much of the run is done."""
-        if self._progress is None:
-            self._progress = await self._create("progress", "progress", percent, "Steps that are done.")
-        else:
-            await self._client.update_artifact(self._progress, ArtifactUpdate(data=percent))
+        async with self._changing:
+            if self._progress is None:
+                self._progress = await self._create(client, "progress", "progress", percent, "Steps that are done.")
+            else:
+                await client.update_artifact(self._progress, ArtifactUpdate(data=percent))
 
-    async def finish_progress(self, percent: float) -> None:
-        """Show how much was done in the end, if anything was shown before."""
-        if self._progress is not None:
-            await self.show_progress(percent)
-
-    async def tabulate(self, order: Iterable[str], states: Mapping[str, StepState]) -> None:
+    async def tabulate(self, client: PrefectClient, order: Sequence[str], states: Mapping[str, StepState]) -> None:
         """Show a table of the run's steps, in this order; of a very large run, its first steps."""
-        slugs = [*order]
-        rows = [make_row(slug, states.get(slug)) for slug in slugs[:ROWS]]
-        more = f" The first {ROWS} of {len(slugs)}." if len(slugs) > ROWS else ""
-        await self._create("steps", "table", json.dumps(rows), f"The steps of run {self._run_id}.{more}")
+        rows = [make_row(slug, states.get(slug)) for slug in order[:ROWS]]
+        more = f" The first {ROWS} of {len(order)}." if len(order) > ROWS else ""
+        await self._create(client, "steps", "table", json.dumps(rows), f"The steps of run {self._run_id}.{more}")
 
-    async def _create(self, kind: str, type_: str, data: Any, description: str) -> UUID:  # noqa: ANN401  Prefect's own
-        created = await self._client.create_artifact(
+    async def _create(
+        self,
+        client: PrefectClient,
+        kind: str,
+        type_: str,
+        data: Any,  # noqa: ANN401  Prefect's own
+        description: str,
+    ) -> UUID:
+        created = await client.create_artifact(
             ArtifactCreate(
                 key=f"{self._key}-{kind}",
                 type=type_,

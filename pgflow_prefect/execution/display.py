@@ -3,23 +3,23 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import quote
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import PrefectClient, get_client
 
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
+from pgflow_prefect.execution.outbox import Request, request_soon
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import Run, Status
 
 PATIENCE = 5.0
-"""Seconds that a run which has ended waits for what is only shown: Prefect may be away."""
+"""Seconds that a run which has ended waits for PostgreSQL to say what is to be shown of it."""
 
 LONG = 10.0
 """Seconds after which a run counts as long, and shows its progress."""
@@ -51,7 +51,9 @@ class Display:
         self._events = RunEvents(
             self._run_id, self._workflow_slug, self._flow_run, steps.find_task_run_id, self._settings.events
         )
+        self._artifacts = RunArtifacts(self._flow_run.id, self._run_id, self._workflow_slug)
         self._done = 0
+        self._is_progress_shown = False
         self._observer, steps.observe = steps.observe, self.observe
 
     def observe(self, step_slug: str, state_name: str) -> None:
@@ -63,65 +65,61 @@ class Display:
 
     @asynccontextmanager
     async def show(self) -> AsyncIterator[None]:
-        """Show a run that is executed in the block, and how it has ended."""
+        """Show a run that is executed in the block, and how it has ended; the run waits for none of it."""
         self._events.tell_of_run("Running")
-        async with get_client() as client:
-            artifacts = RunArtifacts(client, self._flow_run.id, self._run_id, self._workflow_slug)
-            beside = [asyncio.create_task(self._try("its name", self._rename(client)))]
-            progress = anyio.CancelScope()
-            if self._settings.artifacts:
-                beside.append(asyncio.create_task(self._try("its link", self._link(artifacts))))
-                beside.append(asyncio.create_task(self._try("progress", self._show_progress(artifacts, progress))))
-            try:
-                yield
-                progress.cancel()
-                with anyio.move_on_after(PATIENCE):
-                    await asyncio.wait(beside)
-                    await self._try("its end", self._show_end(artifacts))
-            finally:
-                for task in beside:
-                    task.cancel()
+        self._rename()
+        if self._settings.artifacts:
+            slug = quote(self._workflow_slug, safe="")
+            url = self._settings.run_url.format(run_id=self._run_id, workflow=slug)
+            self._request("its link", lambda client: self._artifacts.link(client, url))
+        progress = asyncio.create_task(self._show_progress())
+        try:
+            yield
+        finally:
+            progress.cancel()
+        with anyio.move_on_after(PATIENCE):
+            await self._show_end()
 
-    async def _rename(self, client: PrefectClient) -> None:
+    def _rename(self) -> None:
         """Call a flow run that Prefect started as those are called that we start, unless somebody has named it."""
         name = name_flow_run(self._workflow_slug, self._run_id)
         if _PREFECTS_OWN_NAME.fullmatch(self._flow_run.name):
-            await client.update_flow_run(self._flow_run.id, name=name)
+            self._request("its name", lambda client: client.update_flow_run(self._flow_run.id, name=name))
 
-    async def _link(self, artifacts: RunArtifacts) -> None:
-        slug = quote(self._workflow_slug, safe="")
-        await artifacts.link(self._settings.run_url.format(run_id=self._run_id, workflow=slug))
-
-    async def _show_progress(self, artifacts: RunArtifacts, scope: anyio.CancelScope) -> None:
+    async def _show_progress(self) -> None:
+        if not self._settings.artifacts:
+            return
         shown = -1
-        with scope:
-            await anyio.sleep(LONG)
-            while True:
-                if self._done != shown:
-                    shown = self._done
-                    await artifacts.show_progress(self._percent)
-                await anyio.sleep(_INTERVAL)
+        await anyio.sleep(LONG)
+        while True:
+            if self._done != shown:
+                shown = self._done
+                self._is_progress_shown = True
+                self._request_progress()
+            await anyio.sleep(_INTERVAL)
 
-    @property
-    def _percent(self) -> float:
-        return round(100 * self._done / len(self._graph), 1)
+    def _request_progress(self) -> None:
+        percent = round(100 * self._done / len(self._graph), 1)
+        self._request("its progress", lambda client: self._artifacts.show_progress(client, percent))
 
-    async def _show_end(self, artifacts: RunArtifacts) -> None:
-        run = await self._store.read_run(self._run_id)
-        if run.status is Status.PENDING or run.epoch != self._run.epoch:
-            return  # somebody else goes on with it, or has done so
-        self._events.tell_of_run(_describe(run))
-        if self._settings.artifacts:
-            await artifacts.finish_progress(self._percent)
-            slugs = sort_steps(self._graph)
-            states = await self._store.list_step_ends(self._run_id, slugs[:ROWS])
-            await artifacts.tabulate(slugs, {each.step_slug: each for each in states})
-
-    async def _try(self, what: str, show: Awaitable[None]) -> None:
+    async def _show_end(self) -> None:
         try:
-            await show
+            run = await self._store.read_run(self._run_id)
+            if run.status is Status.PENDING or run.epoch != self._run.epoch:
+                return  # somebody else goes on with it, or has done so
+            self._events.tell_of_run(_describe(run))
+            if not self._settings.artifacts:
+                return
+            if self._is_progress_shown:
+                self._request_progress()
+            slugs = sort_steps(self._graph)
+            states = {each.step_slug: each for each in await self._store.list_step_ends(self._run_id, slugs[:ROWS])}
+            self._request("its table", lambda client: self._artifacts.tabulate(client, slugs, states))
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
-            _logger.warning("run %s: %s is not shown: %s", self._run_id, what, describe_error(error))
+            _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
+
+    def _request(self, what: str, act: Request) -> None:
+        request_soon(act, f"run {self._run_id}: {what}")
 
 
 def _describe(run: Run) -> str:

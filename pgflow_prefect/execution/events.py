@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
 
-from pgflow_prefect.execution.event_stream import send_event
+from pgflow_prefect.execution.outbox import send_event
 from pgflow_prefect.settings import Events
 
 _ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})

@@ -45,8 +45,8 @@ from prefect.transactions import atransaction
 from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
-from pgflow_prefect.execution.event_stream import Related, send_event
 from pgflow_prefect.execution.mirror import clean_message
+from pgflow_prefect.execution.outbox import Related, send_event
 from pgflow_prefect.execution.redaction import describe_error
 
 EDGES = "upstream"

@@ -1,4 +1,4 @@
-"""The way of our events to Prefect: one thread and one websocket of this process, which nobody waits for."""
+"""The way to Prefect of what is only shown: one thread of this process, which nobody waits for."""
 
 import asyncio
 import atexit
@@ -6,10 +6,13 @@ import logging
 import os
 import threading
 from collections import deque
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import AsyncExitStack
 from contextvars import Context
 from functools import cache
 
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
 from prefect.events import Event, RelatedResource
 from prefect.events.clients import RETRYABLE_EXCEPTIONS, EventsClient, get_events_client
@@ -19,6 +22,8 @@ from pgflow_prefect.execution.redaction import describe_error
 
 Related = Future[list[RelatedResource]]
 """What the events of one flow run are related to, once that is known."""
+
+Request = Callable[[PrefectClient], Awaitable[object]]
 
 PATIENCE = 5.0
 """Seconds for which a process that ends waits until Prefect has heard everything."""
@@ -33,8 +38,10 @@ _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 _logger = logging.getLogger(__name__)
 
 
-class EventStream:
+class Outbox:
     """Sends events in the order in which they came, while Prefect can be reached, and keeps them while it can't.
+
+    Requests to its API (a name, an artifact) are made beside them, once.
 
     Prefect's own `emit_event` hands every single event over to a thread, from there to another one and back, while all
     three contend for the interpreter: for a step that does nothing, that was half of what the step cost.
@@ -48,10 +55,15 @@ class EventStream:
         self._is_awake = False
         self._is_full = False
         self._is_closing = False
+        self._client: PrefectClient | None = None
+        self._resources = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._asked: deque[tuple[Request, str]] = deque()
+        self._requests: set[asyncio.Task[None]] = set()  # that are under way
         # Of the context of whoever sends the first event, nothing but the settings: the rest would never be let go.
         current = get_settings_context()
         self._settings = SettingsContext(profile=current.profile, settings=current.settings)
-        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="pgflow-events", daemon=True)
+        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="pgflow-outbox", daemon=True)
         self._thread.start()
         # As Prefect does, before threads can't be started any more: `atexit` comes after that, and then no name of a
         # server can be resolved.
@@ -75,6 +87,16 @@ class EventStream:
             self._is_awake = True
             self._loop.call_soon_threadsafe(self._wake.set)
 
+    def request(self, act: Request, what: str) -> None:
+        """Ask something of Prefect's API, soon; from any thread. Where that fails, a line in the log says so.
+
+        Args:
+            act: makes the request.
+            what: it is for, to be named in the log.
+        """
+        self._asked.append((act, what))
+        self._loop.call_soon_threadsafe(self._begin)
+
     def close(self, timeout: float = PATIENCE) -> None:
         """Send what is left, and wait until Prefect has got it, for so many seconds at most."""
         self._is_closing = True
@@ -83,7 +105,29 @@ class EventStream:
 
     def _run(self) -> None:
         with self._settings:
-            self._loop.run_until_complete(self._send_all())
+            self._loop.run_until_complete(self._work())
+
+    async def _work(self) -> None:
+        async with self._resources:
+            await self._send_all()
+            while self._asked or self._requests:
+                if self._requests:
+                    await asyncio.wait(self._requests)
+                await asyncio.sleep(0)  # those that came last are begun
+
+    def _begin(self) -> None:
+        task = self._loop.create_task(self._perform(*self._asked.popleft()))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _perform(self, act: Request, what: str) -> None:
+        try:
+            async with self._opening:
+                if self._client is None:
+                    self._client = await self._resources.enter_async_context(get_client())
+            await act(self._client)
+        except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
+            _logger.warning("%s is not shown: %s", what, describe_error(error))
 
     async def _send_all(self) -> None:
         wait = _SHORTEST_WAIT
@@ -135,14 +179,19 @@ class EventStream:
 
 
 @cache
-def _open_stream(url: str | None) -> EventStream:
-    """Return the stream to a server; another one for each."""
-    return EventStream()
+def _open_outbox(url: str | None) -> Outbox:
+    """Return the outbox for a server; another one for each."""
+    return Outbox()
 
 
-os.register_at_fork(after_in_child=_open_stream.cache_clear)  # threads stay behind
+os.register_at_fork(after_in_child=_open_outbox.cache_clear)  # threads stay behind
 
 
 def send_event(event: Event, related: Related | None = None) -> None:
-    """Send an event to the Prefect server that the settings name; see `EventStream.send`."""
-    _open_stream(get_current_settings().api.url).send(event, related)
+    """Send an event to the Prefect server that the settings name; see `Outbox.send`."""
+    _open_outbox(get_current_settings().api.url).send(event, related)
+
+
+def request_soon(act: Request, what: str) -> None:
+    """Ask something of the Prefect server that the settings name; see `Outbox.request`."""
+    _open_outbox(get_current_settings().api.url).request(act, what)

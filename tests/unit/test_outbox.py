@@ -1,5 +1,6 @@
 """Events on their way to Prefect: in their order, once it can be reached, and to the last one."""
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -7,11 +8,12 @@ from types import TracebackType
 from typing import Self
 
 import pytest
+from prefect.client.orchestration import PrefectClient
 from prefect.events import Event, RelatedResource
 from prefect.events.clients import EventsClient
 
-from pgflow_prefect.execution import event_stream
-from pgflow_prefect.execution.event_stream import EventStream, Related
+from pgflow_prefect.execution import outbox
+from pgflow_prefect.execution.outbox import Outbox, Related
 
 
 class Server:
@@ -56,14 +58,14 @@ class Client(EventsClient):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(event_stream, "get_events_client", lambda: Client(server))
-    monkeypatch.setattr(event_stream, "_SHORTEST_WAIT", 0.01)
+    monkeypatch.setattr(outbox, "get_events_client", lambda: Client(server))
+    monkeypatch.setattr(outbox, "_SHORTEST_WAIT", 0.01)
     return server
 
 
 @pytest.fixture
-def stream(server: Server) -> Iterator[EventStream]:
-    stream = EventStream()
+def stream(server: Server) -> Iterator[Outbox]:
+    stream = Outbox()
     yield stream
     stream.close()
     assert not stream._thread.is_alive()
@@ -73,7 +75,7 @@ def make_event(name: str) -> Event:
     return Event(event=name, resource={"prefect.resource.id": "some.thing"})
 
 
-def send(stream: EventStream, *names: str) -> None:
+def send(stream: Outbox, *names: str) -> None:
     for name in names:
         stream.send(make_event(name))
 
@@ -81,7 +83,7 @@ def send(stream: EventStream, *names: str) -> None:
 NAMES = [f"event {number}" for number in range(50)]
 
 
-def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: EventStream, server: Server) -> None:
+def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Outbox, server: Server) -> None:
     send(stream, *NAMES)
     stream.close()
     assert server.names == NAMES
@@ -89,7 +91,7 @@ def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Eve
 
 
 def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away(
-    stream: EventStream, server: Server
+    stream: Outbox, server: Server
 ) -> None:
     server.unreachable = 3
     send(stream, *NAMES)
@@ -97,7 +99,7 @@ def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away
     assert server.names == NAMES
 
 
-def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: EventStream, server: Server) -> None:
+def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: Outbox, server: Server) -> None:
     failures = iter([OSError("broken pipe")])
     server.refuses = lambda event: next(failures, None) if event.event == NAMES[7] else None
     send(stream, *NAMES)
@@ -105,14 +107,14 @@ def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: E
     assert server.names == NAMES
 
 
-def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: EventStream, server: Server) -> None:
+def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, server: Server) -> None:
     server.refuses = lambda event: ValueError("no JSON") if event.event == NAMES[0] else None
     send(stream, *NAMES[:3])
     stream.close()
     assert server.names == NAMES[1:3]
 
 
-def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: EventStream, server: Server) -> None:
+def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: Outbox, server: Server) -> None:
     related: Related = Future()
     stream.send(make_event("first"), related)
     send(stream, "second")
@@ -124,9 +126,9 @@ def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: EventStr
 
 
 def test_what_is_never_known_keeps_no_other_event_back(
-    stream: EventStream, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(event_stream, "_LONGEST_LOOK", 0.01)
+    monkeypatch.setattr(outbox, "_LONGEST_LOOK", 0.01)
     stream.send(make_event("of a run whose event loop has ended"), Future())
     send(stream, "second")
     stream.close()
@@ -134,9 +136,9 @@ def test_what_is_never_known_keeps_no_other_event_back(
 
 
 def test_an_outage_without_end_fills_no_memory(
-    stream: EventStream, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(event_stream, "MOST_WAITING", 10)
+    monkeypatch.setattr(outbox, "MOST_WAITING", 10)
     server.unreachable = 1_000_000
     send(stream, *NAMES)
     assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()], "and says so"
@@ -145,7 +147,7 @@ def test_an_outage_without_end_fills_no_memory(
     assert server.names == NAMES[:10]
 
 
-def test_events_of_many_threads_all_arrive(stream: EventStream, server: Server) -> None:
+def test_events_of_many_threads_all_arrive(stream: Outbox, server: Server) -> None:
     threads = [threading.Thread(target=send, args=(stream, *[f"{number}.{each}" for each in range(200)]))
                for number in range(8)]  # fmt: skip
     for thread in threads:
@@ -157,3 +159,37 @@ def test_events_of_many_threads_all_arrive(stream: EventStream, server: Server) 
     for number in range(8):
         mine = [name for name in server.names if name.startswith(f"{number}.")]
         assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
+
+
+class Api:
+    """Prefect's API, as far as it is needed."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.heard.append("closed")
+
+
+def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_in_the_log(
+    stream: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = Api()
+    monkeypatch.setattr(outbox, "get_client", lambda: api)
+
+    async def succeed(client: PrefectClient) -> None:
+        assert client is not None
+        await asyncio.sleep(0.01)
+        api.heard.append("asked")
+
+    async def fail(client: PrefectClient) -> None:
+        raise ValueError("no such thing")
+
+    stream.request(fail, "run 1: its name")
+    stream.request(succeed, "run 1: its link")
+    stream.close()
+    assert api.heard == ["asked", "closed"]
+    assert [record.getMessage() for record in caplog.records] == ["run 1: its name is not shown: no such thing"]
