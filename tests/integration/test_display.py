@@ -74,7 +74,8 @@ def make_workflow(slug: str) -> Workflow:
 
 async def read_artifacts(client: PrefectClient, flow_run_id: UUID) -> dict[str, Any]:
     chosen = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
-    return {each.key or "": each for each in await client.read_artifacts(artifact_filter=chosen)}
+    found = await client.read_artifacts(artifact_filter=chosen)
+    return {each.key: each for each in found if each.key}  # Prefect's own, of a state's data, have none
 
 
 async def await_artifacts(client: PrefectClient, slug: str, count: int = 2) -> dict[str, Any]:
