@@ -5,6 +5,8 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from pgflow_prefect.settings import BLOCK_TYPE
+
 
 class PgflowDatabase(Block):
     """A PostgreSQL database that has pgflow's schema. Deployed flows that find one need no environment variable.
@@ -18,7 +20,7 @@ class PgflowDatabase(Block):
     """
 
     _block_type_name: ClassVar[str] = "Pgflow Database"
-    _block_type_slug: ClassVar[str] = "pgflow-database"
+    _block_type_slug: ClassVar[str] = BLOCK_TYPE
     _description: ClassVar[str] = "The PostgreSQL database in which pgflow workflows and their runs are kept."
 
     dsn: SecretStr = Field(

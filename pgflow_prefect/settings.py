@@ -6,6 +6,9 @@ from uuid import UUID
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+BLOCK_TYPE = "pgflow-database"
+"""What Prefect calls the kind of block that says where a database is."""
+
 
 class Events(StrEnum):
     """Which events Prefect is told of."""

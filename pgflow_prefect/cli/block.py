@@ -3,6 +3,7 @@
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.settings import BLOCK_TYPE
 
 
 def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -24,7 +25,7 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
 
     check_server()
     is_new = run_event_loop(save_block, name, make_settings(dsn))
-    full_name = f"pgflow-database/{name}"
+    full_name = f"{BLOCK_TYPE}/{name}"
     if json:
         print_json({"block": full_name, "outcome": "created" if is_new else "updated"})
         return

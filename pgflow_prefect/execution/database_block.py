@@ -10,16 +10,13 @@ from pydantic import SecretStr
 from pgflow_prefect.database.connection import LIBPQ_VARIABLES, find_dsn
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
-from pgflow_prefect.settings import Settings
+from pgflow_prefect.settings import BLOCK_TYPE, Settings
 
 if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need none
     from pgflow_prefect.blocks import PgflowDatabase
 
 DEFAULT = "default"
 """The name of the block that a flow run looks for where nothing else says where its database is."""
-
-_TYPE = "pgflow-database"
-"""What Prefect calls the kind of block that `PgflowDatabase` is."""
 
 
 async def find_settings(settings: Settings) -> Settings:
@@ -39,7 +36,7 @@ async def find_settings(settings: Settings) -> Settings:
     block = await _load(settings.block or DEFAULT)
     if block is None and settings.block is not None:
         raise UsageError(
-            f"there is no Prefect block {_TYPE}/{settings.block}: make it with `pgflow-prefect block "
+            f"there is no Prefect block {BLOCK_TYPE}/{settings.block}: make it with `pgflow-prefect block "
             f"{settings.block}`, or name another one (PGFLOW_BLOCK)"
         )
     return settings if block is None else _apply(settings, block)
@@ -84,7 +81,7 @@ async def _load(name: str) -> "PgflowDatabase | None":
     # Not `PgflowDatabase.load`: pydantic's message would quote a wrong value.
     dsn, pool_size = values.get("dsn"), values.get("pool_size", 5)
     if not isinstance(dsn, str) or not dsn or not isinstance(pool_size, int) or pool_size < 1:
-        raise UsageError(f"the Prefect block {_TYPE}/{name} has no usable values: save it again")
+        raise UsageError(f"the Prefect block {BLOCK_TYPE}/{name} has no usable values: save it again")
     from pgflow_prefect.blocks import PgflowDatabase  # noqa: PLC0415
 
     return PgflowDatabase(dsn=SecretStr(dsn), pool_size=pool_size)
@@ -94,7 +91,7 @@ async def _read(name: str) -> dict[str, Any] | None:
     """Return a block's values; None where there is none of this name."""
     try:
         async with get_client() as client:
-            return dict((await client.read_block_document_by_name(name, _TYPE)).data)
+            return dict((await client.read_block_document_by_name(name, BLOCK_TYPE)).data)
     except ObjectNotFound:
         return None
 

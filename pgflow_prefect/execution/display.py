@@ -12,7 +12,7 @@ import anyio
 
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
-from pgflow_prefect.execution.outbox import Request, request_soon
+from pgflow_prefect.execution.outbox import Request, give_way, request_soon
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
@@ -77,6 +77,7 @@ class Display:
             yield
         finally:
             progress.cancel()
+            give_way()  # the flow run is about to enter its last state, and whoever started it waits for that
         with anyio.move_on_after(PATIENCE):
             await self._show_end()
 

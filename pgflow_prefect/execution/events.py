@@ -88,7 +88,7 @@ class RunEvents:
 def _send(event: str, resource: dict[str, str], related: list[dict[str, str]], payload: dict[str, Any]) -> None:
     # Prefect's models would look up in its settings, for each of them, how many labels are allowed.
     send_event(
-        Event(
+        Event.model_construct(
             event=event,
             resource=Resource.model_construct(resource),
             related=[RelatedResource.model_construct(each) for each in related],

@@ -8,9 +8,10 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from functools import cache
+from time import monotonic
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
@@ -31,6 +32,7 @@ PATIENCE = 5.0
 MOST_WAITING = 20_000
 """Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
 
+_PAUSE = 0.5  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
 _LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
@@ -54,7 +56,8 @@ class Outbox:
         self._wake = asyncio.Event()
         self._is_awake = False
         self._is_full = False
-        self._is_closing = False
+        self._closing = asyncio.Event()
+        self._resumes_at = 0.0  # of the monotonic clock
         self._client: PrefectClient | None = None
         self._resources = AsyncExitStack()
         self._opening = asyncio.Lock()
@@ -97,11 +100,24 @@ class Outbox:
         self._asked.append((act, what))
         self._loop.call_soon_threadsafe(self._begin)
 
+    def give_way(self) -> None:
+        """Send nothing for a moment, for somebody waits for an answer of the server; from any thread.
+
+        A server that digests a run's events answers ten times as late. At most half of the time is given away, however
+        many ask for it.
+        """
+        now = monotonic()
+        if now > self._resumes_at + _PAUSE:
+            self._resumes_at = now + _PAUSE
+
     def close(self, timeout: float = PATIENCE) -> None:
         """Send what is left, and wait until Prefect has got it, for so many seconds at most."""
-        self._is_closing = True
-        self._loop.call_soon_threadsafe(self._wake.set)
+        self._loop.call_soon_threadsafe(self._close)
         self._thread.join(timeout)
+
+    def _close(self) -> None:
+        self._closing.set()
+        self._wake.set()
 
     def _run(self) -> None:
         with self._settings:
@@ -125,6 +141,7 @@ class Outbox:
             async with self._opening:
                 if self._client is None:
                     self._client = await self._resources.enter_async_context(get_client())
+            await self._await_way()
             await act(self._client)
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
             _logger.warning("%s is not shown: %s", what, describe_error(error))
@@ -148,14 +165,24 @@ class Outbox:
             self._is_awake = False
             if self._events:  # it came just before that
                 break
-            if self._is_closing:
+            if self._closing.is_set():
                 return False
             await self._wake.wait()
             self._wake.clear()
-            if not self._is_closing:
-                await asyncio.sleep(_LINGER)
+            await self._sleep(_LINGER)
         self._is_awake = True
+        await self._await_way()
         return True
+
+    async def _await_way(self) -> None:
+        """Return once nobody is to be given way to."""
+        while (left := self._resumes_at - monotonic()) > 0 and not self._closing.is_set():
+            await self._sleep(left)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait for so long, or until there will be no more."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _send_next(self, client: EventsClient) -> None:
         event, related = self._events[0]
@@ -195,3 +222,8 @@ def send_event(event: Event, related: Related | None = None) -> None:
 def request_soon(act: Request, what: str) -> None:
     """Ask something of the Prefect server that the settings name; see `Outbox.request`."""
     _open_outbox(get_current_settings().api.url).request(act, what)
+
+
+def give_way() -> None:
+    """Send nothing to the Prefect server that the settings name for a moment; see `Outbox.give_way`."""
+    _open_outbox(get_current_settings().api.url).give_way()

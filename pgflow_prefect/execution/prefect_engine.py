@@ -1,8 +1,8 @@
 """The one place that does what Prefect's task engine does: a step as a task run of the current flow run.
 
 Prefect's own engine spends 9 ms of a core on a task that does nothing. Most of that serves what a step does not have:
-results that are persisted and cached, parameters, transactions, assets, futures; a third is three threads that hand
-each other events. PostgreSQL has the step's input, its result and its state already. What is left to do is to tell the
+results that are persisted and cached, parameters, assets, futures; a third is three threads that hand each other
+events. PostgreSQL has the step's input, its result and its state already. What is left to do is to tell the
 server, to be the task run that handlers find in their context, and to try again.
 
 What the server is told, `prefect.task-run.…` events, is how clients of Prefect 3 say what their tasks do. It is not
@@ -191,6 +191,7 @@ class _StepTaskRun:
         self._task = task
         self._task_run = task_run
         self._told: Event | None = None
+        self._described: dict[str, Any] | None = None  # the state that it tells of
 
     async def perform(self) -> State[Any]:
         task, context = self._task, self._runs.context
@@ -282,15 +283,17 @@ class _StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
-        event = self._make_event(state, before)
-        send_event(event, self._runs.related)
-        self._told = event
+        described = _describe(state)
+        self._told = self._make_event(state, before, described)
+        self._described = described
+        send_event(self._told, self._runs.related)
 
-    def _make_event(self, state: State[Any], before: State[Any] | None) -> Event:
+    def _make_event(self, state: State[Any], before: State[Any] | None, described: dict[str, Any]) -> Event:
         run, told = self._task_run, self._told
-        return Event(
+        # Nothing here wants to be validated, and for that, Prefect's models would look up settings of theirs each time.
+        return Event.model_construct(
             id=state.id,
-            occurred=state.timestamp,
+            occurred=_to_time(state),
             event=f"prefect.task-run.{state.name}",
             follows=told.id if told is not None and _seconds_between(before, state) < _TIGHT else None,
             resource=Resource.model_construct(
@@ -305,10 +308,11 @@ class _StepTaskRun:
                     "prefect.orchestration": "client",
                 }
             ),
+            related=[],
             payload={
                 "intended": {"from": before.type.value if before else None, "to": state.type.value},
-                "initial_state": _describe(before) if before else None,
-                "validated_state": {**_describe(state), "data": None},
+                "initial_state": self._described,
+                "validated_state": {**described, "data": None},
                 "task_run": run.model_dump(
                     mode="json", exclude_none=True, exclude=_SHOWN_ELSEWHERE | _COMPUTED_BY_SERVER
                 ),

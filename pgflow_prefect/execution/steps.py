@@ -64,7 +64,7 @@ class Steps:
     task_runs: TaskRuns
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
-    _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)  # as the task runner has them
+    _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
 
     async def perform(self, slug: str) -> bool:
@@ -83,8 +83,11 @@ class Steps:
         return self.schedule.graph
 
     def find_task_run_id(self, slug: str) -> UUID:
-        """Return the id of a step's task run."""
-        return self._task_run_ids.get(slug) or find_task_run_id(self.flow_run.id, slug)
+        """Return the id of a step's task run: ours, or what its task runner has called it."""
+        known = self._task_run_ids.get(slug)
+        if known is None:
+            known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, slug)
+        return known
 
     def _conclude(self, slug: str, state: State) -> bool:
         self.observe(slug, state.name or state.type.value)

@@ -107,8 +107,8 @@ async def test_one_result_that_cannot_be_stored_keeps_no_other_one_back(
         group.start_soon(complete, "s1", '"\\u0000"')
         group.start_soon(complete, "s2", "null")
     assert outcomes == {"s0": Status.COMPLETED, "s1": ResultInvalidError, "s2": Status.COMPLETED}
-    found = "SELECT step_result FROM pgflow.step_states WHERE run_id = %s AND step_slug = 's2'"
-    assert db.execute(found, [run_id]).fetchone() == (None,)
+    found = "SELECT jsonb_typeof(step_result) FROM pgflow.step_states WHERE run_id = %s AND step_slug = 's2'"
+    assert db.execute(found, [run_id]).fetchone() == ("null",)
 
 
 async def test_a_claim_ahead_of_what_is_not_ready_is_refused_and_harms_nothing(batch: Batch) -> None:

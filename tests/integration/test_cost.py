@@ -1,11 +1,13 @@
 """What a run costs, as counts and ratios that hold on any machine: statements a step, and the cost as a run grows."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import psycopg
 import pytest
 
+from benchmarks.engine import Graph, chain
+from benchmarks.shapes import layers, wide
 from pgflow_prefect import Workflow
 from tests.conftest import Connection
 from tests.engine import define
@@ -14,23 +16,8 @@ from tests.integration.test_statements import count_commits
 
 pytestmark = pytest.mark.anyio
 
-Graph = Mapping[str, Sequence[str]]
-
 CONSTANT = 30
 """Statements of a run whatever its size: opening connections, taking the run, its definition, its end, its lease."""
-
-
-def chain(length: int) -> Graph:
-    return {f"s{number}": [f"s{number - 1}"] if number else [] for number in range(length)}
-
-
-def wide(width: int) -> Graph:
-    return {f"s{number}": [] for number in range(width)}
-
-
-def layers(count: int, width: int) -> Graph:
-    names = [[f"s{layer}_{place}" for place in range(width)] for layer in range(count)]
-    return {name: names[layer - 1] if layer else [] for layer in range(count) for name in names[layer]}
 
 
 def make_workflow(slug: str, graph: Graph) -> Workflow:

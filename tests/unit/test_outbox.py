@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
@@ -159,6 +160,28 @@ def test_events_of_many_threads_all_arrive(stream: Outbox, server: Server) -> No
     for number in range(8):
         mine = [name for name in server.names if name.startswith(f"{number}.")]
         assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
+
+
+def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for_it(
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_PAUSE", 3600.0)
+    stream.give_way()
+    send(stream, *NAMES)
+    heard_before = server.names
+    stream.close()
+    assert (heard_before, server.names) == ([], NAMES)
+
+
+def test_events_go_on_however_many_are_given_way_to(
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_PAUSE", 0.02)
+    send(stream, *NAMES)
+    deadline = time.monotonic() + 30
+    while server.names != NAMES:
+        stream.give_way()
+        assert time.monotonic() < deadline, f"{len(server.names)} of {len(NAMES)} arrived"
 
 
 class Api:
