@@ -18,7 +18,7 @@ from benchmarks.startup import measure_startup
 from benchmarks.translation import measure_translation
 from benchmarks.visibility import measure_visibility
 from benchmarks.worker import measure_worker
-from benchmarks.workflows import measure_workflows
+from benchmarks.workflows import ONLY, measure_workflows
 
 # Each gets the connection string of a server that it may fill as it likes.
 SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
@@ -44,6 +44,10 @@ def main() -> int:
     if unknown := set(subjects) - set(SUBJECTS):
         parser.error(f"unknown subject: {', '.join(sorted(unknown))}")
 
+    is_written = arguments.write or not arguments.subjects
+    if is_written and ONLY.pattern:
+        parser.error("what BENCHMARK_ONLY measures is not written to RESULTS.md: name subjects, without --write")
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end as well
     console = Console(width=None if sys.stdout.isatty() else 120)
     measured: dict[str, list[Report]] = {subject: [] for subject in subjects}
@@ -53,7 +57,7 @@ def main() -> int:
             for report in SUBJECTS[subject](server):
                 console.print(report.table(), "")
                 reports.append(report)
-            if arguments.write or not arguments.subjects:
+            if is_written:
                 write_results({subject: reports}, description)
     return 1 if any(report.is_missed for reports in measured.values() for report in reports) else 0
 

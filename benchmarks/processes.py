@@ -18,7 +18,7 @@ from benchmarks.commands import Site
 QUIET = 0.1
 """Of one core: what all processes may use together when they have nothing to do. An idle Prefect server polls."""
 
-GLANCE = 0.5  # seconds
+GLANCE = 1.0  # seconds, and longer than any side is idle on purpose
 PATIENCE = 60.0  # seconds, after which it is measured all the same, and said
 
 

@@ -1,6 +1,7 @@
 """Claims and completions of a run that come at the same time, in one statement and one transaction."""
 
-from asyncio import Future, Task, create_task, get_running_loop, wait
+import logging
+from asyncio import CancelledError, Future, Task, create_task, get_running_loop, wait
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,11 +10,17 @@ from uuid import UUID
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import SupersededError
+from pgflow_prefect.errors import ResultInvalidError, RunNotPendingError, SupersededError
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
 
 MOST, MOST_BYTES = 100, 1024 * 1024
 """Of a batch: steps, and what their results may have together; a larger one travels alone."""
+
+
+_OF_ONE = (ResultInvalidError, RunNotPendingError, SupersededError)
+"""What is to be expected: one of several is refused."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Batch:
@@ -65,17 +72,31 @@ class Batch:
         if self._sending is not None:
             self._sending.cancel()
             await wait([self._sending])
+            if not self._sending.cancelled():
+                self._sending.exception()  # raised to those who waited
 
     async def _send(self) -> None:
-        while self._completions or self._claims:
-            completions = self._take_completions()
-            # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
-            room = 0 if self._completions else MOST - len(completions)
-            claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
-            if len(completions) + len(claims) == 1:
-                await self._send_each(completions, claims)
-            else:
-                await self._send_all(completions, claims)
+        completions: list[tuple[Completion, Future[Report]]] = []
+        claims: list[tuple[ClaimRequest, Future[Claim]]] = []
+        try:
+            while self._completions or self._claims:
+                completions = self._take_completions()
+                # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
+                room = 0 if self._completions else MOST - len(completions)
+                claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
+                if len(completions) + len(claims) == 1:
+                    await self._send_each(completions, claims)
+                else:
+                    await self._send_all(completions, claims)
+        except BaseException as error:
+            # A signal, which Prefect raises wherever the event loop is at that moment: those who wait are to hear it.
+            for _, reported in (*completions, *self._completions):
+                _break_off(reported, error)
+            for _, asked in (*claims, *self._claims):
+                _break_off(asked, error)
+            self._completions.clear()
+            self._claims.clear()
+            raise
 
     def _take_completions(self) -> list[tuple[Completion, "Future[Report]"]]:
         taken: list[tuple[Completion, Future[Report]]] = []
@@ -99,7 +120,9 @@ class Batch:
                 _refuse(reported, error)
             for _, asked in claims:
                 _refuse(asked, error)
-        except Exception:  # noqa: BLE001  of whichever it is, it alone is to hear
+        except Exception as error:  # noqa: BLE001  of whichever it is, it alone is to hear
+            level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
+            _logger.log(level, "run %s: what comes together is sent one by one: %s", self._run_id, error)
             await self._send_each(completions, claims)
         else:
             for (_, reported), report in zip(completions, reports, strict=True):
@@ -138,6 +161,14 @@ async def open_batch(store: Store, run_id: UUID, epoch: int) -> AsyncIterator[Ba
 def _answer(waiting: "Future[Any]", answer: object) -> None:
     if not waiting.done():  # whoever asked may have been cancelled
         waiting.set_result(answer)
+
+
+def _break_off(waiting: "Future[Any]", error: BaseException) -> None:
+    if isinstance(error, CancelledError):
+        waiting.cancel()
+    elif not waiting.done():
+        waiting.set_exception(error)
+        waiting.exception()
 
 
 def _refuse(waiting: "Future[Any]", error: Exception) -> None:

@@ -65,7 +65,7 @@ class Display:
 
     @asynccontextmanager
     async def show(self) -> AsyncIterator[None]:
-        """Show a run that is executed in the block, and how it has ended; the run waits for none of it."""
+        """Show a run that is executed in the block, and how it has ended; the run waits for no answer of Prefect's."""
         self._events.tell_of_run("Running")
         self._rename()
         if self._settings.artifacts:

@@ -48,7 +48,7 @@ class ActiveRun:
     turns: Turns
     drained: bool = False
     stopped: Stop | None = None
-    _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks between two attempts, by slug
+    _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks before an attempt, by slug
     _working: set[CancelScope] = field(default_factory=set)  # handlers
     _awaiting: set[CancelScope] = field(default_factory=set)  # steps that others do
 
@@ -75,8 +75,9 @@ class ActiveRun:
 
     @contextmanager
     def task(self, step_slug: str) -> Iterator[CancelScope]:
-        """Run a step's task, all its attempts and the delays between them; draining ends it in a delay."""
+        """Run a step's task, all its attempts and what it waits for between and before them; draining ends that."""
         with CancelScope() as scope:
+            self._waiting[step_slug] = scope
             try:
                 yield scope
             finally:

@@ -16,7 +16,7 @@ from time import monotonic
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
 from prefect.events import Event, RelatedResource
-from prefect.events.clients import RETRYABLE_EXCEPTIONS, EventsClient, get_events_client
+from prefect.events.clients import EventsClient, get_events_client
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.execution.redaction import describe_error
@@ -31,6 +31,10 @@ PATIENCE = 5.0
 
 MOST_WAITING = 20_000
 """Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
+
+_MOST_UNCONFIRMED, _LONGEST_UNCONFIRMED = 700, 90.0
+"""Events, and seconds, that may have gone to a server that was not there any more: twice and more what Prefect's client
+sends before it looks, and no event sent twice is acted upon twice."""
 
 _PAUSE = 0.5  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
@@ -52,12 +56,14 @@ class Outbox:
     def __init__(self) -> None:
         """Start the thread; it ends with the process, once it has sent everything."""
         self._events: deque[tuple[Event, Related | None]] = deque()
+        self._sent: deque[tuple[float, Event]] = deque(maxlen=_MOST_UNCONFIRMED)
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._is_awake = False
         self._is_full = False
         self._closing = asyncio.Event()
-        self._resumes_at = 0.0  # of the monotonic clock
+        self._resumes_at = float("-inf")  # of the monotonic clock
+        self._is_told = False  # that Prefect does not take events
         self._client: PrefectClient | None = None
         self._resources = AsyncExitStack()
         self._opening = asyncio.Lock()
@@ -65,8 +71,11 @@ class Outbox:
         self._requests: set[asyncio.Task[None]] = set()  # that are under way
         # Of the context of whoever sends the first event, nothing but the settings: the rest would never be let go.
         current = get_settings_context()
-        self._settings = SettingsContext(profile=current.profile, settings=current.settings)
-        self._thread = threading.Thread(target=Context().run, args=(self._run,), name="pgflow-outbox", daemon=True)
+        self._context = Context()
+        self._context.run(SettingsContext(profile=current.profile, settings=current.settings).__enter__)
+        self._thread = threading.Thread(
+            target=self._context.copy().run, args=(self._run,), name="pgflow-outbox", daemon=True
+        )
         self._thread.start()
         # As Prefect does, before threads can't be started any more: `atexit` comes after that, and then no name of a
         # server can be resolved.
@@ -84,7 +93,7 @@ class Outbox:
                 _logger.warning("Prefect does not take events: the next ones are dropped, and not shown at once")
             self._is_full = True
             return
-        self._is_full = False
+        self._is_full = self._is_full and len(self._events) > MOST_WAITING // 2
         self._events.append((event, related))
         if not self._is_awake:
             self._is_awake = True
@@ -98,7 +107,7 @@ class Outbox:
             what: it is for, to be named in the log.
         """
         self._asked.append((act, what))
-        self._loop.call_soon_threadsafe(self._begin)
+        self._loop.call_soon_threadsafe(self._begin, context=self._context)
 
     def give_way(self) -> None:
         """Send nothing for a moment, for somebody waits for an answer of the server; from any thread.
@@ -120,8 +129,7 @@ class Outbox:
         self._wake.set()
 
     def _run(self) -> None:
-        with self._settings:
-            self._loop.run_until_complete(self._work())
+        self._loop.run_until_complete(self._work())
 
     async def _work(self) -> None:
         async with self._resources:
@@ -153,11 +161,20 @@ class Outbox:
                 async with get_events_client() as client:
                     while await self._await_events():
                         await self._send_next(client)
-                        wait = _SHORTEST_WAIT
+                        wait, self._is_told = _SHORTEST_WAIT, False
             except Exception as error:  # noqa: BLE001  whatever keeps it from connecting, or from going on
-                _logger.warning("Prefect does not take events: %s", describe_error(error))
+                if not self._is_told:
+                    _logger.warning("Prefect does not take events: %s; trying again", describe_error(error))
+                self._is_told = True
+                self._take_back()
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
+
+    def _take_back(self) -> None:
+        """Have the latest be sent again: the client would have done that, and the next one knows nothing of them."""
+        since = monotonic() - _LONGEST_UNCONFIRMED
+        self._events.extendleft((event, None) for sent, event in reversed(self._sent) if sent > since)
+        self._sent.clear()
 
     async def _await_events(self) -> bool:
         """Return once there is an event to be sent; False where there will be none."""
@@ -196,13 +213,21 @@ class Outbox:
             self._events[0] = event, None
         try:
             await client.emit(event)
-        except RETRYABLE_EXCEPTIONS:
-            raise  # it is sent again, perhaps a second time, which changes nothing: an event has an id
-        except Exception as error:
-            _logger.warning("event %s of %s is not sent: %s", event.event, event.resource.id, describe_error(error))
-            self._events.popleft()
-            raise
+        except Exception:
+            if not _can_be_sent(event):
+                self._events.popleft()
+            raise  # another one is sent again, perhaps a second time, which changes nothing: an event has an id
+        self._sent.append((monotonic(), event))
         self._events.popleft()
+
+
+def _can_be_sent(event: Event) -> bool:
+    try:
+        event.model_dump_json()
+    except Exception as error:  # noqa: BLE001  it would never be sent, and nothing after it
+        _logger.warning("event %s of %s is not sent: %s", event.event, event.resource.id, describe_error(error))
+        return False
+    return True
 
 
 @cache

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from time import time
 from typing import Any, TypeAlias, cast
@@ -26,12 +26,13 @@ import anyio
 from prefect import Task, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder, State, TaskRun, TaskRunPolicy, TaskRunResult
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError, concurrency
+from prefect.concurrency.asyncio import concurrency
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.events import Event, RelatedResource, Resource
 from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound, PrefectSignal
+from prefect.settings import get_current_settings
 from prefect.states import (
     AwaitingRetry,
     Completed,
@@ -106,18 +107,41 @@ class TaskRuns:
             tags=self.tags,
             task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
         )
+        return await _StepTaskRun(self, task, task_run).perform()
+
+    @asynccontextmanager
+    async def hold_slots(self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+        """Hold a slot of each limit for as long as the block takes; where Prefect can't say, go on without.
+
+        Args:
+            task_run_id: the task run whose slots they are.
+            waiting: entered for as long as it has to wait for them.
+        """
         async with AsyncExitStack() as stack:
             if self.limits:
-                await self._await_slots(stack, task_run_id)
-            return await _StepTaskRun(self, task, task_run).perform()
+                async with waiting:
+                    await self._take_slots(stack, task_run_id)
+            yield
 
-    async def _await_slots(self, stack: AsyncExitStack, task_run_id: UUID) -> None:
-        """Wait until the limits leave room for one more task; where Prefect can't say, go on without."""
+    async def _take_slots(self, stack: AsyncExitStack, task_run_id: UUID) -> None:
         holder = ConcurrencyLeaseHolder(type="task_run", id=task_run_id)
+        slots = concurrency(self.limits, lease_duration=60, strict=False, holder=holder)
         try:
-            await stack.enter_async_context(concurrency(self.limits, lease_duration=60, strict=False, holder=holder))
-        except ConcurrencySlotAcquisitionError as error:
-            _logger.warning("task run %s goes on without a slot of %s: %s", task_run_id, self.limits, error)
+            await slots.__aenter__()
+        except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
+            _logger.warning("a task goes on without a slot of %s: %s", self.limits, describe_error(error))
+            return
+
+        async def give_back(*raised: Any) -> bool | None:  # noqa: ANN401  as of any context manager
+            try:
+                return await slots.__aexit__(*raised)
+            except Exception as error:
+                if error is raised[1]:
+                    raise
+                _logger.warning("a slot of %s is free once its lease ends: %s", self.limits, describe_error(error))
+                return None
+
+        stack.push_async_exit(give_back)
 
 
 @asynccontextmanager
@@ -140,7 +164,9 @@ async def _find_related(context: FlowRunContext, related: Related) -> None:
     """Have events be related to the flow run, its flow, its deployment and so on, as those of other tasks are."""
     try:
         with anyio.fail_after(_PATIENCE):
-            related.set_result(await related_resources_from_run_context(_get_client(context)))
+            found = await related_resources_from_run_context(_get_client(context))
+        # A server closes the connection over an event that has more: the flow run, and what else comes first, is kept.
+        related.set_result(found[: get_current_settings().server.events.maximum_related_resources])
     except Exception as error:  # noqa: BLE001  it is only shown
         _logger.debug("what the flow run is related to is not known: %s", describe_error(error))
         related.set_result([_relate_to_flow_run(context)])

@@ -9,7 +9,13 @@ from pgflow_prefect.graph import Graph
 
 
 class Schedule:
-    """Which steps of a run may start."""
+    """Which steps of a run may start.
+
+    Attributes:
+        graph: the workflow.
+        turns: how many of its steps work at the same time.
+        stopped: no further step is to start.
+    """
 
     def __init__(self, graph: Graph, turns: Turns) -> None:
         """Begin with a run of which nothing is done.
@@ -20,6 +26,7 @@ class Schedule:
         """
         self.graph = graph
         self.turns = turns
+        self.stopped = False
         self._unmet = dict(graph.in_degree())
         self._foreseen: set[str] = set()  # and not begun yet
 
@@ -57,16 +64,13 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str], Awaitable[bo
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
             to their end, and no other starts.
     """
-    stopped = False
-
     async with anyio.create_task_group() as group:
 
         async def work(slug: str) -> None:
-            nonlocal stopped
             async with schedule.turns.take(slug):
                 schedule.begin(slug)
-                if stopped or not await perform(slug):
-                    stopped = True
+                if schedule.stopped or not await perform(slug):
+                    schedule.stopped = True
                     return
             for downstream in schedule.conclude(slug):
                 group.start_soon(work, downstream)

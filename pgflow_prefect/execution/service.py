@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import FrameType
 
 import anyio
+from prefect.logging.loggers import patch_print
 
 _GRACE = 3.0  # seconds for handing runs back, after the second signal
 
@@ -52,7 +53,9 @@ def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
 
     def work() -> None:
         try:
-            anyio.run(serve, switch)
+            # Each flow run does this for itself, and takes it back when it ends: from all others, too.
+            with patch_print():
+                anyio.run(serve, switch)
         except BaseException as error:  # noqa: BLE001  raised again, in the main thread
             failures.append(error)
 

@@ -157,11 +157,23 @@ class Step:
         backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
         end: Report | State[None] | None = None
         while end is None:
-            claim = await self._claim(again=backoff.has_begun)
+            claim = await self._claim_or_fail(again=backoff.has_begun)
             if claim.status is not Status.PENDING:
                 return self._show_ended(claim)
             end = await self._execute(claim, backoff)
         return end
+
+    async def _claim_or_fail(self, *, again: bool) -> Claim:
+        """Claim the step; where Python can't read its input, which jsonb can hold, no owner ever could."""
+        try:
+            return await self._claim(again=again)
+        except PgflowPrefectError:
+            raise
+        except Exception as error:
+            self._task.retries = 0
+            message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
+            await self.mirror.fail(self.slug, message, state_name="Failed", task_run_id=self.task_run_id, attempt=None)
+            raise ResultInvalidError(message) from error
 
     async def _claim(self, *, again: bool) -> Claim:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""

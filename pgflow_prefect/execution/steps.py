@@ -129,9 +129,14 @@ class Steps:
                 claimed=self._claimed.pop(slug, None),
                 claim_next=self._claim_next,
             )
-            state = await self.task_runs.run(step.make_task(), step.task_run_id, self._find_edges(slug))
-            return self._conclude(slug, state)
-        return False  # it waited for its next attempt, and the run is not to go on here
+            # A turn is only waited for with a slot, and never the other way round: a step that others do keeps its
+            # slot, and gives its turn away.
+            async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
+                if self.run.drained or self.schedule.stopped:
+                    return False
+                state = await self.task_runs.run(step.make_task(), step.task_run_id, self._find_edges(slug))
+                return self._conclude(slug, state)
+        return False  # it waited for an attempt, and the run is not to go on here
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:
         step = RemoteStep(

@@ -133,6 +133,31 @@ async def test_what_python_cannot_read_is_raised_where_it_was_asked_for(batch: B
         group.start_soon(batch.claim, ask("s2"))
 
 
+class Signal(BaseException):
+    """What Prefect raises for SIGTERM, wherever the event loop is at that moment."""
+
+
+async def test_a_signal_that_meets_the_statement_is_heard_by_all_who_wait_for_it(
+    batch: Batch, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raise_signal(*_: object) -> None:
+        raise Signal
+
+    monkeypatch.setattr(store, "complete_and_claim", raise_signal)
+    heard: list[str] = []
+
+    async def claim(step: str) -> None:
+        with pytest.raises(Signal):
+            await batch.claim(ask(step))
+        heard.append(step)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            for step in STEPS:
+                group.start_soon(claim, step)
+    assert sorted(heard) == sorted(STEPS)
+
+
 async def test_a_former_owner_hears_it_for_each(batch: Batch, store: Store, run_id: UUID) -> None:
     await batch.claim(ask("s0"))
     assert await store.take_run(run_id, uuid4(), force=True)

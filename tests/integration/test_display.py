@@ -47,6 +47,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
     return lambda: [event for event in sent if event.event.startswith("pgflow.")]
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What of a run Prefect's API is asked to show, and is not asked."""
+    asked: list[str] = []
+    monkeypatch.setattr(display, "request_soon", lambda act, what: asked.append(what.partition(": ")[2]))
+    return asked
+
+
 def make_workflow(slug: str) -> Workflow:
     workflow = Workflow(slug)
 
@@ -98,7 +106,6 @@ async def test_a_table_has_the_steps_in_their_order(slug: str, client: PrefectCl
     assert all(row["duration"].endswith(" s") for row in rows)
     run_id = read_run(db)[2]
     assert artifacts[f"{make_key(slug)}-run"].data == f"[run {run_id}](urn:uuid:{run_id})"
-    assert len(artifacts) == 2, "a short run shows no progress"
 
 
 async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
@@ -111,6 +118,14 @@ async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
     assert rows["bottom"] == {
         "step": "bottom", "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""
     }  # fmt: skip
+
+
+async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
+    slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "give_way", lambda: asked.append("way is given"))
+    await make_workflow(slug).flow({})
+    assert asked == ["its name", "its link", "way is given", "its table"], "and no progress, of a short run"
 
 
 async def test_the_link_leads_to_where_the_settings_say(slug: str, client: PrefectClient, db: Connection) -> None:
@@ -148,10 +163,10 @@ async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, m
 
 
 async def test_nothing_is_made_where_nothing_is_wanted(
-    slug: str, client: PrefectClient, told: Callable[[], list[Any]]
+    slug: str, prefect_api: str, told: Callable[[], list[Any]], asked: list[str]
 ) -> None:
     await make_workflow(slug).make_flow(Settings(artifacts=False, events=Events.NONE))({})
-    assert not await read_artifacts(client, (await read_flow_run(client, slug)).id)
+    assert asked == ["its name"]
     assert not told()
 
 
@@ -166,10 +181,11 @@ async def test_a_flow_run_that_prefect_named_is_named_for_its_run(
             await anyio.sleep(0.05)
 
 
-async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient) -> None:
+async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient, asked: list[str]) -> None:
     flow = make_workflow(slug).flow.with_options(flow_run_name="The one of Monday")
     await flow({})
     assert (await read_flow_run(client, slug)).name == "The one of Monday"
+    assert asked == ["its link", "its table"]
 
 
 async def test_automations_hear_of_runs_and_steps(

@@ -1,7 +1,7 @@
 """Steps that somebody else does: Prefect executes nothing, waits, and shows what PostgreSQL says of them."""
 
 from datetime import timedelta
-from typing import Any, LiteralString
+from typing import LiteralString
 
 import anyio
 import pytest
@@ -11,13 +11,12 @@ from prefect.client.schemas.objects import TaskRun
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.bindings import External
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.execution import host as hosts
-from pgflow_prefect.execution.host import ActiveRun
+from pgflow_prefect.execution.host import Stop
 from pgflow_prefect.models import AwaitedStep, StepEnd
 from tests.conftest import Connection
 from tests.engine import cancel, claim, complete, fail, get_run, get_state, reopen, run_workflow, take, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_steps
-from tests.integration.waiting import WAITING, await_value, going, going_on, read_times
+from tests.integration.waiting import WAITING, await_value, going, going_on, note_active_runs, read_times
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -30,19 +29,6 @@ def outside(define: Define) -> Workflow:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["first", "second"], [("first", "second")])
     return workflow
-
-
-def stop_all(monkeypatch: pytest.MonkeyPatch) -> list[ActiveRun]:
-    """Return where the runs that begin from now on are noted, to be drained."""
-    begun: list[ActiveRun] = []
-
-    class Noted(ActiveRun):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            begun.append(self)
-
-    monkeypatch.setattr(hosts, "ActiveRun", Noted)
-    return begun
 
 
 def check_times(db: Connection, shown: TaskRun, step: str) -> None:
@@ -210,11 +196,11 @@ async def test_a_run_that_is_stopped_because_its_last_step_is_done_is_completed(
 ) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
-    begun = stop_all(monkeypatch)
+    begun = note_active_runs(monkeypatch)
     async with going(workflow, db) as run:
         await await_value(db, 1, WAITING)
         complete(db, run.run_id, "only", 1)
-        begun[0].stop(hosts.Stop.ENDED)  # who extends the leases has heard of it first
+        begun[0].stop(Stop.ENDED)  # who extends the leases has heard of it first
     assert run.ended.is_completed()
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "Completed"})
 
@@ -279,7 +265,7 @@ async def test_draining_hands_a_waiting_run_back_and_the_next_one_waits_on(
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(timeout_seconds=600))
-    begun = stop_all(monkeypatch)
+    begun = note_active_runs(monkeypatch)
     async with going(workflow, db) as first:
         await await_value(db, 1, WAITING)
         since = value(db, "SELECT updated_at FROM pgflow_prefect.task_runs")
@@ -301,7 +287,7 @@ async def test_the_time_counts_from_the_first_wait_whoever_waits(
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(timeout_seconds=600))
-    begun = stop_all(monkeypatch)
+    begun = note_active_runs(monkeypatch)
     async with going(workflow, db) as run:
         await await_value(db, 1, WAITING)
         begun[0].drain()
@@ -320,13 +306,13 @@ async def test_a_cancelled_run_that_is_reopened_has_all_its_time_again(
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(timeout_seconds=600))
-    begun = stop_all(monkeypatch)
+    begun = note_active_runs(monkeypatch)
     async with going(workflow, db) as run:
         await await_value(db, 1, WAITING)
         db.execute("UPDATE pgflow_prefect.task_runs SET updated_at = updated_at - interval '10 minutes'")
         cancel(db, run.run_id)
         if not seen:
-            begun[0].stop(hosts.Stop.ENDED)  # who extends the leases has heard of it first
+            begun[0].stop(Stop.ENDED)  # who extends the leases has heard of it first
     reopen(db, run.run_id)
     async with going_on(workflow, run.run_id) as second:
         await await_value(db, 1, WAITING)

@@ -7,7 +7,9 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
+from tests.engine import run_workflow, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
@@ -43,6 +45,25 @@ async def test_after_a_failure_downstream_never_starts_and_both_sides_say_why(
     assert flow_run.state.is_failed()
     assert message in str(flow_run.state.message)
     await await_task_runs(client, flow_run, {"before": "Completed", "broken": "Failed"})
+
+
+async def test_an_input_that_jsonb_holds_and_python_cannot_read_fails_the_step_and_says_so(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["outside", "reads"], [("outside", "reads")])
+    run_id = run_workflow(db, workflow.slug).id
+    db.execute("SELECT pgflow.complete_step(%s, 'outside', repeat('9', 5001)::jsonb)", [run_id])
+
+    @workflow.step(retries=3, retry_delay_seconds=60)
+    async def reads(outside: int) -> None:
+        raise AssertionError("this must not run")
+
+    with pytest.raises(RunFailedError, match="the input of step 'reads' can't be read: ValueError: Exceeds the limit"):
+        await workflow.flow(run_id=run_id)
+    assert value(db, "SELECT status FROM pgflow.step_states WHERE step_slug = 'reads'") == "failed"
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, {"outside": "Completed", "reads": "Failed"})
 
 
 async def test_a_failed_attempt_is_tried_again_and_counted(

@@ -1,13 +1,16 @@
 """What handlers say shows in Prefect, under the task of their step."""
 
+import signal
 from uuid import UUID
 
 import anyio
 import pytest
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect.execution.service import Switch, run_service
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
@@ -42,3 +45,48 @@ async def test_logger_and_print_of_sync_and_async_handlers_reach_prefect(define:
             logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
             shown = {(log.message, log.task_run_id) for log in logs}
             await anyio.sleep(0.1)
+
+
+def test_print_reaches_prefect_after_another_run_of_the_process_has_ended(
+    define: Define, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # they are the tests' own
+    short, long = Workflow(make_slug()), Workflow(make_slug())
+    define(short.slug, ["step"])
+    define(long.slug, ["step"])
+    shown: list[str] = []
+
+    async def run_both(client: PrefectClient) -> None:
+        short_works, long_works, short_has_ended = anyio.Event(), anyio.Event(), anyio.Event()
+
+        @short.step("step")
+        async def end_first() -> None:
+            short_works.set()
+            await long_works.wait()
+
+        @long.step("step")
+        async def end_last() -> None:
+            long_works.set()
+            await short_has_ended.wait()
+            print("said when the other one has ended")
+
+        async def run_short() -> None:
+            await short.flow()
+            short_has_ended.set()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run_short)
+            await short_works.wait()
+            await long.flow()
+        flow_run = await read_flow_run(client, long.slug)
+        while "said when the other one has ended" not in shown:
+            logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
+            shown[:] = [log.message for log in logs]
+            await anyio.sleep(0.1)
+
+    async def serve(switch: Switch) -> None:
+        with temporary_settings({PREFECT_API_URL: prefect_api}), anyio.fail_after(60):  # it is another thread
+            async with get_client() as client:
+                await run_both(client)
+
+    assert run_service(serve) == 0

@@ -8,7 +8,6 @@ import anyio
 import pytest
 from prefect import flow, tags, task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext
@@ -130,27 +129,6 @@ async def read_roles(client: PrefectClient, slug: str) -> set[str]:
             if of_first:
                 return {related["prefect.resource.role"] for related in of_first[0]["related"]}
             await anyio.sleep(0.1)
-
-
-async def test_a_limit_on_a_tag_is_kept(define: Define, pgflow_dsn: str, client: PrefectClient) -> None:
-    slug, tag = make_slug(), make_slug()
-    steps = [f"step_{number}" for number in range(4)]
-    define(slug, steps)
-    await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=f"tag:{tag}", limit=1))
-    workflow, working, most = Workflow(slug), 0, 0
-
-    async def work() -> None:
-        nonlocal working, most
-        working += 1
-        most = max(most, working)
-        await anyio.sleep(0.05)
-        working -= 1
-
-    for step in steps:
-        workflow.step(step)(work)
-    with tags(tag):
-        await workflow.flow({})
-    assert most == 1
 
 
 async def test_what_a_handler_finds_in_its_context_is_its_task_run(

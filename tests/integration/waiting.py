@@ -8,9 +8,12 @@ from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import anyio
+import pytest
 from prefect.client.schemas.objects import State
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.execution import host as hosts
+from pgflow_prefect.execution.host import ActiveRun
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
 
@@ -80,3 +83,16 @@ def read_times(db: Connection, run_id: UUID, step: str) -> tuple[datetime, datet
     assert isinstance(began, datetime)
     assert isinstance(ended, datetime)
     return began, ended
+
+
+def note_active_runs(monkeypatch: pytest.MonkeyPatch) -> list[ActiveRun]:
+    """Return where the runs that begin from now on are noted, to be drained."""
+    begun: list[ActiveRun] = []
+
+    class Noted(ActiveRun):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            begun.append(self)
+
+    monkeypatch.setattr(hosts, "ActiveRun", Noted)
+    return begun

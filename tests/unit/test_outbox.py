@@ -24,11 +24,13 @@ class Server:
         self.heard: list[Event] = []
         self.unreachable = 0
         self.refuses: Callable[[Event], Exception | None] = lambda event: None
+        self.is_away = self.is_gone_unnoticed = False
         self.entered = self.left = 0
 
     @property
     def names(self) -> list[str]:
-        return [event.event for event in self.heard]
+        """Of the events, the first time that each was heard."""
+        return list(dict.fromkeys(event.event for event in self.heard))
 
 
 class Client(EventsClient):
@@ -38,6 +40,8 @@ class Client(EventsClient):
         self._server = server
 
     async def __aenter__(self) -> Self:
+        if self._server.is_away:
+            raise OSError("nobody there")
         if self._server.unreachable:
             self._server.unreachable -= 1
             raise OSError("nobody there")
@@ -53,6 +57,9 @@ class Client(EventsClient):
     async def _emit(self, event: Event) -> None:
         if error := self._server.refuses(event):
             raise error
+        event.model_dump_json()
+        if self._server.is_gone_unnoticed:
+            return
         self._server.heard.append(event)
 
 
@@ -108,11 +115,35 @@ def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: O
     assert server.names == NAMES
 
 
-def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, server: Server) -> None:
-    server.refuses = lambda event: ValueError("no JSON") if event.event == NAMES[0] else None
+def test_what_a_server_has_not_got_that_was_not_there_any_more_is_sent_again(stream: Outbox, server: Server) -> None:
+    server.is_gone_unnoticed = True
+
+    def refuse(event: Event) -> Exception | None:
+        if event.event == NAMES[20] and server.is_gone_unnoticed:
+            server.is_gone_unnoticed = False  # it is back, and this connection leads nowhere
+            return OSError("broken pipe")
+        return None
+
+    server.refuses = refuse
+    send(stream, *NAMES)
+    stream.close()
+    assert server.names == NAMES
+
+
+@pytest.mark.parametrize("error", [ValueError("502"), OSError("broken pipe")], ids=["refused", "broken"])
+def test_an_event_is_not_to_blame_for_a_connection(stream: Outbox, server: Server, error: Exception) -> None:
+    errors = iter([error, error])
+    server.refuses = lambda event: next(errors, None)
     send(stream, *NAMES[:3])
     stream.close()
-    assert server.names == NAMES[1:3]
+    assert server.names == NAMES[:3]
+
+
+def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, server: Server) -> None:
+    stream.send(make_event("no JSON").model_copy(update={"payload": {"key": object()}}))
+    send(stream, *NAMES[:3])
+    stream.close()
+    assert server.names == NAMES[:3]
 
 
 def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: Outbox, server: Server) -> None:
@@ -140,10 +171,10 @@ def test_an_outage_without_end_fills_no_memory(
     stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outbox, "MOST_WAITING", 10)
-    server.unreachable = 1_000_000
+    server.is_away = True
     send(stream, *NAMES)
     assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()], "and says so"
-    server.unreachable = 0
+    server.is_away = False
     stream.close()
     assert server.names == NAMES[:10]
 
@@ -156,7 +187,7 @@ def test_events_of_many_threads_all_arrive(stream: Outbox, server: Server) -> No
     for thread in threads:
         thread.join()
     stream.close()
-    assert len(server.heard) == 8 * 200
+    assert len(server.names) == len(server.heard) == 8 * 200
     for number in range(8):
         mine = [name for name in server.names if name.startswith(f"{number}.")]
         assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
@@ -166,8 +197,17 @@ def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for
     stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_PAUSE", 3600.0)
+    waits = threading.Event()
+    await_way = stream._await_way
+
+    async def note() -> None:
+        waits.set()
+        await await_way()
+
+    monkeypatch.setattr(stream, "_await_way", note)
     stream.give_way()
     send(stream, *NAMES)
+    assert waits.wait(30)
     heard_before = server.names
     stream.close()
     assert (heard_before, server.names) == ([], NAMES)
@@ -215,4 +255,6 @@ def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_
     stream.request(succeed, "run 1: its link")
     stream.close()
     assert api.heard == ["asked", "closed"]
-    assert [record.getMessage() for record in caplog.records] == ["run 1: its name is not shown: no such thing"]
+    assert [each for each in caplog.messages if "is not shown" in each] == [
+        "run 1: its name is not shown: no such thing"
+    ]
