@@ -3,7 +3,6 @@
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.settings import BLOCK_TYPE
 
 
 def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -22,6 +21,7 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
     """
     from pgflow_prefect.execution.database_block import save_block
     from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.settings import BLOCK_TYPE
 
     check_server()
     is_new = run_event_loop(save_block, name, make_settings(dsn))

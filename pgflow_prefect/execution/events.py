@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
+from prefect.types import DateTime
 
 from pgflow_prefect.execution.outbox import send_event
 from pgflow_prefect.settings import Events
@@ -40,37 +43,47 @@ class RunEvents:
     def tell_of_run(self, what: str) -> None:
         """Tell what happened to the run: a state's name."""
         if self.wanted is not Events.NONE:
-            _send(
-                event=f"pgflow.run.{_to_words(what)}",
-                resource={
-                    "prefect.resource.id": f"pgflow.run.{self.run_id}",
-                    "prefect.resource.name": self.flow_run.name,
-                    **self._labels,
-                },
-                related=[self._related_flow_run],
-                payload={"state": what},
-            )
+            send_event(partial(self._make_event_of_run, what, datetime.now(UTC)))
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
         if self.wanted is Events.ALL or (self.wanted is Events.ENDS and what in _ENDS):
-            _send(
-                event=f"pgflow.step.{_to_words(what)}",
-                resource={
-                    "prefect.resource.id": f"pgflow.step.{self.run_id}.{step_slug}",
-                    "prefect.resource.name": step_slug,
-                    "pgflow.step": step_slug,
-                    **self._labels,
-                },
-                related=[
-                    self._related_flow_run,
-                    {
-                        "prefect.resource.id": f"prefect.task-run.{self.find_task_run_id(step_slug)}",
-                        "prefect.resource.role": "task-run",
-                    },
-                ],
-                payload={"state": what},
+            send_event(
+                partial(self._make_event_of_step, step_slug, self.find_task_run_id(step_slug), what, datetime.now(UTC))
             )
+
+    def _make_event_of_run(self, what: str, occurred: datetime) -> Event:
+        return _make_event(
+            occurred,
+            event=f"pgflow.run.{_to_words(what)}",
+            resource={
+                "prefect.resource.id": f"pgflow.run.{self.run_id}",
+                "prefect.resource.name": self.flow_run.name,
+                **self._labels,
+            },
+            related=[self._related_flow_run],
+            payload={"state": what},
+        )
+
+    def _make_event_of_step(self, step_slug: str, task_run_id: UUID, what: str, occurred: datetime) -> Event:
+        return _make_event(
+            occurred,
+            event=f"pgflow.step.{_to_words(what)}",
+            resource={
+                "prefect.resource.id": f"pgflow.step.{self.run_id}.{step_slug}",
+                "prefect.resource.name": step_slug,
+                "pgflow.step": step_slug,
+                **self._labels,
+            },
+            related=[
+                self._related_flow_run,
+                {
+                    "prefect.resource.id": f"prefect.task-run.{task_run_id}",
+                    "prefect.resource.role": "task-run",
+                },
+            ],
+            payload={"state": what},
+        )
 
     @property
     def _labels(self) -> dict[str, str]:
@@ -85,15 +98,16 @@ class RunEvents:
         }
 
 
-def _send(event: str, resource: dict[str, str], related: list[dict[str, str]], payload: dict[str, Any]) -> None:
+def _make_event(
+    occurred: datetime, event: str, resource: dict[str, str], related: list[dict[str, str]], payload: dict[str, Any]
+) -> Event:
     # Prefect's models would look up in its settings, for each of them, how many labels are allowed.
-    send_event(
-        Event.model_construct(
-            event=event,
-            resource=Resource.model_construct(resource),
-            related=[RelatedResource.model_construct(each) for each in related],
-            payload=payload,
-        )
+    return Event.model_construct(
+        occurred=cast("DateTime", occurred),  # it is one: Prefect's types say less
+        event=event,
+        resource=Resource.model_construct(resource),
+        related=[RelatedResource.model_construct(each) for each in related],
+        payload=payload,
     )
 
 

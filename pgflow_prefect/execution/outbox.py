@@ -24,6 +24,8 @@ from pgflow_prefect.execution.redaction import describe_error
 Related = Future[list[RelatedResource]]
 """What the events of one flow run are related to, once that is known."""
 
+Make = Callable[[], Event]
+
 Request = Callable[[PrefectClient], Awaitable[object]]
 
 PATIENCE = 5.0
@@ -55,7 +57,8 @@ class Outbox:
 
     def __init__(self) -> None:
         """Start the thread; it ends with the process, once it has sent everything."""
-        self._events: deque[tuple[Event, Related | None]] = deque()
+        self._waiting: deque[tuple[Make, Related | None]] = deque()
+        self._made: deque[Event] = deque()  # the first of those, and what is to be sent again
         self._sent: deque[tuple[float, Event]] = deque(maxlen=_MOST_UNCONFIRMED)
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
@@ -81,20 +84,20 @@ class Outbox:
         # server can be resolved.
         getattr(threading, "_register_atexit", atexit.register)(self.close)
 
-    def send(self, event: Event, related: Related | None = None) -> None:
+    def send(self, make: Make, related: Related | None = None) -> None:
         """Send an event, soon; from any thread.
 
         Args:
-            event: what happened.
+            make: returns it; called in the outbox's thread, while a run's event loop waits for PostgreSQL or a handler.
             related: what else it is related to; it waits until that is known.
         """
-        if len(self._events) >= MOST_WAITING:
+        if len(self._waiting) >= MOST_WAITING:
             if not self._is_full:
                 _logger.warning("Prefect does not take events: the next ones are dropped, and not shown at once")
             self._is_full = True
             return
-        self._is_full = self._is_full and len(self._events) > MOST_WAITING // 2
-        self._events.append((event, related))
+        self._is_full = self._is_full and len(self._waiting) > MOST_WAITING // 2
+        self._waiting.append((make, related))
         if not self._is_awake:
             self._is_awake = True
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -173,14 +176,14 @@ class Outbox:
     def _take_back(self) -> None:
         """Have the latest be sent again: the client would have done that, and the next one knows nothing of them."""
         since = monotonic() - _LONGEST_UNCONFIRMED
-        self._events.extendleft((event, None) for sent, event in reversed(self._sent) if sent > since)
+        self._made.extendleft(event for sent, event in reversed(self._sent) if sent > since)
         self._sent.clear()
 
     async def _await_events(self) -> bool:
         """Return once there is an event to be sent; False where there will be none."""
-        while not self._events:
+        while not self._waiting and not self._made:
             self._is_awake = False
-            if self._events:  # it came just before that
+            if self._waiting:  # it came just before that
                 break
             if self._closing.is_set():
                 return False
@@ -202,23 +205,31 @@ class Outbox:
             await asyncio.wait_for(self._closing.wait(), seconds)
 
     async def _send_next(self, client: EventsClient) -> None:
-        event, related = self._events[0]
-        if related is not None:
-            try:
-                found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(related)), _LONGEST_LOOK)
-            except TimeoutError:  # the run's event loop has ended before it knew
-                self._events.popleft()
-                return
-            event.related += found
-            self._events[0] = event, None
+        if not self._made:
+            await self._make_next()
+        if not self._made:
+            return
+        event = self._made[0]
         try:
             await client.emit(event)
         except Exception:
             if not _can_be_sent(event):
-                self._events.popleft()
+                self._made.popleft()
             raise  # another one is sent again, perhaps a second time, which changes nothing: an event has an id
         self._sent.append((monotonic(), event))
-        self._events.popleft()
+        self._made.popleft()
+
+    async def _make_next(self) -> None:
+        make, related = self._waiting.popleft()
+        try:
+            event = make()
+            if related is not None:
+                found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(related)), _LONGEST_LOOK)
+                event.related += found
+        except Exception as error:  # noqa: BLE001  a run's event loop, for one, has ended before it knew
+            _logger.warning("an event is not sent: %s", describe_error(error))
+        else:
+            self._made.append(event)
 
 
 def _can_be_sent(event: Event) -> bool:
@@ -239,9 +250,9 @@ def _open_outbox(url: str | None) -> Outbox:
 os.register_at_fork(after_in_child=_open_outbox.cache_clear)  # threads stay behind
 
 
-def send_event(event: Event, related: Related | None = None) -> None:
+def send_event(make: Make, related: Related | None = None) -> None:
     """Send an event to the Prefect server that the settings name; see `Outbox.send`."""
-    _open_outbox(get_current_settings().api.url).send(event, related)
+    _open_outbox(get_current_settings().api.url).send(make, related)
 
 
 def request_soon(act: Request, what: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from time import time
 from typing import Any, TypeAlias, cast
 from uuid import UUID, uuid5
@@ -216,8 +217,6 @@ class _StepTaskRun:
         self._runs = runs
         self._task = task
         self._task_run = task_run
-        self._told: Event | None = None
-        self._described: dict[str, Any] | None = None  # the state that it tells of
 
     async def perform(self) -> State[Any]:
         task, context = self._task, self._runs.context
@@ -309,41 +308,37 @@ class _StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
-        described = _describe(state)
-        self._told = self._make_event(state, before, described)
-        self._described = described
-        send_event(self._told, self._runs.related)
+        send_event(partial(_make_event, run.model_copy(), state, before), self._runs.related)
 
-    def _make_event(self, state: State[Any], before: State[Any] | None, described: dict[str, Any]) -> Event:
-        run, told = self._task_run, self._told
-        # Nothing here wants to be validated, and for that, Prefect's models would look up settings of theirs each time.
-        return Event.model_construct(
-            id=state.id,
-            occurred=_to_time(state),
-            event=f"prefect.task-run.{state.name}",
-            follows=told.id if told is not None and _seconds_between(before, state) < _TIGHT else None,
-            resource=Resource.model_construct(
-                {
-                    "prefect.resource.id": f"prefect.task-run.{run.id}",
-                    "prefect.resource.name": run.name,
-                    "prefect.run-count": str(run.run_count),
-                    "prefect.state-message": state.message or "",
-                    "prefect.state-name": state.name or "",
-                    "prefect.state-timestamp": state.timestamp.isoformat(),
-                    "prefect.state-type": state.type.value,
-                    "prefect.orchestration": "client",
-                }
-            ),
-            related=[],
-            payload={
-                "intended": {"from": before.type.value if before else None, "to": state.type.value},
-                "initial_state": self._described,
-                "validated_state": {**described, "data": None},
-                "task_run": run.model_dump(
-                    mode="json", exclude_none=True, exclude=_SHOWN_ELSEWHERE | _COMPUTED_BY_SERVER
-                ),
-            },
-        )
+
+def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
+    """Return what the server is told of a task run that has entered a state."""
+    # Nothing here wants to be validated, and for that, Prefect's models would look up settings of theirs each time.
+    return Event.model_construct(
+        id=state.id,
+        occurred=_to_time(state),
+        event=f"prefect.task-run.{state.name}",
+        follows=before.id if before is not None and _seconds_between(before, state) < _TIGHT else None,
+        resource=Resource.model_construct(
+            {
+                "prefect.resource.id": f"prefect.task-run.{run.id}",
+                "prefect.resource.name": run.name,
+                "prefect.run-count": str(run.run_count),
+                "prefect.state-message": state.message or "",
+                "prefect.state-name": state.name or "",
+                "prefect.state-timestamp": state.timestamp.isoformat(),
+                "prefect.state-type": state.type.value,
+                "prefect.orchestration": "client",
+            }
+        ),
+        related=[],
+        payload={
+            "intended": {"from": before.type.value if before else None, "to": state.type.value},
+            "initial_state": _describe(before) if before else None,
+            "validated_state": {**_describe(state), "data": None},
+            "task_run": run.model_dump(mode="json", exclude_none=True, exclude=_SHOWN_ELSEWHERE | _COMPUTED_BY_SERVER),
+        },
+    )
 
 
 def _seconds_between(before: State[Any] | None, state: State[Any]) -> float:

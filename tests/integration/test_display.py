@@ -9,13 +9,12 @@ import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.events import Event
 
 from pgflow_prefect import Settings, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution import display
 from pgflow_prefect.execution.artifacts import make_key
-from pgflow_prefect.execution.outbox import Outbox, Related
+from pgflow_prefect.execution.outbox import Make, Outbox, Related
 from pgflow_prefect.settings import Events
 from tests.conftest import Connection
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
@@ -39,9 +38,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
     sent: list[Any] = []
     send = Outbox.send
 
-    def note(stream: Outbox, event: Event, related: Related | None = None) -> None:
-        sent.append(event)
-        send(stream, event, related)
+    def note(stream: Outbox, make: Make, related: Related | None = None) -> None:
+        sent.append(event := make())
+        send(stream, lambda: event, related)
 
     monkeypatch.setattr(Outbox, "send", note)
     return lambda: [event for event in sent if event.event.startswith("pgflow.")]

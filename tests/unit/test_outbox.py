@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -85,7 +86,7 @@ def make_event(name: str) -> Event:
 
 def send(stream: Outbox, *names: str) -> None:
     for name in names:
-        stream.send(make_event(name))
+        stream.send(partial(make_event, name))
 
 
 NAMES = [f"event {number}" for number in range(50)]
@@ -140,7 +141,7 @@ def test_an_event_is_not_to_blame_for_a_connection(stream: Outbox, server: Serve
 
 
 def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, server: Server) -> None:
-    stream.send(make_event("no JSON").model_copy(update={"payload": {"key": object()}}))
+    stream.send(lambda: make_event("no JSON").model_copy(update={"payload": {"key": object()}}))
     send(stream, *NAMES[:3])
     stream.close()
     assert server.names == NAMES[:3]
@@ -148,7 +149,7 @@ def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, se
 
 def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: Outbox, server: Server) -> None:
     related: Related = Future()
-    stream.send(make_event("first"), related)
+    stream.send(partial(make_event, "first"), related)
     send(stream, "second")
     flow = {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow"}
     related.set_result([RelatedResource(flow)])
@@ -161,7 +162,7 @@ def test_what_is_never_known_keeps_no_other_event_back(
     stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_LONGEST_LOOK", 0.01)
-    stream.send(make_event("of a run whose event loop has ended"), Future())
+    stream.send(partial(make_event, "of a run whose event loop has ended"), Future())
     send(stream, "second")
     stream.close()
     assert server.names == ["second"]
