@@ -77,7 +77,10 @@ class Display:
             yield
         finally:
             progress.cancel()
-            give_way()  # the flow run is about to enter its last state, and whoever started it waits for that
+            # The flow run is about to enter its last state, and whoever started it waits for that. Only where all steps
+            # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
+            if self._done == len(self._graph):
+                give_way()
         with anyio.move_on_after(PATIENCE):
             await self._show_end()
 

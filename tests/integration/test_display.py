@@ -127,6 +127,15 @@ async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
     assert asked == ["its name", "its link", "way is given", "its table"], "and no progress, of a short run"
 
 
+async def test_the_end_of_a_run_that_did_not_complete_is_preceded_by_all_that_led_to_it(
+    slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "give_way", lambda: asked.append("way is given"))
+    with pytest.raises(RunFailedError):
+        await make_workflow(slug).flow({"broken": True})
+    assert "way is given" not in asked
+
+
 async def test_the_link_leads_to_where_the_settings_say(slug: str, client: PrefectClient, db: Connection) -> None:
     settings = Settings(run_url="https://app.example.org/{workflow}/{run_id}?tab=steps")
     await make_workflow(slug).make_flow(settings)({})

@@ -232,7 +232,8 @@ async def test_a_run_that_is_cancelled_is_waited_for_no_longer(
     assert run.ended.is_cancelled()
     shown = await await_task_runs(client, await read_flow_run(client, outside.slug), {"first": "Cancelled"})
     assert shown["first"].state is not None
-    assert shown["first"].state.message == "cancelled: wrong list"
+    # A Prefect server looks from time to time for what is left of cancelled flow runs, and may have been there first.
+    assert shown["first"].state.message in {"cancelled: wrong list", "The parent flow run was cancelled."}
 
 
 async def test_a_step_of_a_run_that_failed_elsewhere_is_waited_for_no_longer(
