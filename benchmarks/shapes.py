@@ -46,7 +46,6 @@ SHAPES: Mapping[str, Graph] = {
     "1,000 wide": wide(1_000),
     "100 wide": wide(100),
     "chain of 1,000": chain(1_000),
-    "200 wide": wide(200),
     "20 layers of 50": lattice(20, 50),
     "40 layers of 50": lattice(40, 50),
     "100 layers of 50": lattice(100, 50),

@@ -18,7 +18,7 @@ from benchmarks.workflows import REPETITIONS, WARM_UP
 from pgflow_prefect.database.connection import create_database
 from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS, prefect_server
 
-SHAPE = "200 wide"
+SHAPE = "1,000 wide"
 
 COMPLETED = {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
 GLANCE = 0.05  # seconds between two questions

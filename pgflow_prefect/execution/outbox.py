@@ -35,10 +35,10 @@ MOST_WAITING = 20_000
 """Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
 
 _MOST_UNCONFIRMED, _LONGEST_UNCONFIRMED = 700, 90.0
-"""Events, and seconds, that may have gone to a server that was not there any more: twice and more what Prefect's client
-sends before it looks, and no event sent twice is acted upon twice."""
+"""Events, and seconds, that may have gone to a server that was not there any more: Prefect's client looks after 700
+events, or 30 s. An event that is sent twice has the same id, by which the server knows it."""
 
-_PAUSE = 0.5  # seconds; requests that somebody waits for take less, unless the server has other things to do
+_PAUSE = 0.25  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
 _LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
