@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from functools import cache
 from time import monotonic
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import SettingsContext, get_settings_context
 from prefect.events import Event, RelatedResource
 from prefect.events.clients import EventsClient, get_events_client
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.execution.redaction import describe_error
@@ -29,7 +31,7 @@ Make = Callable[[], Event]
 Request = Callable[[PrefectClient], Awaitable[object]]
 
 PATIENCE = 5.0
-"""Seconds for which a process that ends waits until Prefect has heard everything."""
+"""Seconds without any progress after which a process that ends waits no longer for Prefect to hear everything."""
 
 MOST_WAITING = 20_000
 """Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
@@ -38,10 +40,19 @@ _MOST_UNCONFIRMED, _LONGEST_UNCONFIRMED = 700, 90.0
 """Events, and seconds, that may have gone to a server that was not there any more: Prefect's client looks after 700
 events, or 30 s. An event that is sent twice has the same id, by which the server knows it."""
 
+_STRIDE = 1_000
+"""Events after which it looks how far the server is: a Prefect server drops what it has no room for, 10,000 at a time,
+and tells nobody. All processes that send to it share that room."""
+
+_LONGEST_STRIDE = 30.0  # seconds; a task run that somebody has deleted never shows
+_LOOK_INTERVAL = 0.2  # seconds
+
 _PAUSE = 0.25  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
 _LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
+
+_TASK_RUN = "prefect.task-run."
 
 _logger = logging.getLogger(__name__)
 
@@ -60,6 +71,9 @@ class Outbox:
         self._waiting: deque[tuple[Make, Related | None]] = deque()
         self._made: deque[Event] = deque()  # the first of those, and what is to be sent again
         self._sent: deque[tuple[float, Event]] = deque(maxlen=_MOST_UNCONFIRMED)
+        self._strides = 0  # events sent since the last look
+        self._marked: Event | None = None  # the last one of the stride before
+        self._progress = 0  # whatever was achieved, to be compared
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._is_awake = False
@@ -123,9 +137,12 @@ class Outbox:
             self._resumes_at = now + _PAUSE
 
     def close(self, timeout: float = PATIENCE) -> None:
-        """Send what is left, and wait until Prefect has got it, for so many seconds at most."""
+        """Send what is left, and wait until Prefect has got it, while in so many seconds anything goes on."""
         self._loop.call_soon_threadsafe(self._close)
-        self._thread.join(timeout)
+        seen = -1
+        while self._thread.is_alive() and self._progress != seen:
+            seen = self._progress
+            self._thread.join(timeout)
 
     def _close(self) -> None:
         self._closing.set()
@@ -149,13 +166,18 @@ class Outbox:
 
     async def _perform(self, act: Request, what: str) -> None:
         try:
-            async with self._opening:
-                if self._client is None:
-                    self._client = await self._resources.enter_async_context(get_client())
+            client = await self._open_client()
             await self._await_way()
-            await act(self._client)
+            await act(client)
+            self._progress += 1
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
             _logger.warning("%s is not shown: %s", what, describe_error(error))
+
+    async def _open_client(self) -> PrefectClient:
+        async with self._opening:
+            if self._client is None:
+                self._client = await self._resources.enter_async_context(get_client())
+            return self._client
 
     async def _send_all(self) -> None:
         wait = _SHORTEST_WAIT
@@ -218,6 +240,28 @@ class Outbox:
             raise  # another one is sent again, perhaps a second time, which changes nothing: an event has an id
         self._sent.append((monotonic(), event))
         self._made.popleft()
+        self._progress += 1
+        self._strides += 1
+        if self._strides >= _STRIDE and event.resource.id.startswith(_TASK_RUN):
+            if self._marked is not None:
+                await self._await_record(self._marked)
+            self._marked, self._strides = event, 0
+
+    async def _await_record(self, event: Event) -> None:
+        """Return once the server shows what an event says of a task run."""
+        task_run_id = UUID(event.resource.id.removeprefix(_TASK_RUN))
+        deadline = monotonic() + _LONGEST_STRIDE
+        while monotonic() < deadline:
+            try:
+                shown = await (await self._open_client()).read_task_run(task_run_id)
+                if shown.state is not None and shown.state.timestamp >= event.occurred:
+                    return
+                self._progress += 1  # it answers
+            except ObjectNotFound:
+                self._progress += 1  # and will have it soon
+            except Exception as error:  # noqa: BLE001  the server may be away
+                _logger.debug("task run %s does not show: %s", task_run_id, describe_error(error))
+            await asyncio.sleep(_LOOK_INTERVAL)
 
     async def _make_next(self) -> None:
         make, related = self._waiting.popleft()

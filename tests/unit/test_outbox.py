@@ -5,14 +5,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from functools import partial
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Self
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.events import Event, RelatedResource
 from prefect.events.clients import EventsClient
+from prefect.exceptions import ObjectNotFound
 
 from pgflow_prefect.execution import outbox
 from pgflow_prefect.execution.outbox import Outbox, Related
@@ -236,6 +239,29 @@ class Api:
 
     async def __aexit__(self, *_: object) -> None:
         self.heard.append("closed")
+
+
+def test_no_more_is_sent_than_the_server_has_room_for(
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Slow(Api):
+        async def read_task_run(self, task_run_id: UUID) -> SimpleNamespace:
+            asked.append(len(server.heard))
+            if len(asked) % 2:
+                raise ObjectNotFound(OSError())
+            return SimpleNamespace(state=SimpleNamespace(timestamp=datetime.max.replace(tzinfo=UTC)))
+
+    monkeypatch.setattr(outbox, "_STRIDE", 10)
+    monkeypatch.setattr(outbox, "_LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(outbox, "get_client", Slow)
+    for name in NAMES:
+        event = Event(event=name, resource={"prefect.resource.id": f"prefect.task-run.{uuid4()}"})
+        stream.send(partial(Event.model_copy, event))
+    stream.close()
+    assert len(server.heard) == len(NAMES)
+    assert asked == [20, 20, 30, 30, 40, 40, 50, 50], "a stride ahead of what the server shows, and it is asked again"
 
 
 def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_in_the_log(
