@@ -12,7 +12,7 @@ import anyio
 
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
-from pgflow_prefect.execution.outbox import Request, give_way, request_soon
+from pgflow_prefect.execution.outbox import Request
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
@@ -48,8 +48,14 @@ class Display:
         self._workflow_slug = steps.workflow_slug
         self._flow_run = steps.flow_run
         self._graph = steps.graph
+        self._outbox = steps.task_runs.outbox
         self._events = RunEvents(
-            self._run_id, self._workflow_slug, self._flow_run, steps.find_task_run_id, self._settings.events
+            self._run_id,
+            self._workflow_slug,
+            self._flow_run,
+            steps.find_task_run_id,
+            self._settings.events,
+            self._outbox,
         )
         self._artifacts = RunArtifacts(self._flow_run.id, self._run_id, self._workflow_slug)
         self._done = 0
@@ -80,7 +86,7 @@ class Display:
             # The flow run is about to enter its last state, and whoever started it waits for that. Only where all steps
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
-                give_way()
+                self._outbox.give_way()
         with anyio.move_on_after(PATIENCE):
             await self._show_end()
 
@@ -123,7 +129,7 @@ class Display:
             _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
 
     def _request(self, what: str, act: Request) -> None:
-        request_soon(act, f"run {self._run_id}: {what}")
+        self._outbox.request(act, f"run {self._run_id}: {what}")
 
 
 def _describe(run: Run) -> str:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
 from prefect.types import DateTime
 
-from pgflow_prefect.execution.outbox import send_event
+from pgflow_prefect.execution.outbox import Outbox
 from pgflow_prefect.settings import Events
 
 _ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})
@@ -32,6 +32,7 @@ class RunEvents:
         flow_run: which executes it.
         find_task_run_id: returns a step's task run.
         wanted: which events.
+        outbox: sends them.
     """
 
     run_id: UUID
@@ -39,16 +40,17 @@ class RunEvents:
     flow_run: FlowRun
     find_task_run_id: Callable[[str], UUID]
     wanted: Events
+    outbox: Outbox
 
     def tell_of_run(self, what: str) -> None:
         """Tell what happened to the run: a state's name."""
         if self.wanted is not Events.NONE:
-            send_event(partial(self._make_event_of_run, what, datetime.now(UTC)))
+            self.outbox.send(partial(self._make_event_of_run, what, datetime.now(UTC)))
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
         if self.wanted is Events.ALL or (self.wanted is Events.ENDS and what in _ENDS):
-            send_event(
+            self.outbox.send(
                 partial(self._make_event_of_step, step_slug, self.find_task_run_id(step_slug), what, datetime.now(UTC))
             )
 

@@ -74,25 +74,26 @@ class ActiveRun:
             scope.cancel()
 
     @contextmanager
-    def task(self, step_slug: str) -> Iterator[CancelScope]:
+    def task(self, step_slug: str) -> Iterator[None]:
         """Run a step's task, all its attempts and what it waits for between and before them; draining ends that."""
         with CancelScope() as scope:
             self._waiting[step_slug] = scope
             try:
-                yield scope
+                yield
             finally:
                 self._waiting.pop(step_slug, None)
 
     @contextmanager
-    def attempt(self, step_slug: str, task: CancelScope) -> Iterator[None]:
+    def attempt(self, step_slug: str) -> Iterator[None]:
         """Make one attempt of a step: claim, work, report. What it raises makes the task wait for the next one."""
-        self._waiting.pop(step_slug, None)
+        task = self._waiting.pop(step_slug, None)  # None where a task runner has it, which waits by itself
         try:
             yield
         except Exception:
-            self._waiting[step_slug] = task
-            if self.drained:
-                task.cancel()
+            if task is not None:
+                self._waiting[step_slug] = task
+                if self.drained:
+                    task.cancel()
             raise
 
     @contextmanager

@@ -294,16 +294,6 @@ def _open_outbox(url: str | None) -> Outbox:
 os.register_at_fork(after_in_child=_open_outbox.cache_clear)  # threads stay behind
 
 
-def send_event(make: Make, related: Related | None = None) -> None:
-    """Send an event to the Prefect server that the settings name; see `Outbox.send`."""
-    _open_outbox(get_current_settings().api.url).send(make, related)
-
-
-def request_soon(act: Request, what: str) -> None:
-    """Ask something of the Prefect server that the settings name; see `Outbox.request`."""
-    _open_outbox(get_current_settings().api.url).request(act, what)
-
-
-def give_way() -> None:
-    """Send nothing to the Prefect server that the settings name for a moment; see `Outbox.give_way`."""
-    _open_outbox(get_current_settings().api.url).give_way()
+def find_outbox() -> Outbox:
+    """Return the outbox of this process for the Prefect server that the settings name."""
+    return _open_outbox(get_current_settings().api.url)

@@ -26,7 +26,14 @@ from uuid import UUID, uuid5
 import anyio
 from prefect import Task, get_run_logger
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import ConcurrencyLeaseHolder, State, TaskRun, TaskRunPolicy, TaskRunResult
+from prefect.client.schemas.objects import (
+    ConcurrencyLeaseHolder,
+    State,
+    StateType,
+    TaskRun,
+    TaskRunPolicy,
+    TaskRunResult,
+)
 from prefect.concurrency.asyncio import concurrency
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import FlowRunContext, TagsContext, TaskRunContext
@@ -36,10 +43,8 @@ from prefect.exceptions import ObjectNotFound, PrefectSignal
 from prefect.settings import get_current_settings
 from prefect.states import (
     AwaitingRetry,
-    Completed,
     Failed,
     Retrying,
-    Running,
     exception_to_crashed_state,
     exception_to_failed_state,
 )
@@ -48,7 +53,7 @@ from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.execution.mirror import clean_message
-from pgflow_prefect.execution.outbox import Related, send_event
+from pgflow_prefect.execution.outbox import Related, find_outbox
 from pgflow_prefect.execution.redaction import describe_error
 
 EDGES = "upstream"
@@ -83,9 +88,10 @@ class TaskRuns:
         self.tags = sorted(TagsContext.get().current_tags)
         self.limits = [*limits]
         self.related = related
+        self.outbox = find_outbox()
 
-    async def run(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> State[Any]:
-        """Run a step's task, all its attempts, and return the final state.
+    def prepare(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> "StepTaskRun":
+        """Return the task run of a step; Prefect hears of it once it is performed.
 
         Args:
             task: made by `make_task`.
@@ -108,7 +114,7 @@ class TaskRuns:
             tags=self.tags,
             task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
         )
-        return await _StepTaskRun(self, task, task_run).perform()
+        return StepTaskRun(self, task, task_run)
 
     @asynccontextmanager
     async def hold_slots(self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
@@ -210,15 +216,17 @@ async def _find_limits(context: FlowRunContext) -> list[str]:
     return sorted(found)
 
 
-class _StepTaskRun:
+class StepTaskRun:
     """One task run, from its first attempt to its end."""
 
     def __init__(self, runs: TaskRuns, task: StepTask, task_run: TaskRun) -> None:
+        """Take what `TaskRuns.prepare` has made."""
         self._runs = runs
         self._task = task
         self._task_run = task_run
 
     async def perform(self) -> State[Any]:
+        """Run the step's task, all its attempts, and return the final state."""
         task, context = self._task, self._runs.context
         with (
             TaskRunContext(
@@ -233,7 +241,7 @@ class _StepTaskRun:
             ConcurrencyContext(),
         ):
             try:
-                state = await self._attempt(Running())
+                state = await self._attempt(State(type=StateType.RUNNING))
                 while state.is_scheduled():
                     await self._wait_until(state)
                     state = await self._attempt(Retrying())
@@ -257,7 +265,7 @@ class _StepTaskRun:
         except Exception as error:  # noqa: BLE001  whatever a handler raises
             state = await self._find_next(error)
         else:
-            state = result if isinstance(result, State) else Completed()
+            state = result if isinstance(result, State) else State(type=StateType.COMPLETED)
         self._enter(state)
         return state
 
@@ -308,7 +316,7 @@ class _StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
-        send_event(partial(_make_event, run.model_copy(), state, before), self._runs.related)
+        self._runs.outbox.send(partial(_make_event, run.model_copy(), state, before), self._runs.related)
 
 
 def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import cloudpickle
-from anyio import CancelScope, to_thread
+from anyio import to_thread
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Crashed
@@ -82,7 +82,6 @@ class RemoteStep:
                 host=Workplace(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
-                task_scope=CancelScope(),
             )
             return await step.perform(context.task)
 

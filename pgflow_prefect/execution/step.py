@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
 import anyio
-from anyio import CancelScope
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
@@ -70,7 +70,7 @@ class ClaimAhead:
 
     Attributes:
         answer: of the database.
-        asked_at: by the event loop's clock.
+        asked_at: by the monotonic clock.
     """
 
     answer: Future[Claim]
@@ -90,7 +90,6 @@ class Step:
         host: where it is executed.
         observe: hears of every state that the step enters.
         run: the run, which may be stopped.
-        task_scope: ends the step's task while it waits for its next attempt.
         claimed: the claim that came with the completion of the last step that it waited for.
         claim_next: claims, with this step's completion, those that it makes ready.
     """
@@ -103,7 +102,6 @@ class Step:
     host: Workplace
     observe: Observer
     run: ActiveRun
-    task_scope: CancelScope
     claimed: ClaimAhead | None = None
     claim_next: Callable[[str], None] = lambda slug: None
     _policy: RetryPolicy = field(init=False)
@@ -130,7 +128,7 @@ class Step:
     async def perform(self, task: StepTask) -> State[None] | None:
         """Make one attempt as a run of this task, and return the state in which it ends; None for Completed."""
         self._task = task
-        with self.run.attempt(self.slug, self.task_scope):
+        with self.run.attempt(self.slug):
             return await self._perform()
 
     def _adopt(self, policy: RetryPolicy) -> None:
@@ -178,7 +176,7 @@ class Step:
     async def _claim(self, *, again: bool) -> Claim:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
         claimed, self.claimed = self.claimed, None
-        if claimed is not None and anyio.current_time() < claimed.asked_at + _FRESH:
+        if claimed is not None and monotonic() < claimed.asked_at + _FRESH:
             with suppress(PgflowPrefectError):  # it was not tried again, and knows nothing of what came after it
                 return await claimed.answer
         try:

@@ -1,10 +1,12 @@
 """The steps of one run, each executed here or by the flow run's task runner."""
 
+from asyncio import get_running_loop
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from uuid import UUID
 
-from anyio import current_time, move_on_after
+from anyio import move_on_after
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Crashed, Failed
 from pydantic import SecretStr
@@ -14,7 +16,7 @@ from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Backoff, Mirror
-from pgflow_prefect.execution.prefect_engine import TaskRuns, find_task_run_id
+from pgflow_prefect.execution.prefect_engine import StepTaskRun, TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.scheduler import Schedule
 from pgflow_prefect.execution.states import handed_back
@@ -66,6 +68,7 @@ class Steps:
     task_runner: AnyTaskRunner | None
     _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
+    _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
 
     async def perform(self, slug: str) -> bool:
         """Execute a step, all its attempts, and tell whether it completed."""
@@ -109,33 +112,40 @@ class Steps:
                 self.find_task_run_id(downstream),
             )
             if (claimed := self.mirror.claim_later(request)) is not None:
-                self._claimed[downstream] = ClaimAhead(claimed, current_time())
+                self._claimed[downstream] = ClaimAhead(claimed, monotonic())
+                # Once the statement is on its way: until it is answered, there is nothing else to do.
+                get_running_loop().call_soon(self._prepare_next, downstream)
+
+    def _prepare_next(self, slug: str) -> None:
+        self._prepared[slug] = self._prepare(slug)
+
+    def _prepare(self, slug: str) -> tuple[Step, StepTaskRun]:
+        step = Step(
+            handlers=self._find_handlers(slug),
+            workflow_slug=self.workflow_slug,
+            upstream=tuple(self.graph.predecessors(slug)),
+            task_run_id=self.find_task_run_id(slug),
+            mirror=self.mirror,
+            host=self.host,
+            observe=self.observe,
+            run=self.run,
+            claim_next=self._claim_next,
+        )
+        return step, self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
 
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)
 
     async def _perform_here(self, slug: str) -> bool:
-        with self.run.task(slug) as task:
-            step = Step(
-                handlers=self._find_handlers(slug),
-                workflow_slug=self.workflow_slug,
-                upstream=tuple(self.graph.predecessors(slug)),
-                task_run_id=self.find_task_run_id(slug),
-                mirror=self.mirror,
-                host=self.host,
-                observe=self.observe,
-                run=self.run,
-                task_scope=task,
-                claimed=self._claimed.pop(slug, None),
-                claim_next=self._claim_next,
-            )
+        with self.run.task(slug):
+            step, task_run = self._prepared.pop(slug) if slug in self._prepared else self._prepare(slug)
+            step.claimed = self._claimed.pop(slug, None)
             # A turn is only waited for with a slot, and never the other way round: a step that others do keeps its
             # slot, and gives its turn away.
             async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
                     return False
-                state = await self.task_runs.run(step.make_task(), step.task_run_id, self._find_edges(slug))
-                return self._conclude(slug, state)
+                return self._conclude(slug, await task_run.perform())
         return False  # it waited for an attempt, and the run is not to go on here
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:

@@ -50,7 +50,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What of a run Prefect's API is asked to show, and is not asked."""
     asked: list[str] = []
-    monkeypatch.setattr(display, "request_soon", lambda act, what: asked.append(what.partition(": ")[2]))
+    monkeypatch.setattr(Outbox, "request", lambda outbox, act, what: asked.append(what.partition(": ")[2]))
     return asked
 
 
@@ -122,7 +122,7 @@ async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
 async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
     slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "give_way", lambda: asked.append("way is given"))
+    monkeypatch.setattr(Outbox, "give_way", lambda outbox: asked.append("way is given"))
     await make_workflow(slug).flow({})
     assert asked == ["its name", "its link", "way is given", "its table"], "and no progress, of a short run"
 
@@ -130,7 +130,7 @@ async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
 async def test_the_end_of_a_run_that_did_not_complete_is_preceded_by_all_that_led_to_it(
     slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(display, "give_way", lambda: asked.append("way is given"))
+    monkeypatch.setattr(Outbox, "give_way", lambda outbox: asked.append("way is given"))
     with pytest.raises(RunFailedError):
         await make_workflow(slug).flow({"broken": True})
     assert "way is given" not in asked
