@@ -34,7 +34,7 @@ from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.execution.task_runner import open_task_runner
-from pgflow_prefect.graph import build_graph, find_leaves, find_problems
+from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Status
 from pgflow_prefect.settings import Settings
@@ -142,23 +142,24 @@ class Execution:
     async def _execute(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
         store = host.store
         try:
-            await self._run_steps(host, run, flow_run)
-            return await self._persist(store, lambda: self._conclude(store, run.run_id, run))
+            graph = await self._run_steps(host, run, flow_run)
+            return await self._persist(store, lambda: self._conclude(store, run.run_id, run, graph))
         except get_cancelled_exc_class():
             # Ctrl-C: whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
                 await store.release_run(run.run_id, run.epoch)
             raise
 
-    async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> None:
-        """Execute what is left of the run; a run that these handlers do not fit fails, and says why."""
+    async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> Graph:
+        """Execute what is left of the run, and return its graph; a run that these handlers do not fit fails."""
         store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
+        graph = build_graph(definition)
         arguments = {slug: each.function.arguments for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
-            return
+            return graph
         async with (
             open_task_runner() as task_runner,
             open_task_runs() as task_runs,
@@ -170,7 +171,7 @@ class Execution:
             steps = Steps(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
-                schedule=Schedule(build_graph(definition), run.turns),
+                schedule=Schedule(graph, run.turns),
                 host=host,
                 run=run,
                 flow_run=flow_run,
@@ -182,9 +183,10 @@ class Execution:
             )
             async with Display(steps).show():
                 await run_in_order(steps.schedule, steps.perform)
+        return graph
 
     async def _conclude(
-        self, store: Store, run_id: UUID, active: ActiveRun | None = None
+        self, store: Store, run_id: UUID, active: ActiveRun | None = None, graph: "Graph | None" = None
     ) -> dict[str, JsonValue] | State[Any]:
         """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
 
@@ -196,8 +198,8 @@ class Execution:
         if active is not None and run.epoch != active.epoch:
             raise SupersededError(run_id)
         if run.status is Status.COMPLETED:
-            leaves = find_leaves(build_graph(await store.load_run_definition(run_id)))
-            return await store.read_results(run_id, leaves)
+            graph = graph or build_graph(await store.load_run_definition(run_id))
+            return await store.read_results(run_id, find_leaves(graph))
         if run.is_cancelled:
             return Cancelled(message=run.error_message)
         if run.status is Status.FAILED:
