@@ -224,22 +224,20 @@ class StepTaskRun:
         self._runs = runs
         self._task = task
         self._task_run = task_run
+        context = runs.context
+        self._context = TaskRunContext(
+            task=task,
+            log_prints=True,
+            task_run=task_run,
+            parameters={EDGES: None},
+            result_store=context.result_store,
+            client=context.client,
+            persist_result=False,
+        )
 
     async def perform(self) -> State[Any]:
         """Run the step's task, all its attempts, and return the final state."""
-        task, context = self._task, self._runs.context
-        with (
-            TaskRunContext(
-                task=task,
-                log_prints=True,
-                task_run=self._task_run,
-                parameters={EDGES: None},
-                result_store=context.result_store,
-                client=context.client,
-                persist_result=False,
-            ),
-            ConcurrencyContext(),
-        ):
+        with self._context, ConcurrencyContext():
             try:
                 state = await self._attempt(State(type=StateType.RUNNING))
                 while state.is_scheduled():

@@ -31,6 +31,7 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.models import ClaimRequest
 
 _WAITING = ("AwaitingRetry", "Waiting", "Deferred")
 
@@ -67,6 +68,7 @@ class Steps:
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
     _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)
+    _requests: dict[str, ClaimRequest] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
 
@@ -106,11 +108,7 @@ class Steps:
         for downstream in self.schedule.foresee(slug):
             if downstream in self.submitted:
                 continue
-            request = make_request(
-                self._find_handlers(downstream),
-                tuple(self.graph.predecessors(downstream)),
-                self.find_task_run_id(downstream),
-            )
+            request = self._requests.pop(downstream, None) or self._make_request(downstream)
             if (claimed := self.mirror.claim_later(request)) is not None:
                 self._claimed[downstream] = ClaimAhead(claimed, monotonic())
                 # Once the statement is on its way: until it is answered, there is nothing else to do.
@@ -118,6 +116,13 @@ class Steps:
 
     def _prepare_next(self, slug: str) -> None:
         self._prepared[slug] = self._prepare(slug)
+        for downstream in self.graph.successors(slug):
+            if downstream not in self._requests:
+                self._requests[downstream] = self._make_request(downstream)
+
+    def _make_request(self, slug: str) -> ClaimRequest:
+        upstream = tuple(self.graph.predecessors(slug))
+        return make_request(self._find_handlers(slug), upstream, self.find_task_run_id(slug))
 
     def _prepare(self, slug: str) -> tuple[Step, StepTaskRun]:
         step = Step(

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 
 from pgflow_prefect.bindings import AnyBinding, External, HttpEndpoint, Python, Queue, SqlFunction, parse_binding
 from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
@@ -41,7 +42,7 @@ class StepHandlers:
     function: PythonHandler | None = None
     binding: AnyBinding | None = None
 
-    @property
+    @cached_property
     def bound(self) -> AnyBinding:
         """Who does it where no row says otherwise."""
         return self.binding or (Python() if self.function is not None else External())
