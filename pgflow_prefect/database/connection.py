@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -91,11 +92,16 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
 
     Autocommit, so that a statement is a transaction, and nothing prepared: the next statement may meet another session.
     """
-    probe = await connect(dsn, timeout=timeout)  # the pool would wait, and then hide libpq's reason
-    await probe.close()
+    opened = [await connect(dsn, timeout=timeout)]  # the pool would wait, and then hide libpq's reason
+
+    class Pooled(psycopg.AsyncConnection[Row]):
+        @classmethod
+        async def connect(cls, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  as psycopg has it
+            return opened.pop() if opened else await super().connect(*arguments, **options)
+
     pool: Pool = AsyncConnectionPool(
         with_timeout(dsn, timeout),
-        connection_class=psycopg.AsyncConnection[Row],
+        connection_class=Pooled,
         kwargs={"autocommit": True, "prepare_threshold": None, "row_factory": dict_row},
         min_size=1,
         max_size=size,
@@ -103,8 +109,13 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
         configure=_ignore_notifications,
         open=False,
     )
-    async with pool:
-        yield pool
+    try:
+        async with pool:
+            await pool.wait()  # the pool would open another one for whoever asks before it has got this one
+            yield pool
+    finally:
+        for connection in opened:  # the pool was closed before it took it
+            await connection.close()
 
 
 async def _ignore_notifications(connection: Connection) -> None:

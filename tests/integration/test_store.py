@@ -4,8 +4,10 @@ import json
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
+from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import (
     RunHeldError,
@@ -22,6 +24,28 @@ from tests.engine import CHAIN, DIAMOND, define
 pytestmark = pytest.mark.anyio
 
 FLOW_RUN, TASK_RUN = uuid4(), uuid4()
+
+
+async def test_the_connection_that_tells_whether_there_is_a_database_is_the_first_of_the_pool(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, opened = psycopg.AsyncConnection.connect, 0
+
+    async def count(*arguments: Any, **options: Any) -> Any:
+        nonlocal opened
+        opened += 1
+        return await connect(*arguments, **options)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", count)
+    async with open_pool(dsn, size=2, timeout=10) as pool:
+        async with pool.connection() as first:
+            assert opened == 1
+            async with pool.connection() as second:
+                assert opened == 2
+                assert (first.autocommit, second.autocommit) == (True, True)
+        assert not first.closed
+    assert first.closed
+    assert second.closed
 
 
 async def test_workflows_are_listed_with_their_size_and_runs(store: Store, db: Connection) -> None:
