@@ -486,11 +486,11 @@ DECLARE
     doing text;
 BEGIN
     waits := false;
-    IF pgflow_prefect.is_stale(claim_step.run_id, claim_step.epoch) THEN
+    run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
+    IF run.epoch > claim_step.epoch AND pgflow_prefect.is_stale(run.id, claim_step.epoch) THEN
         RETURN NEXT; -- without a status; an error would take the count back
         RETURN;
     END IF;
-    run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
     SELECT b.kind, b.target, b.options INTO kind, target, options
     FROM pgflow_prefect.bindings b
     WHERE b.workflow_slug = run.workflow_slug AND b.step_slug = claim_step.step_slug;
@@ -505,7 +505,7 @@ BEGIN
         IF task.state_name = 'Deferred' AND state.started_at IS NOT NULL THEN
             waits := true;
             waited := extract(epoch FROM clock_timestamp() - state.started_at);
-        ELSIF pgflow_prefect.is_claimed_outside(state) AND doing <> 'external' THEN
+        ELSIF state.started_at IS NOT NULL AND doing <> 'external' AND pgflow_prefect.is_claimed_outside(state) THEN
             waits := true; -- moved meanwhile: the time-out of its next handler is not theirs
         ELSIF pgflow_prefect.is_others(doing, has_function) THEN
             waits := true;
@@ -579,9 +579,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
+    began timestamptz := clock_timestamp();
     state pgflow.step_states := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
 BEGIN
-    PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
+    IF state.status <> 'completed' OR state.finished_at < began THEN -- it was not this report that completed the step
+        PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
+    END IF;
     IF state.status = 'completed' THEN
         PERFORM pgflow_prefect.note_state(run_id, step_slug, task_run_id, 'Completed');
     END IF;
@@ -605,16 +608,18 @@ AS $$
 DECLARE
     completion record;
     claim record;
+    state pgflow.step_states;
 BEGIN
     -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
     -- there to be claimed.
     FOR completion IN
         SELECT * FROM jsonb_to_recordset(completions) AS c(step_slug text, result jsonb, attempt int, task_run_id uuid)
     LOOP
-        SELECT s.status, s.error_message INTO status, error_message
-        FROM pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
-                                          coalesce(completion.result, 'null'), complete_and_claim.epoch,
-                                          completion.attempt, completion.task_run_id) s;
+        state := pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
+                                              coalesce(completion.result, 'null'), complete_and_claim.epoch,
+                                              completion.attempt, completion.task_run_id);
+        status := state.status;
+        error_message := state.error_message;
         RETURN NEXT;
     END LOOP;
     FOR claim IN

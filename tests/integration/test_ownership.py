@@ -79,7 +79,8 @@ async def test_refused_writes_are_counted(store: Store, db: Connection, workflow
     fence = {"epoch": stale, "attempt": 1, "task_run_id": uuid4()}
     completion = Completion("a", "1", 1, uuid4())
     await store.claim_step(run_id, stale, ClaimRequest("a", uuid4(), [], with_payload=True))
-    assert await store.take_run(run_id, uuid4(), force=True)
+    epoch = await store.take_run(run_id, uuid4(), force=True)
+    assert epoch
 
     assert (await store.complete_step(run_id, stale, completion)).status is Status.PENDING
     assert (await store.fail_step(run_id, "a", "late", state_name="Failed", **fence)).status is Status.PENDING
@@ -91,6 +92,14 @@ async def test_refused_writes_are_counted(store: Store, db: Connection, workflow
     assert [each.status for each in reports] == [Status.PENDING]
     assert claims == [None]
     assert (await store.read_run(run_id)).stale_writes == 5
+
+    await store.claim_step(run_id, epoch, claim)
+    done = await store.complete_step(run_id, epoch, completion._replace(attempt=2))
+    again = await store.complete_step(run_id, epoch, completion._replace(attempt=2))
+    assert (done.status, again.status) == (Status.COMPLETED, Status.COMPLETED)
+    assert (await store.read_run(run_id)).stale_writes == 5, "its own report, also a second time, is none"
+    assert (await store.complete_step(run_id, stale, completion)).status is Status.COMPLETED
+    assert (await store.read_run(run_id)).stale_writes == 6, "a late one is, though the step is completed"
 
 
 async def test_owners_that_vanish_without_progress_are_counted_to_the_limit(
