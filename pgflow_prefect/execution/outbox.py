@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from contextvars import Context
 from functools import cache
 from time import monotonic
@@ -49,6 +49,7 @@ _LOOK_INTERVAL = 0.2  # seconds
 
 _PAUSE = 0.25  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
+_LONGEST_ATTENTION = 1.0  # seconds without an event, after which it has to be woken
 _LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
@@ -78,7 +79,7 @@ class Outbox:
         self._wake = asyncio.Event()
         self._is_awake = False
         self._is_full = False
-        self._closing = asyncio.Event()
+        self._closing: asyncio.Future[None] = self._loop.create_future()
         self._resumes_at = float("-inf")  # of the monotonic clock
         self._is_told = False  # that Prefect does not take events
         self._client: PrefectClient | None = None
@@ -145,7 +146,8 @@ class Outbox:
             self._thread.join(timeout)
 
     def _close(self) -> None:
-        self._closing.set()
+        if not self._closing.done():
+            self._closing.set_result(None)
         self._wake.set()
 
     def _run(self) -> None:
@@ -166,6 +168,7 @@ class Outbox:
 
     async def _perform(self, act: Request, what: str) -> None:
         try:
+            await self._sleep(_LINGER)  # whoever asks has more to do
             client = await self._open_client()
             await self._await_way()
             await act(client)
@@ -203,14 +206,18 @@ class Outbox:
 
     async def _await_events(self) -> bool:
         """Return once there is an event to be sent; False where there will be none."""
+        bored_at = monotonic() + _LONGEST_ATTENTION
         while not self._waiting and not self._made:
-            self._is_awake = False
-            if self._waiting:  # it came just before that
-                break
-            if self._closing.is_set():
-                return False
-            await self._wake.wait()
-            self._wake.clear()
+            # Waking a thread takes the interpreter from whoever does it, who is between two steps: rather look again.
+            if monotonic() > bored_at or self._closing.done():
+                self._is_awake = False
+                if self._waiting:  # it came just before that
+                    break
+                if self._closing.done():
+                    return False
+                await self._wake.wait()
+                self._wake.clear()
+                bored_at = monotonic() + _LONGEST_ATTENTION
             await self._sleep(_LINGER)
         self._is_awake = True
         await self._await_way()
@@ -218,13 +225,12 @@ class Outbox:
 
     async def _await_way(self) -> None:
         """Return once nobody is to be given way to."""
-        while (left := self._resumes_at - monotonic()) > 0 and not self._closing.is_set():
+        while (left := self._resumes_at - monotonic()) > 0 and not self._closing.done():
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
         """Wait for so long, or until there will be no more."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
+        await asyncio.wait([self._closing], timeout=seconds)
 
     async def _send_next(self, client: EventsClient) -> None:
         if not self._made:

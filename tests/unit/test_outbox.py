@@ -102,6 +102,18 @@ def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Out
     assert (server.entered, server.left) == (1, 1), "over one connection, which was closed as it should be"
 
 
+def test_what_comes_after_a_while_without_anything_is_sent_as_well(
+    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "_LONGEST_ATTENTION", 0.1)
+    for name in NAMES[:3]:
+        send(stream, name)
+        deadline = time.monotonic() + 30
+        while name not in server.names or stream._is_awake:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away(
     stream: Outbox, server: Server
 ) -> None:
