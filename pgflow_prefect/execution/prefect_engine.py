@@ -14,7 +14,7 @@ Prefect would infer them from the identity of values.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -48,7 +48,7 @@ from prefect.states import (
     exception_to_crashed_state,
     exception_to_failed_state,
 )
-from prefect.transactions import atransaction
+from prefect.transactions import AsyncTransaction
 from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
@@ -234,14 +234,24 @@ class StepTaskRun:
             client=context.client,
             persist_result=False,
         )
+        self._transaction = self._make_transaction()
 
-    async def perform(self) -> State[Any]:
-        """Run the step's task, all its attempts, and return the final state."""
+    def _make_transaction(self) -> AsyncTransaction:
+        # `atransaction` does this and, for results that are persisted, more: it costs as much as two states.
+        return AsyncTransaction(store=self._runs.context.result_store, write_on_commit=False, logger=_logger)
+
+    async def perform(self, conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
+        """Run the step's task, all its attempts, and return the final state.
+
+        Args:
+            conclude: called with that state, as soon as Prefect is told of it.
+        """
         with self._context, ConcurrencyContext():
             try:
                 state = await self._attempt(State(type=StateType.RUNNING))
                 while state.is_scheduled():
                     await self._wait_until(state)
+                    self._transaction = self._make_transaction()
                     state = await self._attempt(Retrying())
             except PrefectSignal:
                 raise
@@ -253,6 +263,7 @@ class StepTaskRun:
             # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
             if not state.is_completed():
                 get_run_logger().error("Finished in state %s", state)
+            await conclude(state)
             return state
 
     async def _attempt(self, running: State[Any]) -> State[Any]:
@@ -269,8 +280,7 @@ class StepTaskRun:
 
     async def _call(self) -> object:
         """Call the task's function; what its handler does in tasks of its own is rolled back where it raises."""
-        store = self._runs.context.result_store
-        async with atransaction(store=store, write_on_commit=False, logger=_logger):
+        async with self._transaction:
             return await self._task.fn(None)
 
     async def _find_next(self, error: Exception) -> State[Any]:

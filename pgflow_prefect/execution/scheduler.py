@@ -1,11 +1,15 @@
 """The order in which the steps of a run execute."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
+
+Advance = Callable[[], bool]
+"""Has the steps begin that waited for one, which is done, and tells whether there are any."""
 
 
 class Schedule:
@@ -36,7 +40,9 @@ class Schedule:
         return [slug for slug, in_degree in self.graph.in_degree() if in_degree == 0]
 
     def conclude(self, slug: str) -> list[str]:
-        """Note that a step is done, and return those that waited for no other any more."""
+        """Note that a step is done, and return those that waited for no other any more; none when it is noted again."""
+        if self._unmet.pop(slug, None) is None:
+            return []
         ready = self._find_ready(slug)
         for downstream in self.graph.successors(slug):
             self._unmet[downstream] -= 1
@@ -56,24 +62,29 @@ class Schedule:
         return [downstream for downstream in self.graph.successors(slug) if self._unmet[downstream] == 1]
 
 
-async def run_in_order(schedule: Schedule, perform: Callable[[str], Awaitable[bool]]) -> None:
+async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[bool]]) -> None:
     """Perform every step as soon as its own upstream steps are done, and its turn has come.
 
     Args:
         schedule: of the run.
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
-            to their end, and no other starts.
+            to their end, and no other starts. It may have the next ones begin before it returns.
     """
     async with anyio.create_task_group() as group:
 
         async def work(slug: str) -> None:
             async with schedule.turns.take(slug):
                 schedule.begin(slug)
-                if schedule.stopped or not await perform(slug):
+                if schedule.stopped or not await perform(slug, partial(advance, slug)):
                     schedule.stopped = True
                     return
-            for downstream in schedule.conclude(slug):
+            advance(slug)
+
+        def advance(slug: str) -> bool:
+            ready = schedule.conclude(slug)
+            for downstream in ready:
                 group.start_soon(work, downstream)
+            return bool(ready)
 
         for slug in schedule.roots:
             group.start_soon(work, slug)

@@ -1,6 +1,6 @@
 """The steps of one run, each executed here or by the flow run's task runner."""
 
-from asyncio import get_running_loop
+from asyncio import get_running_loop, sleep
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import monotonic
@@ -18,7 +18,7 @@ from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import StepTaskRun, TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
-from pgflow_prefect.execution.scheduler import Schedule
+from pgflow_prefect.execution.scheduler import Advance, Schedule
 from pgflow_prefect.execution.states import handed_back
 from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
@@ -72,15 +72,17 @@ class Steps:
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
 
-    async def perform(self, slug: str) -> bool:
-        """Execute a step, all its attempts, and tell whether it completed."""
+    async def perform(self, slug: str, advance: Advance) -> bool:
+        """Execute a step, all its attempts, and tell whether it completed; then those that it makes ready may begin."""
         if self.run.drained:
             return False
         if self.task_runner is not None and slug in self.submitted:
             with self.run.work():
-                return self._conclude(slug, await self._perform_elsewhere(slug, self.task_runner))
+                state = await self._perform_elsewhere(slug, self.task_runner)
+                self._show(slug, state)
+                return state.is_completed()
             return False  # the run was stopped here; what the step reports after that is not accepted
-        return await self._perform_here(slug)
+        return await self._perform_here(slug, advance)
 
     @property
     def graph(self) -> Graph:
@@ -94,9 +96,8 @@ class Steps:
             known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, slug)
         return known
 
-    def _conclude(self, slug: str, state: State) -> bool:
+    def _show(self, slug: str, state: State) -> None:
         self.observe(slug, state.name or state.type.value)
-        return state.is_completed()
 
     def _find_edges(self, slug: str) -> list[UUID]:
         return [self.find_task_run_id(upstream) for upstream in self.graph.predecessors(slug)]
@@ -141,7 +142,12 @@ class Steps:
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)
 
-    async def _perform_here(self, slug: str) -> bool:
+    async def _perform_here(self, slug: str, advance: Advance) -> bool:
+        async def conclude(state: State) -> None:
+            self._show(slug, state)
+            if state.is_completed() and advance():
+                await sleep(0)  # they begin first: what is left of this one, nobody waits for
+
         with self.run.task(slug):
             step, task_run = self._prepared.pop(slug) if slug in self._prepared else self._prepare(slug)
             step.claimed = self._claimed.pop(slug, None)
@@ -150,7 +156,7 @@ class Steps:
             async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
                     return False
-                return self._conclude(slug, await task_run.perform())
+                return (await task_run.perform(conclude)).is_completed()
         return False  # it waited for an attempt, and the run is not to go on here
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:

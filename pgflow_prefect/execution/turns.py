@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, WouldBlock
 
 
 class Place:
@@ -33,6 +33,8 @@ class Place:
 
     async def take(self) -> None:
         """Take a place, once one is free; who has waited longest is first."""
+        if self.taken:
+            return
         async with self._changing:  # several steps of a run may go on at the same time
             if not self.taken:
                 await self._limiter.acquire_on_behalf_of(self)
@@ -90,7 +92,10 @@ class Turns:
         await self._begin(step)
 
     async def _begin(self, step: str) -> None:
-        await self._limiter.acquire_on_behalf_of(step)
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(step)  # does not have others go first
+        except WouldBlock:
+            await self._limiter.acquire_on_behalf_of(step)
         self._working.add(step)
         if self._place is not None:
             await self._place.take()

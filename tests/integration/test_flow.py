@@ -87,6 +87,19 @@ async def test_a_step_starts_when_its_own_upstream_is_done_and_not_its_layer(def
         await workflow.flow()
 
 
+async def test_whoever_observes_hears_of_a_steps_end_before_the_next_one_begins(define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, "abc", [("a", "b"), ("b", "c")])
+    heard: list[str] = []
+    for slug in "abc":
+
+        @workflow.step(slug)
+        async def work() -> None: ...
+
+    await workflow.make_flow(observe=lambda slug, state: heard.append(f"{slug} {state}"))()
+    assert heard == [f"{slug} {state}" for slug in "abc" for state in ("Running", "Completed")]
+
+
 async def test_sync_handlers_run_at_the_same_time(define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["left", "right"])

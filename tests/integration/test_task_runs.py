@@ -1,10 +1,12 @@
 """A step's task run beside one that Prefect's own engine made: the server shows the same of both."""
 
+import time
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import anyio
+import httpx
 import pytest
 from prefect import flow, tags, task
 from prefect.client.orchestration import PrefectClient
@@ -160,6 +162,29 @@ async def test_what_a_handler_finds_in_its_context_is_its_task_run(
             found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run.id]}))
             shown = {run.name.partition("-")[0]: run for run in found}
     assert str(shown["first"].id) == task_run_id
+
+
+async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of_its_upstream(
+    define: Define, pgflow_dsn: str, prefect_api: str
+) -> None:
+    slug = make_slug()
+    define(slug, ["first", "second"], [("first", "second")])
+    workflow = Workflow(slug)
+
+    @workflow.step
+    async def first() -> str:
+        return str(runtime.id)
+
+    @workflow.step
+    async def second(first: str) -> str:
+        deadline, state = time.monotonic() + 30, ""
+        while state != "Completed" and time.monotonic() < deadline:
+            time.sleep(0.1)  # noqa: ASYNC251  nothing else runs in this event loop meanwhile
+            answer = httpx.get(f"{prefect_api}/task_runs/{first}", timeout=10)  # noqa: ASYNC210  likewise
+            state = answer.json()["state_name"] if answer.is_success else ""
+        return state
+
+    assert await workflow.flow() == {"second": "Completed"}
 
 
 async def test_a_step_that_is_interrupted_is_shown_as_crashed(

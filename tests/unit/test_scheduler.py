@@ -5,7 +5,7 @@ from collections import Counter
 import anyio
 import pytest
 
-from pgflow_prefect.execution.scheduler import Schedule, run_in_order
+from pgflow_prefect.execution.scheduler import Advance, Schedule, run_in_order
 from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.graph import build_graph
 from tests.unit.definitions import define, make_layered
@@ -17,7 +17,7 @@ async def test_every_step_is_performed_once_and_after_its_upstream_steps() -> No
     definition = define({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "alone": []})
     done: list[str] = []
 
-    async def perform(slug: str) -> bool:
+    async def perform(slug: str, _: Advance) -> bool:
         assert {dep.upstream for dep in definition.deps if dep.downstream == slug} <= {*done}
         await anyio.lowlevel.checkpoint()
         done.append(slug)
@@ -31,7 +31,7 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
     graph = build_graph(define({"slow": [], "quick": [], "after_quick": ["quick"], "last": ["after_quick"]}))
     last_is_done = anyio.Event()
 
-    async def perform(slug: str) -> bool:
+    async def perform(slug: str, _: Advance) -> bool:
         if slug == "slow":
             await last_is_done.wait()  # never, if any layer waited for this step
         elif slug == "last":
@@ -42,12 +42,47 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
         await run_in_order(Schedule(graph, Turns(10)), perform)
 
 
+async def test_the_next_step_may_begin_before_this_one_has_returned() -> None:
+    graph = build_graph(define({"a": [], "b": ["a"], "c": ["a"], "last": ["b", "c"]}))
+    schedule, log = Schedule(graph, Turns(3)), list[str]()
+    advanced: list[bool] = []
+
+    async def perform(slug: str, advance: Advance) -> bool:
+        log.append(f"{slug} begins")
+        advanced.append(advance())
+        await anyio.wait_all_tasks_blocked()
+        log.append(f"{slug} is over")
+        return True
+
+    with anyio.fail_after(10):
+        await run_in_order(schedule, perform)
+    assert log.index("b begins") < log.index("a is over")
+    assert Counter(log).most_common(1)[0][1] == 1, "once each, though it was said twice that a step is done"
+    assert advanced == [True, False, True, False]
+
+
+async def test_a_step_that_others_may_follow_early_still_has_its_turn() -> None:
+    schedule = Schedule(build_graph(define({"a": [], "b": ["a"]})), Turns(1))
+    log: list[str] = []
+
+    async def perform(slug: str, advance: Advance) -> bool:
+        log.append(f"{slug} begins")
+        advance()
+        await anyio.wait_all_tasks_blocked()
+        log.append(f"{slug} is over")
+        return True
+
+    with anyio.fail_after(10):
+        await run_in_order(schedule, perform)
+    assert log == ["a begins", "a is over", "b begins", "b is over"]
+
+
 async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
     graph = build_graph(define(dict.fromkeys("abc", ())))
     started: set[str] = set()
     all_started = anyio.Event()
 
-    async def perform(slug: str) -> bool:
+    async def perform(slug: str, _: Advance) -> bool:
         started.add(slug)
         if len(started) == 3:
             all_started.set()
@@ -62,7 +97,7 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
 async def test_no_more_than_so_many_at_once(concurrency: int) -> None:
     under_way = most = 0
 
-    async def perform(_: str) -> bool:
+    async def perform(_: str, __: Advance) -> bool:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
@@ -82,7 +117,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
     slow_started, failed = anyio.Event(), anyio.Event()
     log: list[str] = []
 
-    async def perform(slug: str) -> bool:
+    async def perform(slug: str, _: Advance) -> bool:
         log.append(f"{slug} starts")
         if slug == "fails":
             await slow_started.wait()
@@ -100,7 +135,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
 
 
 async def test_what_performing_a_step_raises_is_raised() -> None:
-    async def perform(_: str) -> bool:
+    async def perform(_: str, __: Advance) -> bool:
         raise ValueError("a bug")
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
@@ -117,7 +152,7 @@ async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
     }[shape]
     done: set[str] = set()
 
-    async def perform(slug: str) -> bool:
+    async def perform(slug: str, _: Advance) -> bool:
         done.add(slug)
         return True
 
@@ -143,6 +178,7 @@ async def test_what_is_foreseen_is_what_a_step_makes_ready_as_far_as_there_are_t
             assert schedule.foresee("a") == [], "somebody waits for its turn already"
             group.cancel_scope.cancel()
     assert schedule.conclude("a") == ["b", "c", "d"]
+    assert schedule.conclude("a") == [], "it is done once"
     assert schedule.foresee("other") == ["join"]
 
 
