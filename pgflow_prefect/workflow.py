@@ -10,7 +10,7 @@ from prefect import Flow
 
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.flow import Execution
+from pgflow_prefect.execution.flow import Execution, parse_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
@@ -264,7 +264,7 @@ class Workflow:
 
         async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
             execution = Execution(self.slug, self.step_handlers, settings or Settings(), observe or _ignore, host)
-            return await execution.execute({} if payload is None else payload, run_id)
+            return await execution.execute({} if payload is None else payload, parse_run_id(run_id))
 
         # Prefect records where to load a flow from by its function's module and name: the user's, not ours.
         module = str(self._globals.get("__name__", "__main__"))
@@ -278,6 +278,8 @@ class Workflow:
             task_runner=self._task_runner,
             persist_result=False,
             log_prints=True,
+            # A payload is any JSON: Prefect would take an object with "$ref" for one of its blocks, and look for that.
+            validate_parameters=False,
         )
         made._entrypoint = f"{self._globals.get('__file__', module)}:{flow.__qualname__}"
         return made

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import quote
 from uuid import UUID
 
@@ -69,9 +69,9 @@ class Display:
         self._events.tell_of_step(step_slug, state_name)
         self._observer(step_slug, state_name)
 
-    @asynccontextmanager
-    async def show(self) -> AsyncIterator[None]:
-        """Show a run that is executed in the block, and how it has ended; the run waits for no answer of Prefect's."""
+    @contextmanager
+    def show(self) -> Iterator[None]:
+        """Show a run that is executed in the block; it waits for no answer of Prefect's."""
         self._events.tell_of_run("Running")
         self._rename()
         if self._settings.artifacts:
@@ -87,8 +87,20 @@ class Display:
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
                 self._outbox.give_way()
-        with anyio.move_on_after(PATIENCE):
-            await self._show_end()
+
+    async def show_end(self, run: Run) -> None:
+        """Show how the run has ended, as PostgreSQL has it."""
+        if run.status is Status.PENDING or run.epoch != self._run.epoch:
+            return  # somebody else goes on with it, or has done so
+        try:
+            self._events.tell_of_run(_describe(run))
+            if self._settings.artifacts:
+                if self._is_progress_shown:
+                    self._request_progress()
+                with anyio.move_on_after(PATIENCE):
+                    await self._show_table()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
+            _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
 
     def _rename(self) -> None:
         """Call a flow run that Prefect started as those are called that we start, unless somebody has named it."""
@@ -112,21 +124,10 @@ class Display:
         percent = round(100 * self._done / len(self._graph), 1)
         self._request("its progress", lambda client: self._artifacts.show_progress(client, percent))
 
-    async def _show_end(self) -> None:
-        try:
-            run = await self._store.read_run(self._run_id)
-            if run.status is Status.PENDING or run.epoch != self._run.epoch:
-                return  # somebody else goes on with it, or has done so
-            self._events.tell_of_run(_describe(run))
-            if not self._settings.artifacts:
-                return
-            if self._is_progress_shown:
-                self._request_progress()
-            slugs = sort_steps(self._graph)
-            states = {each.step_slug: each for each in await self._store.list_step_ends(self._run_id, slugs[:ROWS])}
-            self._request("its table", lambda client: self._artifacts.tabulate(client, slugs, states))
-        except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
-            _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
+    async def _show_table(self) -> None:
+        slugs = sort_steps(self._graph)
+        states = {each.step_slug: each for each in await self._store.list_step_ends(self._run_id, slugs[:ROWS])}
+        self._request("its table", lambda client: self._artifacts.tabulate(client, slugs, states))
 
     def _request(self, what: str, act: Request) -> None:
         self._outbox.request(act, f"run {self._run_id}: {what}")

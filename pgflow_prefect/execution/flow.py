@@ -36,7 +36,7 @@ from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import Status
+from pgflow_prefect.models import Run, Status
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")
@@ -54,9 +54,23 @@ def find_run_id(flow_run_id: UUID) -> UUID:
 def read_run_id(flow_run: FlowRun) -> UUID | None:
     """Return the run that a flow run was told to execute; None where it creates one, or was told nonsense."""
     try:
-        return UUID(str(flow_run.parameters["run_id"]))
-    except (KeyError, ValueError):  # of nonsense, Prefect fails the flow run when it starts, and says why
+        return parse_run_id(flow_run.parameters.get("run_id"))
+    except UsageError:  # with which the flow run fails when it starts
         return None
+
+
+def parse_run_id(given: object) -> UUID | None:
+    """Return the id of a run as a flow's parameter has it, as text or not; None where there is none.
+
+    Raises:
+        UsageError: it is no UUID.
+    """
+    if given is None or isinstance(given, UUID):
+        return given
+    try:
+        return UUID(str(given))
+    except ValueError:
+        raise UsageError(f"the parameter run_id is {given!r}, and no UUID: leave it out to begin a run") from None
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,7 @@ class Execution:
                 epoch = await self._take(host.store, payload, run_id, flow_run)
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
-                    return await self._conclude(host.store, run_id)
+                    return await self._conclude(host.store, await host.store.read_run(run_id))
                 with host.execute(run_id, epoch, flow_run.id) as run:
                     return await self._execute(host, run, flow_run)
         except (SupersededError, RunHeldError) as error:
@@ -142,16 +156,22 @@ class Execution:
     async def _execute(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
         store = host.store
         try:
-            graph = await self._run_steps(host, run, flow_run)
-            return await self._persist(store, lambda: self._conclude(store, run.run_id, run, graph))
+            graph, display = await self._run_steps(host, run, flow_run)
+            ended = await self._persist(store, lambda: store.read_run(run.run_id))
+            if display is not None:
+                await display.show_end(ended)
+            return await self._persist(store, lambda: self._conclude(store, ended, run, graph))
         except get_cancelled_exc_class():
             # Ctrl-C: whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
                 await store.release_run(run.run_id, run.epoch)
             raise
 
-    async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> Graph:
-        """Execute what is left of the run, and return its graph; a run that these handlers do not fit fails."""
+    async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> tuple[Graph, Display | None]:
+        """Execute what is left of the run, and return its graph and what shows it.
+
+        A run that these handlers do not fit fails, and there is nothing to show.
+        """
         store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
         graph = build_graph(definition)
@@ -159,7 +179,7 @@ class Execution:
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.cancel_run(run_id, reason))
-            return graph
+            return graph, None
         async with (
             open_task_runner() as task_runner,
             open_task_runs() as task_runs,
@@ -181,12 +201,13 @@ class Execution:
                 submitted=submitted,
                 task_runner=task_runner,
             )
-            async with Display(steps).show():
+            display = Display(steps)
+            with display.show():
                 await run_in_order(steps.schedule, steps.perform)
-        return graph
+        return graph, display
 
     async def _conclude(
-        self, store: Store, run_id: UUID, active: ActiveRun | None = None, graph: "Graph | None" = None
+        self, store: Store, run: Run, active: ActiveRun | None = None, graph: "Graph | None" = None
     ) -> dict[str, JsonValue] | State[Any]:
         """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
 
@@ -194,18 +215,17 @@ class Execution:
             RunFailedError: the run has failed.
             SupersededError: somebody else has it.
         """
-        run = await store.read_run(run_id)
         if active is not None and run.epoch != active.epoch:
-            raise SupersededError(run_id)
+            raise SupersededError(run.id)
         if run.status is Status.COMPLETED:
-            graph = graph or build_graph(await store.load_run_definition(run_id))
-            return await store.read_results(run_id, find_leaves(graph))
+            graph = graph or build_graph(await store.load_run_definition(run.id))
+            return await store.read_results(run.id, find_leaves(graph))
         if run.is_cancelled:
             return Cancelled(message=run.error_message)
         if run.status is Status.FAILED:
             # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
-            raise RunFailedError(run_id, run.error_message or "no reason given")
+            raise RunFailedError(run.id, run.error_message or "no reason given")
         if active is not None and active.drained:
-            await store.release_run(run_id, active.epoch)
-            return handed_back(f"run {run_id} was handed back: {Stop.SHUTDOWN}")
-        return Crashed(message=f"run {run_id} is still pending: a step of it could not be claimed or reported")
+            await store.release_run(run.id, active.epoch)
+            return handed_back(f"run {run.id} was handed back: {Stop.SHUTDOWN}")
+        return Crashed(message=f"run {run.id} is still pending: a step of it could not be claimed or reported")

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.errors import UsageError
 from tests.conftest import Connection
 from tests.integration.conftest import (
     Define,
@@ -110,3 +111,31 @@ async def test_null_from_sql_and_null_in_json_are_both_none(db: Connection, defi
     db.execute("SELECT pgflow.complete_step(%s, 'json_null', 'null')", (run_id,))
     await workflow.flow(run_id=run_id)
     assert seen == [None, None, None]
+
+
+async def test_a_payload_is_any_json_whatever_it_means_to_prefect(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["echo"])
+    payload = {"schema": {"$ref": "#/$defs/order"}, "__prefect_kind": "json", "value": "no JSON"}
+
+    @workflow.step
+    def echo(payload: Any) -> Any:
+        return payload
+
+    assert await workflow.flow(payload) == {"echo": payload}
+    assert read_run(db)[0] == "completed"
+
+
+async def test_a_run_id_may_be_text_and_has_to_be_a_uuid(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["only"])
+
+    @workflow.step
+    def only() -> int:
+        return 1
+
+    db.execute("SELECT pgflow.run_workflow(%s, '{}', %s)", (workflow.slug, run_id := uuid4()))
+    assert await workflow.flow(run_id=str(run_id)) == {"only": 1}
+    with pytest.raises(UsageError, match=r"the parameter run_id is 'nonsense', and no UUID: leave it out"):
+        await workflow.flow(run_id="nonsense")
+    assert read_run(db)[2] == run_id, "and no other run was begun"
