@@ -582,7 +582,8 @@ DECLARE
     began timestamptz := clock_timestamp();
     state pgflow.step_states := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
 BEGIN
-    IF state.status <> 'completed' OR state.finished_at < began THEN -- it was not this report that completed the step
+    -- Not this report has completed the step; its clock alone would not tell, where it has waited for the run's lock.
+    IF (state.status = 'completed' AND state.attempts = attempt AND state.finished_at >= began) IS NOT TRUE THEN
         PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     END IF;
     IF state.status = 'completed' THEN

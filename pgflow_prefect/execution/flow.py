@@ -158,9 +158,11 @@ class Execution:
         try:
             graph, display = await self._run_steps(host, run, flow_run)
             ended = await self._persist(store, lambda: store.read_run(run.run_id))
-            if display is not None:
-                await display.show_end(ended)
-            return await self._persist(store, lambda: self._conclude(store, ended, run, graph))
+            try:
+                return await self._persist(store, lambda: self._conclude(store, ended, run, graph))
+            finally:
+                if display is not None:
+                    await display.show_end(ended)
         except get_cancelled_exc_class():
             # Ctrl-C: whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):

@@ -263,8 +263,8 @@ class StepTaskRun:
             # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
             if not state.is_completed():
                 get_run_logger().error("Finished in state %s", state)
-            await conclude(state)
-            return state
+        await conclude(state)  # outside of this task: what begins now is none of its children
+        return state
 
     async def _attempt(self, running: State[Any]) -> State[Any]:
         """Make an attempt and enter the state that it leads to: a final one, or one that is scheduled."""

@@ -145,8 +145,9 @@ class Steps:
     async def _perform_here(self, slug: str, advance: Advance) -> bool:
         async def conclude(state: State) -> None:
             self._show(slug, state)
-            if state.is_completed() and advance():
-                await sleep(0)  # they begin first: what is left of this one, nobody waits for
+            # They begin first: what is left of this one, nobody waits for, unless it is a slot.
+            if state.is_completed() and not self.task_runs.limits and advance():
+                await sleep(0)
 
         with self.run.task(slug):
             step, task_run = self._prepared.pop(slug) if slug in self._prepared else self._prepare(slug)

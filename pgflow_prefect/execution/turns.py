@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 from anyio import CapacityLimiter, WouldBlock
+from anyio.lowlevel import checkpoint_if_cancelled
 
 
 class Place:
@@ -92,6 +93,7 @@ class Turns:
         await self._begin(step)
 
     async def _begin(self, step: str) -> None:
+        await checkpoint_if_cancelled()
         try:
             self._limiter.acquire_on_behalf_of_nowait(step)  # does not have others go first
         except WouldBlock:

@@ -113,7 +113,7 @@ async def test_null_from_sql_and_null_in_json_are_both_none(db: Connection, defi
     assert seen == [None, None, None]
 
 
-async def test_a_payload_is_any_json_whatever_it_means_to_prefect(db: Connection, define: Define) -> None:
+async def test_the_payload_of_a_call_is_any_json_whatever_it_means_to_prefect(db: Connection, define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["echo"])
     payload = {"schema": {"$ref": "#/$defs/order"}, "__prefect_kind": "json", "value": "no JSON"}

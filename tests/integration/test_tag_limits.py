@@ -1,5 +1,9 @@
 """Limits on tags, which Prefect keeps: how many tasks run at the same time, and nobody who waits for ever."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
 import anyio
 import httpx
 import pytest
@@ -8,6 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
 from prefect.concurrency import _asyncio as prefects_limits
+from prefect.concurrency.asyncio import concurrency
 
 from pgflow_prefect import Settings, Workflow
 from tests.conftest import Connection
@@ -51,6 +56,31 @@ async def test_one_step_works_at_a_time(workflow: Workflow, tag: str) -> None:
     with tags(tag), anyio.fail_after(TIMEOUT):
         await workflow.flow({})
     assert most == 1
+
+
+async def test_a_step_asks_for_a_slot_once_its_upstream_has_given_it_back(
+    define: Define, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    @asynccontextmanager
+    async def note(*arguments: Any, **options: Any) -> AsyncIterator[None]:
+        log.append("asked")
+        async with concurrency(*arguments, **options):
+            yield
+        log.append("given back")
+
+    monkeypatch.setattr("pgflow_prefect.execution.prefect_engine.concurrency", note)
+    workflow = Workflow(make_slug())
+    define(workflow.slug, STEPS, [("one", "two"), ("two", "three")])
+    for step in STEPS:
+
+        @workflow.step(step)
+        async def work() -> None: ...
+
+    with tags(tag), anyio.fail_after(TIMEOUT):
+        await workflow.flow({})
+    assert log == ["asked", "given back"] * 3
 
 
 async def test_a_step_that_others_have_done_ends_while_all_the_rest_waits_for_its_slot(

@@ -12,13 +12,14 @@ from prefect import flow, tags, task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
 from prefect.runtime import task_run as runtime
 from prefect.transactions import Transaction
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.execution.steps import Steps
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = pytest.mark.anyio
@@ -185,6 +186,22 @@ async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of
         return state
 
     assert await workflow.flow() == {"second": "Completed"}
+
+
+async def test_a_step_begins_in_the_flow_run_and_not_in_the_task_run_of_its_upstream(
+    define: Define, pgflow_dsn: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perform, found = Steps.perform, list[object]()
+
+    async def note(steps: Steps, *arguments: Any) -> bool:
+        found.append(TaskRunContext.get())
+        return await perform(steps, *arguments)
+
+    monkeypatch.setattr(Steps, "perform", note)
+    slug = make_slug()
+    define(slug, ["first", "second"], [("first", "second")])
+    await make_ours(slug).flow()
+    assert found == [None, None]
 
 
 async def test_a_step_that_is_interrupted_is_shown_as_crashed(
