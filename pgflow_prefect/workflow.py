@@ -197,8 +197,8 @@ class Workflow:
     @property
     def step_handlers(self) -> dict[str, StepHandlers]:
         """Who may do the work of each step that this file knows, by step slug."""
-        known = dict.fromkeys([*self.handlers, *self._bindings])
-        return {slug: StepHandlers(slug, self.handlers.get(slug), self._bindings.get(slug)) for slug in known}
+        handlers, bindings = self.handlers, self._bindings
+        return {slug: StepHandlers(slug, handlers.get(slug), bindings.get(slug)) for slug in {**handlers, **bindings}}
 
     @property
     def handlers(self) -> Mapping[str, PythonHandler]:

@@ -1,6 +1,7 @@
 """What users write against: steps get their handlers, and the flow is the user's own to Prefect."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
@@ -15,6 +16,7 @@ from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.deployment.handler_files import load_module
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.base import RetryPolicy
+from pgflow_prefect.handlers.python import PythonHandler
 from tests.unit.definitions import define
 
 if TYPE_CHECKING:
@@ -190,3 +192,19 @@ def test_a_workflow_that_no_name_stands_for_still_has_a_flow() -> None:
     flow = Workflow("campaign").flow
     assert flow.fn.__module__ == __name__
     assert flow.fn.__qualname__ == "flow"
+
+
+def test_the_handlers_of_all_steps_are_gathered_once() -> None:
+    class Counting(Workflow):
+        counted = 0
+
+        @property
+        def handlers(self) -> Mapping[str, PythonHandler]:
+            self.counted += 1
+            return super().handlers
+
+    workflow = Counting("wide")
+    for number in range(100):
+        workflow.step(f"step_{number}")(lambda: None)
+    assert len(workflow.step_handlers) == 100
+    assert workflow.counted == 1, "gathered again for each step, a run of n steps would begin with n²"
