@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
-from anyio import CancelScope
+from anyio import CancelScope, move_on_after
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper
@@ -109,9 +109,13 @@ class ActiveRun:
                 self._awaiting.discard(scope)
 
     @contextmanager
-    def work(self) -> Iterator[CancelScope]:
-        """Do a handler's work, which is cancelled when the run is stopped; claims and reports are not."""
-        with CancelScope() as scope:
+    def work(self, at_most: float | None = None) -> Iterator[CancelScope]:
+        """Do a handler's work, which is cancelled when the run is stopped; claims and reports are not.
+
+        Args:
+            at_most: seconds after which it is cancelled as well.
+        """
+        with move_on_after(at_most) as scope:
             self._working.add(scope)
             if self.stopped:
                 scope.cancel()

@@ -1,9 +1,9 @@
 """The order in which the steps of a run execute."""
 
+from asyncio import TaskGroup
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
-
-import anyio
 
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
@@ -70,7 +70,18 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
             to their end, and no other starts. It may have the next ones begin before it returns.
     """
-    async with anyio.create_task_group() as group:
+    context = copy_context()
+    async with TaskGroup() as group:  # anyio's takes fifteen times as long to begin a task
+
+        def begin(slugs: list[str]) -> None:
+            for slug in slugs:
+                # In the run's context: it is no child of the step that has made it ready.
+                group.create_task(work(slug), context=context.copy())
+
+        def advance(slug: str) -> bool:
+            ready = schedule.conclude(slug)
+            begin(ready)
+            return bool(ready)
 
         async def work(slug: str) -> None:
             async with schedule.turns.take(slug):
@@ -80,11 +91,4 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
                     return
             advance(slug)
 
-        def advance(slug: str) -> bool:
-            ready = schedule.conclude(slug)
-            for downstream in ready:
-                group.start_soon(work, downstream)
-            return bool(ready)
-
-        for slug in schedule.roots:
-            group.start_soon(work, slug)
+        begin(schedule.roots)

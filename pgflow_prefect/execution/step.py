@@ -249,12 +249,10 @@ class Step:
     async def _work(self, handler: Handler, claim: Claim, context: StepContext) -> str | Deferred:
         timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
-        with anyio.move_on_after(timeout) as scope:
-            with self.run.work():
-                return await handler.execute(claim, self.upstream, context)
-            assert self.run.stopped is not None
+        with self.run.work(timeout):
+            return await handler.execute(claim, self.upstream, context)
+        if self.run.stopped is not None:
             raise _StoppedError(self.run.run_id, self.run.stopped)
-        assert scope.cancelled_caught
         raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
 
     # Steps that others do
