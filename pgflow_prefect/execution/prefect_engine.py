@@ -20,6 +20,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
+from traceback import format_exception
 from typing import Any, TypeAlias, cast
 from uuid import UUID, uuid5
 
@@ -234,6 +235,7 @@ class StepTaskRun:
             client=context.client,
             persist_result=False,
         )
+        self._slots = ConcurrencyContext()
         self._transaction = self._make_transaction()
 
     def _make_transaction(self) -> AsyncTransaction:
@@ -246,13 +248,13 @@ class StepTaskRun:
         Args:
             conclude: called with that state, as soon as Prefect is told of it.
         """
-        with self._context, ConcurrencyContext():
+        with self._context, self._slots:
             try:
-                state = await self._attempt(State(type=StateType.RUNNING))
+                state = await self._attempt(State(type=StateType.RUNNING), conclude)
                 while state.is_scheduled():
                     await self._wait_until(state)
                     self._transaction = self._make_transaction()
-                    state = await self._attempt(Retrying())
+                    state = await self._attempt(Retrying(), conclude)
             except PrefectSignal:
                 raise
             except BaseException as error:
@@ -263,25 +265,26 @@ class StepTaskRun:
             # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
             if not state.is_completed():
                 get_run_logger().error("Finished in state %s", state)
-        await conclude(state)  # outside of this task: what begins now is none of its children
         return state
 
-    async def _attempt(self, running: State[Any]) -> State[Any]:
+    async def _attempt(self, running: State[Any], conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
         """Make an attempt and enter the state that it leads to: a final one, or one that is scheduled."""
         self._enter(running)
         try:
-            result = await self._call()
+            # What its handler does in tasks of its own is rolled back where it raises; where it does not, Prefect is
+            # told before that is committed, as by its own engine, and who waits for the step need not wait for that.
+            async with self._transaction:
+                result = await self._task.fn(None)
+                state = result if isinstance(result, State) else State(type=StateType.COMPLETED)
+                self._enter(state)
+                await conclude(state)
+                return state
         except Exception as error:  # noqa: BLE001  whatever a handler raises
             state = await self._find_next(error)
-        else:
-            state = result if isinstance(result, State) else State(type=StateType.COMPLETED)
         self._enter(state)
+        if state.is_final():
+            await conclude(state)
         return state
-
-    async def _call(self) -> object:
-        """Call the task's function; what its handler does in tasks of its own is rolled back where it raises."""
-        async with self._transaction:
-            return await self._task.fn(None)
 
     async def _find_next(self, error: Exception) -> State[Any]:
         """Return the state after an attempt that has raised."""
@@ -289,7 +292,7 @@ class StepTaskRun:
         failed = await _make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
             exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
-            get_run_logger().error("Task run failed with exception: %r%s", error, exhausted, exc_info=True)
+            _log_failure(error, exhausted)
             return failed
         delay = _find_delay(task, retries)
         get_run_logger().info(
@@ -370,6 +373,17 @@ def _describe(state: State[Any]) -> dict[str, Any]:
             mode="json", exclude_none=True, exclude_unset=True, exclude={"flow_run_id", "task_run_id"}
         ),
     }
+
+
+def _log_failure(error: Exception, exhausted: str) -> None:
+    message = "Task run failed with exception: %r%s"
+    trace = "".join(format_exception(error))
+    printable = trace.encode("utf-8", "backslashreplace").decode()
+    if trace == printable:
+        get_run_logger().error(message, error, exhausted, exc_info=error)
+    else:
+        # Half a character: Prefect's handler can't send it, prints that it can't, and `print` is a log here, for ever.
+        get_run_logger().error(f"{message}\n%s", error, exhausted, printable)
 
 
 async def _make_failed(error: Exception) -> State[Any]:
