@@ -1,5 +1,7 @@
 """Installing the two schemas, and telling whether they are there."""
 
+from psycopg import errors
+
 from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
@@ -24,16 +26,21 @@ async def read_versions(connection: Connection) -> tuple[int, int]:
         PgflowPrefectError: this database user may not look.
     """
     with translate_errors():
-        found = await (await connection.execute(QUERIES["find_schemas"])).fetchone()
-        assert found is not None
-        versions = []
-        for name in ("engine", "adapter"):
-            version = 0
-            if found[name]:
-                row = await (await connection.execute(QUERIES[f"read_{name}_version"])).fetchone()
-                version = int(str(row["version"])) if row else 0
-            versions.append(version)
-    return versions[0], versions[1]
+        try:
+            row = await (await connection.execute(QUERIES["read_versions"])).fetchone()
+        except (errors.InvalidSchemaName, errors.UndefinedFunction):  # one is missing, or both
+            return await _read_version(connection, "engine"), await _read_version(connection, "adapter")
+        assert row is not None
+        return int(str(row["engine"])), int(str(row["adapter"]))
+
+
+async def _read_version(connection: Connection, name: str) -> int:
+    try:
+        row = await (await connection.execute(QUERIES[f"read_{name}_version"])).fetchone()
+    except (errors.InvalidSchemaName, errors.UndefinedFunction):
+        return 0
+    assert row is not None
+    return int(str(row["version"]))
 
 
 async def check_schema(connection: Connection) -> None:
