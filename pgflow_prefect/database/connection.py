@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from pgflow_prefect.database.embedded import default_directory, start_embedded
-from pgflow_prefect.errors import DatabaseUnavailableError, UsageError
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, UsageError
 from pgflow_prefect.settings import Settings
 
 Row = dict[str, object]
@@ -74,9 +74,10 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
 
     Raises:
         DatabaseUnavailableError: with libpq's reason, which names host, user and database and no password.
+        PgflowPrefectError: the database has no encoding.
     """
     try:
-        return await psycopg.AsyncConnection.connect(
+        connection = await psycopg.AsyncConnection.connect(
             with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row
         )
     except psycopg.OperationalError as error:
@@ -84,6 +85,14 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
             f"can't connect to PostgreSQL: {error}\n"
             "check that it runs and that --dsn, PGFLOW_DSN or the PG* variables name it"
         ) from error
+    if connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # all text would arrive as bytes
+        name = connection.info.dbname
+        await connection.close()
+        raise PgflowPrefectError(
+            f"database {name!r} has the encoding SQL_ASCII, which says nothing of what a text means: "
+            "use one that was created with ENCODING 'UTF8'"
+        )
+    return connection
 
 
 @asynccontextmanager

@@ -6,10 +6,13 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import (
+    PgflowPrefectError,
     RunHeldError,
     SchemaMissingError,
     UnknownRunError,
@@ -18,7 +21,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.models import Dep, Held, Run, Status, WorkflowSummary
 from pgflow_prefect.settings import Settings
-from tests.conftest import Connection
+from tests.conftest import Connection, execute
 from tests.engine import CHAIN, DIAMOND, define
 
 pytestmark = pytest.mark.anyio
@@ -194,3 +197,18 @@ async def test_a_database_without_the_schema_says_how_to_get_it(
     monkeypatch.setenv("PGFLOW_DSN", dsn)
     async with open_store(Settings()) as opened:
         assert await opened.list_slugs() == []
+
+
+async def test_a_database_that_does_not_say_what_its_text_means_is_refused(
+    server_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"no_encoding_{uuid4().hex[:8]}"
+    create = "CREATE DATABASE {} ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    execute(server_dsn, sql.SQL(create).format(sql.Identifier(name)))
+    try:
+        monkeypatch.setenv("PGFLOW_DSN", make_conninfo(server_dsn, dbname=name))
+        with pytest.raises(PgflowPrefectError, match=f"'{name}' has the encoding SQL_ASCII.*ENCODING 'UTF8'"):
+            async with open_store(Settings()):
+                pass
+    finally:
+        execute(server_dsn, sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
