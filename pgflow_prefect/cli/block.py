@@ -20,7 +20,7 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
         Of the block: lower-case letters, digits and dashes. One that exists gets the new address.
     """
     from pgflow_prefect.execution.database_block import save_block
-    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.execution.signals import run_event_loop
     from pgflow_prefect.settings import BLOCK_TYPE
 
     check_server()

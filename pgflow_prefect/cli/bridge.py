@@ -11,7 +11,7 @@ from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
 
 if TYPE_CHECKING:
-    from pgflow_prefect.execution.service import Switch
+    from pgflow_prefect.execution.signals import Switch
 
 
 def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> int:
@@ -31,7 +31,7 @@ def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)]
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.service import run_service
+    from pgflow_prefect.execution.signals import run_service
 
     check_server()
     settings = make_settings(dsn)

@@ -79,7 +79,7 @@ def deploy(
     prune
         With --all: delete the deployments that were made for workflows of this database which it no longer has.
     """
-    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.execution.signals import run_event_loop
 
     _check_choice(workflows, all_=all_, prune=prune)
     check_server()

@@ -27,7 +27,7 @@ def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: 
         The workflows' slugs; where none is named, all that have handlers here, and all deployments that were made for
         workflows of this database.
     """
-    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.execution.signals import run_event_loop
 
     check_server()
     found = run_event_loop(_diff, make_settings(dsn), tuple(dict.fromkeys(workflows)) or None, handlers)

@@ -59,7 +59,7 @@ def import_(
     from pgflow_prefect.cli.deploy_report import print_found
     from pgflow_prefect.deployment.code_generation import import_workflow
     from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path
-    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.execution.signals import run_event_loop
     from pgflow_prefect.graph import find_problems
 
     if not workflows and not all_:

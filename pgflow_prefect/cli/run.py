@@ -52,7 +52,7 @@ def run(
     force
         With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
     """
-    from pgflow_prefect.execution.in_process import run_event_loop
+    from pgflow_prefect.execution.signals import run_event_loop
 
     if (workflow is None) == (resume is None):
         raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")

@@ -17,7 +17,7 @@ from pgflow_prefect.errors import UsageError
 if TYPE_CHECKING:
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.deployment.serving import Served
-    from pgflow_prefect.execution.service import Switch
+    from pgflow_prefect.execution.signals import Switch
     from pgflow_prefect.workflow import Workflow
 
 
@@ -65,7 +65,7 @@ def serve(
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
     from pgflow_prefect.deployment.serving import ServedDeployments, Serving
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.service import run_service
+    from pgflow_prefect.execution.signals import run_service
 
     options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
     check_server()

@@ -15,7 +15,7 @@ from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.execution.host import Host
-    from pgflow_prefect.execution.service import Switch
+    from pgflow_prefect.execution.signals import Switch
     from pgflow_prefect.workflow import Workflow
 
 _CONNECTIONS_PER_RUN = 2
@@ -51,7 +51,7 @@ def worker(
     from pgflow_prefect.deployment.worker import Worker
     from pgflow_prefect.execution.host import open_host
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.service import run_service
+    from pgflow_prefect.execution.signals import run_service
 
     named = bool(sources or workflow)
     workflows = load_workflows(sources if named else sorted(map(str, DIRECTORY.glob("*.py"))))

@@ -12,6 +12,7 @@ from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
@@ -167,8 +168,8 @@ class Execution:
             finally:
                 if display is not None:
                     await display.show_end(ended)
-        except get_cancelled_exc_class():
-            # Ctrl-C: whoever goes on need not wait for the lease to run out.
+        except (get_cancelled_exc_class(), TerminationSignal):
+            # Whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
                 await store.release_run(run.run_id, run.epoch)
             raise

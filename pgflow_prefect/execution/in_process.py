@@ -1,18 +1,17 @@
 """Executing a run in this process, as a flow run that Prefect's API knows."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-import anyio
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import AsyncClientContext
-from prefect.exceptions import PrefectHTTPStatusError, TerminationSignal
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow_async
 from prefect.settings import get_current_settings
 from prefect.states import Pending
@@ -40,18 +39,6 @@ class CreatedFlowRun:
 
     flow_run: FlowRun
     url: str | None
-
-
-def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Run an async function that executes flow runs, and return what it returns.
-
-    Raises:
-        SystemExit: SIGTERM came; Prefect raises that out of the event loop, wherever it is.
-    """
-    try:
-        return anyio.run(function, *arguments)
-    except TerminationSignal as error:
-        raise SystemExit(128 + error.signal) from error
 
 
 def has_server() -> bool:

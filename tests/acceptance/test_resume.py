@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView, find_only_run, wait_until
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, statuses
@@ -61,7 +63,13 @@ def test_an_interrupted_run_stays_pending_and_says_how_to_go_on(
     prefect.await_task_states(run_id, {"a": "Cached", "b": "Completed", "c": "Completed"})
 
 
-def test_a_terminated_run_stays_pending_without_a_traceback(cli: CommandLine, db: Connection, chain: str) -> None:
+@pytest.mark.parametrize("pause", [0.02, 0], ids=["waits", "is_busy"])
+def test_a_terminated_run_stays_pending_without_a_traceback(
+    pause: float, cli: CommandLine, db: Connection, chain: str
+) -> None:
+    """Also where the event loop is always within a step: a signal there is not to be lost, nor to break anything."""
+    handlers = cli.directory / "flows" / f"{chain}.py"
+    cli.write(f"flows/{chain}.py", handlers.read_text(encoding="utf-8").replace("sleep(0.02)", f"sleep({pause})"))
     cli.write("gate")
     process = cli.start("run", chain)
     wait_until(lambda: "b" in cli.executions(), "b executes")
@@ -73,3 +81,5 @@ def test_a_terminated_run_stays_pending_without_a_traceback(cli: CommandLine, db
     assert "Traceback" not in out + err
     assert f"pgflow-prefect run --resume {find_only_run(db)}" in out
     assert statuses(db, find_only_run(db)) == {"a": "completed", "b": "pending"}
+    cli.remove("gate")
+    assert cli("run", "--resume", str(find_only_run(db))).code == 0, "nobody has it"

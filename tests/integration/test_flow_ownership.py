@@ -1,14 +1,18 @@
 """Runs that others start, take, finish or edit while a flow run executes them."""
 
+import signal
 from uuid import UUID, uuid4
 
+import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import TerminationSignal
 from psycopg.types.json import Jsonb
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.execution.flow import find_run_id
 from tests.conftest import Connection
+from tests.engine import value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
@@ -40,6 +44,37 @@ async def test_a_run_that_sql_started_is_executed_by_its_id(
 
     assert await workflow.flow(run_id=run_id) == {"second": "done!"}, "a completed run is only shown"
     assert read_steps(db)["second"][1] == 1
+
+
+async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    """A flow that runs in a main thread has SIGTERM raised wherever it is."""
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["first", "other"])
+    other_began = anyio.Event()
+
+    @workflow.step
+    async def first() -> None:
+        await other_began.wait()
+        raise TerminationSignal(signal.SIGTERM)
+
+    @workflow.step
+    async def other() -> None:
+        other_began.set()
+        await anyio.sleep_forever()
+
+    heard: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(TerminationSignal):
+            await workflow.flow()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert heard == [signal.SIGTERM], "Prefect's engine knew it, and passed it on"
+    assert read_run(db)[0] == "pending"
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for its lease"
+    assert (await read_flow_run(client, workflow.slug)).state_name == "Crashed"
 
 
 async def test_a_flow_run_that_prefect_retries_reopens_its_run(db: Connection, define: Define) -> None:

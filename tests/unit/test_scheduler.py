@@ -61,6 +61,21 @@ async def test_the_next_step_may_begin_before_this_one_has_returned() -> None:
     assert advanced == [True, False, True, False]
 
 
+async def test_a_signal_that_meets_a_step_is_raised_as_what_it_is() -> None:
+    class Signal(BaseException):
+        pass
+
+    async def perform(slug: str, _: Advance) -> bool:
+        if slug == "met":
+            raise Signal
+        await anyio.sleep_forever()
+        return True
+
+    graph = build_graph(define({"met": [], "other": []}))
+    with anyio.fail_after(10), pytest.raises(Signal):
+        await run_in_order(Schedule(graph, Turns(10)), perform)
+
+
 async def test_a_step_that_others_may_follow_early_still_has_its_turn() -> None:
     schedule = Schedule(build_graph(define({"a": [], "b": ["a"]})), Turns(1))
     log: list[str] = []

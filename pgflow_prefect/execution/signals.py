@@ -1,0 +1,131 @@
+"""What SIGTERM and Ctrl-C do: the main thread hears them, and tells an event loop in another thread.
+
+In the main thread, Prefect's engine would have SIGTERM raise an exception wherever Python is at that moment: in a step,
+in the event loop, between a task that is to be woken and the one that wakes it. Nothing could be drained, and what is
+never woken never ends.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from types import FrameType
+from typing import TypeVar
+
+import anyio
+from prefect.logging.loggers import patch_print
+
+T = TypeVar("T")
+
+_GRACE = 3.0  # seconds for handing runs back, after the second signal
+
+
+class Switch:
+    """Turns off what a process does: the first signal drains it, the second one stops it.
+
+    Attributes:
+        signals: how many have come.
+        latest: the number of the last one.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no signal."""
+        self.signals = 0
+        self.latest: int | None = None
+        self._actions: tuple[Callable[[], object], Callable[[], object]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self, *, drain: Callable[[], object], stop: Callable[[], object]) -> None:
+        """Name what the signals do, from within the event loop."""
+        self._actions = (drain, stop)
+        self._loop = asyncio.get_running_loop()
+        for earlier in range(min(self.signals, 2)):
+            self._actions[earlier]()
+
+    def press(self, number: int, frame: FrameType | None = None) -> None:
+        """Hear a signal."""
+        self.signals += 1
+        self.latest = number
+        if self._loop is not None and self._actions is not None:
+            with suppress(RuntimeError):  # the event loop has come to its end
+                self._loop.call_soon_threadsafe(self._actions[min(self.signals, 2) - 1])
+        if self.signals > 1:
+            # A sync handler can't be stopped, and a thread of it would keep the process.
+            timer = threading.Timer(_GRACE, os._exit, (128 + number,))
+            timer.daemon = True
+            timer.start()
+
+
+def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    """Run an async function that executes flow runs, and return what it returns; a signal cancels it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C has.
+        SystemExit: SIGTERM has, with the exit code that is usual for it.
+    """
+    switch = Switch()
+
+    async def work() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        switch.attach(drain=task.cancel, stop=task.cancel)
+        return await function(*arguments)
+
+    try:
+        return _run_beside(switch, work)
+    except asyncio.CancelledError:
+        if switch.latest is None:
+            raise
+        if switch.latest == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise SystemExit(128 + switch.latest) from None
+
+
+def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
+    """Run what goes on until it is told to stop, and return the exit code: 0, or 1 after a second signal."""
+    switch = Switch()
+
+    async def work() -> None:
+        # Each flow run does this for itself, and takes it back when it ends: from all others, too.
+        with patch_print():
+            await serve(switch)
+
+    _run_beside(switch, work)
+    return 0 if switch.signals < 2 else 1  # noqa: PLR2004  the second signal
+
+
+def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
+    """Run an async function in a thread of its own while the main thread hears signals."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(anyio.run(work))
+        except BaseException as error:  # noqa: BLE001  raised again, in the main thread
+            failures.append(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="pgflow-event-loop")
+    with _hear(switch):
+        thread.start()
+        thread.join()
+    if not failures:
+        return results[0]
+    failure = failures.pop()  # no traceback is to keep the list that has it
+    while isinstance(failure, BaseExceptionGroup):  # what a task raised, and not that one did
+        failure = failure.exceptions[0]
+    raise failure
+
+
+@contextmanager
+def _hear(switch: Switch) -> Iterator[None]:
+    """Have signals press the switch, for as long as the block takes."""
+    former = {number: signal.signal(number, switch.press) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
