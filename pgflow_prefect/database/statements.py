@@ -31,9 +31,13 @@ class Statements:
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
-            async with self._pool.connection() as connection:
+            # Without a block of the connection's own: it would end a transaction, and here there never is one.
+            connection = await self._pool.getconn()
+            try:
                 cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters})
                 return await cursor.fetchall()
+            finally:
+                await self._pool.putconn(connection)
 
     async def drop_broken_connections(self) -> None:
         """Close the idle connections that no longer answer, so that the next statement does not meet one."""

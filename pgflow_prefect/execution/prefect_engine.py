@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from time import time
@@ -25,7 +25,7 @@ from typing import Any, TypeAlias, cast
 from uuid import UUID, uuid5
 
 import anyio
-from prefect import Task, get_run_logger
+from prefect import Task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import (
     ConcurrencyLeaseHolder,
@@ -41,6 +41,7 @@ from prefect.context import FlowRunContext, TagsContext, TaskRunContext
 from prefect.events import Event, RelatedResource, Resource
 from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound, PrefectSignal
+from prefect.logging.loggers import task_run_logger
 from prefect.settings import get_current_settings
 from prefect.states import (
     AwaitingRetry,
@@ -53,6 +54,7 @@ from prefect.transactions import AsyncTransaction
 from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
+from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.execution.outbox import Related, find_outbox
 from pgflow_prefect.execution.redaction import describe_error
@@ -117,18 +119,22 @@ class TaskRuns:
         )
         return StepTaskRun(self, task, task_run)
 
-    @asynccontextmanager
-    async def hold_slots(self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
+    def hold_slots(
+        self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]
+    ) -> AbstractAsyncContextManager[None]:
         """Hold a slot of each limit for as long as the block takes; where Prefect can't say, go on without.
 
         Args:
             task_run_id: the task run whose slots they are.
             waiting: entered for as long as it has to wait for them.
         """
+        return self._hold_slots(task_run_id, waiting) if self.limits else nullcontext()
+
+    @asynccontextmanager
+    async def _hold_slots(self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            if self.limits:
-                async with waiting:
-                    await self._take_slots(stack, task_run_id)
+            async with waiting:
+                await self._take_slots(stack, task_run_id)
             yield
 
     async def _take_slots(self, stack: AsyncExitStack, task_run_id: UUID) -> None:
@@ -218,7 +224,11 @@ async def _find_limits(context: FlowRunContext) -> list[str]:
 
 
 class StepTaskRun:
-    """One task run, from its first attempt to its end."""
+    """One task run, from its first attempt to its end.
+
+    Attributes:
+        logger: its messages show under the task run.
+    """
 
     def __init__(self, runs: TaskRuns, task: StepTask, task_run: TaskRun) -> None:
         """Take what `TaskRuns.prepare` has made."""
@@ -234,9 +244,13 @@ class StepTaskRun:
             result_store=context.result_store,
             client=context.client,
             persist_result=False,
+            start_time=datetime.now(UTC),
         )
         self._slots = ConcurrencyContext()
         self._transaction = self._make_transaction()
+        # Made before they are entered, like all that can be: a step that is ready waits for none of it.
+        self._running, self._completed = _make_state(StateType.RUNNING), _make_state(StateType.COMPLETED)
+        self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
 
     def _make_transaction(self) -> AsyncTransaction:
         # `atransaction` does this and, for results that are persisted, more: it costs as much as two states.
@@ -250,7 +264,7 @@ class StepTaskRun:
         """
         with self._context, self._slots:
             try:
-                state = await self._attempt(State(type=StateType.RUNNING), conclude)
+                state = await self._attempt(self._running, conclude)
                 while state.is_scheduled():
                     await self._wait_until(state)
                     self._transaction = self._make_transaction()
@@ -259,12 +273,12 @@ class StepTaskRun:
                 raise
             except BaseException as error:
                 state = await exception_to_crashed_state(error)
-                get_run_logger().error("Crash detected! %s", state.message)
+                self.logger.error("Crash detected! %s", state.message)  # noqa: TRY400  as Prefect has it
                 self._enter(state)
                 raise
             # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
             if not state.is_completed():
-                get_run_logger().error("Finished in state %s", state)
+                self.logger.error("Finished in state %s", state)
         return state
 
     async def _attempt(self, running: State[Any], conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
@@ -275,7 +289,7 @@ class StepTaskRun:
             # told before that is committed, as by its own engine, and who waits for the step need not wait for that.
             async with self._transaction:
                 result = await self._task.fn(None)
-                state = result if isinstance(result, State) else State(type=StateType.COMPLETED)
+                state = result if isinstance(result, State) else self._completed
                 self._enter(state)
                 await conclude(state)
                 return state
@@ -292,10 +306,10 @@ class StepTaskRun:
         failed = await _make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
             exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
-            _log_failure(error, exhausted)
+            _log_failure(self.logger, error, exhausted)
             return failed
         delay = _find_delay(task, retries)
-        get_run_logger().info(
+        self.logger.info(
             "Task run failed with exception: %r - Retry %s/%s will start %s",
             error,
             retries + 1,
@@ -314,6 +328,7 @@ class StepTaskRun:
         run, before = self._task_run, self._task_run.state
         if state.message:
             state.message = clean_message(state.message)
+        state.timestamp = datetime.now(UTC)
         if before is not None and before.timestamp >= state.timestamp:
             state.timestamp = before.timestamp + timedelta(microseconds=1)  # states are put in order by it
         state.state_details.task_run_id = run.id
@@ -327,7 +342,8 @@ class StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
-        self._runs.outbox.send(partial(_make_event, run.model_copy(), state, before), self._runs.related)
+        told = run if state.is_final() else run.model_copy()  # as it is now, for that is told later
+        self._runs.outbox.send(partial(_make_event, told, state, before), self._runs.related)
 
 
 def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
@@ -360,6 +376,10 @@ def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> E
     )
 
 
+def _make_state(kind: StateType) -> State[Any]:
+    return State(type=kind, timestamp=datetime.now(UTC))  # its own clock takes as long as all the rest of it
+
+
 def _seconds_between(before: State[Any] | None, state: State[Any]) -> float:
     return state.timestamp.timestamp() - before.timestamp.timestamp() if before is not None else 0.0
 
@@ -375,15 +395,15 @@ def _describe(state: State[Any]) -> dict[str, Any]:
     }
 
 
-def _log_failure(error: Exception, exhausted: str) -> None:
+def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
     message = "Task run failed with exception: %r%s"
     trace = "".join(format_exception(error))
     printable = trace.encode("utf-8", "backslashreplace").decode()
     if trace == printable:
-        get_run_logger().error(message, error, exhausted, exc_info=error)
+        logger.error(message, error, exhausted, exc_info=error)
     else:
         # Half a character: Prefect's handler can't send it, prints that it can't, and `print` is a log here, for ever.
-        get_run_logger().error(f"{message}\n%s", error, exhausted, printable)
+        logger.error(f"{message}\n%s", error, exhausted, printable)
 
 
 async def _make_failed(error: Exception) -> State[Any]:

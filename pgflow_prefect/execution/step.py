@@ -92,6 +92,7 @@ class Step:
         run: the run, which may be stopped.
         claimed: the claim that came with the completion of the last step that it waited for.
         claim_next: claims, with this step's completion, those that it makes ready.
+        logger: of Prefect's task run; the one that executes it, where none is given.
     """
 
     handlers: StepHandlers
@@ -104,6 +105,7 @@ class Step:
     run: ActiveRun
     claimed: ClaimAhead | None = None
     claim_next: Callable[[str], None] = lambda slug: None
+    logger: Logger | None = None
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
@@ -228,8 +230,7 @@ class Step:
 
     @cached_property
     def _logger(self) -> Logger:
-        """The task run's logger."""
-        return get_run_logger()
+        return self.logger or get_run_logger()
 
     @property
     def _connector(self) -> Connector:

@@ -137,7 +137,9 @@ class Steps:
             run=self.run,
             claim_next=self._claim_next,
         )
-        return step, self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
+        task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
+        step.logger = task_run.logger
+        return step, task_run
 
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)

@@ -64,13 +64,13 @@ class Turns:
         self._place = place
         self._working: set[str] = set()
         self._pausing = 0
+        self._waiting = 0
 
     def count_next(self) -> int:
         """Return how many steps could begin at once if one that works now were done."""
         if self._place is not None and self._pausing:
             return 0  # the run may have to leave its place before them
-        statistics = self._limiter.statistics()
-        return int(statistics.total_tokens) - statistics.borrowed_tokens - statistics.tasks_waiting + 1
+        return int(self._limiter.available_tokens) - self._waiting + 1
 
     @asynccontextmanager
     async def take(self, step: str) -> AsyncIterator[None]:
@@ -97,7 +97,11 @@ class Turns:
         try:
             self._limiter.acquire_on_behalf_of_nowait(step)  # does not have others go first
         except WouldBlock:
-            await self._limiter.acquire_on_behalf_of(step)
+            self._waiting += 1
+            try:
+                await self._limiter.acquire_on_behalf_of(step)
+            finally:
+                self._waiting -= 1
         self._working.add(step)
         if self._place is not None:
             await self._place.take()
