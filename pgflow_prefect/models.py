@@ -127,7 +127,36 @@ class Run(BaseModel):
     @property
     def is_cancelled(self) -> bool:
         """Whether somebody ended it, where a failed one has failed by itself."""
-        return self.status is Status.FAILED and (self.error_message or "").startswith(CANCELLED)
+        return _is_cancelled(self.status, self.error_message)
+
+
+class RunEnd(BaseModel):
+    """How a run stands when its owner has nothing left to do for it.
+
+    Attributes:
+        id: the run.
+        status: completed or failed; pending where it is left to somebody else.
+        epoch: in which it was taken last.
+        error_message: why it has failed.
+        results: of the steps that were asked for, by slug; none unless the run is completed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    status: Status
+    epoch: int
+    error_message: str | None
+    results: dict[str, JsonValue]
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody ended it, where a failed one has failed by itself."""
+        return _is_cancelled(self.status, self.error_message)
+
+
+def _is_cancelled(status: Status, error_message: str | None) -> bool:
+    return status is Status.FAILED and (error_message or "").startswith(CANCELLED)
 
 
 class TakenRun(BaseModel):

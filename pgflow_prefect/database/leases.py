@@ -46,8 +46,9 @@ class LeaseKeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        # It is a daemon: where the database hangs, nobody waits for it.
-        self._thread.join(timeout=1)
+        if self._connection is not None:
+            # It is a daemon: where the database hangs, nobody waits for it; nor where it has nothing to close.
+            self._thread.join(timeout=1)
 
     def hold(self, run_id: UUID, epoch: int, on_lost: Lost) -> None:
         """Extend the lease of a run that was taken just now, until `drop`, and tell when that has become useless."""

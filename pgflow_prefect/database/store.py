@@ -29,6 +29,7 @@ from pgflow_prefect.models import (
     Enabled,
     Report,
     Run,
+    RunEnd,
     Status,
     StepState,
     TakenRun,
@@ -218,6 +219,17 @@ class Store(BindingStatements, DeploymentStatements, PruningStatements, Unsettle
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
+
+    async def read_end(self, run_id: UUID, step_slugs: Iterable[str]) -> RunEnd:
+        """Return how a run stands, and the results of these steps if it is completed.
+
+        Raises:
+            UnknownRunError: there is none of this id.
+        """
+        rows = await self._fetch("read_end", run_id=run_id, step_slugs=[*step_slugs])
+        if not rows:
+            raise _unknown_run(run_id)
+        return RunEnd.model_validate(rows[0])
 
     async def read_clock(self) -> datetime:
         """Return the database's time, which those of runs and steps are from."""

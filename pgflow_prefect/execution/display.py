@@ -16,7 +16,7 @@ from pgflow_prefect.execution.outbox import Request
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
-from pgflow_prefect.models import Run, Status
+from pgflow_prefect.models import RunEnd, Status
 
 PATIENCE = 5.0
 """Seconds that a run which has ended waits for PostgreSQL to say what is to be shown of it."""
@@ -88,7 +88,7 @@ class Display:
             if self._done == len(self._graph):
                 self._outbox.give_way()
 
-    async def show_end(self, run: Run) -> None:
+    async def show_end(self, run: RunEnd) -> None:
         """Show how the run has ended, as PostgreSQL has it."""
         if run.status is Status.PENDING or run.epoch != self._run.epoch:
             return  # somebody else goes on with it, or has done so
@@ -133,5 +133,5 @@ class Display:
         self._outbox.request(act, f"run {self._run_id}: {what}")
 
 
-def _describe(run: Run) -> str:
+def _describe(run: RunEnd) -> str:
     return "Cancelled" if run.is_cancelled else run.status.value.capitalize()

@@ -39,7 +39,7 @@ from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import Run, Status
+from pgflow_prefect.models import RunEnd, Status
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Execution:
                 epoch = await self._take(host.store, payload, run_id, flow_run)
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
-                    return await self._conclude(host.store, await host.store.read_run(run_id))
+                    return await self._read_ended(host.store, run_id)
                 with host.execute(run_id, epoch, flow_run.id) as run:
                     return await self._execute(host, run, flow_run)
         except (SupersededError, RunHeldError) as error:
@@ -162,12 +162,14 @@ class Execution:
         store = host.store
         try:
             graph, display = await self._run_steps(host, run, flow_run)
-            ended = await self._persist(store, lambda: store.read_run(run.run_id))
+            end = await self._persist(store, lambda: store.read_end(run.run_id, find_leaves(graph)))
+            if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
+                await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
             try:
-                return await self._persist(store, lambda: self._conclude(store, ended, run, graph))
+                return _conclude(end, run)
             finally:
                 if display is not None:
-                    await display.show_end(ended)
+                    await display.show_end(end)
         except (get_cancelled_exc_class(), TerminationSignal):
             # Whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
@@ -213,26 +215,35 @@ class Execution:
                 await run_in_order(steps.schedule, steps.perform)
         return graph, display
 
-    async def _conclude(
-        self, store: Store, run: Run, active: ActiveRun | None = None, graph: "Graph | None" = None
-    ) -> dict[str, JsonValue] | State[Any]:
-        """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
+    async def _read_ended(self, store: Store, run_id: UUID) -> dict[str, JsonValue] | State[Any]:
+        """Return what a flow run ends with whose run had ended before it began."""
+        end = await self._persist(store, lambda: store.read_end(run_id, []))
+        if end.status is Status.COMPLETED:
+            graph = build_graph(await self._persist(store, lambda: store.load_run_definition(run_id)))
+            end = await self._persist(store, lambda: store.read_end(run_id, find_leaves(graph)))
+        return _conclude(end)
 
-        Raises:
-            RunFailedError: the run has failed.
-            SupersededError: somebody else has it.
-        """
-        if active is not None and run.epoch != active.epoch:
-            raise SupersededError(run.id)
-        if run.status is Status.COMPLETED:
-            graph = graph or build_graph(await store.load_run_definition(run.id))
-            return await store.read_results(run.id, find_leaves(graph))
-        if run.is_cancelled:
-            return Cancelled(message=run.error_message)
-        if run.status is Status.FAILED:
-            # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
-            raise RunFailedError(run.id, run.error_message or "no reason given")
-        if active is not None and active.drained:
-            await store.release_run(run.id, active.epoch)
-            return handed_back(f"run {run.id} was handed back: {Stop.SHUTDOWN}")
-        return Crashed(message=f"run {run.id} is still pending: a step of it could not be claimed or reported")
+
+def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonValue] | State[Any]:
+    """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
+
+    Args:
+        end: what PostgreSQL says.
+        active: the run, where it was executed here.
+
+    Raises:
+        RunFailedError: the run has failed.
+        SupersededError: somebody else has it.
+    """
+    if active is not None and end.epoch != active.epoch:
+        raise SupersededError(end.id)
+    if end.status is Status.COMPLETED:
+        return end.results
+    if end.is_cancelled:
+        return Cancelled(message=end.error_message)
+    if end.status is Status.FAILED:
+        # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
+        raise RunFailedError(end.id, end.error_message or "no reason given")
+    if active is not None and active.drained:
+        return handed_back(f"run {end.id} was handed back: {Stop.SHUTDOWN}")
+    return Crashed(message=f"run {end.id} is still pending: a step of it could not be claimed or reported")

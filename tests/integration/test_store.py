@@ -1,6 +1,7 @@
 """The store against a real database: definitions and runs as it returns them, and how it says no."""
 
 import json
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -177,7 +178,7 @@ async def test_taking_a_run_raises_its_epoch_and_names_its_flow_run(store: Store
 
 async def test_an_unknown_run_is_told(store: Store) -> None:
     unknown = uuid4()
-    for read in (store.read_run, store.load_run_definition):
+    for read in (store.read_run, store.load_run_definition, partial(store.read_end, step_slugs=["a"])):
         with pytest.raises(UnknownRunError, match=f"unknown run {unknown}; `pgflow-prefect runs` shows the newest"):
             await read(unknown)
     for change in (store.reopen_run, store.repair_run):

@@ -81,6 +81,22 @@ async def test_a_run_step_by_step(store: Store, db: Connection) -> None:
         assert state.started_at is not None
         assert state.finished_at is not None
     assert await store.read_results(run_id, ["c", "b", "unknown"]) == {"b": None, "c": "end"}
+    end = await store.read_end(run_id, ["c", "b", "unknown"])
+    assert (end.status, end.epoch, end.error_message) == (Status.COMPLETED, epoch, None)
+    assert end.results == {"b": None, "c": "end"}
+
+
+async def test_a_run_that_is_not_completed_ends_without_results(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    run_id, epoch = await start(store)
+    await do(store, run_id, "a", epoch)
+    pending = await store.read_end(run_id, ["a"])
+    assert (pending.status, pending.results) == (Status.PENDING, {})
+    await claim(store, run_id, "b", epoch)
+    await fail(store, run_id, "b", epoch)
+    failed = await store.read_end(run_id, ["a"])
+    assert (failed.status, failed.is_cancelled, failed.results) == (Status.FAILED, False, {})
+    assert failed.error_message
 
 
 async def test_a_claim_brings_what_was_asked_for_only(store: Store, db: Connection) -> None:

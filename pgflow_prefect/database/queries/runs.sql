@@ -13,6 +13,14 @@ LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE r.id = %(run_id)s
 
+-- read_end --
+-- How a run stands, and the results of these steps if it is completed: one look at both.
+SELECT r.id, r.status, r.epoch, r.error_message,
+       (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') FROM pgflow.step_states s
+        WHERE s.run_id = r.id AND r.status = 'completed' AND s.step_slug = ANY (%(step_slugs)s)) AS results
+FROM pgflow.runs r
+WHERE r.id = %(run_id)s
+
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
 SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
