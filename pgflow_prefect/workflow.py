@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from functools import cached_property
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import cached_property, partial
+from inspect import iscoroutine
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
@@ -10,6 +12,7 @@ from prefect import Flow
 
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.ahead import open_ahead
 from pgflow_prefect.execution.flow import Execution, parse_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
@@ -25,6 +28,28 @@ from pgflow_prefect.settings import Settings
 F = TypeVar("F", bound=Callable[..., Any])
 
 AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
+
+
+class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
+    """A flow whose calls have something ready by the time that its function is called.
+
+    Prefect spends most of a small flow's time on creating the flow run, and on hearing how it has ended.
+
+    Attributes:
+        before: what is entered before Prefect creates the flow run, and left once it is through.
+    """
+
+    before: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  a coroutine, or a drawing of Prefect's
+        """Create a flow run and execute it; see `prefect.Flow.__call__`."""
+        call = super().__call__(*args, **kwargs)
+        return self._call(call) if iscoroutine(call) else call
+
+    async def _call(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401  what the function returns
+        async with self.before():
+            return await call
+
 
 _FORBIDDEN_IN_FLOW_NAMES = str.maketrans(dict.fromkeys("/%&<>", "_"))
 
@@ -272,7 +297,7 @@ class Workflow:
         flow.__qualname__ = f"{name}.flow" if (name := self._find_own_name()) else "flow"
         flow.__name__ = to_identifier(self.slug)
         flow.__doc__ = self.description or f"The workflow {self.slug!r} of pgflow."
-        made: AsyncFlow = Flow(
+        made = WorkflowFlow(
             flow,
             name=to_flow_name(self.slug),
             task_runner=self._task_runner,
@@ -281,6 +306,8 @@ class Workflow:
             # A payload is any JSON: Prefect would take an object with "$ref" for one of its blocks, and look for that.
             validate_parameters=False,
         )
+        if host is None:
+            made.before = partial(open_ahead, settings)
         made._entrypoint = f"{self._globals.get('__file__', module)}:{flow.__qualname__}"
         return made
 

@@ -29,9 +29,7 @@ async def find_settings(settings: Settings) -> Settings:
         UsageError: there is no block of the name that the settings have, or it has no usable values.
         PrefectUnavailableError: Prefect's API does not answer.
     """
-    if settings.dsn is not None:
-        return settings
-    if settings.block is None and any(os.environ.get(name) for name in LIBPQ_VARIABLES):
+    if is_settled(settings):
         return settings
     block = await _load(settings.block or DEFAULT)
     if block is None and settings.block is not None:
@@ -40,6 +38,13 @@ async def find_settings(settings: Settings) -> Settings:
             f"{settings.block}`, or name another one (PGFLOW_BLOCK)"
         )
     return settings if block is None else _apply(settings, block)
+
+
+def is_settled(settings: Settings) -> bool:
+    """Tell whether no block has a say in where the database is."""
+    return settings.dsn is not None or (
+        settings.block is None and any(os.environ.get(name) for name in LIBPQ_VARIABLES)
+    )
 
 
 async def save_block(name: str, settings: Settings) -> bool:

@@ -26,10 +26,10 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
+from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
-from pgflow_prefect.execution.database_block import find_settings
 from pgflow_prefect.execution.display import Display
-from pgflow_prefect.execution.host import ActiveRun, Host, Stop, open_host
+from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import open_task_runs
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
@@ -131,7 +131,7 @@ class Execution:
         if self.host is not None:
             yield self.host
             return
-        async with open_host(await find_settings(self.settings)) as host:
+        async with open_host_for_run(self.settings) as host:
             yield host
 
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:
@@ -165,11 +165,9 @@ class Execution:
             end = await self._persist(store, lambda: store.read_end(run.run_id, find_leaves(graph)))
             if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
                 await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
-            try:
-                return _conclude(end, run)
-            finally:
-                if display is not None:
-                    await display.show_end(end)
+            if display is not None:
+                host.finish(display.show_end(end))
+            return _conclude(end, run)
         except (get_cancelled_exc_class(), TerminationSignal):
             # Whoever goes on need not wait for the lease to run out.
             with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from anyio import CancelScope, move_on_after
@@ -160,6 +161,7 @@ class Host(Workplace):
     places: dict[UUID, Place] = field(default_factory=dict)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
+    _finishing: set[asyncio.Task[None]] = field(default_factory=set)
 
     @contextmanager
     def reserve(self, run_id: UUID, epoch: int) -> Iterator[None]:
@@ -191,6 +193,17 @@ class Host(Workplace):
             self.keeper.drop(run_id, epoch)
             if self.active.get(run_id) is run:
                 del self.active[run_id]
+
+    def finish(self, last: Coroutine[Any, Any, None]) -> None:
+        """Do something last that a run need not wait for; the host does, before it closes."""
+        task = asyncio.create_task(last)
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
+
+    async def close(self) -> None:
+        """Return once all that was to be done last is done."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
 
     def drain(self) -> None:
         """Begin no further step of any run."""
@@ -225,7 +238,9 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
             LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper,
             lend(store, watch) as token,
         ):
+            host = Host(settings, dsn, store, toolbox, watch, keeper, token)
             try:
-                yield Host(settings, dsn, store, toolbox, watch, keeper, token)
+                yield host
             finally:
                 watch.close()
+                await host.close()

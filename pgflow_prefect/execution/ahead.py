@@ -1,0 +1,112 @@
+"""The host of a flow that is called: opened while Prefect creates the flow run, closed while it hears of its end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+from anyio import CancelScope
+from pydantic import ValidationError
+
+from pgflow_prefect.execution.database_block import find_settings, is_settled
+from pgflow_prefect.execution.host import Host, open_host
+from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+
+class HostAhead:
+    """A host that is opened for one run which is about to begin.
+
+    Attributes:
+        settings: where the database is, and the limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Begin to open it."""
+        self.settings = settings
+        self._is_taken = False
+        self._left = asyncio.Event()
+        self._opened: asyncio.Future[Host] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        try:
+            async with open_host(self.settings) as host:
+                self._opened.set_result(host)
+                await self._left.wait()
+        except Exception as error:  # noqa: BLE001  raised in the run, if it comes to that
+            if self._opened.done():
+                _logger.warning("the database was not closed properly: %s", describe_error(error))
+            else:
+                self._opened.set_exception(error)
+                self._opened.exception()
+
+    def fits(self, settings: Settings) -> bool:
+        """Tell whether a run with these settings may have it: the first one may."""
+        return not self._is_taken and self.settings == settings
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Host]:
+        """Have the host for a block, the only one that gets it."""
+        self._is_taken = True
+        try:
+            yield await self._opened
+        finally:
+            self._left.set()
+
+    async def close(self) -> None:
+        """Return once it is closed, whether it was taken or not."""
+        self._left.set()
+        if not self._opened.done():
+            self._task.cancel()
+        with CancelScope(shield=True):
+            await asyncio.wait([self._task])
+
+
+_AHEAD: ContextVar[HostAhead | None] = ContextVar("pgflow_host_ahead", default=None)
+
+
+@asynccontextmanager
+async def open_ahead(settings: Settings | None) -> AsyncIterator[None]:
+    """Open a host now for the flow run that the block creates and executes.
+
+    Args:
+        settings: read from the environment where they are not given. Where they are wrong, the run will say so; where
+            only Prefect knows the database, nothing is opened ahead.
+    """
+    try:
+        settings = settings or Settings()
+    except ValidationError:
+        yield
+        return
+    if not is_settled(settings):
+        yield
+        return
+    ahead = HostAhead(settings)
+    token = _AHEAD.set(ahead)
+    try:
+        yield
+    finally:
+        _AHEAD.reset(token)
+        await ahead.close()
+
+
+@asynccontextmanager
+async def open_host_for_run(settings: Settings) -> AsyncIterator[Host]:
+    """Open a host for one run: the one that was opened ahead for it, if there is one.
+
+    Raises:
+        UsageError: the settings name no database that can be found.
+        DatabaseUnavailableError: it can't be reached.
+        SchemaMissingError: it has no pgflow schema, or an old one.
+    """
+    ahead = _AHEAD.get()
+    if ahead is not None and ahead.fits(settings):
+        async with ahead.take() as host:
+            yield host
+    else:
+        async with open_host(await find_settings(settings)) as host:
+            yield host
