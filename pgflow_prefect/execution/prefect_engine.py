@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from time import time
 from traceback import format_exception
 from typing import Any, TypeAlias, cast
@@ -92,6 +92,15 @@ class TaskRuns:
         self.limits = [*limits]
         self.related = related
         self.outbox = find_outbox()
+        # What those of all steps have in common: to validate that for each of them takes longer than a copy.
+        self._task_run = TaskRun(
+            flow_run_id=self.flow_run.id,
+            flow_run_run_count=self.flow_run.run_count,
+            task_key="",
+            dynamic_key="",
+            tags=self.tags,
+        )
+        self._task_run_context: TaskRunContext | None = None
 
     def prepare(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> "StepTaskRun":
         """Return the task run of a step; Prefect hears of it once it is performed.
@@ -101,23 +110,34 @@ class TaskRuns:
             task_run_id: what its task run is to be called.
             upstream: the task runs from which an edge leads to it.
         """
-        task_run = TaskRun(
-            id=task_run_id,
-            name=task.name,
-            flow_run_id=self.flow_run.id,
-            flow_run_run_count=self.flow_run.run_count,
-            task_key=task.task_key,
-            dynamic_key=str(task_run_id),
-            task_version=task.version,
-            empirical_policy=TaskRunPolicy(
-                retries=task.retries,
-                retry_delay=_get_delays(task),
-                retry_jitter_factor=task.retry_jitter_factor,
-            ),
-            tags=self.tags,
-            task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
+        policy = _make_policy(task.retries, tuple(_get_delays(task)), task.retry_jitter_factor)
+        task_run = self._task_run.model_copy(
+            update={
+                "id": task_run_id,
+                "name": task.name,
+                "task_key": task.task_key,
+                "dynamic_key": str(task_run_id),
+                "task_version": task.version,
+                "empirical_policy": policy,
+                "task_inputs": {EDGES: [TaskRunResult(id=each) for each in upstream]},
+            }
         )
         return StepTaskRun(self, task, task_run)
+
+    def make_context(self, task: StepTask, task_run: TaskRun) -> TaskRunContext:
+        """Return what a handler finds as the current task run."""
+        if self._task_run_context is None:
+            self._task_run_context = TaskRunContext(
+                task=task,
+                log_prints=True,
+                task_run=task_run,
+                parameters={EDGES: None},
+                result_store=self.context.result_store,
+                client=self.context.client,
+                persist_result=False,
+            )
+        its_own = {"task": task, "task_run": task_run, "start_time": datetime.now(UTC)}
+        return self._task_run_context.model_copy(update=its_own)
 
     def hold_slots(
         self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]
@@ -236,16 +256,7 @@ class StepTaskRun:
         self._task = task
         self._task_run = task_run
         context = runs.context
-        self._context = TaskRunContext(
-            task=task,
-            log_prints=True,
-            task_run=task_run,
-            parameters={EDGES: None},
-            result_store=context.result_store,
-            client=context.client,
-            persist_result=False,
-            start_time=datetime.now(UTC),
-        )
+        self._context = runs.make_context(task, task_run)
         self._slots = ConcurrencyContext()
         self._transaction = self._make_transaction()
         # Made before they are entered, like all that can be: a step that is ready waits for none of it.
@@ -429,6 +440,11 @@ def _find_delay(task: StepTask, retries: int) -> float:
 def _get_delays(task: StepTask) -> list[Any]:
     assert isinstance(task.retry_delay_seconds, list)  # as `set_policy` has it
     return task.retry_delay_seconds
+
+
+@lru_cache
+def _make_policy(retries: int, delays: tuple[Any, ...], jitter_factor: float | None) -> TaskRunPolicy:
+    return TaskRunPolicy(retries=retries, retry_delay=[*delays], retry_jitter_factor=jitter_factor)
 
 
 def _get_client(context: FlowRunContext) -> PrefectClient:
