@@ -80,6 +80,8 @@ class LeaseKeeper:
     def _extend(self, held: dict[tuple[UUID, int], Lost]) -> None:
         if self._connection is None:
             self._connection = psycopg.connect(self._dsn, autocommit=True, prepare_threshold=None)
+            if self._closing.is_set():
+                return
         run_ids, epochs = zip(*held, strict=True)
         cursor = self._connection.execute(
             QUERIES["extend_leases"], {"run_ids": list(run_ids), "epochs": list(epochs), "lease": self._lease}

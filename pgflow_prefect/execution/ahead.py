@@ -37,12 +37,11 @@ class HostAhead:
             async with open_host(self.settings) as host:
                 self._opened.set_result(host)
                 await self._left.wait()
-        except Exception as error:  # noqa: BLE001  raised in the run, if it comes to that
+        except BaseException as error:
             if self._opened.done():
-                _logger.warning("the database was not closed properly: %s", describe_error(error))
-            else:
-                self._opened.set_exception(error)
-                self._opened.exception()
+                raise
+            self._opened.set_exception(error)  # raised in the run, if it comes to that
+            self._opened.exception()
 
     def fits(self, settings: Settings) -> bool:
         """Tell whether a run with these settings may have it: the first one may."""
@@ -53,7 +52,7 @@ class HostAhead:
         """Have the host for a block, the only one that gets it."""
         self._is_taken = True
         try:
-            yield await self._opened
+            yield await asyncio.shield(self._opened)  # who is cancelled waits no longer, and that is all
         finally:
             self._left.set()
 
@@ -64,6 +63,12 @@ class HostAhead:
             self._task.cancel()
         with CancelScope(shield=True):
             await asyncio.wait([self._task])
+        if self._task.cancelled():
+            return
+        try:
+            self._task.result()
+        except Exception as error:  # noqa: BLE001  the run is over
+            _logger.warning("the database was not closed properly: %s", describe_error(error))
 
 
 _AHEAD: ContextVar[HostAhead | None] = ContextVar("pgflow_host_ahead", default=None)

@@ -1,5 +1,6 @@
 """One run of a workflow as one run of a Prefect flow."""
 
+import logging
 from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from anyio import CancelScope, get_cancelled_exc_class, move_on_after
 from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import PrefectSignal, TerminationSignal
 from prefect.states import Cancelled, Crashed
 from pydantic import JsonValue
 from pydantic_core import to_json
@@ -32,6 +33,7 @@ from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import open_task_runs
+from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer
@@ -43,6 +45,8 @@ from pgflow_prefect.models import RunEnd, Status
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 _RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
 
@@ -168,10 +172,8 @@ class Execution:
             if display is not None:
                 host.finish(display.show_end(end))
             return _conclude(end, run)
-        except (get_cancelled_exc_class(), TerminationSignal):
-            # Whoever goes on need not wait for the lease to run out.
-            with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
-                await store.release_run(run.run_id, run.epoch)
+        except (get_cancelled_exc_class(), TerminationSignal, PrefectSignal):
+            await _release(store, run)
             raise
 
     async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> tuple[Graph, Display | None]:
@@ -220,6 +222,15 @@ class Execution:
             graph = build_graph(await self._persist(store, lambda: store.load_run_definition(run_id)))
             end = await self._persist(store, lambda: store.read_end(run_id, find_leaves(graph)))
         return _conclude(end)
+
+
+async def _release(store: Store, run: ActiveRun) -> None:
+    """Let go of a run at once: whoever goes on with it need not wait for the lease to run out."""
+    with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
+        try:
+            await store.release_run(run.run_id, run.epoch)
+        except Exception as error:  # noqa: BLE001  what ends the run is what its flow is to end with
+            _logger.warning("run %s is kept until its lease runs out: %s", run.run_id, describe_error(error))
 
 
 def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonValue] | State[Any]:

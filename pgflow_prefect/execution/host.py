@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -181,10 +181,11 @@ class Host(Workplace):
         self.active[run_id] = run
 
         def stop(why: str) -> None:
-            if why == "completed":
-                loop.call_soon_threadsafe(run.settle)
-            else:
-                loop.call_soon_threadsafe(run.stop, Stop[why.upper()])
+            with suppress(RuntimeError):  # the event loop has come to its end, and the run with it
+                if why == "completed":
+                    loop.call_soon_threadsafe(run.settle)
+                else:
+                    loop.call_soon_threadsafe(run.stop, Stop[why.upper()])
 
         self.keeper.hold(run_id, epoch, stop)
         try:
@@ -202,8 +203,7 @@ class Host(Workplace):
 
     async def close(self) -> None:
         """Return once all that was to be done last is done."""
-        if self._finishing:
-            await asyncio.wait(self._finishing)
+        await asyncio.gather(*self._finishing)
 
     def drain(self) -> None:
         """Begin no further step of any run."""

@@ -278,7 +278,7 @@ class StepTaskRun:
                 state = await self._attempt(self._running, conclude)
                 while state.is_scheduled():
                     await self._wait_until(state)
-                    self._transaction = self._make_transaction()
+                    self._transaction, self._completed = self._make_transaction(), _make_state(StateType.COMPLETED)
                     state = await self._attempt(Retrying(), conclude)
             except PrefectSignal:
                 raise

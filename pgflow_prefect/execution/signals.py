@@ -123,9 +123,12 @@ def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
 @contextmanager
 def _hear(switch: Switch) -> Iterator[None]:
     """Have signals press the switch, for as long as the block takes."""
-    former = {number: signal.signal(number, switch.press) for number in (signal.SIGTERM, signal.SIGINT)}
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    heard = [number for number, handler in former.items() if handler is not signal.SIG_IGN]  # as a shell's `&` has it
+    for number in heard:
+        signal.signal(number, switch.press)
     try:
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number in heard:
+            signal.signal(number, former[number] or signal.SIG_DFL)  # None: it is none of Python's

@@ -1,5 +1,7 @@
 """The host of a flow that is called is opened while Prefect creates the flow run, for that run and no other."""
 
+import socket
+
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
@@ -76,6 +78,18 @@ async def test_what_keeps_it_from_opening_is_raised_in_the_run() -> None:
                 pass
     async with open_ahead(settings):
         pass  # nobody asks, nobody hears
+
+
+async def test_who_is_cancelled_waits_for_no_database_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        settings = Settings(dsn=SecretStr(f"postgresql://nobody@127.0.0.1:{port}/silent"), connect_timeout=60)
+        with anyio.fail_after(10):
+            async with open_ahead(settings):
+                with anyio.move_on_after(0.1) as scope:
+                    async with open_host_for_run(settings):
+                        pass
+        assert scope.cancelled_caught
 
 
 async def test_wrong_settings_are_told_by_the_run(monkeypatch: pytest.MonkeyPatch, prefect_api: str) -> None:

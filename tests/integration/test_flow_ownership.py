@@ -10,6 +10,8 @@ from prefect.exceptions import TerminationSignal
 from psycopg.types.json import Jsonb
 
 from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.execution.flow import find_run_id
 from tests.conftest import Connection
 from tests.engine import value
@@ -46,10 +48,17 @@ async def test_a_run_that_sql_started_is_executed_by_its_id(
     assert read_steps(db)["second"][1] == 1
 
 
+@pytest.mark.parametrize("answers", [True, False], ids=["the database answers", "the database is away"])
 async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
-    db: Connection, define: Define, client: PrefectClient
+    answers: bool, db: Connection, define: Define, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flow that runs in a main thread has SIGTERM raised wherever it is."""
+
+    async def be_away(*_: object) -> None:
+        raise DatabaseUnavailableError("away")
+
+    if not answers:
+        monkeypatch.setattr(Store, "release_run", be_away)
     workflow = Workflow(make_slug())
     define(workflow.slug, ["first", "other"])
     other_began = anyio.Event()
@@ -73,7 +82,8 @@ async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
         signal.signal(signal.SIGTERM, former)
     assert heard == [signal.SIGTERM], "Prefect's engine knew it, and passed it on"
     assert read_run(db)[0] == "pending"
-    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for its lease"
+    released = "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"
+    assert value(db, released) is answers, "nobody has to wait for its lease"
     assert (await read_flow_run(client, workflow.slug)).state_name == "Crashed"
 
 
