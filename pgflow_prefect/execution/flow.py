@@ -32,7 +32,7 @@ from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
-from pgflow_prefect.execution.prefect_engine import open_task_runs
+from pgflow_prefect.execution.prefect_engine import make_task_runs
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.states import handed_back, superseded
@@ -191,7 +191,6 @@ class Execution:
             return graph, None
         async with (
             open_task_runner() as task_runner,
-            open_task_runs() as task_runs,
             open_batch(store, run_id, run.epoch) as batch,
         ):
             submitted: frozenset[str] = frozenset()
@@ -206,7 +205,7 @@ class Execution:
                 flow_run=flow_run,
                 mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout, batch),
                 observe=self.observe,
-                task_runs=task_runs,
+                task_runs=await make_task_runs(),
                 submitted=submitted,
                 task_runner=task_runner,
             )

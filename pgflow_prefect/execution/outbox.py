@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from contextvars import Context
-from functools import cache
+from functools import cache, partial
 from time import monotonic
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -22,6 +23,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.execution.redaction import describe_error
+
+T = TypeVar("T")
 
 Related = Future[list[RelatedResource]]
 """What the events of one flow run are related to, once that is known."""
@@ -85,7 +88,7 @@ class Outbox:
         self._client: PrefectClient | None = None
         self._resources = AsyncExitStack()
         self._opening = asyncio.Lock()
-        self._asked: deque[tuple[Request, str]] = deque()
+        self._asked: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
         self._requests: set[asyncio.Task[None]] = set()  # that are under way
         # Of the context of whoever sends the first event, nothing but the settings: the rest would never be let go.
         current = get_settings_context()
@@ -124,7 +127,21 @@ class Outbox:
             act: makes the request.
             what: it is for, to be named in the log.
         """
-        self._asked.append((act, what))
+        self._ask(partial(self._perform, act, what))
+
+    def look_up(self, find: Callable[[PrefectClient], Awaitable[T]], otherwise: T) -> "Future[T]":
+        """Ask something of Prefect's API at once, from this thread: a run's event loop may be blocked by a handler.
+
+        Args:
+            find: asks.
+            otherwise: the answer where there is none, or none for too long.
+        """
+        found: Future[T] = Future()
+        self._ask(partial(self._find, find, otherwise, found))
+        return found
+
+    def _ask(self, question: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._asked.append(question)
         self._loop.call_soon_threadsafe(self._begin, context=self._context)
 
     def give_way(self) -> None:
@@ -162,7 +179,7 @@ class Outbox:
                 await asyncio.sleep(0)  # those that came last are begun
 
     def _begin(self) -> None:
-        task = self._loop.create_task(self._perform(*self._asked.popleft()))
+        task = self._loop.create_task(self._asked.popleft()())
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
@@ -175,6 +192,16 @@ class Outbox:
             self._progress += 1
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
             _logger.warning("%s is not shown: %s", what, describe_error(error))
+
+    async def _find(self, find: Callable[[PrefectClient], Awaitable[T]], otherwise: T, found: "Future[T]") -> None:
+        answer = otherwise
+        try:
+            async with asyncio.timeout(PATIENCE):
+                answer = await find(await self._open_client())
+        except Exception as error:  # noqa: BLE001  whatever it is, there is another answer
+            _logger.debug("Prefect's API was asked in vain: %s", describe_error(error))
+        finally:
+            found.set_result(answer)
 
     async def _open_client(self) -> PrefectClient:
         async with self._opening:

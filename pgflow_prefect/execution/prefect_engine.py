@@ -12,10 +12,8 @@ step stays one node of the run graph over all retries of a flow run, and edges t
 Prefect would infer them from the identity of values.
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
@@ -56,7 +54,7 @@ from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.execution.mirror import clean_message
-from pgflow_prefect.execution.outbox import Related, find_outbox
+from pgflow_prefect.execution.outbox import Outbox, Related, find_outbox
 from pgflow_prefect.execution.redaction import describe_error
 
 EDGES = "upstream"
@@ -83,15 +81,15 @@ def find_task_run_id(flow_run_id: UUID, step_slug: str) -> UUID:
 class TaskRuns:
     """The task runs of the current flow run, and what they have in common."""
 
-    def __init__(self, context: FlowRunContext, limits: Iterable[str], related: Related) -> None:
-        """Take what `open_task_runs` has found out."""
+    def __init__(self, context: FlowRunContext, limits: Iterable[str], outbox: Outbox, related: Related) -> None:
+        """Take what `make_task_runs` has found out."""
         assert context.flow_run is not None
         self.context = context
         self.flow_run = context.flow_run
         self.tags = sorted(TagsContext.get().current_tags)
         self.limits = [*limits]
         self.related = related
-        self.outbox = find_outbox()
+        self.outbox = outbox
         # What those of all steps have in common: to validate that for each of them takes longer than a copy.
         self._task_run = TaskRun(
             flow_run_id=self.flow_run.id,
@@ -178,32 +176,22 @@ class TaskRuns:
         stack.push_async_exit(give_back)
 
 
-@asynccontextmanager
-async def open_task_runs() -> AsyncIterator[TaskRuns]:
-    """Prepare for task runs in the current flow run, for as long as the block takes."""
+async def make_task_runs() -> TaskRuns:
+    """Prepare for task runs in the current flow run."""
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    related: Related = Future()
-    finding = asyncio.create_task(_find_related(context, related))
-    try:
-        yield TaskRuns(context, await _find_limits(context), related)
-    finally:
-        finding.cancel()
-        if not related.done():
-            related.set_result([_relate_to_flow_run(context)])
+    outbox = find_outbox()
+    related = outbox.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
+    return TaskRuns(context, await _find_limits(context), outbox, related)
 
 
-async def _find_related(context: FlowRunContext, related: Related) -> None:
-    """Have events be related to the flow run, its flow, its deployment and so on, as those of other tasks are."""
-    try:
-        with anyio.fail_after(_PATIENCE):
-            found = await related_resources_from_run_context(_get_client(context))
-        # A server closes the connection over an event that has more: the flow run, and what else comes first, is kept.
-        related.set_result(found[: get_current_settings().server.events.maximum_related_resources])
-    except Exception as error:  # noqa: BLE001  it is only shown
-        _logger.debug("what the flow run is related to is not known: %s", describe_error(error))
-        related.set_result([_relate_to_flow_run(context)])
+async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
+    """Return what events are related to, as those of other tasks are: flow run, flow, deployment and so on."""
+    with context.model_copy():
+        found = await related_resources_from_run_context(client)
+    # A server closes the connection over an event that has more: the flow run, and what else comes first, is kept.
+    return found[: get_current_settings().server.events.maximum_related_resources]
 
 
 def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:

@@ -13,12 +13,15 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.events import RelatedResource
 from prefect.events.filters import EventFilter, EventNameFilter, EventRelatedFilter
+from prefect.events.related import related_resources_from_run_context
 from prefect.runtime import task_run as runtime
 from prefect.transactions import Transaction
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.execution import prefect_engine
 from pgflow_prefect.execution.steps import Steps
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
@@ -165,27 +168,36 @@ async def test_what_a_handler_finds_in_its_context_is_its_task_run(
     assert str(shown["first"].id) == task_run_id
 
 
-async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of_its_upstream(
-    define: Define, pgflow_dsn: str, prefect_api: str
+async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of_it_and_its_upstream(
+    define: Define, pgflow_dsn: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def find_late(client: PrefectClient) -> list[RelatedResource]:
+        await anyio.sleep(1)
+        return await related_resources_from_run_context(client)
+
+    monkeypatch.setattr(prefect_engine, "related_resources_from_run_context", find_late)
     slug = make_slug()
     define(slug, ["first", "second"], [("first", "second")])
     workflow = Workflow(slug)
 
-    @workflow.step
-    async def first() -> str:
-        return str(runtime.id)
-
-    @workflow.step
-    async def second(first: str) -> str:
+    def block_until(task_run_id: str, wanted: str) -> str:
+        """Return the state that Prefect shows, once it is this one; nothing else runs in the event loop meanwhile."""
         deadline, state = time.monotonic() + 30, ""
-        while state != "Completed" and time.monotonic() < deadline:
-            time.sleep(0.1)  # noqa: ASYNC251  nothing else runs in this event loop meanwhile
-            answer = httpx.get(f"{prefect_api}/task_runs/{first}", timeout=10)  # noqa: ASYNC210  likewise
+        while state != wanted and time.monotonic() < deadline:
+            time.sleep(0.1)
+            answer = httpx.get(f"{prefect_api}/task_runs/{task_run_id}", timeout=10)
             state = answer.json()["state_name"] if answer.is_success else ""
         return state
 
-    assert await workflow.flow() == {"second": "Completed"}
+    @workflow.step
+    async def first() -> list[str]:
+        return [str(runtime.id), block_until(str(runtime.id), "Running")]
+
+    @workflow.step
+    async def second(first: list[str]) -> list[str]:
+        return [first[1], block_until(first[0], "Completed")]
+
+    assert await workflow.flow() == {"second": ["Running", "Completed"]}
 
 
 async def test_a_step_begins_in_the_flow_run_and_not_in_the_task_run_of_its_upstream(
