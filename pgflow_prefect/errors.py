@@ -118,3 +118,10 @@ class SupersededError(PgflowPrefectError):
     def __init__(self, run_id: UUID) -> None:
         self.run_id = run_id
         super().__init__(f"run {run_id} was taken over by another flow run; this one stops")
+
+
+def find_first(error: BaseException) -> BaseException:
+    """Return what a task has raised, and not the group that says one did; of several, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

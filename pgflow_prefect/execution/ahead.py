@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 
 from anyio import CancelScope
@@ -82,12 +82,9 @@ async def open_ahead(settings: Settings | None) -> AsyncIterator[None]:
         settings: read from the environment where they are not given. Where they are wrong, the run will say so; where
             only Prefect knows the database, nothing is opened ahead.
     """
-    try:
+    with suppress(ValidationError):
         settings = settings or Settings()
-    except ValidationError:
-        yield
-        return
-    if not is_settled(settings):
+    if settings is None or not is_settled(settings):
         yield
         return
     ahead = HostAhead(settings)

@@ -19,7 +19,7 @@ from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import RunEnd, Status
 
 PATIENCE = 5.0
-"""Seconds that a run which has ended waits for PostgreSQL to say what is to be shown of it."""
+"""Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
 
 LONG = 10.0
 """Seconds after which a run counts as long, and shows its progress."""

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -21,8 +21,6 @@ from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.display import name_flow_run
 from pgflow_prefect.execution.prefect_errors import unavailable
 from pgflow_prefect.execution.redaction import describe_error
-
-T = TypeVar("T")
 
 TAG = "pgflow"
 """What everything of ours is tagged with in Prefect."""

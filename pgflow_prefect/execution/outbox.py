@@ -53,7 +53,7 @@ _LOOK_INTERVAL = 0.2  # seconds
 _PAUSE = 0.25  # seconds; requests that somebody waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
 _LONGEST_ATTENTION = 1.0  # seconds without an event, after which it has to be woken
-_LONGEST_LOOK = 10.0  # seconds, more than runs take to find out what their events are related to
+_LONGEST_LOOK = 10.0  # seconds, more than it takes to find out what events are related to, or that nobody says
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
 _TASK_RUN = "prefect.task-run."
@@ -303,7 +303,7 @@ class Outbox:
             if related is not None:
                 found = await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(related)), _LONGEST_LOOK)
                 event.related += found
-        except Exception as error:  # noqa: BLE001  a run's event loop, for one, has ended before it knew
+        except Exception as error:  # noqa: BLE001  whatever its maker raises
             _logger.warning("an event is not sent: %s", describe_error(error))
         else:
             self._made.append(event)

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 
+from pgflow_prefect.errors import find_first
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
 
@@ -70,37 +71,35 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
         perform: does one step and tells whether it completed. After the first that did not, those under way go on
             to their end, and no other starts. It may have the next ones begin before it returns.
     """
-    context = copy_context()
     try:
-        async with TaskGroup() as group:  # anyio's takes fifteen times as long to begin a task
-
-            def begin(slugs: list[str]) -> None:
-                for slug in slugs:
-                    # In the run's context: it is no child of the step that has made it ready.
-                    group.create_task(work(slug), context=context.copy())
-
-            def advance(slug: str) -> bool:
-                ready = schedule.conclude(slug)
-                begin(ready)
-                return bool(ready)
-
-            async def work(slug: str) -> None:
-                async with schedule.turns.take(slug):
-                    schedule.begin(slug)
-                    if schedule.stopped or not await perform(slug, partial(advance, slug)):
-                        schedule.stopped = True
-                        return
-                advance(slug)
-
-            begin(schedule.roots)
+        await _perform_all(schedule, perform)
     except BaseExceptionGroup as raised:
         # SIGTERM in the main thread, or a pause: Prefect's engine knows them by their types.
         if signals := raised.subgroup(lambda error: not isinstance(error, Exception | BaseExceptionGroup)):
-            raise _find_first(signals) from None
+            raise find_first(signals) from None
         raise
 
 
-def _find_first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[bool]]) -> None:
+    context = copy_context()
+    async with TaskGroup() as group:  # anyio's takes fifteen times as long to begin a task
+
+        def begin(slugs: list[str]) -> None:
+            for slug in slugs:
+                # In the run's context: it is no child of the step that has made it ready.
+                group.create_task(work(slug), context=context.copy())
+
+        def advance(slug: str) -> bool:
+            ready = schedule.conclude(slug)
+            begin(ready)
+            return bool(ready)
+
+        async def work(slug: str) -> None:
+            async with schedule.turns.take(slug):
+                schedule.begin(slug)
+                if schedule.stopped or not await perform(slug, partial(advance, slug)):
+                    schedule.stopped = True
+                    return
+            advance(slug)
+
+        begin(schedule.roots)

@@ -18,6 +18,8 @@ from typing import TypeVar
 import anyio
 from prefect.logging.loggers import patch_print
 
+from pgflow_prefect.errors import find_first
+
 T = TypeVar("T")
 
 _GRACE = 3.0  # seconds for handing runs back, after the second signal
@@ -60,7 +62,7 @@ class Switch:
 
 
 def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Run an async function that executes flow runs, and return what it returns; a signal cancels it.
+    """Run an async function that may execute flow runs, and return what it returns; a signal cancels it.
 
     Raises:
         KeyboardInterrupt: Ctrl-C has.
@@ -114,10 +116,7 @@ def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
         thread.join()
     if not failures:
         return results[0]
-    failure = failures.pop()  # no traceback is to keep the list that has it
-    while isinstance(failure, BaseExceptionGroup):  # what a task raised, and not that one did
-        failure = failure.exceptions[0]
-    raise failure
+    raise find_first(failures.pop())  # no traceback is to keep the list that has it
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def test_what_is_never_known_keeps_no_other_event_back(
     stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "_LONGEST_LOOK", 0.01)
-    stream.send(partial(make_event, "of a run whose event loop has ended"), Future())
+    stream.send(partial(make_event, "of which nobody says"), Future())
     send(stream, "second")
     stream.close()
     assert server.names == ["second"]
@@ -297,3 +297,25 @@ def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_
     assert [each for each in caplog.messages if "is not shown" in each] == [
         "run 1: its name is not shown: no such thing"
     ]
+
+
+def test_what_is_looked_up_has_another_answer_where_prefect_gives_none(
+    stream: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "get_client", Api)
+    monkeypatch.setattr(outbox, "PATIENCE", 0.1)
+
+    async def answer(client: PrefectClient) -> str:
+        assert isinstance(client, Api)
+        return "an answer"
+
+    async def fail(client: PrefectClient) -> str:
+        raise ValueError("no such thing")
+
+    async def hang(client: PrefectClient) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    assert stream.look_up(answer, "another").result(10) == "an answer"
+    assert stream.look_up(fail, "another").result(10) == "another"
+    assert stream.look_up(hang, "another").result(10) == "another"
