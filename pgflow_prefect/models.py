@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
 
 RESERVED_NAMES = frozenset({"payload", "context", "upstream"})
 """Argument names of a handler that mean something else than an upstream step."""
@@ -192,6 +192,10 @@ class Enabled(BaseModel):
     since: datetime
 
 
+_WORKING_STATES = frozenset({"Pending", "Running", "Retrying", "AwaitingRetry", "Waiting", "Deferred"})
+"""States of a task run whose step has not ended."""
+
+
 class StepState(BaseModel):
     """What is known of one step in one run: a row of `pgflow.step_states`, and the state of its task run."""
 
@@ -206,8 +210,20 @@ class StepState(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     task_state: str | None = None
+    """The state of its task run in Prefect; of a step that has ended, what Prefect shows, or is about to show."""
     handler: str | None = None
     """Who does it, as the latest claim found it."""
+
+    @field_validator("task_state")
+    @classmethod
+    def _end_task_state(cls, noted: str | None, info: ValidationInfo) -> str | None:
+        """Replace what was noted while the step was worked on, if it has ended since: by a cancellation, say."""
+        status, error_message = info.data.get("status"), info.data.get("error_message")
+        if noted not in _WORKING_STATES or status not in {Status.COMPLETED, Status.FAILED}:
+            return noted
+        if status is Status.COMPLETED:
+            return "Completed"
+        return "Cancelled" if (error_message or "").startswith(CANCELLED) else "Failed"
 
 
 class Claim(BaseModel):

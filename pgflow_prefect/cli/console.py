@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
-from pgflow_prefect.render.labels import format_seconds
+from pgflow_prefect.render.labels import format_seconds, measure
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +29,9 @@ STYLES = {
     "cancelled": "red",
 }
 """By status, in lower case."""
+
+_GAP = 2
+"""Characters between two columns."""
 
 # No wrapping where nobody looks at it: a script that reads the lines wants one a thing.
 out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
@@ -69,28 +72,59 @@ def print_json(value: object) -> None:
     sys.stdout.write(json.dumps(_to_plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print rows under their columns' names; on a pipe, as lines with tabs between the columns."""
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: Collection[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """Print rows under their columns' names; on a pipe, as lines with tabs between the columns.
+
+    Args:
+        columns: the names.
+        rows: a cell for each column.
+        whole: the columns whose cells are never cut or wrapped, such as ids that people copy.
+        spare: the columns that a terminal which is too narrow for a line a row leaves out, the first of them first.
+    """
     if not out.is_terminal:
         for row in [columns, *rows]:
             sys.stdout.write("\t".join(row) + "\n")
         return
-    out.print(make_table(columns, rows))
+    out.print(make_table(*leave_out(columns, [*rows], out.width, spare), whole=whole))
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Return rows under their columns' names, for a terminal."""
+def leave_out(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, spare: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Return a table without those of its spare columns that it has no room for, in so many characters."""
+    widths = {
+        name: max(map(measure, (name, *(row[place] for row in rows)))) + _GAP for place, name in enumerate(columns)
+    }
+    left = dict(widths)
+    for name in spare:
+        if sum(left.values()) - _GAP > width:
+            del left[name]
+    kept = [place for place, name in enumerate(columns) if name in left]
+    return [columns[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: Collection[str] = ()) -> Table:
+    """Return rows under their columns' names, for a terminal; `whole` as of `print_table`."""
     from rich.table import Table
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
+    cells = [*rows]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+    for place, name in enumerate(columns):
+        if name in whole:
+            longest = max(map(measure, (name, *(row[place] for row in cells))))
+            table.add_column(name, no_wrap=True, min_width=longest)
+        else:
+            table.add_column(name, overflow="fold")
+    for row in cells:
         table.add_row(*map(style_status, row))
     return table
 
 
 def style_status(text: str) -> str:
-    """Return a table's cell, coloured where it is the name of a status."""
-    style = STYLES.get(text.lower())
+    """Return a table's cell, coloured where it begins with the name of a status."""
+    style = STYLES.get(text.lower().partition(" (")[0])
     return f"[{style}]{escape(text)}[/{style}]" if style else escape(text)
 
 

@@ -18,6 +18,8 @@ Handlers = Annotated[
     Parameter(name="--handlers", help="The file or module of the handlers; flows/WORKFLOW.py where not given."),
 ]
 
+RunId = Annotated[str, Parameter(help="The run: its id, the beginning of its id where that is unique, or latest.")]
+
 
 def make_settings(dsn: str | None) -> Settings:
     """Return the settings of the environment, with this connection string where there is one.

@@ -6,19 +6,21 @@ import json as jsonlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
-from uuid import UUID
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import STYLES, out
 from pgflow_prefect.cli.files import write_output
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from rich.text import Text
 
+    from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.graph import Graph
     from pgflow_prefect.render.progress import Look, Progress
@@ -34,7 +36,7 @@ def graph(
     workflow: str | None = None,
     /,
     *,
-    run: UUID | None = None,
+    run: Annotated[str | None, Parameter(show_default=False)] = None,
     format: GraphFormat = "text",  # noqa: A002
     output: Output = None,
     json: AsJson = False,
@@ -49,7 +51,7 @@ def graph(
     workflow
         The workflow's slug; not needed with --run.
     run
-        Draw this run, as `runs` shows it: the definition that it began with.
+        Draw this run: its id, the beginning of its id, or latest. Its definition is the one that it began with.
     format
         A tree of lines for the terminal; a Mermaid flowchart, an SVG picture or Graphviz's DOT for documents; or
         node-link data in JSON.
@@ -57,11 +59,13 @@ def graph(
     import anyio
     from rich.text import Text
 
+    from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.render.text import describe_graph, draw_text, write_path
 
     if workflow is None and run is None:
         raise UsageError("name a WORKFLOW to draw, or give --run RUN_ID to draw a run")
-    shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, run)
+    name = None if run is None else parse_run_name(run)
+    shown, progress = anyio.run(_load_graph, make_settings(dsn), workflow, name)
     chosen = "json" if json else format
     if chosen != "text":
         write_output(_find_drawer(chosen)(shown, progress) + "\n", output)
@@ -77,7 +81,7 @@ def graph(
 
 
 def timeline(
-    run_id: UUID,
+    run_id: RunId,
     /,
     *,
     format: TimelineFormat = "text",  # noqa: A002
@@ -92,12 +96,10 @@ def timeline(
     path goes back from the step that ended last, each time to the upstream step that ended last. On a pipe, start and
     duration are in seconds, counted from the beginning of the run.
 
-    Example: `pgflow-prefect timeline 0b0e3a4e-6a5c-4d35-9c55-0a7f7f3a2c11 --format svg --output run.svg`
+    Example: `pgflow-prefect timeline latest --format svg --output run.svg`
 
     Parameters
     ----------
-    run_id
-        The run, as `runs` shows it.
     format
         A chart as wide as the terminal, an SVG picture, or JSON.
     top
@@ -106,10 +108,11 @@ def timeline(
     import anyio
     from rich.text import Text
 
+    from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.render.timeline import COLUMNS, list_rows, make_timeline, write_rows
     from pgflow_prefect.render.timeline_svg import draw_timeline_svg
 
-    shown, progress = anyio.run(_load_run, make_settings(dsn), run_id)
+    shown, progress = anyio.run(_load_run, make_settings(dsn), parse_run_name(run_id))
     chart = make_timeline(shown, progress)
     if top is not None:
         chart = chart.take_longest(top)
@@ -138,13 +141,13 @@ def _find_drawer(format: str) -> Callable[[Graph, Progress | None], str]:  # noq
     }[format]
 
 
-async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | None) -> tuple[Graph, Progress | None]:
+async def _load_graph(settings: Settings, workflow: str | None, run: RunName | None) -> tuple[Graph, Progress | None]:
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.graph import build_graph, find_problems
 
     async with open_store(settings, size=1) as store:
-        if run_id is not None:
-            return await _read_progress(store, run_id, workflow)
+        if run is not None:
+            return await _read_progress(store, await store.find_run_id(run), workflow)
         assert workflow is not None
         definition = await store.load_definition(workflow)
     if problems := find_problems(definition):
@@ -152,11 +155,11 @@ async def _load_graph(settings: Settings, workflow: str | None, run_id: UUID | N
     return build_graph(definition), None
 
 
-async def _load_run(settings: Settings, run_id: UUID) -> tuple[Graph, Progress]:
+async def _load_run(settings: Settings, run: RunName) -> tuple[Graph, Progress]:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
-        return await _read_progress(store, run_id)
+        return await _read_progress(store, await store.find_run_id(run))
 
 
 async def _read_progress(store: Store, run_id: UUID, workflow: str | None = None) -> tuple[Graph, Progress]:

@@ -45,7 +45,9 @@ def reconcile(
     if json:
         print_json(found)
     elif found:
-        print_table(("class", "run", "workflow", "what is", "repair"), [_describe(each) for each in found])
+        print_table(
+            ("class", "run", "workflow", "what is", "repair"), [_describe(each) for each in found], whole=("run",)
+        )
     elif not unavailable:
         out.print("PostgreSQL and Prefect agree")
     if unavailable:

@@ -6,7 +6,7 @@ import json as jsonlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from cyclopts import Parameter
 
@@ -15,6 +15,9 @@ from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.execution.host import Host
     from pgflow_prefect.models import Run, WorkflowDefinition
@@ -29,7 +32,7 @@ def run(
     /,
     *,
     payload: Annotated[str, Parameter(allow_leading_hyphen=True)] = "{}",  # `-` alone
-    resume: UUID | None = None,
+    resume: Annotated[str | None, Parameter(show_default=False)] = None,
     force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     handlers: Handlers = None,
     json: AsJson = False,
@@ -48,10 +51,12 @@ def run(
     payload
         JSON, or @FILE, or - for standard input.
     resume
-        Go on with this run instead of starting one: completed steps are not executed again; a failed run is reopened.
+        Go on with this run instead of starting one: its id, the beginning of its id, or latest. Completed steps are
+        not executed again; a failed run is reopened.
     force
         With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
     """
+    from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.execution.signals import run_event_loop
 
     if (workflow is None) == (resume is None):
@@ -60,7 +65,7 @@ def run(
     if force and resume is None:
         raise UsageError("--force goes with --resume RUN_ID")
     if resume is not None:
-        return run_event_loop(_resume, settings, resume, handlers, json, force)
+        return run_event_loop(_resume, settings, parse_run_name(resume), handlers, json, force)
     assert workflow is not None
     return run_event_loop(_start, settings, workflow, read_payload(payload), handlers, json)
 
@@ -98,11 +103,12 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
-async def _resume(settings: Settings, run_id: UUID, handlers: str | None, json: bool, force: bool) -> int:
+async def _resume(settings: Settings, name: RunName, handlers: str | None, json: bool, force: bool) -> int:
     from pgflow_prefect.execution.host import open_host
     from pgflow_prefect.models import Status
 
     async with open_host(settings) as host:
+        run_id = await host.store.find_run_id(name)
         found = await host.store.read_run(run_id)
         if found.status is Status.COMPLETED and json:
             return _report(found, None, json=json)

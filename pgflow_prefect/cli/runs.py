@@ -65,7 +65,8 @@ def runs(
         print_json(found)
     elif found:
         columns = ("run", "workflow", "status", "created", "took", "steps", "error")
-        print_table(columns, [_describe_run(each) for each in found])
+        rows = [_describe_run(each) for each in found]
+        print_table(columns, rows, whole=("run", "status"), spare=("error", "created", "steps", "took"))
     else:
         out.print("no runs: start one with `pgflow-prefect run`, or SELECT pgflow.run_workflow(…)")
 

@@ -2,99 +2,34 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import format_duration, make_table, out, print_json, print_table, shorten
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.console import out, print_json, print_table
+from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
+from pgflow_prefect.cli.snapshot import COLUMNS, Snapshot, count
 from pgflow_prefect.errors import DatabaseUnavailableError
-from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.models import Held, Run, Status
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from rich.console import RenderableType
 
+    from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
+    from pgflow_prefect.models import Enabled
     from pgflow_prefect.settings import Settings
-
-COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; the longer nothing changes, the longer
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A run at one moment.
-
-    Attributes:
-        run: the run.
-        states: the steps that have started, by slug.
-        order: the slugs of all steps.
-    """
-
-    run: Run
-    states: dict[str, StepState]
-    order: list[str]
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing more will change: a failed run's claimed steps may still finish."""
-        working = any(state.status is Status.PENDING and state.started_at for state in self.states.values())
-        lives = self.run.held is Held.LEASED
-        return self.run.status is not Status.PENDING and not (working and lives)
-
-    def describe(self) -> list[str]:
-        """Return what there is to say of the run as a whole, a line each."""
-        run = self.run
-        lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {run.status}"]
-        if run.error_message:
-            lines.append(run.error_message)
-        if run.status is Status.PENDING:
-            lines.append(_describe_owner(run))
-        if run.recoveries:
-            lines.append(f"taken over {_count(run.recoveries, 'time')} in a row without a further step completing")
-        if run.stale_writes:
-            lines.append(f"refused {_count(run.stale_writes, 'write')} of former owners")
-        return lines
-
-    def pick(self, room: int) -> list[str]:
-        """Return so many steps at most, in their order: those that failed, are worked on, or ended last."""
-        chosen = frozenset(sorted(self.order, key=self._rank)[:room])
-        return [slug for slug in self.order if slug in chosen]
-
-    def _rank(self, slug: str) -> tuple[int, float]:
-        state = self.states.get(slug)
-        if state is None:
-            return 4, 0.0
-        if state.status is Status.COMPLETED:
-            return 3, -state.finished_at.timestamp() if state.finished_at else 0.0
-        return (0 if state.status is Status.FAILED else 1 if state.started_at else 2), 0.0
-
-    def count(self) -> str:
-        """Return how far the run is."""
-        done = sum(state.status is Status.COMPLETED for state in self.states.values())
-        return f"{done} of {_count(len(self.order), 'step')} completed"
-
-    def rows(self, slugs: Iterable[str] | None = None) -> Iterator[tuple[str, ...]]:
-        """Yield a row for each step, or for each of these, those that wait for others too."""
-        for slug in self.order if slugs is None else slugs:
-            if (state := self.states.get(slug)) is None:
-                yield (slug, "waiting", "", "", "", "", "")
-                continue
-            took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
-            result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
-            note = shorten(state.error_message or result)
-            yield (slug, state.status, state.task_state or "", str(state.attempts), took, state.handler or "", note)
-
-
 def status(
-    run_id: UUID,
+    run_id: RunId,
     /,
     *,
     watch: Annotated[bool, Parameter(negative="", show_default=False)] = False,
@@ -103,25 +38,27 @@ def status(
 ) -> int:
     """Show a run and its steps, those that wait for others too, and who executes it.
 
-    Example: `pgflow-prefect status 0b0e3a4e-6a5c-4d35-9c55-0a7f7f3a2c11 --watch`
+    A step's status is the row's. Where a person would say another word, that comes first: `running (pending)`.
+
+    Example: `pgflow-prefect status latest --watch`
 
     Parameters
     ----------
-    run_id
-        The run, as `runs` shows it.
     watch
         Go on until the run has ended; the exit code is then 1 if it has failed.
     """
     import anyio
 
-    return anyio.run(_show, make_settings(dsn), run_id, watch, json)
+    from pgflow_prefect.database.run_names import parse_run_name
+
+    return anyio.run(_show, make_settings(dsn), parse_run_name(run_id), watch, json)
 
 
-async def _show(settings: Settings, run_id: UUID, watch: bool, json: bool) -> int:
+async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> int:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
-        found = await _read(store, run_id)
+        found = await _read(store, await store.find_run_id(name))
         if watch and not json:
             found = await _watch(store, found)
         elif watch:
@@ -132,7 +69,10 @@ async def _show(settings: Settings, run_id: UUID, watch: bool, json: bool) -> in
     elif not (watch and out.is_terminal):  # there it is on the screen
         for line in found.describe():
             out.print(line, markup=False)
-        print_table(COLUMNS, found.rows())
+        if out.is_terminal:
+            out.print(found.make_table(out.width))
+        else:
+            print_table(COLUMNS, found.rows())
     return int(watch and found.run.status is Status.FAILED)
 
 
@@ -166,7 +106,14 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None) -> S
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))
-    return Snapshot(run, states, order)
+    return Snapshot(run, states, order, await _find_enabled(store, run))
+
+
+async def _find_enabled(store: Store, run: Run) -> Enabled | None:
+    """Return whether a worker or a bridge would take a run; where one has it, that is no question."""
+    if run.status is not Status.PENDING or run.held in {Held.LEASED, Held.QUEUED}:
+        return None
+    return (await store.list_enabled()).get(run.workflow_slug)
 
 
 class _View:
@@ -174,9 +121,9 @@ class _View:
 
     def update(self, before: Snapshot, after: Snapshot) -> None:
         for slug, state in after.states.items():
-            shown = state.task_state or state.status
+            shown = state.task_state or after.describe_word(slug)
             former = before.states.get(slug)
-            if former is None or (former.task_state or former.status) != shown:
+            if former is None or (former.task_state or before.describe_word(slug)) != shown:
                 sys.stdout.write(f"{slug}\t{shown}\n")
         sys.stdout.flush()
 
@@ -207,23 +154,12 @@ def _draw(found: Snapshot) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    lines = [*found.describe(), found.count()]
+    if found.has_ended:
+        return Group(*map(Text, [*found.describe(), found.count()]), found.make_table(out.width))
+    # A line each, so that what is drawn over and over is as high as it is taken for.
+    lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in [*found.describe(), found.count()]]
     room = max(out.height - len(lines) - 3, 1)  # under the table's head, over its last line and the cursor
-    if found.has_ended or len(found.order) <= room:
-        return Group(*map(Text, lines), make_table(COLUMNS, found.rows()))
-    left_out = f"… {_count(len(found.order) - room, 'more step')}"
-    return Group(*map(Text, lines), make_table(COLUMNS, found.rows(found.pick(room))), Text(left_out, "dim"))
-
-
-def _describe_owner(run: Run) -> str:
-    if run.held is Held.LEASED:
-        return f"held by {run.held_by}"
-    if run.held is Held.QUEUED:
-        return "waits in Prefect for a worker"
-    if run.held is Held.EXPIRED:
-        return f"{run.held_by} has not been heard of: a worker or a bridge takes it over"
-    return "nobody holds it: a worker or a bridge takes it, or `pgflow-prefect run --resume`"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s'[: number != 1]}"
+    if len(found.order) <= room:
+        return Group(*lines, found.make_table(out.width))
+    left_out = f"… {count(len(found.order) - room, 'more step')}"
+    return Group(*lines, found.make_table(out.width, found.pick(room)), Text(left_out, "dim"))

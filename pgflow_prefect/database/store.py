@@ -16,11 +16,12 @@ from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.definition_edit import replace_definition
 from pgflow_prefect.database.deployment_statements import DeploymentStatements
 from pgflow_prefect.database.pruning import PruningStatements
+from pgflow_prefect.database.run_names import RunName
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
-from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError
+from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
     Claim,
@@ -37,6 +38,9 @@ from pgflow_prefect.models import (
     WorkflowSummary,
 )
 from pgflow_prefect.settings import Settings
+
+_SIMILAR_SHOWN = 5
+"""Ids that an error shows of the runs that a person may mean."""
 
 
 class Store(BindingStatements, DeploymentStatements, PruningStatements, UnsettledStatements):
@@ -219,6 +223,29 @@ class Store(BindingStatements, DeploymentStatements, PruningStatements, Unsettle
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
+
+    async def find_run_id(self, name: RunName) -> UUID:
+        """Return the id of the run that a person means; a whole id is returned without a look.
+
+        Raises:
+            UnknownRunError: no run's id begins so, or there is no run at all.
+            UsageError: the ids of several runs begin so.
+        """
+        if name.run_id is not None:
+            return name.run_id
+        if name.first is None:
+            found = await self._fetch("find_latest_run")
+            if not found:
+                raise UnknownRunError("there is no run yet: start one with `pgflow-prefect run`")
+            return UUID(str(found[0]["id"]))
+        found = await self._fetch("find_runs_between", first=name.first, last=name.last, limit=_SIMILAR_SHOWN + 1)
+        if not found:
+            raise UnknownRunError(f"unknown run {name.text!r}; `pgflow-prefect runs` shows the newest")
+        ids = [str(row["id"]) for row in found]
+        if len(ids) > 1:
+            listed = ", ".join(ids[:_SIMILAR_SHOWN]) + (", …" if len(ids) > _SIMILAR_SHOWN else "")
+            raise UsageError(f"run {name.text!r} is not unique: {listed}. Type more of the id")
+        return UUID(ids[0])
 
     async def read_end(self, run_id: UUID, step_slugs: Iterable[str]) -> RunEnd:
         """Return how a run stands, and the results of these steps if it is completed.

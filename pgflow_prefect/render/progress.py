@@ -134,7 +134,7 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
 
 
 def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
-    look = _find_look(state, run)
+    look = find_look(state, run)
     ended_at = state.finished_at
     if state.status is Status.PENDING:
         ended_at = state.started_at and max(latest, state.started_at)
@@ -144,7 +144,8 @@ def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
     return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error)
 
 
-def _find_look(state: StepState, run: Run) -> Look:
+def find_look(state: StepState, run: Run) -> Look:
+    """Return how a step that has started looks in a run."""
     if state.status is Status.COMPLETED:
         return Look.CACHED if state.task_state == "Cached" else Look.COMPLETED
     if state.status is Status.FAILED:

@@ -115,7 +115,9 @@ def test_a_run_that_does_not_exist_is_unknown(cli: CommandLine) -> None:
     [
         (["frobnicate"], 'Unknown command "frobnicate"'),
         (["list", "--frob"], "Unknown option: --frob"),
-        (["status", "0815"], "RUN_ID"),
+        (["status", "0815x"], "RUN_ID"),
+        (["graph", "--run", "last"], "RUN_ID"),
+        (["run", "--resume", "the-last-one"], "RUN_ID"),
         (["runs", "--status", "done"], "--status"),
         (["runs", "--limit", "0"], "--limit"),
         (["graph"], "WORKFLOW"),

@@ -2,10 +2,11 @@
 
 import json
 import re
+from uuid import UUID
 
 import pytest
 
-from tests.acceptance.conftest import TIMEOUT, CommandLine, Services, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, wait_until
 from tests.conftest import Connection
 from tests.engine import get_run, run_workflow
 
@@ -70,3 +71,68 @@ def test_a_run_that_was_resumed_while_another_process_holds_it_is_left_alone(
     gate.unlink()
     wait_until(lambda: get_run(db, run_id).status == "completed", "the worker completes it")
     assert cli.executions() == ["a", "b", "c"]
+
+
+def test_every_command_takes_latest_and_the_beginning_of_an_id(cli: CommandLine, db: Connection, chain: str) -> None:
+    first = run_workflow(db, chain, {}, UUID("aaaaaaaa-0000-4000-8000-000000000001")).id
+    second = run_workflow(db, chain, {}, UUID("aaaaaaaa-1000-4000-8000-000000000002")).id
+
+    for command in (["status"], ["timeline", "--json"], ["graph", "--run"]):
+        shown = {name: cli(*command, name) for name in ("latest", "aaaaaaaa-0", str(first), str(second), "AAAAAAAA1")}
+        assert {name: (each.code, each.err) for name, each in shown.items()} == dict.fromkeys(shown, (0, ""))
+    assert str(second) in cli("status", "latest").lines[0]
+    assert str(first) in cli("status", "aaaaaaaa-0").lines[0]
+    cancelled = cli("cancel", "aaaaaaaa0", "--json")
+    assert json.loads(cancelled.out)["run"]["id"] == str(first)
+    assert json.loads(cli("retry", "aaaaaaaa-0000", "--json").out) == {
+        "run": json.loads(cancelled.out)["run"]
+        | {"status": "pending", "error_message": None, "finished_at": None, "epoch": get_run(db, first).epoch},
+        "enabled": False,
+    }
+    resumed = cli("run", "--resume", "latest")
+    assert (resumed.code, resumed.find_run_id()) == (0, second)
+    assert get_run(db, first).status == "pending", "it is not the one that was meant"
+
+
+def test_a_beginning_that_several_ids_have_is_refused_with_these(cli: CommandLine, db: Connection, chain: str) -> None:
+    ids = [run_workflow(db, chain, {}, UUID(f"aaaaaaaa-{number}000-4000-8000-000000000000")).id for number in range(7)]
+    for command in (["status"], ["cancel"], ["retry"], ["timeline"], ["graph", "--run"], ["run", "--resume"]):
+        refused = cli(*command, "aaaa")
+        assert refused.code == 2
+        listed = ", ".join(map(str, ids[:5]))
+        assert refused.find_error() == f"run 'aaaa' is not unique: {listed}, …. Type more of the id"
+    assert {get_run(db, run_id).status for run_id in ids} == {"pending"}
+
+
+def test_a_beginning_that_no_id_has_is_unknown_and_so_is_the_latest_of_none(cli: CommandLine) -> None:
+    unknown, none = cli("status", "abc"), cli("cancel", "latest")
+    assert (unknown.code, none.code) == (2, 2)
+    assert unknown.find_error() == "unknown run 'abc'; `pgflow-prefect runs` shows the newest"
+    assert none.find_error() == "there is no run yet: start one with `pgflow-prefect run`"
+
+
+def test_a_run_of_a_disabled_workflow_says_why_it_waits(cli: CommandLine, db: Connection, chain: str) -> None:
+    run_id = run_workflow(db, chain, {}).id
+    assert cli("disable", chain).code == 0
+    assert cli("status", str(run_id)).lines[1] == (
+        f"nobody holds it, and workflow {chain!r} is disabled: no worker and no bridge takes it. "
+        f"`pgflow-prefect enable {chain}`, then `pgflow-prefect worker --adopt`; "
+        f"or `pgflow-prefect run --resume {run_id}`"
+    )
+
+
+def test_a_sync_step_that_was_cancelled_reads_as_prefect_has_it(
+    services: Services, cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
+) -> None:
+    gate = cli.write("gate")
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8").replace("import asyncio", "import time")
+    cli.write(path, text.replace("async def b", "def b").replace("await asyncio.sleep", "time.sleep"))
+    services.start("worker", PGFLOW_LEASE="2")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    assert "b\trunning (pending)\tRunning\t1" in cli("status", str(run_id)).out
+    assert cli("cancel", str(run_id)).code == 0
+    prefect.await_state(run_id, "Cancelled")
+    assert "b\tcancelled (failed)\tCancelled\t1" in cli("status", str(run_id)).out
+    gate.unlink()

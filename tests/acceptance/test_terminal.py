@@ -5,10 +5,12 @@ import pty
 import subprocess
 import sys
 
+import pytest
+
 from tests.acceptance.chain import CHAIN_HANDLERS
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
-from tests.engine import column
+from tests.engine import column, run_workflow
 
 
 def watch(cli: CommandLine, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
@@ -85,3 +87,16 @@ def test_push_asks_before_it_writes(cli: CommandLine, db: Connection) -> None:
     assert code == 0
     assert "wrote workflow 'chain'" in drawn
     assert column(db, "SELECT slug FROM pgflow.steps ORDER BY 1") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120"])
+def test_a_run_s_id_is_whole_in_a_table_of_any_width(
+    cli: CommandLine, db: Connection, chain: str, columns: str
+) -> None:
+    run_id = run_workflow(db, chain, {}).id
+    db.execute("SELECT pgflow.fail_step(%s, 'a', %s)", [run_id, "broken, " * 30])
+
+    _, drawn = watch(cli, "runs", COLUMNS=columns)
+
+    [line] = [line for line in drawn.splitlines() if str(run_id) in line]
+    assert "failed" in line

@@ -84,3 +84,11 @@ SELECT done.status, done.error_message, found.status = 'pending' AND done.status
 FROM pgflow.start_step(%(run_id)s, %(step_slug)s) AS found
 CROSS JOIN LATERAL pgflow_prefect.complete_step(found.run_id, found.step_slug, %(result)s::jsonb, %(epoch)s,
                                                 %(attempt)s, %(task_run_id)s) AS done
+
+-- find_latest_run --
+-- The run that began last; of several that began in one moment, one.
+SELECT r.id FROM pgflow.runs r ORDER BY r.created_at DESC NULLS LAST, r.id LIMIT 1
+
+-- find_runs_between --
+-- A few of the runs whose ids lie between two: more than one, where the beginning of an id is not unique.
+SELECT r.id FROM pgflow.runs r WHERE r.id BETWEEN %(first)s AND %(last)s ORDER BY r.id LIMIT %(limit)s

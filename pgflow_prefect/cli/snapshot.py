@@ -1,0 +1,198 @@
+"""A run at one moment, as `status` shows it: in words, and as a row for each step."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from pgflow_prefect.cli.console import format_duration, shorten, style_status
+from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.render.labels import clean, cut, measure
+from pgflow_prefect.render.progress import Look, find_look
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pgflow_prefect.models import Enabled
+
+COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
+
+_STOPPED = "stopped"
+"""A step that its run's last owner had begun, and that no process works on now."""
+
+_GAP = 2
+_WIDTHS = {"status": 19, "in Prefect": 13, "attempts": 8, "took": 8, "done by": 20}
+"""In characters, whatever is in them: a table that is drawn again and again stands still."""
+
+_LEAST_NOTE = 20
+"""What a result or an error gets before a column beside it gets any room."""
+
+
+class Row(NamedTuple):
+    """A step, a cell for each of `COLUMNS`."""
+
+    step: str
+    status: str
+    in_prefect: str = ""
+    attempts: str = ""
+    took: str = ""
+    done_by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment.
+
+    Attributes:
+        run: the run.
+        states: the steps that have started, by slug.
+        order: the slugs of all steps.
+        enabled: whether workers and bridges take its workflow's runs; None: not said yet, or of no matter now.
+    """
+
+    run: Run
+    states: dict[str, StepState]
+    order: list[str]
+    enabled: Enabled | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more will change: a failed run's claimed steps may still finish."""
+        working = any(state.status is Status.PENDING and state.started_at for state in self.states.values())
+        lives = self.run.held is Held.LEASED
+        return self.run.status is not Status.PENDING and not (working and lives)
+
+    def describe(self) -> list[str]:
+        """Return what there is to say of the run as a whole, a line each."""
+        run = self.run
+        lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {run.status}"]
+        if run.error_message:
+            lines.append(run.error_message)
+        if run.status is Status.PENDING:
+            lines += _describe_owner(run, self.enabled)
+        if run.recoveries:
+            lines.append(f"taken over {count(run.recoveries, 'time')} in a row without a further step completing")
+        if run.stale_writes:
+            lines.append(f"refused {count(run.stale_writes, 'write')} of former owners")
+        return lines
+
+    def pick(self, room: int) -> list[str]:
+        """Return so many steps at most, in their order: those that failed, are worked on, or ended last."""
+        chosen = frozenset(sorted(self.order, key=self._rank)[:room])
+        return [slug for slug in self.order if slug in chosen]
+
+    def _rank(self, slug: str) -> tuple[int, float]:
+        state = self.states.get(slug)
+        if state is None:
+            return 4, 0.0
+        if state.status is Status.COMPLETED:
+            return 3, -state.finished_at.timestamp() if state.finished_at else 0.0
+        return (0 if state.status is Status.FAILED else 1 if state.started_at else 2), 0.0
+
+    def count(self) -> str:
+        """Return how far the run is."""
+        done = sum(state.status is Status.COMPLETED for state in self.states.values())
+        return f"{done} of {count(len(self.order), 'step')} completed"
+
+    def rows(self, slugs: Iterable[str] | None = None) -> Iterator[Row]:
+        """Yield a row for each step, or for each of these, those that wait for others too."""
+        for slug in self.order if slugs is None else slugs:
+            if (state := self.states.get(slug)) is None:
+                yield Row(slug, "waiting")
+                continue
+            took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
+            result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
+            note = shorten(state.error_message or result)
+            status, shown = self._describe_status(state), state.task_state or ""
+            yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)
+
+    def describe_word(self, slug: str) -> str:
+        """Return what a person would call a step's state; where there is no better word, the row's own."""
+        state = self.states.get(slug)
+        if state is None:
+            return Look.WAITING
+        if state.status is Status.COMPLETED:  # where it was cached, Prefect's column says so
+            return state.status
+        look = find_look(state, self.run)
+        is_left = look in {Look.RUNNING, Look.RETRYING} and self.run.held in {Held.EXPIRED, Held.RELEASED}
+        return _STOPPED if is_left else look
+
+    def _describe_status(self, state: StepState) -> str:
+        """Return the row's status, and before it the word that a person expects."""
+        word = self.describe_word(state.step_slug)
+        return str(state.status) if word == state.status else f"{word} ({state.status})"
+
+    def make_table(self, width: int, slugs: Iterable[str] | None = None) -> Table:
+        """Return the steps for a terminal: a line each, in columns that are as wide as long as the run goes on.
+
+        Args:
+            width: of the terminal, in characters.
+            slugs: only these steps.
+        """
+        from rich.table import Table
+        from rich.text import Text
+
+        widths = choose_widths(width, max(map(measure, self.order), default=0))
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
+        for name, room in widths.items():
+            table.add_column(name, width=room, no_wrap=True, overflow="ellipsis")
+        for row in self.rows(slugs):
+            cells = {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name in widths}
+            texts = {name: Text(cut(clean(cell), widths[name])) for name, cell in cells.items()}
+            styled = {name: style_status(cells[name]) for name in ("status", "in Prefect") if name in cells}
+            table.add_row(*{**texts, **styled}.values())
+        return table
+
+
+def choose_widths(width: int, longest_slug: int) -> dict[str, int]:
+    """Return the columns that a terminal has room for, each with its width.
+
+    Args:
+        width: of the terminal, in characters.
+        longest_slug: of the run's steps, in characters.
+    """
+    step = max(min(longest_slug, width // 3), len("step"))
+    chosen = {"step", "status", "attempts", "took"}
+    left = width - step - _GAP - sum(_WIDTHS[name] + _GAP for name in chosen - {"step"})
+    for name in ("in Prefect", "done by"):
+        if left - _WIDTHS[name] - _GAP < _LEAST_NOTE:
+            break
+        left -= _WIDTHS[name] + _GAP
+        chosen.add(name)
+    widths = {"step": step, **_WIDTHS, "result or error": left - 1}  # a full line would wrap in some terminals
+    return {name: widths[name] for name in COLUMNS if name in chosen or (name == COLUMNS[-1] and left > 1)}
+
+
+def count(number: int, thing: str) -> str:
+    """Return so many of a thing in words."""
+    return f"{number} {thing}{'s'[: number != 1]}"
+
+
+def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
+    if run.held is Held.LEASED:
+        return [f"held by {run.held_by}"]
+    if run.held is Held.QUEUED:
+        return ["waits in Prefect for a worker"]
+    resume = f"`pgflow-prefect run --resume {run.id}`"
+    slug = run.workflow_slug
+    left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "nobody holds it"
+    if enabled is not None and not enabled.enabled:
+        # A run that no process has owned counts as older than the enabling that is to come.
+        adopt = ", then `pgflow-prefect worker --adopt`" if run.held is None else ""
+        return [
+            f"{left}, and workflow {slug!r} is disabled: no worker and no bridge takes it. "
+            f"`pgflow-prefect enable {slug}`{adopt}; or {resume}"
+        ]
+    if run.held is Held.EXPIRED:
+        return [f"{left}: a worker or a bridge takes it over"]
+    lines = [f"{left}: a worker or a bridge takes it, or `pgflow-prefect run --resume`"]
+    if run.held is None and enabled is None:
+        lines.append(
+            f"workflow {slug!r} is not enabled yet: `pgflow-prefect worker --adopt` enables it and takes the run"
+        )
+    elif run.held is None and enabled is not None and run.created_at is not None and run.created_at < enabled.since:
+        lines.append("it is older than the enabling of its workflow: `pgflow-prefect worker --adopt` takes it")
+    return lines
