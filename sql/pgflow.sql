@@ -22,21 +22,122 @@ SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up r
 SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
 
 DO $guard$
+DECLARE
+    existed boolean := to_regnamespace('pgflow') IS NOT NULL;
+    former_version int := 0;
 BEGIN
     IF current_setting('server_version_num')::int < 130000 THEN
         RAISE EXCEPTION 'pgflow needs PostgreSQL 13 or later, this server is %', current_setting('server_version')
             USING ERRCODE = 'feature_not_supported';
     END IF;
-    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563); -- two installations at once take turns
+    BEGIN
+        CREATE SCHEMA IF NOT EXISTS pgflow;
+    EXCEPTION WHEN unique_violation OR duplicate_schema THEN
+        existed := true; -- another installation was faster
+    END;
+    -- As pgflow.lock_schema does below. Two installations at once take turns.
+    BEGIN
+        EXECUTE format('COMMENT ON SCHEMA pgflow IS %L', obj_description('pgflow'::regnamespace, 'pg_namespace'));
+    EXCEPTION WHEN insufficient_privilege THEN
+        PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563);
+    END;
+    PERFORM set_config('pgflow.known_objects', concat_ws(
+        ' ', CASE WHEN existed THEN 'schema' END,
+        (SELECT string_agg(classid || '/' || objid, ' ') FROM pg_catalog.pg_depend
+         WHERE refclassid = 'pg_namespace'::regclass AND refobjid = 'pgflow'::regnamespace)), true);
+    IF to_regprocedure('pgflow.engine_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT pgflow.engine_version()' INTO former_version;
+    END IF;
+    PERFORM set_config('pgflow.former_version', former_version::text, true);
 END
 $guard$;
 
 
 ------------------------------------------------------------------------------------------------------------
--- Definition: what a user writes
+-- What the scripts begin and end with
 ------------------------------------------------------------------------------------------------------------
 
-CREATE SCHEMA IF NOT EXISTS pgflow;
+CREATE OR REPLACE FUNCTION pgflow.lock_schema(schema_name text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    existed boolean := to_regnamespace(quote_ident(schema_name)) IS NOT NULL;
+BEGIN
+    BEGIN
+        EXECUTE format('CREATE SCHEMA IF NOT EXISTS %I', schema_name);
+    EXCEPTION WHEN unique_violation OR duplicate_schema THEN
+        existed := true;
+    END;
+    -- COMMENT locks the schema itself, and only its owner may say it: no other role can keep a script waiting.
+    -- An owner of the tables who does not own the schema is left with a lock that every role can take.
+    BEGIN
+        EXECUTE format('COMMENT ON SCHEMA %I IS %L', schema_name,
+                       obj_description(to_regnamespace(quote_ident(schema_name)), 'pg_namespace'));
+    EXCEPTION WHEN insufficient_privilege THEN
+        PERFORM pg_advisory_xact_lock(7031902210563);
+    END;
+    PERFORM set_config('pgflow.known_objects', concat_ws(
+        ' ', CASE WHEN existed THEN 'schema' END,
+        (SELECT string_agg(classid || '/' || objid, ' ') FROM pg_depend
+         WHERE refclassid = 'pg_namespace'::regclass
+           AND refobjid = to_regnamespace(quote_ident(schema_name)))), true);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.lock_schema(text) IS
+    'Creates a schema, locks it against other scripts until the transaction ends, and remembers what is in it. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.close_schema(schema_name text, also_known boolean DEFAULT false) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    known CONSTANT text[] := string_to_array(current_setting('pgflow.known_objects'), ' ');
+    opened record;
+BEGIN
+    -- A new object begins with the rights of PUBLIC, and with those that default privileges give. None of that was
+    -- said of this schema, so it goes; default privileges IN SCHEMA were, and stay. An object that was there before
+    -- keeps its rights: they are an administrator's decision. But no trigger function is PUBLIC's.
+    FOR opened IN
+        WITH object AS (
+            SELECT 'FUNCTION' AS kind, 'f' AS letter, 'pg_proc'::regclass::oid || '/' || oid AS id,
+                   oid::regprocedure::text AS name, proowner AS owner,
+                   coalesce(proacl, acldefault('f', proowner)) AS acl,
+                   also_known OR prorettype = 'trigger'::regtype AS closes
+            FROM pg_proc WHERE pronamespace = to_regnamespace(quote_ident(schema_name)) AND prokind = 'f'
+            UNION ALL
+            SELECT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, CASE relkind WHEN 'S' THEN 'S' ELSE 'r' END,
+                   'pg_class'::regclass::oid || '/' || oid, oid::regclass::text, relowner, relacl, false
+            FROM pg_class
+            WHERE relnamespace = to_regnamespace(quote_ident(schema_name)) AND relkind IN ('r', 'p', 'v', 'm', 'S')
+            UNION ALL
+            SELECT 'SCHEMA', 'n', 'schema', quote_ident(nspname), nspowner, nspacl, false
+            FROM pg_namespace WHERE nspname = schema_name
+        )
+        SELECT DISTINCT o.kind, o.name, CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+        FROM object o CROSS JOIN LATERAL aclexplode(o.acl) r
+        WHERE r.grantee <> o.owner
+          AND CASE WHEN o.id = ANY (known) THEN o.closes AND r.grantee = 0
+                   ELSE NOT EXISTS (
+                       SELECT FROM pg_default_acl d CROSS JOIN LATERAL aclexplode(d.defaclacl) said
+                       WHERE d.defaclnamespace = to_regnamespace(quote_ident(schema_name))
+                         AND d.defaclrole = o.owner AND d.defaclobjtype = o.letter::"char" AND said.grantee = r.grantee) END
+    LOOP
+        EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', opened.kind, opened.name, opened.grantee);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
+    'Takes every right from others than the owner on what a script has created since lock_schema; also_known: from '
+    'PUBLIC on the functions that were there before, too. Internal.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Definition: what a user writes
+------------------------------------------------------------------------------------------------------------
 
 CREATE TABLE IF NOT EXISTS pgflow.workflows (
     slug TEXT PRIMARY KEY NOT NULL
@@ -181,7 +282,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
-AS $$ SELECT 1 $$;
+AS $$ SELECT 2 $$;
 
 COMMENT ON FUNCTION pgflow.engine_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
@@ -408,6 +509,10 @@ DECLARE
     removed pgflow.steps[];
     waiting record;
 BEGIN
+    IF TG_RELID <> 'pgflow.steps'::regclass THEN -- with the owner's rights, on a table of somebody else's
+        RAISE EXCEPTION 'the trigger function pgflow.steps_edited is for pgflow.steps, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF TG_OP = 'INSERT' THEN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM new_rows;
     ELSIF TG_OP = 'DELETE' THEN
@@ -466,6 +571,10 @@ DECLARE
     dep record;
     workflow text;
 BEGIN
+    IF TG_RELID <> 'pgflow.deps'::regclass THEN -- with the owner's rights, on a table of somebody else's
+        RAISE EXCEPTION 'the trigger function pgflow.deps_edited is for pgflow.deps, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF TG_OP = 'DELETE' THEN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
     ELSIF TG_OP = 'TRUNCATE' THEN
@@ -1219,21 +1328,9 @@ COMMENT ON FUNCTION pgflow.repair_run(uuid) IS
 ------------------------------------------------------------------------------------------------------------
 
 DO $rights$
-DECLARE
-    created regprocedure;
 BEGIN
-    -- No access list yet: created just now. One that is there is an administrator's decision and stays.
-    FOR created IN
-        SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'pgflow'::regnamespace AND proacl IS NULL AND proname IN (
-            'engine_version', 'find_cycle', 'closes_cycle', 'refuse_cycle', 'raise_version', 'steps_edited',
-            'deps_edited', 'snapshot', 'get_root_steps', 'has_unmet_deps', 'check_step', 'get_ready_steps',
-            'lock_run', 'announce_run', 'run_workflow', 'start_step', 'unaccepted_state', 'claim_step',
-            'complete_step', 'fail_step', 'fail_run', 'take_run', 'cancel_run', 'reopen_run', 'recompute_run',
-            'repair_run')
-    LOOP
-        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
-    END LOOP;
+    -- Version 1 left the functions to PUBLIC where its owner had default privileges.
+    PERFORM pgflow.close_schema('pgflow', also_known => current_setting('pgflow.former_version')::int < 2);
 END
 $rights$;
 

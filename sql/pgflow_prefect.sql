@@ -11,15 +11,19 @@ SET LOCAL lock_timeout = '10s';
 SET LOCAL client_min_messages = warning;
 
 DO $guard$
+DECLARE
+    former_version int := 0;
 BEGIN
-    IF to_regclass('pgflow.definitions') IS NULL THEN
+    IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is missing or old' USING HINT = 'Run pgflow.sql first.';
     END IF;
-    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563);
+    PERFORM pgflow.lock_schema('pgflow_prefect');
+    IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT pgflow_prefect.adapter_version()' INTO former_version;
+    END IF;
+    PERFORM set_config('pgflow.former_version', former_version::text, true);
 END
 $guard$;
-
-CREATE SCHEMA IF NOT EXISTS pgflow_prefect;
 
 -- This database, among those that share a Prefect server: what was made there for its workflows carries this id.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.installation (
@@ -159,7 +163,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 5 $$;
+AS $$ SELECT 6 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
@@ -1121,20 +1125,9 @@ COMMENT ON FUNCTION pgflow_prefect.prune_definitions(text[], interval) IS
 
 
 DO $rights$
-DECLARE
-    created regprocedure;
 BEGIN
-    FOR created IN
-        SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'pgflow_prefect'::regnamespace AND proacl IS NULL AND proname IN (
-            'adapter_version', 'is_leased', 'how_held', 'take_run', 'note_flow_run', 'create_run', 'take_runs', 'link_flow_run',
-            'extend_leases', 'release_run', 'enable_workflow', 'is_stale', 'claim_step', 'note_state',
-            'complete_step', 'complete_and_claim', 'fail_step', 'change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'shorten', 'is_others',
-            'is_claimed_outside', 'claim_external_step', 'take_external_steps', 'watch_steps', 'read_input',
-            'report_shadow', 'is_let_go', 'prune_runs', 'prune_definitions')
-    LOOP
-        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
-    END LOOP;
+    -- Version 5 left the functions to PUBLIC where its owner had default privileges.
+    PERFORM pgflow.close_schema('pgflow_prefect', also_known => current_setting('pgflow.former_version')::int < 6);
 END
 $rights$;
 

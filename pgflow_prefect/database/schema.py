@@ -8,8 +8,8 @@ from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import SchemaMissingError
 from pgflow_prefect.shipped import shipped_path
 
-ENGINE_VERSION = 1
-ADAPTER_VERSION = 5
+ENGINE_VERSION = 2
+ADAPTER_VERSION = 6
 
 SCRIPTS = ("pgflow.sql", "pgflow_prefect.sql")
 

@@ -20,18 +20,16 @@ SET LOCAL client_min_messages = warning;
 
 DO $guard$
 BEGIN
-    IF to_regclass('pgflow.definitions') IS NULL THEN
+    IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is missing or old' USING HINT = 'Run pgflow.sql first.';
     END IF;
     IF NOT pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgflow.runs'::regclass), 'USAGE') THEN
         RAISE EXCEPTION '% does not own the tables of pgflow', current_user
             USING ERRCODE = 'insufficient_privilege', HINT = 'Run this as the role that ran pgflow.sql.';
     END IF;
-    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563); -- as pgflow.sql does
+    PERFORM pgflow.lock_schema('pgflow_api');
 END
 $guard$;
-
-CREATE SCHEMA IF NOT EXISTS pgflow_api;
 
 -- What was asked of a run, and by which role. Nobody is granted id, requested_by or requested_at: they are true.
 CREATE TABLE IF NOT EXISTS pgflow_api.requests (
@@ -65,6 +63,10 @@ DECLARE
     definition pgflow.definitions;
     run pgflow.runs;
 BEGIN
+    IF TG_RELID <> 'pgflow.runs'::regclass THEN -- with the owner's rights, on a table of somebody else's
+        RAISE EXCEPTION 'the trigger function pgflow_api.begin_run is for pgflow.runs, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     -- As pgflow.run_workflow does: a definition that is there is found without making other starts wait.
     SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = NEW.workflow_slug FOR KEY SHARE;
     SELECT * INTO definition
@@ -90,6 +92,10 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $$
 BEGIN
+    IF TG_RELID <> 'pgflow_api.requests'::regclass THEN -- with the owner's rights, on a table of somebody else's
+        RAISE EXCEPTION 'the trigger function pgflow_api.do_request is for pgflow_api.requests, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
     IF NEW.action = 'cancel' THEN
         PERFORM pgflow.cancel_run(NEW.run_id, NEW.reason);
     ELSE
@@ -201,16 +207,8 @@ COMMENT ON FUNCTION pgflow_api.reopen_run(uuid) IS 'pgflow.reopen_run for a run 
 
 
 DO $rights$
-DECLARE
-    created regprocedure;
 BEGIN
-    FOR created IN
-        SELECT oid FROM pg_catalog.pg_proc
-        WHERE pronamespace = 'pgflow_api'::regnamespace AND proacl IS NULL AND proname IN (
-            'begin_run', 'do_request', 'run_workflow', 'request', 'cancel_run', 'reopen_run')
-    LOOP
-        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', created);
-    END LOOP;
+    PERFORM pgflow.close_schema('pgflow_api');
 END
 $rights$;
 

@@ -48,7 +48,10 @@ BEGIN
         RAISE EXCEPTION '% does not own the tables of pgflow', current_user
             USING ERRCODE = 'insufficient_privilege', HINT = 'Run this as the role that ran pgflow.sql.';
     END IF;
-    PERFORM pg_catalog.pg_advisory_xact_lock(7031902210563); -- as pgflow.sql does
+    IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
+        RAISE EXCEPTION 'the schema pgflow is old' USING HINT = 'Run pgflow.sql first.';
+    END IF;
+    PERFORM pgflow.lock_schema('pgflow');
 END
 $guard$;
 

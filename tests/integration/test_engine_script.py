@@ -99,4 +99,4 @@ def test_two_first_runs_at_once_take_turns(make_database: Callable[[str | None],
             return value(connection, "SELECT pgflow.engine_version()")
 
     with ThreadPoolExecutor(2) as pool:
-        assert [task.result() for task in [pool.submit(install) for _ in range(2)]] == [1, 1]
+        assert [task.result() for task in [pool.submit(install) for _ in range(2)]] == [2, 2]
