@@ -123,6 +123,10 @@ class Run(BaseModel):
     held: Held | None = None
     recoveries: int = 0
     stale_writes: int = 0
+    set_aside: str | None = None
+    """Why it could not be taken; None for a run that nothing keeps from being taken."""
+    next_try: datetime | None = None
+    """When a worker or a bridge tries again to take it."""
 
     @property
     def is_cancelled(self) -> bool:

@@ -14,7 +14,8 @@
 --   has_unmet_deps, get_root_steps, get_ready_steps  what can start
 --   reopen_run, cancel_run, take_run, repair_run     the life of a run
 --
--- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid.
+-- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid; 09000 a trigger
+-- or rule of yours skipped a write.
 
 BEGIN;
 
@@ -826,6 +827,10 @@ COMMENT ON FUNCTION pgflow.get_ready_steps(uuid) IS
 -- its own after that: two upstream steps that finish at the same moment take turns, and the second one sees
 -- the first. Each also updates the run's row, so that a REPEATABLE READ caller is told (40001) that it is late.
 --
+-- A BEFORE trigger or a rule of yours may skip a write without an error. Each transition looks whether its rows were
+-- written, and raises 09000 where they were not: otherwise a run would wait for ever, or an owner would believe that
+-- another one has taken it.
+--
 -- The planner settings: plans made while the tables were empty or never analyzed would scan them for ever.
 ------------------------------------------------------------------------------------------------------------
 
@@ -842,13 +847,21 @@ BEGIN
         RAISE EXCEPTION 'unknown run %', coalesce(run_id::text, 'NULL') USING ERRCODE = 'no_data_found';
     END IF;
     IF run.definition_id IS NULL AND run.status = 'pending' THEN
-        run := pgflow.recompute_run(run); -- inserted by hand, or before this script: its first transition
+        -- Inserted by hand, or before this script: its first transition.
+        BEGIN
+            PERFORM pgflow.snapshot(run.workflow_slug);
+        EXCEPTION WHEN invalid_parameter_value OR no_data_found THEN
+            RETURN pgflow.fail_run(run, format('the run can''t begin: %s', SQLERRM)); -- no steps, or a cycle
+        END;
+        run := pgflow.recompute_run(run);
     END IF;
     RETURN run;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow.lock_run(uuid) IS 'Locks the run''s row and returns it; P0002 where there is none.';
+COMMENT ON FUNCTION pgflow.lock_run(uuid) IS
+    'Locks the run''s row and returns it; P0002 where there is none. A run that was inserted by hand begins here: where '
+    'its workflow has no steps or a cycle, it fails with that reason.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.announce_run(run pgflow.runs) RETURNS void
@@ -875,6 +888,7 @@ DECLARE
     current_version bigint;
     definition pgflow.definitions;
     run pgflow.runs;
+    started bigint;
 BEGIN
     IF payload IS NULL THEN
         RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
@@ -900,7 +914,11 @@ BEGIN
     RETURNING * INTO run;
     IF NOT FOUND THEN
         SELECT * INTO run FROM pgflow.runs r WHERE r.id = run_workflow.run_id;
-        IF run.workflow_slug <> run_workflow.workflow_slug THEN
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the run of workflow "%" was not stored: a trigger or rule on pgflow.runs skipped it',
+                            workflow_slug
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+        ELSIF run.workflow_slug <> run_workflow.workflow_slug THEN
             RAISE EXCEPTION 'run % exists already, of workflow "%"', run.id, run.workflow_slug
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -910,6 +928,12 @@ BEGIN
     INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
     SELECT run.workflow_slug, run.id, s.slug
     FROM pgflow.definition_steps s WHERE s.definition_id = definition.id AND s.in_degree = 0;
+    GET DIAGNOSTICS started = ROW_COUNT;
+    IF started < (SELECT count(*) FROM pgflow.definition_steps s
+                  WHERE s.definition_id = definition.id AND s.in_degree = 0) THEN
+        RAISE EXCEPTION 'a step of run % was not started: a trigger or rule on pgflow.step_states skipped it', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
 
     PERFORM pgflow.announce_run(run);
     RETURN run;
@@ -946,6 +970,11 @@ BEGIN
     VALUES (run.workflow_slug, run.id, start_step.step_slug)
     ON CONFLICT (run_id, step_slug) DO NOTHING -- as in snapshot
     RETURNING * INTO state;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step "%" of run % was not started: a trigger or rule on pgflow.step_states skipped it',
+                        step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     RETURN state;
 END
 $$;
@@ -1013,9 +1042,16 @@ BEGIN
         IF state.status = 'failed' THEN
             RAISE EXCEPTION 'step "%" of run % can''t be claimed: it has failed', step_slug, run.id
                 USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'step_states_status';
+        ELSIF state.status = 'completed' THEN
+            RETURN QUERY SELECT state.status, state.attempts, state.step_result, NULL::jsonb, NULL::jsonb;
+            RETURN;
         END IF;
-        RETURN QUERY SELECT state.status, state.attempts, state.step_result, NULL::jsonb, NULL::jsonb;
-        RETURN;
+        state.started_at := NULL;
+    END IF;
+    IF state.started_at IS NULL THEN
+        RAISE EXCEPTION 'the claim of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
+                        'skipped it', step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
 
     IF with_payload THEN
@@ -1056,6 +1092,8 @@ DECLARE
     joining_steps text[]; -- downstream steps with several …
     met_steps text[];     -- … of which this was the last one
     met text;
+    started bigint;
+    remaining CONSTANT int := run.remaining - 1;
 BEGIN
     UPDATE pgflow.step_states s
     SET status = 'completed', step_result = complete_step.step_result, finished_at = clock_timestamp()
@@ -1065,7 +1103,17 @@ BEGIN
       AND (complete_step.attempt IS NULL OR (complete_step.attempt = s.attempts AND s.started_at IS NOT NULL))
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
-        RETURN pgflow.unaccepted_state(run, step_slug, 'completed');
+        state := pgflow.unaccepted_state(run, step_slug, 'completed');
+        IF (state.status = 'pending' AND (complete_step.epoch IS NULL OR complete_step.epoch = run.epoch)
+            AND (complete_step.attempt IS NULL
+                 OR (complete_step.attempt = state.attempts AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
+            RETURN state;
+        END IF;
+    END IF;
+    IF state.status <> 'completed' THEN
+        RAISE EXCEPTION 'the completion of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
+                        'skipped it', step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
 
     SELECT array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree = 1),
@@ -1095,6 +1143,17 @@ BEGIN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
         SELECT run.workflow_slug, run.id, ready.slug FROM unnest(next_steps) AS ready(slug)
         ON CONFLICT (run_id, step_slug) DO NOTHING; -- started by hand
+        GET DIAGNOSTICS started = ROW_COUNT;
+        IF started < cardinality(next_steps) THEN
+            FOREACH met IN ARRAY next_steps LOOP
+                PERFORM FROM pgflow.step_states s WHERE s.run_id = run.id AND s.step_slug = met;
+                IF NOT FOUND THEN
+                    RAISE EXCEPTION 'step "%" of run % was not started: a trigger or rule on pgflow.step_states '
+                                    'skipped it', met, run.id
+                        USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+                END IF;
+            END LOOP;
+        END IF;
     END IF;
 
     UPDATE pgflow.runs r
@@ -1103,7 +1162,11 @@ BEGIN
         finished_at = CASE WHEN r.status = 'pending' AND r.remaining = 1 THEN clock_timestamp() ELSE r.finished_at END
     WHERE r.id = run.id
     RETURNING r.* INTO run;
-    IF run.status = 'completed' THEN
+    IF run.remaining IS DISTINCT FROM remaining THEN
+        RAISE EXCEPTION 'run % did not count the completion of step "%": a trigger or rule on pgflow.runs skipped it',
+                        complete_step.run_id, step_slug
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    ELSIF run.status = 'completed' THEN
         PERFORM pgflow.announce_run(run);
     END IF;
     RETURN state;
@@ -1133,7 +1196,17 @@ BEGIN
       AND (fail_step.attempt IS NULL OR (fail_step.attempt = s.attempts AND s.started_at IS NOT NULL))
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
-        RETURN pgflow.unaccepted_state(run, step_slug, 'failed');
+        state := pgflow.unaccepted_state(run, step_slug, 'failed');
+        IF (state.status = 'pending' AND (fail_step.epoch IS NULL OR fail_step.epoch = run.epoch)
+            AND (fail_step.attempt IS NULL
+                 OR (fail_step.attempt = state.attempts AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
+            RETURN state;
+        END IF;
+    END IF;
+    IF state.status <> 'failed' THEN
+        RAISE EXCEPTION 'the failure of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
+                        'skipped it', step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     PERFORM pgflow.fail_run(run, format('step "%s" failed: %s', step_slug, coalesce(error_message, 'no reason given')));
     RETURN state;
@@ -1155,8 +1228,11 @@ BEGIN
     SET status = 'failed', error_message = reason, finished_at = clock_timestamp()
     WHERE r.id = run.id AND r.status = 'pending'
     RETURNING r.* INTO failed;
-    IF NOT FOUND THEN
+    IF NOT FOUND AND run.status <> 'pending' THEN
         RETURN run;
+    ELSIF failed.status IS DISTINCT FROM 'failed' THEN
+        RAISE EXCEPTION 'the failure of run % was not stored: a trigger or rule on pgflow.runs skipped it', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     PERFORM pgflow.announce_run(failed);
     RETURN failed;
@@ -1180,6 +1256,10 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
     END IF;
     UPDATE pgflow.runs r SET epoch = r.epoch + 1 WHERE r.id = run.id RETURNING r.epoch INTO taken;
+    IF taken IS DISTINCT FROM run.epoch + 1 THEN
+        RAISE EXCEPTION 'run % can''t be taken: a trigger or rule on pgflow.runs skipped the update', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     RETURN taken;
 END
 $$;
@@ -1194,14 +1274,24 @@ SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    run pgflow.runs := pgflow.lock_run(run_id);
+    run pgflow.runs;
 BEGIN
-    IF run.status = 'completed' THEN
+    -- Not by lock_run: a run that has not begun, or can't, ends without beginning.
+    SELECT * INTO run FROM pgflow.runs r WHERE r.id = cancel_run.run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown run %', coalesce(run_id::text, 'NULL') USING ERRCODE = 'no_data_found';
+    ELSIF run.status = 'completed' THEN
         RETURN run;
     END IF;
     UPDATE pgflow.step_states s
     SET status = 'failed', error_message = coalesce(reason, 'cancelled'), finished_at = clock_timestamp()
     WHERE s.run_id = run.id AND s.status = 'pending';
+    PERFORM FROM pgflow.step_states s WHERE s.run_id = run.id AND s.status = 'pending';
+    IF FOUND THEN
+        RAISE EXCEPTION 'the steps of run % were not cancelled: a trigger or rule on pgflow.step_states skipped it',
+                        run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     RETURN pgflow.fail_run(run, coalesce(reason, 'cancelled'));
 END
 $$;
@@ -1243,6 +1333,10 @@ BEGIN
     SET status = 'pending', error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
     WHERE r.id = run.id
     RETURNING r.* INTO run;
+    IF run.status IS DISTINCT FROM 'pending' THEN
+        RAISE EXCEPTION 'run % was not reopened: a trigger or rule on pgflow.runs skipped it', reopen_run.run_id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     PERFORM pgflow.announce_run(run);
     RETURN pgflow.recompute_run(run);
 END
@@ -1262,6 +1356,7 @@ DECLARE
     definition pgflow.definitions;
     completed int;
     failed text;
+    counted pgflow.runs;
     was_pending boolean := run.status = 'pending';
 BEGIN
     IF run.definition_id IS NULL THEN
@@ -1293,7 +1388,12 @@ BEGIN
         finished_at = CASE WHEN r.status = 'pending' AND definition.step_count = completed THEN clock_timestamp()
                            ELSE r.finished_at END
     WHERE r.id = run.id
-    RETURNING r.* INTO run;
+    RETURNING r.* INTO counted;
+    IF counted.definition_id IS NULL THEN
+        RAISE EXCEPTION 'run % can''t begin: a trigger or rule on pgflow.runs skipped the update', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    run := counted;
     IF run.status = 'completed' AND was_pending THEN
         PERFORM pgflow.announce_run(run);
     ELSIF run.status = 'pending' AND failed IS NOT NULL THEN
@@ -1301,6 +1401,11 @@ BEGIN
     ELSIF run.status = 'pending' THEN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
         SELECT run.workflow_slug, run.id, ready.slug FROM pgflow.get_ready_steps(run.id) ready;
+        IF EXISTS (SELECT FROM pgflow.get_ready_steps(run.id)) THEN
+            RAISE EXCEPTION 'a step of run % was not started: a trigger or rule on pgflow.step_states skipped it',
+                            run.id
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+        END IF;
     END IF;
     RETURN run;
 END
@@ -1314,8 +1419,13 @@ CREATE OR REPLACE FUNCTION pgflow.repair_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
 BEGIN
-    RETURN pgflow.recompute_run(pgflow.lock_run(run_id));
+    IF run.status = 'failed' AND run.definition_id IS NULL THEN
+        RETURN run; -- it never began: there is nothing to count
+    END IF;
+    RETURN pgflow.recompute_run(run);
 END
 $$;
 

@@ -118,6 +118,16 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.external_claims (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- Runs that could not be taken: a trigger of yours raised an error, for example. Workers and bridges leave such a run
+-- alone until next_try, so that it never keeps them from the others. A row of an earlier epoch is history.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.set_aside_runs (
+    run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    epoch INT NOT NULL,
+    reason TEXT NOT NULL,
+    tries INT NOT NULL DEFAULT 1,  -- in a row; each doubles the time to the next one, up to five minutes
+    next_try TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp() + interval '1 second'
+);
+
 -- What came of running a handler beside somebody else's work. Never its result.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
@@ -296,6 +306,24 @@ COMMENT ON FUNCTION pgflow_prefect.create_run(text, jsonb, uuid, uuid, text, dou
     'pgflow.run_workflow and take_run in one.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.set_aside(run_id uuid, reason text) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    INSERT INTO pgflow_prefect.set_aside_runs AS s (run_id, epoch, reason)
+    SELECT r.id, r.epoch, left(set_aside.reason, 1000) FROM pgflow.runs r WHERE r.id = set_aside.run_id
+    ON CONFLICT (run_id) DO UPDATE
+    SET epoch = excluded.epoch, reason = excluded.reason,
+        tries = CASE WHEN s.epoch = excluded.epoch THEN s.tries + 1 ELSE 1 END,
+        next_try = CASE WHEN s.epoch = excluded.epoch
+                        THEN clock_timestamp() + least(300, 2 ^ least(s.tries, 10)) * interval '1 second'
+                        ELSE excluded.next_try END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
+    'Notes why a run could not be taken, and when to try again: after 1 s, 2 s, 4 s, ..., at most 5 minutes. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int
 ) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
@@ -306,32 +334,63 @@ SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
+    most_passed_over CONSTANT int := 100; -- a call: what is left is looked at in the next one
     candidate record;
     open_slots int := wanted;
+    passed_over int := 0;
+    before int;
+    reason text;
+    broken_constraint text;
+    context text;
+    cancelled boolean := false;
 BEGIN
     FOREACH workflow_slug IN ARRAY workflow_slugs LOOP -- one by one, each in the order of the index
-        FOR candidate IN
-            SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS former_flow_run_id
-            FROM pgflow.runs r
-            JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
-            LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-            WHERE r.workflow_slug = take_runs.workflow_slug AND r.status = 'pending'
-              AND CASE WHEN o.run_id IS NULL THEN adopt OR r.created_at >= e.since
-                       ELSE o.epoch <> r.epoch OR NOT pgflow_prefect.is_leased(o.lease_until, lease) END
-            ORDER BY r.created_at
-            LIMIT open_slots
-            FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
         LOOP
-            BEGIN
-                epoch := pgflow_prefect.take_run(candidate.id, NULL, held_by, lease, max_recoveries);
-            EXCEPTION WHEN object_not_in_prerequisite_state THEN
-                CONTINUE; -- its owner was late, and has extended the lease a moment ago
-            END;
-            CONTINUE WHEN epoch IS NULL;
-            run_id := candidate.id;
-            former_flow_run_id := candidate.former_flow_run_id;
-            open_slots := open_slots - 1;
-            RETURN NEXT;
+            before := passed_over;
+            FOR candidate IN
+                SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS former_flow_run_id
+                FROM pgflow.runs r
+                JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+                LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+                WHERE r.workflow_slug = take_runs.workflow_slug AND r.status = 'pending'
+                  AND CASE WHEN o.run_id IS NULL THEN adopt OR r.created_at >= e.since
+                           ELSE o.epoch <> r.epoch OR NOT pgflow_prefect.is_leased(o.lease_until, lease) END
+                  AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
+                                  WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
+                                  OFFSET 0) -- as in closes_cycle
+                ORDER BY r.created_at
+                LIMIT open_slots
+                FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
+            LOOP
+                epoch := NULL;
+                BEGIN
+                    epoch := pgflow_prefect.take_run(candidate.id, NULL, held_by, lease, max_recoveries);
+                    SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all runs
+                -- Whatever it is, it is this run's: the others can be taken. Where the database itself is in trouble,
+                -- the note below raises as well.
+                EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
+                    epoch := NULL;
+                    cancelled := SQLSTATE = '57014'; -- this run has used up the time of the statement
+                    GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, broken_constraint = CONSTRAINT_NAME,
+                                            context = PG_EXCEPTION_CONTEXT;
+                    IF broken_constraint <> 'owners_lease' THEN -- else its owner was late, and has just extended it
+                        PERFORM pgflow_prefect.set_aside(candidate.id, format(
+                            '%s (%s, %s)', reason, SQLSTATE, split_part(context, E'\n', 1)));
+                    END IF;
+                END;
+                IF cancelled THEN
+                    RETURN;
+                ELSIF epoch IS NULL THEN
+                    passed_over := passed_over + 1;
+                    CONTINUE;
+                END IF;
+                run_id := candidate.id;
+                former_flow_run_id := candidate.former_flow_run_id;
+                open_slots := open_slots - 1;
+                RETURN NEXT;
+            END LOOP;
+            -- Behind those that were passed over there may be others.
+            EXIT WHEN open_slots <= 0 OR passed_over = before OR passed_over >= most_passed_over;
         END LOOP;
         EXIT WHEN open_slots <= 0;
     END LOOP;
@@ -340,7 +399,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int) IS
     'Reserves pending runs that nobody holds, the oldest first, at most so many: of enabled workflows, begun since '
-    'they were enabled (adopt: older ones, too).';
+    'they were enabled (adopt: older ones, too). A run that raises an error is set aside for a while.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_run(

@@ -176,6 +176,11 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
         return [f"held by {run.held_by}"]
     if run.held is Held.QUEUED:
         return ["waits in Prefect for a worker"]
+    if run.next_try is not None:
+        return [
+            f"set aside: a worker or a bridge tries again to take it at {run.next_try:%Y-%m-%d %H:%M:%S %Z}",
+            f"it could not be taken: {run.set_aside}",
+        ]
     resume = f"`pgflow-prefect run --resume {run.id}`"
     slug = run.workflow_slug
     left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "nobody holds it"

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,6 +52,24 @@ class UntakenRuns(BaseModel):
     older: int
 
 
+class SetAsideRun(BaseModel):
+    """A pending run that workers and bridges could not take.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: its workflow.
+        reason: the error.
+        runs: how many runs are set aside in all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    workflow_slug: str
+    reason: str
+    runs: int
+
+
 class DiagnosisStatements(Statements):
     """Questions about the server, the schemas and the rights; about runs where the schemas are there."""
 
@@ -82,6 +101,11 @@ class DiagnosisStatements(Statements):
         """Return how many pending runs of enabled workflows nobody has taken for so long, by workflow."""
         rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.tenure.lease)
         return [UntakenRuns.model_validate(row) for row in rows]
+
+    async def list_set_aside(self, limit: int) -> list[SetAsideRun]:
+        """Return runs that could not be taken, those with the most tries first."""
+        rows = await self._fetch("list_set_aside", limit=limit, lease=self.tenure.lease)
+        return [SetAsideRun.model_validate(row) for row in rows]
 
 
 @asynccontextmanager

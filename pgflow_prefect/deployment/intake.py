@@ -97,6 +97,9 @@ class Intake:
                 _logger.warning("no runs taken: %s", error)
                 await self.store.drop_broken_connections()
                 return
+            except PgflowPrefectError as error:  # a right that was revoked, for example: it may be given back
+                _logger.warning("no runs taken: %s", error)
+                return
             for taken in runs:
                 group.start_soon(self._handle, taken, places.pop())
 

@@ -18,7 +18,7 @@ from tests.proxy import proxy_without_websockets
 
 DATABASE = ["database", "server version", "schema", "rights", "listen", "clock"]
 PREFECT = ["prefect url", "prefect api", "prefect version", "websockets", "task run recorder", "prefect database"]
-WORKFLOWS = ["deployments", "runs", "work pools"]
+WORKFLOWS = ["deployments", "runs", "runs set aside", "work pools"]
 
 Findings = dict[str, dict[str, Any]]
 

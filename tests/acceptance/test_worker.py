@@ -1,5 +1,7 @@
 """`worker`: runs that SQL starts are executed, shared between workers, handed back and taken over."""
 
+import json
+import re
 import signal
 from uuid import UUID
 
@@ -27,6 +29,32 @@ def test_a_run_that_sql_starts_is_executed_and_shown(
     assert flow_run["deployment_id"], "Prefect retries nothing that has no deployment"
     assert flow_run["parameters"] == {"run_id": str(run_id)}, "the payload stays in PostgreSQL"
     assert value(db, "SELECT count(DISTINCT flow_run_id) FROM pgflow_prefect.flow_runs") == 1
+
+
+def test_a_run_that_a_trigger_refuses_stops_no_worker(
+    services: Services, cli: CommandLine, db: Connection, chain: str
+) -> None:
+    db.execute(
+        """CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+               IF NEW.payload ? 'bad' THEN RAISE EXCEPTION 'the stock is empty'; END IF; RETURN NEW; END $$;
+           CREATE TRIGGER guard BEFORE UPDATE ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION guard()"""
+    )
+    worker = services.start("worker")
+    bad = run_workflow(db, chain, {"bad": 1}).id
+    good = run_workflow(db, chain, {}).id
+    wait_until(lambda: is_completed(db, good), "the other run completes")
+
+    shown = cli("status", str(bad))
+    assert re.match(r"set aside: a worker or a bridge tries again to take it at 20\d\d-", shown.lines[1])
+    assert re.search(r"not be taken: the stock is empty \(P0001, .* (public\.)?guard\(\)", shown.lines[2])
+    checks = json.loads(cli("doctor", "--no-flow-run", "--json").out)
+    [found] = [each for each in checks if each["check"] == "runs set aside"]
+    assert f"1 run could not be taken; {bad} of '{chain}': the stock is empty" in found["message"]
+    refused = cli("cancel", str(bad))
+    assert refused.code == 1
+    assert "the stock is empty" in refused.find_error()
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 def test_several_workers_share_the_runs(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:

@@ -6,13 +6,11 @@ from tests.conftest import Connection
 from tests.engine import (
     CHAIN,
     DIAMOND,
-    INVALID,
     complete,
     define,
     finish,
     get_run,
     insert_run,
-    refused,
     repair,
     start_run,
     statuses,
@@ -80,8 +78,8 @@ def test_a_run_inserted_by_hand_starts(db: Connection) -> None:
 def test_a_run_inserted_by_hand_of_a_workflow_that_cannot_run_says_why(db: Connection) -> None:
     define(db, "empty", {})
     run_id = insert_run(db, "empty")
-    with refused(INVALID, 'workflow "empty" has no steps'):
-        repair(db, run_id)
+    run = repair(db, run_id)
+    assert (run.status, run.error_message) == ("failed", 'the run can\'t begin: workflow "empty" has no steps')
 
 
 def test_a_state_inserted_by_hand_is_not_started_twice(db: Connection) -> None:

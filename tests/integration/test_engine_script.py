@@ -6,6 +6,7 @@ from threading import Barrier
 
 import psycopg
 
+from pgflow_prefect.database.schema import ENGINE_VERSION
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, finish, get_run, refused, start_run, value
@@ -99,4 +100,4 @@ def test_two_first_runs_at_once_take_turns(make_database: Callable[[str | None],
             return value(connection, "SELECT pgflow.engine_version()")
 
     with ThreadPoolExecutor(2) as pool:
-        assert [task.result() for task in [pool.submit(install) for _ in range(2)]] == [2, 2]
+        assert [task.result() for task in [pool.submit(install) for _ in range(2)]] == [ENGINE_VERSION, ENGINE_VERSION]

@@ -65,7 +65,8 @@ UNLISTEN pgflow_doctor
 SELECT pg_notify('pgflow_doctor', 'heard')
 
 -- count_untaken_runs --
--- Pending runs of enabled workflows that nobody has taken for a while; those begun before the enabling apart.
+-- Pending runs of enabled workflows that nobody has taken for a while; those begun before the enabling apart. Without
+-- those that are set aside.
 SELECT r.workflow_slug, count(*) FILTER (WHERE r.created_at >= e.since) AS runs,
        count(*) FILTER (WHERE r.created_at < e.since OR r.created_at IS NULL) AS older
 FROM pgflow.runs r
@@ -75,5 +76,16 @@ WHERE r.status = 'pending'
   AND (r.created_at IS NULL OR r.created_at < clock_timestamp() - make_interval(secs => %(seconds)s))
   AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
   AND (o.run_id IS NULL OR o.taken_at < clock_timestamp() - make_interval(secs => %(seconds)s))
+  AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs a WHERE a.run_id = r.id AND a.epoch = r.epoch)
 GROUP BY r.workflow_slug
 ORDER BY r.workflow_slug
+
+-- list_set_aside --
+-- Pending runs that could not be taken, and why.
+SELECT a.run_id, r.workflow_slug, a.reason, count(*) OVER () AS runs
+FROM pgflow_prefect.set_aside_runs a
+JOIN pgflow.runs r ON r.id = a.run_id AND r.epoch = a.epoch AND r.status = 'pending'
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+WHERE coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
+ORDER BY a.tries DESC, a.run_id
+LIMIT %(limit)s

@@ -1,16 +1,18 @@
 -- Runs, and the states of their steps.
 
 -- read_run --
--- A run, the flow run that took it last, and who holds it.
+-- A run, the flow run that took it last, who holds it, and why it could not be taken.
 SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
        r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
-       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held, a.reason AS set_aside, a.next_try
 FROM pgflow.runs r
 LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+LEFT JOIN pgflow_prefect.set_aside_runs a ON a.run_id = r.id AND a.epoch = r.epoch AND r.status = 'pending'
+    AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
 WHERE r.id = %(run_id)s
 
 -- read_end --

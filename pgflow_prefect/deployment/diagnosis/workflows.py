@@ -12,6 +12,7 @@ from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
 _UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second
+_NAMED = 10  # runs set aside
 _PAGE = 200  # what Prefect's API answers at most, by default
 
 
@@ -58,6 +59,20 @@ async def _check_runs(patient: Patient) -> Verdict:
     return Verdict(Outcome.OK, "no run waits for a worker or bridge")
 
 
+async def _check_set_aside(patient: Patient) -> Verdict:
+    found = await patient.reached.list_set_aside(_NAMED)
+    if not found:
+        return Verdict(Outcome.OK, "no run was set aside")
+    count = found[0].runs
+    return Verdict(
+        Outcome.WARNING,
+        f"{count} run{'s'[: count != 1]} could not be taken; {found[0].run_id} of {found[0].workflow_slug!r}: "
+        f"{found[0].reason}",
+        "mend what the error names: they are tried again; `pgflow-prefect cancel RUN_ID` ends one",
+        details=tuple(f"{each.run_id} of {each.workflow_slug!r}: {each.reason}" for each in found),
+    )
+
+
 def _list_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{number} of {slug}" for slug, number in counts.items())
 
@@ -97,5 +112,6 @@ async def _has_worker(client: PrefectClient, pool: WorkPool) -> bool:
 WORKFLOW_CHECKS = (
     Check("deployments", _check_deployments, needs=("schema", "rights", "prefect api")),
     Check("runs", _check_runs, needs=("schema", "rights")),
+    Check("runs set aside", _check_set_aside, needs=("schema", "rights")),
     Check("work pools", _check_work_pools, needs=("schema", "rights", "prefect api"), patience=20),
 )

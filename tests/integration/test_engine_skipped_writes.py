@@ -1,0 +1,118 @@
+"""A trigger that skips a write of the engine without an error: the caller is told."""
+
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+
+from tests.conftest import Connection
+from tests.engine import (
+    CHAIN,
+    cancel,
+    claim,
+    complete,
+    define,
+    fail,
+    finish,
+    get_run,
+    get_state,
+    insert_run,
+    refused,
+    repair,
+    run_workflow,
+    start_run,
+    start_step,
+    statuses,
+    take,
+)
+
+SKIPPED = "09000"
+
+
+def skip(db: Connection, table: str, event: str, returned: str, condition: str = "true") -> None:
+    """Have a trigger skip all writes of a kind."""
+    db.execute(
+        f"""CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF {condition} THEN RETURN {returned}; END IF; RETURN NEW; END $$;
+            CREATE TRIGGER skip BEFORE {event} ON pgflow.{table} FOR EACH ROW EXECUTE FUNCTION skip()""".encode()
+    )
+
+
+TRANSITIONS: dict[str, tuple[str, Callable[[Connection, UUID], object]]] = {
+    "claim_step": ("step_states", lambda db, run_id: claim(db, run_id, "b")),
+    "complete_step": ("step_states", lambda db, run_id: complete(db, run_id, "a")),
+    "complete_step's count": ("runs", lambda db, run_id: complete(db, run_id, "a")),
+    "fail_step": ("step_states", lambda db, run_id: fail(db, run_id, "a")),
+    "fail_step's run": ("runs", lambda db, run_id: fail(db, run_id, "a")),
+    "cancel_run": ("runs", cancel),
+    "cancel_run's steps": ("step_states", cancel),
+    "take_run": ("runs", take),
+}
+
+
+@pytest.mark.parametrize("returned", ["NULL", "OLD"])
+@pytest.mark.parametrize("transition", TRANSITIONS)
+def test_an_update_that_a_trigger_skips_is_an_error(db: Connection, transition: str, returned: str) -> None:
+    table, act = TRANSITIONS[transition]
+    run_id = start_run(db, "wide", {"a": [], "b": []})
+    claim(db, run_id, "a")
+    skip(db, table, "UPDATE", returned)
+    before = get_run(db, run_id), get_state(db, run_id, "a"), get_state(db, run_id, "b")
+    with refused(SKIPPED, f"a trigger or rule on pgflow.{table} skipped") as caught:
+        act(db, run_id)
+    assert caught.value.diag.message_hint == "A BEFORE trigger has to RETURN NEW."
+    assert (get_run(db, run_id), get_state(db, run_id, "a"), get_state(db, run_id, "b")) == before
+    db.execute("DROP TRIGGER skip ON pgflow." + table)
+    act(db, run_id)
+
+
+def test_a_late_report_is_no_error_where_a_trigger_skips_updates(db: Connection) -> None:
+    run_id = start_run(db, "chain", CHAIN)
+    claim(db, run_id, "a")
+    take(db, run_id)
+    skip(db, "step_states", "UPDATE", "NULL")
+    assert complete(db, run_id, "a", epoch=0).status == "pending", "another owner has the run"
+    assert complete(db, run_id, "a", attempt=7).status == "pending", "this attempt is over"
+    assert fail(db, run_id, "a", epoch=0).status == "pending"
+
+
+def test_a_run_that_a_trigger_does_not_store_is_an_error(db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    skip(db, "runs", "INSERT", "NULL")
+    with refused(SKIPPED, 'the run of workflow "chain" was not stored'):
+        run_workflow(db, "chain")
+
+
+@pytest.mark.parametrize("step", ["a", "b"])
+def test_a_root_step_that_a_trigger_does_not_store_is_an_error(db: Connection, step: str) -> None:
+    define(db, "wide", {"a": [], "b": []})
+    skip(db, "step_states", "INSERT", "NULL", f"NEW.step_slug = '{step}'")
+    with refused(SKIPPED, "a step of run .* was not started"):
+        run_workflow(db, "wide")
+    inserted = insert_run(db, "wide")
+    with refused(SKIPPED, "a step of run .* was not started"):
+        repair(db, inserted)
+
+
+def test_a_downstream_step_that_a_trigger_does_not_store_is_an_error(db: Connection) -> None:
+    run_id = start_run(db, "fan", {"a": [], "b": ["a"], "c": ["a"]})
+    skip(db, "step_states", "INSERT", "NULL", "NEW.step_slug = 'c'")
+    with refused(SKIPPED, f'step "c" of run {run_id} was not started'):
+        complete(db, run_id, "a")
+    assert statuses(db, run_id) == {"a": "pending"}
+
+
+def test_start_step_says_that_a_trigger_skipped_it(db: Connection) -> None:
+    run_id = start_run(db, "chain", CHAIN)
+    db.execute("DELETE FROM pgflow.step_states")
+    skip(db, "step_states", "INSERT", "NULL")
+    with refused(SKIPPED, 'step "a" .* was not started'):
+        start_step(db, run_id, "a")
+
+
+def test_a_downstream_step_that_was_started_by_hand_is_no_error(db: Connection) -> None:
+    run_id = start_run(db, "fan", {"a": [], "b": ["a"], "c": ["a"]})
+    db.execute("INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug) VALUES ('fan', %s, 'c')", [run_id])
+    complete(db, run_id, "a")
+    assert finish(db, run_id) == ["b", "c"]
+    assert get_run(db, run_id).status == "completed"
