@@ -12,6 +12,8 @@ from time import monotonic, sleep
 
 import pytest
 
+_PACKAGES = {"epmd": "rabbitmq-server"}
+
 _PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin")
 
 
@@ -20,7 +22,7 @@ def find_program(name: str, *, after: tuple[str, ...] = ()) -> str:
     path = os.pathsep.join([*after, os.environ.get("PATH", ""), *_PLACES])
     if found := shutil.which(name, path=path):
         return found
-    reason = f"{name} is not installed"
+    reason = f"{name} is not installed: install the Debian package {_PACKAGES.get(name, name)}, or what your system has"
     if os.environ.get("PGFLOW_TEST_BROKERS") == "required":
         pytest.fail(reason)
     pytest.skip(reason)

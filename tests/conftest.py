@@ -18,8 +18,10 @@ from pgflow_prefect.database.embedded import start_embedded, stop_embedded
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
+from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_report_header
 
-__all__ = ["rabbitmq_url", "redis_url"]  # fixtures
+__all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_report_header"]  # hooks
+__all__ += ["rabbitmq_url", "redis_url"]  # fixtures
 
 Connection = psycopg.Connection[tuple[object, ...]]
 Connect = Callable[[], Connection]

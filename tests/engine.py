@@ -202,8 +202,13 @@ def refused(sqlstate: str, message: str | None = None) -> Iterator[pytest.Except
     assert caught.value.sqlstate == sqlstate, caught.value
 
 
+def wait_until_true(db: Connection, condition: LiteralString, *parameters: object) -> None:
+    """Return once this statement returns true: what PostgreSQL's clock or another session makes true."""
+    deadline = monotonic() + 60
+    while not value(db, condition, *parameters):
+        assert monotonic() < deadline, f"never true: {condition.strip()}"
+
+
 def wait_until_blocked(db: Connection, backend: int) -> None:
-    """Return once the backend waits for somebody's lock."""
-    deadline = monotonic() + 30
-    while not value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", backend):
-        assert monotonic() < deadline, "nobody blocks it"
+    """Return once this backend waits for a lock that another one holds."""
+    wait_until_true(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", backend)

@@ -154,7 +154,7 @@ def find_browser() -> str:
     for program in _PROGRAMS:
         if found := shutil.which(program):
             return found
-    reason = f"no browser is installed: {', '.join(_PROGRAMS[:2])} or {_PROGRAMS[2]}"
+    reason = f"no browser is installed: install {', '.join(_PROGRAMS[:2])} or {_PROGRAMS[2]}"
     if os.environ.get("PGFLOW_TEST_BROWSER") == "required":
         pytest.fail(reason)
     pytest.skip(reason)

@@ -91,7 +91,7 @@ def surroundings(
         process.terminate()
     for process in processes:
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

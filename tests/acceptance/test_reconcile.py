@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView
 from tests.conftest import Connection
-from tests.engine import define, get_run, run_workflow
+from tests.engine import define, get_run, run_workflow, wait_until_true
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,8 @@ def short_lease(cli: CommandLine) -> None:
 
 
 def make_old(db: Connection) -> None:
-    """Let all this have been an hour ago."""
+    """Let all this have been an hour ago, and PostgreSQL have been up for longer than a lease."""
+    wait_until_true(db, "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '1 s'")
     db.execute("UPDATE pgflow.runs SET finished_at = finished_at - interval '1 hour'")
     db.execute("UPDATE pgflow_prefect.owners SET lease_until = clock_timestamp() - interval '1 hour'")
 

@@ -62,7 +62,7 @@ def test_a_run_that_was_resumed_while_another_process_holds_it_is_left_alone(
     services: Services, cli: CommandLine, db: Connection, chain: str
 ) -> None:
     gate = cli.write("gate")
-    services.start("worker", PGFLOW_LEASE="2")
+    services.start("worker", PGFLOW_LEASE="60")  # however slow this machine is, the worker keeps it
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     refused = cli("run", "--resume", str(run_id), PGFLOW_LEASE="2")

@@ -112,7 +112,7 @@ def test_a_run_that_a_living_worker_holds_is_taken_by_force_only(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
     gate = cli.write("gate")
-    worker = services.start("worker", PGFLOW_LEASE="2", PGFLOW_RECONCILE_INTERVAL="600")
+    worker = services.start("worker", PGFLOW_LEASE="60", PGFLOW_RECONCILE_INTERVAL="600")
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     former = prefect.find_flow_run(run_id)["id"]

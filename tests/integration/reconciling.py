@@ -15,6 +15,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from tests.conftest import Connection
+from tests.engine import wait_until_true
 from tests.integration.conftest import (
     Define,
     await_task_runs,
@@ -100,7 +101,8 @@ async def create_flow_run(client: PrefectClient, workflow: Workflow, run_id: UUI
 
 
 def expire(db: Connection) -> None:
-    """Let all leases run out."""
+    """Let all leases run out: each also holds for its own length after the start of PostgreSQL."""
+    wait_until_true(db, "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '1 s'")
     db.execute("UPDATE pgflow_prefect.owners SET lease_until = clock_timestamp() - interval '1 hour'")
 
 

@@ -550,7 +550,8 @@ async def test_after_a_time_out_an_abandoned_thread_writes_nothing_more(
 
 
 async def test_a_time_out_of_an_async_handler_rolls_back(db: Connection, workflow: Workflow) -> None:
-    @workflow.step(timeout_seconds=0.5, retries=1)
+    # Enough retries for a machine that is too slow to connect within the time of one.
+    @workflow.step(timeout_seconds=0.5, retries=100)
     async def write(context: StepContext) -> int:
         await context.connection.execute(INSERT, (context.attempt,))
         if context.attempt == 1:
@@ -558,8 +559,9 @@ async def test_a_time_out_of_an_async_handler_rolls_back(db: Connection, workflo
         return context.attempt
 
     with anyio.fail_after(60):
-        assert await workflow.flow() == {"write": 2}
-    assert read_attempts(db) == [2]
+        written = (await workflow.flow())["write"]
+    assert written > 1
+    assert read_attempts(db) == [written]
 
 
 def test_without_a_run_there_is_no_connection() -> None:

@@ -24,6 +24,7 @@ from tests.engine import (
     run_workflow,
     statuses,
     value,
+    wait_until_true,
 )
 from tests.integration.conftest import Define, make_slug, read_steps
 from tests.integration.waiting import WAITING, await_value, going
@@ -55,6 +56,15 @@ def take(
     db: Connection, workflow: str, step: str | None = None, wanted: int = 1, lease: str | None = None
 ) -> list[tuple[Any, ...]]:
     return db.execute(TAKE, [workflow, step, wanted, lease]).fetchall()
+
+
+def outlast_lease(db: Connection, run_id: UUID, step: str) -> None:
+    """Return once the lease of an external claim is over by the clock of PostgreSQL, which alone decides that."""
+    over: LiteralString = """
+        SELECT claimed_until < clock_timestamp() FROM pgflow_prefect.external_claims
+        WHERE run_id = %s AND step_slug = %s
+    """
+    wait_until_true(db, over, run_id, step)
 
 
 def claim_for_prefect(db: Connection, run_id: UUID, step: str, bound: str = "python") -> tuple[Any, ...]:
@@ -180,6 +190,7 @@ def test_a_short_lease_runs_out_by_itself(chain: str, db: Connection) -> None:
     bind(db, chain, "a", "external")
     run_id = run_workflow(db, chain).id
     assert claim_outside(db, run_id, "a", "1 millisecond") is not None
+    outlast_lease(db, run_id, "a")
     assert claim_outside(db, run_id, "a") is not None
 
 
@@ -187,6 +198,7 @@ def test_who_comes_back_after_its_lease_is_refused_if_it_names_its_attempt(chain
     bind(db, chain, "a", "external")
     run_id = run_workflow(db, chain).id
     claim_outside(db, run_id, "a", "1 millisecond")
+    outlast_lease(db, run_id, "a")
     claim_outside(db, run_id, "a")
     assert complete(db, run_id, "a", "late", attempt=1).status == "pending"
     assert complete(db, run_id, "a", "in time", attempt=2).step_result == "in time"

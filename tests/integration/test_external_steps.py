@@ -20,6 +20,9 @@ from tests.integration.waiting import WAITING, await_value, going, going_on, not
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
+WORKED: LiteralString = """
+    SELECT clock_timestamp() > started_at + interval '1 s' FROM pgflow.step_states WHERE step_slug = 'first'
+"""
 SECOND: LiteralString = "SELECT max(state_name) FROM pgflow_prefect.task_runs WHERE step_slug = 'second'"
 
 
@@ -46,7 +49,7 @@ async def test_what_others_complete_is_shown_with_their_result_and_times(
         await await_value(db, 1, WAITING)
         assert read_steps(db)["first"] == ("pending", 0, None, None), "no attempt was counted"
         assert claim(db, run.run_id, "first").attempt == 1
-        await anyio.sleep(1.2)  # the work takes its time, which is what is to be shown
+        await await_value(db, True, WORKED)  # the work takes its time, which Prefect is to show
         complete(db, run.run_id, "first", {"rows": 3})
         await await_value(db, "Waiting", SECOND)
         complete(db, run.run_id, "second", "x" * 5000)
@@ -183,7 +186,8 @@ async def test_waiting_has_an_end_where_it_was_given_one(define: Define, db: Con
 async def test_after_its_time_a_step_may_be_waited_for_once_more(define: Define, db: Connection) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
-    workflow.bind("only", External(timeout_seconds=1, retries=2, retry_delay_seconds=0.5))
+    # Enough retries for a machine that is too slow to report within the time of one.
+    workflow.bind("only", External(timeout_seconds=1, retries=100, retry_delay_seconds=0.5))
     async with going(workflow, db) as run:
         await await_value(db, "AwaitingRetry", "SELECT max(state_name) FROM pgflow_prefect.task_runs")
         await await_value(db, 1, WAITING)
@@ -321,6 +325,12 @@ async def test_a_cancelled_run_that_is_reopened_has_all_its_time_again(
     assert second.ended.is_completed()
 
 
+CONNECTED: LiteralString = """
+    SELECT count(*) > 0 FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'pgflow-prefect'
+"""
+
+
 async def test_waiting_survives_connections_that_are_cut(outside: Workflow, db: Connection) -> None:
     async with going(outside, db) as run:
         await await_value(db, 1, WAITING)
@@ -329,7 +339,7 @@ async def test_waiting_survives_connections_that_are_cut(outside: Workflow, db: 
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND application_name = 'pgflow-prefect'"
             )
-            await anyio.sleep(0.15)
+            await await_value(db, True, CONNECTED)
         complete(db, run.run_id, "first", 1)
         await await_value(db, "Waiting", SECOND)
         complete(db, run.run_id, "second", 2)

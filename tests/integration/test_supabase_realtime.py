@@ -55,7 +55,7 @@ def test_where_there_is_nothing_to_do_it_says_so(db: Connection, publication: st
 
 def test_a_schema_that_is_published_as_a_whole_needs_nothing(db: Connection) -> None:
     if db.info.server_version < 150000:
-        pytest.skip("PostgreSQL 15 began to publish schemas")
+        pytest.skip("PostgreSQL 15 began to publish schemas: let PGFLOW_TEST_DSN name a newer server")
     db.execute("CREATE PUBLICATION supabase_realtime FOR TABLES IN SCHEMA pgflow")
     before = read_rights(db)
     run_script(db, "realtime")

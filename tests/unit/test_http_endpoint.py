@@ -2,7 +2,6 @@
 
 import gzip
 import logging
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -193,13 +192,12 @@ async def test_a_token_that_the_endpoint_echoes_is_in_no_error(
 async def test_a_body_that_drips_is_a_request_that_takes_too_long(
     server: HttpServer, toolbox: Toolbox, status: int
 ) -> None:
-    server.answer = drip(f"HTTP/1.1 {status} OK\r\nContent-Length: 1000\r\n\r\n[".encode(), b" ", every=0.02)
-    began = time.monotonic()
+    # The whole body would take 2,000 s.
+    server.answer = drip(f"HTTP/1.1 {status} OK\r\nContent-Length: 100000\r\n\r\n[".encode(), b" ", every=0.02)
     with pytest.raises(RetryLaterError, match=r"did not answer within 0\.3 s") as caught:
         await call(server, toolbox, request_timeout_seconds=0.3)
-    assert time.monotonic() - began < 5
     assert caught.value.after is None
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await server.gone.wait()
 
 
@@ -213,7 +211,7 @@ async def test_an_endless_answer_is_read_up_to_the_limit(server: HttpServer, too
     server.answer = drip(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"1" * 3000, every=0)
     with pytest.raises(ResultInvalidError, match="more bytes than the limit of 10,000"):
         await call(server, toolbox)
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await server.gone.wait()
 
 

@@ -1,0 +1,55 @@
+"""Which tests `python -m pytest` runs, and how many at a time.
+
+Without arguments it runs the quick suite, several tests at a time. `--all` runs every test. Paths that are named
+on the command line run as pytest runs them: those tests, one after the other.
+"""
+
+import os
+
+import pytest
+
+WHOLE = "tests"
+"""Every folder of tests: what `--all` collects."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all",
+        action="store_true",
+        dest="run_all",
+        help="run every test: the quick suite, the commands (tests/acceptance) and the faults (tests/faults)",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Choose the tests and the number of processes before pytest-xdist reads its options."""
+    if hasattr(config, "workerinput"):
+        return  # pytest-xdist's own process, which the first one has told what to run
+    if _are_paths_named(config):
+        if config.getoption("run_all"):
+            raise pytest.UsageError("--all runs every test: name no paths with it")
+        return
+    if config.getoption("run_all"):
+        config.args[:] = [WHOLE]
+    if config.getoption("numprocesses") is None and not config.getoption("usepdb"):
+        config.option.numprocesses = count_processes()
+    if config.option.numprocesses and config.option.dist == "no":
+        config.option.dist = "worksteal"  # tests differ a hundredfold in their length
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if _are_paths_named(config):
+        return []
+    if config.getoption("run_all"):
+        return ["suite: all tests; see CONTRIBUTING.md for what some of them need"]
+    return ["suite: quick; `python -m pytest --all` runs the commands and the faults, too"]
+
+
+def count_processes() -> int:
+    """Return how many tests run at a time: one more than there are processors, as most tests wait for servers."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
+def _are_paths_named(config: pytest.Config) -> bool:
+    return config.args_source is not pytest.Config.ArgsSource.TESTPATHS
