@@ -1,7 +1,6 @@
 """`serve`: deployments, bridge and the processes of flow runs in one command, for one machine."""
 
 import signal
-import time
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 

@@ -67,7 +67,7 @@ def test_a_run_has_states_and_durations() -> None:
     assert nodes["a"].split("fillcolor")[1] != nodes["b"].split("fillcolor")[1]
 
 
-@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed: install the Debian package graphviz, or what your system has")
+@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed: install the package graphviz")
 def test_graphviz_draws_every_slug_as_it_is() -> None:
     definition = define({slug: ODD_SLUGS[:place] for place, slug in enumerate(ODD_SLUGS)})
     drawn = subprocess.run(
