@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.installation (
 INSERT INTO pgflow_prefect.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
 
 -- A run's owner: the one who may write for it, in the run's epoch. An older epoch than the run's is history.
--- lease_until: -infinity where the owner has let go of it, infinity while its flow run waits in Prefect's queue.
+-- lease_until: -infinity where the owner has let go of it, 1970 where its process is known to be dead, infinity while
+-- its flow run waits in Prefect's queue.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.owners (
     run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     epoch INT NOT NULL,
@@ -146,6 +147,11 @@ BEGIN
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- who does the step's work, for people
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'holder') THEN
+        -- The owner's process as its machine knows it, and the epoch of which this was noted; NULL: not known.
+        ALTER TABLE pgflow_prefect.owners ADD COLUMN holder JSONB;
+    END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
     END IF;
@@ -189,7 +195,7 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
     -- While this server was down nobody could extend a lease: its return must not start a storm of takeovers.
     SELECT lease_until > clock_timestamp()
-        OR (lease_until > '-infinity' AND clock_timestamp() < pg_postmaster_start_time() + make_interval(secs => lease))
+        OR (lease_until > 'epoch' AND clock_timestamp() < pg_postmaster_start_time() + make_interval(secs => lease))
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_leased(timestamptz, double precision) IS
@@ -459,6 +465,52 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.extend_leases(uuid[], int[], double precision) IS
     'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost, to somebody '
     'else; completed, which may be yet to be shown; ended otherwise, with no report outstanding.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.note_holder(run_id uuid, epoch int, holder jsonb) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    UPDATE pgflow_prefect.owners o
+    SET holder = note_holder.holder || jsonb_build_object('epoch', o.epoch)
+    WHERE o.run_id = note_holder.run_id AND o.epoch = note_holder.epoch
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.note_holder(uuid, int, jsonb) IS
+    'Notes which process has taken a run in this epoch: an object that the machine of the process can look it up by.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_holders(machine jsonb, only_run uuid DEFAULT NULL)
+RETURNS TABLE (run_id uuid, epoch int, held_by text, holder jsonb)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT o.run_id, o.epoch, o.held_by, o.holder - 'epoch'
+    FROM pgflow_prefect.owners o
+    WHERE NOT o.settled AND o.holder @> (machine || jsonb_build_object('epoch', o.epoch))
+      AND o.lease_until > 'epoch' AND o.lease_until < 'infinity'
+      AND (only_run IS NULL OR o.run_id = only_run)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_holders(jsonb, uuid) IS
+    'The processes of one machine that hold runs, or that hold this one.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.expire_lease(run_id uuid, epoch int, holder jsonb) RETURNS boolean
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    -- Not now, but long ago: shortly after the server's start, what ended lately still holds. See is_leased.
+    UPDATE pgflow_prefect.owners o SET lease_until = 'epoch'
+    WHERE o.run_id = expire_lease.run_id AND o.epoch = expire_lease.epoch
+      AND o.lease_until > 'epoch' AND o.lease_until < 'infinity'
+      AND o.holder = expire_lease.holder || jsonb_build_object('epoch', o.epoch)
+    RETURNING true
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.expire_lease(uuid, int, jsonb) IS
+    'Ends the lease of a process that is dead, as its machine knows, as if it had run out. NULL where another process '
+    'has taken the run meanwhile.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.release_run(run_id uuid, epoch int) RETURNS boolean

@@ -202,6 +202,7 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
 
     await store.reopen_run(run_id)
     await store.repair_run(run_id)
+    await store.expire_dead_holders(run_id)
     deadline = anyio.current_time() + store.tenure.lease + 1
     told = False
     while True:
@@ -211,7 +212,7 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
             if (await store.read_run(run_id)).held is Held.QUEUED or anyio.current_time() > deadline:
                 raise RunHeldError(f"{error}; --force takes it from there") from error
             if not told:
-                err.print(f"{error}; waiting until it lets go, or vanishes", markup=False)
+                err.print(f"{error}; waiting {store.tenure.lease:g} s for the lease to run out", markup=False)
                 told = True
         await anyio.sleep(_HELD_INTERVAL)
 

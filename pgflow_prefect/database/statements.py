@@ -15,11 +15,13 @@ class Tenure(NamedTuple):
         held_by: who, for people.
         lease: in seconds.
         max_recoveries: owners in a row that may vanish while no further step completes.
+        holder: the identity of this process as JSON, so that its machine can tell whether it is dead; None: unknown.
     """
 
     held_by: str
     lease: float
     max_recoveries: int
+    holder: str | None = None
 
 
 class Statements:

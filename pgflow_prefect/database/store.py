@@ -15,6 +15,8 @@ from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.definition_edit import replace_definition
 from pgflow_prefect.database.deployment_statements import DeploymentStatements
+from pgflow_prefect.database.holder_statements import HolderStatements
+from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.run_names import RunName
 from pgflow_prefect.database.schema import check_schema
@@ -43,7 +45,7 @@ _SIMILAR_SHOWN = 5
 """Ids that an error shows of the runs that a person may mean."""
 
 
-class Store(BindingStatements, DeploymentStatements, PruningStatements, UnsettledStatements):
+class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningStatements, UnsettledStatements):
     """pgflow's tables and functions, one method a statement.
 
     Every method raises `SchemaMissingError` where the schema is not there and `TransientError` where the same call
@@ -436,4 +438,6 @@ async def open_store(settings: Settings, *, size: int | None = None) -> AsyncIte
 
 def make_tenure(settings: Settings) -> Tenure:
     """Return the terms on which this process holds runs."""
-    return Tenure(f"{socket.gethostname()}:{os.getpid()}", settings.lease, settings.max_recoveries)
+    identity = find_identity()
+    holder = identity.model_dump_json() if identity is not None else None
+    return Tenure(f"{socket.gethostname()}:{os.getpid()}", settings.lease, settings.max_recoveries, holder)

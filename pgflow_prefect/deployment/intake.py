@@ -92,6 +92,7 @@ class Intake:
         with self._occupy(self.free) as places:
             slugs = random.sample([*self.workflow_slugs], len(self.workflow_slugs))  # none has to wait for all others
             try:
+                await self.store.expire_dead_holders()
                 runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt)
             except DatabaseUnavailableError as error:
                 _logger.warning("no runs taken: %s", error)

@@ -37,6 +37,23 @@ def test_a_failed_run_is_reopened_and_only_what_is_not_completed_executes(
     assert prefect.count_flow_runs(chain) == 2
 
 
+def test_the_run_of_a_killed_process_goes_on_at_once_on_the_same_machine(
+    cli: CommandLine, db: Connection, chain: str
+) -> None:
+    gate = cli.write("gate")
+    process = cli.start("run", chain, PGFLOW_LEASE="600")
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    process.kill()
+    run_id = find_only_run(db)
+    gate.unlink()
+
+    resumed = cli("run", "--resume", str(run_id), PGFLOW_LEASE="600")
+
+    assert (resumed.code, resumed.err) == (0, "")
+    assert cli.executions() == ["a", "b", "b", "c"]
+    process.wait(60)
+
+
 def test_an_interrupted_run_stays_pending_and_says_how_to_go_on(
     cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
 ) -> None:

@@ -122,6 +122,23 @@ def test_the_run_of_a_killed_worker_is_taken_over(
     wait_until(lambda: prefect.read_flow_run(former)["state_name"] == "Crashed", "the former flow run is shown as dead")
 
 
+def test_the_runs_of_a_killed_worker_of_the_same_machine_wait_for_no_lease(
+    services: Services, db: Connection, cli: CommandLine, chain: str
+) -> None:
+    gate = cli.write("gate")
+    killed = services.start("worker", PGFLOW_LEASE="600")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    killed.process.kill()
+    gate.unlink()
+    second = services.start("worker", PGFLOW_LEASE="600")
+
+    wait_until(lambda: is_completed(db, run_id), "the run completes")
+    assert cli.executions() == ["a", "b", "b", "c"]
+    assert value(db, "SELECT recoveries FROM pgflow_prefect.owners") == 0, "`b` has completed since"
+    assert str(value(db, "SELECT held_by FROM pgflow_prefect.owners")).endswith(f":{second.process.pid}")
+
+
 def test_a_run_that_kills_every_worker_fails_in_the_end(
     services: Services, db: Connection, cli: CommandLine, chain: str
 ) -> None:

@@ -122,7 +122,7 @@ def test_a_run_that_a_living_worker_holds_is_taken_by_force_only(
     refused = cli("run", "--resume", str(run_id), PGFLOW_LEASE="2")
     assert refused.code == 1
     assert f"run {run_id} is held by {holder}" in refused.err
-    assert "waiting until it lets go, or vanishes" in refused.err
+    assert "waiting 2 s for the lease to run out" in refused.err
     assert "--force takes it from there" in refused.err
     assert cli.executions() == ["a", "b"], "the worker goes on, and nobody else has begun"
 

@@ -2,18 +2,29 @@
 
 -- create_run --
 -- Start a run and take it; the same id again finds the run that exists.
-SELECT pgflow_prefect.create_run(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s, %(flow_run_id)s, %(held_by)s,
-                                 %(lease)s, %(max_recoveries)s) AS epoch
+SELECT epoch, pgflow_prefect.note_holder(%(run_id)s, epoch, %(holder)s::jsonb)
+FROM pgflow_prefect.create_run(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s, %(flow_run_id)s, %(held_by)s,
+                               %(lease)s, %(max_recoveries)s) AS epoch
 
 -- take_run --
 -- Make a flow run the owner of a run.
-SELECT pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
-                               %(force)s) AS epoch
+SELECT epoch, pgflow_prefect.note_holder(%(run_id)s, epoch, %(holder)s::jsonb)
+FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
+                             %(force)s) AS epoch
 
 -- take_runs --
--- Reserve pending runs that nobody holds.
-SELECT run_id, workflow_slug, epoch, former_flow_run_id
+-- Reserve pending runs that no process holds.
+SELECT run_id, workflow_slug, epoch, former_flow_run_id,
+       pgflow_prefect.note_holder(run_id, epoch, %(holder)s::jsonb)
 FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s)
+
+-- list_holders --
+-- The processes of one machine that hold runs.
+SELECT run_id, epoch, held_by, holder FROM pgflow_prefect.list_holders(%(machine)s::jsonb, %(only_run)s::uuid)
+
+-- expire_lease --
+-- End the lease of a process that is dead.
+SELECT pgflow_prefect.expire_lease(%(run_id)s, %(epoch)s, %(holder)s::jsonb) AS expired
 
 -- link_flow_run --
 -- Name the flow run that a run was reserved for.

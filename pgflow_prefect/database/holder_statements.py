@@ -1,0 +1,38 @@
+"""Statements on the processes that hold runs: those of this machine that are dead hold none."""
+
+import json
+import logging
+from uuid import UUID
+
+from pgflow_prefect.database.process_identity import find_identity, is_dead
+from pgflow_prefect.database.statements import Statements
+
+_logger = logging.getLogger(__name__)
+
+
+class HolderStatements(Statements):
+    """What a process may learn and do about the owners of runs that are processes of its own machine."""
+
+    async def expire_dead_holders(self, only_run: UUID | None = None) -> list[UUID]:
+        """End the leases of dead processes of this machine, and return the runs that they held.
+
+        A process that the kernel no longer knows can't come back, so its runs need not wait for their leases.
+        Processes of other machines and of other containers are left alone.
+
+        Args:
+            only_run: looks at the holder of this run only.
+        """
+        here = find_identity()
+        if here is None:
+            return []
+        rows = await self._fetch("list_holders", machine=json.dumps(here.machine), only_run=only_run)
+        expired: list[UUID] = []
+        for row in rows:
+            if not is_dead(row["holder"], here):
+                continue
+            named = {"run_id": row["run_id"], "epoch": row["epoch"], "holder": json.dumps(row["holder"])}
+            [answer] = await self._fetch("expire_lease", **named)
+            if answer["expired"]:
+                _logger.info("run %s: its owner %s is dead", row["run_id"], row["held_by"])
+                expired.append(UUID(str(row["run_id"])))
+        return expired
