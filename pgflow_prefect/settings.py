@@ -6,6 +6,8 @@ from uuid import UUID
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pgflow_prefect.origins import parse_credential_origins, parse_origins
+
 BLOCK_TYPE = "pgflow-database"
 """What Prefect calls the kind of block that says where a database is."""
 
@@ -17,6 +19,13 @@ class Events(StrEnum):
     ENDS = "ends"
     RUNS = "runs"
     NONE = "none"
+
+
+class HttpBody(StrEnum):
+    """What the body of a request to an endpoint is."""
+
+    INPUT = "input"
+    FLAT = "flat"
 
 
 class Settings(BaseSettings):
@@ -60,6 +69,15 @@ class Settings(BaseSettings):
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""
 
+    http_allow: str = ""
+    """Origins that rows may bind steps to though these lead to loopback, private addresses or Prefect, by commas."""
+
+    credential_origins: str = ""
+    """Where each credential may go that a row names: `NAME=ORIGIN`, by commas; a name may stand there repeatedly."""
+
+    http_body: HttpBody = HttpBody.INPUT
+    """What endpoints get: `input`, `{"input": {…}}`; or `flat`, the input as the whole body, for this version only."""
+
     events: Events = Events.ENDS
     """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
 
@@ -68,6 +86,18 @@ class Settings(BaseSettings):
 
     run_url: str = "urn:uuid:{run_id}"
     """Where a run has a page: what the link leads to. `{run_id}` and `{workflow}` are filled in."""
+
+    @field_validator("http_allow")
+    @classmethod
+    def _check_origins(cls, text: str) -> str:
+        parse_origins(text)
+        return text
+
+    @field_validator("credential_origins")
+    @classmethod
+    def _check_credentials(cls, text: str) -> str:
+        parse_credential_origins(text)
+        return text
 
     @field_validator("run_url")
     @classmethod

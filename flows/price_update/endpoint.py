@@ -16,7 +16,7 @@ class Endpoint(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {os.environ['MARGINS_TOKEN']}":
             self._answer(401, {"error": "who are you?"})
             return
-        upstream = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        upstream = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
         priced = [each for name, each in upstream.items() if name != "payload"]
         low = [each["category"] for each in priced if float(each["revenue"]) < LEAST_MARGIN * float(each["cost"])]
         if low:

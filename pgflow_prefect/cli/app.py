@@ -43,6 +43,7 @@ COMMANDS = {
     "diff": ("diff:diff", "Name what differs between database, handlers and deployment."),
     "block": ("block:block", "Keep the database's address in Prefect, for flow runs to find."),
     "bind": ("binding:bind", "Say who does a step: Python, SQL, HTTP, a queue, somebody else."),
+    "credentials": ("credentials:credentials", "Show which credentials rows name, and what to set for them."),
     "observe": ("binding:observe", "Show the runs of a workflow that others execute."),
     "shadow": ("binding:shadow", "Run a handler beside somebody else's work, and compare."),
     "enable": ("enabling:enable", "Let workers and bridges take a workflow's new runs."),

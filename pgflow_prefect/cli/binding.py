@@ -51,7 +51,9 @@ def bind(
     One transaction, recorded with time and database user. What is secret stays out of it: name an environment variable
     of the worker, or a Prefect Secret block.
 
-    Example: `pgflow-prefect bind email_campaign send_emails --http https://example.org/send --token-env SEND_TOKEN`
+    Its name begins with `PGFLOW_TOKEN_`, or with `pgflow-`, and the worker's settings say where it may go.
+
+    Example: `pgflow-prefect bind email_campaign send_emails --http https://example.org/send`
 
     Parameters
     ----------
@@ -80,17 +82,18 @@ def bind(
     retry_delay
         Seconds before each of them; given several times, one for each.
     token_env
-        With --http: the environment variable with the bearer token.
+        With --http: the environment variable with the bearer token, PGFLOW_TOKEN_….
     token_block
-        With --http: the Prefect Secret block with it.
+        With --http: the Prefect Secret block with it, pgflow-….
     login_env
-        With --queue: the environment variable with USER:PASSWORD.
+        With --queue: the environment variable with USER:PASSWORD, PGFLOW_TOKEN_….
     login_block
-        With --queue: the Prefect Secret block with it.
+        With --queue: the Prefect Secret block with it, pgflow-….
     """
     import anyio
 
     from pgflow_prefect.bindings import Kind, parse_binding
+    from pgflow_prefect.handlers.row_policy import find_name_problem
 
     given: dict[str, str | None] = {
         **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
@@ -119,6 +122,8 @@ def bind(
     if step is None and (given or remove or undo):
         raise UsageError("which step? name it after the workflow")
     binding = next((parse_binding(kind, target, options) for kind, target in given.items()), None)
+    if problem := find_name_problem(token_env or login_env, token_block or login_block):
+        raise UsageError(problem)
     anyio.run(_bind, make_settings(dsn), workflow, step, binding, remove, undo, json)
 
 

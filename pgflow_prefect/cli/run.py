@@ -99,7 +99,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
         definition = await host.store.load_definition(slug)
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
             raise InvalidDefinitionError(slug, problems)
-        workflow, source = await _load(host.store, definition, handlers)
+        workflow, source = await _load(host, definition, handlers)
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
@@ -115,11 +115,11 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
         if found.status is Status.COMPLETED:
             out.print(f"run {run_id} is completed: nothing to do", markup=False)
             return 0
-        workflow, source = await _load(host.store, await host.store.load_run_definition(run_id), handlers)
+        workflow, source = await _load(host, await host.store.load_run_definition(run_id), handlers)
         return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force)
 
 
-async def _load(store: Store, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
+async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
     """Load the handlers of a workflow, and say which of its steps somebody else has to do.
 
     Raises:
@@ -129,9 +129,9 @@ async def _load(store: Store, definition: WorkflowDefinition, handlers: str | No
     from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
     from pgflow_prefect.deployment.handler_files import load_workflow
 
-    slug = definition.slug
+    store, slug = host.store, definition.slug
     workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
-    if problems := await find_all_problems(store, workflow, definition):
+    if problems := await find_all_problems(store, workflow, definition, policy=host.toolbox.rows):
         raise InvalidDefinitionError(slug, problems)
     doers = await find_doers(store, workflow, definition)
     if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):

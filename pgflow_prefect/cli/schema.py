@@ -51,3 +51,22 @@ async def _init(settings: Settings) -> None:
     else:
         verb = "upgraded" if any(before) else "installed"
         out.print(f"{verb} in database {database!r}: pgflow {after[0]}, pgflow_prefect {after[1]}")
+    if any(before):
+        await _name_old_credentials(settings)
+
+
+async def _name_old_credentials(settings: Settings) -> None:
+    """Say what rows of an older version name that rows may name no more."""
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.row_credentials import list_row_credentials
+
+    async with open_store(settings, size=1) as store:
+        found = await list_row_credentials(store)
+    for each in found:
+        named = each.variable or each.block
+        if named != each.name:
+            out.print(
+                f"workflow {each.workflow_slug!r}, step {each.step_slug!r}: its row names {named!r}, which a row may "
+                "not name any more: `pgflow-prefect credentials --rename` renames it and says what to set",
+                markup=False,
+            )

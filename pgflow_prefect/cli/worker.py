@@ -101,12 +101,21 @@ async def _add_bound(
 
 async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None:
     from pgflow_prefect.bindings import Kind
-    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_functions
+    from pgflow_prefect.deployment.binding_problems import (
+        find_all_problems,
+        find_doers,
+        find_missing_functions,
+        find_refused_rows,
+    )
 
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
-        if problems := await find_all_problems(host.store, workflow, definition, somebody_has_functions=True):
+        if problems := await find_all_problems(
+            host.store, workflow, definition, somebody_has_functions=True, judge_rows=False
+        ):
             raise InvalidDefinitionError(slug, problems)
+        for refused in await find_refused_rows(host.store, slug, host.toolbox.rows):
+            err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a row stops no worker
         doers = await find_doers(host.store, workflow, definition)
         if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
             err.print(f"{slug}: somebody else has to complete {', '.join(external)}", markup=False)

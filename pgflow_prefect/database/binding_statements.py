@@ -20,6 +20,11 @@ class BindingStatements(Statements):
         found = [StepBinding.model_validate(row) for row in rows]
         return {each.step_slug: each for each in found}
 
+    async def list_network_bindings(self) -> list[tuple[str, StepBinding]]:
+        """Return the rows that name an endpoint or a queue, each with its workflow's slug."""
+        rows = await self._fetch("list_network_bindings")
+        return [(str(row["workflow_slug"]), StepBinding.model_validate(row)) for row in rows]
+
     async def list_bound_workflows(self) -> list[str]:
         """Return the slugs of the workflows that need no Python: rows say who does each of their steps."""
         return [str(row["slug"]) for row in await self._fetch("list_bound_workflows")]

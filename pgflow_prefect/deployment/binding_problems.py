@@ -4,14 +4,22 @@ from collections.abc import Iterator, Mapping
 
 from pgflow_prefect.bindings import AnyBinding, Kind, Queue, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.row_credentials import find_row_problems
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.queue import check_queue_url
+from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import StepBinding, WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
 
 
 async def find_all_problems(
-    store: Store, workflow: Workflow, definition: WorkflowDefinition, *, somebody_has_functions: bool = False
+    store: Store,
+    workflow: Workflow,
+    definition: WorkflowDefinition,
+    *,
+    somebody_has_functions: bool = False,
+    policy: RowPolicy | None = None,
+    judge_rows: bool = True,
 ) -> list[str]:
     """Return everything that keeps a workflow from being executed: in its definition, its handlers, its bindings.
 
@@ -20,6 +28,8 @@ async def find_all_problems(
         workflow: the handlers, and what `bind` says.
         definition: its steps and dependencies.
         somebody_has_functions: a step that is bound to Python and has no handler here may wait for another process.
+        policy: what rows may name where steps are executed; without it, only the names are looked at.
+        judge_rows: whether a row that names what it may not is a problem: it stops its own step, and no other.
 
     Returns:
         A sentence for each problem.
@@ -33,6 +43,7 @@ async def find_all_problems(
             for slug in find_missing_functions(workflow, await find_doers(store, workflow, definition))
         ]
     problems += _check_queues(in_force)
+    problems += find_row_problems(bindings, policy) if judge_rows else ()
     problems += await _check_functions(store, in_force)
     return [*workflow.find_problems(definition), *problems]
 
@@ -53,6 +64,12 @@ async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefin
         else:
             doers[slug] = str(handlers[slug].bound) if slug in handlers else str(Kind.EXTERNAL)
     return doers
+
+
+async def find_refused_rows(store: Store, workflow_slug: str, policy: RowPolicy) -> list[str]:
+    """Return a sentence for each row of a workflow whose credential may not be sent where the row says."""
+    bindings, _ = _parse_rows(await store.list_bindings(workflow_slug))
+    return [*find_row_problems(bindings, policy)]
 
 
 def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding], list[str]]:

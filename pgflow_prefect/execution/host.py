@@ -232,7 +232,7 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
         SchemaMissingError: it has no pgflow schema, or an old one.
     """
     dsn = find_dsn(settings)
-    async with open_store(settings, size=pool_size) as store, open_toolbox(settings.result_limit) as toolbox:
+    async with open_store(settings, size=pool_size) as store, open_toolbox(settings) as toolbox:
         watch = Watch(store)
         with (
             LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper,

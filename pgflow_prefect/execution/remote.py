@@ -72,7 +72,7 @@ class RemoteStep:
             store, watch = await self._borrow()
         except PgflowPrefectError as error:
             return Crashed(message=str(error))
-        async with open_toolbox(self.settings.result_limit) as toolbox:
+        async with open_toolbox(self.settings) as toolbox:
             step = Step(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,

@@ -1,33 +1,75 @@
-"""What the handlers of one process share: a client for HTTP, and secrets from Prefect."""
+"""What the handlers of one process share: clients for HTTP, secrets from Prefect, and what rows may reach."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httpx
 from prefect.blocks.system import Secret
+from prefect.settings import get_current_settings
 
 from pgflow_prefect.errors import NotRetriableError
 from pgflow_prefect.handlers.base import Toolbox
+from pgflow_prefect.handlers.guarded_transport import GuardedBackend, GuardedTransport
+from pgflow_prefect.handlers.row_policy import RowPolicy
+from pgflow_prefect.origins import parse_credential_origins, parse_origins
+from pgflow_prefect.settings import HttpBody, Settings
 
 
 @asynccontextmanager
-async def open_toolbox(result_limit: int) -> AsyncIterator[Toolbox]:
+async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
     """Open what handlers share; a client for HTTP only once one of them asks for it: its certificates take a while."""
     clients: list[httpx.AsyncClient] = []
+    rows = make_row_policy(settings)
 
-    def find_client() -> httpx.AsyncClient:
-        if not clients:
-            # How many run at once is the scheduler's business: waiting for a connection would count as time of the
-            # endpoint's.
-            clients.append(httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None)))
-        return clients[0]
+    def share(open_client: Callable[[], httpx.AsyncClient]) -> Callable[[], httpx.AsyncClient]:
+        @cache
+        def find() -> httpx.AsyncClient:
+            clients.append(open_client())
+            return clients[-1]
+
+        return find
 
     try:
-        yield Toolbox(find_client, find_secret, result_limit)
+        yield Toolbox(
+            http=share(_open_client),
+            find_secret=find_secret,
+            result_limit=settings.result_limit,
+            rows=rows,
+            row_http=share(partial(open_row_client, rows)),
+            flat_body=settings.http_body is HttpBody.FLAT,
+        )
     finally:
         for client in clients:
             await client.aclose()
+
+
+def _open_client() -> httpx.AsyncClient:
+    # How many run at once is the scheduler's business: waiting for a connection would count as time of the endpoint's.
+    return httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
+
+
+def open_row_client(rows: RowPolicy) -> httpx.AsyncClient:
+    """Return a client for requests of rows. A proxy would resolve the host itself, so the environment's is not used."""
+    backend = GuardedBackend(rows.find_addresses)
+    return httpx.AsyncClient(follow_redirects=False, trust_env=False, transport=GuardedTransport(backend))
+
+
+def make_row_policy(settings: Settings) -> RowPolicy:
+    """Return what rows may name and reach where these settings count."""
+    return RowPolicy(
+        allowed=parse_origins(settings.http_allow),
+        credentials=parse_credential_origins(settings.credential_origins),
+        guarded=_find_prefect_hosts(),
+    )
+
+
+def _find_prefect_hosts() -> frozenset[str]:
+    settings = get_current_settings()
+    hosts = (urlsplit(url).hostname for url in (settings.api.url, settings.ui_url) if url)
+    return frozenset(host for host in hosts if host)
 
 
 async def find_secret(name: str) -> str:

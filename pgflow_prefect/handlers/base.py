@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from pgflow_prefect.bindings import Binding
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
 
 
@@ -96,6 +97,10 @@ class Deferred:
     reason: str
 
 
+def _refuse_rows() -> httpx.AsyncClient:
+    raise UsageError("no request of a row can be sent here")
+
+
 @dataclass(frozen=True)
 class Toolbox:
     """What handlers share that one process executes.
@@ -104,11 +109,17 @@ class Toolbox:
         http: a client for requests; its time-outs are given with each.
         find_secret: returns the text of a Prefect Secret block by name.
         result_limit: bytes of JSON that a result may have.
+        rows: what a binding of a row may name and reach.
+        row_http: a client that only connects to addresses that rows may reach.
+        flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
     """
 
     http: Callable[[], httpx.AsyncClient]
     find_secret: Callable[[str], Awaitable[str]]
     result_limit: int
+    rows: RowPolicy = field(default_factory=RowPolicy)
+    row_http: Callable[[], httpx.AsyncClient] = _refuse_rows
+    flat_body: bool = False
 
 
 class Handler(Protocol):

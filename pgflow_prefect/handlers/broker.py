@@ -8,6 +8,7 @@ from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError, RetryLaterError, UsageError
+from pgflow_prefect.origins import Origin, make_origin
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for connecting to a broker."""
@@ -36,6 +37,7 @@ class BrokerAddress:
         port: None for the usual one.
         place: the virtual host, or the number of the database.
         queue: the queue's name.
+        via: the address to connect to, where the host was resolved and checked before.
     """
 
     transport: Transport
@@ -44,6 +46,18 @@ class BrokerAddress:
     port: int | None
     place: str
     queue: str
+    via: str | None = None
+
+    @property
+    def connect_to(self) -> str:
+        """Where a connection goes. redis-py checks the certificate for this very text: then it is the name."""
+        return self.host if self.via is None or (self.transport == "redis" and self.encrypted) else self.via
+
+    @property
+    def origin(self) -> Origin:
+        """Scheme, host and port."""
+        scheme = "amqp" if self.transport == "pyamqp" else "redis"
+        return make_origin(scheme + "s" * self.encrypted, self.host, self.port)
 
     def __str__(self) -> str:
         return f"queue {self.queue!r} of {self.host}"
@@ -127,7 +141,7 @@ def make_connection(
         options |= {"visibility_timeout": visibility} if visibility is not None else {}
         encryption = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
     return kombu.Connection(
-        hostname=address.host,
+        hostname=address.connect_to,
         port=address.port,
         virtual_host=address.place,
         userid=login.user,

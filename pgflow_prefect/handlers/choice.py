@@ -75,15 +75,16 @@ class StepHandlers:
             UsageError: the row says what can't be done.
         """
         binding = self.bound
+        is_row = claim.kind is not None
         if claim.kind is not None:
             binding = parse_binding(claim.kind, claim.target, claim.options or {})
         match binding:
             case SqlFunction():
                 return Chosen(make_policy(binding), SqlHandler(self.step_slug, binding))
             case HttpEndpoint():
-                return Chosen(make_policy(binding), HttpHandler(self.step_slug, binding, toolbox))
+                return Chosen(make_policy(binding), HttpHandler(self.step_slug, binding, toolbox, is_row))
             case Queue():
-                return Chosen(make_policy(binding), QueueHandler(self.step_slug, binding, toolbox))
+                return Chosen(make_policy(binding), QueueHandler(self.step_slug, binding, toolbox, is_row))
             case External(shadow=shadow):
                 runs_beside = shadow and self.function is not None and self.function.shadow
                 return Chosen(make_policy(binding), shadow=self.function if runs_beside else None)

@@ -11,13 +11,16 @@ from urllib.parse import quote
 
 import anyio
 import httpx
+from pydantic import JsonValue
 
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
 from pgflow_prefect.handlers.credential import read_credential
 from pgflow_prefect.handlers.json_text import check_json, write_json
+from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_origin
 from pgflow_prefect.models import Claim
+from pgflow_prefect.origins import Origin, find_origin
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds: who asks for more is asked again after these."""
@@ -40,11 +43,13 @@ class HttpHandler:
         step_slug: the step.
         binding: which endpoint.
         toolbox: the client, and where secrets are.
+        is_row: whether a row says so, and not the Python code: a row may name and reach what the settings let it.
     """
 
     step_slug: str
     binding: HttpEndpoint
     toolbox: Toolbox
+    is_row: bool = False
 
     @property
     def policy(self) -> RetryPolicy:
@@ -61,16 +66,19 @@ class HttpHandler:
         Raises:
             RetryLaterError: no answer in time, none at all, or 408, 425, 429 or 5xx.
             ResultInvalidError: the answer is no JSON, or too large.
-            NotRetriableError: any other answer; or the token is missing.
+            NotRetriableError: any other answer; the token is missing; or a row may not name it, or reach the endpoint.
         """
+        client = self._find_client()
         token = await self._find_token()
         headers = make_headers(context) | ({"Authorization": f"Bearer {token}"} if token else {})
-        body = write_json(make_input(claim), self.step_slug)
+        body = write_json(make_body(claim, flat=self.toolbox.flat_body), self.step_slug)
         timeout = self.binding.request_timeout_seconds
         try:
             # httpx's own time-outs are for each read: a body that drips would never end.
             with anyio.fail_after(timeout):
-                return await self._request(body, headers, token)
+                return await self._request(client, body, headers, token)
+        except InternalAddressError as error:
+            raise refuse_origin(self._origin, error) from None
         except TimeoutError:
             raise RetryLaterError(f"{self._endpoint} did not answer within {timeout:g} s", None) from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
@@ -81,16 +89,32 @@ class HttpHandler:
                 f"{self._endpoint} can't be reached: {error or type(error).__name__} ({type(error).__name__})", None
             ) from error
 
+    @property
+    def _origin(self) -> Origin:
+        try:
+            return find_origin(self.binding.url)
+        except ValueError as error:
+            raise NotRetriableError(f"no request can be sent to {self._endpoint}: {error}") from None
+
+    def _find_client(self) -> httpx.AsyncClient:
+        """Return what sends the request: for a row, a client that checks where it connects to."""
+        if not self.is_row or self._origin in self.toolbox.rows.allowed:
+            return self.toolbox.http()
+        return self.toolbox.row_http()
+
     async def _find_token(self) -> str | None:
         binding = self.binding
+        if self.is_row:
+            self.toolbox.rows.check_credential(binding.token_env, binding.token_block, self._origin)
         token = await read_credential(binding.token_env, binding.token_block, self.toolbox.find_secret)
         if token is not None and not _VISIBLE.fullmatch(token):
             source = binding.token_env or f"Prefect Secret block {binding.token_block!r}"
             raise NotRetriableError(f"the token in {source} has characters that no HTTP header can have")
         return token
 
-    async def _request(self, body: bytes, headers: dict[str, str], token: str | None) -> str | Deferred:
-        client = self.toolbox.http()
+    async def _request(
+        self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str], token: str | None
+    ) -> str | Deferred:
         request = client.stream(
             "POST", self.binding.url, content=body, headers=headers, timeout=None, follow_redirects=False
         )
@@ -130,6 +154,16 @@ class HttpHandler:
         if status in _RETRIED or response.is_server_error:
             return RetryLaterError(message, parse_retry_after(response.headers.get("Retry-After")))
         return NotRetriableError(message)
+
+
+def make_body(claim: Claim, *, flat: bool) -> dict[str, JsonValue]:
+    """Return what an endpoint gets: the step's input as its only member, so that no slug is a key of another API.
+
+    Args:
+        claim: with the input.
+        flat: the form of earlier versions, in which the input is the whole body.
+    """
+    return make_input(claim) if flat else {"input": make_input(claim)}
 
 
 def make_headers(context: StepContext) -> dict[str, str]:

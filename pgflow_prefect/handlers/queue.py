@@ -1,7 +1,7 @@
 """A queue as the handler of a step: its worker does the work and reports it."""
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 from uuid import UUID
@@ -11,12 +11,21 @@ from anyio import CapacityLimiter
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pgflow_prefect.bindings import Queue
-from pgflow_prefect.errors import NotRetriableError, UsageError
+from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
 from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
-from pgflow_prefect.handlers.broker import BROKER_SCHEMES, Login, missing_package, parse_broker_url, publish
+from pgflow_prefect.handlers.broker import (
+    BROKER_SCHEMES,
+    BrokerAddress,
+    Login,
+    missing_package,
+    parse_broker_url,
+    publish,
+)
 from pgflow_prefect.handlers.credential import read_credential, split_login
 from pgflow_prefect.handlers.json_text import check_size, write_json
+from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, refuse_origin
 from pgflow_prefect.models import Claim
+from pgflow_prefect.origins import Origin
 
 _NO_TABLE = "42P01"  # PostgreSQL's code
 
@@ -65,21 +74,36 @@ class _Order(NamedTuple):
         login: for the broker.
         body: JSON.
         context: of the step.
+        rows: what a row may reach; None where the Python code names the queue.
     """
 
     url: str
     login: Login
     body: bytes
     context: StepContext
+    rows: RowPolicy | None
 
 
 async def _publish_on_broker(order: _Order) -> str:
     address = parse_broker_url(order.url)
+    if order.rows is not None and address.origin not in order.rows.allowed:
+        address = await _check_address(address, order.rows)
     # A limiter of its own, as it must not wait for the handlers of users. Its time-outs end a thread that is left.
     await anyio.to_thread.run_sync(
         partial(publish, address, order.login, order.body), abandon_on_cancel=True, limiter=CapacityLimiter(1)
     )
     return f"on {address}"
+
+
+async def _check_address(address: BrokerAddress, rows: RowPolicy) -> BrokerAddress:
+    """Return the queue of a row by an address that the row may reach."""
+    try:
+        found = await rows.find_addresses(address.host, address.origin.port)
+    except InternalAddressError as error:
+        raise refuse_origin(address.origin, error) from None
+    except OSError as error:
+        raise RetryLaterError(f"{address} can't be reached: {error}", None) from error
+    return replace(address, via=found[0])
 
 
 async def _publish_on_pgqueuer(order: _Order) -> str:
@@ -109,13 +133,18 @@ def _read_entrypoint(url: str) -> str:
     return entrypoint
 
 
+def _find_broker_origin(url: str) -> Origin | None:
+    return parse_broker_url(url).origin
+
+
 class _Scheme(NamedTuple):
     check: Callable[[str], object]
     publish: Callable[[_Order], Awaitable[str]]
+    find_origin: Callable[[str], Origin | None]
 
 
-_SCHEMES = {"pgqueuer": _Scheme(_read_entrypoint, _publish_on_pgqueuer)} | dict.fromkeys(
-    BROKER_SCHEMES, _Scheme(parse_broker_url, _publish_on_broker)
+_SCHEMES = {"pgqueuer": _Scheme(_read_entrypoint, _publish_on_pgqueuer, lambda url: None)} | dict.fromkeys(
+    BROKER_SCHEMES, _Scheme(parse_broker_url, _publish_on_broker, _find_broker_origin)
 )
 """How a queue's URL is checked, and a message published there: another kind of queue is one more line."""
 
@@ -136,6 +165,15 @@ def check_queue_url(url: str) -> None:
     _find_scheme(url).check(url)
 
 
+def find_queue_origin(url: str) -> Origin | None:
+    """Return where a queue is on the network; None for one in the same database.
+
+    Raises:
+        UsageError: the URL names no queue.
+    """
+    return _find_scheme(url).find_origin(url)
+
+
 @dataclass(frozen=True)
 class QueueHandler:
     """A queue that gets the step's input, and whose worker calls `complete_step` or `fail_step`.
@@ -144,11 +182,13 @@ class QueueHandler:
         step_slug: the step.
         binding: which queue.
         toolbox: where secrets are.
+        is_row: whether a row says so, and not the Python code: a row may name and reach what the settings let it.
     """
 
     step_slug: str
     binding: Queue
     toolbox: Toolbox
+    is_row: bool = False
 
     @property
     def policy(self) -> RetryPolicy:
@@ -160,8 +200,8 @@ class QueueHandler:
 
         Raises:
             RetryLaterError: the broker can't be reached, or did not take it.
-            NotRetriableError: the URL names no queue, the broker refuses, a login or a package is missing, or the
-                message is larger than a result may be.
+            NotRetriableError: the URL names no queue, the broker refuses, a login or a package is missing, the
+                message is larger than a result may be, or a row may not name the login or reach the broker.
         """
         url = self.binding.url
         try:
@@ -178,9 +218,13 @@ class QueueHandler:
             "input": make_input(claim),
         }
         body = check_size(write_json(message, self.step_slug), self.toolbox.result_limit, self.step_slug, "its queue")
-        return Deferred(await scheme.publish(_Order(url, await self._find_login(), body, context)))
+        rows = self.toolbox.rows if self.is_row else None
+        return Deferred(await scheme.publish(_Order(url, await self._find_login(), body, context, rows)))
 
     async def _find_login(self) -> Login:
         binding = self.binding
+        if self.is_row:
+            origin = find_queue_origin(binding.url)
+            self.toolbox.rows.check_credential(binding.login_env, binding.login_block, origin)
         login = await read_credential(binding.login_env, binding.login_block, self.toolbox.find_secret)
         return Login(*split_login(login, binding.login_env or f"Prefect Secret block {binding.login_block!r}"))

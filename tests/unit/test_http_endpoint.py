@@ -59,7 +59,7 @@ async def test_the_request_has_the_steps_input_and_tells_which_step_it_is(server
     await call(server, toolbox)
     (request,) = server.requests
     assert request.line == "POST /send?x=1 HTTP/1.1"
-    assert request.json == {"payload": {"n": 1}, "a": [1.5], "payload_": "é"}
+    assert request.json == {"input": {"payload": {"n": 1}, "a": [1.5], "payload_": "é"}}
     told = {name: unquote(value) for name, value in request.headers.items() if name.startswith(("pgflow", "idem"))}
     assert told == {
         "idempotency-key": f"{RUN}/send/ü %",

@@ -5,6 +5,11 @@
 SELECT step_slug, kind, target, options FROM pgflow_prefect.bindings
 WHERE workflow_slug = %(workflow_slug)s ORDER BY step_slug
 
+-- list_network_bindings --
+-- The rows of all workflows that name an endpoint or a queue.
+SELECT workflow_slug, step_slug, kind, target, options FROM pgflow_prefect.bindings
+WHERE kind IN ('http', 'queue') ORDER BY workflow_slug, step_slug
+
 -- bind_step --
 -- Say who does a step; no kind: no row.
 SELECT pgflow_prefect.bind_step(%(workflow_slug)s, %(step_slug)s, %(kind)s, %(target)s, %(options)s::jsonb) AS changed
