@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import Any
 from uuid import UUID
 
 from pgflow_prefect.database.process_identity import find_identity, is_dead
@@ -30,7 +31,8 @@ class HolderStatements(Statements):
         for row in rows:
             if not is_dead(row["holder"], here):
                 continue
-            named = {"run_id": row["run_id"], "epoch": row["epoch"], "holder": json.dumps(row["holder"])}
+            holder = json.dumps(row["holder"])
+            named: dict[str, Any] = {"run_id": row["run_id"], "epoch": row["epoch"], "holder": holder}
             [answer] = await self._fetch("expire_lease", **named)
             if answer["expired"]:
                 _logger.info("run %s: its owner %s is dead", row["run_id"], row["held_by"])
