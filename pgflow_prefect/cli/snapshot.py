@@ -141,9 +141,9 @@ class Snapshot:
             table.add_column(name, width=room, no_wrap=True, overflow="ellipsis")
         for row in self.rows(slugs):
             cells = {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name in widths}
-            texts: dict[str, str | Text] = {name: Text(cut(clean(cell), widths[name])) for name, cell in cells.items()}
-            styled = {name: style_status(cells[name]) for name in ("status", "in Prefect") if name in cells}
-            table.add_row(*{**texts, **styled}.values())
+            shown: dict[str, str | Text] = {name: Text(cut(clean(cell), widths[name])) for name, cell in cells.items()}
+            shown |= {name: style_status(cells[name]) for name in ("status", "in Prefect") if name in cells}
+            table.add_row(*shown.values())
         return table
 
 
