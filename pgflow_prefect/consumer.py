@@ -24,7 +24,6 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from pgflow_prefect.database.consumer_store import ConsumerStore
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
-    NotRetriableError,
     PgflowPrefectError,
     ResultInvalidError,
     RetryLaterError,
@@ -40,8 +39,10 @@ from pgflow_prefect.handlers.broker import (
     parse_broker_url,
     translate_broker_errors,
 )
+from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.credential import read_variable, split_login
 from pgflow_prefect.handlers.queue import StepMessage, check_queue_url, parse_message
+from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.settings import Settings
 
 __all__ = ["StepMessage", "consume", "perform", "perform_sync"]
@@ -94,7 +95,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings)
         result = _serialise(await _call(function, message), settings.result_limit)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
         _log.exception("run %s, step %r, attempt %d failed", *step)
-        await _report(store.fail, step, _describe(error))
+        await _report(store.fail, step, describe(error))
         return
     try:
         await _report(store.complete, step, result)
@@ -102,7 +103,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings)
         raise
     except PgflowPrefectError as error:  # what PostgreSQL refuses now, it would refuse again
         _log.exception("run %s, step %r, attempt %d: its result can't be stored", *step)
-        await _report(store.fail, step, _describe(error))
+        await _report(store.fail, step, describe(error))
 
 
 async def _report(report: Callable[..., Any], step: tuple[object, ...], what: str) -> None:
@@ -115,7 +116,10 @@ async def _report(report: Callable[..., Any], step: tuple[object, ...], what: st
 
 async def _call(function: Function, message: StepMessage) -> object:
     options = {"message": message} if "message" in inspect.signature(function).parameters else {}
-    call = partial(function, message.input, **options)
+    return await contain(_call_function(function, partial(function, message.input, **options)))
+
+
+async def _call_function(function: Function, call: Callable[[], Any]) -> object:
     if inspect.iscoroutinefunction(function):
         return await call()
     # A limiter of its own: how many run at once is the queue's business.
@@ -135,12 +139,6 @@ def _serialise(value: object, limit: int) -> str:
             "elsewhere and return its address"
         )
     return text
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, NotRetriableError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def consume(

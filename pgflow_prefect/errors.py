@@ -72,6 +72,24 @@ class ResultInvalidError(NotRetriableError):
     """What a handler returned does not fit its annotation, or can't be stored as jsonb."""
 
 
+class ReturnedStateError(PgflowPrefectError):
+    """A handler returned one of Prefect's states, and it is one of failure.
+
+    Attributes:
+        state_name: Prefect's name of it.
+        reason: its message.
+    """
+
+    def __init__(self, state_name: str, reason: str) -> None:
+        self.state_name = state_name
+        self.reason = reason
+        super().__init__(f"{state_name}: {reason}" if reason else state_name)
+
+
+class ReturnedEndError(ReturnedStateError, NotRetriableError):
+    """A handler returned a state of Prefect's that another attempt would not change, such as Cancelled."""
+
+
 class RetryLaterError(PgflowPrefectError):
     """A step failed in a way that may pass, and whoever refused said when.
 
@@ -86,6 +104,15 @@ class RetryLaterError(PgflowPrefectError):
 
 class StepTimeoutError(PgflowPrefectError, TimeoutError):
     """A handler took longer than its step's `timeout_seconds`."""
+
+
+class HandlerRaisedError(PgflowPrefectError):
+    """A handler raised what is no ordinary exception, or what can't be printed.
+
+    `SystemExit` and its like would end the process, `StopIteration` can't pass through a coroutine, and an exception
+    whose `str()` raises breaks whatever reports it. The message has the type and the text; `__cause__` is what was
+    raised.
+    """
 
 
 class RunNotPendingError(PgflowPrefectError):

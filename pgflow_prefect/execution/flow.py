@@ -39,6 +39,7 @@ from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.execution.task_runner import open_task_runner
+from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import RunEnd, Status
@@ -112,6 +113,7 @@ class Execution:
         assert context is not None
         assert context.flow_run is not None
         flow_run = context.flow_run
+        trim_tracebacks()
         what = (run_id or find_run_id(flow_run.id), self.workflow_slug)
         # While the database is being opened: a line of the log takes half as long as that.
         get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))

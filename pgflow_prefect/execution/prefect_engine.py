@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from time import time
 from traceback import format_exception
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 import anyio
@@ -46,22 +46,36 @@ from prefect.states import (
     Failed,
     Retrying,
     exception_to_crashed_state,
-    exception_to_failed_state,
 )
 from prefect.transactions import AsyncTransaction
 from prefect.types import DateTime
 from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.database.step_transaction import Logger
+from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
 from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.execution.outbox import Outbox, Related, find_outbox
 from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.execution.tracebacks import trim
+from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.threads import is_in_thread
 
 EDGES = "upstream"
 """The only parameter of a step's task: the run graph repeats a parent once for each parameter that leads to it."""
 
-StepTask: TypeAlias = Task[[None], Any]
-"""A step as Prefect knows it: its only parameter is where edges lead to."""
+
+class StepTask(Task[[None], Any]):
+    """A step as Prefect knows it: its only parameter is where edges lead to."""
+
+    @property
+    def isasync(self) -> bool:
+        """Whether Prefect's functions are to return coroutines: not where a sync handler calls them."""
+        return not is_in_thread()
+
+    @isasync.setter
+    def isasync(self, value: bool) -> None:
+        """Take what Prefect found: what it executes is always async."""
+
 
 _SHOWN_ELSEWHERE = {"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"}
 _COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
@@ -302,15 +316,15 @@ class StepTaskRun:
     async def _find_next(self, error: Exception) -> State[Any]:
         """Return the state after an attempt that has raised."""
         task, retries = self._task, self._task_run.run_count - 1
-        failed = await _make_failed(error)
+        failed = _make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
             exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
             _log_failure(self.logger, error, exhausted)
             return failed
         delay = _find_delay(task, retries)
         self.logger.info(
-            "Task run failed with exception: %r - Retry %s/%s will start %s",
-            error,
+            "Task run failed with exception: %s - Retry %s/%s will start %s",
+            str(error) if isinstance(error, HandlerRaisedError) else repr(error),
             retries + 1,
             task.retries,
             f"{delay} second(s) from now" if delay else "immediately",
@@ -395,20 +409,26 @@ def _describe(state: State[Any]) -> dict[str, Any]:
 
 
 def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
-    message = "Task run failed with exception: %r%s"
-    trace = "".join(format_exception(error))
+    message = "Task run failed with exception: %s%s"
+    what = str(error) if isinstance(error, HandlerRaisedError) else repr(error)
+    shown = trim(error)
+    trace = "".join(format_exception(*shown)) if shown else ""
     printable = trace.encode("utf-8", "backslashreplace").decode()
     if trace == printable:
-        logger.error(message, error, exhausted, exc_info=error)
+        logger.error(message, what, exhausted, exc_info=shown)
     else:
         # Half a character: Prefect's handler can't send it, prints that it can't, and `print` is a log here, for ever.
-        logger.error(f"{message}\n%s", error, exhausted, printable)
+        logger.error(f"{message}\n%s", what, exhausted, printable)
 
 
-async def _make_failed(error: Exception) -> State[Any]:
+def _make_failed(error: Exception) -> State[Any]:
     if isinstance(error, TimeoutError):
         return Failed(name="TimedOut", data=error, message=f"Task run failed due to timeout: {error!r}")
-    return await exception_to_failed_state(error, message="Task run encountered an exception")
+    if isinstance(error, ReturnedStateError):
+        return Failed(name=error.state_name, data=error, message=error.reason)
+    state: State[Any] = Failed(data=error, message=f"Task run encountered an exception {describe(error)}")
+    state.state_details.retriable = False  # as Prefect has it: what is tried again, we decide
+    return state
 
 
 async def _may_be_retried(task: StepTask, task_run: TaskRun, state: State[Any]) -> bool:

@@ -22,6 +22,7 @@ from pgflow_prefect.execution.sharing import Shared, borrow
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.execution.step_task import make_task
 from pgflow_prefect.execution.toolbox import open_toolbox
+from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings
@@ -68,6 +69,8 @@ class RemoteStep:
         """Make one attempt, here, as the current task run."""
         context = TaskRunContext.get()
         assert context is not None
+        assert isinstance(context.task, StepTask)
+        trim_tracebacks()
         try:
             store, watch = await self._borrow()
         except PgflowPrefectError as error:

@@ -1,6 +1,6 @@
 """The order in which the steps of a run execute."""
 
-from asyncio import TaskGroup
+from asyncio import TaskGroup, current_task
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
@@ -20,6 +20,7 @@ class Schedule:
         graph: the workflow.
         turns: how many of its steps work at the same time.
         stopped: no further step is to start.
+        is_broken_off: tells whether all its steps are being cancelled: from outside, or because one broke off.
     """
 
     def __init__(self, graph: Graph, turns: Turns) -> None:
@@ -32,6 +33,7 @@ class Schedule:
         self.graph = graph
         self.turns = turns
         self.stopped = False
+        self.is_broken_off: Callable[[], bool] = lambda: False
         self._unmet = dict(graph.in_degree())
         self._foreseen: set[str] = set()  # and not begun yet
 
@@ -81,7 +83,11 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
 
 
 async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[bool]]) -> None:
-    context = copy_context()
+    context, all_steps = copy_context(), current_task()
+    assert all_steps is not None
+    cancelled_before = all_steps.cancelling()
+    broken: list[str] = []
+    schedule.is_broken_off = lambda: bool(broken) or all_steps.cancelling() > cancelled_before
     async with TaskGroup() as group:  # anyio's takes fifteen times as long to begin a task
 
         def begin(slugs: list[str]) -> None:
@@ -95,11 +101,15 @@ async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awa
             return bool(ready)
 
         async def work(slug: str) -> None:
-            async with schedule.turns.take(slug):
-                schedule.begin(slug)
-                if schedule.stopped or not await perform(slug, partial(advance, slug)):
-                    schedule.stopped = True
-                    return
+            try:
+                async with schedule.turns.take(slug):
+                    schedule.begin(slug)
+                    if schedule.stopped or not await perform(slug, partial(advance, slug)):
+                        schedule.stopped = True
+                        return
+            except BaseException:
+                broken.append(slug)  # with which asyncio's group cancels the others
+                raise
             advance(slug)
 
         begin(schedule.roots)

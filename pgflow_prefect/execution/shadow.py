@@ -11,6 +11,7 @@ from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.handlers.base import Deferred
+from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.shadow import find_differences
 
 
@@ -41,7 +42,7 @@ class Shadow:
         try:
             yield
         except Exception as error:  # noqa: BLE001  whatever it is: nobody depends on a shadow
-            self._error = f"{type(error).__name__}: {error}"
+            self._error = describe(error)
         finally:
             self._seconds = time.perf_counter() - began
 

@@ -18,7 +18,7 @@ from typing import TypeVar
 import anyio
 from prefect.logging.loggers import patch_print
 
-from pgflow_prefect.errors import find_first
+from pgflow_prefect.errors import PgflowPrefectError, find_first
 
 T = TypeVar("T")
 
@@ -116,7 +116,10 @@ def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
         thread.join()
     if not failures:
         return results[0]
-    raise find_first(failures.pop())  # no traceback is to keep the list that has it
+    failure = find_first(failures.pop())  # no traceback is to keep the list that has it
+    if isinstance(failure, SystemExit):  # with its code, a command could pass for one that has done its work
+        raise PgflowPrefectError(f"code outside of a step has raised SystemExit: {failure}") from failure
+    raise failure
 
 
 @contextmanager

@@ -34,12 +34,15 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.host import ActiveRun, Stop, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import StepTask
+from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
+from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
@@ -92,6 +95,7 @@ class Step:
         run: the run, which may be stopped.
         claimed: the claim that came with the completion of the last step that it waited for.
         claim_next: claims, with this step's completion, those that it makes ready.
+        is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
         logger: of Prefect's task run; the one that executes it, where none is given.
     """
 
@@ -105,6 +109,7 @@ class Step:
     run: ActiveRun
     claimed: ClaimAhead | None = None
     claim_next: Callable[[str], None] = lambda slug: None
+    is_broken_off: Callable[[], bool] = lambda: True
     logger: Logger | None = None
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
@@ -245,13 +250,19 @@ class Step:
             logger=self._logger,
             shadow=shadow,
             transaction=transaction,
+            settle=settle,
         )
 
     async def _work(self, handler: Handler, claim: Claim, context: StepContext) -> str | Deferred:
         timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
         with self.run.work(timeout):
-            return await handler.execute(claim, self.upstream, context)
+            try:
+                return await contain(handler.execute(claim, self.upstream, context), self.is_broken_off)
+            except Exception as error:
+                if self.run.stopped is not None:  # what a handler makes of being stopped is no failure
+                    raise _StoppedError(self.run.run_id, self.run.stopped) from error
+                raise
         if self.run.stopped is not None:
             raise _StoppedError(self.run.run_id, self.run.stopped)
         raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
@@ -416,10 +427,3 @@ def _show_times(began_at: datetime | None, ended_at: datetime | None) -> None:
     if began_at is not None and ended_at is not None:
         context.task_run.start_time = _DATE_TIME.validate_python(began_at)
         context.task_run.end_time = _DATE_TIME.validate_python(ended_at)
-
-
-def describe(error: Exception) -> str:
-    """Return an exception in one line or more: its type where that says something, and its message."""
-    if isinstance(error, NotRetriableError | RetryLaterError | StepTimeoutError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

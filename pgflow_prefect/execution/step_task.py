@@ -55,7 +55,7 @@ async def _do_nothing(upstream: None = None) -> None:
     """Stand for what a step's task does."""
 
 
-_TASK: StepTask = Task(
+_TASK = StepTask(
     _do_nothing,
     retry_condition_fn=_may_retry,
     log_prints=True,

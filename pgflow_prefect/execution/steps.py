@@ -136,6 +136,7 @@ class Steps:
             observe=self.observe,
             run=self.run,
             claim_next=self._claim_next,
+            is_broken_off=self.schedule.is_broken_off,
         )
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
         step.logger = task_run.logger

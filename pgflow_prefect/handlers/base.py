@@ -15,6 +15,10 @@ from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
 
 
+def _identity(value: Any) -> Any:  # noqa: ANN401
+    return value
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What a handler may ask for as its argument `context`.
@@ -27,6 +31,7 @@ class StepContext:
         logger: its messages show in Prefect's UI, under the step's task run.
         shadow: somebody else does the step, this is only compared with it: do nothing that can be seen from outside.
         transaction: what `connection` belongs to; of use to handlers of this package only.
+        settle: returns the value of what a handler returned, where that is no value itself; likewise.
     """
 
     run_id: UUID
@@ -36,6 +41,7 @@ class StepContext:
     logger: Logger
     shadow: bool = False
     transaction: StepTransaction | None = field(default=None, repr=False, compare=False)
+    settle: Callable[[Any], Any] = field(default=_identity, repr=False, compare=False)
 
     @property
     def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks

@@ -7,18 +7,26 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, get_args, get_origin, get_type_hints
 
-import anyio.to_thread
-from anyio import CapacityLimiter, get_cancelled_exc_class
+from anyio import get_cancelled_exc_class
 from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext
+from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
+from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.models import Claim, to_identifier
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
 """Annotations that every JSON value fits: there is nothing to check."""
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """What a sync function returned, and is to be awaited on the event loop."""
+
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -75,19 +83,43 @@ class PythonHandler:
     async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
         """Call the function with what was claimed and return its result as JSON text."""
         call = partial(self.function, **dict(self._bind(claim, upstream, context)))
-        if inspect.iscoroutinefunction(self.function):
-            value = await call()
-        else:
-            # A thread can't be stopped: on a time-out it is left alone, and what it returns is dropped.
-            # A limiter of its own: how many steps execute at once is the scheduler's business.
-            try:
-                value = await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=CapacityLimiter(1))
-            except get_cancelled_exc_class():
-                context.abandon()
-                raise
-            if inspect.isawaitable(value):  # an async function behind a decorator that does not say so
-                value = await value
-        return self._serialise(value)
+        if self.is_async:
+            return await self._finish(call(), context)
+        try:
+            returned = await run_in_thread(partial(self._call, call, context))
+        except get_cancelled_exc_class():
+            context.abandon()
+            raise
+        # An async function may be behind a decorator that does not say so.
+        return returned if isinstance(returned, str) else await self._finish(returned.value, context)
+
+    @cached_property
+    def is_async(self) -> bool:
+        """Whether the function is async, an async generator, or an object that is called like one."""
+        function: Any = self.function
+        kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        return any(is_kind(each) for is_kind in kinds for each in (function, function.__call__))
+
+    def _call(self, call: Callable[[], Any], context: StepContext) -> "str | _Unfinished":
+        """Call a sync function, in its thread, and do there all that its result may still take: user's code, too."""
+        value = call()
+        if inspect.isawaitable(value) or inspect.isasyncgen(value):
+            return _Unfinished(value)
+        return self._serialise(collect(context.settle(value)))
+
+    async def _finish(self, value: Any, context: StepContext) -> str:  # noqa: ANN401
+        """Await what an async function returns, and return its result as JSON text."""
+        if inspect.isasyncgen(value):
+            value = [each async for each in value]
+        elif inspect.isawaitable(value):
+            value = await value
+        if not is_lazy(value):
+            return self._serialise(context.settle(value))
+        try:  # it may block: not on the event loop
+            return await run_in_thread(lambda: self._serialise(collect(context.settle(value))))
+        except get_cancelled_exc_class():
+            context.abandon()
+            raise
 
     def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:
         results = claim.upstream_results or {}
@@ -135,6 +167,8 @@ class PythonHandler:
         """What checks each argument, and `return`; only of what has an annotation that says something."""
         try:
             hints = get_type_hints(self.function, include_extras=True)
+            if "return" in hints:
+                hints["return"] = find_collected(hints["return"])
             return {
                 name: TypeAdapter(hint)
                 for name, hint in hints.items()

@@ -1,6 +1,8 @@
 """What handlers say shows in Prefect, under the task of their step."""
 
 import signal
+import sys
+from typing import NoReturn
 from uuid import UUID
 
 import anyio
@@ -90,3 +92,48 @@ def test_print_reaches_prefect_after_another_run_of_the_process_has_ended(
                 await run_both(client)
 
     assert run_service(serve) == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_traceback_begins_at_the_handler_and_ends_where_it_was_raised(
+    kind: str, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["exits", "fails", "does_not_fit"])
+
+    def look_up(key: str) -> NoReturn:
+        raise KeyError(key)
+
+    def fails() -> None:
+        look_up("no such customer")
+
+    async def fails_on_the_loop() -> None:
+        look_up("no such customer")
+
+    def exits() -> None:
+        sys.exit("config file missing")
+
+    async def exits_on_the_loop() -> None:
+        sys.exit("config file missing")
+
+    def does_not_fit() -> int:
+        return "two"  # type: ignore[return-value]
+
+    workflow.step("fails")(fails if kind == "sync" else fails_on_the_loop)
+    workflow.step("exits")(exits if kind == "sync" else exits_on_the_loop)
+    workflow.step("does_not_fit")(does_not_fit)
+
+    await workflow.flow(return_state=True)
+    flow_run = await read_flow_run(client, workflow.slug)
+    wanted = {"KeyError", "SystemExit: config file missing", "ResultInvalidError"}
+    shown: list[str] = []
+    with anyio.fail_after(30):
+        while not all(any(f"failed with exception: {each}" in message for message in shown) for each in wanted):
+            logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
+            shown = [log.message for log in logs]
+            await anyio.sleep(0.1)
+    traces = [message for message in shown if "Traceback" in message]
+    assert len(traces) == 2, "what does not fit is said in a sentence, and so is why the run has failed"
+    for trace in traces:
+        files = [line.split('"')[1] for line in trace.splitlines() if line.strip().startswith("File ")]
+        assert set(files) == {__file__}, trace

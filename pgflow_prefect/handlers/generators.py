@@ -1,0 +1,38 @@
+"""Handlers that yield their result item by item: it is stored as one list."""
+
+import io
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
+from typing import Any, get_args, get_origin
+
+from anyio.from_thread import check_cancelled
+
+_ITEM_BY_ITEM = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator)
+
+
+def is_lazy(value: object) -> bool:
+    """Tell whether a value makes its items only when it is asked for them: a generator, `map`, rows of a file."""
+    return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
+
+
+def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
+    """Return what a handler returned, its items as a list where it makes them one by one; call it in a thread.
+
+    Raises:
+        CancelledError: nobody waits for it any more; one that never ends would fill the memory.
+    """
+    if not is_lazy(value):
+        return value
+    items = []
+    for item in value:
+        check_cancelled()
+        items.append(item)
+    return items
+
+
+def find_collected(annotation: Any) -> Any:  # noqa: ANN401  an annotation is any object
+    """Return the annotation of what is stored: a list where a function is said to yield items one by one."""
+    origin = get_origin(annotation) or annotation
+    if origin not in _ITEM_BY_ITEM:
+        return annotation
+    items = get_args(annotation)[:1]
+    return list[items[0]] if items else list  # type: ignore[valid-type]
