@@ -70,6 +70,13 @@ def find_last_path(graph: Graph, ends: Mapping[str, Any]) -> list[str]:
     return path[::-1]
 
 
+def find_ancestors(graph: Graph, slug: str) -> set[str]:
+    """Return all steps that a step waits for, directly or by way of others."""
+    import networkx as nx  # noqa: PLC0415
+
+    return set(nx.ancestors(graph, slug))
+
+
 def find_leaves(graph: Graph) -> list[str]:
     """Return the slugs that no step waits for, in the definition's order."""
     return [slug for slug, out_degree in graph.out_degree() if out_degree == 0]

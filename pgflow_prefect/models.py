@@ -217,6 +217,8 @@ class StepState(BaseModel):
     """The state of its task run in Prefect; of a step that has ended, what Prefect shows, or is about to show."""
     handler: str | None = None
     """Who does it, as the latest claim found it."""
+    first_claimed_at: datetime | None = None
+    """When Prefect's first attempt was claimed; None for steps of runs from before this was noted."""
 
     @field_validator("task_state")
     @classmethod

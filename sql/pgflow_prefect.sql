@@ -152,6 +152,12 @@ BEGIN
         -- The owner's process as its machine knows it, and the epoch of which this was noted; NULL: not known.
         ALTER TABLE pgflow_prefect.owners ADD COLUMN holder JSONB;
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'first_claimed_at') THEN
+        -- In two statements: a column that comes with a default of the moment would write the whole table anew.
+        ALTER TABLE pgflow_prefect.task_runs ADD COLUMN first_claimed_at TIMESTAMPTZ;
+        ALTER TABLE pgflow_prefect.task_runs ALTER COLUMN first_claimed_at SET DEFAULT clock_timestamp();
+    END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
     END IF;

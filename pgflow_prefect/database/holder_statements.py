@@ -2,7 +2,6 @@
 
 import json
 import logging
-from typing import Any
 from uuid import UUID
 
 from pgflow_prefect.database.process_identity import find_identity, is_dead
@@ -31,10 +30,10 @@ class HolderStatements(Statements):
         for row in rows:
             if not is_dead(row["holder"], here):
                 continue
+            run_id = UUID(str(row["run_id"]))
             holder = json.dumps(row["holder"])
-            named: dict[str, Any] = {"run_id": row["run_id"], "epoch": row["epoch"], "holder": holder}
-            [answer] = await self._fetch("expire_lease", **named)
+            [answer] = await self._fetch("expire_lease", run_id=run_id, epoch=row["epoch"], holder=holder)
             if answer["expired"]:
-                _logger.info("run %s: its owner %s is dead", row["run_id"], row["held_by"])
-                expired.append(UUID(str(row["run_id"])))
+                _logger.info("run %s: its owner %s is dead", run_id, row["held_by"])
+                expired.append(run_id)
         return expired

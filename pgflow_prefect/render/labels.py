@@ -1,6 +1,7 @@
 """What pictures write: slugs with any character in them, cut to a width, and durations."""
 
 import unicodedata
+from math import floor, log10
 
 _FORBIDDEN = frozenset("\ufffe\uffff")
 """XML has no way to write these."""
@@ -55,3 +56,18 @@ def format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def format_instant(seconds: float, apart: float) -> str:
+    """Return seconds since a beginning, exact enough to tell instants apart: `12.25 s`, or `0:05:00.5`.
+
+    Args:
+        seconds: since the beginning.
+        apart: how many seconds lie between two instants that must read differently.
+    """
+    decimals = max(0, -floor(log10(apart))) if apart > 0 else 0
+    if round(seconds, decimals) < 60:  # noqa: PLR2004  a minute
+        return f"{seconds:.{decimals}f} s"
+    minutes, rest = divmod(round(seconds, decimals), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02}:{rest:0{3 + decimals if decimals else 2}.{decimals}f}"

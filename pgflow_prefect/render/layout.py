@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.graph import Graph, find_layers
 from pgflow_prefect.render.lattice import Lattice, make_lattice
 
 BETWEEN_BOXES, BETWEEN_LINES = 16.0, 9.0
@@ -64,7 +64,7 @@ def lay_out(graph: Graph, measure: Callable[[str], float], height: float) -> Lay
     """
     lattice = make_lattice(graph)
     widths = [measure(slug) for slug in lattice.slugs]
-    downwards = _go_down(lattice, widths, height)
+    downwards = _go_down([_of_steps(layer, widths) for layer in lattice.layers], height)
     layer_widths = [max(_of_steps(layer, widths), default=0.0) for layer in lattice.layers]
     if downwards:
         lengths = [height] * len(lattice.layers)
@@ -81,8 +81,12 @@ def _of_steps(layer: Sequence[int], sizes: Sequence[float]) -> list[float]:
     return [sizes[cell] for cell in layer if cell < len(sizes)]
 
 
-def _go_down(lattice: Lattice, widths: Sequence[float], height: float) -> bool:
-    layers = [_of_steps(layer, widths) for layer in lattice.layers]
+def goes_down(graph: Graph, measure: Callable[[str], float], height: float) -> bool:
+    """Tell whether the picture's layers go down, as `lay_out` with the same arguments decides."""
+    return _go_down([[measure(slug) for slug in layer] for layer in find_layers(graph)], height)
+
+
+def _go_down(layers: Sequence[Sequence[float]], height: float) -> bool:
     row = sum(max(layer, default=0.0) + _BETWEEN_LAYERS for layer in layers)
     column = max((len(layer) for layer in layers), default=0) * (height + BETWEEN_BOXES)
     down = len(layers) * (height + _BETWEEN_LAYERS)
@@ -116,7 +120,7 @@ def _place_across(lattice: Lattice, breadths: Sequence[float]) -> list[float]:
         (both, numbered[::-1]),
     ]:
         for layer, layer_offsets in layers:
-            _settle(layer, layer_offsets, neighbours, centres, len(lattice.slugs))
+            _settle(layer, layer_offsets, neighbours, centres, lattice)
     return centres
 
 
@@ -134,20 +138,29 @@ def _settle(
     offsets: Sequence[float],
     neighbours: Sequence[Sequence[int]],
     centres: list[float],
-    steps: int,
+    lattice: Lattice,
 ) -> None:
-    """Move a layer's cells to their neighbours' mean, in their order and their distance, by the least squares."""
+    """Move a layer's cells to their neighbours' mean, in their order and their distance, by the least squares.
+
+    A step without any edge stays as near to the cell before it as it may, or to the one after it.
+    """
+    steps = len(lattice.slugs)
+    drawn = [place for place, cell in enumerate(layer) if lattice.above[cell] or lattice.below[cell]]
     wishes, weights = [], []
-    for cell, offset in zip(layer, offsets, strict=True):
+    for place in drawn or range(len(layer)):
+        cell = layer[place]
         weight = wish = 0.0
         for other in neighbours[cell]:
             pull = _PULLS[cell >= steps, other >= steps]
             weight += pull
             wish += pull * centres[other]
-        wishes.append((wish / weight if weight else centres[cell]) - offset)
+        wishes.append((wish / weight if weight else centres[cell]) - offsets[place])
         weights.append(weight or 0.1)
-    for cell, offset, place in zip(layer, offsets, fit_ascending(wishes, weights), strict=True):
-        centres[cell] = place + offset
+    fitted = dict(zip(drawn or range(len(layer)), fit_ascending(wishes, weights), strict=True))
+    here = next(iter(fitted.values()), 0.0)
+    for place, (cell, offset) in enumerate(zip(layer, offsets, strict=True)):
+        here = fitted.get(place, here)
+        centres[cell] = here + offset
 
 
 def fit_ascending(wishes: Sequence[float], weights: Sequence[float]) -> list[float]:

@@ -8,17 +8,23 @@ from collections.abc import Iterator
 
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.render.labels import clean
+from pgflow_prefect.render.layout import goes_down
 from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.progress import Progress
+from pgflow_prefect.render.svg import find_height, measure_step
 
 _FORMULA = re.compile(r"\$(?=\$)")
 _INK = "#1f2328"  # on each fill of the palette: Mermaid's own text is light on a dark page
 
 
 def draw_mermaid(graph: Graph, progress: Progress | None = None) -> str:
-    """Return the graph as a flowchart; of a run, each step in the colour of its state, with its duration."""
+    """Return the graph as a flowchart; of a run, each step in the colour of its state, with its duration.
+
+    It runs in the direction of the SVG picture.
+    """
     ids = {slug: f"step{number}" for number, slug in enumerate(graph)}
-    lines = ["flowchart TD"]
+    downwards = goes_down(graph, lambda slug: measure_step(slug, progress), find_height(progress))
+    lines = ["flowchart TD" if downwards else "flowchart LR"]
     lines += [f'    {ids[slug]}["{_write_label(slug, progress)}"]{_name_class(slug, progress)}' for slug in graph]
     lines += [f"    {ids[upstream]} --> {ids[downstream]}" for upstream, downstream in graph.edges]
     if progress is not None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 
-from pgflow_prefect.graph import Graph, find_last_path
+from pgflow_prefect.graph import Graph, find_ancestors, find_last_path
 from pgflow_prefect.models import Held, Run, Status, StepState
 from pgflow_prefect.render.labels import format_seconds
 
@@ -58,6 +58,7 @@ class Mark:
         ended_at: when the step ended, or the moment of the picture while it goes on; None where it has done nothing.
         handler: who does it.
         error: the first line of its error.
+        first_started_at: when the first of several attempts began; None where there was one only.
     """
 
     look: Look = Look.WAITING
@@ -66,6 +67,7 @@ class Mark:
     ended_at: datetime | None = None
     handler: str | None = None
     error: str | None = None
+    first_started_at: datetime | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -130,6 +132,11 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
         for slug, mark in marks.items()
         if mark.ended_at
     }
+    failed = [slug for slug, mark in marks.items() if mark.look is Look.FAILED and slug in ends]
+    if run.status is Status.FAILED and failed:
+        # The first step that failed ended the run. A step that was under way then may end later, and decided nothing.
+        first = min(failed, key=lambda slug: ends[slug][0])
+        ends = {slug: ends[slug] for slug in find_ancestors(graph, first) | {first} if slug in ends}
     return Progress(run, marks, tuple(find_last_path(graph, ends)), now)
 
 
@@ -141,7 +148,8 @@ def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
     elif look is Look.CANCELLED and state.started_at is None:
         ended_at = None  # it has done nothing
     error = (state.error_message or "").split("\n", 1)[0] or None
-    return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error)
+    first = state.first_claimed_at if state.attempts > 1 else None
+    return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error, first)
 
 
 def find_look(state: StepState, run: Run) -> Look:

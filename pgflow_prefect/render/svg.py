@@ -69,7 +69,7 @@ def draw_svg(graph: Graph, progress: Progress | None = None) -> str:
 
     It fits light and dark backgrounds: it has one of its own, which follows what the reader prefers.
     """
-    layout = lay_out(graph, lambda slug: _measure_step(slug, progress), 46 if progress else 34)
+    layout = lay_out(graph, lambda slug: measure_step(slug, progress), find_height(progress))
     title = clean(str(graph.graph.get("slug", "")))
     summary = f"{len(graph)} steps, {graph.number_of_edges()} dependencies"
     if progress is not None:
@@ -109,7 +109,13 @@ def name_paints() -> list[tuple[str, Paint]]:
     return [("plain", PLAIN), *((str(look), paint) for look, paint in PAINTS.items())]
 
 
-def _measure_step(slug: str, progress: Progress | None) -> float:
+def find_height(progress: Progress | None) -> float:
+    """Return the height of a step's box, in pixels."""
+    return 46 if progress else 34
+
+
+def measure_step(slug: str, progress: Progress | None) -> float:
+    """Return the width of a step's box, in pixels."""
     name = measure(cut(clean(slug), _LONGEST_NAME)) * NAME_COLUMN + 2 * _INDENT
     if progress is None:
         return max(name, 60.0)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pgflow_prefect.graph import Graph, sort_steps
-from pgflow_prefect.render.labels import clean, format_seconds
+from pgflow_prefect.render.labels import clean, format_instant, format_seconds
 from pgflow_prefect.render.progress import Mark, Progress
 
 COLUMNS = ("step", "start", "seconds", "attempts", "state", "critical")
 """Of the rows of a table."""
 
+_EARLIER = "┄"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -23,6 +24,7 @@ class Row:
         mark: what it has done.
         start: when its latest attempt began, in seconds since the run began; None: it has no bar.
         end: when that ended, or now.
+        first_start: when the first attempt began, where there was an earlier one; None where that is not known.
         is_critical: whether the step is on the run's critical path.
     """
 
@@ -30,7 +32,13 @@ class Row:
     mark: Mark
     start: float | None
     end: float | None
+    first_start: float | None
     is_critical: bool
+
+    @property
+    def beginning(self) -> float | None:
+        """When the first bar of the row begins, in seconds since the run began."""
+        return self.start if self.first_start is None else self.first_start
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,8 @@ def make_timeline(graph: Graph, progress: Progress) -> Timeline:
     """Return the chart of a run."""
     began = _find_beginning(progress)
     rows = [_make_row(slug, progress, began) for slug in sort_steps(graph)]
-    rows.sort(key=lambda row: (row.start is None, row.start or 0.0))
-    starts = [row.start for row in rows if row.start is not None]
+    rows.sort(key=lambda row: (row.beginning is None, row.beginning or 0.0))
+    starts = [row.beginning for row in rows if row.beginning is not None]
     ends = [row.end for row in rows if row.start is not None and row.end is not None]
     return Timeline(progress, tuple(rows), min(starts, default=0.0), max(ends, default=0.0))
 
@@ -79,27 +87,34 @@ def _find_beginning(progress: Progress) -> datetime:
 
 def _make_row(slug: str, progress: Progress, began: datetime) -> Row:
     mark = progress.marks[slug]
-    start = end = None
+    start = end = first_start = None
     if mark.started_at is not None and mark.seconds is not None:
         start = (mark.started_at - began).total_seconds()
         end = start + mark.seconds
-    return Row(slug, mark, start, end, slug in progress.critical_steps)
+        if mark.first_started_at is not None and mark.first_started_at < mark.started_at:
+            first_start = (mark.first_started_at - began).total_seconds()
+    return Row(slug, mark, start, end, first_start, slug in progress.critical_steps)
 
 
 def draw_bar(row: Row, timeline: Timeline, width: int) -> tuple[str, str]:
-    """Return what is left of a step's bar and the bar, in a row of so many characters; a bar has one at the least."""
+    """Return what is left of the latest attempt's bar and the bar, in a row of so many characters.
+
+    A bar has one character at the least. What is left of it shows the earlier attempts as a dotted line.
+    """
     if row.start is None or row.end is None:
         return "", ""
     scale = width / timeline.span
     left = min(int((row.start - timeline.first) * scale), width - 1)
     eighths = max(round(((row.end - timeline.first) * scale - left) * 8), 1)
     full, part = divmod(min(eighths, (width - left) * 8), 8)
-    return " " * left, "█" * full + _EIGHTHS[part].strip()
+    earlier = 0 if row.first_start is None else left - min(int((row.first_start - timeline.first) * scale), left)
+    return " " * (left - earlier) + _EARLIER * earlier, "█" * full + _EIGHTHS[part].strip()
 
 
 def draw_axis(timeline: Timeline, width: int) -> str:
     """Return the line above the bars: where they begin and end, since the run began."""
-    first, last = format_seconds(timeline.first), format_seconds(timeline.last)
+    apart = timeline.span / 10
+    first, last = format_instant(timeline.first, apart), format_instant(timeline.last, apart)
     return f"{first}{last.rjust(max(width - len(first), len(last) + 1))}"
 
 
@@ -137,6 +152,7 @@ def list_rows(timeline: Timeline) -> dict[str, object]:
             {
                 "step": row.slug,
                 "start": row.start,
+                "first_start": row.beginning,
                 "seconds": row.mark.seconds,
                 "attempts": row.mark.attempts,
                 "state": str(row.mark.look),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
-from pgflow_prefect.render.labels import clean, cut, measure
+from pgflow_prefect.render.labels import clean, cut, format_instant, measure
 from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.svg import HEADING, MARGIN, NAME_COLUMN, name_paints, templates, write_legend, write_tip
 from pgflow_prefect.render.timeline import Row, Timeline, describe_timeline
@@ -29,7 +29,10 @@ _MOST_TICKS = 8
 
 
 class Bar(NamedTuple):
-    """A row of the chart, as the template draws it; a step that did not work has no width."""
+    """A row of the chart, as the template draws it; a step that did not work has no width.
+
+    `earlier` is the width of the earlier attempts, which end where the latest one begins.
+    """
 
     y: float
     name: str
@@ -37,6 +40,7 @@ class Bar(NamedTuple):
     sign: str
     x: float
     width: float
+    earlier: float
     note: str
     tip: str
 
@@ -75,32 +79,26 @@ def draw_timeline_svg(timeline: Timeline) -> str:
 
 def _make_bar(y: float, row: Row, timeline: Timeline) -> Bar:
     mark = row.mark
-    x = width = 0.0
+    x = width = earlier = 0.0
     if row.start is not None and row.end is not None:
         x = (row.start - timeline.first) / timeline.span * _CHART
         width = max((row.end - row.start) / timeline.span * _CHART, 1.5)
+        if row.first_start is not None:
+            earlier = (row.start - row.first_start) / timeline.span * _CHART
     look = f"{mark.look} critical" if row.is_critical else str(mark.look)
     note = mark.measures or str(mark.look)
     name = cut(clean(row.slug), _LONGEST_NAME)
-    return Bar(y, name, look, PAINTS[mark.look].sign, x, width, note, write_tip(row.slug, mark))
+    return Bar(y, name, look, PAINTS[mark.look].sign, x, width, earlier, note, write_tip(row.slug, mark))
 
 
 def _list_ticks(timeline: Timeline) -> Iterator[Tick]:
     apart = find_tick(timeline.span)
     for number in range(ceil(timeline.first / apart), int(timeline.last / apart) + 1):
         seconds = number * apart
-        yield Tick((seconds - timeline.first) / timeline.span * _CHART, _write_tick(seconds))
+        yield Tick((seconds - timeline.first) / timeline.span * _CHART, format_instant(seconds, apart))
 
 
 def find_tick(span: float) -> float:
     """Return how many seconds apart the lines across a chart of so many seconds are."""
     least = span / _MOST_TICKS
     return next((tick for tick in _TICKS if tick >= least), ceil(least / _DAY) * _DAY)
-
-
-def _write_tick(seconds: float) -> str:
-    if seconds < 60:  # noqa: PLR2004  a minute
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"

@@ -73,7 +73,7 @@ def test_graph_draws_as_text_and_as_mermaid(cli: CommandLine, db: Connection) ->
     assert (text.code, mermaid.code) == (0, 0)
     assert text.lines[-1] == "4 steps, 4 dependencies, 3 layers; critical path: a -> b -> d"
     assert all(any(line.endswith(step) for line in text.lines) for step in DIAMOND)
-    assert mermaid.lines[0] == "flowchart TD"
+    assert mermaid.lines[0] == "flowchart LR"
     names = dict(re.findall(r'(step\d)\["(\w)"\]', mermaid.out))
     arrows = re.findall(r"(step\d) --> (step\d)", mermaid.out)
     assert {(names[upstream], names[downstream]) for upstream, downstream in arrows} == {

@@ -4,13 +4,13 @@ from itertools import combinations, pairwise, product
 from time import process_time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgflow_prefect.graph import build_graph, find_layers
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.render.lattice import MOST_BENDS, count_crossings, make_lattice
-from pgflow_prefect.render.layout import Box, Layout, Point, fit_ascending, lay_out
+from pgflow_prefect.render.layout import BETWEEN_BOXES, Box, Layout, Point, fit_ascending, lay_out
 from tests.unit.definitions import dags, define, make_layered
 
 HEIGHT = 40.0
@@ -43,6 +43,24 @@ def test_no_box_touches_another_one_and_all_are_in_the_picture(definition: Workf
         assert min(box.x, box.y) >= -1e-6
         assert box.x + box.width <= layout.width + 1e-6
         assert box.y + box.height <= layout.height + 1e-6
+
+
+@given(dags(), st.sampled_from(["a", "z"]), st.sampled_from([90.0, 700.0]))
+@example(define({"s0": [], "s1": ["s0"], "s2": ["s1"], "s3": [], "s4": ["s0", "s3"], "s5": ["s4"], "s6": ["s1"],
+                 "s7": ["s0", "s3", "s6"], "s8": ["s1"]}), "z", 90.0)  # fmt: skip
+def test_a_step_without_dependencies_lies_beside_another_one(
+    definition: WorkflowDefinition, lone: str, width: float
+) -> None:
+    steps = (*definition.steps, f"{lone}-lone")
+    layout = lay(definition.model_copy(update={"steps": steps}), width)
+    alone = layout.boxes[steps[-1]]
+    if layout.downwards:
+        gaps = [abs(box.x - alone.x) - max(box.width, alone.width) for box in layout.boxes.values() if box.y == alone.y]
+    else:
+        gaps = [abs(box.y - alone.y) - box.height for box in layout.boxes.values() if box.x == alone.x]
+    beside = [gap for gap in gaps if gap > 0]
+    # A bend of a long line may lie between the two.
+    assert not beside or min(beside) < 3 * BETWEEN_BOXES
 
 
 @given(dags(), st.sampled_from([90.0, 700.0]))

@@ -7,7 +7,9 @@ from hypothesis import given
 
 from pgflow_prefect.graph import build_graph
 from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.render.layout import lay_out
 from pgflow_prefect.render.mermaid import draw_mermaid
+from pgflow_prefect.render.svg import find_height, measure_step
 from pgflow_prefect.render.text import describe_graph, draw_text
 from tests.unit.definitions import dags, define
 
@@ -51,7 +53,7 @@ def test_text_has_each_step_once_and_every_edge(definition: WorkflowDefinition) 
 
 def test_mermaid_has_each_step_once_and_every_edge() -> None:
     assert draw_mermaid(build_graph(DIAMOND)).splitlines() == [
-        "flowchart TD",
+        "flowchart LR",
         '    step0["a"]',
         '    step1["b"]',
         '    step2["c"]',
@@ -80,7 +82,7 @@ def test_mermaid_has_each_step_once_and_every_edge() -> None:
     ],
 )
 def test_mermaid_takes_every_slug_for_text(slug: str, label: str) -> None:
-    assert draw_mermaid(build_graph(define({slug: []}))).splitlines() == ["flowchart TD", f'    step0["{label}"]']
+    assert draw_mermaid(build_graph(define({slug: []}))).splitlines() == ["flowchart LR", f'    step0["{label}"]']
 
 
 def test_a_description_has_size_and_critical_path() -> None:
@@ -92,3 +94,13 @@ def test_a_long_critical_path_is_cut_in_the_middle() -> None:
     assert describe_graph(build_graph(chain)) == (
         "9 steps, 8 dependencies, 9 layers; critical path: s0 -> s1 -> s2 -> s3 -> … -> s6 -> s7 -> s8"
     )
+
+
+def test_mermaid_runs_in_the_direction_of_the_svg_picture() -> None:
+    names = [f"a_step_with_a_long_name_{number}" for number in range(12)]
+    long = build_graph(define({name: [names[place - 1]] if place else [] for place, name in enumerate(names)}))
+    short = build_graph(define({"a": [], "b": ["a"]}))
+    for graph, expected in ((long, "flowchart TD"), (short, "flowchart LR")):
+        downwards = lay_out(graph, lambda slug: measure_step(slug, None), find_height(None)).downwards
+        assert draw_mermaid(graph).splitlines()[0] == expected
+        assert downwards is (expected == "flowchart TD")

@@ -16,8 +16,9 @@ from pgflow_prefect.render.node_link import make_node_link
 from pgflow_prefect.render.progress import Look
 from pgflow_prefect.render.text import draw_text
 from pgflow_prefect.render.timeline import describe_timeline, draw_axis, draw_bar, list_rows, make_timeline, write_rows
+from pgflow_prefect.render.timeline_svg import draw_timeline_svg
 from tests.unit.definitions import define
-from tests.unit.runs import make_run, make_state, odd_dags, runs, slugs, trace
+from tests.unit.runs import at, make_run, make_state, odd_dags, read_svg, runs, slugs, trace
 
 DIAMOND = define({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]})
 HALF = trace(DIAMOND, make_state("a", start=0, end=1), make_state("b", Status.PENDING, 1, attempts=2), now=3)
@@ -184,7 +185,57 @@ def test_bars_stand_where_they_belong() -> None:
     chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, *states))
     drawn = {row.slug: draw_bar(row, chart, 10) for row in chart.rows}
     assert drawn == {"a": ("", "█████"), "b": (" " * 5, "█████"), "c": (" " * 9, "█"), "d": ("", "")}
-    assert draw_axis(chart, 16) == "0.00 s   10.00 s"
+    assert draw_axis(chart, 16) == "0 s         10 s"
+
+
+def test_earlier_attempts_are_drawn_up_to_the_latest_one() -> None:
+    again = make_state("a", start=5, end=10, attempts=2).model_copy(update={"first_claimed_at": at(0)})
+    chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, again))
+    assert draw_bar(chart.rows[0], chart, 10) == ("┄" * 5, "█████")
+    assert (chart.first, chart.last) == (0, 10)
+    [earlier] = [each for each in read_svg(draw_timeline_svg(chart)).iter() if each.get("class") == "earlier box"]
+    [latest] = [each for each in read_svg(draw_timeline_svg(chart)).iter() if each.get("class") == "bar box"]
+    assert float(earlier.attrib["x"]) + float(earlier.attrib["width"]) == pytest.approx(float(latest.attrib["x"]))
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+def test_a_step_that_was_tried_once_has_no_earlier_attempt(attempts: int) -> None:
+    once = make_state("a", start=5, end=10, attempts=attempts).model_copy(update={"first_claimed_at": at(0)})
+    chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, once))
+    assert draw_bar(chart.rows[0], chart, 10) == ("", "█" * 10)
+
+
+@pytest.mark.parametrize("start", [0, 59.9, 300, 3_600 * 30])
+@pytest.mark.parametrize("length", [0.001, 0.02, 1.5, 30, 90, 4_000, 200_000])
+def test_no_two_ticks_read_the_same(start: float, length: float) -> None:
+    chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, make_state("a", start=start, end=start + length)))
+    drawn = read_svg(draw_timeline_svg(chart))
+    labels = [each.text for each in drawn.iter() if each.get("text-anchor") == "middle"]
+    assert len(labels) > 1
+    assert len(set(labels)) == len(labels)
+    first, last = draw_axis(chart, 60).split("  ", 1)
+    assert first != last.strip()
+
+
+def test_the_critical_path_of_a_failed_run_ends_with_the_step_that_failed_it() -> None:
+    states = [
+        make_state("a", start=0, end=1),
+        make_state("b", Status.FAILED, start=1, end=2, error="ValueError: no"),
+        make_state("c", start=1, end=9),
+    ]
+    failed = make_run(Status.FAILED, error="step 'b': ValueError: no", finished=2)
+    assert trace(DIAMOND, *states, run=failed).critical == ("a", "b")
+    assert trace(DIAMOND, *states, run=make_run()).critical == ("a", "c"), "it goes on"
+
+
+def test_of_two_steps_that_failed_the_first_one_decided() -> None:
+    states = [
+        make_state("a", start=0, end=1),
+        make_state("b", Status.FAILED, start=1, end=7, error="ValueError: late"),
+        make_state("c", Status.FAILED, start=1, end=2, error="ValueError: no"),
+    ]
+    failed = make_run(Status.FAILED, error="step 'c': ValueError: no", finished=2)
+    assert trace(DIAMOND, *states, run=failed).critical == ("a", "c")
 
 
 @settings(max_examples=50)

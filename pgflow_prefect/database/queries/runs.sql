@@ -56,7 +56,7 @@ ORDER BY s.created_at, s.step_slug
 -- list_step_ends --
 -- How these steps of a run ended, without their results, which may be large.
 SELECT s.step_slug, s.status, s.attempts, NULL AS step_result, s.error_message, s.created_at, s.started_at, s.finished_at,
-       t.state_name AS task_state, t.handler
+       t.state_name AS task_state, t.handler, t.first_claimed_at
 FROM pgflow.step_states s
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
 WHERE s.run_id = %(run_id)s AND s.step_slug = ANY (%(step_slugs)s)
