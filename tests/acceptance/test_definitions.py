@@ -31,7 +31,7 @@ def test_init_installs_what_is_missing_and_changes_nothing_again(cli: CommandLin
     assert (first.code, first.err) == (0, "")
     assert first.out.startswith("installed in database 'test_")
     assert again.code == 0
-    assert "is current: pgflow 1, pgflow_prefect 5" in again.out
+    assert "is current: pgflow 2, pgflow_prefect 6" in again.out
 
 
 def test_init_only_prints_its_sql_on_a_dry_run(outside: CommandLine, empty_dsn: str) -> None:

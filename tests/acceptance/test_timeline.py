@@ -56,6 +56,7 @@ def test_json_has_the_critical_path(cli: CommandLine, diamond: UUID) -> None:
     assert shown["steps"][2] == {
         "step": "c",
         "start": 1.0,
+        "first_start": 1.0,
         "seconds": 1.0,
         "attempts": 1,
         "state": "completed",
