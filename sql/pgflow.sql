@@ -8,18 +8,19 @@
 -- What users call                                    in short
 --   run_workflow(workflow_slug, payload [, run_id])  start a run: its root steps become pending
 --   start_step(run_id, step_slug)                    make a step pending, if its upstream steps are completed
---   claim_step(run_id, step_slug [, epoch …])        count an attempt and get the step's input
---   complete_step(run_id, step_slug, step_result …)  store a result, start what became ready
---   fail_step(run_id, step_slug, error_message …)    fail the step and its run
+--   claim_step(run_id, step_slug [, epoch ...])        count an attempt and get the step's input
+--   complete_step(run_id, step_slug, step_result ...)  store a result, start what became ready
+--   fail_step(run_id, step_slug, error_message ...)    fail the step and its run
 --   has_unmet_deps, get_root_steps, get_ready_steps  what can start
 --   reopen_run, cancel_run, take_run, repair_run     the life of a run
 --
 -- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid; 09000 a trigger
 -- or rule of yours skipped a write.
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than queue everybody up behind us
+SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
 
 DO $guard$
@@ -31,6 +32,8 @@ BEGIN
         RAISE EXCEPTION 'pgflow needs PostgreSQL 13 or later, this server is %', current_setting('server_version')
             USING ERRCODE = 'feature_not_supported';
     END IF;
+    PERFORM set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) <> '0'; -- PostgreSQL 17 has it
     BEGIN
         CREATE SCHEMA IF NOT EXISTS pgflow;
     EXCEPTION WHEN unique_violation OR duplicate_schema THEN
@@ -300,8 +303,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     slugs text[];        -- the steps, numbered by their place
-    targets int[];       -- the deps' downstream steps, those of one step side by side …
-    ends int[];          -- … up to and with this place
+    targets int[];       -- the deps' downstream steps, those of one step side by side ...
+    ends int[];          -- ... up to and with this place
     unmet int[];         -- upstream steps not yet taken out
     upstream int[];      -- for the path: one upstream step on a cycle or before one
     ready int[] := '{}'; -- what has no upstream left
@@ -873,7 +876,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow.announce_run(pgflow.runs) IS
-    'NOTIFY pgflow_runs, ''{"run_id": …, "status": …}'': a hint, to be confirmed by a look at the row.';
+    'NOTIFY pgflow_runs, ''{"run_id": ..., "status": ...}'': a hint, to be confirmed by a look at the row.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.run_workflow(
@@ -1089,8 +1092,8 @@ DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
     next_steps text[];    -- downstream steps with this one upstream step
-    joining_steps text[]; -- downstream steps with several …
-    met_steps text[];     -- … of which this was the last one
+    joining_steps text[]; -- downstream steps with several ...
+    met_steps text[];     -- ... of which this was the last one
     met text;
     started bigint;
     remaining CONSTANT int := run.remaining - 1;

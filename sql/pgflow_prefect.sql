@@ -5,9 +5,10 @@
 -- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Stop workers and bridges of an older
 -- version before it upgrades what they call.
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
 
 DO $guard$
@@ -17,6 +18,8 @@ BEGIN
     IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is missing or old' USING HINT = 'Run pgflow.sql first.';
     END IF;
+    PERFORM set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) <> '0';
     PERFORM pgflow.lock_schema('pgflow_prefect');
     IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN
         EXECUTE 'SELECT pgflow_prefect.adapter_version()' INTO former_version;

@@ -3,11 +3,14 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import psycopg
 from psycopg import pq, sql
+from psycopg.abc import Buffer
+from psycopg.adapt import AdaptersMap, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
@@ -19,6 +22,28 @@ from pgflow_prefect.settings import Settings
 Row = dict[str, object]
 Connection = psycopg.AsyncConnection[Row]
 Pool = AsyncConnectionPool[Connection]
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamps
+
+
+class _UtcLoader(Loader):
+    """Reads a binary timestamptz, which no DateStyle and no TimeZone changes."""
+
+    format = pq.Format.BINARY
+
+    def load(self, data: Buffer) -> datetime:
+        microseconds = int.from_bytes(data, "big", signed=True)
+        try:
+            return _EPOCH + timedelta(microseconds=microseconds)
+        except OverflowError as error:
+            raise psycopg.DataError("a time is infinite, or not of the years 1 to 9999") from error
+
+
+ADAPTERS = AdaptersMap(psycopg.adapters)
+"""How the values of our own statements are read. Their results are binary, so that DateStyle, IntervalStyle,
+extra_float_digits and bytea_output of a role or a database don't matter."""
+
+ADAPTERS.register_loader("timestamptz", _UtcLoader)
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
 
@@ -78,7 +103,7 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
     """
     try:
         connection = await psycopg.AsyncConnection.connect(
-            with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row
+            with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row, context=ADAPTERS
         )
     except psycopg.OperationalError as error:
         raise DatabaseUnavailableError(
@@ -111,11 +136,11 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
     pool: Pool = AsyncConnectionPool(
         with_timeout(dsn, timeout),
         connection_class=Pooled,
-        kwargs={"autocommit": True, "prepare_threshold": None, "row_factory": dict_row},
+        kwargs={"autocommit": True, "prepare_threshold": None, "row_factory": dict_row, "context": ADAPTERS},
         min_size=1,
         max_size=size,
         timeout=timeout,
-        configure=_ignore_notifications,
+        configure=_configure,
         open=False,
     )
     try:
@@ -127,9 +152,11 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
             await connection.close()
 
 
-async def _ignore_notifications(connection: Connection) -> None:
-    """Drop what a pooler may deliver to a connection that never listened; psycopg would keep it until somebody asks."""
+async def _configure(connection: Connection) -> None:
+    # A pooler may deliver notifications to a connection that never listened; psycopg would keep them.
     connection.add_notify_handler(lambda notification: None)
+    # For transaction blocks: the engine waits for a lock and then looks, which an older snapshot would make useless.
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
 def create_database(dsn: str, name: str) -> str:
@@ -161,4 +188,6 @@ def with_timeout(dsn: str, timeout: float) -> str:
     """Add the time-out where the user has set none, and our name for `pg_stat_activity`."""
     given = conninfo_to_dict(dsn)
     defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect"}
-    return make_conninfo(dsn, **{name: value for name, value in defaults.items() if name not in given})
+    wanted = {name: value for name, value in defaults.items() if name not in given}
+    # Whatever the database's encoding is: a start-up parameter, which poolers keep for each client.
+    return make_conninfo(dsn, **wanted, client_encoding="utf8")

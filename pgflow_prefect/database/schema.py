@@ -64,6 +64,13 @@ async def check_schema(connection: Connection) -> None:
         )
 
 
+async def has_other_isolation(connection: Connection) -> bool:
+    """Tell whether role or database have another default than READ COMMITTED."""
+    with translate_errors():
+        row = await (await connection.execute(QUERIES["read_isolation"])).fetchone()
+    return row is not None and row["isolation"] != "read committed"
+
+
 async def install_schema(connection: Connection) -> None:
     """Install or upgrade both schemas; changes nothing where they are current.
 

@@ -1,5 +1,6 @@
 """How the statements of the store reach the database."""
 
+from contextlib import nullcontext
 from typing import NamedTuple
 from uuid import UUID
 
@@ -27,8 +28,9 @@ class Tenure(NamedTuple):
 class Statements:
     """A pool of connections, and the terms on which this process holds runs."""
 
-    def __init__(self, pool: Pool, tenure: Tenure) -> None:
+    def __init__(self, pool: Pool, tenure: Tenure, *, in_blocks: bool = False) -> None:
         self._pool = pool
+        self._in_blocks = in_blocks  # role or database have another default than READ COMMITTED
         self.tenure = tenure
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
@@ -36,8 +38,9 @@ class Statements:
             # Without a block of the connection's own: it would end a transaction, and here there never is one.
             connection = await self._pool.getconn()
             try:
-                cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters})
-                return await cursor.fetchall()
+                async with connection.transaction() if self._in_blocks else nullcontext():
+                    cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters}, binary=True)
+                    return await cursor.fetchall()
             finally:
                 await self._pool.putconn(connection)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID
 
 import anyio.to_thread
@@ -29,6 +29,7 @@ OPEN_TOO_LONG = 60.0
 """Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
 
 _CANCEL_TIMEOUT = 5.0  # seconds
+_TRANSACTION_TIMEOUT_SINCE = 170000  # the server's version
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -40,6 +41,7 @@ class _ThreadTransaction:
         self.connection = connection
         self._transaction = ExitStack()
         self._transaction.enter_context(connection.transaction())
+        connection.execute(_find_stay_open(connection))
 
     def complete(self, parameters: Mapping[str, object]) -> Row | None:
         cursor = self.connection.cursor(row_factory=dict_row)
@@ -71,6 +73,7 @@ class _LoopTransaction:
 
     async def begin(self) -> None:
         await self._transaction.enter_async_context(self.connection.transaction())
+        await self.connection.execute(_find_stay_open(self.connection))
 
     async def complete(self, parameters: Mapping[str, object]) -> Row | None:
         cursor = self.connection.cursor(row_factory=dict_row)
@@ -283,6 +286,10 @@ class StepTransaction:
                 self._in_thread.cut()
             else:
                 self._in_thread.connection.close()
+
+
+def _find_stay_open(connection: SyncConnection | AsyncConnection) -> LiteralString:
+    return QUERIES["stay_open_17" if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE else "stay_open"]
 
 
 async def _run_in_thread(function: Callable[[], Any]) -> Any:  # noqa: ANN401

@@ -19,7 +19,7 @@ from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.run_names import RunName
-from pgflow_prefect.database.schema import check_schema
+from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
@@ -433,7 +433,8 @@ async def open_store(settings: Settings, *, size: int | None = None) -> AsyncIte
     async with open_pool(dsn, size=size or settings.pool_size, timeout=settings.connect_timeout) as pool:
         async with pool.connection() as connection:
             await check_schema(connection)
-        yield Store(pool, make_tenure(settings))
+            in_blocks = await has_other_isolation(connection)
+        yield Store(pool, make_tenure(settings), in_blocks=in_blocks)
 
 
 def make_tenure(settings: Settings) -> Tenure:

@@ -13,9 +13,10 @@
 --
 -- To take it back, after row_level_security.sql: DROP TRIGGER begin_run ON pgflow.runs; DROP SCHEMA pgflow_api CASCADE;
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
 
 DO $guard$

@@ -12,9 +12,10 @@
 -- Paste this file into an SQL editor as the owner of the schema pgflow, or psql -f realtime.sql. Safe to run again.
 -- To take it back: ALTER PUBLICATION supabase_realtime DROP TABLE pgflow.runs, pgflow.step_states;
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
 
 DO $publish$
 DECLARE

@@ -19,9 +19,10 @@
 --     DROP OWNED BY pgflow_define;  and at last:  DROP ROLE pgflow_define;
 -- (who is no superuser says before it: GRANT pgflow_define TO CURRENT_USER;)
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
 
 DO $guard$

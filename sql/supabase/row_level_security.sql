@@ -28,11 +28,12 @@
 -- Paste it into an SQL editor as the owner of the schema pgflow, or psql -f. One transaction, safe to run again.
 -- To take it back, the grants first:
 --     REVOKE ALL ON ALL TABLES IN SCHEMA pgflow, pgflow_api FROM authenticated;
---     and for each table of pgflow, pgflow_prefect and pgflow_api: ALTER TABLE … DISABLE ROW LEVEL SECURITY;
+--     and for each table of pgflow, pgflow_prefect and pgflow_api: ALTER TABLE ... DISABLE ROW LEVEL SECURITY;
 
-BEGIN;
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
 SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
 
 DO $guard$
@@ -72,7 +73,7 @@ BEGIN
         IF to_regprocedure('auth.uid()') IS NULL THEN
             RAISE EXCEPTION 'there is no function auth.uid() to tell who a user is'
                 USING ERRCODE = 'undefined_function',
-                      HINT = 'Give an expression over the columns of pgflow.runs: pgflow_api.protect_runs(''…'')';
+                      HINT = 'Give an expression over the columns of pgflow.runs: pgflow_api.protect_runs(''...'')';
         END IF;
         IF NOT EXISTS (SELECT FROM pg_attribute
                        WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'owner_id' AND NOT attisdropped) THEN

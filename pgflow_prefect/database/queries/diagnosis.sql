@@ -7,8 +7,8 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
 
 -- find_versions --
 -- The installed versions, NULL for none: read, not called, for that takes rights.
-SELECT max(substring(p.prosrc FROM '\d+')::int) FILTER (WHERE p.proname = 'engine_version') AS engine,
-       max(substring(p.prosrc FROM '\d+')::int) FILTER (WHERE p.proname = 'adapter_version') AS adapter
+SELECT max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'engine_version') AS engine,
+       max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'adapter_version') AS adapter
 FROM pg_catalog.pg_proc p
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE (n.nspname, p.proname) IN (('pgflow', 'engine_version'), ('pgflow_prefect', 'adapter_version'))

@@ -27,6 +27,15 @@ FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(error_message)s, %(ep
 -- Note the state that Prefect shows a task run in.
 SELECT pgflow_prefect.note_state(%(run_id)s, %(step_slug)s, %(task_run_id)s, %(state_name)s, %(message)s)
 
+-- stay_open --
+-- Let nothing but the step's own time-out end the transaction of its handler, which may do other work meanwhile.
+-- Not set_config(), which would take a snapshot: the handler may still choose an isolation level.
+SET LOCAL idle_in_transaction_session_timeout = 0
+
+-- stay_open_17 --
+-- Likewise, since PostgreSQL 17.
+SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL transaction_timeout = 0
+
 -- read_input --
 -- What a claim would give, without claiming.
 SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(upstream)s)
