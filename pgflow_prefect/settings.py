@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     http_body: HttpBody = HttpBody.INPUT
     """What endpoints get: `input`, `{"input": {…}}`; or `flat`, the input as the whole body, for this version only."""
 
+    function_owners: str = ""
+    """Roles, by commas, whose SQL functions rows may bind steps to, beside superusers and the owner of `pgflow`."""
+
     events: Events = Events.ENDS
     """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
 
@@ -98,6 +101,11 @@ class Settings(BaseSettings):
     def _check_credentials(cls, text: str) -> str:
         parse_credential_origins(text)
         return text
+
+    @property
+    def trusted_owners(self) -> tuple[str, ...]:
+        """The roles of `function_owners`."""
+        return tuple(name for each in self.function_owners.split(",") if (name := each.strip()))
 
     @field_validator("run_url")
     @classmethod

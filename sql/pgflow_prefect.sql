@@ -85,6 +85,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     kind TEXT NOT NULL,
     target TEXT,                   -- a function's name, or the URL of an endpoint or a queue
     options JSONB NOT NULL DEFAULT '{}',
+    bound_by TEXT,                 -- the role that may execute what the row names; NULL: from before version 6
     PRIMARY KEY (workflow_slug, step_slug),
     FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug)
         ON UPDATE CASCADE ON DELETE CASCADE,
@@ -160,6 +161,14 @@ BEGIN
         -- In two statements: a column that comes with a default of the moment would write the whole table anew.
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN first_claimed_at TIMESTAMPTZ;
         ALTER TABLE pgflow_prefect.task_runs ALTER COLUMN first_claimed_at SET DEFAULT clock_timestamp();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.bindings'::regclass AND attname = 'bound_by') THEN
+        ALTER TABLE pgflow_prefect.bindings ADD COLUMN bound_by TEXT;
+        UPDATE pgflow_prefect.bindings b SET bound_by = (
+            SELECT c.changed_by FROM pgflow_prefect.binding_changes c
+            WHERE c.workflow_slug = b.workflow_slug AND c.step_slug = b.step_slug AND c.undone_at IS NULL
+            ORDER BY c.id DESC LIMIT 1);
     END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
@@ -792,8 +801,123 @@ COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, text, int, int, uuid, t
 -- Bindings: who does the work of a step.
 ------------------------------------------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.change_binding(workflow_slug text, step_slug text, wanted jsonb)
-RETURNS jsonb
+-- What asks for a change of a binding: who may insert here may bind steps. Nothing is stored. The trigger below does
+-- what is asked with the owner's rights, after it has checked what the role that asks may do; it alone writes
+-- bindings and their history. Nobody is granted requested_by: it is true.
+CREATE OR REPLACE VIEW pgflow_prefect.binding_requests AS
+SELECT NULL::text AS workflow_slug, NULL::text AS step_slug, NULL::text AS action, NULL::text AS kind,
+       NULL::text AS target, NULL::jsonb AS options, NULL::text AS requested_by, NULL::boolean AS changed
+WHERE false;
+
+ALTER VIEW pgflow_prefect.binding_requests ALTER COLUMN requested_by SET DEFAULT current_user;
+
+COMMENT ON VIEW pgflow_prefect.binding_requests IS
+    'INSERT asks for a change of a binding: action bind or undo. bind_step and undo_binding do.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_functions(schema_name text, function_name text)
+RETURNS TABLE (function_oid oid, owner oid)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    -- Any of them may be what PostgreSQL chooses for a call with one argument.
+    SELECT p.oid, p.proowner
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = schema_name AND p.proname = function_name AND p.pronargs >= 1
+      AND p.pronargs - p.pronargdefaults <= 1
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_functions(text, text) IS
+    'The functions of this name that a call with one argument may mean. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.may_execute(role_name text, schema_name text, function_name text)
+RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT r.oid IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pgflow_prefect.find_functions(schema_name, function_name) f
+        WHERE NOT has_function_privilege(r.oid, f.function_oid, 'EXECUTE')
+           OR NOT has_schema_privilege(r.oid, to_regnamespace(quote_ident(schema_name)), 'USAGE'))
+    FROM (VALUES (1)) AS one (row) LEFT JOIN pg_roles r ON r.rolname = role_name
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.may_execute(text, text, text) IS
+    'Whether a role may execute each function of this name that a call with one argument may mean. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.check_function(
+    workflow_slug text, step_slug text, schema_name text, function_name text, trusted_owners text[], input jsonb
+) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE -- and its result is the argument of the call: PostgreSQL can't call the function before
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    called CONSTANT text := format('%I.%I', schema_name, function_name);
+    binder text;
+    distrusted text;
+BEGIN
+    SELECT f.owner::regrole::text INTO distrusted
+    FROM pgflow_prefect.find_functions(schema_name, function_name) f JOIN pg_roles r ON r.oid = f.owner
+    WHERE NOT r.rolsuper AND r.rolname <> ALL (coalesce(trusted_owners, '{}'))
+      AND r.oid <> (SELECT nspowner FROM pg_namespace WHERE nspname = 'pgflow')
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'step "%" is bound by a row to %, whose owner % is not trusted here',
+                        step_slug, called, distrusted
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'bindings_function',
+                  HINT = format('Add %s to PGFLOW_FUNCTION_OWNERS where steps are executed, let the owner of the '
+                                'schema pgflow own the function, or bind the step in Python.', distrusted);
+    END IF;
+    SELECT b.bound_by INTO binder FROM pgflow_prefect.bindings b
+    WHERE b.workflow_slug = check_function.workflow_slug AND b.step_slug = check_function.step_slug;
+    IF binder IS NOT NULL AND NOT pgflow_prefect.may_execute(binder, schema_name, function_name) THEN
+        RAISE EXCEPTION 'step "%" is bound by a row to %, which % may not execute, who bound it',
+                        step_slug, called, binder
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'bindings_function',
+                  HINT = 'GRANT EXECUTE ON FUNCTION, and USAGE on its schema; or let a role bind it that may.';
+    END IF;
+    RETURN input;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.check_function(text, text, text, text, text[], jsonb) IS
+    'Returns the input of a function that a row binds a step to. Refuses one whose owner is neither a superuser, the '
+    'owner of the schema pgflow nor trusted, and one that the role which bound the step may not execute.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_forbidden(role_name text, kind text, target text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+DECLARE
+    path text[];
+BEGIN
+    IF kind <> 'sql' THEN
+        RETURN;
+    END IF;
+    BEGIN
+        path := parse_ident(target);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        RETURN; -- the name of no function: the worker says so, and `validate` before it
+    END;
+    IF NOT pgflow_prefect.may_execute(role_name, path[1], path[2]) THEN
+        RAISE EXCEPTION '% can''t bind a step to %, which it may not execute', role_name, target
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'bindings_function',
+                  HINT = 'The worker calls it with its own rights. GRANT EXECUTE ON FUNCTION, and USAGE on its schema.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.refuse_forbidden(text, text, text) IS
+    'Refuses a binding to an SQL function that this role may not execute. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.change_binding(
+    workflow_slug text, step_slug text, wanted jsonb, requested_by text
+) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
@@ -802,31 +926,94 @@ DECLARE
     before jsonb;
     after jsonb;
 BEGIN
-    PERFORM FROM pgflow.steps s -- two who change it, one after the other
-    WHERE s.workflow_slug = change_binding.workflow_slug AND s.slug = change_binding.step_slug FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'workflow "%" has no step "%"', workflow_slug, step_slug USING ERRCODE = 'no_data_found';
-    END IF;
-    SELECT to_jsonb(b) - 'workflow_slug' - 'step_slug' INTO before FROM pgflow_prefect.bindings b
+    SELECT to_jsonb(b) - '{workflow_slug,step_slug,bound_by}'::text[] INTO before FROM pgflow_prefect.bindings b
     WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;
     IF wanted IS NULL THEN
         DELETE FROM pgflow_prefect.bindings b
         WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;
     ELSE
-        INSERT INTO pgflow_prefect.bindings AS b (workflow_slug, step_slug, kind, target, options)
+        PERFORM pgflow_prefect.refuse_forbidden(requested_by, wanted ->> 'kind', wanted ->> 'target');
+        INSERT INTO pgflow_prefect.bindings AS b (workflow_slug, step_slug, kind, target, options, bound_by)
         VALUES (change_binding.workflow_slug, change_binding.step_slug, wanted ->> 'kind', wanted ->> 'target',
-                coalesce(wanted -> 'options', '{}'))
+                coalesce(wanted -> 'options', '{}'), change_binding.requested_by)
         ON CONFLICT (workflow_slug, step_slug) DO UPDATE
-        SET kind = excluded.kind, target = excluded.target, options = excluded.options
-        RETURNING to_jsonb(b) - 'workflow_slug' - 'step_slug' INTO after;
+        SET kind = excluded.kind, target = excluded.target, options = excluded.options, bound_by = excluded.bound_by
+        RETURNING to_jsonb(b) - '{workflow_slug,step_slug,bound_by}'::text[] INTO after;
     END IF;
     RETURN CASE WHEN after IS DISTINCT FROM before
                 THEN jsonb_build_object('before', before, 'after', after) END;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.change_binding(text, text, jsonb) IS
+COMMENT ON FUNCTION pgflow_prefect.change_binding(text, text, jsonb, text) IS
     'Gives a step a binding, or none, and returns what that changed; NULL where it was so. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.do_binding_request() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    change jsonb;
+    undone pgflow_prefect.binding_changes;
+BEGIN
+    IF TG_RELID <> 'pgflow_prefect.binding_requests'::regclass THEN
+        RAISE EXCEPTION 'the trigger function pgflow_prefect.do_binding_request is for '
+                        'pgflow_prefect.binding_requests, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    NEW.changed := false;
+    PERFORM FROM pgflow.steps s -- two who change it, one after the other
+    WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug FOR NO KEY UPDATE;
+    IF NEW.action = 'undo' THEN
+        SELECT * INTO undone FROM pgflow_prefect.binding_changes c
+        WHERE c.workflow_slug = NEW.workflow_slug AND c.step_slug = NEW.step_slug AND c.undone_at IS NULL
+        ORDER BY c.id DESC LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug) THEN
+        RAISE EXCEPTION 'workflow "%" has no step "%"', NEW.workflow_slug, NEW.step_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    IF NEW.action = 'undo' THEN
+        PERFORM pgflow_prefect.change_binding(NEW.workflow_slug, NEW.step_slug, undone.before, NEW.requested_by);
+        UPDATE pgflow_prefect.binding_changes c
+        SET undone_at = clock_timestamp(), undone_by = session_user WHERE c.id = undone.id;
+        NEW.changed := true;
+        RETURN NEW;
+    END IF;
+    change := pgflow_prefect.change_binding(
+        NEW.workflow_slug, NEW.step_slug,
+        CASE WHEN NEW.kind IS NOT NULL
+             THEN jsonb_build_object('kind', NEW.kind, 'target', NEW.target, 'options', coalesce(NEW.options, '{}')) END,
+        NEW.requested_by);
+    IF change IS NOT NULL THEN
+        INSERT INTO pgflow_prefect.binding_changes (workflow_slug, step_slug, before, after)
+        VALUES (NEW.workflow_slug, NEW.step_slug, nullif(change -> 'before', 'null'), nullif(change -> 'after', 'null'));
+        NEW.changed := true;
+    END IF;
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.do_binding_request() IS
+    'Does what a row of pgflow_prefect.binding_requests asks for, and writes it down.';
+
+
+DO $triggers$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                   WHERE tgrelid = 'pgflow_prefect.binding_requests'::regclass AND tgname = 'do_binding_request') THEN
+        CREATE TRIGGER do_binding_request INSTEAD OF INSERT ON pgflow_prefect.binding_requests
+            FOR EACH ROW EXECUTE FUNCTION pgflow_prefect.do_binding_request();
+    END IF;
+    IF to_regprocedure('pgflow_prefect.change_binding(text, text, jsonb)') IS NOT NULL THEN
+        DROP FUNCTION pgflow_prefect.change_binding(text, text, jsonb); -- 5 had it with the rights of its caller
+    END IF;
+END
+$triggers$;
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.bind_step(
@@ -836,18 +1023,12 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
-    change jsonb := pgflow_prefect.change_binding(
-        workflow_slug, step_slug,
-        CASE WHEN kind IS NOT NULL
-             THEN jsonb_build_object('kind', kind, 'target', target, 'options', coalesce(options, '{}')) END);
+    is_changed boolean;
 BEGIN
-    IF change IS NULL THEN
-        RETURN false;
-    END IF;
-    INSERT INTO pgflow_prefect.binding_changes (workflow_slug, step_slug, before, after)
-    VALUES (bind_step.workflow_slug, bind_step.step_slug,
-            nullif(change -> 'before', 'null'), nullif(change -> 'after', 'null'));
-    RETURN true;
+    INSERT INTO pgflow_prefect.binding_requests AS r (workflow_slug, step_slug, action, kind, target, options)
+    VALUES (bind_step.workflow_slug, bind_step.step_slug, 'bind', bind_step.kind, bind_step.target, bind_step.options)
+    RETURNING r.changed INTO is_changed;
+    RETURN is_changed;
 END
 $$;
 
@@ -860,23 +1041,13 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.undo_binding(workflow_slug text, step_
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-#variable_conflict use_column
 DECLARE
-    change pgflow_prefect.binding_changes;
+    is_changed boolean;
 BEGIN
-    PERFORM FROM pgflow.steps s
-    WHERE s.workflow_slug = undo_binding.workflow_slug AND s.slug = undo_binding.step_slug FOR NO KEY UPDATE;
-    SELECT * INTO change FROM pgflow_prefect.binding_changes c
-    WHERE c.workflow_slug = undo_binding.workflow_slug AND c.step_slug = undo_binding.step_slug
-      AND c.undone_at IS NULL
-    ORDER BY c.id DESC LIMIT 1;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM pgflow_prefect.change_binding(workflow_slug, step_slug, change.before);
-    UPDATE pgflow_prefect.binding_changes c
-    SET undone_at = clock_timestamp(), undone_by = session_user WHERE c.id = change.id;
-    RETURN true;
+    INSERT INTO pgflow_prefect.binding_requests AS r (workflow_slug, step_slug, action)
+    VALUES (undo_binding.workflow_slug, undo_binding.step_slug, 'undo')
+    RETURNING r.changed INTO is_changed;
+    RETURN is_changed;
 END
 $$;
 

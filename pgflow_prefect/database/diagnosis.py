@@ -87,6 +87,13 @@ class DiagnosisStatements(Statements):
         """Return the rights that executing runs needs and that the current user does not have."""
         return [str(row["missing"]) for row in await self._fetch("list_missing_rights")]
 
+    async def find_power(self) -> str | None:
+        """Return what the current user is that a worker need not be: a superuser, or the owner of the tables."""
+        [row] = await self._fetch("find_power")
+        if row["is_superuser"]:
+            return "a superuser"
+        return "the owner of the tables" if row["is_owner"] else None
+
     async def has_work_role(self) -> bool:
         """Tell whether the role `pgflow_work` is there."""
         [row] = await self._fetch("find_work_role")

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import partial
 from types import TracebackType
@@ -22,7 +22,7 @@ from pgflow_prefect.database.connection import Row
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.translation import TransientError, is_transient, translate_errors
-from pgflow_prefect.errors import UsageError
+from pgflow_prefect.errors import NotRetriableError, UsageError
 from pgflow_prefect.models import Report
 
 OPEN_TOO_LONG = 60.0
@@ -218,9 +218,48 @@ class StepTransaction:
             psycopg.Error: whatever the function raises.
             TransientError: PostgreSQL can't be reached at this moment.
         """
+        call = sql.SQL("SELECT {}(%(input)s::jsonb)::text").format(sql.Identifier(*path))
+        return await self._call(call, {"input": argument})
+
+    async def call_bound_function(
+        self, path: tuple[str, str], argument: str, *, workflow_slug: str, trusted_owners: Sequence[str]
+    ) -> str:
+        """Call a function that a row has bound the step to, as `call_function` does.
+
+        Args:
+            path: its schema and its name.
+            argument: JSON text.
+            workflow_slug: the run's workflow.
+            trusted_owners: the roles whose functions a row may name, beside superusers and the owner of `pgflow`.
+
+        Raises:
+            NotRetriableError: another role owns the function, or the role that bound the step may not execute it.
+            psycopg.Error: whatever the function raises.
+            TransientError: PostgreSQL can't be reached at this moment.
+        """
+        # As the function's argument, the check can't come after the call, whatever the planner evaluates early.
+        call = sql.SQL(
+            "SELECT {}(pgflow_prefect.check_function(%(workflow_slug)s, %(step_slug)s, %(schema)s, %(function)s, "
+            "%(trusted_owners)s, %(input)s::jsonb))::text"
+        ).format(sql.Identifier(*path))
+        parameters = {
+            "workflow_slug": workflow_slug,
+            "step_slug": self._step_slug,
+            "schema": path[0],
+            "function": path[1],
+            "trusted_owners": list(trusted_owners),
+            "input": argument,
+        }
+        try:
+            return await self._call(call, parameters)
+        except psycopg.errors.InsufficientPrivilege as error:
+            if error.diag.constraint_name != "bindings_function":
+                raise
+            raise NotRetriableError(f"{error.diag.message_primary}. {error.diag.message_hint}") from None
+
+    async def _call(self, call: sql.Composed, parameters: Mapping[str, object]) -> str:
         connection = await self._open_on_loop()
-        call = sql.SQL("SELECT {}(%s::jsonb)::text").format(sql.Identifier(*path))
-        row = await (await connection.execute(call, (argument,))).fetchone()
+        row = await (await connection.execute(call, parameters)).fetchone()
         return "null" if row is None or row[0] is None else str(row[0])
 
     async def defer(self, **note: object) -> None:

@@ -40,6 +40,7 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
             rows=rows,
             row_http=share(partial(open_row_client, rows)),
             flat_body=settings.http_body is HttpBody.FLAT,
+            function_owners=settings.trusted_owners,
         )
     finally:
         for client in clients:

@@ -118,6 +118,7 @@ class Toolbox:
         rows: what a binding of a row may name and reach.
         row_http: a client that only connects to addresses that rows may reach.
         flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
+        function_owners: the roles whose SQL functions rows may name, beside those that always may be trusted.
     """
 
     http: Callable[[], httpx.AsyncClient]
@@ -126,6 +127,7 @@ class Toolbox:
     rows: RowPolicy = field(default_factory=RowPolicy)
     row_http: Callable[[], httpx.AsyncClient] = _refuse_rows
     flat_body: bool = False
+    function_owners: tuple[str, ...] = ()
 
 
 class Handler(Protocol):

@@ -80,7 +80,8 @@ class StepHandlers:
             binding = parse_binding(claim.kind, claim.target, claim.options or {})
         match binding:
             case SqlFunction():
-                return Chosen(make_policy(binding), SqlHandler(self.step_slug, binding))
+                trusted_owners = toolbox.function_owners if claim.kind is not None else None
+                return Chosen(make_policy(binding), SqlHandler(self.step_slug, binding, trusted_owners))
             case HttpEndpoint():
                 return Chosen(make_policy(binding), HttpHandler(self.step_slug, binding, toolbox, is_row))
             case Queue():

@@ -18,10 +18,12 @@ class SqlHandler:
     Attributes:
         step_slug: the step.
         binding: which function.
+        trusted_owners: where a row has bound the step, the roles whose functions it may name; None where code has.
     """
 
     step_slug: str
     binding: SqlFunction
+    trusted_owners: tuple[str, ...] | None = None
 
     @property
     def policy(self) -> RetryPolicy:
@@ -33,4 +35,9 @@ class SqlHandler:
         if context.transaction is None:
             raise UsageError(f"step {self.step_slug!r}: an SQL function can't be called here")
         argument = to_json(make_input(claim), inf_nan_mode="constants").decode()
-        return await context.transaction.call_function(parse_function(self.binding.function), argument)
+        path = parse_function(self.binding.function)
+        if self.trusted_owners is None:
+            return await context.transaction.call_function(path, argument)
+        return await context.transaction.call_bound_function(
+            path, argument, workflow_slug=context.workflow_slug, trusted_owners=self.trusted_owners
+        )

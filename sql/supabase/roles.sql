@@ -62,25 +62,47 @@ BEGIN
 END
 $roles$;
 
+-- What earlier versions of this script granted, and no role needs any more.
+DO $revokes$
+DECLARE
+    revoked record;
+    grantee text;
+BEGIN
+    FOR revoked IN
+        SELECT format('INSERT, UPDATE, DELETE ON %s', oid::regclass) AS "right", '{pgflow_define}'::text[] AS roles
+        FROM pg_catalog.pg_class
+        WHERE oid IN (to_regclass('pgflow_prefect.bindings'), to_regclass('pgflow_prefect.binding_changes'))
+    LOOP
+        FOR grantee IN
+            SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY (revoked.roles || '{service_role}')
+        LOOP
+            EXECUTE format('REVOKE %s FROM %I', revoked."right", grantee);
+        END LOOP;
+    END LOOP;
+END
+$revokes$;
+
 DO $grants$
 DECLARE
     granted record;
     grantee text;
-    changes_bindings CONSTANT text := '(^|_)(bind|unbind|binding|bindings)(_|$)|^observe_workflow$';
+    binding_relations CONSTANT text := '^binding';
+    defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow}';
+    internal CONSTANT text[] := '{prune_runs,prune_definitions,change_binding,lock_schema,close_schema}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what somebody who runs SQL workers only does not have
             SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = 'pgflow_prefect'
         ), relation AS (
-            SELECT c.oid, c.oid::regclass AS name, c.relkind, c.relname ~ changes_bindings AS of_bindings
+            SELECT c.oid, c.oid::regclass AS name, c.relkind, c.relname ~ binding_relations AS of_bindings
             FROM pg_catalog.pg_class c JOIN adapter ON adapter.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'v', 'm', 'p')
         ), routine AS ( -- a trigger's function is nobody's to use for a trigger of his own
             SELECT p.oid::regprocedure AS name, n.nspname AS schema, p.proname, p.provolatile <> 'v' AS only_reads,
-                   p.proname ~ changes_bindings AND p.provolatile = 'v' AND n.nspname = 'pgflow_prefect' AS changes
+                   p.proname = ANY (defining) AND n.nspname = 'pgflow_prefect' AS changes
             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
-              AND p.proname NOT IN ('prune_runs', 'prune_definitions')
+              AND p.proname <> ALL (internal)
         )
         SELECT * FROM (VALUES
             ('USAGE ON SCHEMA pgflow', '{define,run,work,observe}'::text[]),
@@ -116,9 +138,13 @@ BEGIN
                CASE WHEN of_bindings THEN '{define,work,observe}'::text[] ELSE '{work,observe}' END
         FROM relation
         UNION ALL
-        SELECT format('INSERT, UPDATE, DELETE ON %s', name),
-               CASE WHEN of_bindings THEN '{define}'::text[] ELSE '{work}' END
-        FROM relation WHERE relkind IN ('r', 'p')
+        SELECT format('INSERT, UPDATE, DELETE ON %s', name), '{work}'
+        FROM relation WHERE relkind IN ('r', 'p') AND NOT of_bindings
+        UNION ALL
+        -- Bindings and their history are written by the trigger of this view alone.
+        SELECT format('INSERT (workflow_slug, step_slug, action, kind, target, options) ON %I.binding_requests', nspname),
+               '{define}'::text[]
+        FROM adapter
         UNION ALL
         SELECT format('EXECUTE ON FUNCTION %s', name),
                CASE WHEN changes THEN '{define}'::text[]

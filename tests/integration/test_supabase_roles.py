@@ -80,7 +80,7 @@ ALLOWED = """
     add a dep                         yes      -        -        -
     take a dep away                   yes      -        -        -
     bind a step                       yes      -        -        -
-    bind a step by hand               yes      -        -        -
+    bind a step by hand               -        -        -        -
     read bindings                     yes      -        yes      yes
     set a version                     -        -        -        -
     read definitions                  yes      yes      yes      yes

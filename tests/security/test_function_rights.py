@@ -33,6 +33,11 @@ TRIGGER_FUNCTIONS: dict[str, tuple[LiteralString, LiteralString]] = {
     "pgflow_api.do_request": ("run_id uuid, action text, reason text", "%(run)s, 'cancel', 'mine now'"),
     "pgflow_api.begin_run": ("workflow_slug text, id uuid, payload jsonb", "'chain', %(run)s, '{}'"),
     "pgflow.steps_edited": ("workflow_slug text, slug text", "'chain', 'd'"),
+    "pgflow_prefect.do_binding_request": (
+        "workflow_slug text, step_slug text, action text, kind text, target text, options jsonb, requested_by text, "
+        "changed boolean",
+        "'chain', 'a', 'bind', 'external', NULL, '{}', 'postgres', false",
+    ),
     "pgflow.deps_edited": ("workflow_slug text, from_step_slug text, to_step_slug text", "'chain', 'a', 'c'"),
 }
 
@@ -102,8 +107,10 @@ def test_a_stranger_can_not_attach_a_trigger_function(attacker: Connection, func
 
 @pytest.mark.parametrize("function", TRIGGER_FUNCTIONS)
 def test_a_trigger_function_does_nothing_on_another_table(db: Connection, attacker: Connection, function: str) -> None:
-    db.execute("GRANT USAGE ON SCHEMA pgflow, pgflow_api TO PUBLIC")
-    db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgflow, pgflow_api TO PUBLIC")  # by an administrator's mistake
+    db.execute("GRANT USAGE ON SCHEMA pgflow, pgflow_prefect, pgflow_api TO PUBLIC")
+    db.execute(
+        "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgflow, pgflow_prefect, pgflow_api TO PUBLIC"
+    )  # by an administrator's mistake
     columns, row = TRIGGER_FUNCTIONS[function]
     attacker.execute(f"CREATE TABLE lair.bait ({columns})".encode())
     attacker.execute(

@@ -32,7 +32,7 @@ WITH ours AS (
     FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow',
-                            'prune_runs', 'prune_definitions')
+                            'prune_runs', 'prune_definitions', 'lock_schema', 'close_schema')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')
@@ -47,6 +47,12 @@ SELECT missing FROM (
     WHERE relkind IN ('r', 'p') AND row_security_active(oid)
 ) found
 ORDER BY place, missing
+
+-- find_power --
+-- Whether the current user is a superuser, and whether it owns the tables.
+SELECT r.rolsuper AS is_superuser,
+       pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = to_regclass('pgflow.runs')), 'USAGE') AS is_owner
+FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 
 -- find_work_role --
 -- Whether the role that has all that is there.

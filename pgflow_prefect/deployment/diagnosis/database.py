@@ -54,6 +54,12 @@ async def _check_schema(patient: Patient) -> Verdict:
 async def _check_rights(patient: Patient) -> Verdict:
     user = (await patient.reached.read_server()).user
     missing = await patient.reached.list_missing_rights()
+    if not missing and (power := await patient.reached.find_power()):
+        return Verdict(
+            Outcome.WARNING,
+            f"user {user!r} is {power}: SQL functions that rows bind steps to get all its rights",
+            "let workers log in as a role of their own that gets no more than GRANT pgflow_work",
+        )
     if not missing:
         return Verdict(Outcome.OK, f"user {user!r} may do all that executing runs needs")
     more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
