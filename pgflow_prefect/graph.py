@@ -38,6 +38,17 @@ def sort_steps(graph: Graph) -> list[str]:
     return list(nx.lexicographical_topological_sort(graph))
 
 
+def order_steps(definition: WorkflowDefinition) -> list[str]:
+    """Return a workflow's slugs as `sort_steps` does; by alphabet where its steps wait for each other."""
+    import networkx as nx  # noqa: PLC0415
+
+    graph = build_graph(definition)
+    known = set(definition.steps)  # a dependency may name another
+    return (
+        [slug for slug in sort_steps(graph) if slug in known] if nx.is_directed_acyclic_graph(graph) else sorted(known)
+    )
+
+
 def find_layers(graph: Graph) -> list[list[str]]:
     """Return the slugs by depth: the roots, then what waits for roots only, and so on; each layer by alphabet."""
     import networkx as nx  # noqa: PLC0415

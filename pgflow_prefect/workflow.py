@@ -230,6 +230,10 @@ class Workflow:
         """The handlers by step slug; stubs that nobody has filled in are not among them."""
         return {slug: handler for slug, handler in self._handlers.items() if not handler.unimplemented}
 
+    def find_function(self, slug: str) -> PythonHandler | None:
+        """Return the function of a step, be it a stub; None where this file has none."""
+        return self._handlers.get(slug)
+
     @property
     def stubs(self) -> list[str]:
         """The slugs of the steps whose handler is still a stub."""

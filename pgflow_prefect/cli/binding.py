@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import format_time, out, print_json, print_table
-from pgflow_prefect.cli.definitions import describe_binding
+from pgflow_prefect.cli.definitions import load_doers, print_stubs
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.errors import UsageError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pgflow_prefect.bindings import AnyBinding
     from pgflow_prefect.database.store import Store
-    from pgflow_prefect.models import BindingChange, ShadowSummary
+    from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding, WorkflowDefinition
     from pgflow_prefect.settings import Settings
 
 _Flag = Parameter(negative="", show_default=False)
@@ -43,6 +43,7 @@ def bind(
     token_block: _Text = None,
     login_env: _Text = None,
     login_block: _Text = None,
+    handlers: Handlers = None,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -124,7 +125,8 @@ def bind(
     binding = next((parse_binding(kind, target, options) for kind, target in given.items()), None)
     if problem := find_name_problem(token_env or login_env, token_block or login_block):
         raise UsageError(problem)
-    anyio.run(_bind, make_settings(dsn), workflow, step, binding, remove, undo, json)
+    done = anyio.run(_bind, make_settings(dsn), workflow, step, binding, remove, undo)
+    _print_bindings(done, step, handlers, json=json)
 
 
 def observe(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -195,6 +197,14 @@ def shadow(
     out.print(f"step {step!r} of workflow {workflow!r} {state}", markup=False)
 
 
+class _Bound(NamedTuple):
+    """What binds the steps of a workflow, and what has changed of that."""
+
+    definition: WorkflowDefinition
+    rows: Mapping[str, StepBinding]
+    changes: list[BindingChange]
+
+
 async def _bind(  # noqa: PLR0917
     settings: Settings,
     workflow: str,
@@ -202,8 +212,7 @@ async def _bind(  # noqa: PLR0917
     binding: AnyBinding | None,
     remove: bool,
     undo: bool,
-    json: bool,
-) -> None:
+) -> _Bound:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
@@ -219,14 +228,19 @@ async def _bind(  # noqa: PLR0917
                 await store.bind_step(workflow, step, binding.kind, binding.target, binding.options)
         rows = await store.list_bindings(workflow)
         changes = await store.list_binding_changes(workflow, step)
-        steps = (await store.load_definition(workflow)).steps
-    shown = [slug for slug in sorted(steps) if step in (None, slug)]
+        return _Bound(await store.load_definition(workflow), rows, changes)
+
+
+def _print_bindings(bound: _Bound, step: str | None, handlers: str | None, *, json: bool) -> None:
+    definition, rows, changes = bound
+    doers = {slug: each for slug, each in load_doers(definition, rows, handlers).items() if step in (None, slug)}
     if json:
-        print_json(
-            {"workflow": workflow, "bindings": [rows[slug] for slug in shown if slug in rows], "changes": changes}
-        )
+        bindings = [rows[slug] for slug in doers if slug in rows]
+        steps = [{"step": slug, **each.to_json()} for slug, each in doers.items()]
+        print_json({"workflow": definition.slug, "bindings": bindings, "changes": changes, "steps": steps})
         return
-    print_table(("step", "done by", "options"), [(slug, *describe_binding(rows.get(slug))) for slug in shown])
+    print_table(("step", "done by", "options"), [(slug, each.text, each.options) for slug, each in doers.items()])
+    print_stubs(doers)
     if changes:
         out.print()
         columns = ("changed", "by", "step", "from", "to", "taken back")

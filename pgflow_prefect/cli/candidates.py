@@ -14,6 +14,7 @@ from pgflow_prefect.deployment.binding_problems import find_all_problems
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, Options, Wanted, describe_wanted
 from pgflow_prefect.deployment.handler_files import default_path, find_workflow, load_module, load_workflow
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
+from pgflow_prefect.graph import order_steps
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -53,7 +54,8 @@ class Candidate:
     @property
     def stubs(self) -> list[str]:
         """The steps whose handlers are yet to be written: until then somebody else does them."""
-        return [slug for slug in self.workflow.stubs if slug in self.definition.steps]
+        stubs = set(self.workflow.stubs)
+        return [slug for slug in order_steps(self.definition) if slug in stubs]
 
 
 @dataclass(frozen=True)

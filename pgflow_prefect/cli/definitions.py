@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from pgflow_prefect.cli.console import out, print_json, print_table
+from pgflow_prefect.cli.console import err, out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.errors import InvalidDefinitionError
+from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
+    from pgflow_prefect.deployment.doers import Doer
     from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
     from pgflow_prefect.settings import Settings
 
 
-def list_(workflow: str | None = None, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+def list_(workflow: str | None = None, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> None:
     """List the workflows that the database defines, or the steps of one and who does each.
 
     Of each workflow: its steps, deps and runs, whether workers and bridges take its runs, and how many of its steps
-    rows bind to what. The others are done by the file of handlers or, where that has none for them, by somebody else.
+    rows bind to what. The file of handlers does the others; a step that has no handler there, or only a stub, is
+    external. Of one workflow, each step is shown with its function and file.
 
     Example: `pgflow-prefect list email_campaign`
 
@@ -30,8 +32,10 @@ def list_(workflow: str | None = None, /, *, json: AsJson = False, dsn: Dsn = No
     import anyio
 
     if workflow is not None:
-        _list_steps(*anyio.run(_load_steps, make_settings(dsn), workflow), json)
+        _list_steps(*anyio.run(_load_steps, make_settings(dsn), workflow), handlers, json)
         return
+    if handlers is not None:
+        raise UsageError("--handlers goes with a WORKFLOW")
     workflows = anyio.run(_list_workflows, make_settings(dsn))
     if json:
         print_json(workflows)
@@ -54,30 +58,42 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     """
     import anyio
 
-    from pgflow_prefect.bindings import Kind
     from pgflow_prefect.graph import build_graph
     from pgflow_prefect.render.text import describe_graph
 
-    definition, source, doers, problems = anyio.run(_check, make_settings(dsn), workflow, handlers)
+    checked = anyio.run(_check, make_settings(dsn), workflow, handlers)
+    definition, doers, problems = checked.definition, checked.doers, checked.problems
     if json:
         print_json(
             {
                 "workflow": workflow,
-                "handlers": source,
-                "steps": doers,
+                "handlers": checked.source,
+                "steps": checked.kinds,
+                "functions": {slug: each.to_json() for slug, each in doers.items() if each.function is not None},
+                "stubs": [slug for slug, each in doers.items() if each.is_stub],
                 "definition_hash": definition.definition_hash,
                 "problems": problems,
             }
         )
         return 1 if problems else 0  # cyclopts takes True for success
-    out.print(f"handlers: {source}", markup=False)
+    out.print(f"handlers: {checked.source}", markup=False)
     if problems:
         out.print(str(InvalidDefinitionError(workflow, problems)), markup=False)
-        return 1
-    out.print(f"workflow {workflow!r} is valid: {describe_graph(build_graph(definition))}", markup=False)
-    if external := [slug for slug, doer in doers.items() if doer == Kind.EXTERNAL]:
-        out.print(f"done by somebody else, who calls complete_step: {', '.join(sorted(external))}", markup=False)
-    return 0
+    else:
+        out.print(f"workflow {workflow!r} is valid: {describe_graph(build_graph(definition))}", markup=False)
+    print_table(("step", "done by"), [(slug, each.text) for slug, each in doers.items()])
+    print_stubs(doers)
+    if external := checked.external:
+        out.print(f"done by somebody else, who calls complete_step: {', '.join(external)}", markup=False)
+    return 1 if problems else 0
+
+
+def print_stubs(doers: Mapping[str, Doer]) -> None:
+    """Say which steps have only a stub, and what makes a handler of it."""
+    if stubs := [each.place for each in doers.values() if each.is_stub]:
+        out.print(
+            f"still stubs, and external until `unimplemented=True` is taken out: {', '.join(stubs)}", markup=False
+        )
 
 
 async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
@@ -100,26 +116,44 @@ def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
     return workflow.slug, *map(str, counts), enabled, bound or "-"
 
 
-def _list_steps(definition: WorkflowDefinition, rows: Mapping[str, StepBinding], json: bool) -> None:
+def _list_steps(
+    definition: WorkflowDefinition, rows: Mapping[str, StepBinding], handlers: str | None, json: bool
+) -> None:
     from pgflow_prefect.graph import build_graph
 
     graph = build_graph(definition)
-    steps = [(slug, sorted(graph.predecessors(slug)), rows.get(slug)) for slug in definition.steps]
+    doers = load_doers(definition, rows, handlers)
+    steps = [(slug, sorted(graph.predecessors(slug)), rows.get(slug), each) for slug, each in doers.items()]
     if json:
-        print_json([{"step": slug, "waits_for": upstream, "binding": row} for slug, upstream, row in steps])
+        keys = ("step", "waits_for", "binding")
+        print_json([dict(zip(keys, each[:3], strict=True)) | each[3].to_json() for each in steps])
         return
     print_table(
         ("step", "waits for", "done by", "options"),
-        [(slug, ", ".join(upstream) or "-", *describe_binding(row)) for slug, upstream, row in steps],
+        [(slug, ", ".join(upstream) or "-", each.text, each.options) for slug, upstream, _, each in steps],
     )
+    print_stubs(doers)
 
 
-def describe_binding(row: StepBinding | None) -> tuple[str, str]:
-    """Return who does a step by its row, and the options of that."""
-    if row is None:
-        return "the file of handlers, else somebody else", ""
-    doer = " ".join(filter(None, [row.kind, row.target]))
-    return doer, ", ".join(f"{name}={value}" for name, value in row.options.items())
+def load_doers(
+    definition: WorkflowDefinition, rows: Mapping[str, StepBinding], handlers: str | None = None
+) -> dict[str, Doer]:
+    """Return who does each step, in topological order, as far as rows and the handlers that are here say.
+
+    Handlers that can't be loaded are named on standard error: what rows say is shown all the same.
+    """
+    from pgflow_prefect.deployment.doers import describe_doers
+    from pgflow_prefect.deployment.handler_files import find_handlers
+    from pgflow_prefect.graph import order_steps
+
+    try:
+        workflow, source = find_handlers(definition.slug, handlers)
+    except UsageError as error:
+        if handlers is not None:
+            raise
+        err.print(f"not shown, who does a step in Python: {error}", markup=False)
+        workflow, source = None, ""
+    return describe_doers(order_steps(definition), rows, workflow, source)
 
 
 async def _load_steps(settings: Settings, workflow: str) -> tuple[WorkflowDefinition, dict[str, StepBinding]]:
@@ -136,15 +170,36 @@ async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:
         return await store.list_workflows()
 
 
-async def _check(
-    settings: Settings, workflow: str, handlers: str | None
-) -> tuple[WorkflowDefinition, str, dict[str, str], list[str]]:
+class _Checked(NamedTuple):
+    """What `validate` has found."""
+
+    definition: WorkflowDefinition
+    source: str
+    kinds: dict[str, str]
+    doers: dict[str, Doer]
+    problems: list[str]
+
+    @property
+    def external(self) -> list[str]:
+        """The steps that an external worker does."""
+        from pgflow_prefect.bindings import Kind
+
+        return [slug for slug, kind in self.kinds.items() if kind == Kind.EXTERNAL]
+
+
+async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Checked:
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
+    from pgflow_prefect.deployment.doers import describe_doers
     from pgflow_prefect.deployment.handler_files import load_workflow
+    from pgflow_prefect.graph import order_steps
 
     async with open_store(settings, size=1) as store:
         definition = await store.load_definition(workflow)
-        loaded, source = load_workflow(workflow, handlers, has_rows=bool(await store.list_bindings(workflow)))
-        doers = await find_doers(store, loaded, definition)
-        return definition, source, doers, await find_all_problems(store, loaded, definition)
+        rows = await store.list_bindings(workflow)
+        loaded, source = load_workflow(workflow, handlers, has_rows=bool(rows))
+        kinds = await find_doers(store, loaded, definition)
+        order = order_steps(definition)
+        problems = [*await find_all_problems(store, loaded, definition), *await find_missing_here(store, loaded)]
+        doers = describe_doers(order, rows, loaded, source)
+        return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems)

@@ -126,15 +126,17 @@ async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None
         InvalidDefinitionError: definition, handlers and bindings do not fit together.
     """
     from pgflow_prefect.bindings import Kind
-    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers
+    from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
     from pgflow_prefect.deployment.handler_files import load_workflow
+    from pgflow_prefect.graph import order_steps
 
     store, slug = host.store, definition.slug
     workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
-    if problems := await find_all_problems(store, workflow, definition, policy=host.toolbox.rows):
+    problems = await find_all_problems(store, workflow, definition, policy=host.toolbox.rows)
+    if problems := [*problems, *await find_missing_here(store, workflow)]:
         raise InvalidDefinitionError(slug, problems)
     doers = await find_doers(store, workflow, definition)
-    if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
+    if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
         stubs = [step for step in external if step in workflow.stubs]
         note = f" ({', '.join(stubs)}: still a stub, `unimplemented`)" if stubs else ""
         err.print(f"somebody else has to complete these steps: {', '.join(external)}{note}", markup=False)

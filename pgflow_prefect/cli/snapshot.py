@@ -14,6 +14,7 @@ from pgflow_prefect.render.progress import Look, find_look
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from pgflow_prefect.models import Enabled
 
@@ -133,7 +134,6 @@ class Snapshot:
             slugs: only these steps.
         """
         from rich.table import Table
-        from rich.text import Text
 
         widths = choose_widths(width, max(map(measure, self.order), default=0))
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
@@ -141,10 +141,14 @@ class Snapshot:
             table.add_column(name, width=room, no_wrap=True, overflow="ellipsis")
         for row in self.rows(slugs):
             cells = {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name in widths}
-            shown: dict[str, str | Text] = {name: Text(cut(clean(cell), widths[name])) for name, cell in cells.items()}
-            shown |= {name: style_status(cells[name]) for name in ("status", "in Prefect") if name in cells}
-            table.add_row(*shown.values())
+            table.add_row(*(_draw_cell(name, cell, widths[name]) for name, cell in cells.items()))
         return table
+
+
+def _draw_cell(column: str, cell: str, width: int) -> Text | str:
+    from rich.text import Text
+
+    return style_status(cell) if column in {"status", "in Prefect"} else Text(cut(clean(cell), width))
 
 
 def choose_widths(width: int, longest_slug: int) -> dict[str, int]:

@@ -65,7 +65,8 @@ async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> i
             found = await _await_end(store, found)
     if json:
         waiting = [slug for slug in found.order if slug not in found.states]
-        print_json({"run": found.run, "steps": list(found.states.values()), "waiting": waiting})
+        started = [found.states[slug] for slug in found.order if slug in found.states]
+        print_json({"run": found.run, "steps": started, "waiting": waiting})
     elif not (watch and out.is_terminal):  # there it is on the screen
         for line in found.describe():
             out.print(line, markup=False)

@@ -105,8 +105,10 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         find_all_problems,
         find_doers,
         find_missing_functions,
+        find_missing_here,
         find_refused_rows,
     )
+    from pgflow_prefect.graph import order_steps
 
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
@@ -117,7 +119,9 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         for refused in await find_refused_rows(host.store, slug, host.toolbox.rows):
             err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a row stops no worker
         doers = await find_doers(host.store, workflow, definition)
-        if external := sorted(step for step, doer in doers.items() if doer == Kind.EXTERNAL):
+        for problem in await find_missing_here(host.store, workflow):  # those steps fail; others need nothing of it
+            err.print(f"{slug}: {problem}", markup=False)
+        if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
             err.print(f"{slug}: somebody else has to complete {', '.join(external)}", markup=False)
         if missing := find_missing_functions(workflow, doers):
             named = ", ".join(missing)

@@ -1,15 +1,19 @@
 """What is wrong with who does the steps of a workflow, as far as that can be told before a run."""
 
+import os
 from collections.abc import Iterator, Mapping
 
-from pgflow_prefect.bindings import AnyBinding, Kind, Queue, SqlFunction, parse_binding, parse_function
+from pgflow_prefect.bindings import AnyBinding, Kind, Python, Queue, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.row_credentials import find_row_problems
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.handlers.queue import check_queue_url
+from pgflow_prefect.handlers.edges import find_type_problems
+from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import StepBinding, WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
+
+_PYTHON = Python()
 
 
 async def find_all_problems(
@@ -45,7 +49,37 @@ async def find_all_problems(
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
     problems += await _check_functions(store, in_force)
+    # What a row, or `bind`, gives to another than the function in Python has no annotations.
+    done_here = {
+        slug: each for slug, each in workflow.handlers.items() if in_force.get(slug, _PYTHON).kind is Kind.PYTHON
+    }
+    problems += find_type_problems(done_here, definition.deps)
     return [*workflow.find_problems(definition), *problems]
+
+
+async def find_missing_here(store: Store, workflow: Workflow) -> list[str]:
+    """Return what the bindings of a workflow need and this process does not have: variables, packages.
+
+    The machine that deploys a workflow need not have them; the one that executes its runs does.
+
+    Returns:
+        A sentence for each problem.
+    """
+    bindings, _ = _parse_rows(await store.list_bindings(workflow.slug))
+    problems = []
+    for slug, binding in {**workflow.bindings, **bindings}.items():
+        variable = getattr(binding, "token_env", None) or getattr(binding, "login_env", None)
+        if variable is not None and not os.environ.get(variable, "").strip():
+            problems.append(
+                f"step {slug!r} is bound to {binding}, and the environment variable {variable} is not set here: set it"
+            )
+        if isinstance(binding, Queue):
+            problems += [
+                f"step {slug!r} is bound to {binding}, and the package {name} is not installed here: "
+                "pip install 'pgflow-prefect[queues]'"
+                for name in find_missing_packages(binding.url)
+            ]
+    return problems
 
 
 def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list[str]:

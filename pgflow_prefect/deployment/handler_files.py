@@ -61,6 +61,21 @@ def load_workflow(workflow_slug: str, handlers: str | None = None, *, has_rows: 
     return find_workflow(load_module(handlers), workflow_slug, handlers), handlers
 
 
+def find_handlers(workflow_slug: str, handlers: str | None = None) -> tuple[Workflow | None, str]:
+    """Load the handlers of a workflow as far as they are here; arguments and return value as of `load_workflow`.
+
+    Returns:
+        No workflow where nothing was named and the file that `import` would write does not exist.
+
+    Raises:
+        UsageError: the file or module is there and can't be loaded, or what is named is not there.
+    """
+    path = default_path(workflow_slug)
+    if handlers is None and not path.is_file():
+        return None, str(path)
+    return load_workflow(workflow_slug, handlers)
+
+
 def load_workflows(sources: Iterable[str]) -> dict[str, tuple[Workflow, str]]:
     """Load all workflows of several files or modules, by slug, each with where it was found.
 

@@ -163,21 +163,46 @@ class PythonHandler:
             raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from error
 
     @cached_property
+    def hints(self) -> Mapping[str, Any]:
+        """The annotations of arguments and of `return`, as far as they say something; not that of `context`.
+
+        Raises:
+            UsageError: one names something that is not defined.
+        """
+        try:
+            found = get_type_hints(self.function, include_extras=True)
+        except (NameError, TypeError, AttributeError, SyntaxError) as error:
+            raise self._refuse(error) from error
+        if "return" in found:
+            found["return"] = find_collected(found["return"])
+        return {
+            name: hint
+            for name, hint in found.items()
+            if name != "context"
+            and not any(hint is plain for plain in _PLAIN)
+            and (name in self.arguments or name == "return")
+        }
+
+    @cached_property
     def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
         """What checks each argument, and `return`; only of what has an annotation that says something."""
+        return {name: self._make_adapter(name, hint) for name, hint in self.hints.items() if not _is_plain(hint)}
+
+    def _make_adapter(self, name: str, hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401  any annotation
         try:
-            hints = get_type_hints(self.function, include_extras=True)
-            if "return" in hints:
-                hints["return"] = find_collected(hints["return"])
-            return {
-                name: TypeAdapter(hint)
-                for name, hint in hints.items()
-                if name != "context" and not _is_plain(hint) and (name in self.arguments or name == "return")
-            }
-        except (NameError, PydanticSchemaGenerationError, PydanticUserError, TypeError) as error:
-            raise UsageError(
-                f"the handler of step {self.step_slug!r} has an annotation that can't be used: {error}"
+            return TypeAdapter(hint)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            # Not pydantic's own message, which speaks of its schemas.
+            which = "its result" if name == "return" else f"argument {name!r}"
+            raise self._refuse(
+                f"that of {which}, {inspect.formatannotation(hint)}, is no type that JSON can be checked against: "
+                "use a plain type, a dataclass or a pydantic model"
             ) from error
+        except (NameError, TypeError) as error:
+            raise self._refuse(error) from error
+
+    def _refuse(self, reason: object) -> UsageError:
+        return UsageError(f"the handler of step {self.step_slug!r} has an annotation that can't be used: {reason}")
 
     def check_annotations(self) -> None:
         """Make sure that every annotation can be checked.

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 from uuid import UUID
 
@@ -172,6 +173,14 @@ def find_queue_origin(url: str) -> Origin | None:
         UsageError: the URL names no queue.
     """
     return _find_scheme(url).find_origin(url)
+
+
+def find_missing_packages(url: str) -> list[str]:
+    """Return the packages that a queue of this URL needs, and that are not installed; none for a URL that is wrong."""
+    scheme = url.partition(":")[0]
+    needed = {"pgqueuer": ("pgqueuer",), "redis": ("kombu", "redis"), "rediss": ("kombu", "redis")}
+    names = needed.get(scheme, ("kombu",) if scheme in BROKER_SCHEMES else ())
+    return [name for name in names if find_spec(name) is None]
 
 
 @dataclass(frozen=True)

@@ -127,12 +127,18 @@ def test_list_shows_who_does_each_step(cli: CommandLine, db: Connection, chain: 
     shown = cli("list", chain)
     steps = json.loads(cli("list", chain, "--json").out)
 
-    others = "the file of handlers, else somebody else"
+    lines = (cli.directory / f"flows/{chain}.py").read_text(encoding="utf-8").splitlines()
+    at = {step: next(number for number, line in enumerate(lines) if f"def {step}(" in line) for step in "ac"}
     assert [line.split("\t") for line in shown.lines] == [
         ["step", "waits for", "done by", "options"],
-        ["a", "-", others, ""],
+        ["a", "-", f"python a in flows/{chain}.py:{at['a']}", ""],
         ["b", "a", "http https://example.org/b", "retries=1"],
-        ["c", "b", others, ""],
+        ["c", "b", f"python c in flows/{chain}.py:{at['c']}", ""],
+    ]
+    assert [(step["function"], step["line"], step["stub"]) for step in steps] == [
+        ("a", at["a"], False),
+        (None, None, False),
+        ("c", at["c"], False),
     ]
     assert [(step["step"], step["binding"] and step["binding"]["kind"]) for step in steps] == [
         ("a", None),
@@ -150,3 +156,91 @@ def test_what_would_change_nothing_is_refused(cli: CommandLine, db: Connection, 
     assert "it has no scheme" in empty.find_error()
     assert "--python takes no options" in ignored.find_error()
     assert value(db, "SELECT count(*) FROM pgflow_prefect.bindings") == 0
+
+
+STUBS = """
+from pgflow_prefect import External, Workflow
+
+workflow = Workflow("stubs")
+workflow.bind("signed", External())
+
+@workflow.step
+def zeroth(payload): ...
+
+@workflow.step("any-slug", unimplemented=True)
+def written_later(zeroth): ...
+"""
+
+
+def test_list_bind_and_validate_say_which_steps_are_still_stubs_and_what_does_the_others(
+    cli: CommandLine, db: Connection
+) -> None:
+    define(db, "stubs", {"zeroth": [], "any-slug": ["zeroth"], "alone": ["any-slug"], "signed": ["alone"]})
+    cli.write("handlers.py", STUBS)
+
+    stub = "written_later in handlers.py:10"
+    expected = {
+        "zeroth": "python zeroth in handlers.py:7",
+        "any-slug": f"external: {stub} is still a stub",
+        "alone": "external: handlers.py has no handler of it",
+        "signed": "external, as handlers.py says",
+    }
+    for command, column_of_doer in (("list", 2), ("bind", 1), ("validate", 1)):
+        shown = cli(command, "stubs", "--handlers", "handlers.py")
+        assert (shown.code, shown.err) == (0, "")
+        rows = [line.split("\t") for line in shown.lines if "\t" in line]
+        assert {row[0]: row[column_of_doer] for row in rows[1:]} == expected
+        assert [row[0] for row in rows[1:]] == [*expected], "each after the steps that it waits for"
+        assert f"still stubs, and external until `unimplemented=True` is taken out: {stub}" in shown.lines
+    told = json.loads(cli("validate", "stubs", "--handlers", "handlers.py", "--json").out)
+    assert told["stubs"] == ["any-slug"]
+    assert told["functions"]["zeroth"]["file"] == "handlers.py"
+
+
+def test_handlers_that_can_not_be_loaded_do_not_hide_what_rows_say(cli: CommandLine, db: Connection) -> None:
+    define(db, "broken", CHAIN)
+    cli.write("flows/broken.py", "import nowhere\n")
+    shown = cli("bind", "broken", "b", "--external")
+    assert (shown.code, shown.lines[1]) == (0, "b\texternal\t")
+    assert "ModuleNotFoundError" in shown.err
+    assert cli("list", "broken", "--handlers", "flows/broken.py").code == 2
+
+
+def test_types_that_do_not_fit_along_an_edge_are_found_before_a_run(
+    cli: CommandLine, db: Connection, chain: str
+) -> None:
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    cli.write(path, text.replace("def c(b: int)", "def c(b: str)"))
+
+    checked, run = cli("validate", chain), cli("run", chain)
+
+    problem = "the handler of step 'c' takes 'b' as str, which the int that step 'b' returns can't be"
+    assert (checked.code, run.code) == (1, 2)
+    assert problem in checked.out
+    assert problem in run.find_error()
+    assert column(db, "SELECT id FROM pgflow.runs") == []
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'b', 'external')", [chain])
+    assert cli("validate", chain).code == 0, "what another does has no annotation"
+
+
+def test_what_a_binding_needs_and_this_process_lacks_is_found_before_a_run(
+    cli: CommandLine, db: Connection, chain: str
+) -> None:
+    db.execute(
+        "SELECT pgflow_prefect.bind_step(%s, 'b', 'http', 'https://example.org/b', %s)",
+        [chain, json.dumps({"token_env": "SHOP_TOKEN"})],
+    )
+    db.execute(
+        "SELECT pgflow_prefect.bind_step(%s, 'c', 'queue', 'redis://localhost/0?queue=q', %s)",
+        [chain, json.dumps({"login_env": "SHOP_LOGIN"})],
+    )
+    checked, run = cli("validate", chain, SHOP_LOGIN=""), cli("run", chain)
+    assert (checked.code, run.code) == (1, 2)
+    for name in ("SHOP_TOKEN", "SHOP_LOGIN"):
+        assert f"the environment variable {name} is not set here" in checked.out
+        assert f"the environment variable {name} is not set here" in run.err
+    assert column(db, "SELECT id FROM pgflow.runs") == []
+    there = {"SHOP_TOKEN": "x", "SHOP_LOGIN": "a:b"}
+    assert cli("validate", chain, **there).code == 0
+    assert cli("deploy", chain).code == 0, "the machine that deploys executes nothing"

@@ -1,0 +1,56 @@
+"""What a handler returns, compared with what the handlers of later steps take: before anything runs."""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Annotated, Any, get_args, get_origin
+
+from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.json_shapes import Shape, find_misfit, make_object, make_shape
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.models import Dep, to_identifier
+
+
+def find_type_problems(handlers: Mapping[str, PythonHandler], deps: Collection[Dep]) -> Iterator[str]:
+    """Yield a sentence for each result that can't be the argument that it is for, as both annotations say.
+
+    Args:
+        handlers: the functions that do steps, by step slug; of steps that are done otherwise, nothing is known.
+        deps: of the workflow.
+    """
+    hints = {slug: found for slug, handler in handlers.items() if (found := _read_hints(handler)) is not None}
+    results = {slug: make_shape(each["return"], "serialization") for slug, each in hints.items() if "return" in each}
+    upstream: dict[str, list[str]] = {}
+    for dep in deps:
+        upstream.setdefault(dep.downstream, []).append(dep.upstream)
+    for slug, known in upstream.items():
+        for name, annotation in hints.get(slug, {}).items():
+            if name == "upstream":
+                returned = "results of its upstream steps"
+                produced = make_object({each: results.get(each, Shape({})) for each in known})
+            else:
+                source = next((each for each in known if to_identifier(each) == name and each in results), None)
+                if source is None:
+                    continue
+                produced = results[source]
+                annotated = describe_annotation(hints[source]["return"], handlers[source])
+                returned = f"{annotated} that step {source!r} returns"
+            if why := find_misfit(produced, make_shape(annotation, "validation")):
+                taken = describe_annotation(annotation, handlers[slug])
+                yield f"the handler of step {slug!r} takes {name!r} as {taken}, which the {returned} can't be: {why}"
+
+
+def _read_hints(handler: PythonHandler) -> Mapping[str, Any] | None:
+    """Return the annotations of a handler; None where one can't be used, which is a problem of its own."""
+    try:
+        return handler.hints
+    except UsageError:
+        return None
+
+
+def describe_annotation(hint: Any, handler: PythonHandler) -> str:  # noqa: ANN401  any annotation
+    """Return an annotation as its file has it, or nearly so."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    module = getattr(handler.function, "__module__", None)
+    text = "None" if hint is type(None) else inspect.formatannotation(hint, base_module=module)
+    return text.replace(f"{module}.", "").replace("pydantic.types.", "") if module else text

@@ -1,0 +1,318 @@
+"""Results that can't be the arguments that they are for: found by their annotations, before anything runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from uuid import UUID
+
+import pytest
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    JsonValue,
+    PlainSerializer,
+    TypeAdapter,
+    computed_field,
+    model_validator,
+)
+
+from pgflow_prefect.handlers.edges import find_type_problems
+from pgflow_prefect.handlers.json_shapes import find_misfit, make_shape
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.models import Dep
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+class Order(BaseModel):
+    item: str
+    count: int = 1
+
+
+class Priced(BaseModel):
+    item: str
+    price: Decimal
+
+
+class Forbidding(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    item: str
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    count: int = 1
+
+
+class Renamed(BaseModel):
+    item: str = Field(alias="the-item")
+
+
+class ByAnyName(BaseModel):
+    item: str = Field(validation_alias=AliasChoices("what", "item"))
+
+
+class Doubled(BaseModel):
+    item: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def twice(self) -> str:
+        return self.item * 2
+
+
+class Converting(BaseModel):
+    count: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        return {"count": len(value)}
+
+
+class Tree(BaseModel):
+    name: str
+    children: list["Tree"] = []
+
+
+class Numbered(BaseModel):
+    name: int
+    children: list["Numbered"] = []
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Pair(NamedTuple):
+    x: int
+    y: int
+
+
+class Options(TypedDict):
+    x: int
+
+
+Parsed = Annotated[int, BeforeValidator(lambda text: len(str(text)))]
+Written = Annotated[int, PlainSerializer(lambda number: [number])]
+
+MISFITS = [
+    (str, int),
+    (str, float),
+    (str, bool),
+    (int, str),
+    (bool, str),
+    (float, str),
+    (None, int),
+    (int, None),
+    (list[int], int),
+    (int, list[int]),
+    (list[str], list[int]),
+    (set[str], list[int]),
+    (dict[str, str], dict[str, int]),
+    (dict[str, list[str]], dict[str, list[int]]),
+    (list[int], dict[str, Any]),
+    (dict[str, Any], list[int]),
+    (str, dict[str, JsonValue]),
+    (tuple[int, str], list[int]),
+    (tuple[int, int], tuple[int, int, int]),
+    (Literal["a", "b"], Literal["c"]),
+    (Literal["a"], Colour),
+    (Literal["a"], int),
+    (Colour, int),
+    (str | None, int),
+    (str | list[str], int | dict[str, int]),
+    (Order, str),
+    (str, Order),
+    (Order, Priced),
+    (Order, Forbidding),
+    (Order, dict[str, list[int]]),
+    (Order, Renamed),
+    (Point, Order),
+    (list[Order], list[Priced]),
+    (list[Order], Order),
+    (Order, list[Order]),
+    (dict[str, str], Point),
+    (Tree, Numbered),
+    (date, int | list[int]),
+    (UUID, int),
+]
+
+FITS = [
+    (int, int),
+    (int, float),
+    (float, int),
+    (bool, int),
+    (int, bool),
+    (str, datetime),
+    (str, UUID),
+    (str, Path),
+    (str, Decimal),
+    (str, Colour),
+    (str, Literal["a"]),
+    (Decimal, int),
+    (Decimal, float),
+    (Decimal, str),
+    (float, Decimal),
+    (int, datetime),
+    (float, timedelta),
+    (datetime, str),
+    (Colour, str),
+    (Colour, Literal["red", "blue"]),
+    (str | None, str),
+    (str | int, int),
+    (int, int | None),
+    (None, int | None),
+    (list[int], tuple[int, ...]),
+    (list[int], tuple[int, int]),
+    (set[int], list[int]),
+    (list[str | int], list[int]),
+    (Any, int),
+    (int, Any),
+    (JsonValue, int),
+    (str, object),
+    (Order, Order),
+    (Order, dict[str, str | int]),
+    (Order, dict[str, Any]),
+    (Order, Point | Order),
+    (dict[str, int], Point),
+    (dict[str, Any], Order),
+    (Open, Order),
+    (Renamed, Renamed),
+    (Renamed, Order | Renamed),
+    (Order, ByAnyName),
+    (Doubled, Forbidding),
+    (list[str], Converting),
+    (str, Parsed),
+    (Written, list[int]),
+    (Json[int], int),
+    (Tree, Tree),
+    (Point, Pair),
+    (Pair, list[int]),
+    (Options, Point | Options),
+    (dict[str, int], Options),
+    (Path, int),  # what writes a path as text is code of its own
+    (Callable[[], int], int),
+]
+
+
+@pytest.mark.parametrize(("returned", "taken"), MISFITS, ids=str)
+def test_annotations_that_have_no_value_in_common_are_a_misfit(returned: Any, taken: Any) -> None:
+    assert find_misfit(make_shape(returned, "serialization"), make_shape(taken, "validation")) is not None
+
+
+@pytest.mark.parametrize(("returned", "taken"), FITS, ids=str)
+def test_annotations_that_may_have_one_are_none(returned: Any, taken: Any) -> None:
+    assert find_misfit(make_shape(returned, "serialization"), make_shape(taken, "validation")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [
+        (Order(item="x"), Order),
+        (Order(item="x"), dict[str, str | int]),
+        (Doubled(item="x"), Forbidding),
+        (Renamed.model_validate({"the-item": "x"}), Renamed),
+        (Point(1, 2), Pair),
+        (Pair(1, 2), list[int]),
+        (Decimal("1.5"), float),
+        (Decimal(2), int),
+        (True, int),
+        (5, datetime),
+        (1.5, timedelta),
+        (Colour.RED, Literal["red"]),
+    ],
+    ids=str,
+)
+def test_a_value_that_pydantic_takes_is_no_misfit(value: Any, taken: Any) -> None:
+    of_value, of_taken = TypeAdapter(type(value)), TypeAdapter(taken)
+    of_taken.validate_json(of_value.dump_json(value, by_alias=True, round_trip=True))
+    assert find_misfit(make_shape(of_value, "serialization"), make_shape(of_taken, "validation")) is None
+
+
+def find(deps: dict[str, list[str]], **functions: Callable[..., Any]) -> list[str]:
+    handlers = {slug: PythonHandler(slug, function) for slug, function in functions.items()}
+    return [*find_type_problems(handlers, [Dep(each, slug) for slug, upstream in deps.items() for each in upstream])]
+
+
+def fetch() -> str:
+    return "x"
+
+
+def price() -> list[Order]:
+    return []
+
+
+def test_a_problem_names_both_steps_both_annotations_and_what_differs() -> None:
+    def greet(fetch: int) -> None: ...
+
+    def store(price: list[Priced]) -> None: ...
+
+    assert find({"greet": ["fetch"]}, fetch=fetch, greet=greet) == [
+        "the handler of step 'greet' takes 'fetch' as int, which the str that step 'fetch' returns can't be: "
+        "it is text here and a whole number there"
+    ]
+    assert find({"store": ["price"]}, price=price, store=store) == [
+        "the handler of step 'store' takes 'price' as list[Priced], which the list[Order] that step 'price' returns "
+        "can't be: it has no '*.price'"
+    ]
+
+
+def test_results_that_are_taken_together_are_compared_too() -> None:
+    def joins(upstream: dict[str, int]) -> None: ...
+
+    def takes(upstream: dict[str, str | list[Order]]) -> None: ...
+
+    [problem] = find({"joins": ["fetch", "price"]}, fetch=fetch, price=price, joins=joins)
+    assert problem == (
+        "the handler of step 'joins' takes 'upstream' as dict[str, int], which the results of its upstream steps "
+        "can't be: its 'fetch' is text here and a whole number there"
+    )
+    assert find({"takes": ["fetch", "price", "external"]}, fetch=fetch, price=price, takes=takes) == []
+
+
+def test_what_says_too_little_is_no_problem() -> None:
+    def unannotated(fetch, context, payload: int): ...  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+
+    def undefined(fetch: "Nowhere") -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+    def late(external: int, fetch: str, payload: int) -> None: ...
+
+    for function in (unannotated, undefined, late):
+        assert find({"step": ["fetch", "external"]}, fetch=fetch, step=function) == []
+
+
+def test_types_of_one_name_are_told_apart() -> None:
+    def make(kind: Any) -> type[BaseModel]:
+        class Same(BaseModel):
+            value: kind
+
+        return Same
+
+    text, number = make(str), make(int)
+
+    def one():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        ...
+
+    def two():  # type: ignore[no-untyped-def]  # noqa: ANN202
+        ...
+
+    def joins(upstream):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        ...
+
+    one.__annotations__, two.__annotations__ = {"return": text}, {"return": number}
+    joins.__annotations__ = {"upstream": dict[str, text]}  # type: ignore[valid-type]
+    [problem] = find({"joins": ["one", "two"]}, one=one, two=two, joins=joins)
+    assert "its 'two.value' is a whole number here and text there" in problem
