@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.console import err, is_debugging, log_to_console
 from pgflow_prefect.cli.deployments import check_server
 from pgflow_prefect.cli.options import Dsn, make_settings
 from pgflow_prefect.errors import UsageError
@@ -61,6 +62,7 @@ def serve(
     from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
     from pgflow_prefect.deployment.deployments.schedules import parse_schedule
     from pgflow_prefect.deployment.deployments.wanted import Options
+    from pgflow_prefect.deployment.flow_run_logs import handlers_logging
     from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
     from pgflow_prefect.deployment.serving import ServedDeployments, Serving
@@ -83,14 +85,16 @@ def serve(
             deployments = ServedDeployments(store, client, await _load_served(store, workflows), options)
             await deployments.deploy()
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
-            processes = FlowRunProcesses(store, deployments.flows, limit)
+            processes = FlowRunProcesses(store, deployments.flows, limit, environment)
             service = Serving(bridge, deployments, processes, grace)
             switch.attach(drain=service.drain, stop=service.stop)
             await bridge.refresh()
             err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
             await service.run()
 
-    return run_service(work)
+    # With --debug, flow runs write all that Prefect has to say.
+    with nullcontext[Mapping[str, str | None]]({}) if is_debugging() else handlers_logging() as environment:
+        return run_service(work)
 
 
 async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str]]) -> list[Served]:
@@ -100,10 +104,14 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
         UsageError: with everything that is wrong with any of them.
     """
     from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
+    from pgflow_prefect.deployment.binding_problems import find_missing_here
     from pgflow_prefect.deployment.serving import Served
 
     definitions = {slug: await store.load_definition(slug) for slug in workflows}
     candidates = [Candidate(workflow, source, definitions[slug]) for slug, (workflow, source) in workflows.items()]
     chosen = Chosen(await examine(store, candidates))
     chosen.check()
+    for each in chosen.candidates:
+        for problem in await find_missing_here(store, each.workflow):  # those steps fail; others need nothing of it
+            err.print(f"{each.slug}: {problem}", markup=False)
     return [Served(each.workflow, each.source, each.definition) for each in chosen.candidates]

@@ -72,11 +72,13 @@ class FlowRunProcesses:
         store: the database.
         flows: by the id of their deployment; may change.
         limit: processes at the same time.
+        environment: what a process gets beside this one's; None for a variable that it does not get.
     """
 
     store: Store
     flows: Mapping[UUID, Flow[..., Any]]
     limit: int
+    environment: Mapping[str, str | None] = field(default_factory=dict)
     _draining: anyio.Event = field(default_factory=anyio.Event, init=False)
     _executing: dict[UUID, Flow[..., Any]] = field(default_factory=dict, init=False)  # by flow run
     _stopped: bool = field(default=False, init=False)
@@ -154,7 +156,9 @@ class FlowRunProcesses:
             if not self._stopped:
                 _logger.info("run %s of flow %r, flow run %s", run_id, flow_name, flow_run.name)
                 code = await self._await_process(flow_run)
-                _logger.info("run %s of flow %r: its process has ended, code %s", run_id, flow_name, code)
+                outcome = await self._describe_outcome(flow_run.id, run_id)
+                ended = f" (its process has ended with code {code})" if code else ""
+                _logger.info("run %s of flow %r: %s%s", run_id, flow_name, outcome, ended)
             if self._stopped:
                 await hand_back(self.store, self._context.client, flow_run)
         except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
@@ -166,12 +170,30 @@ class FlowRunProcesses:
     async def _await_process(self, flow_run: FlowRun) -> int | None:
         """Start a flow run's process, and return its exit code when it has ended."""
         # A group of its own: Ctrl-C is for us, and what works goes on to its end.
-        starter = EngineCommandStarter(control_channel=self._context.control_channel, isolate_process_group=True)
+        starter = EngineCommandStarter(
+            control_channel=self._context.control_channel, isolate_process_group=True, env=dict(self.environment)
+        )
         executor = self._context.create_executor(
             flow_run, starter, resolve_flow=self._find_flow, propose_submitting=False
         )
         result = await executor.submit()
         return result.status_code if result else None
+
+    async def _describe_outcome(self, flow_run_id: UUID, run_id: UUID) -> str:
+        """Return how a flow run has ended: as PostgreSQL has it, else as Prefect shows it."""
+        try:
+            run = await self.store.read_run(run_id)
+        except UnknownRunError:  # it failed before it had created the run
+            run = None
+        if run is not None and run.status is Status.COMPLETED:
+            return "Completed"
+        if run is not None and run.status is Status.FAILED:
+            return f"{'Cancelled' if run.is_cancelled else 'Failed'}, {run.error_message}"
+        with ask_prefect(f"flow run {flow_run_id}"):
+            state = (await self._context.client.read_flow_run(flow_run_id)).state
+        if state is None:
+            return "it is left as it is"
+        return f"{state.name}, {state.message}" if state.message else str(state.name)
 
     async def _find_flow(self, flow_run: FlowRun) -> Flow[..., Any]:
         # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last.

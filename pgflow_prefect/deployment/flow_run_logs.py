@@ -1,0 +1,43 @@
+"""Has the processes of flow runs write the log lines of their handlers to standard error, and no more."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.logging.configuration import DEFAULT_LOGGING_SETTINGS_PATH, load_logging_config
+from prefect.settings import PREFECT_LOGGING_SETTINGS_PATH
+
+from pgflow_prefect.deployment.console_lines import HandlersFilter, HandlersFormatter
+
+_LEVEL, _SILENT = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
+"""Our commands set it so, for Prefect not to say again what they say: flow runs would inherit that."""
+
+
+@contextmanager
+def handlers_logging() -> Iterator[Mapping[str, str | None]]:
+    """Yield what the environment of a flow run's process needs, to show its handlers' log lines.
+
+    Somebody's own logging configuration, `PREFECT_LOGGING_SETTINGS_PATH`, stays in force.
+    """
+    if PREFECT_LOGGING_SETTINGS_PATH.value().exists():
+        yield {_LEVEL: None}
+        return
+    with tempfile.TemporaryDirectory(prefix="pgflow-logging-") as directory:
+        path = Path(directory) / "logging.yml"
+        path.write_text(json.dumps(_make_config()), encoding="utf-8")  # which is YAML, too
+        yield {_LEVEL: None, PREFECT_LOGGING_SETTINGS_PATH.name: str(path)}
+
+
+def _make_config() -> dict[str, Any]:
+    """Return Prefect's own configuration, whose console has our filter and our formatter."""
+    config = load_logging_config(DEFAULT_LOGGING_SETTINGS_PATH)
+    config.setdefault("filters", {})["handlers"] = {"()": f"{HandlersFilter.__module__}.{HandlersFilter.__name__}"}
+    config["formatters"]["handlers"] = {"()": f"{HandlersFormatter.__module__}.{HandlersFormatter.__name__}"}
+    console = config["handlers"]["console"]
+    console |= {"filters": ["handlers"], "formatter": "handlers"}
+    if console["level"] == _SILENT:
+        console["level"] = "NOTSET"
+    return config
