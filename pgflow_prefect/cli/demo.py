@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -52,11 +53,15 @@ def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = 
             _say("starting a Prefect server, on a database of its own in there")
             dsn = postgres.get_uri()
             with prefect_server(directory, create_database(dsn, "prefect")) as api_url:
+                if keep:
+                    print_variables(dsn, api_url)
                 _demonstrate(directory, dsn, api_url)
                 if keep:
-                    _wait_for_interrupt()
+                    _wait_for_interrupt(dsn, api_url)
         finally:
             stop_embedded(postgres)
+    if not keep:
+        _say("its servers are gone: `pgflow-prefect demo --keep` leaves them running, to see the run in Prefect's UI")
 
 
 def _demonstrate(directory: Path, dsn: str, api_url: str) -> None:
@@ -68,7 +73,6 @@ def _demonstrate(directory: Path, dsn: str, api_url: str) -> None:
         "DO_NOT_TRACK": "1",
         "MAILDIR": str(directory / "Maildir"),
     }
-    out.print(f"export PGFLOW_DSN='{dsn}' PREFECT_API_URL={api_url}", style="dim", markup=False)
     _command(environment, "init")
     _say("defining the workflow in SQL")
     _sql(dsn, shipped_path("flows", "email_campaign", "workflow.sql").read_text(encoding="utf-8"))
@@ -104,8 +108,16 @@ def _say(what: str) -> None:
     out.print(f"- {what}", style="bold", markup=False)
 
 
-def _wait_for_interrupt() -> None:
-    _say("servers are running; Ctrl-C ends them")
+def print_variables(dsn: str, api_url: str) -> None:
+    """Print what another terminal needs, to be pasted: a line that was wrapped here would be two commands there."""
+    for name, value in (("PGFLOW_DSN", dsn), ("PREFECT_API_URL", api_url)):
+        out.print(f"export {name}={quote(value)}", style="dim", markup=False, soft_wrap=True)
+
+
+def _wait_for_interrupt(dsn: str, api_url: str) -> None:
+    _say("servers are running; Ctrl-C ends them. For another terminal:")
+    print_variables(dsn, api_url)
+    out.print(f"Prefect's UI: {api_url.removesuffix('/api')}", markup=False, soft_wrap=True)
     try:
         signal.pause()
     except KeyboardInterrupt:

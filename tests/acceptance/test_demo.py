@@ -63,7 +63,9 @@ def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, te
     assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in lines
     assert any(line.startswith("completed in ") for line in lines)
     columns = lines.index("step_slug\tstatus\tattempts\tstep_result")
-    rows = [line.split("\t") for line in lines[columns + 1 :]]
+    rows = [line.split("\t") for line in lines[columns + 1 : -1]]
+    assert lines[-1].startswith("- its servers are gone: `pgflow-prefect demo --keep` leaves them running")
+    assert "export" not in out, "where would it lead?"
     assert [row[:3] for row in rows] == [
         ["prepare_list", "completed", "1"],
         ["send_emails", "completed", "1"],
@@ -78,14 +80,21 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     process = visitor.start("demo", "--keep")
     assert process.stdout is not None
     told = ""
-    while "Ctrl-C ends them" not in told:
+    while "Prefect's UI: " not in told:
         line = process.stdout.readline()
         assert line, told
         told += line
+    begun, _, left = told.partition("Ctrl-C ends them")
+    exports = re.findall(r"^export [A-Z_]+=\S+$", begun, re.MULTILINE)
+    assert [each.partition("=")[0] for each in exports] == ["export PGFLOW_DSN", "export PREFECT_API_URL"]
+    assert re.findall(r"^export .*$", left, re.MULTILINE) == exports, "said again where the terminal is looked at"
     [link] = re.findall(r"^in Prefect: (http\S+)$", told, re.MULTILINE)
     page = httpx.get(link, headers={"Accept": "text/html"}, timeout=10, follow_redirects=True)
     assert "<!DOCTYPE html>" in page.text
-    [api] = re.findall(r" PREFECT_API_URL=(http\S+)$", told, re.MULTILINE)
+    api = exports[1].partition("=")[2]
+    [ui] = re.findall(r"^Prefect's UI: (http\S+)$", left, re.MULTILINE)
+    assert api == f"{ui}/api"
+    assert link.startswith(ui)
     flow_run = httpx.get(f"{api}/flow_runs/{link.rpartition('/')[2]}", timeout=10).json()
     assert flow_run["state_name"] == "Completed"
     assert find_processes(temporary) != []

@@ -2,11 +2,14 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
+from pgflow_prefect.cli import demo
 from tests.acceptance.chain import CHAIN_HANDLERS
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
@@ -100,3 +103,13 @@ def test_a_run_s_id_is_whole_in_a_table_of_any_width(
 
     [line] = [line for line in drawn.splitlines() if str(run_id) in line]
     assert "failed" in line
+
+
+def test_what_the_demo_says_to_export_is_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    dsn = "postgresql://postgres:@/postgres?host=/tmp/" + "a-long-directory/" * 9
+    narrow = Console(width=40, force_terminal=True, soft_wrap=False, highlight=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, "out", narrow)
+        demo.print_variables(dsn, "http://127.0.0.1:4200/api")
+    drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert drawn.splitlines() == [f"export PGFLOW_DSN='{dsn}'", "export PREFECT_API_URL=http://127.0.0.1:4200/api"]
