@@ -21,6 +21,9 @@ class DeployFlags:
     """Options of the deployments, as they were typed. What is not named stays as it is in Prefect."""
 
     work_pool: Annotated[Text, Parameter(help="The work pool whose workers execute the flow runs.")] = None
+    no_work_pool: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Take the work pool away, for `worker` and `serve`.")
+    ] = False
     cron: Annotated[Text, Parameter(help="Start a run at these times: '0 9 * * 1-5'.")] = None
     interval: Annotated[Text, Parameter(help="Start a run every 30s, 15m, 2h, 1d.")] = None
     timezone: Annotated[Text, Parameter(help="The time zone of --cron or --interval, such as Europe/Berlin.")] = None
@@ -61,7 +64,7 @@ class DeployFlags:
         from pgflow_prefect.deployment.deployments.wanted import Options
 
         return Options(
-            work_pool=self.work_pool,
+            work_pool=_parse_pool(self.work_pool, remove=self.no_work_pool),
             tags=self.tag,
             schedule=parse_schedule(self.cron, self.interval, self.timezone, self.no_schedule),
             concurrency_limit=_parse_limit(self.concurrency_limit),
@@ -72,6 +75,16 @@ class DeployFlags:
 
 
 NO_FLAGS = DeployFlags()
+
+
+def _parse_pool(name: str | None, *, remove: bool) -> str | None:
+    from pgflow_prefect.deployment.deployments.wanted import NO_POOL
+
+    if remove and name is not None:
+        raise UsageError("--work-pool and --no-work-pool exclude each other: name one")
+    if name == NO_POOL:
+        raise UsageError("--work-pool '' names no work pool: --no-work-pool takes it away")
+    return NO_POOL if remove else name
 
 
 def _parse_limit(text: str | None) -> int | None:

@@ -105,6 +105,9 @@ class Preview:
         else:
             why = f": {_GONE}" if self.plan.outcome is Outcome.DELETED else ""
             out.print(f"would {_VERBS[self.plan.outcome]} deployment {self.plan.name}{why}", markup=False)
+        if self.plan.outcome is Outcome.CREATED:  # of others, what changes is said
+            given = {"work pool": self.plan.work_pool, "schedule": self.plan.schedule}
+            _print_changes([Change(name, None, text) for name, text in given.items() if text])
         _print_changes(self.plan.changes)
         if self.enables:
             out.print(f"would enable workflow {self.plan.workflow_slug!r}", markup=False)
@@ -118,12 +121,13 @@ class Preview:
             "outcome": self.plan.outcome,
             "changes": [each.to_json() for each in self.plan.changes],
             "work_pool": self.plan.work_pool,
+            "schedule": self.plan.schedule,
             "enables": self.enables,
         }
 
 
 def print_found(found: Sequence[Report | Preview], skipped: Sequence[Skipped], *, json: bool) -> None:
-    """Say what was done, or would be: for people nothing at all where nothing would be.
+    """Say what was done, or would be; for people, that there is nothing to do, where that is so.
 
     Args:
         found: of each deployment.
@@ -138,6 +142,9 @@ def print_found(found: Sequence[Report | Preview], skipped: Sequence[Skipped], *
             each.print()
         for left in skipped:
             out.print(f"skipped workflow {left.slug!r}: {left.reason}", markup=False)
+    elif found:
+        many = f"{len(found)} deployments are as they" if len(found) > 1 else "1 deployment is as it"
+        out.print(f"nothing to do: {many} would be", markup=False)
 
 
 @contextmanager

@@ -88,7 +88,9 @@ class ServedDeployments:
             if deployment is not None and deployment.work_pool_name is None:
                 flows[deployment.id] = each.workflow.flow
             elif deployment is not None and deployment.id in self.flows:
-                _logger.warning("deployment %s: it is left alone from now on", _name_pool(name, deployment))
+                taken = _name_pool(name, deployment)
+                undo = f"pgflow-prefect deploy {each.workflow.slug} --no-work-pool"
+                _logger.warning("deployment %s: it is left alone from now on; `%s` takes the pool away", taken, undo)
         self.flows.clear()
         self.flows.update(flows)
         for name, each in self._names.items():
@@ -105,7 +107,8 @@ class ServedDeployments:
                 raise UsageError(
                     f"deployment {_name_pool(name, deployment)}: "
                     f"start one with `prefect worker start --pool {pool}` and hand them runs with "
-                    "`pgflow-prefect bridge`, or take the pool from the deployment in Prefect"
+                    "`pgflow-prefect bridge`, or take the pool away with "
+                    f"`pgflow-prefect deploy {self._names[name].workflow.slug} --no-work-pool`"
                 )
 
     async def _deploy(self, each: Served) -> None:

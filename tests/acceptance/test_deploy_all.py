@@ -30,7 +30,7 @@ def several(cli: CommandLine, db: Connection, chain: str) -> tuple[str, str, str
     return chain, by_rows, nowhere
 
 
-def test_a_plan_writes_nothing_and_is_silent_once_it_was_carried_out(
+def test_a_plan_writes_nothing_and_says_that_there_is_nothing_to_do_once_it_was_carried_out(
     cli: CommandLine, db: Connection, several: tuple[str, str, str], prefect_api: str
 ) -> None:
     chain, by_rows, nowhere = several
@@ -64,6 +64,8 @@ def test_a_plan_writes_nothing_and_is_silent_once_it_was_carried_out(
     outcomes = {each["workflow"]: each["outcome"] for each in json.loads(again.out)}
     assert again.code == 0
     assert outcomes == {chain: "unchanged", by_rows: "unchanged", nowhere: "skipped"}
+    told = cli("deploy", "--all", "--plan")
+    assert (told.code, told.lines) == (0, ["nothing to do: 2 deployments are as they would be"])
 
     db.execute("UPDATE pgflow_prefect.enabled_workflows SET enabled = false WHERE workflow_slug = %s", [chain])
     plan = cli("deploy", chain, "--tag", "late", "--plan")
@@ -97,8 +99,8 @@ def test_only_deployments_of_this_database_s_gone_workflows_are_pruned(
     assert f"would delete {words}" in plan.lines
     assert (done.code, done.lines[-1]) == (0, f"deleted {words}")
     assert [len(read_deployments(prefect_api, slug)) for slug in (chain, gone, theirs, nobodys)] == [1, 0, 1, 1]
-    silent = cli("deploy", "--all", "--prune", "--plan")
-    assert (silent.code, silent.out, silent.err) == (0, "", "")
+    done = cli("deploy", "--all", "--prune", "--plan")
+    assert (done.code, done.lines, done.err) == (0, ["nothing to do: 1 deployment is as it would be"], "")
 
 
 def test_diff_names_what_has_come_apart(cli: CommandLine, db: Connection, chain: str) -> None:

@@ -137,6 +137,65 @@ def test_the_end_of_the_grace_kills_flow_runs_that_do_not_end_and_hands_their_ru
     assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
 
 
+def test_the_outcome_of_a_run_its_error_and_its_handlers_log_lines_are_shown(
+    services: Services, db: Connection, cli: CommandLine, chain: str
+) -> None:
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    said = "    print('a is printed')\n    logging.getLogger('shop').warning('a warns')\n"
+    cli.write(
+        path,
+        text.replace("import asyncio", "import asyncio\nimport logging").replace('note("a")', f'note("a")\n{said}'),
+    )
+    broken = cli.write("broken")
+    serve = services.start("serve")
+
+    failed = run_workflow(db, chain, {}).id
+    reason = "RuntimeError: the disk is full"
+    serve.await_line(f"run {failed} of flow '{chain}': Failed, step \"b\" failed: {reason}")
+    broken.unlink()
+    done = run_workflow(db, chain, {}).id
+    serve.await_line(f"run {done} of flow '{chain}': Completed")
+
+    lines = serve.log.read_text(encoding="utf-8").splitlines()
+    step = f"{chain}-{str(failed)[:8]}, step a"
+    assert any(line.endswith(f"INFO {step}: a is printed") for line in lines)
+    assert any(line.endswith("WARNING shop: a warns") for line in lines)
+    assert any("ERROR" in line and ", step b: Task run failed with exception" in line for line in lines)
+    assert not any("Beginning flow run" in line for line in lines), "what Prefect says beside that"
+    serve.process.terminate()
+    assert serve.wait() == 0
+
+
+def test_a_flow_run_whose_process_dies_is_told_with_its_exit_code(
+    services: Services, db: Connection, cli: CommandLine, chain: str
+) -> None:
+    path = f"flows/{chain}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    cli.write(path, text.replace("import asyncio", "import asyncio\nimport os").replace('note("a")', "os._exit(7)"))
+    serve = services.start("serve")
+    run_id = run_workflow(db, chain, {}).id
+    serve.await_line(f"run {run_id} of flow '{chain}': Crashed, ")
+    serve.await_line("(its process has ended with code 7)")
+
+
+def test_a_deployment_with_a_work_pool_is_refused_with_the_command_that_takes_it_away(
+    services: Services, cli: CommandLine, prefect_api: str, chain: str
+) -> None:
+    pool = f"pool-{uuid4().hex[:8]}"
+    httpx.post(f"{prefect_api}/work_pools/", json={"name": pool, "type": "process"}, timeout=TIMEOUT).raise_for_status()
+    assert cli("deploy", chain, "--work-pool", pool).code == 0
+    refused = cli("serve")
+    assert refused.code == 2
+    assert f"has the work pool '{pool}'" in refused.find_error()
+    assert f"`pgflow-prefect deploy {chain} --no-work-pool`" in refused.err
+
+    taken = cli("deploy", chain, "--no-work-pool")
+    assert (taken.code, taken.lines[1:]) == (0, [f"  work pool: {pool} -> none"])
+    services.start("serve").process.terminate()
+    assert services.started[-1].wait() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,7 +25,7 @@ from pgflow_prefect.deployment.deployments.find import check_that_prefect_answer
 from pgflow_prefect.deployment.deployments.location import parse_location
 from pgflow_prefect.deployment.deployments.plan import Plan
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish, parse_schedule
-from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, describe_wanted
+from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, NO_POOL, describe_wanted
 from pgflow_prefect.deployment.deployments.write import write
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import PrefectUnavailableError, UsageError
@@ -229,6 +229,26 @@ async def test_an_unknown_block_of_credentials_is_refused(project: Project) -> N
 async def test_an_unknown_block_of_the_database_is_refused(project: Project, pool: str) -> None:
     with pytest.raises(UsageError, match=r"unknown block pgflow-database/nowhere: .* `pgflow-prefect block nowhere`"):
         await project.plan(block="nowhere", work_pool=pool)
+
+
+async def test_a_work_pool_is_taken_away_and_everything_else_stays(project: Project, pool: str) -> None:
+    made = await project.deploy(work_pool=pool, schedule=cron("0 3 * * *"), image="shop:7")
+    plan = await project.plan(work_pool=NO_POOL)
+    assert [str(each) for each in plan.changes] == [f"work pool: {pool} -> none"]
+    assert (plan.work_pool, plan.schedule) == (None, "cron 0 3 * * * (UTC)")
+
+    again = await project.deploy(work_pool=NO_POOL)
+
+    found = await project.read(made.id)
+    assert (again.id, again.work_pool) == (made.id, None)
+    assert (found.work_pool_name, found.job_variables) == (None, {"image": "shop:7"})
+    assert [each.schedule for each in found.schedules] == [CronSchedule(cron="0 3 * * *", timezone="UTC")]
+
+
+async def test_a_new_deployment_without_a_work_pool_may_say_so(project: Project) -> None:
+    plan = await project.plan(work_pool=NO_POOL, schedule=cron("0 3 * * *"))
+    assert (plan.work_pool, plan.schedule) == (None, "cron 0 3 * * * (UTC)")
+    assert (await project.read((await project.deploy(work_pool=NO_POOL)).id)).work_pool_name is None
 
 
 async def test_what_only_a_work_pool_uses_is_refused_without_one(project: Project, block: str) -> None:

@@ -47,6 +47,8 @@ def test_a_cron_expression_counts_in_its_time_zone_or_in_utc() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (DeployFlags(work_pool="local", no_work_pool=True), "--work-pool and --no-work-pool exclude each other"),
+        (DeployFlags(work_pool=""), "--work-pool '' names no work pool: --no-work-pool takes it away"),
         (DeployFlags(cron="every morning"), "--cron 'every morning' is no cron expression"),
         (DeployFlags(cron="61 * * * *"), "is no cron expression"),
         (DeployFlags(interval="soon"), "--interval 'soon' is no length of time"),

@@ -19,7 +19,13 @@ from pgflow_prefect.deployment.deployments.find import (
     find_owned,
 )
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan, plan_deletion, plan_deployment
-from pgflow_prefect.deployment.deployments.wanted import Options, Wanted, describe_wanted, make_ownership_tag
+from pgflow_prefect.deployment.deployments.wanted import (
+    NO_POOL,
+    Options,
+    Wanted,
+    describe_wanted,
+    make_ownership_tag,
+)
 from pgflow_prefect.deployment.deployments.write import Deployed, describe, write
 from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
 from pgflow_prefect.execution.in_process import connect_to_prefect
@@ -210,7 +216,7 @@ async def register(
 
 async def _check_options(client: PrefectClient, wanted: Sequence[Wanted]) -> None:
     options = [each.options for each in wanted]
-    for work_pool in {each.work_pool for each in options} - {None}:
+    for work_pool in {each.work_pool for each in options} - {None, NO_POOL}:
         await check_work_pool(client, str(work_pool))
     sources = [each.location.source for each in options if each.location is not None]
     for kind, name in {each.credentials for each in sources if each is not None and each.credentials is not None}:

@@ -11,7 +11,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from pgflow_prefect.deployment.deployments.location import describe_steps, is_said
 from pgflow_prefect.deployment.deployments.payloads import describe_payload
 from pgflow_prefect.deployment.deployments.schedules import describe_schedule, find_own, is_same
-from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Wanted
+from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Options, Wanted
 
 
 class Outcome(StrEnum):
@@ -52,6 +52,7 @@ class Plan:
         outcome: what it goes through.
         changes: what differs, for people; of one that is created, nothing.
         work_pool: whose workers execute its flow runs afterwards.
+        schedule: when our schedule starts runs afterwards, in a few words.
         wanted: what it should be; None where it is deleted.
         fields: what is sent to Prefect.
         changes_schedule: our schedule differs.
@@ -64,6 +65,7 @@ class Plan:
     outcome: Outcome
     changes: tuple[Change, ...] = ()
     work_pool: str | None = None
+    schedule: str | None = None
     wanted: Wanted | None = field(default=None, repr=False)
     fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
     changes_schedule: bool = field(default=False, repr=False)
@@ -97,7 +99,8 @@ def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan
         existing.id,
         Outcome.UPDATED if changes else Outcome.UNCHANGED,
         tuple(changes),
-        wanted.options.work_pool or existing.work_pool_name,
+        _find_pool(wanted.options, existing.work_pool_name),
+        describe_schedule(after if wish is not None else before),
         wanted,
         fields,
         reschedule,
@@ -123,23 +126,29 @@ def _plan_creation(wanted: Wanted) -> Plan:
         "enforce_parameter_schema": True,
         "description": wanted.first_description,
         "tags": [*wanted.tags],
-        "work_pool_name": options.work_pool,
+        "work_pool_name": _find_pool(options, None),
         "job_variables": options.job_variables,
     }
     if options.concurrency_limit not in {None, NO_LIMIT}:
         fields["concurrency_limit"] = options.concurrency_limit
-    reschedule = options.schedule is not None and options.schedule.schedule is not None
+    schedule = options.schedule.schedule if options.schedule is not None else None
     return Plan(
         wanted.workflow_slug,
         wanted.flow_name,
         None,
         Outcome.CREATED,
         (),
-        options.work_pool,
+        _find_pool(options, None),
+        describe_schedule(schedule),
         wanted,
         fields,
-        reschedule,
+        schedule is not None,
     )
+
+
+def _find_pool(options: Options, existing: str | None) -> str | None:
+    """Return the work pool that a deployment has afterwards; None for none."""
+    return existing if options.work_pool is None else options.work_pool or None
 
 
 def _compare_code(wanted: Wanted, existing: DeploymentResponse) -> list[_Difference]:
@@ -181,10 +190,11 @@ def _compare_infrastructure(wanted: Wanted, existing: DeploymentResponse) -> lis
             (change, {"job_variables": variables})
             for change in _compare_variables(existing.job_variables, options.job_variables)
         ]
-    if options.work_pool not in {None, existing.work_pool_name}:  # naming the same one again would reset the queue
+    pool = _find_pool(options, existing.work_pool_name)
+    if pool != existing.work_pool_name:  # naming the same one again would reset the queue
         # Prefect looks whether the job variables fit the pool, and takes them for empty where they are not named.
-        sent = {"work_pool_name": options.work_pool, "job_variables": variables}
-        found.append((Change("work pool", existing.work_pool_name, options.work_pool), sent))
+        sent = {"work_pool_name": pool, "job_variables": variables}
+        found.append((Change("work pool", existing.work_pool_name, pool), sent))
     limit = existing.global_concurrency_limit.limit if existing.global_concurrency_limit else NO_LIMIT
     if options.concurrency_limit not in {None, limit}:
         change = Change("concurrency limit", str(limit or "none"), str(options.concurrency_limit or "none"))

@@ -21,13 +21,16 @@ DEPLOYMENT = "pgflow"
 NO_LIMIT = 0
 """The concurrency limit that is none."""
 
+NO_POOL = ""
+"""The work pool that is none: `pgflow-prefect worker` and `serve` execute the flow runs."""
+
 
 @dataclass(frozen=True)
 class Options:
     """What whoever deploys says beyond the workflows themselves. What is not said stays as it is in Prefect.
 
     Attributes:
-        work_pool: whose workers execute the flow runs.
+        work_pool: whose workers execute the flow runs; `NO_POOL` takes it away.
         tags: of the deployments, too.
         schedule: what is to become of our schedule.
         concurrency_limit: flow runs of a deployment at the same time; `NO_LIMIT` for any number.

@@ -86,6 +86,7 @@ async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> Non
         if plan.fields:
             # By PATCH: creating it again would delete its schedules and settings.
             await client.update_deployment(deployment_id, DeploymentUpdate(**plan.fields))
+            await _check_pool_is_gone(client, plan, deployment_id)
         if plan.changes_schedule:
             await _change_schedule(client, plan, deployment_id)
     except PrefectHTTPStatusError as error:
@@ -95,6 +96,21 @@ async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> Non
                 f"the deployment of workflow {plan.workflow_slug!r} was deleted in Prefect just now: deploy it again"
             ) from error
         raise
+
+
+async def _check_pool_is_gone(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
+    """Make sure that a work pool was taken away: older servers of Prefect take the request, and leave the pool.
+
+    Raises:
+        PrefectRefusedError: the deployment still has it.
+    """
+    if plan.fields.get("work_pool_name", plan) is not None:
+        return
+    if (pool := (await client.read_deployment(deployment_id)).work_pool_name) is not None:
+        raise PrefectRefusedError(
+            f"this Prefect server does not take the work pool {pool!r} from deployment {plan.name}: upgrade it, or "
+            f"delete the deployment with `prefect deployment delete {plan.name}` and deploy it again"
+        )
 
 
 async def _is_gone(client: PrefectClient, deployment_id: UUID) -> bool:
