@@ -224,23 +224,27 @@ def test_types_that_do_not_fit_along_an_edge_are_found_before_a_run(
     assert cli("validate", chain).code == 0, "what another does has no annotation"
 
 
+BOUND = """
+from pgflow_prefect import HttpEndpoint, Queue, Workflow
+
+workflow = Workflow("{slug}")
+workflow.bind("a", HttpEndpoint("https://example.org/b", token_env="SHOP_TOKEN"))
+workflow.bind("b", Queue("redis://localhost/0?queue=q", login_env="SHOP_LOGIN"))
+workflow.bind("c", Queue("amqp://localhost//?queue=q"))
+"""
+
+
 def test_what_a_binding_needs_and_this_process_lacks_is_found_before_a_run(
     cli: CommandLine, db: Connection, chain: str
 ) -> None:
-    db.execute(
-        "SELECT pgflow_prefect.bind_step(%s, 'b', 'http', 'https://example.org/b', %s)",
-        [chain, json.dumps({"token_env": "SHOP_TOKEN"})],
-    )
-    db.execute(
-        "SELECT pgflow_prefect.bind_step(%s, 'c', 'queue', 'redis://localhost/0?queue=q', %s)",
-        [chain, json.dumps({"login_env": "SHOP_LOGIN"})],
-    )
+    cli.write(f"flows/{chain}.py", BOUND.format(slug=chain))
+
     checked, run = cli("validate", chain, SHOP_LOGIN=""), cli("run", chain)
+
     assert (checked.code, run.code) == (1, 2)
     for name in ("SHOP_TOKEN", "SHOP_LOGIN"):
         assert f"the environment variable {name} is not set here" in checked.out
         assert f"the environment variable {name} is not set here" in run.err
     assert column(db, "SELECT id FROM pgflow.runs") == []
-    there = {"SHOP_TOKEN": "x", "SHOP_LOGIN": "a:b"}
-    assert cli("validate", chain, **there).code == 0
+    assert cli("validate", chain, SHOP_TOKEN="x", SHOP_LOGIN="a:b").code == 0  # noqa: S106
     assert cli("deploy", chain).code == 0, "the machine that deploys executes nothing"
