@@ -158,9 +158,10 @@ def choose_widths(width: int, longest_slug: int) -> dict[str, int]:
         width: of the terminal, in characters.
         longest_slug: of the run's steps, in characters.
     """
-    step = max(min(longest_slug, width // 3), len("step"))
     chosen = {"step", "status", "attempts", "took"}
-    left = width - step - _GAP - sum(_WIDTHS[name] + _GAP for name in chosen - {"step"})
+    room = width - sum(_WIDTHS[name] + _GAP for name in chosen - {"step"})
+    step = max(min(longest_slug, width // 3, room), len("step"))
+    left = room - step - _GAP
     for name in ("in Prefect", "done by"):
         if left - _WIDTHS[name] - _GAP < _LEAST_NOTE:
             break
