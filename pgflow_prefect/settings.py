@@ -12,6 +12,10 @@ BLOCK_TYPE = "pgflow-database"
 """What Prefect calls the kind of block that says where a database is."""
 
 
+_SHORTEST_BOUND = 5.0
+"""Seconds: less than that is no sign of a dead connection."""
+
+
 class Events(StrEnum):
     """Which events Prefect is told of."""
 
@@ -52,7 +56,16 @@ class Settings(BaseSettings):
     """Seconds to wait for PostgreSQL to answer before a command gives up."""
 
     report_timeout: float = Field(default=60, gt=0)
-    """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached."""
+    """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached.
+
+    A third of it is the bound of every single statement of ours: what is not answered by then is tried again on another
+    connection. A process that gets no answer at all for this long lets its leases run out.
+    """
+
+    @property
+    def statement_bound(self) -> float:
+        """Seconds without an answer to one statement, after which its connection counts as dead."""
+        return max(_SHORTEST_BOUND, self.report_timeout / 3)
 
     lease: float = Field(default=15, ge=1)
     """Seconds after which a run whose process has vanished may be taken by another one."""

@@ -16,6 +16,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from pgflow_prefect.database.embedded import default_directory, start_embedded
+from pgflow_prefect.database.link import BOUND, BoundedConnection
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, UsageError
 from pgflow_prefect.settings import Settings
 
@@ -44,6 +45,13 @@ ADAPTERS = AdaptersMap(psycopg.adapters)
 extra_float_digits and bytea_output of a role or a database don't matter."""
 
 ADAPTERS.register_loader("timestamptz", _UtcLoader)
+
+_KEEPALIVES = {
+    "keepalives_idle": "30",  # seconds
+    "keepalives_interval": "10",  # seconds
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # milliseconds
+}
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE", "PGSERVICEFILE")
 
@@ -90,19 +98,20 @@ def _check_dsn(dsn: str) -> None:
         )
 
 
-async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109  libpq's own, in whole seconds
+async def connect(dsn: str, *, timeout: float, bound: float | None = BOUND) -> Connection:  # noqa: ASYNC109  libpq's
     """Open one autocommit connection.
 
     Args:
         dsn: what `find_dsn` returned.
-        timeout: seconds to wait for the server.
+        timeout: seconds to wait for the server; libpq takes whole ones.
+        bound: seconds that a statement may take; None for any number.
 
     Raises:
         DatabaseUnavailableError: with libpq's reason, which names host, user and database and no password.
         PgflowPrefectError: the database has no encoding.
     """
     try:
-        connection = await psycopg.AsyncConnection.connect(
+        connection = await BoundedConnection.connect(
             with_timeout(dsn, timeout), autocommit=True, prepare_threshold=None, row_factory=dict_row, context=ADAPTERS
         )
     except psycopg.OperationalError as error:
@@ -110,6 +119,7 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
             f"can't connect to PostgreSQL: {error}\n"
             "check that it runs and that --dsn, PGFLOW_DSN or the PG* variables name it"
         ) from error
+    connection.bound = bound
     if connection.info.parameter_status("server_encoding") == "SQL_ASCII":  # all text would arrive as bytes
         name = connection.info.dbname
         await connection.close()
@@ -121,14 +131,27 @@ async def connect(dsn: str, *, timeout: float) -> Connection:  # noqa: ASYNC109 
 
 
 @asynccontextmanager
-async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Pool]:  # noqa: ASYNC109
+async def open_pool(
+    dsn: str,
+    *,
+    size: int,
+    timeout: float,  # noqa: ASYNC109
+    bound: float | None = BOUND,
+) -> AsyncIterator[Pool]:
     """Open a pool of at most `size` connections that works behind a pooler in transaction mode, too.
 
     Autocommit, so that a statement is a transaction, and nothing prepared: the next statement may meet another session.
-    """
-    opened = [await connect(dsn, timeout=timeout)]  # the pool would wait, and then hide libpq's reason
 
-    class Pooled(psycopg.AsyncConnection[Row]):
+    Args:
+        dsn: what `find_dsn` returned.
+        size: connections at most.
+        timeout: seconds to wait for the server, and for a free connection.
+        bound: seconds that a statement may take; None for any number.
+    """
+    # The pool would wait, and then hide libpq's reason.
+    opened = [await connect(dsn, timeout=timeout, bound=bound)]
+
+    class Pooled(BoundedConnection):
         @classmethod
         async def connect(cls, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  as psycopg has it
             return opened.pop() if opened else await super().connect(*arguments, **options)
@@ -140,9 +163,12 @@ async def open_pool(dsn: str, *, size: int, timeout: float) -> AsyncIterator[Poo
         min_size=1,
         max_size=size,
         timeout=timeout,
+        # Its pauses double without an end: a new series finds a server that is back sooner.
+        reconnect_timeout=timeout,
         configure=_configure,
         open=False,
     )
+    Pooled.bound = bound
     try:
         async with pool:
             await pool.wait()  # the pool would open another one for whoever asks before it has got this one
@@ -185,9 +211,13 @@ def to_sqlalchemy_url(dsn: str) -> str:
 
 
 def with_timeout(dsn: str, timeout: float) -> str:
-    """Add the time-out where the user has set none, and our name for `pg_stat_activity`."""
+    """Add time-outs where the user has set none, and our name for `pg_stat_activity`.
+
+    The kernel's time-outs find a machine that has vanished from the network. A proxy that only stops forwarding still
+    acknowledges everything: for that, statements have a bound of their own.
+    """
     given = conninfo_to_dict(dsn)
-    defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect"}
+    defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect", **_KEEPALIVES}
     wanted = {name: value for name, value in defaults.items() if name not in given}
     # Whatever the database's encoding is: a start-up parameter, which poolers keep for each client.
     return make_conninfo(dsn, **wanted, client_encoding="utf8")

@@ -4,13 +4,14 @@ import logging
 
 import anyio
 import psycopg
-from psycopg import AsyncConnection
 
-from pgflow_prefect.database.connection import with_timeout
+from pgflow_prefect.database.connection import connect
 from pgflow_prefect.database.queries import QUERIES
-from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.errors import PgflowPrefectError
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 15.0  # seconds between two tries to connect
+
+_SILENCE = 10.0  # seconds without a notification after which the server has to show that it still answers, in as many
 
 _logger = logging.getLogger(__name__)
 
@@ -46,13 +47,15 @@ async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
     wait = _SHORTEST_WAIT
     while True:
         try:
-            async with await AsyncConnection.connect(with_timeout(dsn, connect_timeout), autocommit=True) as connection:
+            async with await connect(dsn, timeout=connect_timeout, bound=2 * _SILENCE) as connection:
                 await connection.execute(QUERIES["listen"])
                 wait = _SHORTEST_WAIT
                 bell.ring()  # for what was missed until now
-                async for _ in connection.notifies():
-                    bell.ring()
-        except (psycopg.Error, DatabaseUnavailableError) as error:
+                while True:
+                    async for _ in connection.notifies(timeout=_SILENCE):
+                        bell.ring()
+                    await connection.execute(QUERIES["probe"])
+        except (psycopg.Error, PgflowPrefectError) as error:
             _logger.warning("not listening to PostgreSQL: %s", str(error).strip())
         await anyio.sleep(wait)
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from pydantic import BaseModel, ConfigDict
 
+from pgflow_prefect.database.link import without_bound
 from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.models import Status
 
@@ -43,13 +44,14 @@ class PruningStatements(Statements):
             workflow_slugs: of these workflows; of all where not given.
             status: completed or failed; both where not given.
         """
-        rows = await self._fetch(
-            "count_prunable",
-            older_than=older_than,
-            grace=GRACE,
-            workflow_slugs=_to_array(workflow_slugs),
-            only_status=status,
-        )
+        with without_bound():
+            rows = await self._fetch(
+                "count_prunable",
+                older_than=older_than,
+                grace=GRACE,
+                workflow_slugs=_to_array(workflow_slugs),
+                only_status=status,
+            )
         return [PrunableRuns.model_validate(row) for row in rows]
 
     async def prune_runs(
@@ -66,19 +68,21 @@ class PruningStatements(Statements):
             UsageError: `older_than` or `at_most` is not positive.
             PgflowPrefectError: this user may not delete runs, or a table of somebody else's refers to one.
         """
-        [row] = await self._fetch(
-            "prune_runs",
-            older_than=older_than,
-            grace=GRACE,
-            at_most=at_most,
-            workflow_slugs=_to_array(workflow_slugs),
-            only_status=status,
-        )
+        with without_bound():
+            [row] = await self._fetch(
+                "prune_runs",
+                older_than=older_than,
+                grace=GRACE,
+                at_most=at_most,
+                workflow_slugs=_to_array(workflow_slugs),
+                only_status=status,
+            )
         return int(str(row["pruned"]))
 
     async def prune_definitions(self, workflow_slugs: Iterable[str] | None = None) -> int:
         """Delete the snapshots of former definitions that no run refers to any more, and return how many."""
-        [row] = await self._fetch("prune_definitions", workflow_slugs=_to_array(workflow_slugs), grace=GRACE)
+        with without_bound():
+            [row] = await self._fetch("prune_definitions", workflow_slugs=_to_array(workflow_slugs), grace=GRACE)
         return int(str(row["pruned"]))
 
 

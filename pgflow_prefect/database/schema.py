@@ -3,6 +3,7 @@
 from psycopg import errors
 
 from pgflow_prefect.database.connection import Connection
+from pgflow_prefect.database.link import without_bound
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import SchemaMissingError
@@ -77,6 +78,6 @@ async def install_schema(connection: Connection) -> None:
     Raises:
         PgflowPrefectError: the database user may not create them, or a table stayed locked too long.
     """
-    with translate_errors():
+    with translate_errors(), without_bound():
         for name in SCRIPTS:
             await connection.execute(shipped_path("sql", name).read_bytes())
