@@ -90,6 +90,10 @@ class ReturnedEndError(ReturnedStateError, NotRetriableError):
     """A handler returned a state of Prefect's that another attempt would not change, such as Cancelled."""
 
 
+class ReportRefusedError(NotRetriableError):
+    """PostgreSQL refuses a step's completion for good: to execute its handler again would not change that."""
+
+
 class RetryLaterError(PgflowPrefectError):
     """A step failed in a way that may pass, and whoever refused said when.
 

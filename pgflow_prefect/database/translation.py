@@ -6,8 +6,8 @@ from uuid import UUID
 
 import psycopg
 from psycopg import errors
-from psycopg_pool import PoolTimeout
 
+from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
@@ -24,19 +24,9 @@ class TransientError(DatabaseUnavailableError):
     """PostgreSQL could not answer at this moment; the same statement may succeed in the next."""
 
 
-# Serialization failure, deadlock, connection lost, server shutting down or starting. A class 53 (out of disk,
-# memory, connections) passes, too, or lasts: the bound on retries decides.
-_TRANSIENT_CLASSES = ("08", "53", "57P0")
-_TRANSIENT = ("40001", "40P01", "55P03")
-
-
 def is_transient(error: psycopg.Error) -> bool:
-    """Tell whether the same statement may succeed a moment later."""
-    if isinstance(error, PoolTimeout):
-        return True
-    if error.sqlstate is None:
-        return isinstance(error, psycopg.OperationalError)  # the connection broke: nobody was left to give a code
-    return error.sqlstate in _TRANSIENT or error.sqlstate.startswith(_TRANSIENT_CLASSES)
+    """Tell whether the same statement of ours may succeed a moment later."""
+    return judge(error, Whose.REPORT) is Verdict.AGAIN
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
     PgflowPrefectError,
+    ReportRefusedError,
     ResultInvalidError,
     RetryLaterError,
     RunNotPendingError,
@@ -239,7 +240,8 @@ class Step:
 
     @property
     def _connector(self) -> Connector:
-        return Connector(self.host.dsn, self.host.settings.connect_timeout)
+        settings = self.host.settings
+        return Connector(self.host.dsn, settings.connect_timeout, settings.report_timeout, settings.statement_bound)
 
     def _make_context(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepContext:
         return StepContext(
@@ -375,6 +377,12 @@ class Step:
             return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
+        except (TransientError, SupersededError, RunNotPendingError):
+            raise
+        except PgflowPrefectError as error:
+            if transaction.is_open:
+                raise  # the handler's own writes may be the reason
+            raise ReportRefusedError(f"step {self.slug!r} is done, and its report was refused: {error}") from error
 
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
         """Write down that an attempt failed; None where Prefect will try again, which is no end of the step."""

@@ -1,0 +1,100 @@
+"""What an error of PostgreSQL's means for a step: it depends on the SQLSTATE, and on whose statement met it."""
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+
+class Whose(StrEnum):
+    """Whose statement it was."""
+
+    CLAIM = "claim"
+    REPORT = "report"
+    EXTENSION = "extension of a lease"
+    SWEEP = "sweep"
+    LISTEN = "LISTEN"
+    HANDLER = "the handler's own"
+    FUNCTION = "the function of an SQL step"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether pgflow-prefect sent it, and not the work of a step."""
+        return self not in {Whose.HANDLER, Whose.FUNCTION}
+
+
+class Verdict(StrEnum):
+    """What follows."""
+
+    AGAIN = "try the statement again"
+    """It had no effect, or the same one that a second try finds."""
+
+    LOST = "the step's transaction is lost"
+    """With all that it wrote: the step is executed again, and its attempts count for nothing."""
+
+    FAILURE = "a failure"
+    """Of the handler, which its retries are for; a statement of ours was refused for good."""
+
+
+class _Rule(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        ours: of a statement of ours.
+        work: of a statement of the step's work.
+        is_link: `work` counts only where the step's own connection broke: a handler may speak to other databases.
+    """
+
+    ours: Verdict
+    work: Verdict
+    is_link: bool = False
+
+
+_AGAIN, _LOST, _FAILURE = Verdict.AGAIN, Verdict.LOST, Verdict.FAILURE
+
+_BROKEN = _Rule(_AGAIN, _LOST, is_link=True)
+
+TABLE: dict[str, _Rule] = {
+    "08": _BROKEN,  # connection exceptions
+    "25006": _Rule(_AGAIN, _LOST),  # read-only transaction: a standby, or a failover under way
+    "25P02": _Rule(_AGAIN, _FAILURE),  # in a failed transaction: of the work, it passed over an error
+    "40001": _Rule(_AGAIN, _LOST),  # serialization failure
+    "40P01": _Rule(_AGAIN, _LOST),  # deadlock
+    "53": _Rule(_AGAIN, _LOST),  # out of disk, memory, connections
+    "55P03": _Rule(_AGAIN, _LOST),  # lock not available, as after lock_timeout
+    "57014": _Rule(_AGAIN, _FAILURE),  # cancelled, as after statement_timeout: of the work, it took too long
+    "57P0": _BROKEN,  # the server shuts down, or starts
+    "58P01": _Rule(_AGAIN, _FAILURE),  # undefined file: of the work, a COPY that names the wrong one
+    "58P02": _Rule(_AGAIN, _FAILURE),  # duplicate file: likewise
+    "58": _Rule(_AGAIN, _LOST),  # system errors, as of the disk
+    "XX000": _Rule(_AGAIN, _FAILURE),  # internal error, as for a tuple that was updated concurrently
+}
+"""By SQLSTATE, or by how it begins: the longest one counts. Every other one is a failure."""
+
+_OTHER = _Rule(_FAILURE, _FAILURE)
+
+
+def judge(error: psycopg.Error, whose: Whose, *, is_cut: bool = True) -> Verdict:
+    """Return what follows from an error.
+
+    Args:
+        error: PostgreSQL's, or psycopg's.
+        whose: statement it was.
+        is_cut: the step's own connection is broken; of a statement of ours, it does not matter.
+    """
+    rule = _find_rule(error)
+    if whose.is_ours:
+        return rule.ours
+    return _FAILURE if rule.is_link and not is_cut else rule.work
+
+
+def _find_rule(error: psycopg.Error) -> _Rule:
+    if isinstance(error, PoolTimeout):
+        return _BROKEN
+    if error.sqlstate is None:  # the connection broke: the server could give no code
+        return _BROKEN if isinstance(error, psycopg.OperationalError) else _OTHER
+    for length in range(len(error.sqlstate), 1, -1):
+        if rule := TABLE.get(error.sqlstate[:length]):
+            return rule
+    return _OTHER
