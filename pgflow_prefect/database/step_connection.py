@@ -9,9 +9,12 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from pgflow_prefect.database.connection import with_timeout
+from pgflow_prefect.database.link import BOUND
 
 SyncConnection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
+
+_READ_ONLY = "the database is read-only: a standby, or default_transaction_read_only is on"
 
 
 @dataclass(frozen=True)
@@ -21,20 +24,48 @@ class Connector:
     Attributes:
         dsn: what `find_dsn` returned.
         timeout: seconds to wait for the server.
+        patience: seconds for which it is tried again while there is no connection to be had.
+        bound: seconds that a statement of ours on it may take.
     """
 
     dsn: str = field(repr=False)
     timeout: float
+    patience: float = 0
+    bound: float = BOUND
 
     def open(self) -> SyncConnection:
-        """Open a connection that is used in a thread."""
-        return psycopg.Connection.connect(with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None)
+        """Open a connection that is used in a thread.
 
-    async def open_async(self) -> AsyncConnection:
-        """Open a connection that is used on the event loop."""
-        return await psycopg.AsyncConnection.connect(
+        Raises:
+            psycopg.OperationalError: there is none to be had now.
+        """
+        connection = psycopg.Connection.connect(
             with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
         )
+        if _is_read_only(connection):
+            connection.close()
+            raise psycopg.OperationalError(_READ_ONLY)
+        return connection
+
+    async def open_async(self) -> AsyncConnection:
+        """Open a connection that is used on the event loop.
+
+        Raises:
+            psycopg.OperationalError: there is none to be had now.
+        """
+        connection = await psycopg.AsyncConnection.connect(
+            with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
+        )
+        if _is_read_only(connection):
+            await connection.close()
+            raise psycopg.OperationalError(_READ_ONLY)
+        return connection
+
+
+def _is_read_only(connection: SyncConnection | AsyncConnection) -> bool:
+    """Tell whether the step's completion could not be written; PostgreSQL before 14 does not say so by itself."""
+    reported = (connection.info.parameter_status(name) for name in ("in_hot_standby", "default_transaction_read_only"))
+    return "on" in reported
 
 
 class LazyConnection:

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, LiteralString
@@ -19,9 +19,12 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 
 from pgflow_prefect.database.connection import Row
+from pgflow_prefect.database.link import bounded, cut
+from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
-from pgflow_prefect.database.translation import TransientError, is_transient, translate_errors
+from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import NotRetriableError, UsageError
 from pgflow_prefect.models import Report
 
@@ -37,11 +40,16 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 class _ThreadTransaction:
     """An open transaction of a sync handler: all that is done with it blocks, in a thread."""
 
-    def __init__(self, connection: SyncConnection) -> None:
+    def __init__(self, connection: SyncConnection, bound: float) -> None:
         self.connection = connection
         self._transaction = ExitStack()
-        self._transaction.enter_context(connection.transaction())
-        connection.execute(_find_stay_open(connection))
+        try:
+            with bounded(connection, bound):
+                self._transaction.enter_context(connection.transaction())
+                connection.execute(_find_stay_open(connection))
+        except BaseException:
+            connection.close()
+            raise
 
     def complete(self, parameters: Mapping[str, object]) -> Row | None:
         cursor = self.connection.cursor(row_factory=dict_row)
@@ -62,6 +70,7 @@ class _ThreadTransaction:
         ):
             link.shutdown(socket.SHUT_WR)
             self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+        cut(self.connection)  # where the server is silent, the thread would wait for its answer for ever
 
 
 class _LoopTransaction:
@@ -112,6 +121,7 @@ class StepTransaction:
         self._opening_in_thread = threading.Lock()
         self._opening_on_loop = asyncio.Lock()
         self._asked = self._ended = self._abandoned = self.committed = self.lost = False
+        self._over = threading.Event()
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -120,7 +130,7 @@ class StepTransaction:
 
         Raises:
             UsageError: the step's execution has ended, or there is no connection to be had.
-            TransientError: PostgreSQL can't be reached at this moment.
+            TransientError: in all the time that the connector waits, there was none. Execute nothing again for that.
         """
         if threading.get_ident() == self._loop_thread:
             return LazyConnection(self._open_on_loop)
@@ -138,22 +148,75 @@ class StepTransaction:
 
     def _open_in_thread(self) -> SyncConnection:
         connector = self._prepare(other=self._on_loop)
-        if self._in_thread is None:
-            with translate_errors(self._run_id):
-                self._in_thread = _ThreadTransaction(connector.open())
-            self._loop.call_soon_threadsafe(self._set_alarm)
+        pauses = make_pauses(connector.patience)
+        while self._in_thread is None:
+            try:
+                with translate_errors(self._run_id):
+                    self._in_thread = _ThreadTransaction(connector.open(), connector.bound)
+            except TransientError as error:
+                if (pause := self._find_pause(pauses, error)) is None:
+                    raise self._refuse(error) from error
+                if self._over.wait(pause):  # the step's time is up: it waits no longer
+                    self._prepare(other=self._on_loop)
+            else:
+                self._loop.call_soon_threadsafe(self._set_alarm)
         return self._in_thread.connection
 
     async def _open_on_loop(self) -> AsyncConnection:
         async with self._opening_on_loop:
             connector = self._prepare(other=self._in_thread)
-            if self._on_loop is None:
-                with translate_errors(self._run_id):
-                    transaction = _LoopTransaction(await connector.open_async())
-                    self._on_loop = transaction  # from here on, the end of the block closes it
-                    await transaction.begin()
-                self._set_alarm()
+            pauses = make_pauses(connector.patience)
+            while self._on_loop is None:
+                try:
+                    with translate_errors(self._run_id):
+                        self._on_loop = await self._begin_on_loop(connector)
+                except TransientError as error:
+                    if (pause := self._find_pause(pauses, error)) is None:
+                        raise self._refuse(error) from error
+                    await asyncio.sleep(pause)
+                else:
+                    self._set_alarm()
             return self._on_loop.connection
+
+    async def _begin_on_loop(self, connector: Connector) -> _LoopTransaction:
+        transaction = _LoopTransaction(await connector.open_async())
+        try:
+            with self._bounded(transaction.connection):
+                await transaction.begin()
+        except BaseException:
+            await transaction.connection.close()
+            raise
+        return transaction
+
+    def _find_pause(self, pauses: Iterator[float], error: TransientError) -> float | None:
+        """Return the seconds until the next try to connect; None where there should be none."""
+        pause = next(pauses, None)
+        if pause is not None:
+            self._logger.warning(
+                "run %s, step %r: context.connection has to wait: %s; trying again in about %.1f s",
+                self._run_id,
+                self._step_slug,
+                error,
+                pause,
+            )
+        return pause
+
+    def _refuse(self, error: TransientError) -> TransientError:
+        assert self._connector is not None
+        return TransientError(
+            f"step {self._step_slug!r}: no connection for context.connection within {self._connector.patience:g} s: "
+            f"{error}"
+        )
+
+    @contextmanager
+    def _bounded(self, connection: SyncConnection | AsyncConnection) -> Iterator[None]:
+        """Bound a statement of ours on the handler's connection: that is cut if no answer comes."""
+        assert self._connector is not None
+        timer = self._loop.call_later(self._connector.bound, cut, connection)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _prepare(self, other: object) -> Connector:
         if self._connector is None:
@@ -199,7 +262,7 @@ class StepTransaction:
         assert opened is not None
         self._check(opened.connection)
         parameters = {"run_id": self._run_id, "step_slug": self._step_slug, "result": result, **fence}
-        with translate_errors(self._run_id):
+        with translate_errors(self._run_id), self._bounded(opened.connection):
             if isinstance(opened, _LoopTransaction):
                 row = await opened.complete(parameters)
             else:
@@ -270,7 +333,7 @@ class StepTransaction:
         """
         assert isinstance(self._on_loop, _LoopTransaction)
         self._check(self._on_loop.connection)
-        with translate_errors(self._run_id):
+        with translate_errors(self._run_id), self._bounded(self._on_loop.connection):
             await self._on_loop.commit("note_state", {"run_id": self._run_id, "step_slug": self._step_slug, **note})
         self.committed = True
 
@@ -291,6 +354,7 @@ class StepTransaction:
     def abandon(self) -> None:
         """Note that the handler's thread goes on though nobody waits for it: what it writes is not to count."""
         self._abandoned = self._ended = True
+        self._over.set()
 
     async def __aenter__(self) -> "StepTransaction":
         return self
@@ -299,6 +363,7 @@ class StepTransaction:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._ended = True
+        self._over.set()
         self.lost = self._is_lost_to(error)
         if self._alarm is not None:
             self._alarm.cancel()
@@ -309,13 +374,13 @@ class StepTransaction:
                 await _run_in_thread(self._end_in_thread)
 
     def _is_lost_to(self, error: BaseException | None) -> bool:
-        if isinstance(error, TransientError):
-            return self._asked
-        if self._opened is None or not isinstance(error, psycopg.Error) or not is_transient(error):
+        if self._opened is None:
+            return False  # nothing was lost: the work is not to be done again
+        if isinstance(error, TransientError):  # of the completion
+            return True
+        if not isinstance(error, psycopg.Error):
             return False
-        # Where a link broke, it has to be this one: a handler may speak to other databases, too.
-        is_link = error.sqlstate is None or error.sqlstate.startswith(("08", "57"))
-        return self._opened.connection.broken or not is_link
+        return judge(error, Whose.HANDLER, is_cut=self._opened.connection.broken) is Verdict.LOST
 
     def _end_in_thread(self) -> None:
         with self._opening_in_thread:  # an abandoned thread may be opening it now

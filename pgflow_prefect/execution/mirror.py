@@ -8,9 +8,9 @@ from typing import TypeVar
 from uuid import UUID
 
 import anyio
-from prefect.utilities.math import clamped_poisson_interval
 from pydantic import JsonValue
 
+from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.batch import Batch
@@ -20,8 +20,6 @@ T = TypeVar("T")
 
 MESSAGE_LIMIT = 10_000
 """Characters of an error message that are kept: enough to understand it, and a row stays a row."""
-
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
 _logger = logging.getLogger(__name__)
 
@@ -111,7 +109,11 @@ class Mirror:
 
 
 class Backoff:
-    """The pauses between the tries of one thing: ever longer, and at an end when they are no use."""
+    """The pauses between the tries of one thing: ever longer, and at an end when they are no use.
+
+    Attributes:
+        has_begun: this is not the first try.
+    """
 
     def __init__(self, patience: float, of: str) -> None:
         """Begin to count with the first pause.
@@ -120,27 +122,18 @@ class Backoff:
             patience: seconds for which it is tried again.
             of: what it is for, to be named in the log.
         """
-        self._patience = patience
         self._of = of
-        self._wait = _SHORTEST_WAIT
-        self._deadline: float | None = None
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether this is not the first try."""
-        return self._deadline is not None
+        self._pauses = make_pauses(patience)
+        self.has_begun = False
 
     async def pause(self, error: Exception) -> bool:
         """Wait for the next try, after this error; False at once where there should be none."""
-        now = anyio.current_time()
-        if self._deadline is None:
-            self._deadline = now + self._patience
-        if now + self._wait > self._deadline:
+        self.has_begun = True
+        pause = next(self._pauses, None)
+        if pause is None:
             return False
-        _logger.warning("%s: %s; trying again in about %.1f s", self._of, error, self._wait)
-        # Spread at random: a server that comes back should not meet everybody at once.
-        await anyio.sleep(clamped_poisson_interval(self._wait, clamping_factor=0.3))
-        self._wait = min(2 * self._wait, _LONGEST_WAIT)
+        _logger.warning("%s: %s; trying again in about %.1f s", self._of, error, pause)
+        await anyio.sleep(pause)
         return True
 
 

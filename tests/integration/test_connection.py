@@ -1,7 +1,7 @@
 """`context.connection`: what is written through it is there exactly once, with the step's completion, or not at all."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from threading import Event
 from typing import Any, LiteralString
 from uuid import UUID
@@ -362,29 +362,171 @@ async def test_a_step_whose_connection_is_cut_under_its_async_handler_is_execute
     assert read_attempts(db) == [2, 2]
 
 
-async def test_a_step_that_can_not_connect_at_this_moment_is_executed_again(
-    db: Connection, server_dsn: str, workflow: Workflow, caplog: pytest.LogCaptureFixture
-) -> None:
-    database = sql.Identifier(db.info.dbname)
+class Doorkeeper(logging.Handler):
+    """Lets connections in again once a step has said that it has to wait for its own."""
 
-    def allow(context: StepContext, answer: LiteralString) -> None:
-        if context.attempt == 1:
-            execute(server_dsn, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS " + answer).format(database))
+    def __init__(self, server_dsn: str, database: str) -> None:
+        super().__init__(logging.WARNING)
+        self._server_dsn = server_dsn
+        self._database = sql.Identifier(database)
+        self.heard: list[str] = []
+
+    def shut(self) -> None:
+        execute(self._server_dsn, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(self._database))
+
+    def open(self) -> None:
+        execute(self._server_dsn, sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(self._database))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "has to wait" in record.getMessage():
+            self.heard.append(record.getMessage())
+            self.open()
+
+    def listen(self, context: StepContext) -> None:
+        assert isinstance(context.logger, logging.LoggerAdapter)
+        context.logger.logger.addHandler(self)
+
+    def leave(self, context: StepContext) -> None:
+        assert isinstance(context.logger, logging.LoggerAdapter)
+        context.logger.logger.removeHandler(self)
+
+
+@pytest.fixture
+def doorkeeper(db: Connection, server_dsn: str) -> Iterator[Doorkeeper]:
+    keeper = Doorkeeper(server_dsn, db.info.dbname)
+    yield keeper
+    keeper.open()
+
+
+@both_kinds
+async def test_a_step_waits_where_it_asks_for_a_connection_and_is_not_executed_again(
+    db: Connection, workflow: Workflow, doorkeeper: Doorkeeper, kind: str
+) -> None:
+    executions: list[int] = []
+
+    def work_slowly(context: StepContext) -> None:
+        executions.append(context.attempt)
+        doorkeeper.listen(context)
+        doorkeeper.shut()
+
+    if kind == "sync":
+
+        @workflow.step("write")
+        def write(context: StepContext) -> int:
+            work_slowly(context)
+            context.connection.execute(INSERT, (context.attempt,))
+            doorkeeper.leave(context)
+            return context.attempt
+    else:
+
+        @workflow.step("write")
+        async def write_async(context: StepContext) -> int:
+            work_slowly(context)
+            await context.connection.execute(INSERT, (context.attempt,))
+            doorkeeper.leave(context)
+            return context.attempt
+
+    assert await workflow.flow() == {"write": 1}
+    assert executions == [1]
+    assert read_attempts(db) == [1]
+    (warning,) = doorkeeper.heard
+    assert warning.startswith(f"run {read_run(db)[2]}, step 'write': context.connection has to wait: PostgreSQL: ")
+    assert "not currently accepting connections" in warning
+
+
+@both_kinds
+async def test_a_step_that_gets_no_connection_in_all_its_time_says_why_and_is_not_executed_again(
+    db: Connection,
+    workflow: Workflow,
+    doorkeeper: Doorkeeper,
+    client: PrefectClient,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PGFLOW_REPORT_TIMEOUT", "0.3")
+    executions: list[int] = []
+
+    def shut(context: StepContext) -> None:
+        executions.append(context.attempt)
+        doorkeeper.shut()
+
+    if kind == "sync":
+
+        @workflow.step("write")
+        def write(context: StepContext) -> None:
+            shut(context)
+            context.connection.execute(INSERT, (context.attempt,))
+    else:
+
+        @workflow.step("write")
+        async def write_async(context: StepContext) -> None:
+            shut(context)
+            await context.connection.execute(INSERT, (context.attempt,))
+
+    state = await workflow.flow(return_state=True)
+    assert state.is_crashed()
+    assert executions == [1]
+    assert read_run(db)[0] == "pending"
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = (await await_task_runs(client, flow_run, {"write": "Crashed"}))["write"].state
+    assert shown is not None
+    assert shown.message is not None
+    assert "no connection for context.connection within 0.3 s" in shown.message
+    assert "not currently accepting connections" in shown.message
+
+
+async def test_a_step_waits_for_a_database_that_can_be_written(
+    db: Connection, workflow: Workflow, doorkeeper: Doorkeeper
+) -> None:
+    if db.info.server_version < 140000:
+        pytest.skip("an older server does not say so by itself")
+    executions: list[int] = []
+    name = sql.Identifier(db.info.dbname)
+
+    class Writable(Doorkeeper):
+        def open(self) -> None:
+            execute(
+                self._server_dsn,
+                sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(self._database),
+            )
+
+    writable = Writable(doorkeeper._server_dsn, db.info.dbname)
 
     @workflow.step("write")
     def write(context: StepContext) -> int:
-        allow(context, "false")
-        try:
-            context.connection.execute(INSERT, (context.attempt,))
-        finally:
-            allow(context, "true")
+        executions.append(context.attempt)
+        writable.listen(context)
+        execute(
+            doorkeeper._server_dsn, sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(name)
+        )
+        context.connection.execute(INSERT, (context.attempt,))
+        writable.leave(context)
         return context.attempt
 
-    assert await workflow.flow() == {"write": 2}
-    assert read_attempts(db) == [2]
-    (warning,) = [record.message for record in caplog.records if "trying again" in record.message]
-    assert warning.startswith(f"run {read_run(db)[2]}, step 'write': PostgreSQL: ")
-    assert "not currently accepting connections" in warning
+    assert await workflow.flow() == {"write": 1}
+    assert executions == [1]
+    assert "the database is read-only" in writable.heard[0]
+
+
+async def test_a_sync_handler_whose_time_is_up_waits_no_longer_for_its_connection(
+    db: Connection, workflow: Workflow, doorkeeper: Doorkeeper
+) -> None:
+    ended = Event()
+    errors: list[Exception] = []
+
+    @workflow.step("write", timeout_seconds=0.5)
+    def write(context: StepContext) -> None:
+        doorkeeper.shut()
+        try:
+            context.connection.execute(INSERT, (context.attempt,))
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+        ended.set()
+
+    with pytest.raises(RunFailedError, match=r"longer than 0\.5 s"):
+        await workflow.flow()
+    assert await anyio.to_thread.run_sync(ended.wait, 30)
+    assert "this execution of the step has ended" in str(errors[0])
 
 
 @pytest.mark.parametrize("last", [True, False])
