@@ -188,6 +188,10 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.take_run(uuid, uuid)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.take_run(uuid, uuid); -- version 1 knew no leases
     END IF;
+    IF to_regprocedure('pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int)') IS NOT NULL THEN
+        -- 5 did not know which runs the caller executes
+        DROP FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int);
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_class
                    WHERE oid = 'pgflow_prefect.task_runs'::regclass AND 'fillfactor=70' = ANY (reloptions)) THEN
         ALTER TABLE pgflow_prefect.task_runs SET (fillfactor = 70); -- a state's change is an update in place
@@ -349,7 +353,8 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
-    workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int
+    workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
+    besides uuid[] DEFAULT '{}'
 ) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -377,6 +382,7 @@ BEGIN
                 JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
                 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
                 WHERE r.workflow_slug = take_runs.workflow_slug AND r.status = 'pending'
+                  AND r.id <> ALL (coalesce(besides, '{}'))
                   AND CASE WHEN o.run_id IS NULL THEN adopt OR r.created_at >= e.since
                            ELSE o.epoch <> r.epoch OR NOT pgflow_prefect.is_leased(o.lease_until, lease) END
                   AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
@@ -421,9 +427,10 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int) IS
+COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[]) IS
     'Reserves pending runs that nobody holds, the oldest first, at most so many: of enabled workflows, begun since '
-    'they were enabled (adopt: older ones, too). A run that raises an error is set aside for a while.';
+    'they were enabled (adopt: older ones, too). A run that raises an error is set aside for a while. Never those '
+    'of besides, which the caller executes.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_run(

@@ -61,7 +61,7 @@ def worker(
 
     async def serve(switch: Switch) -> None:
         size = max(settings.pool_size, min(_CONNECTIONS_PER_RUN * concurrency, 20))
-        async with open_host(settings, pool_size=size) as host:
+        async with open_host(settings, pool_size=size, is_service=True) as host:
             await _add_bound(host, workflows, workflow or [], all_enabled=not named)
             await _check(host, workflows)
             async with connect_to_prefect() as client:

@@ -1,10 +1,15 @@
 """How the statements of the store reach the database."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
+from time import monotonic
 from typing import NamedTuple
 from uuid import UUID
 
+from psycopg.errors import ReadOnlySqlTransaction
+
 from pgflow_prefect.database.connection import Pool, Row
+from pgflow_prefect.database.link import UnansweredError
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
 
@@ -26,12 +31,19 @@ class Tenure(NamedTuple):
 
 
 class Statements:
-    """A pool of connections, and the terms on which this process holds runs."""
+    """A pool of connections, and the terms on which this process holds runs.
+
+    Attributes:
+        tenure: the terms.
+        answered_at: when a statement succeeded last, by the monotonic clock.
+    """
 
     def __init__(self, pool: Pool, tenure: Tenure, *, in_blocks: bool = False) -> None:
         self._pool = pool
         self._in_blocks = in_blocks  # role or database have another default than READ COMMITTED
+        self._is_suspect = False  # the pool's other connections lead to the same silent or read-only server
         self.tenure = tenure
+        self.answered_at = monotonic()
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
@@ -40,10 +52,41 @@ class Statements:
             try:
                 async with connection.transaction() if self._in_blocks else nullcontext():
                     cursor = await connection.execute(QUERIES[query], {"run_id": run_id, **parameters}, binary=True)
-                    return await cursor.fetchall()
+                    rows = await cursor.fetchall()
+            except (UnansweredError, ReadOnlySqlTransaction):
+                self._is_suspect = True
+                raise
             finally:
                 await self._pool.putconn(connection)
+        self.answered_at = monotonic()
+        return rows
+
+    async def probe(self) -> None:
+        """Hear from the server.
+
+        Raises:
+            TransientError: it does not answer.
+        """
+        await self._fetch("probe")
+
+    async def extend_leases(self, held: Iterable[tuple[UUID, int]]) -> list[tuple[UUID, int, str]]:
+        """Extend the leases of runs, given with the epochs in which they were taken.
+
+        Returns:
+            Run, epoch, and how it is held: `held`, `lost`, `completed` or `ended`.
+        """
+        run_ids, epochs = zip(*held, strict=True)
+        rows = await self._fetch("extend_leases", run_ids=list(run_ids), epochs=list(epochs), lease=self.tenure.lease)
+        return [(UUID(str(row["run_id"])), int(str(row["epoch"])), str(row["holds"])) for row in rows]
 
     async def drop_broken_connections(self) -> None:
-        """Close the idle connections that no longer answer, so that the next statement does not meet one."""
-        await self._pool.check()
+        """Close the idle connections that no longer answer, so that the next statement does not meet one.
+
+        After a silent link, or a server that became read-only, all of them are replaced: to ask each one would take as
+        long again, and a new one may lead to another server.
+        """
+        if self._is_suspect:
+            self._is_suspect = False
+            await self._pool.drain()
+        else:
+            await self._pool.check()

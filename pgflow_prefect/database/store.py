@@ -154,16 +154,24 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         )
         return _find_epoch(rows)
 
-    async def take_runs(self, workflow_slugs: Iterable[str], wanted: int, *, adopt: bool = False) -> list[TakenRun]:
+    async def take_runs(
+        self, workflow_slugs: Iterable[str], wanted: int, *, adopt: bool = False, besides: Iterable[UUID] = ()
+    ) -> list[TakenRun]:
         """Reserve pending runs that nobody holds, the oldest of each workflow first.
 
         Args:
             workflow_slugs: of these workflows, as far as they are enabled.
             wanted: so many at most.
             adopt: those that were begun before their workflow was enabled, too.
+            besides: not these, which this process executes, even where it could not extend their leases.
         """
         rows = await self._fetch(
-            "take_runs", workflow_slugs=list(workflow_slugs), wanted=wanted, adopt=adopt, **self.tenure._asdict()
+            "take_runs",
+            workflow_slugs=list(workflow_slugs),
+            wanted=wanted,
+            adopt=adopt,
+            besides=list(besides),
+            **self.tenure._asdict(),
         )
         return [TakenRun.model_validate(row) for row in rows]
 
@@ -430,7 +438,9 @@ async def open_store(settings: Settings, *, size: int | None = None) -> AsyncIte
         SchemaMissingError: it has no pgflow schema, or an old one.
     """
     dsn = find_dsn(settings)
-    async with open_pool(dsn, size=size or settings.pool_size, timeout=settings.connect_timeout) as pool:
+    async with open_pool(
+        dsn, size=size or settings.pool_size, timeout=settings.connect_timeout, bound=settings.statement_bound
+    ) as pool:
         async with pool.connection() as connection:
             await check_schema(connection)
             in_blocks = await has_other_isolation(connection)

@@ -1,10 +1,12 @@
 """Pending runs as they come, so many at a time: what worker and bridge have in common."""
 
+import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,6 +18,8 @@ from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import TakenRun
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
+
+_LAST_ANSWER = 5.0  # seconds
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ class Intake:
         adopt: take pending runs that are older than their workflow's enabling, too.
         workflow_slugs: whose runs to take; may change.
         bell: wakes it.
+        executing: returns the runs that this process executes: these it never takes.
     """
 
     store: Store
@@ -42,11 +47,13 @@ class Intake:
     adopt: bool
     workflow_slugs: Collection[str]
     bell: Bell
+    executing: Callable[[], Collection[UUID]] = tuple
     stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(self.slots)
+        self._taking = anyio.CancelScope()
 
     @property
     def free(self) -> int:
@@ -64,9 +71,10 @@ class Intake:
         return self.stopping.is_set()
 
     def stop(self) -> None:
-        """Take nothing more."""
+        """Take nothing more; a sweep that is under way gets a little time for its answer."""
         self.stopping.set()
         self.bell.ring()
+        self._taking.deadline = min(self._taking.deadline, asyncio.get_running_loop().time() + _LAST_ANSWER)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Place]:
@@ -92,8 +100,14 @@ class Intake:
         with self._occupy(self.free) as places:
             slugs = random.sample([*self.workflow_slugs], len(self.workflow_slugs))  # none has to wait for all others
             try:
-                await self.store.expire_dead_holders()
-                runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt)
+                with anyio.CancelScope() as self._taking:
+                    if self.stopped:
+                        return
+                    await self.store.expire_dead_holders()
+                    runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt, besides=self.executing())
+                if self._taking.cancelled_caught:
+                    _logger.warning("no answer to the last sweep: what it has taken is free when its lease runs out")
+                    return
             except DatabaseUnavailableError as error:
                 _logger.warning("no runs taken: %s", error)
                 await self.store.drop_broken_connections()

@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 
@@ -14,11 +15,26 @@ from pgflow_prefect.errors import PgflowPrefectError
 _logger = logging.getLogger(__name__)
 
 
-async def keep_reconciled(store: Store, client: PrefectClient, bell: Bell, interval: float) -> None:
-    """Repair what PostgreSQL and Prefect disagree about: at once, whenever it rings, and every so many seconds."""
+async def keep_reconciled(
+    store: Store,
+    client: PrefectClient,
+    bell: Bell,
+    interval: float,
+    *,
+    executing: Callable[[], Collection[UUID]] = tuple,
+) -> None:
+    """Repair what PostgreSQL and Prefect disagree about: at once, whenever it rings, and every so many seconds.
+
+    Args:
+        store: the database.
+        client: Prefect's API.
+        bell: wakes it.
+        interval: in seconds.
+        executing: returns the runs that this process executes.
+    """
     while True:
         try:
-            for found in await reconcile(store, client, apply=True):
+            for found in await reconcile(store, client, apply=True, executing=executing):
                 if found.error is None:
                     _logger.info("reconciled: %s", found)
                 else:

@@ -72,6 +72,7 @@ class Worker:
             adopt=self.adopt,
             workflow_slugs=[*self.workflows],
             bell=Bell(),
+            executing=self._list_executing,
         )
         self._wishes = CancelWishes(self.host.store, self.client)
         self._reconcile_bell = Bell()
@@ -121,7 +122,12 @@ class Worker:
         await listen(self.host.dsn, self.intake.bell, connect_timeout=self.host.settings.connect_timeout)
 
     async def _reconcile(self, interval: float) -> None:
-        await keep_reconciled(self.host.store, self.client, self._reconcile_bell, interval)
+        await keep_reconciled(
+            self.host.store, self.client, self._reconcile_bell, interval, executing=self._list_executing
+        )
+
+    def _list_executing(self) -> set[UUID]:
+        return {*self.host.executing, *self._executing.values()}
 
     async def _watch_cancellations(self) -> None:
         while True:

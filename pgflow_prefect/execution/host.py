@@ -12,7 +12,7 @@ from uuid import UUID
 from anyio import CancelScope, move_on_after
 
 from pgflow_prefect.database.connection import find_dsn
-from pgflow_prefect.database.leases import LeaseKeeper
+from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.execution.sharing import lend
 from pgflow_prefect.execution.toolbox import open_toolbox
@@ -163,6 +163,11 @@ class Host(Workplace):
     _drained: bool = False
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
 
+    @property
+    def executing(self) -> set[UUID]:
+        """The runs that this process executes, or is about to, whether it still has their leases or not."""
+        return {*self.active, *self.keeper.held}
+
     @contextmanager
     def reserve(self, run_id: UUID, epoch: int) -> Iterator[None]:
         """Hold a run that was reserved just now, until its flow run takes it, or for as long as the block takes."""
@@ -224,8 +229,15 @@ class Host(Workplace):
 
 
 @asynccontextmanager
-async def open_host(settings: Settings, *, pool_size: int | None = None) -> AsyncIterator[Host]:
+async def open_host(
+    settings: Settings, *, pool_size: int | None = None, is_service: bool = False
+) -> AsyncIterator[Host]:
     """Open the database that the settings name, to execute runs of it.
+
+    Args:
+        settings: where the database is, and the limits.
+        pool_size: connections of the pool at most; where not given, the settings say.
+        is_service: open at once what extends leases: a run may find a server without room for it.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
@@ -235,9 +247,16 @@ async def open_host(settings: Settings, *, pool_size: int | None = None) -> Asyn
     async with open_store(settings, size=pool_size) as store, open_toolbox(settings) as toolbox:
         watch = Watch(store)
         with (
-            LeaseKeeper(dsn, settings.lease, connect_timeout=settings.connect_timeout) as keeper,
+            LeaseKeeper(
+                dsn,
+                settings.lease,
+                connect_timeout=settings.connect_timeout,
+                pool=Pool(store, asyncio.get_running_loop(), settings.report_timeout),
+            ) as keeper,
             lend(store, watch) as token,
         ):
+            if is_service:
+                await keeper.open()
             host = Host(settings, dsn, store, toolbox, watch, keeper, token)
             try:
                 yield host

@@ -8,6 +8,7 @@ import sys
 import psycopg
 
 from pgflow_prefect.cli.app import COMMANDS
+from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION
 from pgflow_prefect.shipped import shipped_path
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection, route
@@ -31,7 +32,7 @@ def test_init_installs_what_is_missing_and_changes_nothing_again(cli: CommandLin
     assert (first.code, first.err) == (0, "")
     assert first.out.startswith("installed in database 'test_")
     assert again.code == 0
-    assert "is current: pgflow 2, pgflow_prefect 6" in again.out
+    assert f"is current: pgflow {ENGINE_VERSION}, pgflow_prefect {ADAPTER_VERSION}" in again.out
 
 
 def test_init_only_prints_its_sql_on_a_dry_run(outside: CommandLine, empty_dsn: str) -> None:

@@ -289,3 +289,13 @@ async def test_enabling_twice_changes_nothing(store: Store, db: Connection) -> N
     assert await store.list_enabled() == {"chain": first}
     disabled = await store.enable_workflow("chain", enabled=False)
     assert await store.enable_workflow("chain", enabled=False) == disabled
+
+
+async def test_a_process_never_takes_over_a_run_that_it_executes(store: Store, db: Connection, workflow: str) -> None:
+    ids = [run_workflow(db, workflow).id for _ in range(2)]
+    for run_id in ids:
+        await take(store, run_id)
+        expire(db, run_id)
+    taken = await store.take_runs([workflow], 10, besides=[ids[0]])
+    assert [each.run_id for each in taken] == [ids[1]], "another one that ran out is free"
+    assert (await store.read_run(ids[0])).held is Held.EXPIRED

@@ -63,6 +63,16 @@ async def test_a_run_that_somebody_executes_is_never_touched(
     assert (await store.read_run(run_id)).held is Held.LEASED
 
 
+async def test_a_process_never_repairs_a_run_that_it_executes_though_its_lease_ran_out(
+    store: Store, client: PrefectClient, db: Connection, workflow: Workflow
+) -> None:
+    run_id, flow_run = await begin_run(store, client, workflow)
+    expire(db)
+    found = await reconcile(store, client, apply=True, strangers=True, grace=0, lag=0, executing=lambda: [run_id])
+    assert found == []
+    assert await read_state(client, flow_run) == "Running"
+
+
 async def test_a_flow_run_whose_process_was_killed_is_shown_as_crashed(
     store: Store, client: PrefectClient, db: Connection, workflow: Workflow
 ) -> None:

@@ -16,7 +16,8 @@ FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s
 -- Reserve pending runs that no process holds.
 SELECT run_id, workflow_slug, epoch, former_flow_run_id,
        pgflow_prefect.note_holder(run_id, epoch, %(holder)s::jsonb)
-FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s)
+FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
+                              %(besides)s::uuid[])
 
 -- list_holders --
 -- The processes of one machine that hold runs.
@@ -37,6 +38,10 @@ SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
 -- extend_leases --
 -- Extend leases, and hear how each run is held.
 SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epochs)s, %(lease)s)
+
+-- probe --
+-- Hear from the server.
+SELECT 1
 
 -- listen --
 -- Hear of runs that start, end or are handed back.

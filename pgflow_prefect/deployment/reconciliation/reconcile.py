@@ -1,7 +1,7 @@
 """Compares PostgreSQL with Prefect, run by run, and repairs what differs."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -50,6 +50,7 @@ async def reconcile(
     strangers: bool = False,
     grace: float = GRACE,
     lag: float = LAG,
+    executing: Callable[[], Collection[UUID]] = tuple,
 ) -> list[Disagreement]:
     """Return what PostgreSQL and Prefect disagree about; repaired, where it is to be applied.
 
@@ -64,12 +65,13 @@ async def reconcile(
             executes runs of another database: they would be taken for strangers.
         grace: seconds for which Prefect may be behind.
         lag: seconds for which its task runs may be behind.
+        executing: returns the runs that this process executes: of these it knows better than any row.
 
     Raises:
         PrefectUnavailableError: Prefect's API does not answer.
         DatabaseUnavailableError: PostgreSQL does not.
     """
-    comparer = _Comparer(store, client, timedelta(seconds=grace), timedelta(seconds=max(grace, lag)))
+    comparer = _Comparer(store, client, timedelta(seconds=grace), timedelta(seconds=max(grace, lag)), executing)
     found: list[Disagreement] = []
     after: UUID | None = None
     while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
@@ -96,6 +98,7 @@ class _Comparer:
     client: PrefectClient
     grace: timedelta
     lag: timedelta
+    executing: Callable[[], Collection[UUID]]
 
     async def compare_runs(self, run_ids: Sequence[UUID], *, apply: bool) -> list[Disagreement]:
         found: list[Disagreement] = []
@@ -119,7 +122,8 @@ class _Comparer:
 
     async def _look(self, run_ids: Sequence[UUID]) -> list[View]:
         """Return what both sides say of these runs: PostgreSQL first, so that what Prefect says is never older."""
-        runs = await self.store.read_unsettled(run_ids)
+        ours = self.executing()
+        runs = await self.store.read_unsettled([each for each in run_ids if each not in ours])
         steps = await self._read_steps([run.id for run in runs if list_dead(run, self.grace)])
         over = [step.task_run_id for run in runs if is_over(run, self.lag) for step in steps[run.id]]
         dead = {each for run in runs for each in list_dead(run, self.grace)}
@@ -163,9 +167,10 @@ class _Comparer:
         shown = {each.id: (slug, each) for slug, each in page}
         run_ids = {each.id: each.run_id or find_run_id(each.id) for _, each in shown.values()}
         existing, takers = await self.store.find_known(run_ids.values(), shown)
+        ours = self.executing()
         found: list[Disagreement | None] = []
         for flow_run_id, (slug, each) in shown.items():
-            if flow_run_id not in takers:
+            if flow_run_id not in takers and run_ids[flow_run_id] not in ours:
                 run_id = run_ids[flow_run_id] if run_ids[flow_run_id] in existing else None
                 found.append(compare_stranger(slug, each, run_id, datetime.now(UTC), self.grace))
         return [each for each in found if each is not None]
