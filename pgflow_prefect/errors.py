@@ -16,6 +16,10 @@ class DatabaseUnavailableError(PgflowPrefectError):
     """PostgreSQL can't be reached, or refuses the connection."""
 
 
+class DatabaseReadOnlyError(DatabaseUnavailableError):
+    """PostgreSQL answers, and nothing can be written: a standby, or a failover under way."""
+
+
 class PrefectUnavailableError(PgflowPrefectError):
     """Prefect's API can't be reached, or a server for it does not start."""
 

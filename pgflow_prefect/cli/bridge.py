@@ -8,13 +8,19 @@ from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
-from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 
 if TYPE_CHECKING:
     from pgflow_prefect.execution.signals import Switch
 
 
-def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False, dsn: Dsn = None) -> int:
+def bridge(
+    *,
+    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    health_port: HealthPort = None,
+    health_file: HealthFile = None,
+    dsn: Dsn = None,
+) -> int:
     """Hand the runs that SQL starts to Prefect: one flow run of the workflow's deployment for each.
 
     Prefect's own workers execute them, on as many machines as there are. Several bridges at once are safe.
@@ -30,7 +36,9 @@ def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)]
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
+    from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.mirror import persist
     from pgflow_prefect.execution.signals import run_service
 
     check_server()
@@ -38,14 +46,18 @@ def bridge(*, adopt: Annotated[bool, Parameter(negative="", show_default=False)]
     log_to_console()
 
     async def serve(switch: Switch) -> None:
+        health = Health(settings.statement_bound)
         async with (
+            open_health(health, port=health_port, file=health_file),
             open_store(settings, size=max(settings.pool_size, IN_FLIGHT)) as store,
             connect_to_prefect() as client,
         ):
+            await persist(store, settings.report_timeout, store.check_writable, "the database")
             service = Bridge(store, client, settings, find_dsn(settings), adopt)
-            switch.attach(drain=service.stop, stop=service.stop)
+            switch.attach(drain=health.drains(service.stop), stop=health.drains(service.stop))
             await service.refresh()
             err.print(f"ready: {', '.join(service.deployments) or 'no workflow has a deployment yet'}", markup=False)
-            await service.run()
+            async with health.watched(store, lambda: service.intake.passed_at):
+                await service.run()
 
     return run_service(serve)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from pgflow_prefect.errors import UsageError
 
@@ -18,6 +20,21 @@ Handlers = Annotated[
     Parameter(name="--handlers", help="The file or module of the handlers; flows/WORKFLOW.py where not given."),
 ]
 
+HealthPort = Annotated[
+    int | None,
+    Parameter(
+        name="--health-port",
+        validator=Number(gte=1, lte=65535),
+        help="Answer GET /live and GET /ready on this port of all addresses: 200, or 503 with the reason.",
+    ),
+]
+HealthFile = Annotated[
+    Path | None,
+    Parameter(
+        name="--health-file",
+        help="Write this file every 5 s while the service lives: 'ready', or why it is not.",
+    ),
+]
 RunId = Annotated[str, Parameter(help="The run: its id, the beginning of its id where that is unique, or latest.")]
 
 

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, is_debugging, log_to_console
 from pgflow_prefect.cli.deployments import check_server
-from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def serve(
     timezone: str | None = None,
     grace: Annotated[float, Parameter(validator=Number(gte=0))] = 30.0,
     adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    health_port: HealthPort = None,
+    health_file: HealthFile = None,
     dsn: Dsn = None,
 ) -> int:
     """Deploy workflows and execute their flow runs on this machine, each in a process of its own.
@@ -65,8 +67,10 @@ def serve(
     from pgflow_prefect.deployment.flow_run_logs import handlers_logging
     from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.deployment.serving import ServedDeployments, Serving
     from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.mirror import persist
     from pgflow_prefect.execution.signals import run_service
 
     options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
@@ -81,16 +85,23 @@ def serve(
 
     async def work(switch: Switch) -> None:
         size = max(settings.pool_size, IN_FLIGHT)
-        async with open_store(settings, size=size) as store, connect_to_prefect() as client:
+        health = Health(settings.statement_bound)
+        async with (
+            open_health(health, port=health_port, file=health_file),
+            open_store(settings, size=size) as store,
+            connect_to_prefect() as client,
+        ):
+            await persist(store, settings.report_timeout, store.check_writable, "the database")
             deployments = ServedDeployments(store, client, await _load_served(store, workflows), options)
             await deployments.deploy()
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
             processes = FlowRunProcesses(store, deployments.flows, limit, environment)
             service = Serving(bridge, deployments, processes, grace)
-            switch.attach(drain=service.drain, stop=service.stop)
+            switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))
             await bridge.refresh()
             err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
-            await service.run()
+            async with health.watched(store, lambda: bridge.intake.passed_at):
+                await service.run()
 
     # With --debug, flow runs write all that Prefect has to say.
     with nullcontext[Mapping[str, str | None]]({}) if is_debugging() else handlers_logging() as environment:

@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deployments import check_server
-from pgflow_prefect.cli.options import Dsn, make_settings
+from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def worker(
     workflow: Annotated[list[str] | None, Parameter(show_default=False)] = None,
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 10,
     adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    health_port: HealthPort = None,
+    health_file: HealthFile = None,
     dsn: Dsn = None,
 ) -> int:
     """Execute runs as they come, each as a Prefect flow run in this process: those that SQL starts, and Prefect's.
@@ -47,10 +49,12 @@ def worker(
         Take pending runs, too, that were begun before their workflow was enabled.
     """
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.deployment.upkeep import name_older_runs
     from pgflow_prefect.deployment.worker import Worker
     from pgflow_prefect.execution.host import open_host
     from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.execution.mirror import persist
     from pgflow_prefect.execution.signals import run_service
 
     named = bool(sources or workflow)
@@ -61,17 +65,23 @@ def worker(
 
     async def serve(switch: Switch) -> None:
         size = max(settings.pool_size, min(_CONNECTIONS_PER_RUN * concurrency, 20))
-        async with open_host(settings, pool_size=size, is_service=True) as host:
+        health = Health(settings.statement_bound)
+        async with (
+            open_health(health, port=health_port, file=health_file),
+            open_host(settings, pool_size=size, is_service=True) as host,
+        ):
+            await persist(host.store, settings.report_timeout, host.store.check_writable, "the database")
             await _add_bound(host, workflows, workflow or [], all_enabled=not named)
             await _check(host, workflows)
             async with connect_to_prefect() as client:
                 service = Worker(host, client, workflows, concurrency, adopt)
-                switch.attach(drain=service.drain, stop=service.stop)
+                switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))
                 await service.register()
                 if not adopt:
                     await name_older_runs(host.store, workflows)
                 err.print(f"ready: {', '.join(workflows)}; {concurrency} runs at a time", markup=False)
-                await service.run()
+                async with health.watched(host.store, lambda: service.intake.passed_at):
+                    await service.run()
 
     return run_service(serve)
 

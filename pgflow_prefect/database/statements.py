@@ -11,7 +11,7 @@ from psycopg.errors import ReadOnlySqlTransaction
 from pgflow_prefect.database.connection import Pool, Row
 from pgflow_prefect.database.link import UnansweredError
 from pgflow_prefect.database.queries import QUERIES
-from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.database.translation import ReadOnlyError, translate_errors
 
 
 class Tenure(NamedTuple):
@@ -28,6 +28,16 @@ class Tenure(NamedTuple):
     lease: float
     max_recoveries: int
     holder: str | None = None
+
+
+def describe_read_only(row: Row) -> str | None:
+    """Return why a database can't be written, from the row of `read_writability`; None where it can."""
+    name = row["database"]
+    if row["in_recovery"]:
+        return f"database {name!r} is read-only: its server is a standby. Connect to the primary"
+    if row["read_only"]:
+        return f"database {name!r} is read-only: default_transaction_read_only is on"
+    return None
 
 
 class Statements:
@@ -68,6 +78,18 @@ class Statements:
             TransientError: it does not answer.
         """
         await self._fetch("probe")
+
+    async def check_writable(self) -> None:
+        """Make sure that the database can be written.
+
+        Raises:
+            ReadOnlyError: with the reason.
+            TransientError: it does not answer.
+        """
+        [row] = await self._fetch("read_writability")
+        if reason := describe_read_only(row):
+            self._is_suspect = True  # a new connection may lead to the primary
+            raise ReadOnlyError(reason)
 
     async def extend_leases(self, held: Iterable[tuple[UUID, int]]) -> list[tuple[UUID, int, str]]:
         """Extend the leases of runs, given with the epochs in which they were taken.

@@ -9,6 +9,7 @@ from psycopg import errors
 
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.errors import (
+    DatabaseReadOnlyError,
     DatabaseUnavailableError,
     PgflowPrefectError,
     ResultInvalidError,
@@ -29,6 +30,10 @@ def is_transient(error: psycopg.Error) -> bool:
     return judge(error, Whose.REPORT) is Verdict.AGAIN
 
 
+class ReadOnlyError(TransientError, DatabaseReadOnlyError):
+    """PostgreSQL can't write at this moment: it is a standby, or set to be read-only."""
+
+
 @contextmanager
 def translate_errors(run_id: UUID | None = None) -> Iterator[None]:
     """Raise what PostgreSQL refuses as an error of this package, its cause attached."""
@@ -45,7 +50,9 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
     if error.diag.message_hint:
         message = f"{message}. {error.diag.message_hint}"
     translated: PgflowPrefectError
-    if is_transient(error):
+    if isinstance(error, errors.ReadOnlySqlTransaction):
+        translated = ReadOnlyError(f"PostgreSQL: {message}")
+    elif is_transient(error):
         translated = TransientError(f"PostgreSQL: {message}")
     elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name == "owners_lease":
         translated = RunHeldError(message)

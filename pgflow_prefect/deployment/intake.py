@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from uuid import UUID
 
 import anyio
@@ -54,6 +55,7 @@ class Intake:
     def __post_init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(self.slots)
         self._taking = anyio.CancelScope()
+        self._passed_at = monotonic()
 
     @property
     def free(self) -> int:
@@ -64,6 +66,11 @@ class Intake:
     def busy(self) -> int:
         """Slots that something occupies."""
         return self._limiter.borrowed_tokens
+
+    @property
+    def passed_at(self) -> float:
+        """When it looked for pending runs last, or had no slot for them, by the monotonic clock."""
+        return self._passed_at
 
     @property
     def stopped(self) -> bool:
@@ -89,6 +96,7 @@ class Intake:
     async def run(self, group: TaskGroup) -> None:
         """Take runs until `stop`; what was taken is handled in the group."""
         while not self.stopped:
+            self._passed_at = monotonic()
             if self._pause:
                 await anyio.sleep(self._pause)
             if self.free and self.workflow_slugs and not self.stopped:

@@ -43,6 +43,11 @@ SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epo
 -- Hear from the server.
 SELECT 1
 
+-- read_writability --
+-- Whether anything can be written.
+SELECT current_database() AS database, pg_is_in_recovery() AS in_recovery,
+       current_setting('transaction_read_only')::boolean AS read_only
+
 -- listen --
 -- Hear of runs that start, end or are handed back.
 LISTEN pgflow_runs

@@ -8,6 +8,7 @@ from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
 from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
+from pgflow_prefect.errors import DatabaseReadOnlyError
 
 _OLDEST = 130000  # PostgreSQL 13, as pgflow.sql wants it
 _CLOCK_TOLERANCE = 2.0  # seconds
@@ -28,6 +29,15 @@ async def _check_version(patient: Patient) -> Verdict:
     if server.number < _OLDEST:
         return Verdict(Outcome.FAULT, f"PostgreSQL {server.version} is too old", "use PostgreSQL 13 or later")
     return Verdict(Outcome.OK, f"PostgreSQL {server.version}")
+
+
+async def _check_writing(patient: Patient) -> Verdict:
+    try:
+        await patient.reached.check_writable()
+    except DatabaseReadOnlyError as error:
+        advice = "wait for the failover to end, or name the primary: target_session_attrs=read-write finds it"
+        return Verdict(Outcome.FAULT, f"{error}: nothing can be executed", advice)
+    return Verdict(Outcome.OK, "the database can be written")
 
 
 async def _check_schema(patient: Patient) -> Verdict:
@@ -99,6 +109,7 @@ async def _check_clock(patient: Patient) -> Verdict:
 
 DATABASE_CHECKS = (
     Check("database", _reach, patience=60),  # libpq's own connect_timeout comes first; an embedded server has to start
+    Check("writing", _check_writing, needs=("database",)),
     Check("server version", _check_version, needs=("database",)),
     Check("schema", _check_schema, needs=("database", "server version")),
     Check("rights", _check_rights, needs=("schema",)),
