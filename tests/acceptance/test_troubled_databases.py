@@ -53,7 +53,7 @@ def login(db: Connection) -> Iterator[str]:
             f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {name}".encode()
         )
     yield name
-    db.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = '{name}'".encode())
+    db.execute("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = %s", [name])
     db.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
 
