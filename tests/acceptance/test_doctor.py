@@ -16,7 +16,7 @@ from tests.conftest import Connection, route
 from tests.engine import CHAIN, define, run_workflow
 from tests.proxy import proxy_without_websockets
 
-DATABASE = ["database", "server version", "schema", "rights", "listen", "clock"]
+DATABASE = ["database", "writing", "server version", "schema", "rights", "listen", "clock"]
 PREFECT = ["prefect url", "prefect api", "prefect version", "websockets", "task run recorder", "prefect database"]
 WORKFLOWS = ["deployments", "runs", "runs set aside", "work pools"]
 
