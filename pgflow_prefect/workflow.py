@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cached_property, partial
 from inspect import iscoroutine
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
@@ -208,6 +209,12 @@ class Workflow:
         self._bindings[slug] = binding
         if after:
             self._after[slug] = (*self._after.get(slug, ()), *after)
+
+    @property
+    def source(self) -> Path | None:
+        """The file whose code made this object; None where it was made elsewhere, in a notebook for one."""
+        file = self._globals.get("__file__")
+        return Path(file).resolve() if isinstance(file, str) else None
 
     @property
     def bindings(self) -> Mapping[str, AnyBinding]:

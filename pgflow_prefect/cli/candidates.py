@@ -12,7 +12,13 @@ from anyio import CapacityLimiter
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.binding_problems import find_all_problems
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, Options, Wanted, describe_wanted
-from pgflow_prefect.deployment.handler_files import default_path, find_workflow, load_module, load_workflow
+from pgflow_prefect.deployment.handler_files import (
+    default_path,
+    find_workflow,
+    list_workflows,
+    load_module,
+    load_workflow,
+)
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
 from pgflow_prefect.graph import order_steps
 from pgflow_prefect.models import WorkflowDefinition
@@ -203,7 +209,7 @@ async def _choose_all(store: Store, module: ModuleType | None, handlers: str | N
 
 
 def _choose_all_of_file(definitions: Mapping[str, WorkflowDefinition], module: ModuleType, handlers: str) -> Chosen:
-    workflows = {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    workflows = list_workflows(module)
     skipped = [Skipped(slug, f"{handlers} has no handlers of it") for slug in definitions if slug not in workflows]
     skipped += [Skipped(slug, "the database does not define it") for slug in workflows if slug not in definitions]
     candidates = [

@@ -66,7 +66,7 @@ def serve(
     from pgflow_prefect.deployment.deployments.wanted import Options
     from pgflow_prefect.deployment.flow_run_logs import handlers_logging
     from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
-    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_directory, load_workflows
     from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.deployment.serving import ServedDeployments, Serving
     from pgflow_prefect.execution.in_process import connect_to_prefect
@@ -75,7 +75,7 @@ def serve(
 
     options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
     check_server()
-    workflows = load_workflows(sources or sorted(map(str, DIRECTORY.glob("*.py"))))
+    workflows = load_workflows(sources) if sources else load_directory()
     if not workflows:
         raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
     settings = make_settings(dsn)

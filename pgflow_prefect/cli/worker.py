@@ -48,7 +48,7 @@ def worker(
     adopt
         Take pending runs, too, that were begun before their workflow was enabled.
     """
-    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_workflows
+    from pgflow_prefect.deployment.handler_files import load_directory, load_workflows
     from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.deployment.upkeep import name_older_runs
     from pgflow_prefect.deployment.worker import Worker
@@ -58,7 +58,7 @@ def worker(
     from pgflow_prefect.execution.signals import run_service
 
     named = bool(sources or workflow)
-    workflows = load_workflows(sources if named else sorted(map(str, DIRECTORY.glob("*.py"))))
+    workflows = load_workflows(sources) if named else load_directory()
     check_server()
     settings = make_settings(dsn)
     log_to_console()

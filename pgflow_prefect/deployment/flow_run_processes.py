@@ -1,6 +1,8 @@
 """What Prefect has scheduled for some deployments, each flow run in a process of its own."""
 
 import logging
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +32,8 @@ from pgflow_prefect.models import Held, Status
 
 QUERY_INTERVAL = 1.0
 """Seconds between two looks at what Prefect has scheduled."""
+
+_ENGINE = shlex.join([sys.executable, "-m", "pgflow_prefect.deployment.flow_run_engine"])
 
 _PAUSE = 0.1  # seconds between two looks whether a process is left
 
@@ -171,7 +175,10 @@ class FlowRunProcesses:
         """Start a flow run's process, and return its exit code when it has ended."""
         # A group of its own: Ctrl-C is for us, and what works goes on to its end.
         starter = EngineCommandStarter(
-            control_channel=self._context.control_channel, isolate_process_group=True, env=dict(self.environment)
+            command=_ENGINE,
+            control_channel=self._context.control_channel,
+            isolate_process_group=True,
+            env=dict(self.environment),
         )
         executor = self._context.create_executor(
             flow_run, starter, resolve_flow=self._find_flow, propose_submitting=False

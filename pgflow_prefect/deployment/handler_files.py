@@ -1,20 +1,22 @@
 """The Python file that holds a workflow's handlers: where it is, and loading it."""
 
-import hashlib
-import importlib
-import importlib.util
+import asyncio
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
-from importlib.machinery import SourceFileLoader
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
+from typing import TypeVar
 
+from pgflow_prefect.deployment.handler_modules import ModuleClashError, find_loaded, load_file, load_named
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import to_identifier
 from pgflow_prefect.workflow import Workflow
+
+T = TypeVar("T")
 
 DIRECTORY = Path("flows")
 """Where handlers are kept, relative to the working directory."""
@@ -80,35 +82,92 @@ def load_workflows(sources: Iterable[str]) -> dict[str, tuple[Workflow, str]]:
     """Load all workflows of several files or modules, by slug, each with where it was found.
 
     Raises:
-        UsageError: one can't be imported, has no workflow, or has one that another has, too.
+        UsageError: one can't be imported, has no workflow, or makes one that another makes, too.
     """
-    found: dict[str, tuple[Workflow, str]] = {}
-    for source in sources:
-        workflows = {value.slug: value for value in vars(load_module(source)).values() if isinstance(value, Workflow)}
+    found = {source: list_workflows(load_module(source)) for source in sources}
+    for source, workflows in found.items():
         if not workflows:
             raise UsageError(f"{source} has no handlers: it has no Workflow")
+    return _gather(found)
+
+
+def load_directory() -> dict[str, tuple[Workflow, str]]:
+    """Load all workflows of flows/*.py, as `load_workflows` does; files without any are there for the others.
+
+    Raises:
+        UsageError: one can't be imported, or makes a workflow that another makes, too.
+    """
+    return _gather({source: list_workflows(load_module(source)) for source in sorted(map(str, DIRECTORY.glob("*.py")))})
+
+
+def _gather(found: Mapping[str, Mapping[str, Workflow]]) -> dict[str, tuple[Workflow, str]]:
+    by_slug: dict[str, dict[str, Workflow]] = {}
+    for source, workflows in found.items():
         for slug, workflow in workflows.items():
-            if slug in found:
-                raise UsageError(f"workflow {slug!r} has handlers in both {found[slug][1]} and {source}: name one")
-            found[slug] = (workflow, source)
-    return found
+            by_slug.setdefault(slug, {})[source] = workflow
+    return {slug: _choose_source(slug, by_source) for slug, by_source in by_slug.items()}
+
+
+def _choose_source(slug: str, by_source: dict[str, Workflow]) -> tuple[Workflow, str]:
+    """Return a workflow, and the file that it belongs to: of several that have it, the one that makes it.
+
+    Raises:
+        UsageError: several files make it.
+    """
+    own = {source: each for source, each in by_source.items() if is_file(source) and each.source == _resolve(source)}
+    [*sources] = own if len(own) == 1 else by_source
+    if len(sources) > 1:
+        raise UsageError(f"workflow {slug!r} has handlers in both {sources[0]} and {sources[1]}: name one")
+    return by_source[sources[0]], sources[0]
+
+
+def list_workflows(module: ModuleType) -> dict[str, Workflow]:
+    """Return the workflows among a module's names, by slug."""
+    return {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
 
 
 def load_module(source: str) -> ModuleType:
     """Import a file or a module, so that what is beside it can be imported, too.
 
+    Within an event loop, a thread imports it. At the top of a file, `Secret.load(…)` then returns the secret; in the
+    event loop it would return a coroutine.
+
     Raises:
         UsageError: with the place in the user's code where it went wrong.
     """
-    is_file = source.endswith(".py") or Path(source).is_file()
-    if is_file and not Path(source).is_file():
+    if is_file(source) and not Path(source).is_file():
         raise UsageError(f"there is no file {source}")
     try:
-        return _load_file(Path(source).resolve()) if is_file else _load_named(source)
+        return _outside_event_loop(lambda: load_file(_resolve(source)) if is_file(source) else load_named(source))
+    except ModuleClashError as error:
+        raise UsageError(f"{source} can't be imported: {error}") from error
     except (Exception, SystemExit) as error:
-        if isinstance(error, ModuleNotFoundError) and not is_file and error.name and source.startswith(error.name):
+        if isinstance(error, ModuleNotFoundError) and not is_file(source) and source.startswith(error.name or source):
             raise UsageError(f"there is no module {source!r}: is it a file? then name it with its .py") from error
         raise UsageError(f"{source} can't be imported: {_locate(error)}") from error
+
+
+def find_module(source: str) -> ModuleType | None:
+    """Return the module that was loaded from a file or module, without executing it again; None where it was not."""
+    return find_loaded(_resolve(source)) if is_file(source) else sys.modules.get(source)
+
+
+def is_file(source: str) -> bool:
+    """Tell whether handlers are in a file that is named so, rather than in a module of this name."""
+    return source.endswith(".py") or Path(source).is_file()
+
+
+def _resolve(source: str) -> Path:
+    return Path(source).resolve()
+
+
+def _outside_event_loop(function: Callable[[], T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function()
+    with ThreadPoolExecutor(1, "pgflow-import") as thread:
+        return thread.submit(function).result()
 
 
 def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workflow:
@@ -117,41 +176,11 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
     Raises:
         UsageError: there is none; the message has those that there are.
     """
-    found = {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    found = list_workflows(module)
     if workflow_slug in found:
         return found[workflow_slug]
     there = f"it has those of {', '.join(map(repr, found))}" if found else "it has no Workflow at all"
     raise UsageError(f"{source} has no handlers of workflow {workflow_slug!r}{suggest(workflow_slug, found)}: {there}")
-
-
-class _UncachedLoader(SourceFileLoader):
-    """Compiles the source each time: Python's cache takes a file of the same size and second for the same file."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-
-def _load_file(path: Path) -> ModuleType:
-    # A name of its own: the user's file may be called as a package is.
-    name = f"pgflow_handlers_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_UncachedLoader(name, str(path)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    _import_from(path.parent)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_named(name: str) -> ModuleType:
-    _import_from(Path.cwd())
-    return importlib.import_module(name)
-
-
-def _import_from(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
 
 
 def _locate(error: BaseException) -> str:

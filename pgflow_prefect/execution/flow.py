@@ -30,6 +30,7 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.display import Display
+from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
 from pgflow_prefect.execution.prefect_engine import make_task_runs
@@ -117,6 +118,7 @@ class Execution:
         what = (run_id or find_run_id(flow_run.id), self.workflow_slug)
         # While the database is being opened: a line of the log takes half as long as that.
         get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))
+        show_logs(each.function.function for each in self.handlers.values() if each.function)
         try:
             async with self._open_host() as host:
                 epoch = await self._take(host.store, payload, run_id, flow_run)

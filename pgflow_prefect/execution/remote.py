@@ -15,6 +15,7 @@ from prefect.states import Crashed
 from pydantic import SecretStr
 
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
+from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
 from pgflow_prefect.execution.prefect_engine import StepTask
@@ -71,6 +72,8 @@ class RemoteStep:
         assert context is not None
         assert isinstance(context.task, StepTask)
         trim_tracebacks()
+        if self.handlers.function is not None:
+            show_logs([self.handlers.function.function])
         try:
             store, watch = await self._borrow()
         except PgflowPrefectError as error:

@@ -1,13 +1,12 @@
 """What Prefect's workers load a workflow's flow by."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
 from prefect import Flow
 
 from pgflow_prefect.deployment import bound
-from pgflow_prefect.deployment.handler_files import BY_ROWS, find_workflow
+from pgflow_prefect.deployment.handler_files import BY_ROWS, find_module, find_workflow, is_file
 from pgflow_prefect.errors import UsageError
 
 
@@ -24,28 +23,16 @@ def make_entrypoint(workflow_slug: str, source: str, directory: Path) -> str:
     """
     if source == BY_ROWS:
         return bound.ENTRYPOINT
-    name = _find_flow(_find_module(source), workflow_slug, source)
-    if not _is_file(source):
+    module = find_module(source)
+    if module is None:
+        raise UsageError(f"{source} has not been loaded: there is no flow to deploy")
+    name = _find_flow(module, workflow_slug, source)
+    if not is_file(source):
         return f"{source}:{name}"
     path = Path(source).resolve()
     if path.suffix != ".py":
         raise UsageError(f"{source} can't be deployed: Prefect loads flows from files whose names end in .py only")
     return f"{path.relative_to(directory) if path.is_relative_to(directory) else path}:{name}"
-
-
-def _is_file(source: str) -> bool:
-    return source.endswith(".py") or Path(source).is_file()
-
-
-def _find_module(source: str) -> ModuleType:
-    """Return the module that was loaded from a file or module, without executing it again."""
-    if not _is_file(source) and source in sys.modules:
-        return sys.modules[source]
-    path = str(Path(source).resolve())
-    for module in [*sys.modules.values()]:
-        if isinstance(module, ModuleType) and vars(module).get("__file__") == path:
-            return module
-    raise UsageError(f"{source} has not been loaded: there is no flow to deploy")
 
 
 def _find_flow(module: ModuleType, workflow_slug: str, source: str) -> str:

@@ -1,0 +1,291 @@
+"""How a file of handlers becomes a module: what it is called, and what its imports find.
+
+A file is called as Python would call it, `orders` or `flows.orders`, if that name is free. Then child processes of its
+handlers can import it by that name from the directories of `sys.path`, and its loggers have a name that people know.
+"""
+
+import importlib
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from pgflow_prefect import by_path
+from pgflow_prefect.deployment.imports import find_imports
+from pgflow_prefect.errors import UsageError
+
+
+class ModuleClashError(UsageError):
+    """A module's name would mean two modules."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a file of handlers stands among all modules.
+
+    Attributes:
+        path: the file.
+        name: its module's.
+        directories: where its imports are looked for first.
+        origins: the file or folder that each top-level name means which it imports, directly or not.
+        own: those of the names that are found in its directories.
+    """
+
+    path: Path
+    name: str
+    directories: tuple[Path, ...]
+    origins: Mapping[str, Path]
+    own: frozenset[str]
+
+
+_homes: dict[Path, Home] = {}
+
+
+def load_file(path: Path) -> ModuleType:
+    """Execute a file of handlers as a module, and return that.
+
+    Args:
+        path: absolute, without links.
+
+    Raises:
+        ModuleClashError: a name that it imports means another file to a file that was loaded before.
+        Exception: whatever the file raises.
+    """
+    importlib.invalidate_caches()
+    home = _make_home(path)
+    _refuse_clash(home)
+    known = _homes.get(path)
+    _homes[path] = home
+    if "." in home.name and not home.name.startswith(by_path.__name__):
+        importlib.import_module(home.name.rpartition(".")[0])
+    present = sys.modules.get(home.name)
+    if present is not None and known is None and _find_origin(present.__spec__) == path:
+        return present  # another file of handlers has just imported it
+    return _execute(home)
+
+
+def load_named(name: str) -> ModuleType:
+    """Import a module of handlers by its name; the working directory is looked at first.
+
+    Raises:
+        ModuleClashError: a name that it imports means another file to a file that was loaded before.
+        Exception: whatever the module raises.
+    """
+    importlib.invalidate_caches()
+    directory = Path.cwd()
+    _import_from([directory])
+    base = directory.joinpath(*name.split("."))
+    for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+        if path.is_file():
+            found = find_imports(path, [directory])
+            names = found.names | {name.partition(".")[0]}
+            home = Home(path, name, (directory,), *_find_origins(names, [directory], path))
+            _refuse_clash(home)
+            _homes[path] = home
+            break
+    return importlib.import_module(name)
+
+
+def find_loaded(path: Path) -> ModuleType | None:
+    """Return the module that a file was loaded as; None where it was not."""
+    home = _homes.get(path)
+    return sys.modules.get(home.name) if home is not None else None
+
+
+# The name
+
+
+def _make_home(path: Path) -> Home:
+    level = find_imports(path, []).level
+    depth = min(max(_count_packages(path), level), len(path.parents) - 1)
+    roots = [path.parents[depth]] if depth else []
+    directories = tuple(dict.fromkeys([path.parent, *roots, Path.cwd()]))
+    _import_from(directories)
+    found = find_imports(path, directories)
+    name = ".".join([*path.parts[-1 - depth : -1], path.stem])
+    names = set(found.names)
+    if _is_free(name, path):
+        names |= {name.partition(".")[0]} if depth else set()
+    else:
+        name = by_path.name_module(path)
+    return Home(path, name, directories, *_find_origins(names, directories, path))
+
+
+def _count_packages(path: Path) -> int:
+    count = 0
+    while count < len(path.parents) - 1 and (path.parents[count] / "__init__.py").is_file():
+        count += 1
+    return count
+
+
+def _is_free(name: str, path: Path) -> bool:
+    """Tell whether every process with this `sys.path` would find the file, and nothing else, under a name."""
+    first, *others = name.split(".")
+    if path.suffix != ".py" or not all(map(str.isidentifier, name.split("."))) or first in sys.stdlib_module_names:
+        return False
+    wanted = path.parents[len(others) - 1] if others else path
+    present = sys.modules.get(first)
+    if present is not None and _find_origin(present.__spec__) != wanted:
+        return False
+    return _find_origin(PathFinder.find_spec(first)) == wanted
+
+
+def _find_origin(spec: ModuleSpec | None) -> Path | None:
+    """Return the file of a module, or the folder of a package; None where it has several or none."""
+    if spec is None:
+        return None
+    if spec.submodule_search_locations is not None:
+        folders = [*spec.submodule_search_locations]
+        return Path(folders[0]).resolve() if len(folders) == 1 else None
+    return Path(spec.origin).resolve() if spec.origin is not None and spec.has_location else None
+
+
+# What imports find
+
+
+def _import_from(directories: Sequence[Path]) -> None:
+    """Have modules be found in some directories, after everything that is installed: children know `sys.path` only."""
+    for directory in directories:
+        if str(directory) not in sys.path:
+            sys.path.append(str(directory))
+    if not any(isinstance(each, _Finder) for each in sys.meta_path):
+        place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+        sys.meta_path.insert(place, _Finder())
+
+
+def _find_origins(
+    names: Collection[str], directories: Sequence[Path], path: Path
+) -> tuple[dict[str, Path], frozenset[str]]:
+    """Return what `Home` has as `origins` and `own`; names of the standard library always mean that."""
+    origins: dict[str, Path] = {}
+    own = set()
+    for name in {*names} - sys.stdlib_module_names:
+        spec = _find_own(name, directories, path)
+        if spec is not None:
+            own.add(name)
+        if (origin := _find_origin(spec or _find_installed(name))) is not None:
+            origins[name] = origin
+    return origins, frozenset(own)
+
+
+def _find_own(name: str, directories: Sequence[Path], importer: Path) -> ModuleSpec | None:
+    """Return the user's module that a name means to a file; None where an installed one is meant, or none exists.
+
+    The standard library always wins. Then, as in Python, what is beside the file wins over what is installed, unless it
+    is a file of handlers itself, or a folder that just has the name: people call `flows/pandas.py` after what it uses.
+    """
+    own = PathFinder.find_spec(name, [*map(str, directories)])
+    if own is None:
+        return None
+    is_weak = own.loader is None or own.origin == str(importer) or _holds_handlers(own)
+    return None if is_weak and _find_installed(name) else own
+
+
+def _find_installed(name: str) -> ModuleSpec | None:
+    """Return the module or package of a name that is in no directory of users."""
+    users = {directory for home in _homes.values() for directory in home.directories} | {Path.cwd()}
+    spec = PathFinder.find_spec(name, [each for each in sys.path if Path(each).resolve() not in users])
+    return spec if spec is not None and spec.loader is not None else None
+
+
+def _holds_handlers(spec: ModuleSpec) -> bool:
+    if spec.origin is None or not spec.origin.endswith(".py"):
+        return False
+    return b"pgflow_prefect" in Path(spec.origin).read_bytes()
+
+
+class _Finder(MetaPathFinder):
+    """Finds what a name means to the files of handlers that import it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if path is not None:  # in a package, which is found already
+            return None
+        for home in _list_active():
+            if fullname not in home.own:
+                continue
+            origin = home.origins.get(fullname)
+            loaded = find_loaded(origin) if origin is not None else None
+            if loaded is not None and loaded.__name__ != fullname:
+                return ModuleSpec(fullname, _Alias(loaded), origin=str(origin))
+            return PathFinder.find_spec(fullname, [*map(str, home.directories)])
+        return None
+
+
+class _Alias(Loader):
+    """Imports a file of handlers that was loaded under another name: it is not executed again."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = self._module
+
+
+def _list_active() -> Iterator[Home]:
+    """Yield the files that are loaded, or are being loaded."""
+    for home in [*_homes.values()]:
+        module = sys.modules.get(home.name)
+        if module is not None and getattr(module, "__file__", None) == str(home.path):
+            yield home
+
+
+def _refuse_clash(home: Home) -> None:
+    """Refuse a file to which a name means something else than it means to this process already.
+
+    Raises:
+        ModuleClashError: with both modules.
+    """
+    for other in _list_active():
+        for name in sorted(home.origins.keys() & other.origins.keys()):
+            ours, theirs = home.origins[name], other.origins[name]
+            if other.path != home.path and ours != theirs:
+                raise ModuleClashError(
+                    f"{home.path} and {other.path} both import {name!r}, and mean different modules: {ours} and "
+                    f"{theirs}. One process can have one module of a name: start a process for each file, or rename "
+                    "one of the modules"
+                )
+    for name in sorted(home.own & home.origins.keys()):
+        present = sys.modules.get(name)
+        there = _find_origin(present.__spec__) if present is not None else None
+        if there not in {None, home.origins[name], *_homes}:
+            raise ModuleClashError(
+                f"{home.path} imports {name!r}, which is {home.origins[name]}, and this process has {there} under that "
+                "name already: rename the module"
+            )
+
+
+# Executing it
+
+
+class _UncachedLoader(SourceFileLoader):
+    """Compiles the source each time: Python's cache takes a file of the same size and second for the same file."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _execute(home: Home) -> ModuleType:
+    loader = _UncachedLoader(home.name, str(home.path))
+    if home.name.startswith(by_path.__name__):
+        spec = by_path.make_spec(home.name, home.path, loader)
+    else:
+        found = spec_from_file_location(home.name, home.path, loader=loader)
+        assert found is not None
+        spec = found
+    module = module_from_spec(spec)
+    sys.modules[home.name] = module
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(home.name, None)
+        raise
+    package, _, stem = home.name.rpartition(".")
+    if package:
+        setattr(sys.modules[package], stem, module)
+    return module
