@@ -72,6 +72,10 @@ class ArgumentInvalidError(NotRetriableError):
     """An argument of a handler does not fit its annotation."""
 
 
+class PayloadInvalidError(UsageError):
+    """The payload of a run that is to begin does not fit what a handler says of it: no run is created."""
+
+
 class ResultInvalidError(NotRetriableError):
     """What a handler returned does not fit its annotation, or can't be stored as jsonb."""
 

@@ -180,8 +180,10 @@ class Workflow:
             step_slug = slug if slug is not None else getattr(function, "__name__", None)
             if step_slug is None:
                 raise UsageError(f"{function!r} has no name of its own: name its step, @workflow.step('some-slug')")
-            if step_slug in self._handlers:
+            if step_slug in self._handlers and not self._is_run_again(self._handlers[step_slug].function, function):
                 raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
+            if self._handlers.pop(step_slug, None) is not None:
+                self._after.pop(step_slug, None)
             self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented, shadow)
             if after:
                 self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
@@ -204,11 +206,21 @@ class Workflow:
         """
         if isinstance(after, str):
             raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
-        if slug in self._bindings:
+        if slug in self._bindings and not self._is_interactive:
             raise UsageError(f"step {slug!r} of workflow {self.slug!r} is bound twice: remove one")
         self._bindings[slug] = binding
         if after:
             self._after[slug] = (*self._after.get(slug, ()), *after)
+
+    @property
+    def _is_interactive(self) -> bool:
+        """Whether a cell of a notebook has made this object, or a line at a prompt: users run these again."""
+        return "__file__" not in self._globals
+
+    def _is_run_again(self, former: Callable[..., Any], function: Callable[..., Any]) -> bool:
+        """Tell whether a cell that defines a handler was run again: it defines a function of the same name."""
+        names = [getattr(each, "__qualname__", None) for each in (former, function)]
+        return self._is_interactive and names[0] is not None and names[0] == names[1]
 
     @property
     def source(self) -> Path | None:

@@ -93,6 +93,7 @@ def read_payload(argument: str) -> str:
 
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
     from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.execution.payloads import check_payload
     from pgflow_prefect.graph import find_problems
 
     async with open_host(settings) as host:
@@ -100,6 +101,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
             raise InvalidDefinitionError(slug, problems)
         workflow, source = await _load(host, definition, handlers)
+        await check_payload(host.store, slug, workflow.step_handlers, jsonlib.loads(payload))
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 

@@ -33,6 +33,7 @@ from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
+from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.prefect_engine import make_task_runs
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
@@ -148,6 +149,7 @@ class Execution:
     async def _take(self, store: Store, payload: JsonValue, run_id: UUID | None, flow_run: FlowRun) -> int | None:
         """Become the run's owner, creating it where no id is given; None where the run has ended."""
         if run_id is None:
+            await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, payload))
             run_id, text = find_run_id(flow_run.id), to_json(payload).decode()
             epoch = await self._persist(store, lambda: store.create_run(self.workflow_slug, text, run_id, flow_run.id))
         else:

@@ -1,20 +1,21 @@
 """A Python function as the handler of a step: its arguments by name, its annotations checked by pydantic."""
 
 import inspect
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from anyio import get_cancelled_exc_class
 from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
+from pydantic_core import to_json
 
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
+from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.threads import run_in_thread
+from pgflow_prefect.handlers.values import UnstorableError, write_result
 from pgflow_prefect.models import Claim, to_identifier
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -52,7 +53,8 @@ class PythonHandler:
             if parameter.kind not in _BY_NAME:
                 raise UsageError(
                     f"the handler of step {self.step_slug!r} takes {parameter}: name each upstream step as an "
-                    "argument, or take `upstream` for the results of all by slug"
+                    "argument, or take `upstream` for the results of all by slug; if a decorator takes it, write "
+                    "@functools.wraps(function) above the decorator's inner function"
                 )
 
     @cached_property
@@ -146,21 +148,23 @@ class PythonHandler:
             ) from None  # pydantic's own message has the value, and Prefect logs causes, too
 
     def _serialise(self, value: Any) -> str:  # noqa: ANN401
-        adapter = self._adapters.get("return")
         try:
-            if adapter is None:
-                plain = to_jsonable_python(value, inf_nan_mode="constants")
-            else:
-                checked = adapter.validate_python(value)
-                plain = adapter.dump_python(checked, mode="json", by_alias=True, round_trip=True)
-            # Standard JSON only: pydantic would write NaN as null, and a wrong number would pass for none.
-            return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+            return write_result(value, self._adapters.get("return"))
         except ValidationError as error:
             raise ResultInvalidError(
                 f"step {self.step_slug!r}: the result does not fit its annotation: {_explain(error)}"
             ) from None
-        except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-            raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from error
+        except UnstorableError as error:
+            raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from None
+
+    def check_payload(self, payload: JsonValue) -> None:
+        """Make sure that a run's payload fits what the function says of it, if it takes one.
+
+        Raises:
+            ArgumentInvalidError: it does not.
+        """
+        if self.wants_payload:
+            self._validate("payload", payload)
 
     @cached_property
     def hints(self) -> Mapping[str, Any]:
@@ -170,8 +174,8 @@ class PythonHandler:
             UsageError: one names something that is not defined.
         """
         try:
-            found = get_type_hints(self.function, include_extras=True)
-        except (NameError, TypeError, AttributeError, SyntaxError) as error:
+            found = find_hints(self.function)
+        except Exception as error:  # an annotation in quotes is any code
             raise self._refuse(error) from error
         if "return" in found:
             found["return"] = find_collected(found["return"])
@@ -196,7 +200,7 @@ class PythonHandler:
             which = "its result" if name == "return" else f"argument {name!r}"
             raise self._refuse(
                 f"that of {which}, {inspect.formatannotation(hint)}, is no type that JSON can be checked against: "
-                "use a plain type, a dataclass or a pydantic model"
+                f"{_advise(hint)}"
             ) from error
         except (NameError, TypeError) as error:
             raise self._refuse(error) from error
@@ -218,6 +222,13 @@ def _is_plain(hint: Any) -> bool:  # noqa: ANN401
         return True
     is_mapping = get_origin(hint) in (dict, Mapping)
     return is_mapping and get_args(hint)[:1] == (str,) and _is_plain(get_args(hint)[1])
+
+
+def _advise(hint: Any) -> str:  # noqa: ANN401
+    """Return what to do instead of a type that pydantic has no schema for."""
+    if "DataFrame" in str(hint):
+        return "pass its rows, frame.to_dict('records'), as list[dict[str, Any]], or the address of a file"
+    return "use a plain type, a dataclass or a pydantic model"
 
 
 def _explain(error: ValidationError) -> str:

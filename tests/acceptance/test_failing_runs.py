@@ -5,7 +5,7 @@ from uuid import UUID
 
 from tests.acceptance.conftest import CommandLine, PrefectView
 from tests.conftest import Connection
-from tests.engine import column, get_run, get_state, statuses
+from tests.engine import column, get_run, get_state, run_workflow, statuses
 
 
 def test_a_handler_that_raises_fails_the_run_everywhere(
@@ -43,7 +43,8 @@ def test_a_handler_that_raises_fails_the_run_everywhere(
 def test_a_value_that_does_not_fit_an_annotation_fails_the_step_and_is_not_shown(
     cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
 ) -> None:
-    failed = cli("run", chain, "--payload", '{"start": "a-secret-word"}', "--json")
+    begun = run_workflow(db, chain, {"start": "a-secret-word"}).id  # SQL knows of no annotation
+    failed = cli("run", "--resume", str(begun), "--json")
 
     assert failed.code == 1
     told = json.loads(failed.out)["run"]

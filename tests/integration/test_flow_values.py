@@ -5,11 +5,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 
 from pgflow_prefect import Workflow
-from pgflow_prefect.errors import UsageError
+from pgflow_prefect.errors import PayloadInvalidError, UsageError
 from tests.conftest import Connection
+from tests.engine import run_workflow
 from tests.integration.conftest import (
     Define,
     make_slug,
@@ -53,7 +54,7 @@ async def test_a_value_that_does_not_fit_fails_the_step_at_once_and_names_it(db:
         return len(payload)
 
     with pytest.raises(Exception, match="argument 'payload'"):
-        await workflow.flow(payload={"n": "many"})
+        await workflow.flow(run_id=run_workflow(db, workflow.slug, {"n": "many"}).id)
     assert calls == []
     status, attempts, _, message = read_steps(db)["count"]
     assert (status, attempts) == ("failed", 1)
@@ -139,3 +140,39 @@ async def test_a_run_id_may_be_text_and_has_to_be_a_uuid(db: Connection, define:
     with pytest.raises(UsageError, match=r"the parameter run_id is 'nonsense', and no UUID: leave it out"):
         await workflow.flow(run_id="nonsense")
     assert read_run(db)[2] == run_id, "and no other run was begun"
+
+
+async def test_a_payload_that_does_not_fit_begins_no_run(define: Define, db: Connection) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["load", "late"], [("load", "late")])
+    not_a_number = "step 'late': argument 'payload' does not fit its annotation: n: "
+
+    @workflow.step
+    def load(payload: JsonValue) -> JsonValue:
+        return payload
+
+    @workflow.step
+    def late(load: JsonValue, payload: dict[str, int]) -> JsonValue:
+        return load
+
+    with pytest.raises(PayloadInvalidError, match=not_a_number) as refused:
+        await workflow.flow(payload={"n": "many"})
+    assert "many" not in str(refused.value)
+    assert db.execute("SELECT count(*) FROM pgflow.runs").fetchone() == (0,)
+    await workflow.flow(payload={"n": 1})
+    assert read_run(db)[0] == "completed"
+
+
+async def test_a_payload_need_not_fit_a_function_whose_step_a_row_binds_elsewhere(
+    define: Define, db: Connection
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["load"])
+    db.execute("CREATE FUNCTION public.load_it(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT to_jsonb(7)';")
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'load', 'sql', 'public.load_it')", (workflow.slug,))
+
+    @workflow.step
+    def load(payload: int) -> int:
+        return payload
+
+    assert await workflow.flow(payload="many") == {"load": 7}

@@ -4,13 +4,12 @@ import inspect
 import json
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any
 from uuid import UUID
 
 from prefect.utilities.callables import ParameterSchema, generate_parameter_schema
 from pydantic_core import to_json
 
-from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
 
@@ -53,10 +52,7 @@ def _find_annotations(workflow: Workflow, definition: WorkflowDefinition) -> lis
         handler = workflow.handlers.get(slug)
         if handler is None or not handler.wants_payload:
             continue
-        try:
-            hints = get_type_hints(handler.function, include_extras=True)
-        except Exception as error:  # an annotation in quotes is any code
-            raise UsageError(f"the handler of step {slug!r} has an annotation that can't be used: {error}") from error
+        hints = handler.hints
         if "payload" in hints and hints["payload"] not in found:
             found.append(hints["payload"])
     return found

@@ -1,0 +1,81 @@
+"""Where a value that was read again from JSON is not the value that was written."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from pgflow_prefect.handlers.schemas import SchemaView
+from pgflow_prefect.handlers.unstorable import SECRETS, Found, find_secrets, find_unstorable, list_fields
+
+
+def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401  any value
+    """Yield the places where something was lost, and what.
+
+    Where the annotation says `Any`, a value is what its JSON says: only what JSON has no form for is lost there.
+
+    Args:
+        before: what was written.
+        after: what was read.
+        schema: what the annotation says of it.
+    """
+    schema = schema.choose(before)
+    if isinstance(before, SECRETS):
+        if not _is_same(before, after):
+            yield from find_secrets(before)
+    elif schema.takes_anything:
+        if not _is_same(before, after):  # pydantic writes null for a number that is none
+            yield from find_unstorable(before)
+    elif is_dataclass(before) or isinstance(before, BaseModel):
+        yield from _compare_fields(before, after, schema)
+    elif isinstance(before, Mapping) and isinstance(after, Mapping):
+        yield from _compare_mappings(before, after, schema)
+    elif isinstance(before, list | tuple) and type(before) is type(after) and len(before) == len(after):
+        for number, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _place(f"[{number}]", find_losses(one, other, schema.item(number)))
+    elif not _is_same(before, after):
+        yield "", _explain(before, after)
+
+
+def _compare_fields(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401
+    if type(before) is not type(after):
+        yield "", _explain(before, after)
+        return
+    for name in list_fields(before):
+        losses = find_losses(getattr(before, name), getattr(after, name, None), schema.field(name))
+        yield from _place(f".{name}", losses)
+
+
+def _compare_mappings(before: Mapping[Any, Any], after: Mapping[Any, Any], schema: SchemaView) -> Iterator[Found]:
+    if before.keys() != after.keys():
+        yield "", "has keys that come back as others: use texts as keys"
+        return
+    for name, each in before.items():
+        yield from _place(f".{name}", find_losses(each, after[name], schema.value(str(name))))
+
+
+def _place(name: str, losses: Iterator[Found]) -> Iterator[Found]:
+    yield from ((f"{name}{place}", reason) for place, reason in losses)
+
+
+def _is_same(before: Any, after: Any) -> bool:  # noqa: ANN401
+    """Compare as the values' own type does; objects that have no way to be compared are the same if their types are."""
+    if isinstance(before, Iterator):  # it has been consumed
+        return True
+    own_comparison: object = type(before).__eq__
+    if own_comparison is object.__eq__:
+        return type(before) is type(after)
+    try:
+        return bool(before == after)
+    except Exception:  # noqa: BLE001  a comparison of the user's
+        return type(before) is type(after)
+
+
+def _explain(before: Any, after: Any) -> str:  # noqa: ANN401
+    if type(before) is type(after):
+        return "comes back as another value: its annotation leaves something out on the way to JSON"
+    return (
+        f"is a {type(before).__name__} and comes back as a {type(after).__name__}: name what it is in the annotation, "
+        "and tell the members of a union apart by a discriminator"
+    )

@@ -1,0 +1,130 @@
+"""What JSON has no form for, or only one that says less: where it is in a value, and what to do about it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic.types import Secret
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+Found = tuple[str, str]
+"""A place within a value, such as `[1].price`, and what is wrong there."""
+
+PLAIN = (str, int, float, bool, type(None))
+"""What JSON has by itself, without parts."""
+
+SECRETS = (SecretStr, SecretBytes, Secret)
+
+_NONE = "which JSON has no form for"
+
+
+def find_unstorable(value: Any) -> Iterator[Found]:  # noqa: ANN401  any value
+    """Yield what JSON has no form for, with what to do. No value is in it."""
+    for place, each in _walk(value):
+        for explain in _EXPLANATIONS:
+            if (reason := explain(each)) is not None:
+                yield place, reason
+                break
+
+
+def find_secrets(value: Any) -> Iterator[Found]:  # noqa: ANN401
+    """Yield the secrets of pydantic, for which JSON gets stars."""
+    for place, each in _walk(value):
+        if isinstance(each, SECRETS):
+            yield (
+                place,
+                f"is a {type(each).__name__}, for which JSON gets stars only: load the secret in the step that needs "
+                "it, or return .get_secret_value() if it may stand in the database",
+            )
+
+
+def list_fields(value: Any) -> list[str]:  # noqa: ANN401
+    """Return the names of the fields of a model or a dataclass."""
+    if isinstance(value, BaseModel):
+        return [*type(value).model_fields, *(value.model_extra or {})]
+    return [each.name for each in fields(value)]
+
+
+def _walk(value: Any, place: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield a value and all that is in it, each with its place."""
+    yield place, value
+    if isinstance(value, PLAIN) or id(value) in above:
+        return
+    within = above | {id(value)}
+    for name, each in _list_parts(value):
+        yield from _walk(each, f"{place}{name}", within)
+
+
+def _list_parts(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
+        yield from ((f".{name}", getattr(value, name, None)) for name in list_fields(value))
+    elif isinstance(value, Mapping):
+        yield from ((f".{name}", each) for name, each in value.items())
+    elif isinstance(value, list | tuple | Set):
+        yield from ((f"[{number}]", each) for number, each in enumerate(value))
+
+
+def _name_kind(value: Any) -> str:  # noqa: ANN401
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    return kind.__name__ if library in {"builtins", "__main__"} else f"{library}.{kind.__name__}"
+
+
+def _explain_missing(value: Any) -> str | None:  # noqa: ANN401
+    if type(value).__name__ not in {"NaTType", "NAType"}:
+        return None
+    return f"is pandas' {value!r}, {_NONE}: return None in its place"
+
+
+def _explain_number(value: Any) -> str | None:  # noqa: ANN401
+    if not isinstance(value, float) or math.isfinite(value):
+        return None
+    return f"is {float(value)!r}, {_NONE}: return None in its place, or a text"
+
+
+def _explain_bytes(value: Any) -> str | None:  # noqa: ANN401
+    if not isinstance(value, bytes | bytearray):
+        return None
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return (
+            f"is binary bytes, {_NONE}: return base64.b64encode(…).decode(), or store them elsewhere and return their "
+            "address"
+        )
+    return None
+
+
+def _explain_table(value: Any) -> str | None:  # noqa: ANN401
+    if type(value).__name__ != "DataFrame":
+        return None
+    return f"is a {_name_kind(value)}, {_NONE}: return its rows, frame.to_dict('records'), or the address of a file"
+
+
+def _explain_numpy(value: Any) -> str | None:  # noqa: ANN401
+    if isinstance(value, PLAIN) or not callable(getattr(value, "tolist", None)):
+        return None
+    call = "tolist()" if getattr(value, "ndim", 1) else "item()"
+    return f"is a {_name_kind(value)}, {_NONE}: return its Python value, .{call}"
+
+
+def _explain_other(value: Any) -> str | None:  # noqa: ANN401
+    if isinstance(value, (*PLAIN, Mapping, list, tuple, Set, BaseModel)) or is_dataclass(value):
+        return None
+    try:
+        to_jsonable_python(value)
+    except (PydanticSerializationError, ValueError, TypeError, AttributeError):
+        return f"is a {_name_kind(value)}, {_NONE}: return texts, numbers, lists and dicts"
+    return None
+
+
+_EXPLANATIONS: tuple[Callable[[Any], str | None], ...] = (
+    _explain_missing,
+    _explain_number,
+    _explain_bytes,
+    _explain_table,
+    _explain_numpy,
+    _explain_other,
+)

@@ -1,0 +1,142 @@
+"""A handler's result as JSON: what can't be stored is refused with its place, and so is what would not come back."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from pgflow_prefect.handlers.losses import find_losses
+from pgflow_prefect.handlers.schemas import SchemaView, is_lossless
+from pgflow_prefect.handlers.unstorable import PLAIN, Found, find_secrets, find_unstorable
+
+_STARS = '"**********"'
+"""What pydantic writes for a secret."""
+
+
+class UnstorableError(ValueError):
+    """A value that can't be stored as JSON so that the next step gets it again; the message has no value in it."""
+
+
+def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401  any value
+    """Return a result as JSON text.
+
+    Args:
+        value: what the handler returned.
+        adapter: checks it; None where its annotation says nothing.
+
+    Raises:
+        ValidationError: it does not fit its annotation.
+        UnstorableError: JSON has no form for it, or the value that the next step reads would be another one.
+    """
+    if adapter is None:
+        return _write_unchecked(value)
+    try:
+        checked = adapter.validate_python(value)
+    except TypeError as error:  # pandas' NaT is a datetime that has no year
+        raise _make_error(value, error) from error
+    text = _write(checked, lambda: _dump(checked, adapter))
+    if not is_lossless(adapter):
+        try:
+            _check_comes_back(checked, adapter, "", text)
+        except ValidationError as error:
+            raise UnstorableError(_explain_unreadable(error)) from None
+    return text
+
+
+def _write_unchecked(value: Any) -> str:  # noqa: ANN401
+    with suppress(TypeError, ValueError, RecursionError):
+        return _write_json(value)  # most results are plain JSON already: there is nothing to lose
+    text = _write(value, lambda: _dump(value, None))
+    adapters: dict[type, TypeAdapter[Any]] = {}
+    for place, model in _find_models(value):
+        kind = type(model)
+        adapters[kind] = adapters.get(kind) or TypeAdapter(kind)
+        with suppress(ValidationError):  # a step that reads it as such a model hears of that
+            _check_comes_back(model, adapters[kind], place)
+    return text
+
+
+def _write(value: Any, write: Callable[[], str]) -> str:  # noqa: ANN401
+    """Write a value; where that fails, say where in the value the reason is.
+
+    Raises:
+        UnstorableError: JSON has no form for it, or only stars.
+    """
+    try:
+        text = write()
+    except (PydanticSerializationError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _make_error(value, error) from error
+    if _STARS in text:
+        _refuse(find_secrets(value))
+    return text
+
+
+def _make_error(value: Any, error: Exception) -> UnstorableError:  # noqa: ANN401
+    """Return where in the value the reason is, or at least what was said."""
+    with suppress(RecursionError):
+        for place, reason in find_unstorable(value):
+            return UnstorableError(f"{_name(place)} {reason}")
+    return UnstorableError(str(error))
+
+
+def _dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401
+    if adapter is None:
+        plain = to_jsonable_python(value, inf_nan_mode="constants")
+    else:
+        plain = adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
+    return _write_json(plain)
+
+
+def _write_json(plain: Any) -> str:  # noqa: ANN401
+    # Standard JSON only: pydantic would write NaN as null, and a wrong number would pass for none.
+    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def _find_models(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the outermost models in a value."""
+    if isinstance(value, BaseModel):
+        yield "", value
+        return
+    parts: Iterator[tuple[str, Any]] = iter(())
+    if isinstance(value, Mapping):
+        parts = ((f".{name}", each) for name, each in value.items())
+    elif isinstance(value, list | tuple):
+        parts = ((f"[{number}]", each) for number, each in enumerate(value))
+    for place, each in parts:
+        if not isinstance(each, PLAIN):
+            yield from ((f"{place}{beneath}", found) for beneath, found in _find_models(each))
+
+
+def _check_comes_back(value: Any, adapter: TypeAdapter[Any], place: str, text: str | None = None) -> None:  # noqa: ANN401
+    """Read what was written as the next step reads it, and compare.
+
+    Raises:
+        ValidationError: it can't be read.
+        UnstorableError: it is another value.
+    """
+    again = adapter.validate_json(_dump(value, adapter) if text is None else text)
+    with suppress(Exception):  # an object's own comparison; its parts are compared
+        if bool(again == value):
+            return
+    _refuse(find_losses(value, again, SchemaView.of(adapter)), place)
+
+
+def _refuse(found: Iterator[Found], above: str = "") -> None:
+    for place, reason in found:
+        raise UnstorableError(f"{_name(above + place)} {reason}")
+
+
+def _name(place: str) -> str:
+    return place.removeprefix(".") or "it"
+
+
+def _explain_unreadable(error: ValidationError) -> str:
+    [detail, *_] = error.errors(include_url=False, include_input=False)
+    place = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in detail["loc"])
+    return (
+        f"{_name(place)} is written so that it can't be read again ({detail['msg']}): have one alias for both ways, "
+        "and no `exclude`"
+    )
