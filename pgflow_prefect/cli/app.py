@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             app[named].help_format = "markdown"
         result = app.meta(arguments, exit_on_error=False, print_error=False)
         code = result if isinstance(result, int) else 0
+    except SystemExit as error:  # with a command's result, as cyclopts has it, or after SIGTERM
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except CycloptsError as error:
         code = _print_error(f"{error}", hint="`pgflow-prefect --help` shows the commands", code=2)
     except UsageError as error:
@@ -110,6 +112,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _print_error(
             f"unexpected {type(error).__name__}: {error}", hint="--debug shows where it comes from", code=1
         )
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    """End the process, which is this command's own: at once, where a handler that was given up would keep it."""
+    signals = sys.modules.get("pgflow_prefect.execution.signals")
+    if signals is not None and signals.is_held_up():
+        atexit._run_exitfuncs()  # what is still to be logged and sent is
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

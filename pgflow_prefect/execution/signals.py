@@ -13,16 +13,19 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from types import FrameType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import anyio
 from prefect.logging.loggers import patch_print
 
 from pgflow_prefect.errors import PgflowPrefectError, find_first
+from pgflow_prefect.handlers.threads import count_given_up
 
 T = TypeVar("T")
 
 _GRACE = 3.0  # seconds for handing runs back, after the second signal
+
+_CLOSING = 3.0  # seconds for closing the event loop, once all is done
 
 
 class Switch:
@@ -101,25 +104,66 @@ def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
 
 def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
     """Run an async function in a thread of its own while the main thread hears signals."""
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(anyio.run(work))
-        except BaseException as error:  # noqa: BLE001  raised again, in the main thread
-            failures.append(error)
-
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="pgflow-event-loop")
+    outcome = _Outcome(work)
+    # A daemon, and so are the threads that it starts: the process is not to wait for what can't be stopped.
+    thread = threading.Thread(target=copy_context().run, args=(outcome.run,), name="pgflow-event-loop", daemon=True)
     with _hear(switch):
         thread.start()
-        thread.join()
-    if not failures:
-        return results[0]
-    failure = find_first(failures.pop())  # no traceback is to keep the list that has it
-    if isinstance(failure, SystemExit):  # with its code, a command could pass for one that has done its work
-        raise PgflowPrefectError(f"code outside of a step has raised SystemExit: {failure}") from failure
-    raise failure
+        outcome.is_known.wait()
+        thread.join(_CLOSING)
+    if thread.is_alive():
+        _unclosed.append(thread)
+    return outcome.get()
+
+
+_unclosed: list[threading.Thread] = []
+
+
+def is_held_up() -> bool:
+    """Tell whether the process would have to wait for handlers that were given up, for their threads or tasks."""
+    return bool(count_given_up()) or any(thread.is_alive() for thread in _unclosed)
+
+
+class _Outcome(Generic[T]):
+    """What an async function returns or raises, known before its event loop is closed.
+
+    Closing it waits for tasks that don't end when they are cancelled, and for the threads of `asyncio.to_thread`.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self.is_known = threading.Event()
+        self._work = work
+        self._results: list[T] = []
+        self._failures: list[BaseException] = []
+
+    def run(self) -> None:
+        try:
+            anyio.run(self._note)
+        except BaseException as error:  # noqa: BLE001  raised again, in the main thread
+            if not self.is_known.is_set():
+                self._failures.append(error)
+        finally:
+            self.is_known.set()
+
+    async def _note(self) -> None:
+        try:
+            self._results.append(await self._work())
+        except BaseException as error:  # noqa: BLE001  likewise
+            self._failures.append(error)
+        self.is_known.set()
+
+    def get(self) -> T:
+        """Return or raise it.
+
+        Raises:
+            PgflowPrefectError: it has raised SystemExit: with its code, a command could pass for one that is done.
+        """
+        if not self._failures:
+            return self._results[0]
+        failure = find_first(self._failures.pop())  # no traceback is to keep the list that has it
+        if isinstance(failure, SystemExit):
+            raise PgflowPrefectError(f"code outside of a step has raised SystemExit: {failure}") from failure
+        raise failure
 
 
 @contextmanager
