@@ -102,6 +102,10 @@ class ReportRefusedError(NotRetriableError):
     """PostgreSQL refuses a step's completion for good: to execute its handler again would not change that."""
 
 
+class UnstorableTextError(ResultInvalidError):
+    """A text has a character that the database's encoding does not have."""
+
+
 class RetryLaterError(PgflowPrefectError):
     """A step failed in a way that may pass, and whoever refused said when.
 

@@ -27,6 +27,7 @@ DO $guard$
 DECLARE
     existed boolean := to_regnamespace('pgflow') IS NOT NULL;
     former_version int := 0;
+    foreign_table text;
 BEGIN
     IF current_setting('server_version_num')::int < 130000 THEN
         RAISE EXCEPTION 'pgflow needs PostgreSQL 13 or later, this server is %', current_setting('server_version')
@@ -34,6 +35,18 @@ BEGIN
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0'; -- PostgreSQL 17 has it
+    SELECT c.relname INTO foreign_table
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'pgflow'
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+      AND NOT EXISTS (SELECT FROM pg_catalog.pg_class w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.oid
+                      WHERE w.relnamespace = n.oid AND w.relname = 'workflows' AND a.attname = 'slug')
+    ORDER BY c.relname <> 'flows', c.relname LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the schema pgflow of this database belongs to another program: it has pgflow.%, and no '
+                        'pgflow.workflows with a slug', foreign_table
+            USING ERRCODE = 'duplicate_schema',
+                  HINT = 'Use another database. The pgflow that npm has (pgflow.dev) has a schema of this name, too.';
+    END IF;
     BEGIN
         CREATE SCHEMA IF NOT EXISTS pgflow;
     EXCEPTION WHEN unique_violation OR duplicate_schema THEN

@@ -111,6 +111,11 @@ class BindingStatements(Statements):
         self, run_id: UUID, step_slug: str, *, outcome: str, details: list[str], seconds: float
     ) -> None:
         """Note what came of a handler that ran beside somebody else's work: same, different or failed."""
-        await self._fetch(
-            "report_shadow", run_id=run_id, step_slug=step_slug, outcome=outcome, details=details, seconds=seconds
+        await self._fetch_telling(
+            "report_shadow",
+            {"details": details},
+            run_id=run_id,
+            step_slug=step_slug,
+            outcome=outcome,
+            seconds=seconds,
         )

@@ -15,9 +15,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
+from pgflow_prefect.database.dsn import check_dsn
 from pgflow_prefect.database.embedded import default_directory, start_embedded
 from pgflow_prefect.database.link import BOUND, BoundedConnection
-from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, UsageError
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.settings import Settings
 
 Row = dict[str, object]
@@ -67,7 +68,7 @@ def find_dsn(settings: Settings) -> str:
         DatabaseUnavailableError: nothing is named, and there is no embedded server, or it does not start.
     """
     if settings.dsn is not None and (dsn := settings.dsn.get_secret_value()):
-        _check_dsn(dsn)
+        check_dsn(dsn)
         return dsn
     if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         return ""
@@ -80,22 +81,6 @@ def complete_dsn(dsn: str) -> str:
         return dsn
     said = [each for each in pq.Conninfo.get_defaults() if each.val and each.val != each.compiled]
     return make_conninfo(**{each.keyword.decode(): each.val.decode() for each in said if each.val})
-
-
-def _check_dsn(dsn: str) -> None:
-    """Refuse what would end up, with a password in it, in a message of libpq's."""
-    try:
-        parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
-    except psycopg.ProgrammingError:
-        # libpq's message quotes the string, and with it the password: neither it nor its cause may be shown.
-        raise UsageError(
-            "the DSN is not a connection string: give postgresql://USER@HOST:PORT/DATABASE "
-            "or 'host=… dbname=… user=…' (--dsn or PGFLOW_DSN)"
-        ) from None
-    if "@" in parts.get("host", "") or not parts.get("port", "0").replace(",", "0").isdecimal():
-        raise UsageError(
-            "the DSN's host or port can't be right: write the characters /, @ and : of a password as %2F, %40 and %3A"
-        )
 
 
 async def connect(dsn: str, *, timeout: float, bound: float | None = BOUND) -> Connection:  # noqa: ASYNC109  libpq's

@@ -8,8 +8,9 @@ import anyio
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.errors import DatabaseUnavailableError, UnstorableTextError
 from pgflow_prefect.models import Status
 from pgflow_prefect.settings import Settings
 
@@ -59,7 +60,10 @@ class ConsumerStore:
         """Fail a step and its run, and return the step's status: that of the first report."""
         # Text in PostgreSQL has neither NUL nor half a character.
         text = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
-        return await self._report("report_failure", run_id, step_slug, attempt, error_message=text)
+        try:
+            return await self._report("report_failure", run_id, step_slug, attempt, error_message=text)
+        except UnstorableTextError:
+            return await self._report("report_failure", run_id, step_slug, attempt, error_message=escape(text))
 
     async def _report(self, query: str, run_id: UUID, step_slug: str, attempt: int, **what: str) -> Status:
         row = await self._fetch(query, run_id=run_id, step_slug=step_slug, attempt=attempt, **what)

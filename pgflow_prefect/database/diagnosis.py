@@ -83,6 +83,11 @@ class DiagnosisStatements(Statements):
         [row] = await self._fetch("find_versions")
         return _to_version(row["engine"]), _to_version(row["adapter"])
 
+    async def find_foreign_table(self) -> str | None:
+        """Return a table of a schema pgflow that belongs to another program; None where there is none."""
+        rows = await self._fetch("find_foreign_table")
+        return str(rows[0]["name"]) if rows else None
+
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that executing runs needs and that the current user does not have."""
         return [str(row["missing"]) for row in await self._fetch("list_missing_rights")]

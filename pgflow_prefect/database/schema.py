@@ -44,6 +44,21 @@ async def _read_version(connection: Connection, name: str) -> int:
     return int(str(row["version"]))
 
 
+async def _find_foreign_table(connection: Connection) -> str | None:
+    with translate_errors():
+        row = await (await connection.execute(QUERIES["find_foreign_table"])).fetchone()
+    return None if row is None else str(row["name"])
+
+
+def describe_foreign_schema(table: str) -> str:
+    """Say that another program has a schema of our name, which this table shows."""
+    whose = "the pgflow that npm has (pgflow.dev)" if table == "flows" else "another program"
+    return (
+        f"the schema pgflow belongs to {whose}: it has pgflow.{table}, and no pgflow.workflows with a slug. "
+        "`pgflow-prefect` needs a database of its own"
+    )
+
+
 async def check_schema(connection: Connection) -> None:
     """Make sure that the database has both schemas, in the versions that this package needs.
 
@@ -51,6 +66,8 @@ async def check_schema(connection: Connection) -> None:
         SchemaMissingError: with the command that installs them.
     """
     engine, adapter = await read_versions(connection)
+    if engine == 0 and (table := await _find_foreign_table(connection)) is not None:
+        raise SchemaMissingError(f"database {connection.info.dbname!r}: {describe_foreign_schema(table)}")
     if engine == 0 or adapter == 0:
         missing = " and ".join(
             name for name, version in (("pgflow", engine), ("pgflow_prefect", adapter)) if not version

@@ -1,6 +1,6 @@
 """How the statements of the store reach the database."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from time import monotonic
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from pgflow_prefect.database.connection import Pool, Row
 from pgflow_prefect.database.link import UnansweredError
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import ReadOnlyError, translate_errors
+from pgflow_prefect.errors import UnstorableTextError
 
 
 class Tenure(NamedTuple):
@@ -101,6 +102,18 @@ class Statements:
         rows = await self._fetch("extend_leases", run_ids=list(run_ids), epochs=list(epochs), lease=self.tenure.lease)
         return [(UUID(str(row["run_id"])), int(str(row["epoch"])), str(row["holds"])) for row in rows]
 
+    async def _fetch_telling(
+        self, query: str, texts: Mapping[str, str | list[str]], *, run_id: UUID | None = None, **parameters: object
+    ) -> list[Row]:
+        """Execute a statement with texts for people: what the database's encoding does not have is escaped."""
+        try:
+            return await self._fetch(query, run_id=run_id, **parameters, **texts)
+        except UnstorableTextError:
+            escaped = {
+                name: escape(text) if isinstance(text, str) else [*map(escape, text)] for name, text in texts.items()
+            }
+            return await self._fetch(query, run_id=run_id, **parameters, **escaped)
+
     async def drop_broken_connections(self) -> None:
         """Close the idle connections that no longer answer, so that the next statement does not meet one.
 
@@ -112,3 +125,8 @@ class Statements:
             await self._pool.drain()
         else:
             await self._pool.check()
+
+
+def escape(text: str) -> str:
+    """Return a text as every encoding has it: a euro sign as \\u20ac."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")

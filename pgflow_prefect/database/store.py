@@ -302,7 +302,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
     async def cancel_run(self, run_id: UUID, reason: str) -> None:
         """Fail a run and all its pending steps; a finished run stays as it is."""
-        await self._fetch("cancel_run", run_id=run_id, reason=reason)
+        await self._fetch_telling("cancel_run", {"reason": reason}, run_id=run_id)
 
     # Steps
 
@@ -381,11 +381,11 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         self, run_id: UUID, step_slug: str, error_message: str, *, state_name: str, **fence: object
     ) -> Report:
         """Fail a step and its run; arguments and return value as of `complete_step`."""
-        rows = await self._fetch(
+        rows = await self._fetch_telling(
             "fail_step",
+            {"error_message": error_message},
             run_id=run_id,
             step_slug=step_slug,
-            error_message=error_message,
             state_name=state_name,
             **fence,
         )
@@ -395,13 +395,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         self, run_id: UUID, step_slug: str, *, task_run_id: UUID, state_name: str, message: str
     ) -> None:
         """Note the state that Prefect shows a task run in."""
-        await self._fetch(
+        await self._fetch_telling(
             "note_state",
+            {"message": message},
             run_id=run_id,
             step_slug=step_slug,
             task_run_id=task_run_id,
             state_name=state_name,
-            message=message,
         )
 
 

@@ -1,7 +1,9 @@
 """From PostgreSQL's errors to ours."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from uuid import UUID
 
 import psycopg
@@ -17,8 +19,15 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     SchemaMissingError,
     SupersededError,
+    UnstorableTextError,
     UsageError,
 )
+from pgflow_prefect.shipped import shipped_path
+
+# A line of an error's context that names a function: only the words around the name are translated.
+_FRAME = re.compile(r'^[^"(]{0,20}?PL/\w+[^"(]{0,20}?\s(?P<name>(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)\(')
+_OUR_SCHEMAS = ("pgflow", "pgflow_prefect", "pgflow_api")
+_BYTES = re.compile(r"(?:0x[0-9a-f]{2} ?)+")
 
 
 class TransientError(DatabaseUnavailableError):
@@ -49,18 +58,31 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
     message = error.diag.message_primary or str(error) or type(error).__name__
     if error.diag.message_hint:
         message = f"{message}. {error.diag.message_hint}"
-    translated: PgflowPrefectError
+    function = find_users_function(error.diag.context)
+    if function is not None:
+        message = f"{message}; your function {function} raised this"
     if isinstance(error, errors.ReadOnlySqlTransaction):
-        translated = ReadOnlyError(f"PostgreSQL: {message}")
-    elif is_transient(error):
-        translated = TransientError(f"PostgreSQL: {message}")
-    elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name == "owners_lease":
+        return ReadOnlyError(f"PostgreSQL: {message}")
+    if is_transient(error):
+        return TransientError(f"PostgreSQL: {message}")
+    if function is not None:  # as a rule a trigger's: its error does not mean what the same one of ours would mean
+        return PgflowPrefectError(f"PostgreSQL: {message}")
+    return _translate_refusal(error, message, run_id)
+
+
+def _translate_refusal(error: psycopg.Error, message: str, run_id: UUID | None) -> PgflowPrefectError:
+    translated: PgflowPrefectError
+    if isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name == "owners_lease":
         translated = RunHeldError(message)
     elif isinstance(error, errors.ObjectNotInPrerequisiteState) and error.diag.constraint_name:
         superseded = run_id if error.diag.constraint_name == "runs_epoch" else None
         translated = SupersededError(superseded) if superseded else RunNotPendingError(message)
     elif isinstance(error, errors.UndefinedTable | errors.UndefinedFunction | errors.InvalidSchemaName):
-        translated = SchemaMissingError(f"{message}: run `pgflow-prefect init` first")
+        translated = SchemaMissingError(
+            f"{message}: run `pgflow-prefect init` first; `pgflow-prefect doctor` tells what is there"
+        )
+    elif _is_of_encoding(error):
+        translated = UnstorableTextError(_describe_character(error, message))
     elif isinstance(error, errors.InsufficientPrivilege):
         translated = PgflowPrefectError(f'the database user may not do this: {message}; see "Rights" in the README')
     elif isinstance(error, errors.InvalidParameterValue | errors.NoDataFound):
@@ -71,3 +93,41 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
     else:
         translated = PgflowPrefectError(f"PostgreSQL: {message}")
     return translated
+
+
+def find_users_function(context: str | None) -> str | None:
+    """Return the innermost function in an error's context that is not one of ours, such as a trigger's; None for none.
+
+    Args:
+        context: PostgreSQL's CONTEXT of an error, the innermost function first.
+    """
+    for line in (context or "").splitlines():
+        if (frame := _FRAME.search(line)) is None:
+            continue
+        schema, _, function = frame["name"].rpartition(".")
+        if function not in _list_our_functions() or schema not in ("", *_OUR_SCHEMAS):
+            return f"{frame['name']}()"
+    return None
+
+
+@cache
+def _list_our_functions() -> frozenset[str]:
+    """Return the names of the functions that our scripts create."""
+    scripts = shipped_path("sql", "pgflow.sql").parent.rglob("*.sql")
+    texts = [script.read_text(encoding="utf-8") for script in scripts]
+    return frozenset(re.findall(r"FUNCTION pgflow\w*\.(\w+)", "\n".join(texts)))
+
+
+def _is_of_encoding(error: psycopg.Error) -> bool:
+    """Tell whether another encoding would have the character; none has NUL."""
+    is_one = isinstance(error, errors.UntranslatableCharacter | errors.CharacterNotInRepertoire)
+    return is_one and "\\u0000" not in (error.diag.message_detail or "")
+
+
+def _describe_character(error: psycopg.Error, message: str) -> str:
+    detail = error.diag.message_detail
+    advice = "a database that was created with ENCODING 'UTF8' stores every character"
+    if found := _BYTES.search(message):
+        character = bytes.fromhex(found[0].replace("0x", "")).decode("utf-8", "replace")
+        return f"the database's encoding does not have the character {character!r}: {advice}"
+    return f"the database's encoding does not have a character of this text ({detail or message}): {advice}"

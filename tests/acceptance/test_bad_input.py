@@ -83,7 +83,7 @@ def test_a_malformed_dsn_is_not_repeated(outside: CommandLine, malformed: str) -
     refused = outside("init", "--dsn", malformed)
 
     assert refused.code == 2
-    assert "the DSN is not a connection string" in refused.find_error()
+    assert refused.find_error().startswith("the DSN")
     assert SECRET not in refused.out + refused.err
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pgflow_prefect.database.translation import TransientError, is_transient, translate_errors
+from pgflow_prefect.database.translation import TransientError, find_users_function, is_transient, translate_errors
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
@@ -119,3 +119,49 @@ def test_a_run_that_is_taken_is_told_from_one_that_has_ended(
 def test_text_that_utf_8_can_t_hold_is_a_value_that_can_t_be_stored(postgres: Connection) -> None:
     with pytest.raises(ResultInvalidError, match="surrogates not allowed"), translate_errors():
         postgres.execute("SELECT %s::jsonb", ['"\ud800"'])
+
+
+USERS_ERRORS = {
+    "a missing table": ("INSERT INTO audit VALUES (1);", 'relation "audit" does not exist'),
+    "a missing right": ("RAISE insufficient_privilege USING MESSAGE = 'not yours';", "not yours"),
+    "an invalid value": ("RAISE invalid_parameter_value USING MESSAGE = 'no';", "no"),
+    "a wrong date": ("PERFORM 'x'::date;", 'invalid input syntax for type date: "x"'),
+    "no data": ("RAISE no_data_found USING MESSAGE = 'nothing';", "nothing"),
+    "our own code": ("RAISE object_not_in_prerequisite_state USING CONSTRAINT = 'runs_epoch', MESSAGE = 'no';", "no"),
+}
+
+
+@pytest.mark.parametrize("what", USERS_ERRORS)
+@pytest.mark.parametrize("name", ["guard", "cancel_run", '"Guard"'])
+def test_an_error_of_a_users_trigger_names_its_function(connect: Connect, what: str, name: str) -> None:
+    connection = connect()
+    body, message = USERS_ERRORS[what]
+    connection.execute("INSERT INTO pgflow.workflows VALUES ('w'); INSERT INTO pgflow.steps VALUES ('w', 'a')")
+    connection.execute(
+        f"""CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$;
+            CREATE TRIGGER guard BEFORE INSERT ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION {name}()""".encode()
+    )
+    translated = provoke(connection, "SELECT pgflow.run_workflow('w', '1')", RUN)
+    assert type(translated) is PgflowPrefectError
+    assert str(translated).startswith(f"PostgreSQL: {message}; your function ")
+    assert f"{name}() raised this" in str(translated)
+    assert "init" not in str(translated)
+
+
+@pytest.mark.parametrize(
+    ("context", "function"),
+    [
+        ("PL/pgSQL function shop.audit() line 3 at SQL statement\nPL/pgSQL function pgflow.f() line 1", "shop.audit()"),
+        ("PL/pgSQL-Funktion audit() Zeile 3 bei SQL-Anweisung", "audit()"),
+        ("fonction PL/pgSQL audit(), ligne 3, \u00e0 instruction SQL", "audit()"),
+        ("funci\u00f3n PL/pgSQL audit() en la l\u00ednea 3 en sentencia SQL", "audit()"),
+        ('SQL statement "UPDATE pgflow.runs SET a = f(1)"\nPL/pgSQL function pgflow.take_run(uuid) line 5', None),
+        ("PL/pgSQL function claim_step(uuid,text,integer) line 5 at assignment", None),
+        ("PL/pgSQL function pgflow_prefect.take_run(uuid,uuid) line 5\nPL/pgSQL function mine(int) line 1", "mine()"),
+        ("PL/pgSQL function inline_code_block line 1 at RAISE", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_innermost_function_that_is_not_ours_is_found(context: str | None, function: str | None) -> None:
+    assert find_users_function(context) == function

@@ -6,7 +6,7 @@ import anyio
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
-from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION
+from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, describe_foreign_schema
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.errors import DatabaseReadOnlyError
 
@@ -43,6 +43,10 @@ async def _check_writing(patient: Patient) -> Verdict:
 async def _check_schema(patient: Patient) -> Verdict:
     versions = dict(zip(("pgflow", "pgflow_prefect"), await patient.reached.find_versions(), strict=True))
     wanted = {"pgflow": ENGINE_VERSION, "pgflow_prefect": ADAPTER_VERSION}
+    if (table := await patient.reached.find_foreign_table()) is not None:
+        return Verdict(
+            Outcome.FAULT, describe_foreign_schema(table), "create another database and name it in PGFLOW_DSN"
+        )
     if missing := [name for name, version in versions.items() if version is None]:
         return Verdict(
             Outcome.FAULT, f"there is no schema {' and no schema '.join(missing)}", "run `pgflow-prefect init`"
