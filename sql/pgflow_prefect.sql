@@ -1387,6 +1387,27 @@ COMMENT ON FUNCTION pgflow_prefect.prune_runs(interval, int, text[], text, inter
     'longer; one without finished_at stays. Several may prune at once.';
 
 
+-- No SET clause: triggers of users on the two tables run inside.
+CREATE OR REPLACE FUNCTION pgflow_prefect.prune_run(run_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    run pgflow.runs := pgflow.lock_run(prune_run.run_id);
+BEGIN
+    IF run.status = 'pending' THEN
+        RAISE EXCEPTION 'run % is pending, and only runs that have ended are deleted', run.id
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'End it first: pgflow-prefect cancel, or SELECT pgflow.cancel_run(run_id, reason).';
+    END IF;
+    DELETE FROM pgflow.step_states s WHERE s.run_id = run.id;
+    DELETE FROM pgflow.runs r WHERE r.id = run.id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.prune_run(uuid) IS
+    'Deletes one run that has ended, however long ago, with all that is its own.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.prune_definitions(
     workflow_slugs text[] DEFAULT NULL, grace interval DEFAULT '1 day'
 ) RETURNS int

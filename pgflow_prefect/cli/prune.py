@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from pgflow_prefect.database.pruning import PrunableRuns
+    from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.models import Status
     from pgflow_prefect.settings import Settings
@@ -37,12 +38,14 @@ class Choice:
         workflows: of these; of all where None.
         status: completed or failed; both where None.
         batch: runs in one transaction.
+        runs: only these, of any age; None: all that the others say.
     """
 
     older_than: timedelta
     workflows: tuple[str, ...] | None
     status: Status | None
     batch: int
+    runs: tuple[RunName, ...] | None = None
 
 
 @dataclass
@@ -71,7 +74,9 @@ def read_age(text: str) -> timedelta:
 
 def prune(
     *,
-    older_than: str,
+    older_than: str | None = None,
+    any_age: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    run: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     workflow: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     status: Literal["completed", "failed"] | None = None,
     batch: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 1000,
@@ -79,10 +84,11 @@ def prune(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Delete runs that ended long ago, with everything that is theirs.
+    """Delete runs that ended long ago, with everything that is theirs; or those of a workflow, or one, of any age.
 
-    Pending runs never go. A run that somebody still holds, or whose end Prefect was not yet seen to show, stays a day
-    longer. Snapshots of former definitions that no run refers to any more go as well. Prefect's own flow runs stay.
+    Pending runs never go. A run that a process still holds, or whose end Prefect was not yet seen to show, stays a day
+    longer, unless you ask for any age. Snapshots of former definitions that no run refers to any more go as well.
+    Prefect's own flow runs stay.
     Several at once are safe; Ctrl-C stops after the batches that are done.
 
     Example: `pgflow-prefect prune --older-than 30d`
@@ -91,6 +97,10 @@ def prune(
     ----------
     older_than
         How long ago a run must have ended: 90m, 12h, 30d, 2w.
+    any_age
+        With --workflow: all of its runs that have ended. A step that they executed can be removed then.
+    run
+        Only this run, of any age: its id, the beginning of its id, or latest.
     workflow
         Only runs of these workflows.
     status
@@ -102,10 +112,17 @@ def prune(
     """
     import anyio
 
+    from pgflow_prefect.database.pruning import ANY_AGE
+    from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.models import Status
 
+    _check_choice(older_than, any_age, run, workflow, status)
     chosen = Choice(
-        read_age(older_than), tuple(workflow) if workflow else None, Status(status) if status else None, batch
+        read_age(older_than) if older_than is not None else ANY_AGE,
+        tuple(workflow) if workflow else None,
+        Status(status) if status else None,
+        batch,
+        tuple(map(parse_run_name, run)) if run else None,
     )
     settings = make_settings(dsn)
     if dry_run:
@@ -121,6 +138,17 @@ def prune(
         print_json({"runs": pruned.runs, "definitions": pruned.definitions})
     else:
         out.print(_describe(pruned))
+
+
+def _check_choice(
+    older_than: str | None, any_age: bool, run: list[str] | None, workflow: list[str] | None, status: str | None
+) -> None:
+    if sum((older_than is not None, any_age, bool(run))) != 1:
+        raise UsageError("which runs? say --older-than 30d, --workflow NAME --any-age, or --run RUN_ID: one of them")
+    if any_age and not workflow:
+        raise UsageError("--any-age goes with --workflow: it deletes all runs of these workflows that have ended")
+    if run and (workflow or status):
+        raise UsageError("--run names the run: leave --workflow and --status out")
 
 
 def _describe(pruned: Pruned) -> str:
@@ -146,14 +174,30 @@ async def _count(settings: Settings, chosen: Choice) -> list[PrunableRuns]:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
+        if chosen.runs is not None:
+            return [await _count_run(store, name) for name in chosen.runs]
         await _check_workflows(store, chosen)
         return await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
+
+
+async def _count_run(store: Store, name: RunName) -> PrunableRuns:
+    from pgflow_prefect.database.pruning import PrunableRuns
+    from pgflow_prefect.models import Status
+
+    run = await store.read_run(await store.find_run_id(name))
+    goes = run.status is not Status.PENDING
+    return PrunableRuns(workflow_slug=run.workflow_slug, status=run.status, runs=int(goes), kept=int(not goes))
 
 
 async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool) -> None:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
+        if chosen.runs is not None:
+            for run_id in [await store.find_run_id(name) for name in chosen.runs]:
+                await store.prune_run(run_id)
+                pruned.runs += 1
+            return
         await _check_workflows(store, chosen)
         total = 0
         if live:

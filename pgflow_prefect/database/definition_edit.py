@@ -1,7 +1,9 @@
 """Making a stored definition another one: what differs, and writing that and nothing else."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 
 from psycopg import errors
 
@@ -9,6 +11,8 @@ from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError
 from pgflow_prefect.models import Dep, WorkflowDefinition
+
+_PENDING_RUN = re.compile(r"run ([0-9a-f-]{36}) is pending")
 
 
 @dataclass(frozen=True)
@@ -48,22 +52,46 @@ async def replace_definition(connection: Connection, old: WorkflowDefinition | N
     """
     if old is not None and old.definition_hash == new.definition_hash:
         return
+    difference = compare_definitions(old, new)
     try:
         async with connection.transaction():
             await connection.execute(QUERIES["limit_waiting"])
             await _lock(connection, old, new.slug)
-            for query, parameters in _list_statements(compare_definitions(old, new)):
+            for query, parameters in _list_statements(difference):
                 await connection.execute(QUERIES[query], {"workflow_slug": new.slug, **parameters})
     except errors.LockNotAvailable as error:
         raise PgflowPrefectError(
             f"workflow {new.slug!r} is locked by another transaction: nothing was written; "
             "try again when that one has ended"
         ) from error
+    except errors.ObjectNotInPrerequisiteState as error:
+        pending = _PENDING_RUN.search(error.diag.message_primary or "")
+        if pending is None:
+            raise
+        raise PgflowPrefectError(
+            f"{error.diag.message_primary}: nothing was written. Let the run finish, or end it with "
+            f"`pgflow-prefect cancel {pending[1]}`"
+        ) from error
     except errors.ForeignKeyViolation as error:
         raise PgflowPrefectError(
             f"a step of workflow {new.slug!r} can't be removed, for there are rows that refer to it: "
-            f"{error.diag.message_detail} Keep the step, or delete those rows first; nothing was written"
+            f"{error.diag.message_detail} Nothing was written. Keep the step, or "
+            f"{await _find_help(connection, error, new.slug, difference)}"
         ) from error
+
+
+async def _find_help(
+    connection: Connection, error: errors.ForeignKeyViolation, workflow_slug: str, difference: Difference
+) -> str:
+    """Return what makes it possible to remove a step that rows refer to."""
+    if error.diag.table_name != "step_states":
+        return "delete those rows first"
+    named = {"workflow_slug": workflow_slug, "steps": [*difference.steps_removed]}
+    row = await (await connection.execute(QUERIES["find_pending_user"], named)).fetchone()
+    prune = f"delete the runs that have ended: `pgflow-prefect prune --workflow {quote(workflow_slug)} --any-age`"
+    if row is None:
+        return prune
+    return f"end run {row['id']} first, `pgflow-prefect cancel {row['id']}`, and {prune}"
 
 
 async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow_slug: str) -> None:

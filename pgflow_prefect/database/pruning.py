@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import timedelta
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +12,9 @@ from pgflow_prefect.models import Status
 
 GRACE = timedelta(days=1)
 """How much longer a run stays that somebody holds, or whose end Prefect was not yet seen to show."""
+
+ANY_AGE = timedelta(microseconds=1)
+"""Older than this is every run that has ended. Such runs go at once, whatever Prefect was seen to show."""
 
 
 class PrunableRuns(BaseModel):
@@ -48,7 +52,7 @@ class PruningStatements(Statements):
             rows = await self._fetch(
                 "count_prunable",
                 older_than=older_than,
-                grace=GRACE,
+                grace=_find_grace(older_than),
                 workflow_slugs=_to_array(workflow_slugs),
                 only_status=status,
             )
@@ -72,18 +76,32 @@ class PruningStatements(Statements):
             [row] = await self._fetch(
                 "prune_runs",
                 older_than=older_than,
-                grace=GRACE,
+                grace=_find_grace(older_than),
                 at_most=at_most,
                 workflow_slugs=_to_array(workflow_slugs),
                 only_status=status,
             )
         return int(str(row["pruned"]))
 
+    async def prune_run(self, run_id: UUID) -> None:
+        """Delete one run that has ended, of any age.
+
+        Raises:
+            UsageError: there is no such run, or it is pending.
+            PgflowPrefectError: this user may not delete runs, or a table of somebody else's refers to it.
+        """
+        with without_bound():
+            await self._fetch("prune_run", run_id=run_id)
+
     async def prune_definitions(self, workflow_slugs: Iterable[str] | None = None) -> int:
         """Delete the snapshots of former definitions that no run refers to any more, and return how many."""
         with without_bound():
             [row] = await self._fetch("prune_definitions", workflow_slugs=_to_array(workflow_slugs), grace=GRACE)
         return int(str(row["pruned"]))
+
+
+def _find_grace(older_than: timedelta) -> timedelta:
+    return timedelta() if older_than == ANY_AGE else GRACE
 
 
 def _to_array(slugs: Iterable[str] | None) -> list[str] | None:

@@ -88,7 +88,7 @@ DECLARE
     grantee text;
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow}';
-    internal CONSTANT text[] := '{prune_runs,prune_definitions,change_binding,lock_schema,close_schema}';
+    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what somebody who runs SQL workers only does not have

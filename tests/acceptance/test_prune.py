@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 from tests.conftest import Connect, Connection
-from tests.engine import CHAIN, define, finish, run_workflow, value
+from tests.engine import CHAIN, column, define, finish, run_workflow, value
 
 
 @pytest.fixture
@@ -56,9 +56,43 @@ def test_old_runs_are_deleted_and_counted(prune: CommandLine, db: Connection, ol
     assert count_runs(db) == 2
 
 
+def test_runs_of_one_workflow_are_deleted_at_any_age(prune: CommandLine, db: Connection, old_runs: list[UUID]) -> None:
+    define(db, "other", CHAIN)
+    other = finish(db, run_workflow(db, "other").id)
+    counted = prune("prune", "--workflow", "chain", "--any-age", "--dry-run")
+    assert counted.lines[1:] == ["chain\tcompleted\t6\t0"]
+    assert prune("prune", "--workflow", "chain", "--any-age").lines == ["deleted 6 runs"]
+    left = column(db, "SELECT workflow_slug FROM pgflow.runs ORDER BY 1")
+    assert left == ["chain", "other"], f"what is pending stays, and other workflows {other}"
+
+
+def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
+    prune: CommandLine, db: Connection, old_runs: list[UUID]
+) -> None:
+    [pending] = column(db, "SELECT id FROM pgflow.runs WHERE status = 'pending'")
+    [young] = column(
+        db, "SELECT id FROM pgflow.runs WHERE status = 'completed' AND finished_at > now() - interval '1 hour'"
+    )
+    told = json.loads(prune("prune", "--run", str(young), "--dry-run", "--json").out)
+    assert told == [{"workflow_slug": "chain", "status": "completed", "runs": 1, "kept": 0}]
+    assert prune("prune", "--run", str(young), str(old_runs[0])).lines == ["deleted 2 runs"]
+    refused = prune("prune", "--run", str(pending))
+    assert refused.code == 2
+    assert f"run {pending} is pending, and only runs that have ended are deleted. End it first" in refused.find_error()
+    assert prune("prune", "--run", str(young)).find_error() == f"unknown run {young}"
+    assert count_runs(db) == 5
+    assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE run_id = %s", young) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "which runs? say --older-than 30d, --workflow NAME --any-age, or --run RUN_ID"),
+        (["--older-than", "30d", "--any-age", "--workflow", "chain"], "one of them"),
+        (["--run", "latest", "--older-than", "30d"], "one of them"),
+        (["--any-age"], "--any-age goes with --workflow"),
+        (["--run", "latest", "--status", "failed"], "--run names the run"),
+        (["--workflow", "chian", "--any-age"], "unknown workflow 'chian' (did you mean 'chain'?)"),
         (["--older-than", "soon"], "--older-than 'soon': give 90m, 12h, 30d or 2w"),
         (["--older-than", "30d", "--workflow", "chian"], "unknown workflow 'chian' (did you mean 'chain'?)"),
         (["--older-than", "30d", "--status", "pending"], "pending"),

@@ -5,12 +5,13 @@ from typing import LiteralString
 import anyio
 import pytest
 
+from pgflow_prefect.database.pruning import ANY_AGE
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError, UsageError
 from pgflow_prefect.models import WorkflowDefinition
 from tests.conftest import Connect, Connection
-from tests.engine import CHAIN, DIAMOND, cancel, define, finish, run_workflow, start_run, statuses, value
+from tests.engine import CHAIN, DIAMOND, cancel, complete, define, finish, run_workflow, start_run, statuses, value
 from tests.unit import definitions
 
 pytestmark = pytest.mark.anyio
@@ -112,8 +113,9 @@ async def test_a_step_that_a_pending_run_has_yet_to_start_stays_and_all_else_wit
     store: Store, db: Connection
 ) -> None:
     run_id = start_run(db, "chain", CHAIN)
-    with pytest.raises(PgflowPrefectError, match=f'step "c" .* can\'t be deleted: run {run_id} is pending'):
+    with pytest.raises(PgflowPrefectError, match=f'step "c" .* can\'t be deleted: run {run_id} is pending') as refused:
         await store.replace_definition(CHAINED, EDITED)
+    assert str(refused.value).endswith(f"end it with `pgflow-prefect cancel {run_id}`")
     assert await is_stored(store, CHAINED)
 
     cancel(db, run_id)
@@ -130,6 +132,25 @@ async def test_a_step_that_a_run_has_executed_stays_as_long_as_its_state(store: 
     db.execute("DELETE FROM pgflow.step_states WHERE step_slug = 'c'")
     await store.replace_definition(CHAINED, SHORTENED)
     assert await is_stored(store, SHORTENED)
+
+
+async def test_a_step_can_be_removed_once_the_runs_that_executed_it_are_deleted(store: Store, db: Connection) -> None:
+    finish(db, start_run(db, "chain", CHAIN))
+    cut = definitions.define({"b": [], "c": ["b"]}, "chain")
+    pending = run_workflow(db, "chain").id
+    complete(db, pending, "a")
+    with pytest.raises(PgflowPrefectError) as refused:
+        await store.replace_definition(CHAINED, cut)
+    prune = "delete the runs that have ended: `pgflow-prefect prune --workflow chain --any-age`"
+    assert str(refused.value).endswith(f"end run {pending} first, `pgflow-prefect cancel {pending}`, and {prune}")
+
+    cancel(db, pending)
+    with pytest.raises(PgflowPrefectError) as refused:
+        await store.replace_definition(CHAINED, cut)
+    assert str(refused.value).endswith(f"Keep the step, or {prune}")
+    assert await store.prune_runs(ANY_AGE, at_most=10, workflow_slugs=["chain"]) == 2
+    await store.replace_definition(CHAINED, cut)
+    assert await is_stored(store, cut)
 
 
 async def test_a_definition_that_was_edited_since_it_was_read_is_left_alone(store: Store, db: Connection) -> None:

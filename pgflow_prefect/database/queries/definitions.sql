@@ -80,3 +80,11 @@ SELECT r.workflow_slug AS slug,
                        WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END AS deps
 FROM pgflow.runs r
 WHERE r.id = %(run_id)s
+
+-- find_pending_user --
+-- A pending run that has executed one of these steps: only when it has ended, its rows can go.
+SELECT r.id FROM pgflow.runs r
+WHERE r.workflow_slug = %(workflow_slug)s AND r.status = 'pending'
+  AND EXISTS (SELECT FROM pgflow.step_states s WHERE s.run_id = r.id AND s.step_slug = ANY (%(steps)s))
+ORDER BY r.created_at
+LIMIT 1

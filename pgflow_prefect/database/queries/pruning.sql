@@ -22,6 +22,10 @@ ORDER BY among.slug, among.status
 SELECT pgflow_prefect.prune_runs(%(older_than)s::interval, %(at_most)s::int, %(workflow_slugs)s::text[],
                                  %(only_status)s::text, %(grace)s::interval) AS pruned
 
+-- prune_run --
+-- Delete one run that has ended, of any age.
+SELECT pgflow_prefect.prune_run(%(run_id)s) AS pruned
+
 -- prune_definitions --
 -- Delete the snapshots that no run refers to.
 SELECT pgflow_prefect.prune_definitions(%(workflow_slugs)s::text[], %(grace)s::interval) AS pruned
