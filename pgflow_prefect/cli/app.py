@@ -23,7 +23,7 @@ app = App(
     name="pgflow-prefect",
     help=HELP,
     help_format="rich",  # Markdown, as in the docstrings of commands, takes longer to import than it all to show
-    version_flags=["--version"],
+    version_flags=["--version", "-V"],
     suppress_keyboard_interrupt=False,  # `main` says what happened
 )
 app.meta.suppress_keyboard_interrupt = False
@@ -78,6 +78,10 @@ def launch(
     """
     if debug:
         os.environ["PGFLOW_DEBUG"] = "1"
+    if "--json" in tokens:
+        from pgflow_prefect.cli.console import print_errors_as_json
+
+        print_errors_as_json()
     return app(tokens, exit_on_error=False, print_error=False)
 
 

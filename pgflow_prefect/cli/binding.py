@@ -54,7 +54,7 @@ def bind(
 
     Its name begins with `PGFLOW_TOKEN_`, or with `pgflow-`, and the worker's settings say where it may go.
 
-    Example: `pgflow-prefect bind email_campaign send_emails --http https://example.org/send`
+    Example: `pgflow-prefect bind greeting greet --http https://example.org/send`
 
     Parameters
     ----------

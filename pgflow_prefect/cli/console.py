@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -55,8 +56,35 @@ def log_to_console() -> None:
     logger.propagate = False
 
 
+@dataclass
+class _Scripts:
+    """What a script that reads standard output gets.
+
+    Attributes:
+        wanted: it asked for JSON.
+        printed: it has got some, and expects no second value.
+    """
+
+    wanted: bool = False
+    printed: bool = False
+
+
+_scripts = _Scripts()
+
+
+def print_errors_as_json() -> None:
+    """Have an error printed on standard output, too, as `{"error": …, "hint": …, "exit_code": …}`.
+
+    Where the command has printed its own JSON already, standard output stays that one value.
+    """
+    _scripts.wanted = True
+    _scripts.printed = False
+
+
 def print_error(message: str, *, hint: str | None = None, code: int) -> int:
     """Print an error as one message on standard error, and return the exit code."""
+    if _scripts.wanted and not _scripts.printed:
+        print_json({"error": message, "hint": hint, "exit_code": code})
     if is_debugging() and sys.exception():
         import traceback
 
@@ -69,6 +97,7 @@ def print_error(message: str, *, hint: str | None = None, code: int) -> int:
 
 def print_json(value: object) -> None:
     """Print a value as JSON, models included."""
+    _scripts.printed = True
     sys.stdout.write(json.dumps(_to_plain(value), indent=2, ensure_ascii=False) + "\n")
 
 

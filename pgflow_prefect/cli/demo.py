@@ -115,8 +115,12 @@ def print_variables(dsn: str, api_url: str) -> None:
 
 
 def _wait_for_interrupt(dsn: str, api_url: str) -> None:
+    from pgflow_prefect.database.embedded import find_psql
+
     _say("servers are running; Ctrl-C ends them. For another terminal:")
     print_variables(dsn, api_url)
+    if psql := find_psql():
+        out.print(f'SQL: {quote(psql)} "$PGFLOW_DSN"', markup=False, soft_wrap=True)
     out.print(f"Prefect's UI: {api_url.removesuffix('/api')}", markup=False, soft_wrap=True)
     try:
         signal.pause()

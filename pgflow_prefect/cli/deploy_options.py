@@ -24,7 +24,7 @@ class DeployFlags:
     no_work_pool: Annotated[
         bool, Parameter(negative="", show_default=False, help="Take the work pool away, for `worker` and `serve`.")
     ] = False
-    cron: Annotated[Text, Parameter(help="Start a run at these times: '0 9 * * 1-5'.")] = None
+    cron: Annotated[Text, Parameter(help='"0 9 * * 1-5": start a run at these times.')] = None
     interval: Annotated[Text, Parameter(help="Start a run every 30s, 15m, 2h, 1d.")] = None
     timezone: Annotated[Text, Parameter(help="The time zone of --cron or --interval, such as Europe/Berlin.")] = None
     no_schedule: Annotated[

@@ -63,7 +63,7 @@ def deploy(
     what was set in Prefect stays: its pause, parameters, further tags and schedules. Nothing is written while one of
     the workflows is invalid.
 
-    Example: `pgflow-prefect deploy email_campaign --work-pool local --cron "0 9 * * 1-5" --timezone Europe/Berlin`
+    Example: `pgflow-prefect deploy greeting --work-pool local --cron "0 9 * * 1-5"`
 
     Parameters
     ----------

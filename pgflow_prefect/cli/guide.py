@@ -1,10 +1,13 @@
 """`guide`: the pages of reference that are too long for `--help`."""
 
+import re
 import sys
 from importlib.resources import files
 
 from pgflow_prefect.cli.console import out, print_table
 from pgflow_prefect.errors import UsageError
+
+_ABOUT = re.compile(r"\s*<!-- (.*) -->\n")
 
 
 def guide(topic: str | None = None, /) -> None:
@@ -19,7 +22,7 @@ def guide(topic: str | None = None, /) -> None:
     """
     pages = _read_pages()
     if topic is None:
-        print_table(("page", "about"), [(name, _find_title(text)) for name, text in pages.items()])
+        print_table(("page", "about"), [(name, _find_title(text)) for name, text in pages.items()], whole=("page",))
     elif topic not in pages:
         from pgflow_prefect.graph import suggest
 
@@ -41,4 +44,7 @@ def _read_pages() -> dict[str, str]:
 
 
 def _find_title(text: str) -> str:
-    return text.partition("\n")[0].removeprefix("# ")
+    """Return what a page is about: the sentence that it has in a comment under its title, or the title."""
+    title, _, rest = text.partition("\n")
+    found = _ABOUT.match(rest)
+    return found[1] if found else title.removeprefix("# ")

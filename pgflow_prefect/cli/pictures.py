@@ -44,7 +44,7 @@ def graph(
 ) -> None:
     """Draw a workflow, or a run of it with the state of each step, its duration and its attempts.
 
-    Example: `pgflow-prefect graph email_campaign --format svg --output email_campaign.svg`
+    Example: `pgflow-prefect graph greeting --format svg --output greeting.svg`
 
     Parameters
     ----------

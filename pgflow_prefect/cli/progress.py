@@ -90,6 +90,8 @@ class LiveView:
         self._bar.update(self._task, total=steps)
         with Live(console=out, get_renderable=self._draw, refresh_per_second=8):
             yield
+            # What the command prints next has the run's duration: this is the time that the picture was there.
+            self._bar.columns = self._bar.columns[:-1]
 
     def _draw(self) -> RenderableType:
         from rich.console import Group

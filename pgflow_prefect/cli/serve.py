@@ -40,7 +40,7 @@ def serve(
     first SIGTERM or Ctrl-C drains: flow runs under way come to their end, nothing more begins. A second one stops them
     at once, and their runs are handed back.
 
-    Example: `pgflow-prefect serve flows/email_campaign.py --cron "0 9 * * 1-5" --timezone Europe/Berlin`
+    Example: `pgflow-prefect serve flows/greeting.py --cron "0 9 * * 1-5"`
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def serve(
     limit
         Flow runs at the same time; further ones wait in Prefect.
     cron
-        Start a run of each workflow at these times: '0 9 * * 1-5'.
+        "0 9 * * 1-5": start a run of each workflow at these times.
     interval
         Start a run of each workflow every 30s, 15m, 2h, 1d.
     timezone

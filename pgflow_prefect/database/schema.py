@@ -6,7 +6,7 @@ from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.link import without_bound
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
-from pgflow_prefect.errors import SchemaMissingError
+from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 2
@@ -96,5 +96,11 @@ async def install_schema(connection: Connection) -> None:
         PgflowPrefectError: the database user may not create them, or a table stayed locked too long.
     """
     with translate_errors(), without_bound():
-        for name in SCRIPTS:
-            await connection.execute(shipped_path("sql", name).read_bytes())
+        try:
+            for name in SCRIPTS:
+                await connection.execute(shipped_path("sql", name).read_bytes())
+        except errors.LockNotAvailable as error:
+            raise PgflowPrefectError(
+                f"another transaction holds a table of database {connection.info.dbname!r} that has to be changed: "
+                "let that transaction end, and run `pgflow-prefect init` again"
+            ) from error

@@ -84,7 +84,9 @@ def _translate_refusal(error: psycopg.Error, message: str, run_id: UUID | None) 
     elif _is_of_encoding(error):
         translated = UnstorableTextError(_describe_character(error, message))
     elif isinstance(error, errors.InsufficientPrivilege):
-        translated = PgflowPrefectError(f'the database user may not do this: {message}; see "Rights" in the README')
+        translated = PgflowPrefectError(
+            f"the database user may not do this: {message}; `pgflow-prefect guide engine` says which rights it takes"
+        )
     elif isinstance(error, errors.InvalidParameterValue | errors.NoDataFound):
         translated = UsageError(message)
     elif isinstance(error, psycopg.DataError | errors.ProgramLimitExceeded):

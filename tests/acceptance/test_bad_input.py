@@ -1,5 +1,6 @@
 """What was asked for can't be done: one clear message, the right exit code, and nothing was started."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,3 +202,31 @@ def test_a_setting_that_can_t_be_is_named(cli: CommandLine) -> None:
     refused = cli("runs", PGFLOW_LEASE="soon")
     assert refused.code == 2
     assert refused.find_error().startswith("the settings can't be used: PGFLOW_LEASE: Input should be a valid number")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["status", "latest"], 2, "there is no run yet: start one with `pgflow-prefect run`"),
+        (["cancel", "nothing-of-the-kind"], 2, "RUN_ID 'nothing-of-the-kind' is no run's id"),
+        (["list", "nowhere"], 2, "unknown workflow 'nowhere'"),
+        (["list", "--frob"], 2, "Unknown option: --frob"),
+        (["runs", "--dsn", f"postgresql://somebody:{SECRET}@{NOBODY}/app"], 1, "can't connect to PostgreSQL"),
+    ],
+)
+def test_a_script_that_asks_for_json_gets_errors_as_json_too(
+    cli: CommandLine, arguments: list[str], code: int, message: str
+) -> None:
+    failed = cli(*arguments, "--json")
+    told = json.loads(failed.out)
+    assert (failed.code, told["exit_code"]) == (code, code)
+    assert message in told["error"]
+    assert failed.find_error().startswith(told["error"].splitlines()[0])
+    assert SECRET not in failed.out + failed.err
+    assert cli(*arguments).out == "", "people read standard error"
+
+
+def test_what_was_printed_as_json_stays_one_value_where_an_error_follows(cli: CommandLine, chain: str) -> None:
+    failed = cli("run", chain, "--payload", '{"start": "one"}', "--json")
+    assert failed.code == 1
+    assert json.loads(failed.out)["run"]["status"] == "failed"

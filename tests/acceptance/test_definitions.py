@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import psycopg
 
@@ -33,6 +34,19 @@ def test_init_installs_what_is_missing_and_changes_nothing_again(cli: CommandLin
     assert first.out.startswith("installed in database 'test_")
     assert again.code == 0
     assert f"is current: pgflow {ENGINE_VERSION}, pgflow_prefect {ADAPTER_VERSION}" in again.out
+    told = json.loads(cli("init", "--dsn", route(empty_dsn), "--json").out)
+    assert (told["outcome"], told["before"]) == ("current", told["after"])
+    assert told["after"] == {"pgflow": ENGINE_VERSION, "pgflow_prefect": ADAPTER_VERSION}
+
+
+def test_init_that_waits_for_a_lock_in_vain_says_what_to_do(outside: CommandLine, empty_dsn: str) -> None:
+    with psycopg.connect(empty_dsn, autocommit=True) as db, psycopg.connect(empty_dsn) as reader:
+        db.execute("CREATE SCHEMA pgflow; CREATE TABLE pgflow.workflows (slug TEXT PRIMARY KEY NOT NULL)")
+        reader.execute("TABLE pgflow.workflows")
+        failed = outside("init", "--dsn", route(empty_dsn))
+    assert failed.code == 1
+    assert "another transaction holds a table of database" in failed.find_error()
+    assert "let that transaction end, and run `pgflow-prefect init` again" in failed.err
 
 
 def test_init_only_prints_its_sql_on_a_dry_run(outside: CommandLine, empty_dsn: str) -> None:
@@ -146,11 +160,36 @@ def test_the_help_of_each_command_has_an_example(outside: CommandLine) -> None:
     assert "flows/WORKFLOW.py where not given" in " ".join(re.sub("│", " ", shown.stdout).split())
 
 
+def test_no_example_breaks_on_a_terminal_of_80_columns(outside: CommandLine) -> None:
+    script = outside.write("all.py", HELP)
+    shown = subprocess.run(
+        [sys.executable, script, *COMMANDS],
+        env={**outside.environment, "COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    examples = [line for line in shown.stdout.splitlines() if line.startswith("Example: ")]
+    assert len(examples) == len(COMMANDS)
+    for line in shown.stdout.splitlines():
+        assert line.count('"') % 2 == 0, f"a quotation goes on in the next line: {line}"
+    whole = {
+        " ".join(docstring.split("`")[1].split()) for docstring in re.findall(r"Example: `[^`]+`", read_docstrings())
+    }
+    assert whole == {example.removeprefix("Example: ").partition(" writes ")[0] for example in examples}
+
+
+def read_docstrings() -> str:
+    """Return the source of all commands, in which their docstrings are."""
+    return "".join(path.read_text(encoding="utf-8") for path in sorted(Path("pgflow_prefect/cli").glob("*.py")))
+
+
 def test_the_help_lists_the_commands_in_the_order_of_a_first_session(outside: CommandLine) -> None:
     shown = outside("--help")
-    version = outside("--version")
+    version, short = outside("--version"), outside("-V")
 
     assert (shown.code, version.code) == (0, 0)
+    assert short.out == version.out
     assert re.findall(r"^│ (\w+) ", shown.out, re.MULTILINE) == [*COMMANDS]
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", version.out)
 

@@ -95,6 +95,7 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     [ui] = re.findall(r"^Prefect's UI: (http\S+)$", left, re.MULTILINE)
     assert api == f"{ui}/api"
     assert link.startswith(ui)
+    assert re.search(r'^SQL: \S*psql "\$PGFLOW_DSN"$', left, re.MULTILINE)
     flow_run = httpx.get(f"{api}/flow_runs/{link.rpartition('/')[2]}", timeout=10).json()
     assert flow_run["state_name"] == "Completed"
     assert find_processes(temporary) != []

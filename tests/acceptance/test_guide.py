@@ -13,7 +13,13 @@ PAGES = sorted(path.stem for path in Path("pgflow_prefect/guide").glob("*.md"))
 def test_the_pages_are_listed(outside: CommandLine) -> None:
     lines = outside("guide").lines
     assert [line.split("\t")[0] for line in lines] == ["page", *PAGES]
-    assert "scaling\tScaling past one machine" in lines
+    about = dict(line.split("\t") for line in lines[1:])
+    assert all(each[0].isupper() and each.endswith(".") and len(each.split()) > 5 for each in about.values()), about
+
+
+def test_an_error_about_rights_leads_to_a_page_that_has_them() -> None:
+    assert "`pgflow-prefect guide engine`" in Path("pgflow_prefect/database/translation.py").read_text(encoding="utf-8")
+    assert "**Rights.**" in Path("pgflow_prefect/guide/engine.md").read_text(encoding="utf-8")
 
 
 def test_a_page_is_shown(outside: CommandLine) -> None:

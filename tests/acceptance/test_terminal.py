@@ -55,6 +55,7 @@ def test_a_run_is_drawn_while_it_goes_on_and_ends_with_its_final_state(
     assert [f"{step}  \x1b[32mCompleted" in last for step in "abc"] == [True, True, True]
     assert "3/3" in last
     assert "completed in" in last
+    assert not re.search(r"\d:\d\d:\d\d", last), "one duration, and that of the run"
     assert column(db, "SELECT status FROM pgflow.runs") == ["completed"]
 
     _, table = watch(cli, "runs")
