@@ -122,6 +122,10 @@ class StepTimeoutError(PgflowPrefectError, TimeoutError):
     """A handler took longer than its step's `timeout_seconds`."""
 
 
+class NoConnectionError(PgflowPrefectError):
+    """A step waited in vain for the connection that its handler asked for: the server is full, away or read-only."""
+
+
 class HandlerRaisedError(PgflowPrefectError):
     """A handler raised what is no ordinary exception, or what can't be printed.
 

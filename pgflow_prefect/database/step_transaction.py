@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, LiteralString
+from typing import Any
 from uuid import UUID
 
 import anyio.to_thread
@@ -16,85 +15,23 @@ import psycopg
 from anyio import CancelScope, CapacityLimiter
 from psycopg import sql
 from psycopg.pq import TransactionStatus
-from psycopg.rows import dict_row
 
 from pgflow_prefect.database.connection import Row
-from pgflow_prefect.database.link import bounded, cut
+from pgflow_prefect.database.link import cut
+from pgflow_prefect.database.open_transaction import HELD_UP, LoopTransaction, ThreadTransaction
 from pgflow_prefect.database.pauses import make_pauses
-from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import NotRetriableError, UsageError
+from pgflow_prefect.errors import NoConnectionError, NotRetriableError, UsageError
 from pgflow_prefect.models import Report
 
 OPEN_TOO_LONG = 60.0
 """Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
 
-_CANCEL_TIMEOUT = 5.0  # seconds
-_TRANSACTION_TIMEOUT_SINCE = 170000  # the server's version
+_CANCEL_TIMEOUT = 2.0  # seconds to reach the server with a cancel request, and again to hear its answer
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
-
-
-class _ThreadTransaction:
-    """An open transaction of a sync handler: all that is done with it blocks, in a thread."""
-
-    def __init__(self, connection: SyncConnection, bound: float) -> None:
-        self.connection = connection
-        self._transaction = ExitStack()
-        try:
-            with bounded(connection, bound):
-                self._transaction.enter_context(connection.transaction())
-                connection.execute(_find_stay_open(connection))
-        except BaseException:
-            connection.close()
-            raise
-
-    def complete(self, parameters: Mapping[str, object]) -> Row | None:
-        cursor = self.connection.cursor(row_factory=dict_row)
-        row = cursor.execute(QUERIES["complete_pending_step"], parameters).fetchone()
-        if row is not None and row["accepted"]:
-            self._transaction.close()  # COMMIT
-        return row
-
-    def cut(self) -> None:
-        """Have the server roll back, while the handler's thread may be in the midst of a statement.
-
-        Closing would free libpq's memory under that thread. Instead nothing can be sent any more, the statement that
-        runs is cancelled, and the server finds the link at its end.
-        """
-        with (
-            suppress(psycopg.Error, OSError),  # broken or closed already: just as good
-            socket.fromfd(self.connection.fileno(), -1, -1) as link,
-        ):
-            link.shutdown(socket.SHUT_WR)
-            self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-        cut(self.connection)  # where the server is silent, the thread would wait for its answer for ever
-
-
-class _LoopTransaction:
-    """An open transaction of an async handler."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self.connection = connection
-        self._transaction = AsyncExitStack()
-
-    async def begin(self) -> None:
-        await self._transaction.enter_async_context(self.connection.transaction())
-        await self.connection.execute(_find_stay_open(self.connection))
-
-    async def complete(self, parameters: Mapping[str, object]) -> Row | None:
-        cursor = self.connection.cursor(row_factory=dict_row)
-        await cursor.execute(QUERIES["complete_pending_step"], parameters)
-        row = await cursor.fetchone()
-        if row is not None and row["accepted"]:
-            await self._transaction.aclose()  # COMMIT
-        return row
-
-    async def commit(self, query: str, parameters: Mapping[str, object]) -> None:
-        await self.connection.execute(QUERIES[query], parameters)
-        await self._transaction.aclose()
 
 
 class StepTransaction:
@@ -116,8 +53,8 @@ class StepTransaction:
         self._logger = logger
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._in_thread: _ThreadTransaction | None = None
-        self._on_loop: _LoopTransaction | None = None
+        self._in_thread: ThreadTransaction | None = None
+        self._on_loop: LoopTransaction | None = None
         self._opening_in_thread = threading.Lock()
         self._opening_on_loop = asyncio.Lock()
         self._asked = self._ended = self._abandoned = self.committed = self.lost = False
@@ -130,7 +67,7 @@ class StepTransaction:
 
         Raises:
             UsageError: the step's execution has ended, or there is no connection to be had.
-            TransientError: in all the time that the connector waits, there was none. Execute nothing again for that.
+            NoConnectionError: there was none in all the time that a step waits for it.
         """
         if threading.get_ident() == self._loop_thread:
             return LazyConnection(self._open_on_loop)
@@ -143,7 +80,7 @@ class StepTransaction:
         return self._opened is not None
 
     @property
-    def _opened(self) -> _ThreadTransaction | _LoopTransaction | None:
+    def _opened(self) -> ThreadTransaction | LoopTransaction | None:
         return self._in_thread or self._on_loop
 
     def _open_in_thread(self) -> SyncConnection:
@@ -152,7 +89,7 @@ class StepTransaction:
         while self._in_thread is None:
             try:
                 with translate_errors(self._run_id):
-                    self._in_thread = _ThreadTransaction(connector.open(), connector.bound)
+                    self._in_thread = ThreadTransaction(connector.open(), connector.bound)
             except TransientError as error:
                 if (pause := self._find_pause(pauses, error)) is None:
                     raise self._refuse(error) from error
@@ -178,8 +115,8 @@ class StepTransaction:
                     self._set_alarm()
             return self._on_loop.connection
 
-    async def _begin_on_loop(self, connector: Connector) -> _LoopTransaction:
-        transaction = _LoopTransaction(await connector.open_async())
+    async def _begin_on_loop(self, connector: Connector) -> LoopTransaction:
+        transaction = LoopTransaction(await connector.open_async())
         try:
             with self._bounded(transaction.connection):
                 await transaction.begin()
@@ -188,35 +125,43 @@ class StepTransaction:
             raise
         return transaction
 
-    def _find_pause(self, pauses: Iterator[float], error: TransientError) -> float | None:
-        """Return the seconds until the next try to connect; None where there should be none."""
+    def _find_pause(
+        self, pauses: Iterator[float], error: TransientError, what: str = "context.connection"
+    ) -> float | None:
+        """Return the seconds until the next try; None where there should be none."""
         pause = next(pauses, None)
         if pause is not None:
             self._logger.warning(
-                "run %s, step %r: context.connection has to wait: %s; trying again in about %.1f s",
+                "run %s, step %r: %s has to wait: %s; trying again in about %.1f s",
                 self._run_id,
                 self._step_slug,
+                what,
                 error,
                 pause,
             )
         return pause
 
-    def _refuse(self, error: TransientError) -> TransientError:
+    def _refuse(self, error: TransientError) -> NoConnectionError:
         assert self._connector is not None
-        return TransientError(
+        return NoConnectionError(
             f"step {self._step_slug!r}: no connection for context.connection within {self._connector.patience:g} s: "
             f"{error}"
         )
 
     @contextmanager
     def _bounded(self, connection: SyncConnection | AsyncConnection) -> Iterator[None]:
-        """Bound a statement of ours on the handler's connection: that is cut if no answer comes."""
+        """Bound a statement of ours on the handler's connection: cancel it, and cut the link if no answer comes."""
         assert self._connector is not None
-        timer = self._loop.call_later(self._connector.bound, cut, connection)
+        giving_up: list[asyncio.Task[None]] = []
+        timer = self._loop.call_later(
+            self._connector.bound, lambda: giving_up.append(self._loop.create_task(_interrupt(connection)))
+        )
         try:
             yield
         finally:
             timer.cancel()
+            for task in giving_up:
+                task.cancel()
 
     def _prepare(self, other: object) -> Connector:
         if self._connector is None:
@@ -262,13 +207,40 @@ class StepTransaction:
         assert opened is not None
         self._check(opened.connection)
         parameters = {"run_id": self._run_id, "step_slug": self._step_slug, "result": result, **fence}
-        with translate_errors(self._run_id), self._bounded(opened.connection):
-            if isinstance(opened, _LoopTransaction):
-                row = await opened.complete(parameters)
+        assert self._connector is not None
+        pauses = make_pauses(self._connector.patience)
+        while True:
+            try:
+                with translate_errors(self._run_id):
+                    row = await self._complete_once(opened, parameters)
+            except TransientError as error:
+                # Where only the completion was held up, the handler's work is still there: it waits no less for that.
+                held_up = isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in HELD_UP
+                if not held_up or (pause := self._find_pause(pauses, error, "the completion")) is None:
+                    raise
+                await asyncio.sleep(pause)
+                with translate_errors(self._run_id):
+                    await self._go_back(opened)
             else:
-                row = await _run_in_thread(partial(opened.complete, parameters))
-        self.committed = row is not None and bool(row["accepted"])
-        return Report.model_validate(row)
+                self.committed = row is not None and bool(row["accepted"])
+                return Report.model_validate(row)
+
+    async def _complete_once(
+        self, opened: ThreadTransaction | LoopTransaction, parameters: Mapping[str, object]
+    ) -> Row | None:
+        with self._bounded(opened.connection):
+            if isinstance(opened, LoopTransaction):
+                return await opened.complete(parameters)
+            completed: Row | None = await _run_in_thread(partial(opened.complete, parameters))
+            return completed
+
+    async def _go_back(self, opened: ThreadTransaction | LoopTransaction) -> None:
+        """Make the transaction what it was before the completion."""
+        with self._bounded(opened.connection):
+            if isinstance(opened, LoopTransaction):
+                await opened.go_back()
+            else:
+                await _run_in_thread(opened.go_back)
 
     async def call_function(self, path: tuple[str, str], argument: str) -> str:
         """Call a function of one jsonb in this transaction and return its result as JSON text.
@@ -331,7 +303,7 @@ class StepTransaction:
         Args:
             note: `task_run_id`, `state_name` and `message`.
         """
-        assert isinstance(self._on_loop, _LoopTransaction)
+        assert isinstance(self._on_loop, LoopTransaction)
         self._check(self._on_loop.connection)
         with translate_errors(self._run_id), self._bounded(self._on_loop.connection):
             await self._on_loop.commit("note_state", {"run_id": self._run_id, "step_slug": self._step_slug, **note})
@@ -392,8 +364,15 @@ class StepTransaction:
                 self._in_thread.connection.close()
 
 
-def _find_stay_open(connection: SyncConnection | AsyncConnection) -> LiteralString:
-    return QUERIES["stay_open_17" if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE else "stay_open"]
+async def _interrupt(connection: SyncConnection | AsyncConnection) -> None:
+    with suppress(psycopg.Error, OSError, TimeoutError):
+        async with asyncio.timeout(_CANCEL_TIMEOUT):
+            if isinstance(connection, psycopg.AsyncConnection):
+                await connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
+            else:
+                await asyncio.to_thread(connection.cancel_safe, timeout=_CANCEL_TIMEOUT)
+    await asyncio.sleep(_CANCEL_TIMEOUT)
+    cut(connection)
 
 
 async def _run_in_thread(function: Callable[[], Any]) -> Any:  # noqa: ANN401

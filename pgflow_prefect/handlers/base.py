@@ -58,7 +58,7 @@ class StepContext:
 
         Raises:
             UsageError: this execution of the step has ended, as after a time-out.
-            TransientError: PostgreSQL can't be reached at this moment.
+            NoConnectionError: there was none within `PGFLOW_REPORT_TIMEOUT`: the server is full, away or read-only.
         """
         if self.transaction is None:
             raise UsageError(f"step {self.step_slug!r}: context.connection is not available here")

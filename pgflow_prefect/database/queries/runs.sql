@@ -79,6 +79,10 @@ SELECT id FROM pgflow.repair_run(%(run_id)s)
 -- End a run and its pending steps.
 SELECT id FROM pgflow.cancel_run(%(run_id)s, %(reason)s)
 
+-- lock_run_first --
+-- Wait for the run's lock in a savepoint, which a wait that is cut short can go back to.
+SAVEPOINT pgflow_report; SELECT id FROM pgflow.lock_run(%(run_id)s); RELEASE SAVEPOINT pgflow_report
+
 -- complete_pending_step --
 -- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
 -- the step is in under that lock, where nobody else can complete it any more.
