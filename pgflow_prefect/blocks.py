@@ -15,7 +15,7 @@ class PgflowDatabase(Block):
         ```python
         from pgflow_prefect import PgflowDatabase
 
-        PgflowDatabase(dsn="postgresql://app:secret@db.example.org/app").save("default")
+        PgflowDatabase(dsn="postgresql://app:secret@db.example.org/app").save("production")
         ```
     """
 

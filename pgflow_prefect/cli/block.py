@@ -6,11 +6,11 @@ from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 
 
 def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Keep the address of the database in Prefect, as a block: flow runs that find it need no environment variable.
+    """Keep the address of the database in Prefect, as a block: flow runs that read it need no PGFLOW_DSN.
 
-    The connection string of --dsn or PGFLOW_DSN is kept as a secret, and PGFLOW_POOL_SIZE beside it. Flow runs look for
-    the block `default` where nothing else names their database, and for another one where their deployment names it
-    (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK does; PGFLOW_DSN overrides both.
+    The connection string of --dsn or PGFLOW_DSN is kept as a secret, and PGFLOW_POOL_SIZE beside it. A flow run reads
+    the block only where its deployment (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK names it.
+    PGFLOW_DSN overrides both.
 
     Example: `pgflow-prefect block production`
 

@@ -1,13 +1,12 @@
 """Where the database is, as a Prefect block says it."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from pydantic import SecretStr
 
-from pgflow_prefect.database.connection import LIBPQ_VARIABLES, find_dsn
+from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.settings import BLOCK_TYPE, Settings
@@ -15,36 +14,32 @@ from pgflow_prefect.settings import BLOCK_TYPE, Settings
 if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need none
     from pgflow_prefect.blocks import PgflowDatabase
 
-DEFAULT = "default"
-"""The name of the block that a flow run looks for where nothing else says where its database is."""
-
 
 async def find_settings(settings: Settings) -> Settings:
     """Return settings that say where the database is: from a block, where nothing nearer does.
 
     A connection string in the settings (`--dsn`, `PGFLOW_DSN`) comes first; then the block that `PGFLOW_BLOCK` names;
-    then libpq's own variables; then the block `default`, if there is one; then whatever `find_dsn` finds.
+    then whatever `find_dsn` finds. A block that no setting names is never read: each Prefect user may write one, and
+    would choose the database of this machine.
 
     Raises:
         UsageError: there is no block of the name that the settings have, or it has no usable values.
         PrefectUnavailableError: Prefect's API does not answer.
     """
-    if is_settled(settings):
+    if settings.dsn is not None or settings.block is None:
         return settings
-    block = await _load(settings.block or DEFAULT)
-    if block is None and settings.block is not None:
+    block = await _load(settings.block)
+    if block is None:
         raise UsageError(
             f"there is no Prefect block {BLOCK_TYPE}/{settings.block}: make it with `pgflow-prefect block "
             f"{settings.block}`, or name another one (PGFLOW_BLOCK)"
         )
-    return settings if block is None else _apply(settings, block)
+    return _apply(settings, block)
 
 
 def is_settled(settings: Settings) -> bool:
     """Tell whether no block has a say in where the database is."""
-    return settings.dsn is not None or (
-        settings.block is None and any(os.environ.get(name) for name in LIBPQ_VARIABLES)
-    )
+    return settings.dsn is not None or settings.block is None
 
 
 async def save_block(name: str, settings: Settings) -> bool:

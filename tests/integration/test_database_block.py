@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect import PgflowDatabase, Settings, Workflow
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.database_block import DEFAULT, find_settings, save_block
+from pgflow_prefect.execution.database_block import find_settings, save_block
 from tests.conftest import Connection
 from tests.integration.conftest import Define, read_run
 
@@ -30,9 +30,9 @@ async def block_name(client: PrefectClient) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def default_block(client: PrefectClient, dsn: str) -> AsyncIterator[None]:
-    await save_block(DEFAULT, Settings(dsn=SecretStr(dsn), pool_size=3))
+    await save_block("default", Settings(dsn=SecretStr(dsn), pool_size=3))
     yield
-    document = await client.read_block_document_by_name(DEFAULT, "pgflow-database")
+    document = await client.read_block_document_by_name("default", "pgflow-database")
     assert document.id is not None
     await client.delete_block_document(document.id)
 
@@ -56,11 +56,12 @@ async def test_prefect_shows_the_connection_string_to_nobody(client: PrefectClie
 
 
 async def test_what_is_nearer_comes_first(default_block: None, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (await find_settings(Settings())).dsn == SecretStr(dsn)
-    assert (await find_settings(Settings())).pool_size == 3
-    assert (await find_settings(Settings(pool_size=9))).pool_size == 9
+    named = Settings(block="default")
+    assert (await find_settings(named)).dsn == SecretStr(dsn)
+    assert (await find_settings(named)).pool_size == 3
+    assert (await find_settings(Settings(block="default", pool_size=9))).pool_size == 9
     monkeypatch.setenv("PGHOST", "elsewhere")
-    assert (await find_settings(Settings())).dsn is None
+    assert (await find_settings(named)).dsn == SecretStr(dsn)
     monkeypatch.setenv("PGFLOW_DSN", ADDRESS)
     assert (await find_settings(Settings(block="none-of-this-name"))).dsn == SecretStr(ADDRESS)
 
@@ -82,7 +83,16 @@ async def test_a_name_that_prefect_does_not_take_is_refused(client: PrefectClien
         await save_block(name, Settings(dsn=SecretStr(ADDRESS)))
 
 
-async def test_a_flow_finds_its_database_by_the_block(default_block: None, db: Connection, define: Define) -> None:
+async def test_a_block_that_no_setting_names_is_not_read(default_block: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (await find_settings(Settings())).dsn is None
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    assert (await find_settings(Settings())).dsn is None
+
+
+async def test_a_flow_finds_its_database_by_the_block(
+    default_block: None, db: Connection, define: Define, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_BLOCK", "default")
     slug = f"by_block_{uuid4().hex[:8]}"
     define(slug, ["greet"])
     workflow = Workflow(slug)
