@@ -1,6 +1,6 @@
 """The errors that this package raises. Each message names the thing, what is wrong with it, and what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 
@@ -34,6 +34,27 @@ class DeploymentGoneError(PrefectUnavailableError):
 
 class SchemaMissingError(PgflowPrefectError):
     """The database has no pgflow schema, or one that is older than this package."""
+
+
+class ForeignInstallationError(PgflowPrefectError):
+    """This database is a copy, or another database uses its id in Prefect: it must not touch what that one shows."""
+
+
+class ForeignDeploymentError(UsageError):
+    """Deployments belong to another installation.
+
+    Attributes:
+        owners: the ownership tags of each, by workflow slug.
+    """
+
+    def __init__(self, owners: Mapping[str, Sequence[str]]) -> None:
+        self.owners = owners
+        named = "; ".join(f"workflow {slug!r} ({', '.join(tags)})" for slug, tags in owners.items())
+        super().__init__(
+            f"Prefect has deployments of another installation: {named}. Rename the workflow in one of the databases. "
+            "Or take the deployment over with `pgflow-prefect deploy --take-over`: then the other one stops taking "
+            "its runs"
+        )
 
 
 class UnknownWorkflowError(UsageError):

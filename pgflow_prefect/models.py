@@ -186,6 +186,28 @@ class TakenRun(BaseModel):
         return f"pgflow/{self.run_id}/{self.epoch}"
 
 
+class Installation(BaseModel):
+    """A database among those that share a Prefect server.
+
+    Attributes:
+        id: what its objects in Prefect are tagged with.
+        stamp: of the database that it was stamped in.
+        current_stamp: of the database that it is in now.
+        former_stamps: of the databases that it was moved from.
+        fits: both stamps are of one database; else this one is a copy.
+        is_used: it has written to Prefect.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    stamp: str | None
+    current_stamp: str
+    former_stamps: tuple[str, ...]
+    fits: bool
+    is_used: bool
+
+
 class Enabled(BaseModel):
     """Whether workers and bridges take a workflow's runs, and those begun since when."""
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cached_property, partial
+from hashlib import sha256
 from inspect import iscoroutine
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
@@ -52,12 +53,16 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
             return await call
 
 
-_FORBIDDEN_IN_FLOW_NAMES = str.maketrans(dict.fromkeys("/%&<>", "_"))
+_FORBIDDEN_IN_FLOW_NAMES = frozenset("/%&<>")
 
 
 def to_flow_name(slug: str) -> str:
-    """Return the name of a workflow's flow: its slug, without what Prefect does not take in a name."""
-    return slug.translate(_FORBIDDEN_IN_FLOW_NAMES)
+    """Return the name of a workflow's flow: its slug, as far as Prefect takes that for a name.
+
+    Other characters become `_`, and the name gets a hash of the slug: `a/b` and `a_b` are two flows.
+    """
+    name = "".join(each if each.isprintable() and each not in _FORBIDDEN_IN_FLOW_NAMES else "_" for each in slug)
+    return name if name == slug else f"{name}-{sha256(slug.encode()).hexdigest()[:8]}"
 
 
 class Workflow:

@@ -35,6 +35,13 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.installation (
 );
 INSERT INTO pgflow_prefect.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
 
+-- The latest signs of life that services of this database gave in Prefect. There is no row before the first use.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.heartbeats (
+    is_only_row BOOLEAN PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    beats UUID[] NOT NULL DEFAULT '{}', -- the newest first
+    beat_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+);
+
 -- A run's owner: the one who may write for it, in the run's epoch. An older epoch than the run's is history.
 -- lease_until: -infinity where the owner has let go of it, 1970 where its process is known to be dead, infinity while
 -- its flow run waits in Prefect's queue.
@@ -148,6 +155,19 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
 DO $columns$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.installation'::regclass AND attname = 'stamp') THEN
+        ALTER TABLE pgflow_prefect.installation
+            ADD COLUMN stamp TEXT, -- of the database that the row was written in: in a copy, it does not fit
+            ADD COLUMN former_stamps TEXT[] NOT NULL DEFAULT '{}'; -- before it was moved
+        IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN -- an older version may be in use
+            INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES ON CONFLICT DO NOTHING;
+        END IF;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'given_up_in') THEN
+        ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch in which this product failed the run
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- who does the step's work, for people
     END IF;
@@ -204,6 +224,157 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$ SELECT 6 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- The installation. A copy of a database has the id of the original: it must not touch what that shows in Prefect.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.current_stamp() RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+DECLARE
+    cluster text := '?';
+BEGIN
+    BEGIN
+        SELECT c.system_identifier INTO cluster FROM pg_control_system() c;
+    EXCEPTION WHEN insufficient_privilege OR undefined_function THEN
+        NULL; -- the database's oid has to do
+    END;
+    RETURN cluster || '/' || (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.current_stamp() IS
+    'What tells this database from a restored or cloned one: the cluster''s system identifier and the database''s oid.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_same_stamp(stamp text, other text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT split_part(stamp, '/', 2) = split_part(other, '/', 2)
+       AND (split_part(stamp, '/', 1) = split_part(other, '/', 1) OR '?' IN (split_part(stamp, '/', 1), split_part(other, '/', 1)))
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_same_stamp(text, text) IS
+    'True where two stamps are of one database; a cluster that a role could not read (?) decides nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_installation()
+RETURNS TABLE (id uuid, stamp text, current_stamp text, former_stamps text[], fits boolean, is_used boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT i.id, i.stamp, c.stamp, i.former_stamps, coalesce(pgflow_prefect.is_same_stamp(i.stamp, c.stamp), false),
+           EXISTS (SELECT FROM pgflow_prefect.heartbeats)
+    FROM pgflow_prefect.installation i, pgflow_prefect.current_stamp() AS c (stamp)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_installation() IS
+    'This installation; fits: its stamp is of this database, which is no copy; is_used: Prefect has heard of it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.claim_installation() RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pgflow_prefect.heartbeats)
+       OR NOT has_table_privilege('pgflow_prefect.installation', 'UPDATE') THEN -- the owner's `init` does it, then
+        RETURN false;
+    END IF;
+    UPDATE pgflow_prefect.installation i SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp()
+    WHERE NOT pgflow_prefect.is_same_stamp(i.stamp, pgflow_prefect.current_stamp());
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.claim_installation() IS
+    'Gives a copy an id of its own where the original was never used with Prefect: a template, say. Else changes nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.new_installation() RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+DECLARE
+    new_id uuid;
+BEGIN
+    UPDATE pgflow_prefect.installation
+    SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
+    -- Flow runs, task runs and claims are the original's; its pending runs are older runs here: --adopt takes them.
+    TRUNCATE pgflow_prefect.owners, pgflow_prefect.flow_runs, pgflow_prefect.task_runs, pgflow_prefect.external_claims,
+             pgflow_prefect.heartbeats;
+    UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
+    RETURN new_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.new_installation() IS
+    'Says that this database, a copy, is an installation of its own: a new id, and nothing of the original''s in '
+    'Prefect. Workers take no run that is pending now, unless they adopt. Stop its services first.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.move_installation() RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    UPDATE pgflow_prefect.installation i
+    SET former_stamps = i.former_stamps || i.stamp, stamp = pgflow_prefect.current_stamp()
+    WHERE NOT pgflow_prefect.is_same_stamp(i.stamp, pgflow_prefect.current_stamp());
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.move_installation() IS
+    'Says that this database, restored or upgraded, replaces the one that it is a copy of, which is gone. False where '
+    'it is no copy.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.use_installation()
+RETURNS TABLE (id uuid, stamp text, current_stamp text, former_stamps text[], fits boolean, is_used boolean)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT * INTO id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.read_installation();
+    IF NOT fits AND NOT is_used THEN
+        PERFORM pgflow_prefect.claim_installation(); -- or another session does so at this moment
+        SELECT * INTO id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.read_installation();
+    END IF;
+    IF fits AND NOT is_used THEN
+        INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES ON CONFLICT DO NOTHING;
+    END IF;
+    IF id IS NOT NULL THEN
+        RETURN NEXT;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.use_installation() IS
+    'read_installation, for who is about to write to Prefect: from then on the installation counts as used.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.beat(beat uuid, every double precision) RETURNS uuid[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO pgflow_prefect.heartbeats AS h (beats) VALUES (ARRAY[beat.beat])
+    ON CONFLICT (is_only_row) DO UPDATE
+    SET beats = (beat.beat || h.beats)[1:100], beat_at = clock_timestamp()
+    WHERE cardinality(h.beats) = 0 OR h.beat_at < clock_timestamp() - make_interval(secs => every);
+    RETURN (SELECT h.beats FROM pgflow_prefect.heartbeats h);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.beat(uuid, double precision) IS
+    'Notes a sign of life, unless another service gave one within so many seconds; returns the latest, newest first.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -275,7 +446,7 @@ BEGIN
             recoveries := CASE WHEN run.remaining < owner.remaining THEN 0 ELSE owner.recoveries + 1 END;
         END IF;
         IF recoveries > max_recoveries THEN
-            PERFORM pgflow.cancel_run(run.id, format(
+            PERFORM pgflow_prefect.give_up_run(run.id, format(
                 'given up: %s owners in a row have vanished while no further step completed, the last one was %s',
                 recoveries, owner.held_by));
             RETURN NULL;
@@ -303,6 +474,57 @@ COMMENT ON FUNCTION pgflow_prefect.take_run(uuid, uuid, text, double precision, 
     'A run that somebody else holds is refused, unless forced.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.give_up_run(run_id uuid, reason text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    PERFORM pgflow.cancel_run(give_up_run.run_id, give_up_run.reason);
+    UPDATE pgflow_prefect.owners AS o SET given_up_in = r.epoch
+    FROM pgflow.runs r
+    WHERE r.id OPERATOR(pg_catalog.=) give_up_run.run_id AND o.run_id OPERATOR(pg_catalog.=) r.id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.give_up_run(uuid, text) IS
+    'pgflow.cancel_run for this product itself, which can''t execute the run: Prefect''s Retry may reopen it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_cancelled_for_good(run_id uuid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pgflow.runs r
+        WHERE r.id = is_cancelled_for_good.run_id AND r.status = 'failed' AND (
+            r.error_message LIKE 'cancelled%'
+            -- Cancelled with a reason alone: then no step has failed by itself.
+            OR NOT EXISTS (SELECT FROM pgflow.step_states s WHERE s.run_id = r.id AND s.status = 'failed'
+                           AND r.error_message LIKE 'step "%" failed: %')
+           AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id AND o.given_up_in = r.epoch)))
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_cancelled_for_good(uuid) IS
+    'True for a run that cancel_run has ended: only SQL and pgflow-prefect retry reopen it, and not Prefect''s Retry.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_made_for(run_id uuid, flow_run_id uuid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (SELECT FROM pgflow_prefect.flow_runs f
+                   WHERE f.run_id = is_made_for.run_id AND f.flow_run_id = is_made_for.flow_run_id)
+        OR EXISTS (SELECT FROM pgflow.runs r
+                   JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+                   LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+                   -- Reserved: its flow run is being created, and may be this one.
+                   WHERE r.id = is_made_for.run_id AND (o.run_id IS NULL OR o.flow_run_id IS NULL))
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_made_for(uuid, uuid) IS
+    'True where a flow run that Prefect started may take a run: it was made for it, or the run was never taken and its '
+    'workflow is enabled.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_flow_run(run_id uuid, epoch int, flow_run_id uuid) RETURNS void
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -323,9 +545,21 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.create_run(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
+DECLARE
+    run pgflow.runs;
 BEGIN
     -- One transaction: between starting a run and taking it, a worker that heard of it could take it.
-    PERFORM pgflow.run_workflow(workflow_slug, payload, run_id);
+    run := pgflow.run_workflow(workflow_slug, payload, run_id);
+    -- The id follows from the flow run's, so that another session may have used it first. A trigger may change the
+    -- payload of a run that was inserted just now.
+    IF run.payload IS DISTINCT FROM create_run.payload
+       AND NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run.id AND r.xmin = pg_current_xact_id()::xid)
+       AND NOT EXISTS (SELECT FROM pgflow_prefect.flow_runs f
+                       WHERE f.run_id = run.id AND f.flow_run_id = create_run.flow_run_id) THEN
+        RAISE EXCEPTION 'run % exists already, with another payload', run.id
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'This flow run did not create it: start a new flow run.';
+    END IF;
     RETURN pgflow_prefect.take_run(run_id, flow_run_id, held_by, lease, max_recoveries);
 END
 $$;
@@ -1441,6 +1675,10 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.prune_definitions(text[], interval) IS
     'Deletes snapshots that no run refers to and that a newer one has replaced for `grace`; returns how many. Reads '
     'the runs once, if there is any snapshot to look for.';
+
+
+UPDATE pgflow_prefect.installation SET stamp = pgflow_prefect.current_stamp() WHERE stamp IS NULL;
+DO $copied$ BEGIN PERFORM pgflow_prefect.claim_installation(); END $copied$;
 
 
 DO $rights$

@@ -126,7 +126,10 @@ def empty_dsn(make_database: Callable[[str | None], str]) -> str:
 @pytest.fixture
 def dsn(make_database: Callable[[str | None], str], template: str) -> str:
     """A database of this test's own, with the engine's and the adapter's schema."""
-    return make_database(template)
+    made = make_database(template)
+    # A copy of a database that was never used with Prefect gets an id of its own, or the first command would do it.
+    execute(made, sql.SQL("SELECT pgflow_prefect.claim_installation()"))
+    return made
 
 
 @pytest.fixture

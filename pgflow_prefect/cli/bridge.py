@@ -55,9 +55,12 @@ def bridge(
             await persist(store, settings.report_timeout, store.check_writable, "the database")
             service = Bridge(store, client, settings, find_dsn(settings), adopt)
             switch.attach(drain=health.drains(service.stop), stop=health.drains(service.stop))
+            await service.register()
             await service.refresh()
             err.print(f"ready: {', '.join(service.deployments) or 'no workflow has a deployment yet'}", markup=False)
             async with health.watched(store, lambda: service.intake.passed_at):
                 await service.run()
+            if service.failure is not None:
+                raise service.failure
 
     return run_service(serve)

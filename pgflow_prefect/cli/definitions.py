@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgflow_prefect.cli.console import err, out, print_json, print_table
@@ -60,6 +60,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
 
     from pgflow_prefect.graph import build_graph
     from pgflow_prefect.render.text import describe_graph
+    from pgflow_prefect.workflow import to_flow_name
 
     checked = anyio.run(_check, make_settings(dsn), workflow, handlers)
     definition, doers, problems = checked.definition, checked.doers, checked.problems
@@ -81,6 +82,8 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
         out.print(str(InvalidDefinitionError(workflow, problems)), markup=False)
     else:
         out.print(f"workflow {workflow!r} is valid: {describe_graph(build_graph(definition))}", markup=False)
+    if (name := to_flow_name(workflow)) != workflow:
+        out.print(f"its flow in Prefect is called {name!r}: Prefect does not take the slug for a name", markup=False)
     print_table(("step", "done by"), [(slug, each.text) for slug, each in doers.items()])
     print_stubs(doers)
     if external := checked.external:
@@ -201,5 +204,15 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         kinds = await find_doers(store, loaded, definition)
         order = order_steps(definition)
         problems = [*await find_all_problems(store, loaded, definition), *await find_missing_here(store, loaded)]
+        problems += _find_twins(workflow, await store.list_slugs())
         doers = describe_doers(order, rows, loaded, source)
         return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems)
+
+
+def _find_twins(workflow: str, slugs: Iterable[str]) -> list[str]:
+    """Return the workflows that Prefect would take for this one, a sentence each."""
+    from pgflow_prefect.workflow import to_flow_name
+
+    name = to_flow_name(workflow)
+    twins = [slug for slug in slugs if slug != workflow and to_flow_name(slug) == name]
+    return [f"workflow {twin!r} has the same flow in Prefect, {name!r}: rename one of them" for twin in twins]

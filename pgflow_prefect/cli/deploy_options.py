@@ -44,6 +44,10 @@ class DeployFlags:
         Text, Parameter(help="The Prefect block with what cloning takes: TYPE/NAME, as `prefect block ls` has it.")
     ] = None
     block: Annotated[Text, Parameter(help="The Prefect block by which flow runs find the database.")] = None
+    take_over: Annotated[
+        bool,
+        Parameter(negative="", show_default=False, help="Take deployments over that belong to another installation."),
+    ] = False
 
     def name_given(self) -> list[str]:
         """Return the options that were given."""
@@ -71,6 +75,7 @@ class DeployFlags:
             image=self.image,
             block=self.block,
             location=parse_location(self.source, self.source_credentials, directory),
+            take_over=self.take_over,
         )
 
 

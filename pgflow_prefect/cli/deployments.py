@@ -125,11 +125,15 @@ async def deploy_all(
 
     Raises:
         UsageError: one of them can't be deployed, or the options do not fit; nothing is written then.
+        ForeignInstallationError: the database is a copy of another one that has been used with Prefect.
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
     from pgflow_prefect.cli.deploy_report import show_progress
+    from pgflow_prefect.deployment.heartbeat import Heartbeat
 
-    async with _open_plans(store, candidates, options, prune) as plans:
+    installation = (await store.use_installation()).id
+    async with _open_plans(store, candidates, options, prune, installation) as plans:
+        await Heartbeat(store, plans.client).register()
         with show_progress(len(plans.plans), quiet=quiet) as notice:
             carried = await plans.carry_out(notice)
     deployed = {each.name: each for each in carried.deployed}
@@ -154,7 +158,7 @@ async def preview_all(
     """Return what `deploy_all` would do; nothing is written. Arguments and errors as of that."""
     from pgflow_prefect.cli.deploy_report import Preview
 
-    async with _open_plans(store, candidates, options, prune) as plans:
+    async with _open_plans(store, candidates, options, prune, await store.read_installation()) as plans:
         enabled = await find_enabled(store)
     waiting = {each.deployment_name for each in candidates if not each.problems and each.slug not in enabled}
     return [Preview(plan, plan.name in waiting) for plan in plans.plans]
@@ -167,12 +171,11 @@ async def find_enabled(store: Store) -> set[str]:
 
 @asynccontextmanager
 async def _open_plans(
-    store: Store, candidates: Sequence[Candidate], options: Options, prune: bool
+    store: Store, candidates: Sequence[Candidate], options: Options, prune: bool, installation: UUID
 ) -> AsyncIterator[Plans]:
     from pgflow_prefect.cli.candidates import describe_all
     from pgflow_prefect.deployment.deployments.apply import open_plans
 
-    installation = await store.read_installation()
     wanted = describe_all(candidates, options, installation)
     async with open_plans(wanted, installation, store.list_slugs if prune else None) as plans:
         yield plans

@@ -34,8 +34,8 @@ def reconcile(
     Parameters
     ----------
     apply
-        Repair it. Flow runs of your workflows whose run this database does not have are ended, too: look first where
-        several databases share the Prefect server.
+        Repair it. Flow runs of this installation whose run the database does not have are ended, too, and those whose
+        tags name no installation. Flow runs of another installation stay as they are.
     everything
         Look at runs, too, that were seen to agree since they ended.
     """
@@ -81,12 +81,15 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
 
 
 async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
+    from pgflow_prefect.deployment.heartbeat import Heartbeat
     from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
     from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
     from pgflow_prefect.execution.in_process import connect_to_prefect
 
     try:
         async with connect_to_prefect() as client:
+            if apply:
+                await Heartbeat(store, client).register()
             found = await compare(store, client, apply=apply, everything=everything, strangers=True, lag=GRACE)
             return found, None
     except PrefectUnavailableError as error:

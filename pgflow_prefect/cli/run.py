@@ -171,7 +171,7 @@ async def _execute(
         else:
             epoch = await _take(store, run_id, force=force)
         try:  # from here on there is a run, and whatever happens its id has to be told
-            created = await create_flow_run(client, flow, workflow.slug, run_id)
+            created = await create_flow_run(client, flow, workflow.slug, run_id, host.installation.id)
             if epoch is not None:
                 await store.link_flow_run(run_id, epoch, created.flow_run.id, queued=False)
             steps = len((await store.load_run_definition(run_id)).steps)

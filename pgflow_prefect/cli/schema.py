@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import out, print_json
+from pgflow_prefect.cli.console import err, out, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from pgflow_prefect.settings import Settings
 
 
 def init(
     *,
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    new_installation: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    moved: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -31,18 +36,26 @@ def init(
     ----------
     dry_run
         Print the SQL and do nothing.
+    new_installation
+        This database is a copy that works beside the original: give it an id of its own in Prefect, and forget what the
+        original shows there. Runs that are pending now are taken with --adopt only. Stop its services first.
+    moved
+        This database replaces the one that it is a copy of, after a restore or pg_upgrade: it goes on with what that
+        one shows in Prefect.
     """
     import anyio
 
     from pgflow_prefect.database.schema import read_scripts
 
+    if sum((dry_run, new_installation, moved)) > 1:
+        raise UsageError("--dry-run, --new-installation and --moved exclude each other: name one")
     if dry_run:
         if json:
             print_json({"sql": read_scripts()})
         else:
             sys.stdout.write(read_scripts())
         return
-    done = anyio.run(_init, make_settings(dsn))
+    done = anyio.run(_init, make_settings(dsn), new_installation, moved)
     if json:
         print_json(done.to_json())
     else:
@@ -56,12 +69,18 @@ class _Installed(NamedTuple):
         database: its name.
         before: the versions of engine and adapter that it had; 0 for none.
         after: the versions that it has.
+        new_id: of the installation that it has become.
+        stayed: it was said to have moved, and has not.
+        is_copy: workers refuse it.
         renamed: rows that name what a row may not name any more: workflow, step, and the name.
     """
 
     database: str
     before: tuple[int, int]
     after: tuple[int, int]
+    new_id: UUID | None
+    stayed: bool
+    is_copy: bool
     renamed: list[tuple[str, str, str]]
 
     @property
@@ -79,6 +98,8 @@ class _Installed(NamedTuple):
             "outcome": self.outcome,
             "before": dict(zip(names, self.before, strict=True)),
             "after": dict(zip(names, self.after, strict=True)),
+            "new_installation": self.new_id and str(self.new_id),
+            "is_copy": self.is_copy,
             "credentials_to_rename": [
                 {"workflow": workflow, "step": step, "name": name} for workflow, step, name in self.renamed
             ],
@@ -86,11 +107,20 @@ class _Installed(NamedTuple):
 
 
 def _print(done: _Installed) -> None:
+    from pgflow_prefect.database.installation import COPIED
+
     versions = f"pgflow {done.after[0]}, pgflow_prefect {done.after[1]}"
     if done.outcome == "current":
         out.print(f"database {done.database!r} is current: {versions}")
     else:
         out.print(f"{done.outcome} in database {done.database!r}: {versions}")
+    if done.stayed:
+        out.print(f"database {done.database!r} is where it was stamped: it has not moved", markup=False)
+    if done.new_id is not None:
+        out.print(f"database {done.database!r} is the installation {done.new_id} from now on", markup=False)
+        out.print("its deployments are the original's: make its own with `pgflow-prefect deploy`", markup=False)
+    if done.is_copy:
+        err.print(f"database {done.database!r} is a copy: workers refuse it. {COPIED}", markup=False)
     for workflow, step, name in done.renamed:
         out.print(
             f"workflow {workflow!r}, step {step!r}: its row names {name!r}, which a row may "
@@ -99,8 +129,9 @@ def _print(done: _Installed) -> None:
         )
 
 
-async def _init(settings: Settings) -> _Installed:
+async def _init(settings: Settings, new_installation: bool, moved: bool) -> _Installed:
     from pgflow_prefect.database.connection import connect, find_dsn
+    from pgflow_prefect.database.installation import find_copy, move_installation, start_installation
     from pgflow_prefect.database.schema import install_schema, read_versions
 
     async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
@@ -108,7 +139,11 @@ async def _init(settings: Settings) -> _Installed:
         await install_schema(connection)
         after = await read_versions(connection)
         database = connection.info.dbname
-    return _Installed(database, before, after, await _list_old_credentials(settings) if any(before) else [])
+        new_id = await start_installation(connection) if new_installation else None
+        stayed = moved and not await move_installation(connection)
+        is_copy = await find_copy(connection) is not None
+    renamed = await _list_old_credentials(settings) if any(before) else []
+    return _Installed(database, before, after, new_id, stayed, is_copy, renamed)
 
 
 async def _list_old_credentials(settings: Settings) -> list[tuple[str, str, str]]:

@@ -93,8 +93,9 @@ def serve(
         ):
             await persist(store, settings.report_timeout, store.check_writable, "the database")
             deployments = ServedDeployments(store, client, await _load_served(store, workflows), options)
-            await deployments.deploy()
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
+            await bridge.register()
+            await deployments.deploy()
             processes = FlowRunProcesses(store, deployments.flows, limit, environment)
             service = Serving(bridge, deployments, processes, grace)
             switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))

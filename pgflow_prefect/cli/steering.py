@@ -10,6 +10,7 @@ from pgflow_prefect.errors import PgflowPrefectError, RunNotPendingError
 
 if TYPE_CHECKING:
     from pgflow_prefect.database.run_names import RunName
+    from pgflow_prefect.database.store import Store
     from pgflow_prefect.models import Run
     from pgflow_prefect.settings import Settings
 
@@ -92,10 +93,10 @@ async def _cancel(settings: Settings, name: RunName, reason: str | None) -> tupl
             raise RunNotPendingError(f"run {run_id} has failed already: {run.error_message}")
         await store.cancel_run(run_id, f"{CANCELLED}: {reason}" if reason else CANCELLED)
         cancelled = await store.read_run(run_id)
-        return cancelled, await _tell_prefect(cancelled)
+        return cancelled, await _tell_prefect(store, cancelled)
 
 
-async def _tell_prefect(run: Run) -> str | None:
+async def _tell_prefect(store: Store, run: Run) -> str | None:
     """Show a cancellation in Prefect, where that can be done now; else return why it can't."""
     from pgflow_prefect.deployment.cancellation import show_cancelled
     from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
@@ -104,7 +105,7 @@ async def _tell_prefect(run: Run) -> str | None:
         return None
     try:
         async with connect_to_prefect() as client:
-            await show_cancelled(client, run)
+            await show_cancelled(client, run, await store.read_installation())
     except PgflowPrefectError as error:
         return str(error)
     return None

@@ -1,26 +1,13 @@
 """The part of the store that deploying needs: all workflows in a few statements, however many there are."""
 
 from collections.abc import Collection, Iterable
-from uuid import UUID
 
-from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.errors import SchemaMissingError
+from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.models import Enabled, WorkflowDefinition
 
 
-class DeploymentStatements(Statements):
-    """Definitions, bindings and enabling of many workflows, and the id of the database."""
-
-    async def read_installation(self) -> UUID:
-        """Return the id of this database among those that share a Prefect server.
-
-        Raises:
-            SchemaMissingError: somebody has deleted it.
-        """
-        rows = await self._fetch("read_installation")
-        if not rows:
-            raise SchemaMissingError("pgflow_prefect.installation has no row: run `pgflow-prefect init`")
-        return UUID(str(rows[0]["id"]))
+class DeploymentStatements(InstallationStatements):
+    """Definitions, bindings and enabling of many workflows."""
 
     async def find_definitions(self, workflow_slugs: Collection[str] | None = None) -> dict[str, WorkflowDefinition]:
         """Return workflows as they are defined now, by slug: these, as far as there are any, or all."""

@@ -8,8 +8,8 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from pgflow_prefect.database.connection import connect, open_pool
+from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.queries import QUERIES
-from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.database.store import make_tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.models import Enabled
@@ -70,7 +70,7 @@ class SetAsideRun(BaseModel):
     runs: int
 
 
-class DiagnosisStatements(Statements):
+class DiagnosisStatements(InstallationStatements):
     """Questions about the server, the schemas and the rights; about runs where the schemas are there."""
 
     async def read_server(self) -> Server:

@@ -194,6 +194,14 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         )
         return bool(rows[0]["linked"])
 
+    async def is_made_for(self, run_id: UUID, flow_run_id: UUID) -> bool:
+        """Tell whether a flow run that Prefect started may take a run.
+
+        It may where it was made for the run, or where the run was never taken and its workflow is enabled.
+        """
+        [row] = await self._fetch("is_made_for", run_id=run_id, flow_run_id=flow_run_id)
+        return bool(row["made"])
+
     async def release_run(self, run_id: UUID, epoch: int) -> None:
         """Hand a run back, for whoever takes it next."""
         await self._fetch("release_run", run_id=run_id, epoch=epoch)
@@ -303,6 +311,15 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def cancel_run(self, run_id: UUID, reason: str) -> None:
         """Fail a run and all its pending steps; a finished run stays as it is."""
         await self._fetch_telling("cancel_run", {"reason": reason}, run_id=run_id)
+
+    async def give_up_run(self, run_id: UUID, reason: str) -> None:
+        """Fail a run that can't be executed; unlike a cancelled one, Prefect's Retry may reopen it."""
+        await self._fetch("give_up_run", run_id=run_id, reason=reason)
+
+    async def is_cancelled_for_good(self, run_id: UUID) -> bool:
+        """Tell whether a run was ended by `cancel_run`, whatever the reason says."""
+        [row] = await self._fetch("is_cancelled_for_good", run_id=run_id)
+        return bool(row["cancelled"])
 
     # Steps
 

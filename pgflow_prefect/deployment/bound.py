@@ -26,16 +26,20 @@ async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa:
 
 
 async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
-    """Return the workflow that this is a flow run of: the run's, else the one that Prefect's flow is named after."""
+    """Return the workflow that this is a flow run of: the one that Prefect's flow is named after.
+
+    Raises:
+        UsageError: there is none, or the run is one of another workflow: a Prefect user may name any run.
+    """
     async with open_store(settings, size=1) as store:
-        if run_id is not None:
-            return (await store.read_run(run_id)).workflow_slug
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
         async with get_client() as client:
             name = (await client.read_flow(context.flow_run.flow_id)).name
         slugs = [slug for slug in await store.list_slugs() if to_flow_name(slug) == name]
+        if run_id is not None and (slug := (await store.read_run(run_id)).workflow_slug) not in slugs:
+            raise UsageError(f"run {run_id} is one of workflow {slug!r}, and this is a flow run of {name!r}")
     if len(slugs) != 1:
         raise UsageError(
             f"Prefect's flow {name!r} stands for {len(slugs)} workflows of this database: deploy the one that is meant "

@@ -6,20 +6,24 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import anyio
+from anyio import CancelScope
 from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.notifications import Bell, listen
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.cancellation import CancelWishes
 from pgflow_prefect.deployment.deployments import find_deployments
+from pgflow_prefect.deployment.heartbeat import Heartbeat
 from pgflow_prefect.deployment.intake import Intake
 from pgflow_prefect.deployment.submission import create_submission
 from pgflow_prefect.deployment.upkeep import keep_reconciled, name_older_runs
 from pgflow_prefect.errors import (
     DeploymentGoneError,
+    ForeignInstallationError,
     PgflowPrefectError,
     PrefectRefusedError,
 )
+from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.settings import Settings
@@ -45,6 +49,8 @@ class Bridge:
         dsn: the database, to listen to.
         adopt: take pending runs that are older than their workflow's enabling, too.
         only: these workflows; None: all.
+        deployments: where it hands runs to, by workflow.
+        failure: why it has stopped by itself.
     """
 
     store: Store
@@ -54,6 +60,7 @@ class Bridge:
     adopt: bool
     only: Collection[str] | None = None
     deployments: Mapping[str, UUID] = field(default_factory=dict, init=False)  # by workflow
+    failure: ForeignInstallationError | None = field(default=None, init=False)
     _warned: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -67,10 +74,21 @@ class Bridge:
             bell=Bell(),
         )
         self._reconcile_bell = Bell()
+        self._heartbeat = Heartbeat(self.store, self.client)
+
+    async def register(self) -> None:
+        """Register this installation in Prefect.
+
+        Raises:
+            ForeignInstallationError: the database is a copy of another one that has been used with Prefect.
+            PrefectUnavailableError: Prefect does not answer.
+        """
+        await self._heartbeat.register()
 
     async def run(self) -> None:
-        """Submit until `stop`, and return when what was under way is linked."""
+        """Submit until `stop`, and return when what was under way is linked; `failure` says why it stopped itself."""
         async with anyio.create_task_group() as background:
+            background.start_soon(self._heartbeat.keep, self._give_up)
             background.start_soon(self._listen)
             background.start_soon(self._watch_prefect)
             background.start_soon(self._reconcile)
@@ -90,13 +108,18 @@ class Bridge:
         waiting = {slug: each for slug, each in (await self.store.list_waiting_runs()).items() if self._is_ours(slug)}
         names = {slug: to_flow_name(slug) for slug in [*enabled, *waiting]}
         found = await find_deployments(self.client, names.values())
-        newly = [slug for slug in enabled if names[slug] in found.chosen and slug not in self.deployments]
-        self.deployments = {slug: found.chosen[name].id for slug, name in names.items() if name in found.chosen}
+        installation = await self.store.read_installation()
+        owners = {name: find_foreign_tags(each.tags, installation) for name, each in found.chosen.items()}
+        chosen = {name: each.id for name, each in found.chosen.items() if not owners[name]}
+        newly = [slug for slug in enabled if names[slug] in chosen and slug not in self.deployments]
+        self.deployments = {slug: chosen[name] for slug, name in names.items() if name in chosen}
         self.intake.workflow_slugs = [slug for slug in enabled if slug in self.deployments]
         self.intake.bell.ring()
         for slug, (count, first) in waiting.items():
             if several := found.ambiguous.get(names[slug]):
                 self._warn(slug, f"has the deployments {', '.join(several)}, and none is called pgflow", count, first)
+            elif foreign := owners.get(names[slug]):
+                self._warn(slug, f"has a deployment of another installation ({', '.join(foreign)})", count, first)
             elif slug not in self.deployments:
                 self._warn(slug, f"has no deployment (`pgflow-prefect deploy {slug}` makes one)", count, first)
             elif slug not in enabled:
@@ -118,15 +141,23 @@ class Bridge:
         await listen(self.dsn, self.intake.bell, connect_timeout=self.settings.connect_timeout)
 
     async def _reconcile(self) -> None:
-        await keep_reconciled(self.store, self.client, self._reconcile_bell, self.settings.reconcile_interval)
+        with CancelScope() as self._reconciling:
+            await keep_reconciled(self.store, self.client, self._reconcile_bell, self.settings.reconcile_interval)
+
+    def _give_up(self, error: ForeignInstallationError) -> None:
+        self.failure = error
+        self._reconciling.cancel()
+        self.stop()
 
     async def _watch_prefect(self) -> None:
         wishes = CancelWishes(self.store, self.client)
         while True:
             try:
                 await self.refresh()
-                for flow_run in await wishes.find([*self.deployments.values()], []):
-                    await wishes.fulfil(flow_run)
+                slugs = {deployment: slug for slug, deployment in self.deployments.items()}
+                for flow_run in await wishes.find([*slugs], []):
+                    slug = slugs.get(flow_run.deployment_id) if flow_run.deployment_id else None
+                    await wishes.fulfil(flow_run, slug)
             except PgflowPrefectError as error:
                 _logger.warning("not watching Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
@@ -139,10 +170,15 @@ class Bridge:
             if await CancelWishes(self.store, self.client).was_cancelled(taken.former_flow_run_id):
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
                 return
-            flow_run = await create_submission(self.client, self.deployments[taken.workflow_slug], taken)
+            flow_run = await create_submission(
+                self.client,
+                self.deployments[taken.workflow_slug],
+                taken,
+                installation=await self.store.read_installation(),
+            )
         except PrefectRefusedError as error:
             _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
-            await self.store.cancel_run(run_id, str(error))
+            await self.store.give_up_run(run_id, str(error))
         except (DeploymentGoneError, KeyError):
             self.deployments = {slug: each for slug, each in self.deployments.items() if slug != taken.workflow_slug}
             self.intake.workflow_slugs = [*self.deployments]

@@ -21,6 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_run
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
@@ -95,8 +96,13 @@ class CancelWishes:
             except PgflowPrefectError as error:
                 _logger.info("not watching for what is cancelled in Prefect: %s", error)
 
-    async def fulfil(self, flow_run: FlowRun) -> None:
-        """Cancel the run of a flow run that nobody executes any more, and say so in Prefect."""
+    async def fulfil(self, flow_run: FlowRun, workflow_slug: str | None) -> None:
+        """Cancel the run of a flow run that no process executes any more, and say so in Prefect.
+
+        Args:
+            flow_run: of one of this installation's deployments.
+            workflow_slug: that deployment's workflow: a run of another one stays as it is.
+        """
         run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
         try:
             run = await self.store.read_run(run_id)
@@ -105,7 +111,7 @@ class CancelWishes:
         else:
             if run.flow_run_id == flow_run.id and run.held is Held.LEASED and run.status is Status.PENDING:
                 return  # its process lives, and will see it
-            if run.flow_run_id in (flow_run.id, None):
+            if run.flow_run_id in (flow_run.id, None) and run.workflow_slug == workflow_slug:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         with translate_prefect_errors():
             await self.client.set_flow_run_state(
@@ -129,8 +135,8 @@ async def execute_until_cancelled(
     raise failure
 
 
-async def show_cancelled(client: PrefectClient, run: Run) -> None:
-    """Show a run that was cancelled as cancelled in Prefect.
+async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) -> None:
+    """Show a run that was cancelled as cancelled in Prefect, if its flow run is this installation's.
 
     Raises:
         PrefectUnavailableError: Prefect does not answer.
@@ -141,6 +147,8 @@ async def show_cancelled(client: PrefectClient, run: Run) -> None:
             flow_run = await client.read_flow_run(run.flow_run_id)
             if flow_run.state is not None and flow_run.state.is_final():
                 return
+            if not show_flow_run(flow_run, installation).is_of(run.id):
+                return  # rows name it, and they alone don't make it this installation's
             # Whoever executes it stops, and then says that it is cancelled; else there is nobody to wait for.
             lives = run.held is Held.LEASED
             state: State[Any] = Cancelling() if lives else Cancelled(message=run.error_message)

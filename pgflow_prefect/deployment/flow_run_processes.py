@@ -26,6 +26,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
+from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.states import handed_back, is_cancelled
 from pgflow_prefect.models import Held, Status
@@ -86,6 +87,7 @@ class FlowRunProcesses:
     _draining: anyio.Event = field(default_factory=anyio.Event, init=False)
     _executing: dict[UUID, Flow[..., Any]] = field(default_factory=dict, init=False)  # by flow run
     _stopped: bool = field(default=False, init=False)
+    _foreign: set[UUID] = field(default_factory=set, init=False)  # scheduled, and of another installation
 
     @property
     def busy(self) -> int:
@@ -128,12 +130,14 @@ class FlowRunProcesses:
             return
         with ask_prefect("a look at what is scheduled"):
             scheduled = await self._context.client.get_scheduled_flow_runs_for_deployments(
-                [*flows], scheduled_before=datetime.now(UTC), limit=free
+                [*flows], scheduled_before=datetime.now(UTC), limit=free + len(self._foreign)
             )
+        installation = await self.store.read_installation()
+        self._foreign = {each.id for each in scheduled if find_foreign_tags(each.tags, installation)}
         for flow_run in scheduled:
-            if self._draining.is_set():
+            if self._draining.is_set() or self.busy >= self.limit:
                 return
-            if flow_run.id in self._executing or flow_run.deployment_id is None:
+            if flow_run.id in self._executing or flow_run.id in self._foreign or flow_run.deployment_id is None:
                 continue
             self._executing[flow_run.id] = flows[flow_run.deployment_id]  # from here on, `stop` waits for it
             claimed = False

@@ -17,6 +17,7 @@ from pgflow_prefect.deployment.deployments import Options, deploy
 from pgflow_prefect.deployment.deployments.find import find_flows
 from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
+from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -82,10 +83,14 @@ class ServedDeployments:
             PrefectRefusedError: Prefect refuses a deployment.
         """
         own = (await find_flows(self.client, self._names)).own
+        installation = await self.store.read_installation()
         flows: dict[UUID, Flow[..., Any]] = {}
         for name, each in self._names.items():
             deployment = own.get(name)
-            if deployment is not None and deployment.work_pool_name is None:
+            if deployment is not None and find_foreign_tags(deployment.tags, installation):
+                if deployment.id in self.flows:
+                    _logger.error("deployment %s: another installation has taken it over; it is left alone", name)
+            elif deployment is not None and deployment.work_pool_name is None:
                 flows[deployment.id] = each.workflow.flow
             elif deployment is not None and deployment.id in self.flows:
                 taken = _name_pool(name, deployment)
@@ -149,14 +154,25 @@ class Serving:
     _stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
 
     async def run(self) -> None:
-        """Serve until `drain`, and return when no process is left."""
+        """Serve until `drain`, and return when no process is left.
+
+        Raises:
+            ForeignInstallationError: another database has begun to use this one's id in Prefect.
+        """
         async with anyio.create_task_group() as background:
             background.start_soon(self._limit_draining)
             background.start_soon(self._keep_deployed)
             async with anyio.create_task_group() as working:
-                working.start_soon(self.bridge.run)
+                working.start_soon(self._hand_over)
                 working.start_soon(self.processes.run)
             background.cancel_scope.cancel()
+        if self.bridge.failure is not None:
+            raise self.bridge.failure
+
+    async def _hand_over(self) -> None:
+        await self.bridge.run()
+        if self.bridge.failure is not None:
+            self.drain()
 
     def drain(self) -> None:
         """Take nothing more; flow runs that are under way get some time to come to their end."""

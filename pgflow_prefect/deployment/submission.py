@@ -7,15 +7,22 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Cancelled
 
 from pgflow_prefect.errors import DeploymentGoneError, PrefectRefusedError
 from pgflow_prefect.execution.display import name_flow_run
+from pgflow_prefect.execution.ownership import find_foreign_tags, make_ownership_tag
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.models import TakenRun
 
 
 async def create_submission(
-    client: PrefectClient, deployment_id: UUID, run: TakenRun, state: State[Any] | None = None
+    client: PrefectClient,
+    deployment_id: UUID,
+    run: TakenRun,
+    state: State[Any] | None = None,
+    *,
+    installation: UUID | None = None,
 ) -> FlowRun:
     """Create the flow run of a run, or find the one that was created in the same epoch.
 
@@ -26,10 +33,11 @@ async def create_submission(
         deployment_id: what to run.
         run: the run, in the epoch in which it was taken.
         state: the flow run's first state; scheduled for now where not given.
+        installation: the id of the database, which the flow run is tagged with.
 
     Raises:
         PrefectUnavailableError: Prefect does not answer.
-        DeploymentGoneError: there is no such deployment any more.
+        DeploymentGoneError: there is no such deployment any more, or another installation has taken it over.
         PrefectRefusedError: Prefect refuses it for good.
     """
     parameters = {"run_id": str(run.run_id)}
@@ -41,6 +49,7 @@ async def create_submission(
                 parameters=parameters,
                 state=state,
                 idempotency_key=run.idempotency_key,
+                tags=[make_ownership_tag(installation)] if installation is not None else None,
             )
         except (ObjectNotFound, PrefectHTTPStatusError) as error:
             if isinstance(error, ObjectNotFound) or error.response.status_code == httpx.codes.NOT_FOUND:
@@ -52,4 +61,9 @@ async def create_submission(
             f"flow run {created.id} has the idempotency key {run.idempotency_key!r} and is another one: "
             f"deployment {created.deployment_id}, run {created.parameters.get('run_id')}"
         )
+    if installation is not None and (foreign := find_foreign_tags(created.tags, installation)):
+        with translate_prefect_errors(f"a flow run of run {run.run_id}"):
+            reason = f"the deployment belongs to another installation: {', '.join(foreign)}"
+            await client.set_flow_run_state(created.id, Cancelled(message=reason), force=True)
+        raise DeploymentGoneError(f"deployment {deployment_id}: {reason}")
     return created

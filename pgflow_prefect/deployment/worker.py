@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import anyio
+from anyio import CancelScope
 from anyio.abc import TaskGroup
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
@@ -18,11 +19,15 @@ from prefect.utilities.engine import propose_state
 from pgflow_prefect.database.notifications import Bell, listen
 from pgflow_prefect.deployment.cancellation import POLL_INTERVAL, CancelWishes
 from pgflow_prefect.deployment.deployments import Deployed, register
+from pgflow_prefect.deployment.deployments.find import find_flows
+from pgflow_prefect.deployment.heartbeat import Heartbeat
 from pgflow_prefect.deployment.intake import Intake
 from pgflow_prefect.deployment.submission import create_submission
 from pgflow_prefect.deployment.upkeep import keep_reconciled
 from pgflow_prefect.errors import (
     DeploymentGoneError,
+    ForeignDeploymentError,
+    ForeignInstallationError,
     PgflowPrefectError,
     PrefectRefusedError,
     PrefectUnavailableError,
@@ -30,12 +35,14 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.in_process import execute_flow_run
+from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
-from pgflow_prefect.workflow import AsyncFlow, Workflow
+from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
+_OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's
 _PATIENCE = 10.0  # seconds for a question to Prefect: its client goes on asking for a minute where nobody answers
 
 _logger = logging.getLogger(__name__)
@@ -61,6 +68,8 @@ class Worker:
     deployments: dict[str, Deployed] = field(default_factory=dict, init=False)
     _executing: dict[UUID, UUID] = field(default_factory=dict, init=False)  # runs by flow run
     _flows: dict[str, AsyncFlow] = field(default_factory=dict, init=False)
+    _foreign: set[UUID] = field(default_factory=set, init=False)  # scheduled flow runs of another installation
+    _failure: ForeignInstallationError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         settings = self.host.settings
@@ -75,6 +84,7 @@ class Worker:
             executing=self._list_executing,
         )
         self._wishes = CancelWishes(self.host.store, self.client)
+        self._heartbeat = Heartbeat(self.host.store, self.client)
         self._reconcile_bell = Bell()
         self._flows = {
             slug: workflow.make_flow(settings, host=self.host) for slug, (workflow, _) in self.workflows.items()
@@ -85,8 +95,11 @@ class Worker:
 
         Raises:
             UnknownWorkflowError: the database does not define one of them.
+            ForeignInstallationError: the database is a copy of another one that has been used with Prefect.
+            ForeignDeploymentError: a deployment belongs to another installation.
             PrefectUnavailableError: Prefect does not answer.
         """
+        await self._heartbeat.register()
         known = await self.host.store.list_enabled()
         for slug in self.workflows:
             await self._deploy(slug)
@@ -94,9 +107,15 @@ class Worker:
                 await self.host.store.enable_workflow(slug)
 
     async def run(self) -> None:
-        """Work until `drain`, and return when what was under way has come to its end."""
+        """Work until `drain`, and return when what was under way has come to its end.
+
+        Raises:
+            ForeignInstallationError: another database has begun to use this one's id in Prefect.
+        """
         settings = self.host.settings
         async with anyio.create_task_group() as background:
+            background.start_soon(self._heartbeat.keep, self._give_up)
+            background.start_soon(self._watch_owners)
             background.start_soon(self._listen)
             background.start_soon(self._watch_cancellations)
             background.start_soon(self._reconcile, settings.reconcile_interval)
@@ -105,6 +124,8 @@ class Worker:
                 await self.intake.run(executing)
                 _logger.info("draining: %d runs under way", self.intake.busy)
             background.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     def drain(self) -> None:
         """Take nothing more, let the steps that are under way finish, and hand their runs back."""
@@ -122,12 +143,41 @@ class Worker:
         await listen(self.host.dsn, self.intake.bell, connect_timeout=self.host.settings.connect_timeout)
 
     async def _reconcile(self, interval: float) -> None:
-        await keep_reconciled(
-            self.host.store, self.client, self._reconcile_bell, interval, executing=self._list_executing
-        )
+        with CancelScope() as self._reconciling:
+            await keep_reconciled(
+                self.host.store, self.client, self._reconcile_bell, interval, executing=self._list_executing
+            )
 
     def _list_executing(self) -> set[UUID]:
         return {*self.host.executing, *self._executing.values()}
+
+    def _give_up(self, error: ForeignInstallationError) -> None:
+        self._failure = error
+        self._reconciling.cancel()
+        self.drain()
+
+    async def _watch_owners(self) -> None:
+        while True:
+            await anyio.sleep(_OWNERS_INTERVAL)
+            try:
+                await self._look_for_owners()
+            except PgflowPrefectError as error:
+                _logger.warning("not watching the deployments: %s", error)
+
+    async def _look_for_owners(self) -> None:
+        """Leave the deployments that another installation has taken over, and return to those that are ours again."""
+        names = {to_flow_name(slug): slug for slug in self.workflows}
+        for name, deployment in (await find_flows(self.client, names)).own.items():
+            slug = names[name]
+            if find_foreign_tags(deployment.tags, self.host.installation.id):
+                self._leave(slug)
+            elif slug not in self.deployments:
+                await self._deploy(slug)
+
+    def _leave(self, slug: str) -> None:
+        if self.deployments.pop(slug, None) is not None:
+            _logger.error("workflow %r: another installation has taken its deployment over; no runs are taken", slug)
+        self.intake.workflow_slugs = [*self.deployments]
 
     async def _watch_cancellations(self) -> None:
         while True:
@@ -135,12 +185,15 @@ class Worker:
                 deployments = [each.id for each in self.deployments.values()]
                 for flow_run in await self._wishes.find(deployments, [*self._executing]):
                     if (run_id := self._executing.get(flow_run.id)) is None:
-                        await self._wishes.fulfil(flow_run)
+                        await self._wishes.fulfil(flow_run, self._find_slug(flow_run))
                     else:
                         await self._wishes.stop(self.host, run_id)
             except PgflowPrefectError as error:
                 _logger.warning("not watching for what is cancelled in Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
+
+    def _find_slug(self, flow_run: FlowRun) -> str | None:
+        return next((slug for slug, each in self.deployments.items() if each.id == flow_run.deployment_id), None)
 
     async def _watch_schedule(self, group: TaskGroup) -> None:
         while not self.intake.stopped:
@@ -158,14 +211,20 @@ class Worker:
             return
         with translate_prefect_errors(), _bounded():
             scheduled = await self.client.get_scheduled_flow_runs_for_deployments(
-                [*ours], scheduled_before=datetime.now(UTC), limit=self.intake.free
+                [*ours], scheduled_before=datetime.now(UTC), limit=self.intake.free + len(self._foreign)
             )
+        self._foreign = {each.id for each in scheduled if self._is_foreign(each)}
         for flow_run in scheduled:
-            if self.intake.stopped:
+            if self.intake.stopped or not self.intake.free:
                 return
+            if flow_run.id in self._foreign:
+                continue
             if flow_run.id not in self._executing and await self._claim(flow_run):
                 assert flow_run.deployment_id is not None
                 group.start_soon(self._execute_scheduled, ours[flow_run.deployment_id], flow_run)
+
+    def _is_foreign(self, flow_run: FlowRun) -> bool:
+        return bool(find_foreign_tags(flow_run.tags, self.host.installation.id))
 
     async def _claim(self, flow_run: FlowRun) -> bool:
         """Move a flow run to Pending, which only one worker can."""
@@ -195,11 +254,16 @@ class Worker:
             if was_cancelled:
                 await store.cancel_run(taken.run_id, f"{CANCELLED} in Prefect")
                 return None
-            deployment = self.deployments[taken.workflow_slug]
+            deployment = self.deployments.get(taken.workflow_slug)
+            if deployment is None:  # another installation has taken it over
+                await store.release_run(taken.run_id, taken.epoch)
+                return None
             with _bounded():
-                flow_run = await create_submission(self.client, deployment.id, taken, Pending())
+                flow_run = await create_submission(
+                    self.client, deployment.id, taken, Pending(), installation=self.host.installation.id
+                )
         except PrefectRefusedError as error:
-            await store.cancel_run(taken.run_id, str(error))
+            await store.give_up_run(taken.run_id, str(error))
             return None
         except DeploymentGoneError:
             await store.release_run(taken.run_id, taken.epoch)
@@ -219,7 +283,11 @@ class Worker:
         async with self.intake.slot() as place:
             run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
-            await self._execute(slug, flow_run, run_id, place)
+            self.host.requested.add(flow_run.id)
+            try:
+                await self._execute(slug, flow_run, run_id, place)
+            finally:
+                self.host.requested.discard(flow_run.id)
 
     async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, place: Place) -> None:
         if flow_run.id in self._executing:
@@ -250,9 +318,14 @@ class Worker:
     async def _deploy(self, slug: str) -> None:
         workflow, source = self.workflows[slug]
         definition = await self.host.store.load_definition(slug)
-        self.deployments[slug] = await register(
-            self.client, workflow, definition, source, installation=await self.host.store.read_installation()
-        )
+        try:
+            self.deployments[slug] = await register(
+                self.client, workflow, definition, source, installation=self.host.installation.id
+            )
+        except ForeignDeploymentError:
+            self._leave(slug)
+            raise
+        self.intake.workflow_slugs = [*self.deployments]
 
 
 @contextmanager

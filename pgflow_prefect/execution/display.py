@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import anyio
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
 from pgflow_prefect.execution.outbox import Request
+from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
@@ -47,6 +49,7 @@ class Display:
         self._run_id = steps.run.run_id
         self._workflow_slug = steps.workflow_slug
         self._flow_run = steps.flow_run
+        self._tag = make_ownership_tag(steps.host.installation.id)
         self._graph = steps.graph
         self._outbox = steps.task_runs.outbox
         self._events = RunEvents(
@@ -73,7 +76,7 @@ class Display:
     def show(self) -> Iterator[None]:
         """Show a run that is executed in the block; it waits for no answer of Prefect's."""
         self._events.tell_of_run("Running")
-        self._rename()
+        self._label()
         if self._settings.artifacts:
             slug = quote(self._workflow_slug, safe="")
             url = self._settings.run_url.format(run_id=self._run_id, workflow=slug)
@@ -102,11 +105,15 @@ class Display:
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
             _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
 
-    def _rename(self) -> None:
-        """Call a flow run that Prefect started as those are called that we start, unless somebody has named it."""
-        name = name_flow_run(self._workflow_slug, self._run_id)
+    def _label(self) -> None:
+        """Name and tag a flow run that Prefect created as those that we create; a name that a user gave it stays."""
+        changes: dict[str, Any] = {}
         if _PREFECTS_OWN_NAME.fullmatch(self._flow_run.name):
-            self._request("its name", lambda client: client.update_flow_run(self._flow_run.id, name=name))
+            changes["name"] = name_flow_run(self._workflow_slug, self._run_id)
+        if self._tag not in self._flow_run.tags:
+            changes["tags"] = [*self._flow_run.tags, self._tag]
+        if changes:
+            self._request("its name", lambda client: client.update_flow_run(self._flow_run.id, **changes))
 
     async def _show_progress(self) -> None:
         if not self._settings.artifacts:

@@ -33,6 +33,7 @@ from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
+from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.prefect_engine import make_task_runs
 from pgflow_prefect.execution.redaction import describe_error
@@ -122,6 +123,7 @@ class Execution:
         show_logs(each.function.function for each in self.handlers.values() if each.function)
         try:
             async with self._open_host() as host:
+                _check_installation(flow_run, host.installation.id)
                 epoch = await self._take(host.store, payload, run_id, flow_run)
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
@@ -157,13 +159,36 @@ class Execution:
             run = await self._persist(store, lambda: store.read_run(given))
             if run.workflow_slug != self.workflow_slug:
                 raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
+            if self._is_requested(flow_run):
+                await self._check_request(store, given, flow_run.id)
             epoch = await self._persist(store, lambda: store.take_run(given, flow_run.id))
         if epoch is None and flow_run.run_count > 1:  # Prefect tries the flow run again: it failed before
             epoch = await self._persist(store, lambda: self._reopen(store, run_id, flow_run.id))
         return epoch
 
+    def _is_requested(self, flow_run: FlowRun) -> bool:
+        """Tell whether a Prefect user asks for a run, and not this process, which has the rights of the database."""
+        return flow_run.deployment_id is not None if self.host is None else flow_run.id in self.host.requested
+
+    async def _check_request(self, store: Store, run_id: UUID, flow_run_id: UUID) -> None:
+        """Refuse a run that a Prefect user has named, and that this flow run was not made for.
+
+        Raises:
+            UsageError: it was taken by another flow run, or its workflow is not enabled.
+        """
+        if not await self._persist(store, lambda: store.is_made_for(run_id, flow_run_id)):
+            raise UsageError(
+                f"this flow run was not made for run {run_id}, which was taken before or whose workflow is not "
+                f"enabled: go on with it by `pgflow-prefect retry {run_id}`"
+            )
+
     async def _reopen(self, store: Store, run_id: UUID, flow_run_id: UUID) -> int | None:
         if (await store.read_run(run_id)).status is Status.COMPLETED:
+            return None
+        if await store.is_cancelled_for_good(run_id):
+            get_run_logger().warning(
+                "Run %s was cancelled, and Retry does not reopen it: `pgflow-prefect retry %s` does", run_id, run_id
+            )
             return None
         await store.reopen_run(run_id)
         return await store.take_run(run_id, flow_run_id)
@@ -193,7 +218,7 @@ class Execution:
         arguments = {slug: each.function.arguments for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
-            await self._persist(store, lambda: store.cancel_run(run_id, reason))
+            await self._persist(store, lambda: store.give_up_run(run_id, reason))
             return graph, None
         async with (
             open_task_runner() as task_runner,
@@ -227,6 +252,19 @@ class Execution:
             graph = build_graph(await self._persist(store, lambda: store.load_run_definition(run_id)))
             end = await self._persist(store, lambda: store.read_end(run_id, find_leaves(graph)))
         return _conclude(end)
+
+
+def _check_installation(flow_run: FlowRun, installation: UUID) -> None:
+    """Refuse a flow run that is of another database.
+
+    Raises:
+        UsageError: its tags say so.
+    """
+    if foreign := find_foreign_tags(flow_run.tags, installation):
+        raise UsageError(
+            f"flow run {flow_run.name!r} belongs to another installation ({', '.join(foreign)}), and not to the "
+            "database that this process uses: check PGFLOW_DSN and PGFLOW_BLOCK"
+        )
 
 
 async def _release(store: Store, run: ActiveRun) -> None:

@@ -19,6 +19,7 @@ from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.execution.watch import Watch
 from pgflow_prefect.handlers.base import Toolbox
+from pgflow_prefect.models import Installation
 from pgflow_prefect.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -152,13 +153,17 @@ class Host(Workplace):
     Attributes:
         keeper: extends the leases.
         token: by which threads of this process borrow the store.
+        installation: the database, among those that share a Prefect server.
         places: of the flow runs that are executed now, where only so many are at the same time.
+        requested: flow runs that Prefect started, and not this process.
         active: the runs that are executed now, by id.
     """
 
     keeper: LeaseKeeper
     token: UUID
+    installation: Installation
     places: dict[UUID, Place] = field(default_factory=dict)
+    requested: set[UUID] = field(default_factory=set)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
@@ -242,9 +247,11 @@ async def open_host(
     Raises:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
+        ForeignInstallationError: it is a copy of a database that has been used with Prefect.
     """
     dsn = find_dsn(settings)
     async with open_store(settings, size=pool_size) as store, open_toolbox(settings) as toolbox:
+        installation = await store.use_installation()
         watch = Watch(store)
         with (
             LeaseKeeper(
@@ -257,7 +264,7 @@ async def open_host(
         ):
             if is_service:
                 await keeper.open()
-            host = Host(settings, dsn, store, toolbox, watch, keeper, token)
+            host = Host(settings, dsn, store, toolbox, watch, keeper, token, installation)
             try:
                 yield host
             finally:

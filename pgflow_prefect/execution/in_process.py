@@ -19,6 +19,7 @@ from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.display import name_flow_run
+from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.execution.prefect_errors import unavailable
 from pgflow_prefect.execution.redaction import describe_error
 
@@ -71,13 +72,16 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
 
 
 async def create_flow_run(
-    client: PrefectClient, flow: Flow[..., Any], workflow_slug: str, run_id: UUID
+    client: PrefectClient, flow: Flow[..., Any], workflow_slug: str, run_id: UUID, installation: UUID
 ) -> CreatedFlowRun:
-    """Create the flow run that is to execute a run. It gets the run's id only: the payload stays in PostgreSQL."""
+    """Create the flow run that is to execute a run of this installation.
+
+    It gets the run's id only: the payload stays in PostgreSQL.
+    """
     created = await client.create_flow_run(
         flow,
         name=name_flow_run(workflow_slug, run_id),
-        tags=[TAG],
+        tags=[TAG, make_ownership_tag(installation)],
         parameters={"run_id": str(run_id)},
         state=Pending(),
     )

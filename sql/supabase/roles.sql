@@ -72,6 +72,9 @@ BEGIN
         SELECT format('INSERT, UPDATE, DELETE ON %s', oid::regclass) AS "right", '{pgflow_define}'::text[] AS roles
         FROM pg_catalog.pg_class
         WHERE oid IN (to_regclass('pgflow_prefect.bindings'), to_regclass('pgflow_prefect.binding_changes'))
+        UNION ALL
+        SELECT format('INSERT, UPDATE, DELETE ON %s', oid::regclass), '{pgflow_work}'
+        FROM pg_catalog.pg_class WHERE oid = to_regclass('pgflow_prefect.installation')
     LOOP
         FOR grantee IN
             SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY (revoked.roles || '{service_role}')
@@ -88,13 +91,14 @@ DECLARE
     grantee text;
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow}';
-    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema}';
+    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema,'
+        'new_installation,move_installation}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what somebody who runs SQL workers only does not have
             SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = 'pgflow_prefect'
         ), relation AS (
-            SELECT c.oid, c.oid::regclass AS name, c.relkind, c.relname ~ binding_relations AS of_bindings
+            SELECT c.oid, c.oid::regclass AS name, c.relname, c.relkind, c.relname ~ binding_relations AS of_bindings
             FROM pg_catalog.pg_class c JOIN adapter ON adapter.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'v', 'm', 'p')
         ), routine AS ( -- a trigger's function is nobody's to use for a trigger of his own
@@ -139,7 +143,10 @@ BEGIN
         FROM relation
         UNION ALL
         SELECT format('INSERT, UPDATE, DELETE ON %s', name), '{work}'
-        FROM relation WHERE relkind IN ('r', 'p') AND NOT of_bindings
+        FROM relation
+        -- By list: which database this is in Prefect (installation) only the owner says.
+        WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
+                          'shadow_reports', 'heartbeats')
         UNION ALL
         -- Bindings and their history are written by the trigger of this view alone.
         SELECT format('INSERT (workflow_slug, step_slug, action, kind, target, options) ON %I.binding_requests', nspname),

@@ -179,13 +179,19 @@ def test_a_run_is_asked_for_with_any_payload_or_with_the_id_of_a_run(handlers: M
     ("slug", "name"),
     [
         ("email_campaign", "email_campaign"),
-        ("50% off & more", "50_ off _ more"),
-        ("a/b<c>", "a_b_c_"),
+        ("50% off & more", "50_ off _ more-4c3ba47e"),
+        ("a/b<c>", "a_b_c_-4d2cdecb"),
+        ("a\nb\x1b", "a_b_-f7e95dd6"),
         ("größe 🚀", "größe 🚀"),
     ],
 )
 def test_a_flow_s_name_is_the_workflow_s_slug_as_prefect_takes_it(slug: str, name: str) -> None:
     assert Workflow(slug).flow.name == name
+
+
+def test_slugs_that_differ_have_flows_of_different_names() -> None:
+    slugs = ["a/b", "a_b", "a%b", "a\nb", "a\tb", "a b"]
+    assert len({Workflow(slug).flow.name for slug in slugs}) == len(slugs)
 
 
 def test_a_workflow_that_no_name_stands_for_still_has_a_flow() -> None:

@@ -1,8 +1,20 @@
 -- What deploying needs: all workflows in a few statements, however many there are.
 
 -- read_installation --
--- The id of this database among those that share a Prefect server.
-SELECT id FROM pgflow_prefect.installation
+-- This database among those that share a Prefect server.
+SELECT id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.read_installation()
+
+-- use_installation --
+-- The same, for who is about to write to Prefect: a copy of an unused database gets an id of its own.
+SELECT id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.use_installation()
+
+-- beat --
+-- Give a sign of life, and return the latest ones.
+SELECT pgflow_prefect.beat(%(beat)s, %(every)s) AS beats
+
+-- list_beats --
+-- The latest signs of life.
+SELECT coalesce((SELECT beats FROM pgflow_prefect.heartbeats), '{}') AS beats
 
 -- load_definitions --
 -- Workflows as they are defined now, in one statement; no slugs: all of them.

@@ -19,7 +19,7 @@ WITH ours AS (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('pgflow', 'pgflow_prefect')
 ), relation AS (
     SELECT c.oid, ours.nspname || '.' || c.relname AS name, c.relkind, CASE
-        WHEN c.relkind = 'v' OR c.relname ~ '^binding' THEN '{SELECT}'::text[]
+        WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname = 'installation' THEN '{SELECT}'::text[]
         WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
         WHEN c.relname = 'waiting_steps' THEN '{SELECT,INSERT,UPDATE,DELETE}'
         WHEN c.relname LIKE 'definition%%' THEN '{SELECT,INSERT}'
@@ -32,7 +32,8 @@ WITH ours AS (
     FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow',
-                            'prune_runs', 'prune_definitions', 'lock_schema', 'close_schema')
+                            'prune_runs', 'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'new_installation',
+                            'move_installation')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')

@@ -31,6 +31,18 @@ SELECT pgflow_prefect.expire_lease(%(run_id)s, %(epoch)s, %(holder)s::jsonb) AS 
 -- Name the flow run that a run was reserved for.
 SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(held_by)s, %(queued)s) AS linked
 
+-- is_made_for --
+-- Whether a flow run that Prefect started may take a run.
+SELECT pgflow_prefect.is_made_for(%(run_id)s, %(flow_run_id)s) AS made
+
+-- give_up_run --
+-- Fail a run that can't be executed; Prefect's Retry may reopen it.
+SELECT pgflow_prefect.give_up_run(%(run_id)s, %(reason)s)
+
+-- is_cancelled_for_good --
+-- Whether a run was ended by cancel_run.
+SELECT pgflow_prefect.is_cancelled_for_good(%(run_id)s) AS cancelled
+
 -- release_run --
 -- Hand a run back.
 SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released

@@ -18,17 +18,23 @@ from pgflow_prefect.deployment.deployments.find import (
     find_flows,
     find_owned,
 )
-from pgflow_prefect.deployment.deployments.plan import Outcome, Plan, plan_deletion, plan_deployment
-from pgflow_prefect.deployment.deployments.wanted import (
-    NO_POOL,
-    Options,
-    Wanted,
-    describe_wanted,
-    make_ownership_tag,
+from pgflow_prefect.deployment.deployments.plan import (
+    Outcome,
+    Plan,
+    list_other_owners,
+    plan_deletion,
+    plan_deployment,
 )
+from pgflow_prefect.deployment.deployments.wanted import NO_POOL, Options, Wanted, describe_wanted
 from pgflow_prefect.deployment.deployments.write import Deployed, describe, write
-from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
+from pgflow_prefect.errors import (
+    ForeignDeploymentError,
+    PgflowPrefectError,
+    PrefectUnavailableError,
+    UsageError,
+)
 from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
@@ -109,6 +115,7 @@ class Plans:
             else plan
             for plan in self.plans
         ]
+        _check_owners([plan.wanted for plan in plans if plan.wanted], flows)
         _check_pools(plans)
         return replace(self, plans=plans, flows=flows)
 
@@ -131,6 +138,7 @@ async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | 
 
     Raises:
         UsageError: there is no such work pool or block, or no work pool for what only its workers use.
+        ForeignDeploymentError: a deployment belongs to another installation, and is not to be taken over.
         PrefectUnavailableError: the API does not answer.
     """
     await check_that_prefect_answers()
@@ -146,6 +154,7 @@ async def make_plans(client: PrefectClient, wanted: Sequence[Wanted]) -> Plans:
     """Compare deployments with what they should be; arguments and errors as of `open_plans`."""
     await _check_options(client, wanted)
     flows = await find_flows(client, [each.flow_name for each in wanted])
+    _check_owners(wanted, flows)
     plans = [plan_deployment(each, flows.own.get(each.flow_name)) for each in wanted]
     _check_pools(plans)
     return Plans(client, plans, flows)
@@ -207,10 +216,11 @@ async def register(
     name = to_flow_name(workflow.slug)
     flows = await find_flows(client, [name])
     existing = flows.own.get(name)
+    wanted = describe_wanted(workflow, definition, source, Options(), installation)
+    _check_owners([wanted], flows)
     if existing is not None and existing.work_pool_name is not None:
         unchanged = Plan(workflow.slug, name, existing.id, Outcome.UNCHANGED, work_pool=existing.work_pool_name)
         return describe(unchanged, existing.id)
-    wanted = describe_wanted(workflow, definition, source, Options(), installation)
     return await write(client, plan_deployment(wanted, existing), flows.ids)
 
 
@@ -225,6 +235,23 @@ async def _check_options(client: PrefectClient, wanted: Sequence[Wanted]) -> Non
         await check_block(
             client, PgflowDatabase.get_block_type_slug(), str(block), f"make it with `pgflow-prefect block {block}`"
         )
+
+
+def _check_owners(wanted: Sequence[Wanted], flows: FoundFlows) -> None:
+    """Refuse to change the deployments of another installation.
+
+    Raises:
+        ForeignDeploymentError: with the workflows, and what to do.
+    """
+    foreign = {
+        each.workflow_slug: owners
+        for each in wanted
+        if not each.options.take_over
+        and (existing := flows.own.get(each.flow_name)) is not None
+        and (owners := list_other_owners(each, existing))
+    }
+    if foreign:
+        raise ForeignDeploymentError(foreign)
 
 
 def _check_pools(plans: Sequence[Plan]) -> None:

@@ -21,8 +21,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound
 
-from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, OWNERSHIP_PREFIX
+from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.ownership import OWNERSHIP_PREFIX
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
 from pgflow_prefect.graph import suggest
 

@@ -12,6 +12,7 @@ from pgflow_prefect.deployment.deployments.location import describe_steps, is_sa
 from pgflow_prefect.deployment.deployments.payloads import describe_payload
 from pgflow_prefect.deployment.deployments.schedules import describe_schedule, find_own, is_same
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Options, Wanted
+from pgflow_prefect.execution.ownership import find_foreign_tags
 
 
 class Outcome(StrEnum):
@@ -176,9 +177,19 @@ def _compare_words(wanted: Wanted, existing: DeploymentResponse) -> list[_Differ
     if wanted.description and existing.description != wanted.description:
         change = Change("description", _shorten(existing.description), _shorten(wanted.description))
         found.append((change, {"description": wanted.description}))
-    if missing := [tag for tag in wanted.tags if tag not in existing.tags]:
-        found.append((Change("tags", None, f"+ {', '.join(missing)}"), {"tags": [*existing.tags, *missing]}))
+    foreign = list_other_owners(wanted, existing) if wanted.options.take_over else []
+    missing = [tag for tag in wanted.tags if tag not in existing.tags]
+    sent = {"tags": [*(tag for tag in existing.tags if tag not in foreign), *missing]}
+    if foreign:
+        found.append((Change("installation", ", ".join(foreign), "this one"), sent))
+    if missing:
+        found.append((Change("tags", None, f"+ {', '.join(missing)}"), sent))
     return found
+
+
+def list_other_owners(wanted: Wanted, existing: DeploymentResponse) -> list[str]:
+    """Return the tags of the other installations that a deployment belongs to."""
+    return [] if wanted.installation is None else find_foreign_tags(existing.tags, wanted.installation)
 
 
 def _compare_infrastructure(wanted: Wanted, existing: DeploymentResponse) -> list[_Difference]:

@@ -12,6 +12,7 @@ from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish
 from pgflow_prefect.deployment.handler_files import BY_ROWS
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -38,6 +39,7 @@ class Options:
         block: the Prefect block by which a flow run finds its database.
         location: where the code is for a worker on another machine.
         here: the directory that stands for that one on this machine; the current one where not given.
+        take_over: take deployments over that belong to another installation.
     """
 
     work_pool: str | None = None
@@ -48,6 +50,7 @@ class Options:
     block: str | None = None
     location: Location | None = None
     here: Path = field(default_factory=Path.cwd)
+    take_over: bool = False
 
     @property
     def job_variables(self) -> dict[str, Any]:
@@ -79,6 +82,7 @@ class Wanted:
         first_description: what a new deployment gets in its place.
         tags: those that it has to have; others stay.
         options: what whoever deploys says.
+        installation: the id of the database that it is made for, if it is to be known.
     """
 
     workflow_slug: str
@@ -91,14 +95,7 @@ class Wanted:
     first_description: str | None
     tags: tuple[str, ...]
     options: Options
-
-
-def make_ownership_tag(installation: UUID) -> str:
-    """Return the tag of all deployments that are made for a database, among those that share a Prefect server."""
-    return f"{OWNERSHIP_PREFIX}{installation.hex[:8]}"
-
-
-OWNERSHIP_PREFIX = "pgflow-db-"
+    installation: UUID | None = None
 
 
 def describe_wanted(
@@ -135,6 +132,7 @@ def describe_wanted(
         first_description=workflow.description or workflow.flow.description,
         tags=tuple(dict.fromkeys([DEPLOYMENT, *workflow.tags, *options.tags, *owned])),
         options=options,
+        installation=installation,
     )
 
 

@@ -6,9 +6,10 @@ import anyio
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
+from pgflow_prefect.database.installation import COPIED
 from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, describe_foreign_schema
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
-from pgflow_prefect.errors import DatabaseReadOnlyError
+from pgflow_prefect.errors import DatabaseReadOnlyError, ForeignInstallationError, PgflowPrefectError
 
 _OLDEST = 130000  # PostgreSQL 13, as pgflow.sql wants it
 _CLOCK_TOLERANCE = 2.0  # seconds
@@ -62,7 +63,20 @@ async def _check_schema(patient: Patient) -> Verdict:
     if any(found[name] > version for name, version in wanted.items()):
         advice = "pip install --upgrade pgflow-prefect"
         return Verdict(Outcome.WARNING, f"the schemas are newer than this program: {described}", advice)
+    if (copied := await _find_copy(patient)) is not None:
+        return Verdict(Outcome.FAULT, f"{described}; {copied}", COPIED)
     return Verdict(Outcome.OK, f"current: {described}")
+
+
+async def _find_copy(patient: Patient) -> str | None:
+    """Return why workers refuse this database as a copy; None where they don't, or this user may not look."""
+    try:
+        await patient.reached.read_installation()
+    except ForeignInstallationError:
+        return "this database is a copy of another one, and workers refuse it"
+    except PgflowPrefectError:
+        return None  # the next check names the missing right
+    return None
 
 
 async def _check_rights(patient: Patient) -> Verdict:

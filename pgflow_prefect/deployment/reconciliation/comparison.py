@@ -62,6 +62,11 @@ class View:
         """The flow run of the run's last epoch; all others are former ones."""
         return None if self.run.flow_run_id is None else self.flow_runs.get(self.run.flow_run_id)
 
+    def may_change(self, flow_run_id: UUID | None) -> bool:
+        """Tell whether a flow run is this installation's one of this run."""
+        shown = None if flow_run_id is None else self.flow_runs.get(flow_run_id)
+        return shown is not None and shown.is_of(self.run.id)
+
 
 def is_over(run: UnsettledRun, grace: timedelta) -> bool:
     """Tell whether a run has ended for long enough that Prefect should show it, with nobody at work on it."""
@@ -79,20 +84,37 @@ def list_dead(run: UnsettledRun, grace: timedelta) -> list[UUID]:
 
 
 def compare(view: View) -> list[Disagreement]:
-    """Return what PostgreSQL and Prefect disagree about."""
+    """Return what PostgreSQL and Prefect disagree about; flow runs of another installation are left alone."""
+    found: list[Disagreement] = []
     if view.run.status is Status.PENDING:
-        return [*_compare_pending(view), *_compare_former(view)]
-    if is_over(view.run, view.grace):
-        return [*_compare_ended(view), *_compare_former(view)]
-    return []
+        found = [*_compare_pending(view), *_compare_former(view)]
+    elif is_over(view.run, view.grace):
+        found = [*_compare_ended(view), *_compare_former(view)]
+    return [kept for each in found if (kept := _keep_own(view, each)) is not None]
+
+
+def _keep_own(view: View, found: Disagreement) -> Disagreement | None:
+    """Return a disagreement without the repairs of what is not this installation's; None where none is left."""
+    own = tuple(each for each in found.actions if _is_own(view, each))
+    if own == found.actions:
+        return found
+    return found.model_copy(update={"actions": own, "repair": describe(own)}) if own else None
+
+
+def _is_own(view: View, action: Action) -> bool:
+    if isinstance(action, SetFlowRun | CreateTaskRun):
+        return view.may_change(action.flow_run_id)
+    if isinstance(action, SetTaskRun):
+        return view.may_change(view.task_runs[action.task_run_id].flow_run_id)
+    return True
 
 
 def is_settled(view: View) -> bool:
     """Tell whether a run that nothing was found about has come to its end in Prefect, too."""
     return (
         is_over(view.run, view.lag)
-        and all(flow_run.is_final for flow_run in view.flow_runs.values())
-        and all(task_run.is_final for task_run in view.task_runs.values())
+        and all(each.is_final for each in view.flow_runs.values() if view.may_change(each.id))
+        and all(each.is_final for each in view.task_runs.values() if view.may_change(each.flow_run_id))
     )
 
 

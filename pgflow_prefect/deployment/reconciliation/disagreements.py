@@ -11,6 +11,8 @@ from uuid import UUID
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from pydantic import BaseModel, ConfigDict, Field
 
+from pgflow_prefect.execution.flow import find_run_id
+
 
 class Kind(StrEnum):
     """The classes of disagreement."""
@@ -50,6 +52,7 @@ class ShownFlowRun:
         is_cancelled: somebody has cancelled it, or is doing so.
         deployed: it has a deployment, so that something starts it when its time has come.
         run_id: its parameter of that name.
+        owned: its tags are of this installation alone; None: they name no installation.
     """
 
     id: UUID
@@ -60,11 +63,24 @@ class ShownFlowRun:
     is_cancelled: bool = False
     deployed: bool = False
     run_id: UUID | None = None
+    owned: bool | None = None
 
     @property
     def is_final(self) -> bool:
         """Whether it has ended."""
         return self.type in TERMINAL_STATES
+
+    def is_of(self, run_id: UUID) -> bool:
+        """Tell whether it is this installation's flow run of a run, and may be changed. Rows are no proof of that.
+
+        A flow run that creates its run has no parameter: then its tag has to say that it is this installation's.
+        """
+        return self.run_id == run_id if self.owned is None else self.owned and self.named_run_id == run_id
+
+    @property
+    def named_run_id(self) -> UUID:
+        """The run that it executes: the one that its parameter names, or the one that it creates."""
+        return self.run_id or find_run_id(self.id)
 
 
 @dataclass(frozen=True)

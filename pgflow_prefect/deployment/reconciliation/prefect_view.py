@@ -23,6 +23,7 @@ from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
 from pgflow_prefect.execution.flow import read_run_id
+from pgflow_prefect.execution.ownership import is_owned
 from pgflow_prefect.execution.states import is_cancelled
 
 PAGE = 200
@@ -33,13 +34,13 @@ T = TypeVar("T")
 _OPEN = sorted(set(StateType) - TERMINAL_STATES)
 
 
-async def read_flow_runs(client: PrefectClient, ids: Iterable[UUID]) -> dict[UUID, ShownFlowRun]:
+async def read_flow_runs(client: PrefectClient, ids: Iterable[UUID], installation: UUID) -> dict[UUID, ShownFlowRun]:
     """Return those of these flow runs that Prefect knows, by id."""
     found: dict[UUID, ShownFlowRun] = {}
     for some in _split([*ids]):
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=some))
         for flow_run in await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE):
-            found[flow_run.id] = show_flow_run(flow_run)
+            found[flow_run.id] = show_flow_run(flow_run, installation)
     return found
 
 
@@ -75,7 +76,7 @@ async def read_open_task_runs(client: PrefectClient, flow_run_ids: Iterable[UUID
 
 
 async def list_open_flow_runs(
-    client: PrefectClient, flow_names: Iterable[str]
+    client: PrefectClient, flow_names: Iterable[str], installation: UUID
 ) -> AsyncIterator[list[tuple[str, ShownFlowRun]]]:
     """Return the flow runs of these flows that have not ended, in portions, each with its flow's name."""
     for some in _split([*flow_names]):
@@ -91,12 +92,12 @@ async def list_open_flow_runs(
                 limit=PAGE,
                 offset=offset,
             )
-            yield [(names[flow_run.flow_id], show_flow_run(flow_run)) for flow_run in page]
+            yield [(names[flow_run.flow_id], show_flow_run(flow_run, installation)) for flow_run in page]
             offset += PAGE
 
 
-def show_flow_run(flow_run: FlowRun) -> ShownFlowRun:
-    """Return what there is to compare of a flow run."""
+def show_flow_run(flow_run: FlowRun, installation: UUID) -> ShownFlowRun:
+    """Return what there is to compare of a flow run, for this installation."""
     state = flow_run.state
     assert state is not None, "Prefect creates no flow run without a state"
     return ShownFlowRun(
@@ -108,6 +109,7 @@ def show_flow_run(flow_run: FlowRun) -> ShownFlowRun:
         is_cancelled=is_cancelled(state),
         deployed=flow_run.deployment_id is not None,
         run_id=read_run_id(flow_run),
+        owned=is_owned(flow_run.tags, installation),
     )
 
 

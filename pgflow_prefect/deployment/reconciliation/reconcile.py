@@ -28,7 +28,6 @@ from pgflow_prefect.deployment.reconciliation.prefect_view import (
 )
 from pgflow_prefect.deployment.reconciliation.repair import repair
 from pgflow_prefect.deployment.reconciliation.strangers import compare_stranger
-from pgflow_prefect.execution.flow import find_run_id
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
@@ -61,17 +60,20 @@ async def reconcile(
         client: Prefect's API.
         apply: repair it.
         everything: look at runs, too, that were seen to agree.
-        strangers: look for flow runs, too, whose run the database does not have. Not where this Prefect server also
-            executes runs of another database: they would be taken for strangers.
+        strangers: look for flow runs, too, whose run the database does not have: of this installation, and those whose
+            tags name none.
         grace: seconds for which Prefect may be behind.
         lag: seconds for which its task runs may be behind.
         executing: returns the runs that this process executes: of these it knows better than any row.
 
     Raises:
+        ForeignInstallationError: the database is a copy of another one.
         PrefectUnavailableError: Prefect's API does not answer.
         DatabaseUnavailableError: PostgreSQL does not.
     """
-    comparer = _Comparer(store, client, timedelta(seconds=grace), timedelta(seconds=max(grace, lag)), executing)
+    installation = await store.read_installation()
+    graces = timedelta(seconds=grace), timedelta(seconds=max(grace, lag))
+    comparer = _Comparer(store, client, installation, *graces, executing)
     found: list[Disagreement] = []
     after: UUID | None = None
     while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
@@ -96,6 +98,7 @@ async def list_without_prefect(store: Store, *, everything: bool = False) -> lis
 class _Comparer:
     store: Store
     client: PrefectClient
+    installation: UUID
     grace: timedelta
     lag: timedelta
     executing: Callable[[], Collection[UUID]]
@@ -128,7 +131,7 @@ class _Comparer:
         over = [step.task_run_id for run in runs if is_over(run, self.lag) for step in steps[run.id]]
         dead = {each for run in runs for each in list_dead(run, self.grace)}
         with translate_prefect_errors():
-            flow_runs = await read_flow_runs(self.client, dead)
+            flow_runs = await read_flow_runs(self.client, dead, self.installation)
             started = [each.id for each in flow_runs.values() if each.type is not StateType.SCHEDULED]
             task_runs = await read_open_task_runs(self.client, started)
             task_runs |= await read_task_runs(self.client, over)
@@ -158,19 +161,21 @@ class _Comparer:
         slugs = {to_flow_name(slug): slug for slug in await self.store.list_slugs()}
         differing: list[Disagreement] = []
         with translate_prefect_errors():
-            async for page in list_open_flow_runs(self.client, slugs):
+            async for page in list_open_flow_runs(self.client, slugs, self.installation):
                 found = await self._find_strangers([(slugs[name], shown) for name, shown in page])
                 differing += [each for each in found if strangers or each.run_id is not None]
         return [await repair(self.store, self.client, each) for each in differing] if apply else differing
 
     async def _find_strangers(self, page: Iterable[tuple[str, ShownFlowRun]]) -> list[Disagreement]:
-        shown = {each.id: (slug, each) for slug, each in page}
-        run_ids = {each.id: each.run_id or find_run_id(each.id) for _, each in shown.values()}
+        shown = {each.id: (slug, each) for slug, each in page if each.owned is not False}
+        run_ids = {each.id: each.named_run_id for _, each in shown.values()}
         existing, takers = await self.store.find_known(run_ids.values(), shown)
         ours = self.executing()
         found: list[Disagreement | None] = []
         for flow_run_id, (slug, each) in shown.items():
-            if flow_run_id not in takers and run_ids[flow_run_id] not in ours:
-                run_id = run_ids[flow_run_id] if run_ids[flow_run_id] in existing else None
-                found.append(compare_stranger(slug, each, run_id, datetime.now(UTC), self.grace))
+            run_id = run_ids[flow_run_id]
+            if flow_run_id not in takers and run_id not in ours:
+                # Without a tag, the id of the run that it would create proves nothing.
+                known = run_id if run_id in existing and each.is_of(run_id) else None
+                found.append(compare_stranger(slug, each, known, datetime.now(UTC), self.grace))
         return [each for each in found if each is not None]

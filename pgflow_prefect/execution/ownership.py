@@ -1,0 +1,24 @@
+"""Which of Prefect's objects belong to this installation: each carries a tag with the installation's id."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+OWNERSHIP_PREFIX = "pgflow-db-"
+"""How the tag of every installation begins."""
+
+
+def make_ownership_tag(installation: UUID) -> str:
+    """Return the tag of what is made for a database, among those that share a Prefect server."""
+    return f"{OWNERSHIP_PREFIX}{installation.hex[:8]}"
+
+
+def find_foreign_tags(tags: Iterable[str], installation: UUID) -> list[str]:
+    """Return the tags of other installations among these."""
+    own = make_ownership_tag(installation)
+    return sorted(tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX) and tag != own)
+
+
+def is_owned(tags: Iterable[str], installation: UUID) -> bool | None:
+    """Tell whether tags are of this installation alone; None where they name no installation."""
+    named = {tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX)}
+    return named == {make_ownership_tag(installation)} if named else None
