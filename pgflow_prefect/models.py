@@ -7,10 +7,15 @@ import unicodedata
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
+
+from pgflow_prefect.wording import clean_lines
+
+Shown = Annotated[str, AfterValidator(clean_lines)]
+"""What a row says and Prefect shows, in its pages and in the terminals of its own workers: it is cleaned when read."""
 
 RESERVED_NAMES = frozenset({"payload", "context", "upstream"})
 """Argument names of a handler that mean something else than an upstream step."""
@@ -115,7 +120,7 @@ class Run(BaseModel):
     remaining: int | None
     steps: int | None = None
     """Those of its definition; None until it begins."""
-    error_message: str | None
+    error_message: Shown | None
     created_at: datetime | None
     finished_at: datetime | None
     flow_run_id: UUID | None = None
@@ -150,7 +155,7 @@ class RunEnd(BaseModel):
     id: UUID
     status: Status
     epoch: int
-    error_message: str | None
+    error_message: Shown | None
     results: dict[str, JsonValue]
 
     @property
@@ -231,7 +236,7 @@ class StepState(BaseModel):
     status: Status
     attempts: int
     step_result: JsonValue
-    error_message: str | None
+    error_message: Shown | None
     created_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
@@ -285,7 +290,7 @@ class Claim(BaseModel):
     waited: float | None = None
     began_at: datetime | None = None
     ended_at: datetime | None = None
-    note: str | None = None
+    note: Shown | None = None
 
 
 class ClaimRequest(NamedTuple):
@@ -374,7 +379,7 @@ class StepEnd(BaseModel):
 
     task_run_id: UUID
     outcome: Outcome
-    message: str | None
+    message: Shown | None
     began_at: datetime | None
     ended_at: datetime | None
 
@@ -425,4 +430,4 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     status: Status
-    error_message: str | None
+    error_message: Shown | None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from pgflow_prefect.render.labels import format_seconds, measure
+from pgflow_prefect.wording import CleanFormatter, clean, clean_lines, escape_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,9 +36,19 @@ STYLES = {
 _GAP = 2
 """Characters between two columns."""
 
+
+class CleanConsole(Console):
+    """A console whose texts are cleaned: the only escape sequences that it writes are its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is written, with a stand-in for each character of a text that the terminal would obey."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else clean_lines(text), style, control)
+
+
 # No wrapping where nobody looks at it: a script that reads the lines wants one a thing.
-out = Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = CleanConsole(soft_wrap=not sys.stdout.isatty(), highlight=False)
+err = CleanConsole(stderr=True, soft_wrap=True, highlight=False)
 
 
 def is_debugging() -> bool:
@@ -49,7 +61,7 @@ def log_to_console() -> None:
     import logging
 
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("pgflow_prefect")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -98,7 +110,7 @@ def print_error(message: str, *, hint: str | None = None, code: int) -> int:
 def print_json(value: object) -> None:
     """Print a value as JSON, models included."""
     _scripts.printed = True
-    sys.stdout.write(json.dumps(_to_plain(value), indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(escape_json(json.dumps(_to_plain(value), indent=2, ensure_ascii=False)) + "\n")
 
 
 def print_table(
@@ -114,9 +126,15 @@ def print_table(
     """
     if not out.is_terminal:
         for row in [columns, *rows]:
-            sys.stdout.write("\t".join(row) + "\n")
+            print_cells(row)
         return
-    out.print(make_table(*leave_out(columns, [*rows], out.width, spare), whole=whole))
+    cells = [[*map(clean, row)] for row in rows]
+    out.print(make_table(*leave_out(columns, cells, out.width, spare), whole=whole))
+
+
+def print_cells(cells: Iterable[str]) -> None:
+    """Print a line with tabs between its cells, for a script; rich would turn these into blanks."""
+    sys.stdout.write("\t".join(map(clean, cells)) + "\n")
 
 
 def leave_out(

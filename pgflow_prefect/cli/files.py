@@ -5,14 +5,18 @@ import tempfile
 from pathlib import Path
 
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.wording import clean_lines
 
 
 def write_output(text: str, output: Path | None) -> None:
     """Write a text to a file, so that at each moment it is the old one or the new one, or to standard output.
 
+    It is for people: characters that a terminal would obey are replaced.
+
     Raises:
         UsageError: the file can't be written.
     """
+    text = clean_lines(text)
     if output is None:
         sys.stdout.write(text)
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from pgflow_prefect.cli.console import STYLES, out
+from pgflow_prefect.cli.console import STYLES, out, print_cells
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,7 +53,7 @@ class PlainView(QuietView):
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Print the change."""
-        sys.stdout.write(f"{step_slug}\t{state_name}\n")  # rich would turn the tab into spaces
+        print_cells((step_slug, state_name))  # rich would turn the tab into spaces
         sys.stdout.flush()
 
 

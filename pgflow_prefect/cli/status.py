@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import out, print_json, print_table
+from pgflow_prefect.cli.console import out, print_cells, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
 from pgflow_prefect.cli.snapshot import COLUMNS, Snapshot, count
 from pgflow_prefect.errors import DatabaseUnavailableError
@@ -125,7 +125,7 @@ class _View:
             shown = state.task_state or after.describe_word(slug)
             former = before.states.get(slug)
             if former is None or (former.task_state or before.describe_word(slug)) != shown:
-                sys.stdout.write(f"{slug}\t{shown}\n")
+                print_cells((slug, shown))
         sys.stdout.flush()
 
 

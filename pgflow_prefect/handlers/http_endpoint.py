@@ -21,6 +21,7 @@ from pgflow_prefect.handlers.json_text import check_json, write_json
 from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_origin
 from pgflow_prefect.models import Claim
 from pgflow_prefect.origins import Origin, find_origin
+from pgflow_prefect.wording import clean_lines
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds: who asks for more is asked again after these."""
@@ -231,7 +232,7 @@ def _show(body: bytes, token: str | None) -> str:
     if token:
         # Of the same length, so that one which the excerpt's end cuts in two is found, too.
         body = body.replace(token.encode(), b"*" * len(token))
-    return body[:EXCERPT].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}").strip()
+    return clean_lines(body[:EXCERPT].decode("utf-8", "replace")).strip()
 
 
 def _explain(error: ValueError) -> str:

@@ -3,26 +3,9 @@
 import unicodedata
 from math import floor, log10
 
-_FORBIDDEN = frozenset("\ufffe\uffff")
-"""XML has no way to write these."""
+from pgflow_prefect.wording import clean
 
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""They would turn round what stands after them."""
-
-
-def clean(text: str) -> str:
-    """Return a text with a visible stand-in for each character that would break a picture or a terminal."""
-    return text if text.isprintable() else "".join(map(_show, text))
-
-
-def _show(character: str) -> str:
-    code = ord(character)
-    if code < ord(" "):
-        return chr(0x2400 + code)  # Unicode's pictures of control characters
-    # Controls, surrogates, separators of lines and paragraphs.
-    if character in _FORBIDDEN | _DIRECTIONS or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}:
-        return "\N{REPLACEMENT CHARACTER}"
-    return character
+__all__ = ["clean", "cut", "format_seconds", "measure"]
 
 
 def measure(text: str) -> int:

@@ -1,0 +1,58 @@
+"""Text that people read: without characters that a terminal, a log or a page would obey."""
+
+import logging
+import unicodedata
+
+_FORBIDDEN = frozenset("\ufffe\uffff")
+"""XML has no way to write these."""
+
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They would turn round what stands after them."""
+
+_COMMANDS = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of controls, surrogates, and separators of lines and paragraphs."""
+
+
+def clean(text: str) -> str:
+    """Return a text on one line, with a visible stand-in for each character that a terminal or a picture would obey."""
+    return text if text.isprintable() else "".join(map(_show, text))
+
+
+def clean_lines(text: str) -> str:
+    """Return a text of several lines, each cleaned; tabs stay."""
+    return text if text.isprintable() else "".join(each if each in "\n\t" else _show(each) for each in text)
+
+
+def escape_json(text: str) -> str:
+    r"""Return a JSON document with `\uXXXX` for each character that a terminal would obey: the same value."""
+    if text.isprintable():
+        return text
+    return "".join(each if each in "\n\t" or _show(each) == each else _escape(each) for each in text)
+
+
+def _escape(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[place]:02x}{units[place + 1]:02x}" for place in range(0, len(units), 2))
+
+
+def _show(character: str) -> str:
+    code = ord(character)
+    if code < ord(" "):
+        return chr(0x2400 + code)  # Unicode's pictures of control characters
+    if character in _FORBIDDEN | _DIRECTIONS or unicodedata.category(character) in _COMMANDS:
+        return "\N{REPLACEMENT CHARACTER}"
+    return character
+
+
+class CleanFormatter(logging.Formatter):
+    """Writes each record as one line, and a traceback indented below it: no message can forge another record."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the standard library's name
+        """Return the line, with the message cleaned."""
+        record.message = clean(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: object) -> str:  # noqa: N802  the standard library's name
+        """Return the traceback, cleaned and indented."""
+        lines = clean_lines(super().formatException(ei)).split("\n")  # type: ignore[arg-type]
+        return "\n".join(f"    {line}" for line in lines)
