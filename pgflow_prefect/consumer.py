@@ -21,7 +21,8 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import SecretStr
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from pgflow_prefect.database.consumer_store import ConsumerStore
+from pgflow_prefect.bindings import Kind
+from pgflow_prefect.database.consumer_store import ConsumerStore, Handover
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
@@ -30,6 +31,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     UsageError,
 )
+from pgflow_prefect.handlers.base import join_input
 from pgflow_prefect.handlers.broker import (
     BrokerAddress,
     Login,
@@ -41,7 +43,13 @@ from pgflow_prefect.handlers.broker import (
 )
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.credential import read_variable, split_login
-from pgflow_prefect.handlers.queue import StepMessage, check_queue_url, parse_message
+from pgflow_prefect.handlers.queue import (
+    StepMessage,
+    check_queue_url,
+    check_signature,
+    is_same_queue,
+    parse_message,
+)
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.settings import Settings
 
@@ -58,8 +66,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds before a broker is asked aga
 _log = logging.getLogger(__name__)
 
 
-async def perform(message: bytes | str | None, function: Function, dsn: str | None = None) -> None:
+async def perform(
+    message: bytes | str | None, function: Function, dsn: str | None = None, *, queue: str | None = None
+) -> None:
     """Do the step that a message asks for, and report it; a step that waits for it no more is left alone.
+
+    The message only names an attempt of a step. PostgreSQL says whether that attempt was handed to this queue, and
+    what the input is. Where `PGFLOW_QUEUE_KEY` is set, the message must be signed with it, and has the input.
 
     Sync functions run in a thread. Acknowledge the message when this has returned: the report is in PostgreSQL then.
 
@@ -68,29 +81,57 @@ async def perform(message: bytes | str | None, function: Function, dsn: str | No
         function: called as `function(input)`, with `{"payload": …, "<upstream step>": …}`. What it returns is the
             step's result; what it raises fails the step and its run.
         dsn: the database; without it, `PGFLOW_DSN` or libpq's variables name it.
+        queue: the URL that steps are bound to, such as `pgqueuer:mails`; without it, any queue of pgqueuer.
 
     Raises:
-        UsageError: the message is none of a step; or the DSN can't be right.
+        UsageError: the message is none of a step, or not signed; or the DSN can't be right.
         DatabaseUnavailableError: PostgreSQL could not answer for `PGFLOW_REPORT_TIMEOUT` seconds.
     """
-    await _perform(parse_message(message), function, _find_settings(dsn))
+    settings = _find_settings(dsn)
+    await _perform(_accept(message, settings), function, settings, queue)
 
 
-def perform_sync(message: bytes | str | None, function: Function, dsn: str | None = None) -> None:
+def perform_sync(
+    message: bytes | str | None, function: Function, dsn: str | None = None, *, queue: str | None = None
+) -> None:
     """Do what `perform` does, where no event loop runs."""
-    anyio.run(perform, message, function, dsn)
+    anyio.run(partial(perform, message, function, dsn, queue=queue))
 
 
 def _find_settings(dsn: str | None) -> Settings:
     return Settings() if dsn is None else Settings(dsn=SecretStr(dsn))
 
 
-async def _perform(message: StepMessage, function: Function, settings: Settings) -> None:
+def _accept(body: bytes | str | None, settings: Settings) -> StepMessage:
+    """Return a message, which is signed if there is a key for that."""
+    if settings.queue_key_bytes is not None:
+        check_signature(body, settings.queue_key_bytes)
+    return parse_message(body)
+
+
+def _is_handed_over(message: StepMessage, handover: Handover, queue: str | None) -> bool:
+    """Tell whether PostgreSQL says that the attempt was handed to this queue; a queue's writer may say anything."""
+    kind, _, target = (handover.handler or "").partition(" ")
+    if kind != Kind.QUEUE or message.workflow_slug != handover.workflow_slug:
+        return False
+    with suppress(UsageError):  # the target names no queue that this version knows
+        return target.startswith("pgqueuer:") if queue is None else is_same_queue(queue, target)
+    return False
+
+
+async def _perform(message: StepMessage, function: Function, settings: Settings, queue: str | None) -> None:
     store = ConsumerStore.open(settings)
     step = message.run_id, message.step_slug, message.attempt
-    if not await store.is_awaited(*step):
+    handover = await store.find_handover(*step)
+    if handover is None:
         _log.info("run %s, step %r, attempt %d: nobody waits for it any more; skipped", *step)
         return
+    if not _is_handed_over(message, handover, queue):
+        _log.warning("run %s, step %r, attempt %d: it was not handed to this queue; skipped", *step)
+        return
+    if settings.queue_key is None:
+        payload, results = await store.read_input(message.run_id, message.step_slug)
+        message = message.model_copy(update={"input": join_input(payload, results)})
     try:
         result = _serialise(await _call(function, message), settings.result_limit)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
@@ -146,6 +187,7 @@ def consume(
     function: Function,
     *,
     dsn: str | None = None,
+    bound_to: str | None = None,
     login_env: str | None = None,
     concurrency: int = 1,
     visibility_timeout: float = 3600,
@@ -161,6 +203,7 @@ def consume(
         url: as the step is bound to it: `amqp://HOST/VHOST?queue=NAME`, `redis://HOST/DB?queue=NAME`.
         function: as in `perform`. Async functions of one consumer share one event loop.
         dsn: as in `perform`.
+        bound_to: the URL that steps are bound to, where this process reaches the broker by another one.
         login_env: the environment variable with the broker's `USER:PASSWORD`.
         concurrency: messages that are worked on at the same time.
         visibility_timeout: seconds; longer than any work, or Redis delivers a message that is worked on once more.
@@ -172,6 +215,7 @@ def consume(
         PgflowPrefectError: PostgreSQL refuses what every message needs, as where the schema is missing.
     """
     check_queue_url(url)
+    check_queue_url(bound_to or url)
     if url.startswith("pgqueuer:"):
         raise UsageError("pgqueuer has a worker of its own: call `perform(job.payload, function)` in its entrypoint")
     address = parse_broker_url(url)
@@ -179,7 +223,7 @@ def consume(
     import_kombu()
     stop = stop or threading.Event()
     with _stop_on_signals(stop), start_blocking_portal() as portal:
-        consumer = _Consumer(address, login, function, _find_settings(dsn), concurrency, portal, stop)
+        consumer = _Consumer(address, login, function, _find_settings(dsn), bound_to or url, concurrency, portal, stop)
         consumer.run(visibility_timeout)
 
 
@@ -231,6 +275,7 @@ class _Consumer:
     login: Login
     function: Function
     settings: Settings
+    bound_to: str
     concurrency: int
     portal: BlockingPortal
     stop: threading.Event
@@ -286,12 +331,12 @@ class _Consumer:
             delivery.requeue()
             return
         try:
-            message = parse_message(body)
+            message = _accept(body, self.settings)
         except UsageError as error:
             _log.error("%s: %s; it is rejected", self.address, error)
             delivery.reject()
             return
-        work = self.portal.start_task_soon(_perform, message, self.function, self.settings)
+        work = self.portal.start_task_soon(_perform, message, self.function, self.settings, self.bound_to)
         self._jobs[body] = _Job(work, delivery)
 
     def _settle(self) -> None:

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     function_owners: str = ""
     """Roles, by commas, whose SQL functions rows may bind steps to, beside superusers and the owner of `pgflow`."""
 
+    queue_key: SecretStr | None = Field(default=None, min_length=16)
+    """What messages for queues are signed with, the same for workers and consumers; at least 16 characters."""
+
     events: Events = Events.ENDS
     """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
 
@@ -102,6 +105,11 @@ class Settings(BaseSettings):
 
     run_url: str = "urn:uuid:{run_id}"
     """Where a run has a page: what the link leads to. `{run_id}` and `{workflow}` are filled in."""
+
+    @property
+    def queue_key_bytes(self) -> bytes | None:
+        """The key of messages for queues; None where they are not signed."""
+        return None if self.queue_key is None else self.queue_key.get_secret_value().encode()
 
     @field_validator("http_allow")
     @classmethod

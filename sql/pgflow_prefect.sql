@@ -172,6 +172,14 @@ BEGIN
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- who does the step's work, for people
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'attempt') THEN
+        -- The attempt that was claimed for this handler; a message that names another one is not believed.
+        ALTER TABLE pgflow_prefect.task_runs ADD COLUMN attempt INT;
+        UPDATE pgflow_prefect.task_runs t SET attempt = s.attempts -- what is on a queue now
+        FROM pgflow.step_states s
+        WHERE t.state_name = 'Deferred' AND s.run_id = t.run_id AND s.step_slug = t.step_slug;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'holder') THEN
         -- The owner's process as its machine knows it, and the epoch of which this was noted; NULL: not known.
         ALTER TABLE pgflow_prefect.owners ADD COLUMN holder JSONB;
@@ -905,16 +913,20 @@ BEGIN
         ended_at := state.finished_at;
         note := CASE status WHEN 'failed' THEN state.error_message ELSE pgflow_prefect.shorten(state.step_result) END;
     END IF;
-    INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name, handler)
+    INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name, handler, attempt)
     VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_run_id,
             CASE WHEN status = 'completed' THEN CASE doing WHEN 'external' THEN 'Completed' ELSE 'Cached' END
                  WHEN status = 'failed' THEN 'Failed'
                  WHEN NOT waits THEN 'Running'
                  WHEN task.state_name = 'Deferred' THEN 'Deferred'
                  ELSE 'Waiting' END,
-            coalesce(nullif(concat_ws(' ', kind, target), ''), claim_step.handler))
+            coalesce(nullif(concat_ws(' ', kind, target), ''), claim_step.handler),
+            CASE WHEN NOT waits THEN attempt END)
     ON CONFLICT (run_id, step_slug) DO UPDATE
-    SET task_run_id = excluded.task_run_id, state_name = excluded.state_name, handler = excluded.handler,
+    SET task_run_id = excluded.task_run_id, state_name = excluded.state_name,
+        -- What is on a queue stays that queue's, whoever the step is bound to meanwhile.
+        handler = CASE WHEN excluded.state_name = 'Deferred' THEN t.handler ELSE excluded.handler END,
+        attempt = CASE WHEN excluded.state_name = 'Deferred' THEN t.attempt ELSE excluded.attempt END,
         updated_at = CASE WHEN excluded.state_name = 'Waiting' AND t.state_name = 'Waiting' THEN t.updated_at
                           ELSE clock_timestamp() END;
     RETURN NEXT;

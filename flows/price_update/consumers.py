@@ -44,7 +44,7 @@ async def work_in_postgres() -> None:
 
     @pgq.entrypoint("search")
     async def search(job: Job) -> None:
-        await perform(job.payload, update_search)
+        await perform(job.payload, update_search, queue="pgqueuer:search")
 
     await pgq.run()
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 from uuid import UUID
 
 import anyio
+from pydantic import JsonValue
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
 from pgflow_prefect.database.queries import QUERIES
@@ -16,6 +18,19 @@ from pgflow_prefect.settings import Settings
 
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Handover:
+    """What PostgreSQL knows of an attempt of a step, whatever a message says.
+
+    Attributes:
+        workflow_slug: of the run.
+        handler: who the attempt was claimed for, such as `queue redis://host/0?queue=mails`; None if that is not known.
+    """
+
+    workflow_slug: str
+    handler: str | None
 
 
 @dataclass(frozen=True)
@@ -43,10 +58,17 @@ class ConsumerStore:
         """
         return cls(find_dsn(settings), settings.connect_timeout, settings.report_timeout)
 
-    async def is_awaited(self, run_id: UUID, step_slug: str, attempt: int) -> bool:
-        """Tell whether a step still waits for the report of an attempt."""
-        row = await self._fetch("is_awaited", run_id=run_id, step_slug=step_slug, attempt=attempt)
-        return row is not None and row["awaited"] is True
+    async def find_handover(self, run_id: UUID, step_slug: str, attempt: int) -> Handover | None:
+        """Return who an attempt of a step was claimed for; None where no report of it is awaited any more."""
+        row = await self._fetch("find_handover", run_id=run_id, step_slug=step_slug, attempt=attempt)
+        if row is None or row["awaited"] is not True:
+            return None
+        return Handover(str(row["workflow_slug"]), None if row["handler"] is None else str(row["handler"]))
+
+    async def read_input(self, run_id: UUID, step_slug: str) -> tuple[JsonValue, dict[str, JsonValue]]:
+        """Return the run's payload, and the results of the step's upstream steps by slug."""
+        row: Any = await self._fetch("read_input", run_id=run_id, step_slug=step_slug, upstream=None)
+        return row["payload"], dict(row["upstream_results"])
 
     async def complete(self, run_id: UUID, step_slug: str, attempt: int, result: str) -> Status:
         """Store a result and return the step's status: that of the first report.

@@ -41,6 +41,7 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
             row_http=share(partial(open_row_client, rows)),
             flat_body=settings.http_body is HttpBody.FLAT,
             function_owners=settings.trusted_owners,
+            queue_key=settings.queue_key_bytes,
         )
     finally:
         for client in clients:

@@ -1,6 +1,6 @@
 """What a handler is to the rest of the package, and what it is told about the step that it does."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -117,6 +117,7 @@ class Toolbox:
         result_limit: bytes of JSON that a result may have.
         rows: what a binding of a row may name and reach.
         row_http: a client that only connects to addresses that rows may reach.
+        queue_key: what messages for queues are signed with; None for no signature.
         flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
         function_owners: the roles whose SQL functions rows may name, beside those that always may be trusted.
     """
@@ -128,6 +129,7 @@ class Toolbox:
     row_http: Callable[[], httpx.AsyncClient] = _refuse_rows
     flat_body: bool = False
     function_owners: tuple[str, ...] = ()
+    queue_key: bytes | None = field(default=None, repr=False)
 
 
 class Handler(Protocol):
@@ -168,7 +170,10 @@ def make_input(claim: Claim) -> dict[str, JsonValue]:
 
     A step that is called `payload` goes by the name that it has in Python, `payload_`.
     """
-    results = claim.upstream_results or {}
-    return {"payload": claim.payload} | {
-        "payload_" if slug == "payload" else slug: result for slug, result in results.items()
-    }
+    return join_input(claim.payload, claim.upstream_results or {})
+
+
+def join_input(payload: JsonValue, results: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return what `make_input` does, of a run's payload and the results of a step's upstream steps."""
+    named = {"payload_" if slug == "payload" else slug: result for slug, result in results.items()}
+    return {"payload": payload} | named

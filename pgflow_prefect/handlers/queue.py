@@ -1,5 +1,8 @@
 """A queue as the handler of a step: its worker does the work and reports it."""
 
+import hashlib
+import hmac
+import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +32,7 @@ from pgflow_prefect.models import Claim
 from pgflow_prefect.origins import Origin
 
 _NO_TABLE = "42P01"  # PostgreSQL's code
+_SIGNATURE = re.compile(rb',"signature":"[0-9a-f]{64}"\}\Z')
 
 
 class StepMessage(BaseModel):
@@ -51,6 +55,30 @@ class StepMessage(BaseModel):
     attempt: int = Field(ge=1)
     idempotency_key: str
     input: dict[str, JsonValue]
+
+
+def sign_message(body: bytes, key: bytes) -> bytes:
+    """Return a message, a JSON object, with its signature as the last member."""
+    return body[:-1] + _write_signature(body, key)
+
+
+def _write_signature(body: bytes, key: bytes) -> bytes:
+    return b',"signature":"%s"}' % hmac.new(key, b"pgflow message " + body, hashlib.sha256).hexdigest().encode()
+
+
+def check_signature(body: bytes | str | None, key: bytes) -> None:
+    """Make sure that a message was signed with this key.
+
+    Raises:
+        UsageError: it was not.
+    """
+    text = body.encode() if isinstance(body, str) else (body or b"")
+    signature = _SIGNATURE.search(text)
+    if signature is None:
+        raise UsageError("a message on the queue is not signed, and PGFLOW_QUEUE_KEY is set here: set it for workers")
+    unsigned = text[: signature.start()] + b"}"
+    if not hmac.compare_digest(signature[0], _write_signature(unsigned, key)):
+        raise UsageError("a message on the queue has a wrong signature: PGFLOW_QUEUE_KEY differs, or it is forged")
 
 
 def parse_message(body: bytes | str | None) -> StepMessage:
@@ -166,6 +194,18 @@ def check_queue_url(url: str) -> None:
     _find_scheme(url).check(url)
 
 
+def is_same_queue(url: str, other: str) -> bool:
+    """Tell whether two URLs name the same queue, however they write it.
+
+    Raises:
+        UsageError: one of them names none.
+    """
+    if "pgqueuer" in (url.partition(":")[0].lower(), other.partition(":")[0].lower()):
+        return url.partition(":")[2] == other.partition(":")[2] and _find_scheme(url) is _find_scheme(other)
+    mine, theirs = parse_broker_url(url), parse_broker_url(other)
+    return (mine.origin, mine.place, mine.queue) == (theirs.origin, theirs.place, theirs.queue)
+
+
 def find_queue_origin(url: str) -> Origin | None:
     """Return where a queue is on the network; None for one in the same database.
 
@@ -227,6 +267,8 @@ class QueueHandler:
             "input": make_input(claim),
         }
         body = check_size(write_json(message, self.step_slug), self.toolbox.result_limit, self.step_slug, "its queue")
+        if self.toolbox.queue_key is not None:
+            body = sign_message(body, self.toolbox.queue_key)
         rows = self.toolbox.rows if self.is_row else None
         return Deferred(await scheme.publish(_Order(url, await self._find_login(), body, context, rows)))
 

@@ -36,7 +36,7 @@ from pgflow_prefect.handlers.queue import QueueHandler, check_queue_url
 from pgflow_prefect.models import Claim, Status
 from tests.brokers import free_port, redis_server
 from tests.conftest import Connection
-from tests.engine import cancel, claim, fail, get_run, get_state, start_run
+from tests.engine import cancel, complete, define, fail, get_run, get_state, run_workflow, value
 
 pytestmark = pytest.mark.anyio
 
@@ -85,11 +85,26 @@ def is_completed(db: Connection, run_id: UUID) -> bool:
     return get_run(db, run_id).status == "completed"
 
 
-def start(db: Connection, **steps: list[str]) -> tuple[UUID, Claim]:
-    """Start a run and claim its step `a`."""
-    run_id = start_run(db, f"w-{uuid4().hex[:8]}", steps or {"a": []})
-    claimed = claim(db, run_id, "a")
-    return run_id, Claim(status=Status.PENDING, attempt=claimed.attempt, payload={"n": 1}, upstream_results={"up": 2})
+NOWHERE = "redis://127.0.0.1:1/0?queue=q"
+
+
+def start(db: Connection, url: str = NOWHERE) -> tuple[UUID, Claim]:
+    """Start a run of the workflow `w` and claim its step `a`, which is bound to a queue."""
+    if not value(db, "SELECT count(*) FROM pgflow.workflows"):
+        define(db, "w", {"up": [], "a": ["up"]})
+    run_id = run_workflow(db, "w", {"n": 1}).id
+    complete(db, run_id, "up", 2)
+    return run_id, hand_over(db, run_id, url)
+
+
+def hand_over(db: Connection, run_id: UUID, url: str) -> Claim:
+    """Claim the step `a` as a worker does before it puts a message on a queue."""
+    statement = """
+        SELECT attempt, payload, upstream_results FROM pgflow_prefect.claim_step(
+            %s, 'a', (SELECT epoch FROM pgflow.runs WHERE id = %s), gen_random_uuid(), NULL, true, 'queue', false, %s)
+    """
+    row: Any = db.execute(statement, [run_id, run_id, f"queue {url}"]).fetchone()
+    return Claim(status=Status.PENDING, attempt=row[0], payload=row[1], upstream_results=row[2])
 
 
 async def no_secret(name: str) -> str:
@@ -134,7 +149,7 @@ def consuming(url: str, function: Callable[..., Any], dsn: str, **options: Any) 
 
 
 async def test_a_step_goes_over_the_queue_and_back(queue_url: str, db: Connection, dsn: str) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     deferred = await send(queue_url, run_id, claimed)
     assert deferred.reason == f"on queue {parse_broker_url(queue_url).queue!r} of 127.0.0.1"
     seen: list[Any] = []
@@ -196,7 +211,7 @@ async def test_a_broker_that_is_down_is_tried_again_later(scheme: str, db: Conne
 async def test_a_wrong_login_fails_at_once_and_is_not_shown(
     queue_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     monkeypatch.setenv("BROKER_LOGIN", "somebody:hunter2")
     with pytest.raises(NotRetriableError, match="refused") as caught:
         await send(queue_url, run_id, claimed, login_env="BROKER_LOGIN")
@@ -206,7 +221,7 @@ async def test_a_wrong_login_fails_at_once_and_is_not_shown(
 
 
 async def test_the_right_login_is_used(db: Connection, rabbitmq_queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, rabbitmq_queue)
     monkeypatch.setenv("BROKER_LOGIN", "guest:guest")
     await send(rabbitmq_queue, run_id, claimed, login_env="BROKER_LOGIN")
     with redis_server(port := free_port(), "--requirepass", "guest"):
@@ -230,7 +245,7 @@ async def test_a_login_that_is_missing_or_none_is_named(db: Connection, monkeypa
 
 
 async def test_a_message_that_is_too_large_is_not_sent(queue_url: str, db: Connection) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     with pytest.raises(NotRetriableError, match="more than the limit of 100"):
         await send(queue_url, run_id, claimed, limit=100)
     assert take(queue_url) is None
@@ -267,7 +282,7 @@ async def test_urls_that_name_queues() -> None:
 async def test_a_function_that_raises_fails_the_step_and_the_consumer_goes_on(
     queue_url: str, db: Connection, dsn: str
 ) -> None:
-    wrong, right = start(db), start(db)
+    wrong, right = start(db, queue_url), start(db, queue_url)
 
     async def work(given: dict[str, Any], message: StepMessage) -> float:
         if message.run_id == wrong[0]:
@@ -287,7 +302,7 @@ async def test_a_result_that_can_not_be_stored_fails_the_step(
     redis_queue: str, db: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, result: object
 ) -> None:
     monkeypatch.setenv("PGFLOW_RESULT_LIMIT", "100")
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, redis_queue)
     await send(redis_queue, run_id, claimed)
     with consuming(redis_queue, lambda _: result, dsn):
         wait_for(lambda: get_run(db, run_id).status == "failed")
@@ -299,7 +314,7 @@ async def test_messages_that_are_none_of_a_step_stop_nobody(
 ) -> None:
     for body in (b"", b"no json", b"\xff\xfe", b"{}", b'{"run_id": "x", "secret": "hunter2"}', b"[1]"):
         put(queue_url, body)
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     await send(queue_url, run_id, claimed)
     with consuming(queue_url, lambda _: None, dsn):
         wait_for(lambda: get_run(db, run_id).status == "completed")
@@ -309,17 +324,17 @@ async def test_messages_that_are_none_of_a_step_stop_nobody(
 
 
 async def test_what_nobody_waits_for_is_skipped(redis_queue: str, db: Connection, dsn: str) -> None:
-    cancelled, done, again, gone = (start(db) for _ in range(4))
+    cancelled, done, again, gone = (start(db, redis_queue) for _ in range(4))
     for each in (cancelled, done, again, gone):
         await send(redis_queue, *each)
     cancel(db, cancelled[0])
     db.execute("SELECT pgflow.complete_step(%s, 'a', '1')", [done[0]])
-    second = claim(db, again[0], "a")  # as after a time-out of the first attempt
+    second = hand_over(db, again[0], redis_queue)  # as after a time-out of the first attempt
     await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload={}))
     await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload={}))
     db.execute("DELETE FROM pgflow.step_states WHERE run_id = %s", [gone[0]])
     db.execute("DELETE FROM pgflow.runs WHERE id = %s", [gone[0]])
-    last = start(db)
+    last = start(db, redis_queue)
     await send(redis_queue, *last)
     worked: list[tuple[UUID, int]] = []
 
@@ -335,7 +350,7 @@ async def test_what_nobody_waits_for_is_skipped(redis_queue: str, db: Connection
 async def test_a_run_that_fails_while_the_work_is_done_keeps_its_end(
     redis_queue: str, db: Connection, dsn: str
 ) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, redis_queue)
     await send(redis_queue, run_id, claimed)
     with consuming(redis_queue, lambda _: fail(db, run_id, "a", "by hand") and 1, dsn):
         wait_for(lambda: get_run(db, run_id).status == "failed")
@@ -343,7 +358,7 @@ async def test_a_run_that_fails_while_the_work_is_done_keeps_its_end(
 
 
 async def test_several_messages_at_the_same_time(queue_url: str, db: Connection, dsn: str) -> None:
-    runs = [start(db) for _ in range(3)]
+    runs = [start(db, queue_url) for _ in range(3)]
     for each in runs:
         await send(queue_url, *each)
     together = threading.Barrier(3)
@@ -384,7 +399,7 @@ def worker(url: str, dsn: str, directory: Any) -> Iterator["subprocess.Popen[byt
 
 
 async def test_a_consumer_that_dies_loses_nothing(queue_url: str, db: Connection, dsn: str, tmp_path: Any) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     await send(queue_url, run_id, claimed)
     with worker(queue_url, dsn, tmp_path) as process:
         process.kill()
@@ -398,7 +413,7 @@ async def test_a_consumer_that_dies_loses_nothing(queue_url: str, db: Connection
 async def test_a_signal_lets_the_message_at_hand_be_finished(
     queue_url: str, db: Connection, dsn: str, tmp_path: Any
 ) -> None:
-    first, second = start(db), start(db)
+    first, second = start(db, queue_url), start(db, queue_url)
     await send(queue_url, *first)
     await send(queue_url, *second)
     with worker(queue_url, dsn, tmp_path) as process:
@@ -414,7 +429,7 @@ async def test_a_signal_lets_the_message_at_hand_be_finished(
 
 
 async def test_a_report_waits_for_postgresql(redis_queue: str, db: Connection, dsn: str) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, redis_queue)
     await send(redis_queue, run_id, claimed)
     name = db.info.dbname
 
@@ -432,7 +447,7 @@ async def test_a_consumer_goes_on_when_its_broker_comes_back(db: Connection, dsn
     with consuming(url, lambda _: None, dsn):
         for _ in range(2):
             with redis_server(port):
-                run_id, claimed = start(db)
+                run_id, claimed = start(db, url)
                 await send(url, run_id, claimed)
                 wait_for(partial(is_completed, db, run_id), 60)
 
@@ -455,7 +470,7 @@ async def test_pgqueuers_own_worker_does_the_step(db: Connection, dsn: str) -> N
     from pgqueuer.qm import QueueManager  # noqa: PLC0415  an extra
     from pgqueuer.types import QueueExecutionMode  # noqa: PLC0415  an extra
 
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, "pgqueuer:mails")
     async with pgqueuer_tables(dsn) as queries:
         transaction = StepTransaction(Connector(dsn, 10), run_id, "a", LOG)
         async with transaction:
@@ -484,7 +499,7 @@ async def test_an_attempt_that_is_rolled_back_leaves_no_job(db: Connection, dsn:
 
 
 async def test_missing_tables_of_pgqueuer_are_named(db: Connection, dsn: str) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, "pgqueuer:mails")
     async with StepTransaction(Connector(dsn, 10), run_id, "a", LOG) as transaction:
         with pytest.raises(NotRetriableError, match="pgq install"):
             await send("pgqueuer:mails", run_id, claimed, transaction)
@@ -512,7 +527,7 @@ async def test_a_missing_package_is_named(
 
 
 async def test_the_message_is_json_that_any_worker_can_read(queue_url: str, db: Connection) -> None:
-    run_id, claimed = start(db)
+    run_id, claimed = start(db, queue_url)
     await send(queue_url, run_id, claimed)
     body = take(queue_url)
     assert body is not None

@@ -1,11 +1,14 @@
 -- Reports of queue workers.
 
--- is_awaited --
--- Of the consumers of queues: whether a step still waits for the report of this attempt. No row: the run is gone.
+-- find_handover --
+-- Of the consumers of queues: whether a step still waits for the report of this attempt, and who the attempt was
+-- claimed for. No row: the run is gone.
 SELECT r.status = 'pending' AND s.status = 'pending' AND s.attempts = %(attempt)s AND s.started_at IS NOT NULL
-       AS awaited
+       AS awaited, r.workflow_slug, t.handler
 FROM pgflow.step_states s
 JOIN pgflow.runs r ON r.id = s.run_id
+LEFT JOIN pgflow_prefect.task_runs t
+       ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.attempt = %(attempt)s
 WHERE s.run_id = %(run_id)s AND s.step_slug = %(step_slug)s
 
 -- report_completion --
