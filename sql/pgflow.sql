@@ -627,6 +627,40 @@ $$;
 COMMENT ON FUNCTION pgflow.deps_edited() IS 'Raises the version of edited workflows; refuses a cycle.';
 
 
+-- A slug becomes a name in Prefect, a header of HTTP and a line of a log: it has no character that these would obey.
+CREATE OR REPLACE FUNCTION pgflow.refuse_slug() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+BEGIN
+    IF TG_RELID NOT IN ('pgflow.workflows'::regclass, 'pgflow.steps'::regclass) THEN
+        RAISE EXCEPTION 'the trigger function pgflow.refuse_slug is for pgflow''s tables, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RAISE EXCEPTION 'the slug % has a control character', to_json(NEW.slug)
+        USING ERRCODE = 'invalid_parameter_value', HINT = 'Choose a slug without line ends, tabs and escape sequences.';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_slug() IS 'Refuses a new slug that has a control character.';
+
+DO $slugs$
+DECLARE
+    named text;
+    -- Beyond ASCII, only in Unicode: another encoding may have a letter there.
+    controls text := CASE pg_catalog.getdatabaseencoding()
+        WHEN 'UTF8' THEN E'[\\u0001-\\u001f\\u007f-\\u009f]' ELSE E'[\\u0001-\\u001f\\u007f]' END;
+BEGIN
+    FOREACH named IN ARRAY ARRAY['workflows', 'steps'] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
+                              WHERE tgrelid = ('pgflow.' || named)::regclass AND tgname = 'refuse_slug');
+        EXECUTE format('CREATE TRIGGER refuse_slug BEFORE INSERT OR UPDATE OF slug ON pgflow.%I '
+                       'FOR EACH ROW WHEN (NEW.slug ~ %L) EXECUTE FUNCTION pgflow.refuse_slug()', named, controls);
+    END LOOP;
+END
+$slugs$;
+
+
 DO $triggers$
 DECLARE
     edited text;

@@ -19,6 +19,7 @@ from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.wording import clean
 
 PATIENCE = 5.0
 """Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
@@ -35,7 +36,7 @@ _logger = logging.getLogger(__name__)
 
 def name_flow_run(workflow_slug: str, run_id: UUID) -> str:
     """Return what a run's flow run is called: its workflow, and the beginning of its id."""
-    return f"{workflow_slug}-{str(run_id)[:8]}"
+    return f"{clean(workflow_slug)}-{str(run_id)[:8]}"
 
 
 class Display:

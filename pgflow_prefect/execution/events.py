@@ -13,6 +13,7 @@ from prefect.types import DateTime
 
 from pgflow_prefect.execution.outbox import Outbox
 from pgflow_prefect.settings import Events
+from pgflow_prefect.wording import clean
 
 _ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})
 
@@ -68,13 +69,14 @@ class RunEvents:
         )
 
     def _make_event_of_step(self, step_slug: str, task_run_id: UUID, what: str, occurred: datetime) -> Event:
+        name = clean(step_slug)
         return _make_event(
             occurred,
             event=f"pgflow.step.{_to_words(what)}",
             resource={
-                "prefect.resource.id": f"pgflow.step.{self.run_id}.{step_slug}",
-                "prefect.resource.name": step_slug,
-                "pgflow.step": step_slug,
+                "prefect.resource.id": f"pgflow.step.{self.run_id}.{name}",
+                "prefect.resource.name": name,
+                "pgflow.step": name,
                 **self._labels,
             },
             related=[
@@ -89,7 +91,7 @@ class RunEvents:
 
     @property
     def _labels(self) -> dict[str, str]:
-        return {"pgflow.workflow": self.workflow_slug, "pgflow.run": str(self.run_id)}
+        return {"pgflow.workflow": clean(self.workflow_slug), "pgflow.run": str(self.run_id)}
 
     @property
     def _related_flow_run(self) -> dict[str, str]:

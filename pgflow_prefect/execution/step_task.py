@@ -13,14 +13,16 @@ from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest
+from pgflow_prefect.wording import clean
 
 
 def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[None] | None]]) -> StepTask:
     """Return the task of a step; `perform` makes one attempt and returns its state, None for Completed."""
     task = copy(_TASK)
-    task.fn, task.name, task.task_key = perform, handlers.step_slug, handlers.step_slug
+    name = clean(handlers.step_slug)
+    task.fn, task.name, task.task_key = perform, name, name
     task.description = handlers.description
-    task.task_run_name = lambda: handlers.step_slug  # as text, it would be a template
+    task.task_run_name = lambda: name  # as text, it would be a template
     set_policy(task, handlers.policy)
     return task
 

@@ -1,5 +1,6 @@
 """From a workflow's handlers to its definition: an argument that names another step is a dependency."""
 
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 
 from pgflow_prefect.errors import InvalidDefinitionError
@@ -62,6 +63,8 @@ def _find_unstorable(workflow_slug: str, steps: Collection[str]) -> Iterator[str
     for slug in [workflow_slug, *steps]:
         if "\0" in slug or any("\ud800" <= character <= "\udfff" for character in slug):
             yield f"the slug {slug!r} has a character that PostgreSQL can't store: rename it"
+        elif any(unicodedata.category(character) == "Cc" for character in slug):
+            yield f"the slug {slug!r} has a control character: rename it"
 
 
 def _find_unknown_arguments(arguments: Names, slugs: Mapping[str, str]) -> Iterator[str]:

@@ -161,7 +161,7 @@ def test_push_that_can_not_be_meant_is_refused(cli: CommandLine, arguments: list
 
 def test_a_workflow_goes_from_one_database_to_another_as_sql(cli: CommandLine, db: Connection, empty_dsn: str) -> None:
     cli("push", "greeting.py", "--yes")
-    define(db, "it's", {"\\": [], "a\r\nb": ["\\"]})
+    define(db, "it's", {"\\": [], "a\u2028b": ["\\"]})
 
     exported = cli("export", "--all")
     again = cli("export", "greeting", "it's", "greeting")

@@ -26,11 +26,8 @@ NASTY = [
     "\\'",
     "';--",
     "$$",
-    "a\nb",
-    "\r\n",
-    "\t",
     "\u2028",
-    "\x7f",
+    "\u202e",
     "é",
     "e\u0301",
     "🦆",
@@ -38,7 +35,7 @@ NASTY = [
     "%s",
     "{}",
 ]
-CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"])
 SLUGS = st.sampled_from(NASTY) | st.text(CHARACTERS, max_size=8) | st.from_regex("[a-z]{1,3}", fullmatch=True)
 
 few = settings(max_examples=40, deadline=None, database=None, suppress_health_check=[*HealthCheck])
@@ -114,7 +111,7 @@ def make_workflow(definition: WorkflowDefinition, taken: frozenset[Dep]) -> Work
 def test_sql_to_graph_to_sql_is_the_same_definition(database: Database) -> None:
     @few
     @given(DEFINITIONS, st.booleans())
-    @example(define({slug: [] for slug in NASTY}, "it's\n-- \\a"), False)
+    @example(define({slug: [] for slug in NASTY}, "it's\u2028-- \\a"), False)
     def check(definition: WorkflowDefinition, conforming: bool) -> None:
         database.clear()
         database.replace(definition)

@@ -93,3 +93,17 @@ def end_user(policies: Connection, dsn: str) -> Iterator[EndUser]:
     yield connect_as
     for connection in opened:
         connection.close()
+
+
+@pytest.fixture
+def connect_to() -> Iterator[Callable[[str], Connection]]:
+    """A function that opens an autocommit connection to any database."""
+    opened: list[Connection] = []
+
+    def connect(dsn: str) -> Connection:
+        opened.append(psycopg.connect(dsn, autocommit=True))
+        return opened[-1]
+
+    yield connect
+    for connection in opened:
+        connection.close()

@@ -21,6 +21,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.prefect_engine import EDGES, find_task_run_id
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.wording import clean
 
 
 async def repair(store: Store, client: PrefectClient, disagreement: Disagreement) -> Disagreement:
@@ -72,11 +73,11 @@ async def _create_task_run(store: Store, client: PrefectClient, run_id: UUID, ac
         TaskRunResult(id=find_task_run_id(action.flow_run_id, slug)) for slug in upstream
     ]
     await client.create_task_run(
-        Task(_do_nothing, name=action.step_slug),
+        Task(_do_nothing, name=clean(action.step_slug)),
         action.flow_run_id,
         dynamic_key=str(action.task_run_id),
         id=action.task_run_id,
-        name=action.step_slug,
+        name=clean(action.step_slug),
         state=_make_state(action.target),
         task_inputs={EDGES: edges},
     )
