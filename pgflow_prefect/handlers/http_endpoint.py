@@ -232,7 +232,8 @@ def _show(body: bytes, token: str | None) -> str:
     if token:
         # Of the same length, so that one which the excerpt's end cuts in two is found, too.
         body = body.replace(token.encode(), b"*" * len(token))
-    return clean_lines(body[:EXCERPT].decode("utf-8", "replace")).strip()
+    text = body[:EXCERPT].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return clean_lines(text).strip()
 
 
 def _explain(error: ValueError) -> str:
