@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, fields
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
 from pydantic.dataclasses import dataclass
@@ -14,7 +14,11 @@ from pgflow_prefect.errors import UsageError
 
 _CONFIG = ConfigDict(extra="forbid")
 
-_SECRET_IN_QUERY = re.compile(r"[?&]([\w-]*(?:key|token|secret|password|passwd|signature|sig))=", re.IGNORECASE)
+_SECRET_IN_QUERY = re.compile(
+    r"[?&;#]([\w-]*(?:key|token|secret|password|passwd|signature|sig|pwd|jwt|credentials?)"
+    r"|(?:[\w-]*[_-])?(?:o?auth|pass|sas)|(?:(?:access|api|auth|function|secret)[_-]?)?code)=",
+    re.IGNORECASE,
+)
 """Parameters of a URL that carry what nobody should read in a row."""
 
 _IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[^\W\d][\w$]*')
@@ -48,7 +52,7 @@ def check_url(url: str) -> str:
             "it has credentials in it, which a row would show to whoever reads it: name the environment "
             "variable or the Prefect block that holds them instead"
         )
-    if secret := _SECRET_IN_QUERY.search(url):
+    if secret := _SECRET_IN_QUERY.search(unquote(url)):
         raise ValueError(
             f"its parameter {secret[1]!r} looks like a secret, which a row would show to whoever reads "
             "it: name the environment variable or the Prefect block that holds it instead"

@@ -1,6 +1,7 @@
 """Text that people read: without characters that a terminal, a log or a page would obey."""
 
 import logging
+import re
 import unicodedata
 
 _FORBIDDEN = frozenset("\ufffe\uffff")
@@ -21,6 +22,13 @@ def clean(text: str) -> str:
 def clean_lines(text: str) -> str:
     """Return a text of several lines, each cleaned; tabs stay."""
     return text if text.isprintable() else "".join(each if each in "\n\t" else _show(each) for each in text)
+
+
+def write_code(text: str) -> str:
+    """Return a text as a code span of Markdown, in which no link, picture or tag is one."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {clean(text)} {fence}" if longest else f"{fence}{clean(text)}{fence}"
 
 
 def escape_json(text: str) -> str:

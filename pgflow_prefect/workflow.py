@@ -26,6 +26,7 @@ from pgflow_prefect.handlers.dependencies import derive_definition, find_missing
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import WorkflowDefinition, to_identifier
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -324,7 +325,7 @@ class Workflow:
         flow.__module__ = module
         flow.__qualname__ = f"{name}.flow" if (name := self._find_own_name()) else "flow"
         flow.__name__ = to_identifier(self.slug)
-        flow.__doc__ = self.description or f"The workflow {self.slug!r} of pgflow."
+        flow.__doc__ = self.description or f"The workflow {write_code(self.slug)} of pgflow."
         made = WorkflowFlow(
             flow,
             name=to_flow_name(self.slug),

@@ -103,7 +103,8 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     CONSTRAINT bindings_secret CHECK (
         kind NOT IN ('http', 'queue')
         OR (target !~ '^[^/?#]*//[^/?#]*@'
-            AND target !~* '[?&][a-z0-9_-]*(key|token|secret|password|passwd|signature|sig)=')),
+            AND target !~* '[?&;#]([a-z0-9_-]*(key|token|secret|password|passwd|signature|sig|pwd|jwt|credentials?)'
+                '|([a-z0-9_-]*[_-])?(o?auth|pass|sas)|((access|api|auth|function|secret)[_-]?)?code)=')),
     CONSTRAINT bindings_options_secret CHECK (NOT options ?| ARRAY['token', 'password', 'secret', 'login', 'key'])
 );
 
@@ -154,6 +155,16 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
 
 DO $columns$
 BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_constraint
+               WHERE conrelid = 'pgflow_prefect.bindings'::regclass AND conname = 'bindings_secret'
+                 AND pg_catalog.pg_get_constraintdef(oid) NOT LIKE '%pwd%') THEN
+        ALTER TABLE pgflow_prefect.bindings DROP CONSTRAINT bindings_secret; -- it let code, auth and pwd pass
+        ALTER TABLE pgflow_prefect.bindings ADD CONSTRAINT bindings_secret CHECK (
+            kind NOT IN ('http', 'queue')
+            OR (target !~ '^[^/?#]*//[^/?#]*@'
+                AND target !~* '[?&;#]([a-z0-9_-]*(key|token|secret|password|passwd|signature|sig|pwd|jwt|credentials?)'
+                '|([a-z0-9_-]*[_-])?(o?auth|pass|sas)|((access|api|auth|function|secret)[_-]?)?code)=')) NOT VALID;
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.installation'::regclass AND attname = 'stamp') THEN
         ALTER TABLE pgflow_prefect.installation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -47,28 +48,33 @@ def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = 
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="pgflow-demo-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
+        # As root, what starts PostgreSQL lets its user into the directory, and with it all others.
+        private = directory / "private"
+        private.mkdir(mode=0o700)
+        access = f"demo:{secrets.token_urlsafe(16)}"
         _say("starting PostgreSQL")
         postgres = start_embedded(directory / "postgres")
         try:
             _say("starting a Prefect server, on a database of its own in there")
             dsn = postgres.get_uri()
-            with prefect_server(directory, create_database(dsn, "prefect")) as api_url:
+            with prefect_server(private, create_database(dsn, "prefect"), auth=access) as api_url:
                 if keep:
-                    print_variables(dsn, api_url)
-                _demonstrate(directory, dsn, api_url)
+                    print_variables(dsn, api_url, access)
+                _demonstrate(private, dsn, api_url, access)
                 if keep:
-                    _wait_for_interrupt(dsn, api_url)
+                    _wait_for_interrupt(dsn, api_url, access)
         finally:
             stop_embedded(postgres)
     if not keep:
         _say("its servers are gone: `pgflow-prefect demo --keep` leaves them running, to see the run in Prefect's UI")
 
 
-def _demonstrate(directory: Path, dsn: str, api_url: str) -> None:
+def _demonstrate(directory: Path, dsn: str, api_url: str, access: str) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SMTP_"))},
         "PGFLOW_DSN": dsn,
         "PREFECT_API_URL": api_url,
+        "PREFECT_API_AUTH_STRING": access,
         "PREFECT_HOME": str(directory),
         "DO_NOT_TRACK": "1",
         "MAILDIR": str(directory / "Maildir"),
@@ -108,20 +114,23 @@ def _say(what: str) -> None:
     out.print(f"- {what}", style="bold", markup=False)
 
 
-def print_variables(dsn: str, api_url: str) -> None:
+def print_variables(dsn: str, api_url: str, access: str | None = None) -> None:
     """Print what another terminal needs, to be pasted: a line that was wrapped here would be two commands there."""
-    for name, value in (("PGFLOW_DSN", dsn), ("PREFECT_API_URL", api_url)):
+    variables = {"PGFLOW_DSN": dsn, "PREFECT_API_URL": api_url}
+    variables |= {"PREFECT_API_AUTH_STRING": access} if access else {}
+    for name, value in variables.items():
         out.print(f"export {name}={quote(value)}", style="dim", markup=False, soft_wrap=True)
 
 
-def _wait_for_interrupt(dsn: str, api_url: str) -> None:
+def _wait_for_interrupt(dsn: str, api_url: str, access: str) -> None:
     from pgflow_prefect.database.embedded import find_psql
 
     _say("servers are running; Ctrl-C ends them. For another terminal:")
-    print_variables(dsn, api_url)
+    print_variables(dsn, api_url, access)
     if psql := find_psql():
         out.print(f'SQL: {quote(psql)} "$PGFLOW_DSN"', markup=False, soft_wrap=True)
     out.print(f"Prefect's UI: {api_url.removesuffix('/api')}", markup=False, soft_wrap=True)
+    out.print(f"its password: {access}", markup=False, soft_wrap=True)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -58,7 +58,7 @@ def import_(
     from pgflow_prefect.cli.candidates import collect, raise_all
     from pgflow_prefect.cli.deploy_report import print_found
     from pgflow_prefect.deployment.code_generation import import_workflow
-    from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path, refuse_shadowing
     from pgflow_prefect.execution.signals import run_event_loop
     from pgflow_prefect.graph import find_problems
 
@@ -69,6 +69,8 @@ def import_(
     for definition in definitions:  # all are looked at before the first file is written
         if problems := find_problems(definition):
             raise InvalidDefinitionError(definition.slug, problems)
+    for definition in definitions:
+        refuse_shadowing(definition.slug, default_path(definition.slug, directory or DIRECTORY))
     reports = [import_workflow(each, default_path(each.slug, directory or DIRECTORY)) for each in definitions]
     if not json:
         for report in reports:

@@ -6,6 +6,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -29,6 +30,33 @@ _NOT_THE_USERS = (str(Path(__file__).parent.parent), *_INSTALLED, "<")
 def default_path(workflow_slug: str, directory: Path = DIRECTORY) -> Path:
     """Return the file in which `import` writes a workflow's handlers, and `run` looks for them."""
     return directory / f"{to_identifier(workflow_slug)}.py"
+
+
+def refuse_shadowing(workflow_slug: str, path: Path) -> None:
+    """Make sure that a new file would not hide a module of Python or of a package from the files beside it.
+
+    Raises:
+        UsageError: it would.
+    """
+    name = path.stem
+    if path.exists() or not _is_module(name):
+        return
+    raise UsageError(
+        f"{path} would hide the module {name!r} of Python or of an installed package from all files beside it: rename "
+        f"the workflow {workflow_slug!r}, or write its handlers into a file of another name and give that as --handlers"
+    )
+
+
+def _is_module(name: str) -> bool:
+    if name in sys.stdlib_module_names or name in sys.builtin_module_names:
+        return True
+    here = str(Path.cwd())
+    elsewhere = [each for each in sys.path if each and each != here]  # what is the user's own hides nothing
+    try:
+        found = PathFinder.find_spec(name, elsewhere)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.loader is not None  # without, it is a directory that only has the name
 
 
 BY_ROWS = "rows of pgflow_prefect.bindings"

@@ -28,13 +28,16 @@ _STOP_TIMEOUT = 5.0  # it would wait for everybody who is connected, a browser t
 
 
 @contextmanager
-def prefect_server(home: Path, dsn: str, *, port: int | None = None) -> Iterator[str]:
+def prefect_server(home: Path, dsn: str, *, port: int | None = None, auth: str | None = None) -> Iterator[str]:
     """Run a Prefect server on this machine until the block ends, and yield the URL of its API.
+
+    No web page of another origin may read what it answers.
 
     Args:
         home: an existing directory for what Prefect keeps in files.
         dsn: the PostgreSQL database that keeps the rest; Prefect creates its tables there.
         port: where it listens; a free port where not given.
+        auth: what clients have to give as `PREFECT_API_AUTH_STRING`, such as `admin:PASSWORD`; nothing where not given.
 
     Raises:
         PgflowPrefectError: it did not start; the message has the end of its log.
@@ -48,6 +51,8 @@ def prefect_server(home: Path, dsn: str, *, port: int | None = None) -> Iterator
         "PREFECT_API_URL": url,
         "PREFECT_API_DATABASE_CONNECTION_URL": to_sqlalchemy_url(dsn),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url.removesuffix("/api"),
+        **({"PREFECT_SERVER_API_AUTH_STRING": auth, "PREFECT_API_AUTH_STRING": auth} if auth else {}),
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home / "ui"),
         "DO_NOT_TRACK": "1",
     }

@@ -3,6 +3,7 @@
 import re
 import resource
 import signal
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -86,7 +87,11 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
         told += line
     begun, _, left = told.partition("Ctrl-C ends them")
     exports = re.findall(r"^export [A-Z_]+=\S+$", begun, re.MULTILINE)
-    assert [each.partition("=")[0] for each in exports] == ["export PGFLOW_DSN", "export PREFECT_API_URL"]
+    assert [each.partition("=")[0] for each in exports] == [
+        "export PGFLOW_DSN",
+        "export PREFECT_API_URL",
+        "export PREFECT_API_AUTH_STRING",
+    ]
     assert re.findall(r"^export .*$", left, re.MULTILINE) == exports, "said again where the terminal is looked at"
     [link] = re.findall(r"^in Prefect: (http\S+)$", told, re.MULTILINE)
     page = httpx.get(link, headers={"Accept": "text/html"}, timeout=10, follow_redirects=True)
@@ -96,8 +101,18 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     assert api == f"{ui}/api"
     assert link.startswith(ui)
     assert re.search(r'^SQL: \S*psql "\$PGFLOW_DSN"$', left, re.MULTILINE)
-    flow_run = httpx.get(f"{api}/flow_runs/{link.rpartition('/')[2]}", timeout=10).json()
+    answer = f"{api}/flow_runs/{link.rpartition('/')[2]}"
+    access = exports[2].partition("=")[2]
+    user, _, password = access.partition(":")
+    flow_run = httpx.get(answer, timeout=10, auth=(user, password)).json()
     assert flow_run["state_name"] == "Completed"
+    assert f"its password: {access}" in told + str(process.stdout.readline())
+    assert httpx.get(answer, timeout=10).status_code == 401, "a web page does not know the password"
+    asked = httpx.get(answer, timeout=10, auth=(user, password), headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in asked.headers
+    [private] = temporary.glob("*/private")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert {"server.log", "Maildir"}.isdisjoint(path.name for path in private.parent.iterdir())
     assert find_processes(temporary) != []
 
     process.send_signal(signal.SIGINT)
