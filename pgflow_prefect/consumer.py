@@ -1,7 +1,6 @@
 """The worker's side of a queue: do the steps that are on it, and report them."""
 
 import inspect
-import json
 import logging
 import signal
 import threading
@@ -19,7 +18,6 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import SecretStr
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.consumer_store import ConsumerStore, Handover
@@ -51,6 +49,7 @@ from pgflow_prefect.handlers.queue import (
     parse_message,
 )
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.values import UnstorableError, write_result
 from pgflow_prefect.settings import Settings
 
 __all__ = ["StepMessage", "consume", "perform", "perform_sync"]
@@ -170,10 +169,9 @@ async def _call_function(function: Function, call: Callable[[], Any]) -> object:
 
 def _serialise(value: object, limit: int) -> str:
     try:
-        plain = to_jsonable_python(value, inf_nan_mode="constants")
-        text = json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    except (PydanticSerializationError, ValueError, TypeError, RecursionError) as error:
-        raise ResultInvalidError(f"the result can't be stored as JSON: {error}") from error
+        text = write_result(value, None)
+    except UnstorableError as error:
+        raise ResultInvalidError(f"the result can't be stored as JSON: {error}") from None
     if (size := len(text.encode("utf-8", "surrogatepass"))) > limit:
         raise ResultInvalidError(
             f"the result has {size:,} bytes of JSON, more than the limit of {limit:,} (PGFLOW_RESULT_LIMIT): store it "

@@ -34,7 +34,8 @@ from pgflow_prefect.models import Held, Status
 QUERY_INTERVAL = 1.0
 """Seconds between two looks at what Prefect has scheduled."""
 
-_ENGINE = shlex.join([sys.executable, "-m", "pgflow_prefect.deployment.flow_run_engine"])
+# -P: the working directory is not first in `sys.path`, where a file in it would hide the standard library from Prefect.
+_ENGINE = shlex.join([sys.executable, "-P", "-m", "pgflow_prefect.deployment.flow_run_engine"])
 
 _PAUSE = 0.1  # seconds between two looks whether a process is left
 

@@ -142,11 +142,16 @@ def _choose_source(slug: str, by_source: dict[str, Workflow]) -> tuple[Workflow,
     Raises:
         UsageError: several files make it.
     """
-    own = {source: each for source, each in by_source.items() if is_file(source) and each.source == _resolve(source)}
-    [*sources] = own if len(own) == 1 else by_source
+    own = [source for source, each in by_source.items() if each.source == _find_file(source)]
+    sources = own if len(own) == 1 else [*by_source]
     if len(sources) > 1:
         raise UsageError(f"workflow {slug!r} has handlers in both {sources[0]} and {sources[1]}: name one")
     return by_source[sources[0]], sources[0]
+
+
+def _find_file(source: str) -> Path | None:
+    file = getattr(find_module(source), "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) else None
 
 
 def list_workflows(module: ModuleType) -> dict[str, Workflow]:

@@ -6,6 +6,7 @@ handlers can import it by that name from the directories of `sys.path`, and its 
 
 import importlib
 import sys
+import sysconfig
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
@@ -17,6 +18,14 @@ from types import CodeType, ModuleType
 from pgflow_prefect import by_path
 from pgflow_prefect.deployment.imports import find_imports
 from pgflow_prefect.errors import UsageError
+
+_STANDARD = [
+    each
+    for each in sys.path
+    if each.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")))
+    and not {"site-packages", "dist-packages"} & {*Path(each).parts}
+]
+"""Where the standard library is."""
 
 
 class ModuleClashError(UsageError):
@@ -31,13 +40,15 @@ class Home:
         path: the file.
         name: its module's.
         directories: where its imports are looked for first.
-        origins: the file or folder that each top-level name means which it imports, directly or not.
+        names: the top-level names that it imports, directly or not.
+        origins: the file or folder that a name means, where there is one.
         own: those of the names that are found in its directories.
     """
 
     path: Path
     name: str
     directories: tuple[Path, ...]
+    names: frozenset[str]
     origins: Mapping[str, Path]
     own: frozenset[str]
 
@@ -65,7 +76,9 @@ def load_file(path: Path) -> ModuleType:
     present = sys.modules.get(home.name)
     if present is not None and known is None and _find_origin(present.__spec__) == path:
         return present  # another file of handlers has just imported it
-    return _execute(home)
+    module = _execute(home)
+    _refuse_stale(home)
+    return module
 
 
 def load_named(name: str) -> ModuleType:
@@ -83,10 +96,12 @@ def load_named(name: str) -> ModuleType:
         if path.is_file():
             found = find_imports(path, [directory])
             names = found.names | {name.partition(".")[0]}
-            home = Home(path, name, (directory,), *_find_origins(names, [directory], path))
+            home = Home(path, name, (directory,), names, *_find_origins(names, [directory], path))
             _refuse_clash(home)
             _homes[path] = home
-            break
+            module = importlib.import_module(name)
+            _refuse_stale(home)
+            return module
     return importlib.import_module(name)
 
 
@@ -112,7 +127,7 @@ def _make_home(path: Path) -> Home:
         names |= {name.partition(".")[0]} if depth else set()
     else:
         name = by_path.name_module(path)
-    return Home(path, name, directories, *_find_origins(names, directories, path))
+    return Home(path, name, directories, frozenset(names), *_find_origins(names, directories, path))
 
 
 def _count_packages(path: Path) -> int:
@@ -206,6 +221,8 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if path is not None:  # in a package, which is found already
             return None
+        if fullname in sys.stdlib_module_names:  # also where the working directory comes first in `sys.path`
+            return PathFinder.find_spec(fullname, _STANDARD)
         for home in _list_active():
             if fullname not in home.own:
                 continue
@@ -257,6 +274,23 @@ def _refuse_clash(home: Home) -> None:
             raise ModuleClashError(
                 f"{home.path} imports {name!r}, which is {home.origins[name]}, and this process has {there} under that "
                 "name already: rename the module"
+            )
+
+
+def _refuse_stale(home: Home) -> None:
+    """Refuse a file whose imports have got a module that another file has brought: it may have changed `sys.path`.
+
+    Raises:
+        ModuleClashError: with both modules.
+    """
+    for name in sorted(home.names - home.own - sys.stdlib_module_names):
+        present = sys.modules.get(name)
+        there = _find_origin(present.__spec__) if present is not None else None
+        meant = _find_origin(PathFinder.find_spec(name)) if there is not None else None
+        if meant not in {None, there}:
+            raise ModuleClashError(
+                f"{home.path} imports {name!r}, which is {meant}, and this process has {there} under that name "
+                "already: start a process for each file, or rename one of the modules"
             )
 
 

@@ -46,7 +46,9 @@ class _Search:
     def read(self, file: Path) -> int:
         level = 0
         for node in _parse(file):
-            if isinstance(node, ast.Import):
+            if isinstance(node, ast.Call):
+                self.take(_find_dynamic(node))
+            elif isinstance(node, ast.Import):
                 self.take(name.name for name in node.names)
             elif node.level == 0:
                 self.take(f"{node.module}.{name.name}" for name in node.names)
@@ -82,11 +84,19 @@ def find_imports(file: Path, directories: Sequence[Path]) -> FoundImports:
     return FoundImports(frozenset(search.names), level)
 
 
-def _parse(file: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+def _parse(file: Path) -> Iterator[ast.Import | ast.ImportFrom | ast.Call]:
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return  # importing it says what is wrong
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
             yield node
+
+
+def _find_dynamic(call: ast.Call) -> Iterator[str]:
+    """Yield the name in `importlib.import_module("helpers")`."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    first = call.args[0] if call.args else None
+    if name in {"import_module", "__import__"} and isinstance(first, ast.Constant) and isinstance(first.value, str):
+        yield first.value

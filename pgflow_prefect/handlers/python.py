@@ -15,7 +15,7 @@ from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.threads import run_in_thread
-from pgflow_prefect.handlers.values import UnstorableError, write_result
+from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
 from pgflow_prefect.models import Claim, to_identifier
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -130,7 +130,7 @@ class PythonHandler:
             if name == "context":
                 yield name, context
             elif name == "payload":
-                yield name, self._validate(name, claim.payload)
+                yield name, self._validate_payload(claim.payload)
             elif name == "upstream":
                 yield name, self._validate(name, results)
             else:
@@ -153,6 +153,7 @@ class PythonHandler:
         except ValidationError as error:
             raise ResultInvalidError(
                 f"step {self.step_slug!r}: the result does not fit its annotation: {_explain(error)}"
+                f"{describe_unstorable(value)}"
             ) from None
         except UnstorableError as error:
             raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from None
@@ -164,7 +165,17 @@ class PythonHandler:
             ArgumentInvalidError: it does not.
         """
         if self.wants_payload:
-            self._validate("payload", payload)
+            self._validate_payload(payload)
+
+    def _validate_payload(self, payload: JsonValue) -> Any:  # noqa: ANN401
+        """Return the payload as the annotation has it; its default, where the run has none and `{}` does not fit."""
+        try:
+            return self._validate("payload", payload)
+        except ArgumentInvalidError:
+            default = self._parameters["payload"].default
+            if payload == {} and default is not inspect.Parameter.empty:
+                return default
+            raise
 
     @cached_property
     def hints(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
+from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -79,7 +80,7 @@ def _explain_missing(value: Any) -> str | None:  # noqa: ANN401
 
 
 def _explain_number(value: Any) -> str | None:  # noqa: ANN401
-    if not isinstance(value, float) or math.isfinite(value):
+    if not isinstance(value, float | Decimal) or math.isfinite(value):
         return None
     return f"is {float(value)!r}, {_NONE}: return None in its place, or a text"
 

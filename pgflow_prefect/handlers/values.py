@@ -41,7 +41,7 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
     if not is_lossless(adapter):
         try:
             _check_comes_back(checked, adapter, "", text)
-        except ValidationError as error:
+        except (ValidationError, TypeError, AttributeError) as error:
             raise UnstorableError(_explain_unreadable(error)) from None
     return text
 
@@ -50,6 +50,8 @@ def _write_unchecked(value: Any) -> str:  # noqa: ANN401
     with suppress(TypeError, ValueError, RecursionError):
         return _write_json(value)  # most results are plain JSON already: there is nothing to lose
     text = _write(value, lambda: _dump(value, None))
+    if "NaN" in text or "Infinity" in text:  # what pydantic writes for a Decimal that is none
+        _refuse(find_unstorable(value))
     adapters: dict[type, TypeAdapter[Any]] = {}
     for place, model in _find_models(value):
         kind = type(model)
@@ -80,6 +82,14 @@ def _make_error(value: Any, error: Exception) -> UnstorableError:  # noqa: ANN40
         for place, reason in find_unstorable(value):
             return UnstorableError(f"{_name(place)} {reason}")
     return UnstorableError(str(error))
+
+
+def describe_unstorable(value: Any) -> str:  # noqa: ANN401
+    """Return what in a value JSON has no form for, as `: [1].price is …`; nothing where there is nothing."""
+    with suppress(RecursionError):
+        for place, reason in find_unstorable(value):
+            return f": {_name(place)} {reason}"
+    return ""
 
 
 def _dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401
@@ -133,7 +143,9 @@ def _name(place: str) -> str:
     return place.removeprefix(".") or "it"
 
 
-def _explain_unreadable(error: ValidationError) -> str:
+def _explain_unreadable(error: Exception) -> str:
+    if not isinstance(error, ValidationError):  # a validator of the user's
+        return f"it is written so that it can't be read again ({type(error).__name__})"
     [detail, *_] = error.errors(include_url=False, include_input=False)
     place = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in detail["loc"])
     return (

@@ -124,6 +124,7 @@ def test_a_module_beside_the_file_wins_over_an_installed_one(directory: Path) ->
         "from helpers import NAME\n",
         "import texts\n",  # which imports it in turn
         "def late():\n    from helpers import NAME\n",
+        "import importlib\n\n\ndef late():\n    return importlib.import_module('helpers')\n",
     ],
 )
 def test_two_modules_of_one_name_are_refused_with_both_paths(directory: Path, text: str) -> None:
@@ -176,6 +177,34 @@ def test_two_files_that_make_one_workflow_are_refused(directory: Path) -> None:
     files = [str(write(directory / "flows" / f"{name}.py", slug="same")) for name in ("a", "b")]
     with pytest.raises(UsageError, match=r"workflow 'same' has handlers in both .*a\.py and .*b\.py: name one"):
         load_workflows(files)
+
+
+def test_two_folders_that_files_add_to_the_path_themselves_are_refused_with_both_paths(directory: Path) -> None:
+    lines = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path(__file__).parent / 'lib'))\n"
+    for team in ("north", "south"):
+        write(directory / team / "lib" / "helpers.py", f"NAME = {team!r}\n")
+        write(directory / team / f"{team}.py", f"{lines}from helpers import NAME\n", slug=team)
+    load_module(str(directory / "north" / "north.py"))
+    with pytest.raises(UsageError) as refused:
+        load_module(str(directory / "south" / "south.py"))
+    for team in ("north", "south"):
+        assert str(directory / team / "lib" / "helpers.py") in str(refused.value)
+
+
+def test_a_file_in_the_working_directory_does_not_hide_the_standard_library(directory: Path) -> None:
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it
+    write(Path("colorsys.py"), slug="hides")
+    sys.modules.pop("colorsys", None)
+    load_workflows(["colorsys.py"])
+    module = load_module(str(write(Path("uses.py"), "import colorsys\nfound = colorsys.__file__\n", slug="uses")))
+    assert "pytest" not in module.found
+
+
+def test_modules_by_name_own_their_workflows_too(directory: Path) -> None:
+    write(Path("child.py"), slug="child")
+    write(Path("orders.py"), "from child import workflow as child\n", slug="parent")
+    found = load_workflows(["orders", "child"])
+    assert {slug: source for slug, (_, source) in found.items()} == {"child": "child", "parent": "orders"}
 
 
 @pytest.mark.anyio

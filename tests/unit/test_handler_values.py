@@ -175,6 +175,16 @@ async def test_a_payload_that_does_not_fit_is_an_argument_that_does_not_fit() ->
         await execute(send, payload="many")
 
 
+async def test_a_run_without_a_payload_gets_the_default_where_an_empty_object_does_not_fit() -> None:
+    def send(payload: list[int] | None = None) -> bool:
+        return payload is None
+
+    assert await execute(send, payload={}) == "true"
+    assert await execute(send, payload=[1]) == "false"
+    with pytest.raises(ArgumentInvalidError):
+        await execute(send, payload={"n": 1})
+
+
 async def test_all_results_by_slug_are_checked_each() -> None:
     def send(upstream: Mapping[str, Annotated[int, Field(ge=0)]]) -> int:
         return sum(upstream.values())
@@ -189,6 +199,27 @@ async def test_a_result_that_does_not_fit_says_why_and_not_what() -> None:
         await execute(produce({"name": SECRET}, Recipient))
     assert str(refused.value) == "step 'send': the result does not fit its annotation: born: Field required"
     assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+class float32:  # noqa: N801  as numpy has it
+    """No number of Python's."""
+
+    ndim = 0
+
+    def tolist(self) -> float:
+        return 1.5
+
+
+float32.__module__ = "numpy"
+
+
+async def test_a_result_of_numpy_that_does_not_fit_says_what_to_return() -> None:
+    with pytest.raises(ResultInvalidError) as refused:
+        await execute(produce([{"price": float32()}], list[dict[str, float]]))
+    assert str(refused.value) == (
+        "step 'send': the result does not fit its annotation: 0.price: Input should be a valid number: [0].price is a "
+        "numpy.float32, which JSON has no form for: return its Python value, .item()"
+    )
 
 
 async def test_a_result_that_fits_is_stored_as_what_its_annotation_makes_of_it() -> None:

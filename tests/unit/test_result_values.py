@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -254,6 +255,7 @@ DataFrame.__module__ = "pandas.core.frame"
             {"file": b"\xff\x00"},
             "file is binary bytes, which JSON has no form for: return base64.b64encode(…).decode()",
         ),
+        ({"total": Decimal("NaN")}, "total is nan, which"),
         ({"f": print}, "f is a builtin_function_or_method, which JSON has no form for: return texts, numbers, lists"),
     ],
 )
