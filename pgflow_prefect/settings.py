@@ -103,8 +103,8 @@ class Settings(BaseSettings):
     artifacts: bool = True
     """Whether Prefect's UI gets a table of a run's steps, a link to the run, and the progress of a long one."""
 
-    run_url: str = "urn:uuid:{run_id}"
-    """Where a run has a page: what the link leads to. `{run_id}` and `{workflow}` are filled in."""
+    run_url: str | None = None
+    """The address of a run's page, for a link in Prefect's UI. `{run_id}` and `{workflow}` are filled in."""
 
     @property
     def queue_key_bytes(self) -> bytes | None:
@@ -130,10 +130,10 @@ class Settings(BaseSettings):
 
     @field_validator("run_url")
     @classmethod
-    def _check_fields(cls, url: str) -> str:
+    def _check_fields(cls, url: str | None) -> str | None:
         """Refuse what could not be filled in, before a run would find out."""
         try:
-            url.format(run_id=UUID(int=0), workflow="workflow")
+            (url or "").format(run_id=UUID(int=0), workflow="workflow")
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"only {{run_id}} and {{workflow}} can be filled in, as they are: {error}") from error
         return url

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cached_property, partial
 from hashlib import sha256
-from inspect import iscoroutine
+from inspect import cleandoc, iscoroutine
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
@@ -94,7 +94,7 @@ class Workflow:
 
         Args:
             slug: the workflow.
-            description: what it does, for Prefect's UI.
+            description: what it does, for Prefect's UI; the docstring of the module, where none is given.
             tags: of its deployment.
             task_runner: one of Prefect's, which then executes the handlers in Python: `DaskTaskRunner(address=…)`,
                 say. Without one, steps are executed in the flow run's own event loop and its threads: the fastest way.
@@ -325,7 +325,8 @@ class Workflow:
         flow.__module__ = module
         flow.__qualname__ = f"{name}.flow" if (name := self._find_own_name()) else "flow"
         flow.__name__ = to_identifier(self.slug)
-        flow.__doc__ = self.description or f"The workflow {write_code(self.slug)} of pgflow."
+        default = f"The workflow {write_code(self.slug)} of pgflow."
+        flow.__doc__ = self.description or self._find_docstring() or default
         made = WorkflowFlow(
             flow,
             name=to_flow_name(self.slug),
@@ -339,6 +340,11 @@ class Workflow:
             made.before = partial(open_ahead, settings)
         made._entrypoint = f"{self._globals.get('__file__', module)}:{flow.__qualname__}"
         return made
+
+    def _find_docstring(self) -> str | None:
+        """Return the docstring of the user's module, which says what its workflow does."""
+        text = self._globals.get("__doc__")
+        return cleandoc(text) if isinstance(text, str) else None
 
     def _find_own_name(self) -> str | None:
         """Return the name that this workflow has in the user's module: `workflow`, most often."""

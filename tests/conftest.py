@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -44,6 +45,10 @@ for name in [*os.environ]:
     if name.startswith("PG") and not name.startswith("PGFLOW_TEST_"):
         del os.environ[name]
 
+
+# No example has to be quick: on a busy machine, any may take long.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A shell that starts this in the background has it ignore Ctrl-C, and so would all commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -34,9 +34,11 @@ class RunArtifacts:
         self._progress: UUID | None = None
         self._changing = asyncio.Lock()
 
-    async def link(self, client: PrefectClient, url: str) -> None:
-        """Say which run this is, with a link to it."""
-        await self._create(client, "run", "markdown", f"[run {self._run_id}]({url})", "The run in pgflow.runs.")
+    async def link(self, client: PrefectClient, url: str | None) -> None:
+        """Say which run this is, with a link to its page where it has one, and with the command that shows it."""
+        run = f"run `{self._run_id}`" if url is None else f"[run {self._run_id}]({url})"
+        command = f"`pgflow-prefect status {self._run_id}`"
+        await self._create(client, "run", "markdown", f"{run}\n\n{command}", "The run in pgflow.runs.")
 
     async def show_progress(self, client: PrefectClient, percent: float) -> None:
         """Show how much of the run is done."""

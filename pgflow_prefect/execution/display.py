@@ -2,24 +2,22 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
-from uuid import UUID
 
 import anyio
 
 from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.events import RunEvents
+from pgflow_prefect.execution.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.execution.outbox import Request
 from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import RunEnd, Status
-from pgflow_prefect.wording import clean
 
 PATIENCE = 5.0
 """Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
@@ -29,14 +27,7 @@ LONG = 10.0
 
 _INTERVAL = 5.0  # seconds between two pictures of the progress
 
-_PREFECTS_OWN_NAME = re.compile(r"[a-z]+-[a-z]+")  # an adjective and an animal
-
 _logger = logging.getLogger(__name__)
-
-
-def name_flow_run(workflow_slug: str, run_id: UUID) -> str:
-    """Return what a run's flow run is called: its workflow, and the beginning of its id."""
-    return f"{clean(workflow_slug)}-{str(run_id)[:8]}"
 
 
 class Display:
@@ -79,8 +70,7 @@ class Display:
         self._events.tell_of_run("Running")
         self._label()
         if self._settings.artifacts:
-            slug = quote(self._workflow_slug, safe="")
-            url = self._settings.run_url.format(run_id=self._run_id, workflow=slug)
+            url = self._find_url()
             self._request("its link", lambda client: self._artifacts.link(client, url))
         progress = asyncio.create_task(self._show_progress())
         try:
@@ -91,6 +81,11 @@ class Display:
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
                 self._outbox.give_way()
+
+    def _find_url(self) -> str | None:
+        if self._settings.run_url is None:
+            return None
+        return self._settings.run_url.format(run_id=self._run_id, workflow=quote(self._workflow_slug, safe=""))
 
     async def show_end(self, run: RunEnd) -> None:
         """Show how the run has ended, as PostgreSQL has it."""
@@ -109,7 +104,7 @@ class Display:
     def _label(self) -> None:
         """Name and tag a flow run that Prefect created as those that we create; a name that a user gave it stays."""
         changes: dict[str, Any] = {}
-        if _PREFECTS_OWN_NAME.fullmatch(self._flow_run.name):
+        if is_made_up(self._flow_run.name):
             changes["name"] = name_flow_run(self._workflow_slug, self._run_id)
         if self._tag not in self._flow_run.tags:
             changes["tags"] = [*self._flow_run.tags, self._tag]

@@ -45,7 +45,7 @@ from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.models import Run, RunEnd, Status
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")
@@ -161,6 +161,7 @@ class Execution:
                 raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
             if self._is_requested(flow_run):
                 await self._check_request(store, given, flow_run.id)
+            _tell_of_past(run)
             epoch = await self._persist(store, lambda: store.take_run(given, flow_run.id))
         if epoch is None and flow_run.run_count > 1:  # Prefect tries the flow run again: it failed before
             epoch = await self._persist(store, lambda: self._reopen(store, run_id, flow_run.id))
@@ -265,6 +266,13 @@ def _check_installation(flow_run: FlowRun, installation: UUID) -> None:
             f"flow run {flow_run.name!r} belongs to another installation ({', '.join(foreign)}), and not to the "
             "database that this process uses: check PGFLOW_DSN and PGFLOW_BLOCK"
         )
+
+
+def _tell_of_past(run: Run) -> None:
+    """Log how many steps of the run are completed already."""
+    if run.steps is not None and run.remaining is not None and run.remaining < run.steps:
+        done = run.steps - run.remaining
+        get_run_logger().info("%d of %d steps were completed before and are not executed again", done, run.steps)
 
 
 async def _release(store: Store, run: ActiveRun) -> None:

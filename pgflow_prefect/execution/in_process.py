@@ -18,7 +18,7 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.execution.display import name_flow_run
+from pgflow_prefect.execution.flow_run_names import name_flow_run
 from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.execution.prefect_errors import unavailable
 from pgflow_prefect.execution.redaction import describe_error

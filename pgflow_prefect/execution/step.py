@@ -34,6 +34,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.host import ActiveRun, Stop, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.past import Past
 from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
@@ -98,6 +99,7 @@ class Step:
         claim_next: claims, with this step's completion, those that it makes ready.
         is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
         logger: of Prefect's task run; the one that executes it, where none is given.
+        past: when the step is shown to have worked, where it was completed before; now, where none is given.
     """
 
     handlers: StepHandlers
@@ -112,6 +114,7 @@ class Step:
     claim_next: Callable[[str], None] = lambda slug: None
     is_broken_off: Callable[[], bool] = lambda: True
     logger: Logger | None = None
+    past: Past | None = None
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
@@ -351,6 +354,8 @@ class Step:
         if claim.status is Status.FAILED:
             return self._show_failed(claim.note, claim.began_at, claim.ended_at)
         if claim.ended_at is None:
+            if self.past is not None:
+                _show_times(*self.past.find_times(self.slug))
             return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
         _show_times(claim.began_at, claim.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {claim.note}")

@@ -16,6 +16,7 @@ from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Backoff, Mirror
+from pgflow_prefect.execution.past import Past
 from pgflow_prefect.execution.prefect_engine import StepTaskRun, TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.scheduler import Advance, Schedule
@@ -71,6 +72,10 @@ class Steps:
     _requests: dict[str, ClaimRequest] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
+    _past: Past = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._past = Past(self.graph, self.flow_run.start_time)
 
     async def perform(self, slug: str, advance: Advance) -> bool:
         """Execute a step, all its attempts, and tell whether it completed; then those that it makes ready may begin."""
@@ -136,6 +141,7 @@ class Steps:
             observe=self.observe,
             run=self.run,
             claim_next=self._claim_next,
+            past=self._past,
             is_broken_off=self.schedule.is_broken_off,
         )
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))

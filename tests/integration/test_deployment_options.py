@@ -144,29 +144,44 @@ async def test_a_schedule_that_somebody_paused_stays_paused_and_theirs_stay(
     nameless = DeploymentScheduleCreate(schedule=CronSchedule(cron="6 6 6 6 *"), active=False)
     await client.create_deployment_schedules(made.id, [theirs, nameless])
     before = await project.find_schedules(made.id)
-    await client.update_deployment_schedule(made.id, before["pgflow"].id, active=False)
+    await client.update_deployment_schedule(made.id, before["pgflow: cron 0 3 * * * (UTC)"].id, active=False)
 
     await project.deploy()
-    assert (await project.find_schedules(made.id))["pgflow"].schedule == before["pgflow"].schedule
+    assert await project.find_schedules(made.id) == {
+        **before,
+        "pgflow: cron 0 3 * * * (UTC)": (await project.find_schedules(made.id))["pgflow: cron 0 3 * * * (UTC)"],
+    }
     await project.deploy(schedule=cron("0 4 * * *", "Europe/Berlin"))
 
     after = await project.find_schedules(made.id)
-    assert after["pgflow"].schedule == CronSchedule(cron="0 4 * * *", timezone="Europe/Berlin")
-    assert not after["pgflow"].active
+    ours = after["pgflow: cron 0 4 * * * (Europe/Berlin)"]
+    assert ours.schedule == CronSchedule(cron="0 4 * * *", timezone="Europe/Berlin")
+    assert not ours.active
+    assert len(after) == 3, "it was renamed, and not made anew"
     assert (after["theirs"], after[None]) == (before["theirs"], before[None])
 
     await project.deploy(schedule=ScheduleWish(None))
     assert set(await project.find_schedules(made.id)) == {"theirs", None}
 
 
+async def test_a_schedule_of_an_older_version_is_known_by_its_name(project: Project, client: PrefectClient) -> None:
+    made = await project.deploy()
+    older = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True, slug="pgflow")
+    await client.create_deployment_schedules(made.id, [older])
+
+    await project.deploy(schedule=cron("0 4 * * *"))
+
+    assert set(await project.find_schedules(made.id)) == {"pgflow: cron 0 4 * * * (UTC)"}
+
+
 async def test_an_interval_counts_on_from_where_it_began(project: Project) -> None:
     made = await project.deploy()
     hourly = parse_schedule(None, "1h", None, remove=False)
     await project.deploy(schedule=hourly)
-    before = (await project.find_schedules(made.id))["pgflow"]
+    [before] = (await project.find_schedules(made.id)).values()
 
     await project.deploy(schedule=parse_schedule(None, "60m", None, remove=False))
-    assert (await project.find_schedules(made.id))["pgflow"] == before
+    assert [*(await project.find_schedules(made.id)).values()] == [before]
 
     plan = await project.plan(schedule=cron("0 0 * * *"))
     assert [str(each) for each in plan.changes] == ["schedule: every 1:00:00 (UTC) -> cron 0 0 * * * (UTC)"]
@@ -371,9 +386,8 @@ async def test_what_somebody_deletes_in_prefect_meanwhile_is_made_anew_or_named(
     changed, removed = await change.carry_out(), await removal.carry_out()
 
     assert [each.workflow_slug for each in changed.deployed] == [several[0].slug]
-    assert (await several[0].find_schedules(made[0].id))["pgflow"].schedule == CronSchedule(
-        cron="0 4 * * *", timezone="UTC"
-    )
+    [scheduled] = (await several[0].find_schedules(made[0].id)).values()
+    assert scheduled.schedule == CronSchedule(cron="0 4 * * *", timezone="UTC")
     [failure] = changed.failures
     assert str(failure) == (
         f"the deployment of workflow {several[1].slug!r} was deleted in Prefect just now: deploy it again"
@@ -392,7 +406,7 @@ async def test_what_somebody_makes_in_prefect_meanwhile_is_updated_and_not_repla
     [done] = carried.deployed
     assert (done.id, done.outcome) == (theirs.id, Outcome.UPDATED)
     assert [str(each) for each in carried.plans[0].changes] == ["tags: + mine"]
-    assert set(await project.find_schedules(theirs.id)) == {"pgflow"}
+    assert set(await project.find_schedules(theirs.id)) == {"pgflow: cron 0 3 * * * (UTC)"}
 
 
 async def test_a_deployment_whose_workflow_is_back_is_not_pruned(project: Project, client: PrefectClient) -> None:

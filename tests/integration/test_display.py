@@ -104,7 +104,7 @@ async def test_a_table_has_the_steps_in_their_order(slug: str, client: PrefectCl
     }
     assert all(row["duration"].endswith(" s") for row in rows)
     run_id = read_run(db)[2]
-    assert artifacts[f"{make_key(slug)}-run"].data == f"[run {run_id}](urn:uuid:{run_id})"
+    assert artifacts[f"{make_key(slug)}-run"].data == f"run `{run_id}`\n\n`pgflow-prefect status {run_id}`"
 
 
 async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:

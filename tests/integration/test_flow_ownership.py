@@ -48,6 +48,34 @@ async def test_a_run_that_sql_started_is_executed_by_its_id(
     assert read_steps(db)["second"][1] == 1
 
 
+async def test_steps_that_were_completed_before_are_shown_in_topological_order(
+    db: Connection, define: Define, client: PrefectClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    workflow = Workflow(make_slug())
+    # By alphabet, which is no topological order.
+    define(workflow.slug, ["c", "b", "a", "last"], [("c", "b"), ("b", "a"), ("a", "last")])
+    for step in ("a", "b", "c", "last"):
+        workflow.step(step)(lambda: "done")
+    run_id = uuid4()
+    db.execute("SELECT pgflow.run_workflow(%s, '{}', %s)", (workflow.slug, run_id))
+    for step in ("c", "b", "a"):
+        db.execute("SELECT pgflow.complete_step(%s, %s, '1')", (run_id, step))
+
+    await workflow.flow(run_id=run_id)
+
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = await await_task_runs(client, flow_run, {**dict.fromkeys("abc", "Cached"), "last": "Completed"})
+    assert flow_run.start_time is not None
+    moments = [flow_run.start_time]
+    for step in ("c", "b", "a", "last"):
+        began, ended = shown[step].start_time, shown[step].end_time
+        assert began is not None
+        assert ended is not None
+        moments += [began, ended]
+    assert moments == sorted(moments)
+    assert "3 of 4 steps were completed before and are not executed again" in caplog.text
+
+
 @pytest.mark.parametrize("answers", [True, False], ids=["the database answers", "the database is away"])
 async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
     answers: bool, db: Connection, define: Define, client: PrefectClient, monkeypatch: pytest.MonkeyPatch

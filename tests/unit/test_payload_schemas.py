@@ -98,6 +98,7 @@ def test_any_json_is_taken_where_nobody_says_otherwise_or_all_differ(annotations
         assert is_taken(schema, payload=payload)
     assert describe_payload(schema) == "any JSON"
     assert set(schema["properties"]) == {"payload", "run_id"}
+    assert "Leave it empty" in schema["properties"]["run_id"]["description"]
 
 
 def test_models_of_the_same_name_are_kept_apart() -> None:

@@ -214,3 +214,11 @@ def test_the_handlers_of_all_steps_are_gathered_once() -> None:
         workflow.step(f"step_{number}")(lambda: None)
     assert len(workflow.step_handlers) == 100
     assert workflow.counted == 1, "gathered again for each step, a run of n steps would begin with n²"
+
+
+def test_a_workflow_is_described_by_the_docstring_of_its_module() -> None:
+    module = ModuleType("orders", "Ships orders.\n\n    Every night.")
+    exec("from pgflow_prefect import Workflow\nworkflow = Workflow('ship')", vars(module))  # noqa: S102
+    assert module.workflow.flow.description == "Ships orders.\n\nEvery night."
+    exec("other = Workflow('other', description='Said here.')", vars(module))  # noqa: S102
+    assert module.other.flow.description == "Said here."

@@ -17,6 +17,8 @@ Schema = Mapping[str, Any]
 
 _REFERENCE = "#/definitions/"
 
+_RUN_ID = "The id of a run that exists, to go on with it. Leave it empty to start a new run with the payload."
+
 
 def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) -> dict[str, Any]:
     """Return the JSON schema of a workflow's parameters: `payload`, as its root steps annotate it, and `run_id`.
@@ -33,7 +35,8 @@ def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) ->
     if (payload := _combine(payloads, made)) is None:
         made = _generate_any()
         payload = made["properties"]["payload"]
-    schema = {**made, "properties": {"payload": payload, "run_id": {**made["properties"]["run_id"], "position": 1}}}
+    run_id = {**made["properties"]["run_id"], "position": 1, "description": _RUN_ID}
+    schema = {**made, "properties": {"payload": payload, "run_id": run_id}}
     # As the API gives it back: lists, and no tuples.
     return dict(json.loads(to_json(schema)))
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from pgflow_prefect.errors import UsageError
 
-SLUG = "pgflow"
-"""What our schedule of a deployment is called."""
+_OWN = "pgflow"
+_OWN_NAME = re.compile(rf"{_OWN}(?:: .*)?")
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -60,7 +60,12 @@ def parse_schedule(cron: str | None, interval: str | None, timezone: str | None,
 
 def find_own(deployment: DeploymentResponse) -> DeploymentSchedule | None:
     """Return our schedule of a deployment."""
-    return next((each for each in deployment.schedules if each.slug == SLUG), None)
+    return next((each for each in deployment.schedules if _OWN_NAME.fullmatch(each.slug or "")), None)
+
+
+def name_schedule(schedule: SCHEDULE_TYPES) -> str:
+    """Return what our schedule is called. Prefect's UI shows this in the place of the rule, so it says the rule."""
+    return f"{_OWN}: {describe_schedule(schedule)}"
 
 
 def is_same(one: SCHEDULE_TYPES, other: SCHEDULE_TYPES) -> bool:

@@ -12,7 +12,7 @@ from prefect.utilities.urls import url_for
 
 from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
-from pgflow_prefect.deployment.deployments.schedules import SLUG
+from pgflow_prefect.deployment.deployments.schedules import name_schedule
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import PrefectRefusedError
 
@@ -125,7 +125,7 @@ def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
     wish = plan.wanted.options.schedule if plan.wanted else None
     if wish is None or wish.schedule is None:
         return []
-    return [DeploymentScheduleCreate(schedule=wish.schedule, active=True, slug=SLUG)]
+    return [DeploymentScheduleCreate(schedule=wish.schedule, active=True, slug=name_schedule(wish.schedule))]
 
 
 async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
@@ -134,7 +134,10 @@ async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUI
     if plan.schedule_id is not None:
         try:
             if schedules:
-                await client.update_deployment_schedule(deployment_id, plan.schedule_id, schedule=schedules[0].schedule)
+                [made] = schedules
+                await client.update_deployment_schedule(
+                    deployment_id, plan.schedule_id, schedule=made.schedule, slug=made.slug
+                )
             else:
                 await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
         except ObjectNotFound:
