@@ -115,7 +115,10 @@ class Run(BaseModel):
     id: UUID
     workflow_slug: str
     status: Status
-    payload: JsonValue
+    payload: JsonValue = None
+    """None, too, where it was not asked for, or is beyond the limits."""
+    payload_problem: str | None = None
+    """In what the payload is beyond the limits, where it was asked for."""
     epoch: int
     remaining: int | None
     steps: int | None = None
@@ -237,6 +240,8 @@ class StepState(BaseModel):
     attempts: int
     step_result: JsonValue
     error_message: Shown | None
+    result_problem: str | None = None
+    """In what the result is beyond the limits, and so not there."""
     created_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None

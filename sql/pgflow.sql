@@ -237,6 +237,17 @@ CREATE TABLE IF NOT EXISTS pgflow.waiting_steps (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- What a payload and a result may be, for all who write one. The owner changes it: UPDATE pgflow.limits SET …
+-- Fewer than these could not be told from the small ones, which are let through unread.
+CREATE TABLE IF NOT EXISTS pgflow.limits (
+    is_only_row BOOLEAN PRIMARY KEY DEFAULT true CHECK (is_only_row),
+    payload_bytes INT NOT NULL DEFAULT 33554432 CHECK (payload_bytes >= 1000), -- as text, where 1e300 has 301 digits
+    result_bytes INT NOT NULL DEFAULT 33554432 CHECK (result_bytes >= 1000),
+    depth INT NOT NULL DEFAULT 200 CHECK (depth BETWEEN 100 AND 250),          -- arrays and objects in one another
+    digits INT NOT NULL DEFAULT 1000 CHECK (digits BETWEEN 1000 AND 4300)      -- of a number, on either side of its point
+);
+INSERT INTO pgflow.limits DEFAULT VALUES ON CONFLICT DO NOTHING;
+
 -- Columns and indexes beside the first five tables' own. IF NOT EXISTS would lock a table even where there is
 -- nothing to do, and a live database would stand still for it: hence the look at the catalog.
 DO $columns$
@@ -740,6 +751,161 @@ COMMENT ON FUNCTION pgflow.snapshot(text) IS
 
 
 ------------------------------------------------------------------------------------------------------------
+-- What is written: payloads, results and messages are bounded, by whichever statement they arrive
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.find_json_problem(document jsonb, is_payload boolean, of_others boolean DEFAULT true)
+RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    limits pgflow.limits;
+    most int;
+    size bigint;
+BEGIN
+    SELECT * INTO limits FROM pgflow.limits;
+    IF jsonb_path_exists(document, format('strict $.**{%s} ? (@.type() == "array" || @.type() == "object")',
+                                          limits.depth)::jsonpath) THEN
+        RETURN format('nests arrays and objects more than %s deep', limits.depth);
+    END IF;
+    -- A number of ten bytes may have 131,072 digits as text. A small document is read as text all the same, for
+    -- that is faster than a look at each number; a large one might fill the memory with it.
+    IF of_others AND pg_column_size(document) > 16000
+       AND pgflow.has_long_number(document, limits.digits) THEN
+        RETURN format('has a number of more than %s digits', limits.digits);
+    END IF;
+    BEGIN
+        size := octet_length(document::text);
+    EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
+        RETURN 'is too large to be written as text';
+    END;
+    IF of_others AND size > limits.digits AND pg_column_size(document) <= 16000 AND document::text ~ '[0-9]{250}'
+       AND pgflow.has_long_number(document, limits.digits) THEN
+        RETURN format('has a number of more than %s digits', limits.digits);
+    END IF;
+    most := CASE WHEN is_payload THEN limits.payload_bytes ELSE limits.result_bytes END;
+    IF size > most THEN
+        RETURN format('has %s bytes as text, more than the limit of %s', size, most);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_json_problem(jsonb, boolean, boolean) IS
+    'In what a payload or a result is beyond pgflow.limits, as the end of a sentence; NULL where it is not. Looks at '
+    'numbers only for of_others: not where the document has been looked at before.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.has_long_number(document jsonb, digits int) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    -- 0 has few digits however it was written, up to 16,383 zeros after its point.
+    SELECT jsonb_path_exists(document, format(
+        'strict $.** ? (!(@ >= 1e-%1$s && @ < 1e%1$s) && !(@ <= -1e-%1$s && @ > -1e%1$s) && @ != 0)',
+        digits)::jsonpath)
+$$;
+
+COMMENT ON FUNCTION pgflow.has_long_number(jsonb, int) IS
+    'Whether a number in this document has more digits than that before its point, or begins behind so many zeros.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.check_json(document jsonb, is_payload boolean, what text) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    problem text := pgflow.find_json_problem(document, is_payload, of_others => false);
+BEGIN
+    IF problem IS NOT NULL THEN
+        RAISE EXCEPTION '% %', what, problem
+            USING ERRCODE = 'program_limit_exceeded', CONSTRAINT = 'json_limits',
+                  HINT = 'The table pgflow.limits has the limits.';
+    END IF;
+    RETURN document;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.check_json(jsonb, boolean, text) IS
+    'Returns a document that is about to be handed out; 54000 where it is beyond pgflow.limits, as one may be that was '
+    'written before there were limits.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.check_written() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER -- who writes need not be able to read the limits
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    is_payload CONSTANT boolean := TG_RELID = 'pgflow.runs'::regclass;
+    problem text;
+BEGIN
+    IF TG_RELID NOT IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass) THEN
+        RAISE EXCEPTION 'the trigger function pgflow.check_written is for pgflow.runs and pgflow.step_states, not for %',
+                        TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF is_payload THEN
+        problem := pgflow.find_json_problem(NEW.payload, is_payload);
+    ELSE
+        problem := pgflow.find_json_problem(NEW.step_result, is_payload);
+    END IF;
+    IF problem IS NULL THEN
+        RETURN NEW;
+    ELSIF is_payload THEN
+        RAISE EXCEPTION 'the payload of a run of workflow "%" %', NEW.workflow_slug, problem
+            USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'json_limits',
+                  HINT = 'Store the data elsewhere and give its address; or the owner raises the limit in pgflow.limits.';
+    END IF;
+    RAISE EXCEPTION 'the result of step "%" %', NEW.step_slug, problem
+        USING ERRCODE = 'program_limit_exceeded', CONSTRAINT = 'json_limits',
+              HINT = 'Store the data elsewhere and return its address; or the owner raises the limit in pgflow.limits.';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.check_written() IS 'Refuses a payload or a result that is beyond pgflow.limits.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.shorten_message() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+BEGIN
+    NEW.error_message := left(NEW.error_message, 10000) || ' ...';
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.shorten_message() IS
+    'Keeps as much of an error or of the reason of a cancellation as a person reads: logs and Prefect get it whole.';
+
+
+DO $triggers$
+DECLARE
+    written text[];
+    bounded text;
+BEGIN
+    -- What is small passes the trigger's condition, which calls no function of ours: the hot path pays no more.
+    FOREACH written SLICE 1 IN ARRAY ARRAY[['runs', 'payload'], ['step_states', 'step_result']] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
+                              WHERE tgrelid = ('pgflow.' || written[1])::regclass AND tgname = 'check_written');
+        EXECUTE format(
+            'CREATE TRIGGER check_written BEFORE INSERT OR UPDATE OF %1$I ON pgflow.%2$I FOR EACH ROW WHEN ('
+            'pg_column_size(NEW.%1$I) > 2000 OR octet_length(NEW.%1$I::text) > 1000 '
+            'OR jsonb_path_exists(NEW.%1$I, ''strict $.**{100}'')) EXECUTE FUNCTION pgflow.check_written()',
+            written[2], written[1]);
+    END LOOP;
+    FOREACH bounded IN ARRAY ARRAY['runs', 'step_states'] LOOP
+        CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
+                              WHERE tgrelid = ('pgflow.' || bounded)::regclass AND tgname = 'shorten_message');
+        EXECUTE format('CREATE TRIGGER shorten_message BEFORE INSERT OR UPDATE OF error_message ON pgflow.%I FOR EACH ROW '
+                       'WHEN (length(NEW.error_message) > 10100) EXECUTE FUNCTION pgflow.shorten_message()', bounded);
+    END LOOP;
+END
+$triggers$;
+
+
+------------------------------------------------------------------------------------------------------------
 -- What can start
 ------------------------------------------------------------------------------------------------------------
 
@@ -1105,10 +1271,18 @@ BEGIN
     END IF;
 
     IF with_payload THEN
-        payload := run.payload;
+        payload := CASE WHEN pg_column_size(run.payload) > 2000 OR octet_length(run.payload::text) > 1000
+                             OR jsonb_path_exists(run.payload, 'strict $.**{100}')
+                        THEN pgflow.check_json(run.payload, true, format('the payload of run %s', run.id))
+                        ELSE run.payload END;
     END IF;
     IF claim_step.upstream IS NULL OR cardinality(claim_step.upstream) > 0 THEN
-        SELECT jsonb_object_agg(s.step_slug, s.step_result) INTO upstream_results
+        SELECT jsonb_object_agg(s.step_slug, CASE
+                   WHEN pg_column_size(s.step_result) > 2000 OR octet_length(s.step_result::text) > 1000
+                        OR jsonb_path_exists(s.step_result, 'strict $.**{100}')
+                   THEN pgflow.check_json(s.step_result, false, format('the result of step "%s"', s.step_slug))
+                   ELSE s.step_result END)
+        INTO upstream_results
         FROM pgflow.definition_deps d
         CROSS JOIN LATERAL (
             SELECT s.step_slug, s.step_result FROM pgflow.step_states s

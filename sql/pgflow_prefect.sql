@@ -958,7 +958,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     UPDATE pgflow_prefect.task_runs t
-    SET state_name = note_state.state_name, message = coalesce(note_state.message, t.message),
+    SET state_name = note_state.state_name, message = coalesce(left(note_state.message, 10100), t.message),
         updated_at = clock_timestamp()
     WHERE t.run_id = note_state.run_id AND t.step_slug = note_state.step_slug
       AND t.task_run_id = note_state.task_run_id; -- another flow run's task run has taken the step's place
@@ -1227,6 +1227,10 @@ BEGIN
                         'pgflow_prefect.binding_requests, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
+    IF pgflow.find_json_problem(NEW.options, true) IS NOT NULL OR octet_length(NEW.options::text) > 10000 THEN
+        RAISE EXCEPTION 'the options of a binding of step "%" have more than 10000 bytes as text', NEW.step_slug
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     NEW.changed := false;
     PERFORM FROM pgflow.steps s -- two who change it, one after the other
     WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug FOR NO KEY UPDATE;
@@ -1347,9 +1351,12 @@ COMMENT ON FUNCTION pgflow_prefect.observe_workflow(text) IS
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.shorten(result jsonb) RETURNS text
-LANGUAGE sql IMMUTABLE
+LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT left(result::text, 1000) $$;
+AS $$
+    SELECT CASE WHEN pg_column_size(result) <= 2000 THEN left(result::text, 1000)
+                ELSE coalesce('not shown: it ' || pgflow.find_json_problem(result, false), left(result::text, 1000)) END
+$$;
 
 COMMENT ON FUNCTION pgflow_prefect.shorten(jsonb) IS 'As much of a result as a person reads.';
 

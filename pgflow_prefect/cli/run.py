@@ -186,7 +186,7 @@ async def _execute(
             if not json:
                 out.print(f"run {run_id} is pending; go on with it: pgflow-prefect run --resume {run_id}", markup=False)
             raise
-    finished = await store.read_run(run_id)
+    finished = await store.read_run(run_id, with_payload=json)
     if finished.status is Status.PENDING:
         return print_error(
             f"{state.message or state.name}", hint=f"go on: pgflow-prefect run --resume {run_id}", code=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -60,7 +61,8 @@ def runs(
     """
     import anyio
 
-    found = anyio.run(_list_runs, make_settings(dsn), workflow, status, read_since(since) if since else None, limit)
+    begun = read_since(since) if since else None
+    found = anyio.run(partial(_list_runs, limit=limit, with_payload=json), make_settings(dsn), workflow, status, begun)
     if json:
         print_json(found)
     elif found:
@@ -80,11 +82,19 @@ def _describe_run(run: Run) -> tuple[str, ...]:
 
 
 async def _list_runs(
-    settings: Settings, workflow: str | None, status: Status | None, since: datetime | None, limit: int
+    settings: Settings,
+    workflow: str | None,
+    status: Status | None,
+    since: datetime | None,
+    *,
+    limit: int,
+    with_payload: bool,
 ) -> list[Run]:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
         if workflow is not None:
             await store.load_definition(workflow)  # a mistyped name is an error, not an empty list
-        return await store.list_runs(workflow_slug=workflow, status=status, since=since, limit=limit)
+        return await store.list_runs(
+            workflow_slug=workflow, status=status, since=since, limit=limit, with_payload=with_payload
+        )

@@ -106,6 +106,8 @@ class Snapshot:
                 continue
             took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
             result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
+            if state.result_problem is not None:
+                result = f"not shown: it {state.result_problem}"
             note = shorten(state.error_message or result)
             status, shown = self._describe_status(state), state.task_state or ""
             yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)

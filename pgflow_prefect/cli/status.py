@@ -58,11 +58,11 @@ async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> i
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
-        found = await _read(store, await store.find_run_id(name))
+        found = await _read(store, await store.find_run_id(name), with_payload=json)
         if watch and not json:
             found = await _watch(store, found)
         elif watch:
-            found = await _await_end(store, found)
+            found = await _await_end(store, found, with_payload=json)
     if json:
         waiting = [slug for slug in found.order if slug not in found.states]
         started = [found.states[slug] for slug in found.order if slug in found.states]
@@ -82,14 +82,16 @@ async def _watch(store: Store, found: Snapshot) -> Snapshot:
         return await _await_end(store, found, view)
 
 
-async def _await_end(store: Store, found: Snapshot, view: _View | None = None) -> Snapshot:
+async def _await_end(
+    store: Store, found: Snapshot, view: _View | None = None, *, with_payload: bool = False
+) -> Snapshot:
     import anyio
 
     interval = _SHORTEST_INTERVAL
     while not found.has_ended:
         await anyio.sleep(interval)
         try:
-            latest = await _read(store, found.run.id, found.order)
+            latest = await _read(store, found.run.id, found.order, with_payload=with_payload)
         except DatabaseUnavailableError:  # it may come back; whoever watches can end it
             await store.drop_broken_connections()
             latest = found
@@ -100,10 +102,10 @@ async def _await_end(store: Store, found: Snapshot, view: _View | None = None) -
     return found
 
 
-async def _read(store: Store, run_id: UUID, order: list[str] | None = None) -> Snapshot:
+async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, with_payload: bool = False) -> Snapshot:
     from pgflow_prefect.graph import build_graph, sort_steps
 
-    run = await store.read_run(run_id)
+    run = await store.read_run(run_id, with_payload=with_payload)
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))

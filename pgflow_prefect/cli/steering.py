@@ -24,7 +24,7 @@ def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
 
     from pgflow_prefect.database.run_names import parse_run_name
 
-    run, taken = anyio.run(_retry, make_settings(dsn), parse_run_name(run_id))
+    run, taken = anyio.run(_retry, make_settings(dsn), parse_run_name(run_id), json)
     if json:
         print_json({"run": run, "enabled": taken})
         return
@@ -54,7 +54,7 @@ def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False,
 
     from pgflow_prefect.database.run_names import parse_run_name
 
-    run, unshown = anyio.run(_cancel, make_settings(dsn), parse_run_name(run_id), reason)
+    run, unshown = anyio.run(_cancel, make_settings(dsn), parse_run_name(run_id), reason, json)
     if json:
         print_json({"run": run, "not_shown_in_prefect": unshown})
         return
@@ -63,7 +63,7 @@ def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False,
         err.print(f"not shown in Prefect yet, `pgflow-prefect reconcile --apply` does it: {unshown}", markup=False)
 
 
-async def _retry(settings: Settings, name: RunName) -> tuple[Run, bool]:
+async def _retry(settings: Settings, name: RunName, with_payload: bool) -> tuple[Run, bool]:
     """Reopen a run; return it, and whether workers and bridges take runs of its workflow."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.models import Status
@@ -76,10 +76,10 @@ async def _retry(settings: Settings, name: RunName) -> tuple[Run, bool]:
         if run.status is Status.FAILED:
             await store.reopen_run(run_id)
         enabled = (await store.list_enabled()).get(run.workflow_slug)
-        return await store.read_run(run_id), enabled is not None and enabled.enabled
+        return await store.read_run(run_id, with_payload=with_payload), enabled is not None and enabled.enabled
 
 
-async def _cancel(settings: Settings, name: RunName, reason: str | None) -> tuple[Run, str | None]:
+async def _cancel(settings: Settings, name: RunName, reason: str | None, with_payload: bool) -> tuple[Run, str | None]:
     """Cancel a run; return it, and why Prefect does not show it yet."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.models import CANCELLED, Status
@@ -92,7 +92,7 @@ async def _cancel(settings: Settings, name: RunName, reason: str | None) -> tupl
         if run.status is Status.FAILED and not run.is_cancelled:
             raise RunNotPendingError(f"run {run_id} has failed already: {run.error_message}")
         await store.cancel_run(run_id, f"{CANCELLED}: {reason}" if reason else CANCELLED)
-        cancelled = await store.read_run(run_id)
+        cancelled = await store.read_run(run_id, with_payload=with_payload)
         return cancelled, await _tell_prefect(store, cancelled)
 
 

@@ -13,10 +13,12 @@ from psycopg.abc import Buffer
 from psycopg.adapt import AdaptersMap, Loader
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool
 
 from pgflow_prefect.database.dsn import check_dsn
 from pgflow_prefect.database.embedded import default_directory, start_embedded
+from pgflow_prefect.database.json_loader import load_json
 from pgflow_prefect.database.link import BOUND, BoundedConnection
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.settings import Settings
@@ -26,6 +28,7 @@ Connection = psycopg.AsyncConnection[Row]
 Pool = AsyncConnectionPool[Connection]
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of PostgreSQL's timestamps
+_EARLIEST, _LATEST = datetime(1, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)  # and in any time zone
 
 
 class _UtcLoader(Loader):
@@ -35,10 +38,11 @@ class _UtcLoader(Loader):
 
     def load(self, data: Buffer) -> datetime:
         microseconds = int.from_bytes(data, "big", signed=True)
+        # A time that is infinite, or of another year, is as far away as Python's can be: an odd row hides no other.
         try:
-            return _EPOCH + timedelta(microseconds=microseconds)
-        except OverflowError as error:
-            raise psycopg.DataError("a time is infinite, or not of the years 1 to 9999") from error
+            return min(max(_EPOCH + timedelta(microseconds=microseconds), _EARLIEST), _LATEST)
+        except OverflowError:
+            return _LATEST if microseconds > 0 else _EARLIEST
 
 
 ADAPTERS = AdaptersMap(psycopg.adapters)
@@ -46,6 +50,7 @@ ADAPTERS = AdaptersMap(psycopg.adapters)
 extra_float_digits and bytea_output of a role or a database don't matter."""
 
 ADAPTERS.register_loader("timestamptz", _UtcLoader)
+set_json_loads(load_json, ADAPTERS)
 
 _KEEPALIVES = {
     "keepalives_idle": "30",  # seconds

@@ -23,13 +23,19 @@ from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import NoConnectionError, NotRetriableError, UsageError
+from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, UsageError
 from pgflow_prefect.models import Report
 
 OPEN_TOO_LONG = 60.0
 """Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
 
 _CANCEL_TIMEOUT = 2.0  # seconds to reach the server with a cancel request, and again to hear its answer
+
+_CHECKED = sql.SQL("SELECT pgflow.check_json({}::text::jsonb, false, 'the result of the function')::text")
+"""A call whose result is bounded before any of it is sent."""
+
+_REFUSALS = {"bindings_function": NotRetriableError, "json_limits": ResultInvalidError}
+"""What our own checks around a call raise, by the name that they give; anything else is the function's."""
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -253,7 +259,7 @@ class StepTransaction:
             psycopg.Error: whatever the function raises.
             TransientError: PostgreSQL can't be reached at this moment.
         """
-        call = sql.SQL("SELECT {}(%(input)s::jsonb)::text").format(sql.Identifier(*path))
+        call = _CHECKED.format(sql.SQL("{}(%(input)s::jsonb)").format(sql.Identifier(*path)))
         return await self._call(call, {"input": argument})
 
     async def call_bound_function(
@@ -273,10 +279,12 @@ class StepTransaction:
             TransientError: PostgreSQL can't be reached at this moment.
         """
         # As the function's argument, the check can't come after the call, whatever the planner evaluates early.
-        call = sql.SQL(
-            "SELECT {}(pgflow_prefect.check_function(%(workflow_slug)s, %(step_slug)s, %(schema)s, %(function)s, "
-            "%(trusted_owners)s, %(input)s::jsonb))::text"
-        ).format(sql.Identifier(*path))
+        call = _CHECKED.format(
+            sql.SQL(
+                "{}(pgflow_prefect.check_function(%(workflow_slug)s, %(step_slug)s, %(schema)s, %(function)s, "
+                "%(trusted_owners)s, %(input)s::jsonb))"
+            ).format(sql.Identifier(*path))
+        )
         parameters = {
             "workflow_slug": workflow_slug,
             "step_slug": self._step_slug,
@@ -285,16 +293,19 @@ class StepTransaction:
             "trusted_owners": list(trusted_owners),
             "input": argument,
         }
-        try:
-            return await self._call(call, parameters)
-        except psycopg.errors.InsufficientPrivilege as error:
-            if error.diag.constraint_name != "bindings_function":
-                raise
-            raise NotRetriableError(f"{error.diag.message_primary}. {error.diag.message_hint}") from None
+        return await self._call(call, parameters)
 
     async def _call(self, call: sql.Composed, parameters: Mapping[str, object]) -> str:
         connection = await self._open_on_loop()
-        row = await (await connection.execute(call, parameters)).fetchone()
+        try:
+            row = await (await connection.execute(call, parameters)).fetchone()
+        except psycopg.Error as error:
+            refusal = _REFUSALS.get(error.diag.constraint_name or "")
+            if refusal is None:
+                raise
+            raise refusal(
+                f"step {self._step_slug!r}: {error.diag.message_primary}. {error.diag.message_hint}"
+            ) from None
         return "null" if row is None or row[0] is None else str(row[0])
 
     async def defer(self, **note: object) -> None:

@@ -231,13 +231,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         found = [Enabled.model_validate(row) for row in await self._fetch("list_enabled")]
         return {each.workflow_slug: each for each in found}
 
-    async def read_run(self, run_id: UUID) -> Run:
-        """Return a run as it is now.
+    async def read_run(self, run_id: UUID, *, with_payload: bool = False) -> Run:
+        """Return a run as it is now, its payload only where that is asked for.
 
         Raises:
             UnknownRunError: there is none of this id.
         """
-        rows = await self._fetch("read_run", run_id=run_id, lease=self.tenure.lease)
+        rows = await self._fetch("read_run", run_id=run_id, lease=self.tenure.lease, with_payload=with_payload)
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
@@ -288,8 +288,12 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         status: Status | None = None,
         since: datetime | None = None,
         limit: int = 20,
+        with_payload: bool = False,
     ) -> list[Run]:
-        """Return the newest runs first, at most `limit`: of one workflow, in one status, begun since then, or all."""
+        """Return the newest runs first, at most `limit`: of one workflow, in one status, begun since then, or all.
+
+        Their payloads are only read where they are asked for.
+        """
         rows = await self._fetch(
             "list_runs",
             workflow_slug=workflow_slug,
@@ -297,6 +301,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             since=since,
             limit=limit,
             lease=self.tenure.lease,
+            with_payload=with_payload,
         )
         return [Run.model_validate(row) for row in rows]
 

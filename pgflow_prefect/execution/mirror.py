@@ -14,7 +14,7 @@ from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.batch import Batch
-from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, StepEnd
+from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd
 
 T = TypeVar("T")
 
@@ -102,7 +102,8 @@ class Mirror:
 
     async def is_completed(self, step_slug: str) -> bool:
         """Tell whether a step has a result."""
-        return step_slug in await self._persist(lambda: self.store.read_results(self.run_id, [step_slug]))
+        ends = await self._persist(lambda: self.store.list_step_ends(self.run_id, [step_slug]))
+        return any(each.status is Status.COMPLETED for each in ends)
 
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(self.store, self.patience, statement, f"run {self.run_id}")

@@ -176,9 +176,9 @@ class Step:
         """Claim the step; where Python can't read its input, which jsonb can hold, no owner ever could."""
         try:
             return await self._claim(again=again)
-        except PgflowPrefectError:
-            raise
         except Exception as error:
+            if isinstance(error, PgflowPrefectError) and not isinstance(error, ResultInvalidError):
+                raise
             self._task.retries = 0
             message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
             await self.mirror.fail(self.slug, message, state_name="Failed", task_run_id=self.task_run_id, attempt=None)

@@ -109,8 +109,26 @@ $$;
 COMMENT ON FUNCTION pgflow_api.do_request() IS 'Does what a row of pgflow_api.requests asks for.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_api.shorten_reason() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.reason := left(NEW.reason, 10000) || ' ...';
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_api.shorten_reason() IS 'Keeps as much of a reason as a person reads.';
+
+
 DO $triggers$
 BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                   WHERE tgrelid = 'pgflow_api.requests'::regclass AND tgname = 'shorten_reason') THEN
+        CREATE TRIGGER shorten_reason BEFORE INSERT ON pgflow_api.requests FOR EACH ROW
+            WHEN (length(NEW.reason) > 10100) EXECUTE FUNCTION pgflow_api.shorten_reason();
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
                    WHERE tgrelid = 'pgflow.runs'::regclass AND tgname = 'begin_run') THEN
         -- The engine inserts its runs with a definition: for those, this trigger costs one comparison.

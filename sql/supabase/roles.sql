@@ -117,6 +117,7 @@ BEGIN
             ('INSERT, UPDATE, DELETE ON pgflow.steps, pgflow.deps', '{define}'),
             ('SELECT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps', '{define,work,observe}'),
 
+            ('SELECT ON pgflow.limits', '{run,work,observe}'),
             ('SELECT ON pgflow.runs, pgflow.step_states', '{run,work,observe}'),
             ('SELECT ON pgflow_api.requests', '{observe}'),
             ('INSERT (workflow_slug, id, payload) ON pgflow.runs', '{run}'),

@@ -10,7 +10,8 @@ from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, DIAMOND, INVALID, column, define, finish, get_run, refused, reopen, run_workflow, value
 
 DENIED = "42501"
-TRIGGER_FUNCTIONS = ["deps_edited", "steps_edited"]
+OWNERS_FUNCTIONS = ["check_written", "deps_edited", "steps_edited"]
+TRIGGER_FUNCTIONS = ["check_written", "deps_edited", "shorten_message", "steps_edited"]
 RUN = """
     GRANT USAGE ON SCHEMA pgflow TO {role};
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgflow TO {role};
@@ -51,7 +52,7 @@ def test_nobody_may_execute_anything_by_default(db: Connection) -> None:
 
 
 def test_only_the_trigger_functions_run_with_their_owners_rights(db: Connection) -> None:
-    assert functions(db, "prosecdef") == TRIGGER_FUNCTIONS
+    assert functions(db, "prosecdef") == OWNERS_FUNCTIONS
     assert functions(db, "prorettype = 'trigger'::regtype") == TRIGGER_FUNCTIONS
 
 

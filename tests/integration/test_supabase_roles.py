@@ -167,7 +167,11 @@ def test_only_triggers_have_the_owners_rights_and_nobody_may_use_them(kit: Conne
         SELECT proname, prosecdef, prorettype = 'trigger'::regtype FROM pg_proc
         WHERE pronamespace = 'pgflow_api'::regnamespace AND (prosecdef OR prorettype = 'trigger'::regtype) ORDER BY 1
     """
-    assert kit.execute(ours).fetchall() == [("begin_run", True, True), ("do_request", True, True)]
+    assert kit.execute(ours).fetchall() == [
+        ("begin_run", True, True),
+        ("do_request", True, True),
+        ("shorten_reason", False, True),
+    ]
     for role in ("public", *KIT_ROLES, "service_role"):
         usable = """
             SELECT proname FROM pg_proc WHERE prorettype = 'trigger'::regtype

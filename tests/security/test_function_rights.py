@@ -32,6 +32,7 @@ GENEROUS: dict[str, LiteralString] = {
 TRIGGER_FUNCTIONS: dict[str, tuple[LiteralString, LiteralString]] = {
     "pgflow_api.do_request": ("run_id uuid, action text, reason text", "%(run)s, 'cancel', 'mine now'"),
     "pgflow_api.begin_run": ("workflow_slug text, id uuid, payload jsonb", "'chain', %(run)s, '{}'"),
+    "pgflow.check_written": ("workflow_slug text, payload jsonb, step_result jsonb", "'chain', '[]', '[]'"),
     "pgflow.steps_edited": ("workflow_slug text, slug text", "'chain', 'd'"),
     "pgflow_prefect.do_binding_request": (
         "workflow_slug text, step_slug text, action text, kind text, target text, options jsonb, requested_by text, "

@@ -2,7 +2,8 @@
 
 -- read_run --
 -- A run, the flow run that took it last, who holds it, and why it could not be taken.
-SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
+SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END AS payload,
+       p.problem AS payload_problem, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
        r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
@@ -13,6 +14,8 @@ LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 LEFT JOIN pgflow_prefect.set_aside_runs a ON a.run_id = r.id AND a.epoch = r.epoch AND r.status = 'pending'
     AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
+LEFT JOIN LATERAL (SELECT r.payload, pgflow.find_json_problem(r.payload, true) AS problem
+                   WHERE %(with_payload)s OFFSET 0) p ON true
 WHERE r.id = %(run_id)s
 
 -- read_end --
@@ -25,7 +28,8 @@ WHERE r.id = %(run_id)s
 
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
-SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
+SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END AS payload,
+       p.problem AS payload_problem, r.epoch, r.remaining, d.step_count AS steps, r.error_message,
        r.created_at, r.finished_at,
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
@@ -34,6 +38,8 @@ SELECT r.id, r.workflow_slug, r.status, r.payload, r.epoch, r.remaining, d.step_
 FROM pgflow.runs r
 LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+LEFT JOIN LATERAL (SELECT r.payload, pgflow.find_json_problem(r.payload, true) AS problem
+                   WHERE %(with_payload)s OFFSET 0) p ON true
 WHERE (%(workflow_slug)s::text IS NULL OR r.workflow_slug = %(workflow_slug)s)
   AND (%(status)s::text IS NULL OR r.status = %(status)s)
   AND (%(since)s::timestamptz IS NULL OR r.created_at >= %(since)s)
@@ -46,10 +52,13 @@ SELECT clock_timestamp() AS now
 
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
-SELECT s.step_slug, s.status, s.attempts, s.step_result, s.error_message, s.created_at, s.started_at, s.finished_at,
+SELECT s.step_slug, s.status, s.attempts, CASE WHEN p.problem IS NULL THEN s.step_result END AS step_result,
+       p.problem AS result_problem, s.error_message, s.created_at, s.started_at, s.finished_at,
        t.state_name AS task_state, t.handler
 FROM pgflow.step_states s
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
+                   WHERE s.step_result IS NOT NULL OFFSET 0) p ON true
 WHERE s.run_id = %(run_id)s
 ORDER BY s.created_at, s.step_slug
 
