@@ -270,7 +270,7 @@ def _refuse_clash(home: Home) -> None:
     for name in sorted(home.own & home.origins.keys()):
         present = sys.modules.get(name)
         there = _find_origin(present.__spec__) if present is not None else None
-        if there not in {None, home.origins[name], *_homes}:
+        if there not in {None, home.origins[name]}:
             raise ModuleClashError(
                 f"{home.path} imports {name!r}, which is {home.origins[name]}, and this process has {there} under that "
                 "name already: rename the module"

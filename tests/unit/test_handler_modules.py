@@ -138,6 +138,15 @@ def test_two_modules_of_one_name_are_refused_with_both_paths(directory: Path, te
         assert str(directory / path) in str(refused.value)
 
 
+def test_a_module_that_is_called_as_a_file_of_handlers_elsewhere_is_refused(directory: Path) -> None:
+    load_module(str(write(directory / "north" / "orders.py", slug="orders")))
+    write(directory / "south" / "orders.py", "NAME = 'south'\n")
+    with pytest.raises(UsageError) as refused:
+        load_module(str(write(directory / "south" / "a.py", "from orders import NAME\n", slug="a")))
+    for path in ("north/orders.py", "south/orders.py"):
+        assert str(directory / path) in str(refused.value)
+
+
 def test_files_of_two_folders_with_modules_of_one_name_work_where_one_file_imports_it(directory: Path) -> None:
     for team in ("north", "south"):
         write(directory / team / "helpers.py", f"NAME = {team!r}\n")
