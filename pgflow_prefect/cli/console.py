@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -38,7 +38,16 @@ _GAP = 2
 
 
 class CleanConsole(Console):
-    """A console whose texts are cleaned: the only escape sequences that it writes are its own."""
+    """A console whose texts are cleaned, and wrapped by the terminal.
+
+    The only escape sequences that it writes are its own. A command, a URL or an id stays in one piece when it is copied.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:  # noqa: ANN401  as of rich
+        """Print as `rich` does, and text without line breaks of its own; tables are as wide as the terminal."""
+        if soft_wrap is None and objects and all(isinstance(each, str) for each in objects):
+            soft_wrap = True
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yield what is written, with a stand-in for each character of a text that the terminal would obey."""

@@ -119,7 +119,7 @@ def print_variables(dsn: str, api_url: str, access: str | None = None) -> None:
     variables = {"PGFLOW_DSN": dsn, "PREFECT_API_URL": api_url}
     variables |= {"PREFECT_API_AUTH_STRING": access} if access else {}
     for name, value in variables.items():
-        out.print(f"export {name}={quote(value)}", style="dim", markup=False, soft_wrap=True)
+        out.print(f"export {name}={quote(value)}", style="dim", markup=False)
 
 
 def _wait_for_interrupt(dsn: str, api_url: str, access: str) -> None:
@@ -128,9 +128,9 @@ def _wait_for_interrupt(dsn: str, api_url: str, access: str) -> None:
     _say("servers are running; Ctrl-C ends them. For another terminal:")
     print_variables(dsn, api_url, access)
     if psql := find_psql():
-        out.print(f'SQL: {quote(psql)} "$PGFLOW_DSN"', markup=False, soft_wrap=True)
-    out.print(f"Prefect's UI: {api_url.removesuffix('/api')}", markup=False, soft_wrap=True)
-    out.print(f"its password: {access}", markup=False, soft_wrap=True)
+        out.print(f'SQL: {quote(psql)} "$PGFLOW_DSN"', markup=False)
+    out.print(f"Prefect's UI: {api_url.removesuffix('/api')}", markup=False)
+    out.print(f"its password: {access}", markup=False)
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -7,9 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from rich.console import Console
 
-from pgflow_prefect.cli import demo
+from pgflow_prefect.cli import console, demo
 from tests.acceptance.chain import CHAIN_HANDLERS
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
@@ -106,11 +105,22 @@ def test_a_run_s_id_is_whole_in_a_table_of_any_width(
     assert "failed" in line
 
 
-def test_what_the_demo_says_to_export_is_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_to_be_copied_is_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    """A hard line break in a command, a URL or an `export` makes two of it."""
     dsn = "postgresql://postgres:@/postgres?host=/tmp/" + "a-long-directory/" * 9
-    narrow = Console(width=40, force_terminal=True, soft_wrap=False, highlight=False)
+    narrow = type(console.out)(width=40, force_terminal=True, highlight=False)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(demo, "out", narrow)
         demo.print_variables(dsn, "http://127.0.0.1:4200/api")
+    narrow.print(f"in Prefect: http://127.0.0.1:4200/{'run' * 30}", markup=False)
     drawn = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert drawn.splitlines() == [f"export PGFLOW_DSN='{dsn}'", "export PREFECT_API_URL=http://127.0.0.1:4200/api"]
+    assert drawn.splitlines() == [
+        f"export PGFLOW_DSN='{dsn}'",
+        "export PREFECT_API_URL=http://127.0.0.1:4200/api",
+        f"in Prefect: http://127.0.0.1:4200/{'run' * 30}",
+    ]
+
+
+def test_the_page_of_a_run_is_one_link_on_a_narrow_terminal(cli: CommandLine, chain: str) -> None:
+    _, drawn = watch(cli, "run", chain, COLUMNS="40")
+    assert re.search(r"^in Prefect: http://\S+/runs/flow-run/[0-9a-f-]{36}\r?$", drawn, re.MULTILINE)
