@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
-from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -88,9 +87,10 @@ class Shape:
 
     def resolve(self) -> "Shape":
         """Return what a reference stands for."""
-        found = self.schema
-        while "$ref" in found:
-            found = self.definitions[str(found["$ref"]).rpartition("/")[2]]
+        found, seen = self.schema, set[str]()
+        while (name := str(found.get("$ref", "")).rpartition("/")[2]) and name not in seen:
+            seen.add(name)
+            found = self.definitions.get(name, {})  # a type of the user's may refer to anywhere
         return self.pick(found)
 
     def pick(self, schema: Any) -> "Shape":  # noqa: ANN401  true and false are schemas, too
@@ -156,7 +156,7 @@ def make_shape(annotation: Any, mode: Literal["validation", "serialization"]) ->
     try:
         adapter = annotation if isinstance(annotation, TypeAdapter) else TypeAdapter(annotation)
         schema = adapter.json_schema(mode=mode, by_alias=True, schema_generator=_Generator)
-    except (PydanticUserError, KeyError, TypeError, NameError):  # it has no schema, or a type of the user's refuses
+    except Exception:  # noqa: BLE001  it has no schema, or a type of the user's, which makes its own, raises anything
         return Shape({})
     return Shape(schema, schema.get("$defs", {})).resolve()
 

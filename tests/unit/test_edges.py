@@ -20,6 +20,7 @@ from pydantic import (
     JsonValue,
     PlainSerializer,
     TypeAdapter,
+    WithJsonSchema,
     computed_field,
     model_validator,
 )
@@ -105,6 +106,13 @@ class Options(TypedDict):
     x: int
 
 
+class Raising:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        raise OSError("a type of the user's")
+
+
+Elsewhere = Annotated[int, WithJsonSchema({"$ref": "https://example.org/schema.json"})]
 Parsed = Annotated[int, BeforeValidator(lambda text: len(str(text)))]
 Written = Annotated[int, PlainSerializer(lambda number: [number])]
 
@@ -199,6 +207,9 @@ FITS = [
     (Written, list[int]),
     (Json[int], int),
     (Tree, Tree),
+    (Raising, int),
+    (str, Raising),
+    (str, Elsewhere),
     (Point, Pair),
     (Pair, list[int]),
     (Options, Point | Options),
