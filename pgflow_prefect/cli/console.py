@@ -40,7 +40,7 @@ _GAP = 2
 class CleanConsole(Console):
     """A console whose texts are cleaned, and wrapped by the terminal.
 
-    The only escape sequences that it writes are its own. A command, a URL or an id stays in one piece when it is copied.
+    The only escape sequences that it writes are its own. A command, a URL or an id is in one piece when it is copied.
     """
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:  # noqa: ANN401  as of rich

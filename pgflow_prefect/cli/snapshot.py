@@ -201,10 +201,6 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
     if run.held is Held.EXPIRED:
         return [f"{left}: a worker or a bridge takes it over"]
     lines = [f"{left}: a worker or a bridge takes it, or `pgflow-prefect run --resume`"]
-    if run.held is None and enabled is None:
-        lines.append(
-            f"workflow {slug!r} is not enabled yet: `pgflow-prefect worker --adopt` enables it and takes the run"
-        )
-    elif run.held is None and enabled is not None and run.created_at is not None and run.created_at < enabled.since:
+    if run.held is None and enabled is not None and run.created_at is not None and run.created_at < enabled.since:
         lines.append("it is older than the enabling of its workflow: `pgflow-prefect worker --adopt` takes it")
     return lines
