@@ -135,6 +135,8 @@ class Run(BaseModel):
     """Why it could not be taken; None for a run that nothing keeps from being taken."""
     next_try: datetime | None = None
     """When a worker or a bridge tries again to take it."""
+    is_older: bool = False
+    """Whether workers and bridges leave it alone, unless they adopt: begun before its workflow was enabled."""
 
     @property
     def is_cancelled(self) -> bool:

@@ -534,7 +534,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
     edited text[];
-    removed pgflow.steps[];
+    removed text[];     -- the slugs of removed steps ...
+    removed_from text[]; -- ... and of their workflows
     waiting record;
 BEGIN
     IF TG_RELID <> 'pgflow.steps'::regclass THEN -- with the owner's rights, on a table of somebody else's
@@ -545,27 +546,29 @@ BEGIN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM new_rows;
     ELSIF TG_OP = 'DELETE' THEN
         SELECT array_agg(DISTINCT workflow_slug) INTO edited FROM old_rows;
-        SELECT array_agg(o::pgflow.steps) INTO removed FROM old_rows o;
+        SELECT array_agg(o.slug), array_agg(o.workflow_slug) INTO removed, removed_from FROM old_rows o;
     ELSIF TG_OP = 'TRUNCATE' THEN -- tells no rows: whatever was ever run is gone
         SELECT array_agg(w.slug) INTO edited FROM pgflow.workflows w;
-        SELECT array_agg(DISTINCT (f.workflow_slug, d.slug)::pgflow.steps) INTO removed
-        FROM pgflow.definitions f JOIN pgflow.definition_steps d ON d.definition_id = f.id;
+        SELECT array_agg(s.slug), array_agg(s.workflow_slug) INTO removed, removed_from
+        FROM (SELECT DISTINCT f.workflow_slug, d.slug
+              FROM pgflow.definitions f JOIN pgflow.definition_steps d ON d.definition_id = f.id) s;
     ELSE
         SELECT array_agg(DISTINCT workflow_slug) INTO edited
         FROM (SELECT workflow_slug FROM old_rows UNION ALL SELECT workflow_slug FROM new_rows) changed;
-        SELECT array_agg(o::pgflow.steps) INTO removed FROM old_rows o
+        SELECT array_agg(o.slug), array_agg(o.workflow_slug) INTO removed, removed_from FROM old_rows o
         WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.workflow_slug = o.workflow_slug AND n.slug = o.slug);
     END IF;
     IF edited IS NULL THEN
         RETURN NULL;
     END IF;
 
-    IF removed IS NOT NULL THEN
+    -- As a replica, a session loads what was checked elsewhere: only the next run has to see it.
+    IF removed IS NOT NULL AND current_setting('session_replication_role') <> 'replica' THEN
         -- Waits for transactions that are creating a run of the old definition: the look below must see it.
         PERFORM FROM pgflow.workflows w WHERE w.slug = ANY (edited) ORDER BY w.slug FOR UPDATE;
 
         SELECT r.id, gone.workflow_slug, gone.slug INTO waiting
-        FROM unnest(removed) gone
+        FROM unnest(removed, removed_from) AS gone (slug, workflow_slug)
         JOIN pgflow.runs r ON r.workflow_slug = gone.workflow_slug AND r.status = 'pending'
         JOIN pgflow.definition_steps d ON d.definition_id = r.definition_id AND d.slug = gone.slug
         WHERE NOT EXISTS (SELECT FROM pgflow.step_states s WHERE s.run_id = r.id AND s.step_slug = gone.slug)
@@ -621,7 +624,9 @@ BEGIN
     -- First the lock, then the look: of two transactions that close a cycle together, the later one sees it.
     PERFORM pgflow.raise_version(edited);
 
-    IF added = 1 THEN
+    IF current_setting('session_replication_role') = 'replica' THEN
+        RETURN NULL; -- as in steps_edited
+    ELSIF added = 1 THEN
         SELECT * INTO dep FROM new_rows;
         IF pgflow.closes_cycle(dep.workflow_slug, dep.from_step_slug, dep.to_step_slug) THEN
             PERFORM pgflow.refuse_cycle(dep.workflow_slug);
@@ -677,11 +682,18 @@ DECLARE
     edited text;
     event text;
     transition text;
+    state "char";
 BEGIN
     FOREACH edited IN ARRAY ARRAY['steps', 'deps'] LOOP
         FOREACH event IN ARRAY ARRAY['insert', 'update', 'delete', 'truncate'] LOOP
-            CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
-                                  WHERE tgrelid = ('pgflow.' || edited)::regclass AND tgname = 'edited_by_' || event);
+            SELECT tgenabled INTO state FROM pg_catalog.pg_trigger
+            WHERE tgrelid = ('pgflow.' || edited)::regclass AND tgname = 'edited_by_' || event;
+            IF FOUND THEN
+                IF state = 'O' THEN -- disabled: an administrator's decision
+                    EXECUTE format('ALTER TABLE pgflow.%I ENABLE ALWAYS TRIGGER edited_by_%s', edited, event);
+                END IF;
+                CONTINUE;
+            END IF;
             transition := CASE event WHEN 'insert' THEN 'REFERENCING NEW TABLE AS new_rows'
                                      WHEN 'update' THEN 'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows'
                                      WHEN 'delete' THEN 'REFERENCING OLD TABLE AS old_rows'
@@ -689,6 +701,9 @@ BEGIN
             EXECUTE format('CREATE TRIGGER edited_by_%s AFTER %s ON pgflow.%I %s '
                            'FOR EACH STATEMENT EXECUTE FUNCTION pgflow.%I()',
                            event, event, edited, transition, edited || '_edited');
+            -- In a session with session_replication_role = replica, too: an edit that no trigger sees would leave an
+            -- old snapshot in force.
+            EXECUTE format('ALTER TABLE pgflow.%I ENABLE ALWAYS TRIGGER edited_by_%s', edited, event);
         END LOOP;
     END LOOP;
 END
@@ -1110,16 +1125,30 @@ BEGIN
         RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON value, ''{}'' for none.';
     END IF;
-    -- The lock that the foreign key takes anyway, a moment earlier: it keeps the steps of this version from
-    -- being deleted until the run is there to be seen.
-    SELECT w.version INTO current_version
-    FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug FOR KEY SHARE;
+    SELECT d.* INTO definition
+    FROM pgflow.workflows w LEFT JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
+    WHERE w.slug = run_workflow.workflow_slug;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
     END IF;
-    SELECT * INTO definition
-    FROM pgflow.definitions d WHERE d.workflow_slug = run_workflow.workflow_slug AND d.version = current_version;
-    IF NOT FOUND THEN
+    IF definition.id IS NOT NULL THEN
+        -- The lock that the foreign key takes anyway, a moment earlier: it keeps the steps of this version from
+        -- being deleted until the run is there to be seen. Not waited for: an edit that is under way makes a new
+        -- version, whose snapshot takes a stronger lock. Both, one after the other, would deadlock with an edit that
+        -- inserts a step and then deletes one.
+        PERFORM FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug FOR KEY SHARE SKIP LOCKED;
+        IF NOT FOUND THEN
+            definition.id := NULL;
+        ELSE
+            -- Read again: this lock may have waited all the same, and returns the row as it was before that.
+            SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug;
+            IF current_version IS DISTINCT FROM definition.version THEN
+                SELECT * INTO definition FROM pgflow.definitions d
+                WHERE d.workflow_slug = run_workflow.workflow_slug AND d.version = current_version;
+            END IF;
+        END IF;
+    END IF;
+    IF definition.id IS NULL THEN
         definition := pgflow.snapshot(workflow_slug);
     END IF;
 

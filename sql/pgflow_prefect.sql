@@ -33,7 +33,33 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.installation (
     id UUID PRIMARY KEY DEFAULT gen_random_uuid(),
     is_only_row BOOLEAN NOT NULL DEFAULT true UNIQUE CHECK (is_only_row)
 );
-INSERT INTO pgflow_prefect.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.replace_installation() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    DELETE FROM pgflow_prefect.installation; -- the one that this script made: a dump of data brings its own
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.replace_installation() IS
+    'Lets the data of another database be restored here, its installation with it.';
+
+DO $installation$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow_prefect.installation) THEN
+        INSERT INTO pgflow_prefect.installation DEFAULT VALUES;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                   WHERE tgrelid = 'pgflow_prefect.installation'::regclass AND tgname = 'replace_installation') THEN
+        CREATE TRIGGER replace_installation BEFORE INSERT ON pgflow_prefect.installation
+            FOR EACH ROW EXECUTE FUNCTION pgflow_prefect.replace_installation();
+        ALTER TABLE pgflow_prefect.installation ENABLE ALWAYS TRIGGER replace_installation;
+    END IF;
+END
+$installation$;
 
 -- The latest signs of life that services of this database gave in Prefect. There is no row before the first use.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.heartbeats (
@@ -208,6 +234,18 @@ BEGIN
             SELECT c.changed_by FROM pgflow_prefect.binding_changes c
             WHERE c.workflow_slug = b.workflow_slug AND c.step_slug = b.step_slug AND c.undone_at IS NULL
             ORDER BY c.id DESC LIMIT 1);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.enabled_workflows'::regclass AND attname = 'first_enabled') THEN
+        ALTER TABLE pgflow_prefect.enabled_workflows
+            ADD COLUMN first_enabled TIMESTAMPTZ; -- `since` is the latest time; NULL: never
+        UPDATE pgflow_prefect.enabled_workflows SET first_enabled = since;
+        ALTER TABLE pgflow_prefect.owners
+            ADD COLUMN adopted BOOLEAN NOT NULL DEFAULT false; -- by a service, though older than the first enabling
+        -- What services of a former version were to take, these do.
+        UPDATE pgflow_prefect.owners o SET adopted = true
+        FROM pgflow.runs r JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
+        WHERE r.id = o.run_id AND r.status = 'pending';
     END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
@@ -430,6 +468,22 @@ COMMENT ON FUNCTION pgflow_prefect.how_held(pgflow_prefect.owners, int, double p
     'How the owner holds a run that is in this epoch: leased, queued in Prefect, expired, or released; NULL: never.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_older(
+    created_at timestamptz, epoch int, owner pgflow_prefect.owners, enabled pgflow_prefect.enabled_workflows
+) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE WHEN owner.run_id IS NULL THEN (created_at >= enabled.since) IS NOT TRUE
+                WHEN owner.adopted OR owner.epoch <> is_older.epoch THEN false -- reopened: somebody wants it to go on
+                ELSE (created_at >= enabled.first_enabled) IS NOT TRUE END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_older(timestamptz, int, pgflow_prefect.owners, pgflow_prefect.enabled_workflows) IS
+    'True for a run that services leave alone unless they adopt: begun before its workflow was enabled. One that had '
+    'an owner goes on after the workflow was disabled and enabled again, and so does one that a service has adopted.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_run(
     run_id uuid, flow_run_id uuid, held_by text, lease double precision, max_recoveries int,
     force boolean DEFAULT false
@@ -630,14 +684,15 @@ BEGIN
         LOOP
             before := passed_over;
             FOR candidate IN
-                SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS former_flow_run_id
+                SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS former_flow_run_id,
+                       (r.created_at >= e.first_enabled) IS NOT TRUE AS needs_adoption
                 FROM pgflow.runs r
                 JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
                 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
                 WHERE r.workflow_slug = take_runs.workflow_slug AND r.status = 'pending'
                   AND r.id <> ALL (coalesce(besides, '{}'))
-                  AND CASE WHEN o.run_id IS NULL THEN adopt OR r.created_at >= e.since
-                           ELSE o.epoch <> r.epoch OR NOT pgflow_prefect.is_leased(o.lease_until, lease) END
+                  AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
+                           ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e) END
                   AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
                                   WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
                                   OFFSET 0) -- as in closes_cycle
@@ -666,6 +721,9 @@ BEGIN
                 ELSIF epoch IS NULL THEN
                     passed_over := passed_over + 1;
                     CONTINUE;
+                END IF;
+                IF candidate.needs_adoption THEN
+                    UPDATE pgflow_prefect.owners o SET adopted = true WHERE o.run_id = candidate.id;
                 END IF;
                 run_id := candidate.id;
                 former_flow_run_id := candidate.former_flow_run_id;
@@ -826,10 +884,11 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
-    INSERT INTO pgflow_prefect.enabled_workflows AS e (workflow_slug, enabled)
-    VALUES (enable_workflow.workflow_slug, enable_workflow.enabled)
+    INSERT INTO pgflow_prefect.enabled_workflows AS e (workflow_slug, enabled, first_enabled)
+    VALUES (enable_workflow.workflow_slug, enable_workflow.enabled,
+            CASE WHEN enable_workflow.enabled THEN clock_timestamp() END)
     ON CONFLICT (workflow_slug) DO UPDATE
-    SET enabled = excluded.enabled,
+    SET enabled = excluded.enabled, first_enabled = coalesce(e.first_enabled, excluded.first_enabled),
         since = CASE WHEN e.enabled = excluded.enabled THEN e.since ELSE excluded.since END -- twice: no change
     RETURNING e.* INTO row;
     RETURN row;
@@ -1392,13 +1451,8 @@ JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
 LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
 WHERE r.status = 'pending'
-  -- Without a row, the handlers' file decides: that is known once a claim has looked, or where Prefect has no part.
-  AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external'
-           ELSE coalesce(t.state_name = 'Waiting', false) OR NOT EXISTS (
-               SELECT FROM pgflow_prefect.enabled_workflows e
-               WHERE e.workflow_slug = r.workflow_slug AND e.enabled AND (
-                   r.created_at >= e.since OR EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)))
-      END
+  -- Only what is declared external, by a row or in the handlers' file: that is known once a claim has looked there.
+  AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
   -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
@@ -1456,6 +1510,10 @@ DECLARE
     claimed record;
     open_places int := wanted;
 BEGIN
+    IF wanted IS NULL OR wanted < 0 THEN
+        RAISE EXCEPTION 'can''t take % steps', coalesce(wanted::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many at most: a number of 0 or more.';
+    END IF;
     FOR candidate IN
         SELECT e.run_id, e.step_slug FROM pgflow_prefect.external_steps e
         JOIN pgflow.runs r ON r.id = e.run_id

@@ -193,14 +193,14 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
     left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "nobody holds it"
     if enabled is not None and not enabled.enabled:
         # A run that no process has owned counts as older than the enabling that is to come.
-        adopt = ", then `pgflow-prefect worker --adopt`" if run.held is None else ""
+        adopt = ", then `pgflow-prefect worker --adopt`" if run.held is None or run.is_older else ""
         return [
             f"{left}, and workflow {slug!r} is disabled: no worker and no bridge takes it. "
             f"`pgflow-prefect enable {slug}`{adopt}; or {resume}"
         ]
-    if run.held is Held.EXPIRED:
+    if run.held is Held.EXPIRED and not run.is_older:
         return [f"{left}: a worker or a bridge takes it over"]
     lines = [f"{left}: a worker or a bridge takes it, or `pgflow-prefect run --resume`"]
-    if run.held is None and enabled is not None and run.created_at is not None and run.created_at < enabled.since:
+    if enabled is not None and run.is_older:
         lines.append("it is older than the enabling of its workflow: `pgflow-prefect worker --adopt` takes it")
     return lines

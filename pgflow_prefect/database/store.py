@@ -208,7 +208,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
         """Return workflow and id of the pending runs that only `adopt` takes: older than their workflow's enabling."""
-        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs))
+        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.tenure.lease)
         return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
 
     async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:

@@ -20,6 +20,7 @@ from tests.engine import (
     fail,
     get_run,
     get_state,
+    refused,
     reopen,
     run_workflow,
     statuses,
@@ -116,12 +117,22 @@ def test_a_step_that_is_bound_to_another_is_not_given(chain: str, db: Connection
     assert get_state(db, run_id, "a").attempts == 0
 
 
-def test_without_a_row_steps_are_given_where_prefect_has_no_part(chain: str, db: Connection) -> None:
+@pytest.mark.parametrize("wanted", [None, -1])
+def test_steps_are_taken_by_a_number(chain: str, db: Connection, wanted: int | None) -> None:
+    bind(db, chain, "a", "external")
+    run_id = run_workflow(db, chain).id
+    with refused("22023", "can't take (NULL|-1) steps"):
+        db.execute(TAKE, [chain, None, wanted, None])
+    assert take(db, chain, wanted=0) == []
+    assert get_state(db, run_id, "a").attempts == 0
+
+
+def test_without_a_row_only_what_the_handlers_file_declares_external_is_given(chain: str, db: Connection) -> None:
     older = run_workflow(db, chain).id
-    assert claim_outside(db, older, "a") is not None
-    complete(db, older, "a")
+    assert claim_outside(db, older, "a") is None
+    assert take(db, chain, wanted=10) == []
     db.execute("SELECT pgflow_prefect.enable_workflow('chain')")
-    assert claim_outside(db, older, "b") is not None, "no worker takes a run that is older than the enabling"
+    assert claim_outside(db, older, "a") is None, "no worker takes it; its handler may be in Python all the same"
     run_id = run_workflow(db, chain).id
     assert claim_outside(db, run_id, "a") is None, "the file of handlers may have it"
     assert claim_for_prefect(db, run_id, "a", "external") == ("pending", 0, True)
@@ -226,6 +237,7 @@ def test_the_oldest_are_taken_first_and_as_many_as_are_wanted(chain: str, db: Co
 
 def test_several_steps_of_one_run_are_taken_at_once(db: Connection) -> None:
     define(db, "wide", {f"s{n}": [] for n in range(30)})
+    db.execute("SELECT pgflow_prefect.observe_workflow('wide')")
     run_workflow(db, "wide")
     assert len(take(db, "wide", wanted=100)) == 30
 

@@ -299,3 +299,73 @@ async def test_a_process_never_takes_over_a_run_that_it_executes(store: Store, d
     taken = await store.take_runs([workflow], 10, besides=[ids[0]])
     assert [each.run_id for each in taken] == [ids[1]], "another one that ran out is free"
     assert (await store.read_run(ids[0])).held is Held.EXPIRED
+
+
+async def interrupt(store: Store, db: Connection, *, flow_run_id: UUID | None = None) -> UUID:
+    """Begin a run as `pgflow-prefect run` does, and let the lease run out."""
+    run_id = uuid4()
+    assert await store.create_run("chain", "1", run_id, flow_run_id or uuid4()) is not None
+    expire(db, run_id)
+    return run_id
+
+
+async def take_ids(store: Store, *, adopt: bool = False) -> list[UUID]:
+    return [each.run_id for each in await store.take_runs(["chain"], 10, adopt=adopt)]
+
+
+async def test_a_run_interrupted_before_the_first_enabling_is_left_alone(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    db.execute(LONG_UP)
+    older = await interrupt(store, db)
+    await store.enable_workflow("chain")
+    newer = await interrupt(store, db)
+    assert await store.list_older_runs(["chain"]) == [("chain", older)]
+    assert ((await store.read_run(older)).is_older, (await store.read_run(newer)).is_older) == (True, False)
+    assert await take_ids(store) == [newer]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_run_interrupted_before_a_disabling_goes_on_after_it(store: Store, db: Connection, times: int) -> None:
+    define(db, "chain", CHAIN)
+    db.execute(LONG_UP)
+    await store.enable_workflow("chain")
+    run_id = await interrupt(store, db)
+    untaken = run_workflow(db, "chain").id
+    for _ in range(times):
+        await store.enable_workflow("chain", enabled=False)
+        assert await take_ids(store) == []
+        await store.enable_workflow("chain")
+    assert await store.list_older_runs(["chain"]) == [("chain", untaken)]
+    assert await take_ids(store) == [run_id]
+
+
+async def test_a_disabling_that_comes_first_is_no_enabling(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    db.execute(LONG_UP)
+    await store.enable_workflow("chain", enabled=False)
+    older = await interrupt(store, db)
+    await store.enable_workflow("chain")
+    assert await take_ids(store) == []
+    assert await take_ids(store, adopt=True) == [older]
+
+
+async def test_a_run_that_a_service_has_adopted_goes_on_without_adopting(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    db.execute(LONG_UP)
+    owned, untouched = await interrupt(store, db), run_workflow(db, "chain").id
+    await store.enable_workflow("chain")
+    assert sorted(await take_ids(store, adopt=True)) == sorted([owned, untouched])
+    for run_id in (owned, untouched):
+        expire(db, run_id)
+    assert sorted(await take_ids(store)) == sorted([owned, untouched])
+    assert await store.list_older_runs(["chain"]) == []
+
+
+async def test_an_older_run_that_is_retried_goes_on(store: Store, db: Connection) -> None:
+    define(db, "chain", CHAIN)
+    db.execute(LONG_UP)
+    run_id = await interrupt(store, db)
+    await store.cancel_run(run_id, "cancelled")
+    await store.enable_workflow("chain")
+    await store.reopen_run(run_id)
+    assert await take_ids(store) == [run_id]

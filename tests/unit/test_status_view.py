@@ -125,7 +125,8 @@ def test_a_run_that_no_process_takes_names_its_disabled_workflow(held: Held | No
 def test_a_run_that_only_adopt_takes_says_so() -> None:
     new, old = enabling(enabled=True), enabling(enabled=True, later=1)
     assert len(Snapshot(make_run(held=None), {}, ORDER, new).describe()) == 2
-    assert "worker --adopt" in Snapshot(make_run(held=None), {}, ORDER, old).describe()[2]
+    older = make_run(held=None).model_copy(update={"is_older": True})
+    assert "worker --adopt" in Snapshot(older, {}, ORDER, old).describe()[2]
     assert len(Snapshot(make_run(held=None), {}, ORDER, None).describe()) == 2, "nobody has said"
     assert len(Snapshot(make_run(held=Held.RELEASED), {}, ORDER, old).describe()) == 2
     assert len(Snapshot(make_run(held=Held.LEASED), {}, ORDER, None).describe()) == 2

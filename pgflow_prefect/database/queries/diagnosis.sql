@@ -74,8 +74,8 @@ SELECT pg_notify('pgflow_doctor', 'heard')
 -- count_untaken_runs --
 -- Pending runs of enabled workflows that nobody has taken for a while; those begun before the enabling apart. Without
 -- those that are set aside.
-SELECT r.workflow_slug, count(*) FILTER (WHERE r.created_at >= e.since) AS runs,
-       count(*) FILTER (WHERE r.created_at < e.since OR r.created_at IS NULL) AS older
+SELECT r.workflow_slug, count(*) FILTER (WHERE NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS runs,
+       count(*) FILTER (WHERE pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS older
 FROM pgflow.runs r
 JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id

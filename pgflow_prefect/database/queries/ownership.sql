@@ -82,11 +82,12 @@ WHERE r.status = 'pending' AND coalesce(e.enabled, true)
 GROUP BY r.workflow_slug
 
 -- list_older_runs --
--- Pending runs that nobody has ever taken, and that were begun before their workflow was enabled; the oldest first.
+-- Pending runs that services leave alone: begun before their workflow was enabled; the oldest first.
 SELECT r.id, r.workflow_slug
 FROM pgflow.runs r
 JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
 WHERE r.workflow_slug = ANY (%(workflow_slugs)s) AND r.status = 'pending'
-  AND (r.created_at < e.since OR r.created_at IS NULL)
-  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+  AND pgflow_prefect.is_older(r.created_at, r.epoch, o, e)
+  AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
 ORDER BY r.created_at NULLS FIRST, r.id

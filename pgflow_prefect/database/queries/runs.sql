@@ -8,10 +8,12 @@ SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.paylo
        (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
         WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1) AS flow_run_id,
        o.held_by, coalesce(o.recoveries, 0) AS recoveries, coalesce(o.stale_writes, 0) AS stale_writes,
-       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held, a.reason AS set_aside, a.next_try
+       pgflow_prefect.how_held(o, r.epoch, %(lease)s) AS held, a.reason AS set_aside, a.next_try,
+       pgflow_prefect.is_older(r.created_at, r.epoch, o, e) AS is_older
 FROM pgflow.runs r
 LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
 LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
 LEFT JOIN pgflow_prefect.set_aside_runs a ON a.run_id = r.id AND a.epoch = r.epoch AND r.status = 'pending'
     AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
 LEFT JOIN LATERAL (SELECT r.payload, pgflow.find_json_problem(r.payload, true) AS problem
