@@ -16,6 +16,7 @@ from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.ahead import open_ahead
 from pgflow_prefect.execution.flow import Execution, parse_run_id
+from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
@@ -290,6 +291,7 @@ class Workflow:
                 handler.check_annotations()
             except UsageError as error:
                 problems.append(str(error))
+        problems += find_option_problems(self.given_flow, to_flow_name(self.slug)) if self._flow_is_made else []
         # A stub's arguments count all the same: it is to become a handler.
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
@@ -305,10 +307,24 @@ class Workflow:
         """
         return self.make_flow()
 
+    @property
+    def given_flow(self) -> AnyFlow:
+        """The flow that the user's file has: `flow`, what it has made of that with `with_options`, or just ours."""
+        flow = self.flow
+        # By its function: that is what all that are made of it have in common.
+        made = {name: value for name, value in self._globals.items() if isinstance(value, Flow) and value.fn is flow.fn}
+        return made.get("flow") or next(iter(made.values()), flow)
+
+    @property
+    def _flow_is_made(self) -> bool:
+        return "flow" in vars(self)
+
     def make_flow(
         self, settings: Settings | None = None, observe: Observer | None = None, host: Host | None = None
     ) -> AsyncFlow:
         """Return the flow with settings of its own, and with somebody who hears of every state that a step enters.
+
+        It has the options and the hooks of `given_flow`.
 
         Args:
             settings: read from the environment, at the beginning of each run, where they are not given.
@@ -336,6 +352,8 @@ class Workflow:
             # A payload is any JSON: Prefect would take an object with "$ref" for one of its blocks, and look for that.
             validate_parameters=False,
         )
+        if self._flow_is_made:
+            take_options(made, self.given_flow)
         if host is None:
             made.before = partial(open_ahead, settings)
         made._entrypoint = f"{self._globals.get('__file__', module)}:{flow.__qualname__}"

@@ -91,7 +91,7 @@ class ServedDeployments:
                 if deployment.id in self.flows:
                     _logger.error("deployment %s: another installation has taken it over; it is left alone", name)
             elif deployment is not None and deployment.work_pool_name is None:
-                flows[deployment.id] = each.workflow.flow
+                flows[deployment.id] = each.workflow.given_flow
             elif deployment is not None and deployment.id in self.flows:
                 taken = _name_pool(name, deployment)
                 undo = f"pgflow-prefect deploy {each.workflow.slug} --no-work-pool"
@@ -125,7 +125,7 @@ class ServedDeployments:
             options=self.options,
             installation=await self.store.read_installation(),
         )
-        self.flows[deployed.id] = each.workflow.flow
+        self.flows[deployed.id] = each.workflow.given_flow
         where = f": {deployed.url}" if deployed.url else ""
         _logger.info("%s deployment %s%s", deployed.outcome, deployed.name, where)
 

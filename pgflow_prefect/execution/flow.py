@@ -1,6 +1,7 @@
 """One run of a workflow as one run of a Prefect flow."""
 
 import logging
+import math
 from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
-from anyio import CancelScope, get_cancelled_exc_class, move_on_after
+from anyio import CancelScope, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
 from prefect import get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
@@ -30,6 +31,7 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.display import Display
+from pgflow_prefect.execution.flow_options import run_cancellation_hooks
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist
@@ -38,7 +40,7 @@ from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.prefect_engine import make_task_runs
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
-from pgflow_prefect.execution.states import handed_back, superseded
+from pgflow_prefect.execution.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.steps import Steps, find_submitted
 from pgflow_prefect.execution.task_runner import open_task_runner
@@ -85,6 +87,29 @@ def parse_run_id(given: object) -> UUID | None:
 
 
 @dataclass(frozen=True)
+class _TimeOut:
+    """How long a flow run may take, which Prefect's engine keeps: it cancels the flow's function.
+
+    Attributes:
+        seconds: of the flow; None for any time.
+        deadline: by the event loop's clock.
+    """
+
+    seconds: float | None
+    deadline: float
+
+    @classmethod
+    def find(cls, context: FlowRunContext) -> "_TimeOut":
+        """Return the one of the flow run whose function begins now."""
+        seconds = context.flow.timeout_seconds if context.flow is not None else None
+        return cls(seconds, math.inf if seconds is None else current_effective_deadline())
+
+    @property
+    def is_over(self) -> bool:
+        return current_time() >= self.deadline
+
+
+@dataclass(frozen=True)
 class Execution:
     """What it takes to execute runs of one workflow.
 
@@ -117,6 +142,7 @@ class Execution:
         assert context.flow_run is not None
         flow_run = context.flow_run
         trim_tracebacks()
+        limit = _TimeOut.find(context)
         what = (run_id or find_run_id(flow_run.id), self.workflow_slug)
         # While the database is being opened: a line of the log takes half as long as that.
         get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))
@@ -129,13 +155,26 @@ class Execution:
                 if epoch is None:
                     return await self._read_ended(host.store, run_id)
                 with host.execute(run_id, epoch, flow_run.id) as run:
-                    return await self._execute(host, run, flow_run)
+                    return await self._execute_in_time(host, run, flow_run, limit)
         except (SupersededError, RunHeldError) as error:
             get_run_logger().warning("%s", error)
             return superseded(str(error))
         except DatabaseUnavailableError as error:
             # The run stays pending in PostgreSQL, for whoever takes it next: as if this process had died.
             return Crashed(message=str(error))
+
+    async def _execute_in_time(
+        self, host: Host, run: ActiveRun, flow_run: FlowRun, limit: "_TimeOut"
+    ) -> dict[str, JsonValue] | State[Any]:
+        try:
+            end = await self._execute(host, run, flow_run)
+        except get_cancelled_exc_class():
+            if limit.is_over and run.stopped is None:
+                await _end_late(host.store, run, f"the flow took longer than {limit.seconds:g} s")
+            raise
+        if isinstance(end, State) and is_cancelled(end):
+            await run_cancellation_hooks(end)
+        return end
 
     @asynccontextmanager
     async def _open_host(self) -> AsyncIterator[Host]:
@@ -273,6 +312,15 @@ def _tell_of_past(run: Run) -> None:
     if run.steps is not None and run.remaining is not None and run.remaining < run.steps:
         done = run.steps - run.remaining
         get_run_logger().info("%d of %d steps were completed before and are not executed again", done, run.steps)
+
+
+async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
+    """End a run whose flow has a time-out, which Prefect's engine keeps: in Prefect, it ends as TimedOut."""
+    with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
+        try:
+            await store.cancel_run(run.run_id, reason)
+        except Exception as error:  # noqa: BLE001  what ends the run is what its flow is to end with
+            _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
 
 
 async def _release(store: Store, run: ActiveRun) -> None:

@@ -20,7 +20,7 @@ from prefect.utilities.urls import url_for
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.flow_run_names import name_flow_run
 from pgflow_prefect.execution.ownership import make_ownership_tag
-from pgflow_prefect.execution.prefect_errors import unavailable
+from pgflow_prefect.execution.prefect_errors import refuse, unavailable
 from pgflow_prefect.execution.redaction import describe_error
 
 TAG = "pgflow"
@@ -60,7 +60,9 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
         # the certificates for that is a quarter of what a small run costs.
         async with AsyncClientContext() as context:
             yield context.client
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+    except PrefectHTTPStatusError as error:
+        raise refuse(error) from error
+    except httpx.TransportError as error:
         raise unavailable(describe_error(error)) from error
     except RuntimeError as error:
         if url is not None or "ephemeral" not in str(error):

@@ -141,7 +141,7 @@ class TaskRuns:
         if self._task_run_context is None:
             self._task_run_context = TaskRunContext(
                 task=task,
-                log_prints=True,
+                log_prints=self.context.log_prints,
                 task_run=task_run,
                 parameters={EDGES: None},
                 result_store=self.context.result_store,

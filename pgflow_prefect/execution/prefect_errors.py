@@ -13,6 +13,10 @@ _REFUSALS = range(400, 500)
 _OF_THE_MOMENT = frozenset({401, 403, 408, 425, 429})
 """Of those, what another key, or a later moment, may change: nothing that a run should fail for."""
 
+_LOGIN = frozenset({401, 403})
+_START = "start it with `prefect server start`, or correct PREFECT_API_URL"
+_LOG_IN = "set PREFECT_API_AUTH_STRING to the server's user:password, or PREFECT_API_KEY for Prefect Cloud"
+
 
 @contextmanager
 def translate_prefect_errors(what: str = "this") -> Iterator[None]:
@@ -30,17 +34,26 @@ def translate_prefect_errors(what: str = "this") -> Iterator[None]:
         code = error.response.status_code
         if code in _REFUSALS and code not in _OF_THE_MOMENT:
             raise PrefectRefusedError(f"Prefect refuses {what}: {_find_reason(error.response)}") from error
-        raise unavailable(f"it answers {code}, {_find_reason(error.response)}") from error
+        raise refuse(error) from error
     except httpx.TransportError as error:
         raise unavailable(describe_error(error)) from error
 
 
-def unavailable(reason: str) -> PrefectUnavailableError:
+def refuse(error: PrefectHTTPStatusError) -> PrefectUnavailableError:
+    """Return the error that says what Prefect's API has answered, and what to do."""
+    reason = f"it answers {error.response.status_code}, {_find_reason(error.response)}"
+    return unavailable(reason, advise(error))
+
+
+def unavailable(reason: str, advice: str = _START) -> PrefectUnavailableError:
     """Return the error that says that Prefect's API can't be used, why, and what to do."""
-    return PrefectUnavailableError(
-        f"Prefect's API at {name_server()} can't be used: {reason}; "
-        "start it with `prefect server start`, or correct PREFECT_API_URL"
-    )
+    return PrefectUnavailableError(f"Prefect's API at {name_server()} can't be used: {reason}; {advice}")
+
+
+def advise(error: BaseException | None) -> str:
+    """Return what to do where Prefect's API can't be used for this reason."""
+    is_login = isinstance(error, PrefectHTTPStatusError) and error.response.status_code in _LOGIN
+    return _LOG_IN if is_login else _START
 
 
 def _find_reason(response: httpx.Response) -> str:

@@ -107,6 +107,7 @@ async def submit(task_runner: AnyTaskRunner, step: RemoteStep, edges: Collection
     def send() -> PrefectFuture[Any]:
         with _leave_flow_behind(context):
             task = step.make_task()
+            task.log_prints = context.log_prints
             future = task_runner.submit(task, parameters={EDGES: None}, dependencies={EDGES: dependencies})
             return cast("PrefectFuture[Any]", future)
 
@@ -133,7 +134,7 @@ def _translate_errors(what: str) -> Iterator[None]:
 def _leave_flow_behind(context: FlowRunContext) -> AbstractContextManager[Any]:
     """Have nothing of the flow's function sent along: it is reachable from there what this process alone can use."""
     assert context.flow is not None
-    bare = Flow(_do_nothing, name=context.flow.name, persist_result=False, log_prints=True)
+    bare = Flow(_do_nothing, name=context.flow.name, persist_result=False, log_prints=context.log_prints)
     return context.model_copy(update={"flow": bare})
 
 

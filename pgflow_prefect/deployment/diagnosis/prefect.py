@@ -16,7 +16,7 @@ from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient
 from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.execution.prefect_errors import advise, translate_prefect_errors
 from pgflow_prefect.execution.redaction import describe_error, name_server
 
 _OLDEST = (3, 8)
@@ -43,14 +43,13 @@ async def _reach(patient: Patient) -> Verdict:
     if not get_current_settings().api.url:
         return Verdict(Outcome.SKIPPED, "there is no server to look at")
     began = time.monotonic()
-    reason = f"no answer in {_PATIENCE:g} s"
+    reason, advice = f"no answer in {_PATIENCE:g} s", advise(None)
     with anyio.move_on_after(_PATIENCE):
         try:
             patient.client = await patient.resources.enter_async_context(connect_to_prefect())
         except PrefectUnavailableError as error:  # its message has the whole URL
-            reason = describe_error(error.__cause__ or error)
+            reason, advice = describe_error(error.__cause__ or error), advise(error.__cause__)
     if patient.client is None:
-        advice = "start it with `prefect server start`, or correct PREFECT_API_URL"
         return Verdict(Outcome.FAULT, f"Prefect's API at {name_server()} can't be used: {reason}", advice)
     took = time.monotonic() - began
     patient.api_settings = await _read_settings(patient)
