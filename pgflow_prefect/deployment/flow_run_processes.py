@@ -24,7 +24,7 @@ from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments.find import ask_prefect
-from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
+from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError, UsageError
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.redaction import describe_error
@@ -208,8 +208,14 @@ class FlowRunProcesses:
         return f"{state.name}, {state.message}" if state.message else str(state.name)
 
     async def _find_flow(self, flow_run: FlowRun) -> Flow[..., Any]:
-        # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last.
-        return self._executing[flow_run.id]
+        # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last. Its
+        # process may be gone by then.
+        known = self._executing.get(flow_run.id)
+        if known is None and flow_run.deployment_id is not None:
+            known = self.flows.get(flow_run.deployment_id)
+        if known is None:
+            raise UsageError(f"flow run {flow_run.name} is of a deployment that is not served here")
+        return known
 
 
 async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> None:

@@ -58,7 +58,7 @@ def test_run_runs_them(
 ) -> None:
     ended = cli("run", slug, "--payload", json.dumps(payload))
     assert read_told(cli) == [[prefect.find_flow_run(ended.find_run_id())["id"], state]]
-    assert cli("reconcile", "--yes").code == 0
+    assert cli("reconcile", "--apply").code == 0
     assert len(read_told(cli)) == 1
 
 
