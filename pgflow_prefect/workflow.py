@@ -291,7 +291,7 @@ class Workflow:
                 handler.check_annotations()
             except UsageError as error:
                 problems.append(str(error))
-        problems += find_option_problems(self.given_flow, to_flow_name(self.slug)) if self._flow_is_made else []
+        problems += find_option_problems(self.given_flow, self.flow.name) if self._flow_is_made else []
         # A stub's arguments count all the same: it is to become a handler.
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
