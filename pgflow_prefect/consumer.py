@@ -14,8 +14,7 @@ from types import FrameType
 from typing import Any
 
 import anyio
-import anyio.to_thread
-from anyio import CapacityLimiter
+from anyio import CancelScope
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import SecretStr
 
@@ -41,6 +40,7 @@ from pgflow_prefect.handlers.broker import (
 )
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.credential import read_variable, split_login
+from pgflow_prefect.handlers.generators import collect
 from pgflow_prefect.handlers.queue import (
     StepMessage,
     check_queue_url,
@@ -49,6 +49,7 @@ from pgflow_prefect.handlers.queue import (
     parse_message,
 )
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, write_result
 from pgflow_prefect.settings import Settings
 
@@ -162,8 +163,9 @@ async def _call(function: Function, message: StepMessage) -> object:
 async def _call_function(function: Function, call: Callable[[], Any]) -> object:
     if inspect.iscoroutinefunction(function):
         return await call()
-    # A limiter of its own: how many run at once is the queue's business.
-    value = await anyio.to_thread.run_sync(call, limiter=CapacityLimiter(1))
+    value: Any = None
+    with CancelScope(shield=True):  # what is under way is finished
+        value = await run_in_thread(lambda: collect(call()))
     return await value if inspect.isawaitable(value) else value
 
 

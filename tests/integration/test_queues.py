@@ -297,6 +297,27 @@ async def test_a_function_that_raises_fails_the_step_and_the_consumer_goes_on(
     assert take(queue_url) is None
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_a_function_that_exits_fails_the_step_and_the_consumer_goes_on(
+    kind: str, redis_queue: str, db: Connection, dsn: str
+) -> None:
+    wrong, right = start(db), start(db)
+
+    def work(given: dict[str, Any], message: StepMessage) -> float:
+        if message.run_id == wrong[0]:
+            sys.exit("no licence")
+        return 1.5
+
+    async def work_on_the_loop(given: dict[str, Any], message: StepMessage) -> float:
+        return work(given, message)
+
+    for each in (wrong, right):
+        await send(redis_queue, *each)
+    with consuming(redis_queue, work if kind == "sync" else work_on_the_loop, dsn):
+        wait_for(lambda: get_run(db, right[0]).status == "completed")
+    assert get_state(db, wrong[0], "a").error_message == "SystemExit: no licence"
+
+
 @pytest.mark.parametrize("result", [float("nan"), object(), "\0", "\ud800", "x" * 200])
 async def test_a_result_that_can_not_be_stored_fails_the_step(
     redis_queue: str, db: Connection, dsn: str, monkeypatch: pytest.MonkeyPatch, result: object

@@ -150,6 +150,21 @@ async def test_a_failure_says_why(define: Define, db: Connection, task_runner: A
     assert read_run(db)[0] == "failed"
 
 
+async def test_a_handler_that_exits_ends_its_attempt_and_no_process(
+    define: Define, db: Connection, task_runner: AnyTaskRunner
+) -> None:
+    workflow = Workflow(make_slug(), task_runner=task_runner)
+    define(workflow.slug, ["exits"])
+
+    @workflow.step(retries=1)
+    def exits() -> None:
+        raise SystemExit(0)
+
+    with anyio.fail_after(60), pytest.raises(RunFailedError, match="SystemExit: 0"):
+        await workflow.flow({})
+    assert read_steps(db)["exits"][:2] == ("failed", 2)
+
+
 async def test_a_time_out_holds(define: Define, task_runner: AnyTaskRunner) -> None:
     workflow = Workflow(make_slug(), task_runner=task_runner)
     define(workflow.slug, ["slow"])

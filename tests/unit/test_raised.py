@@ -1,0 +1,106 @@
+"""What is said of an exception that a handler raised."""
+
+import asyncio
+import signal
+import threading
+
+import pytest
+
+from pgflow_prefect.errors import HandlerRaisedError, StepTimeoutError
+from pgflow_prefect.handlers.raised import describe, is_from_signal, make_ordinary
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise AttributeError("no response")
+
+
+def add_notes(error: BaseException, *notes: str) -> BaseException:
+    for note in notes:
+        error.add_note(note)
+    return error
+
+
+GROUP = ExceptionGroup("unhandled errors in a TaskGroup", [ConnectionError(f"host {number}") for number in range(3)])
+NESTED = ExceptionGroup("outer", [ExceptionGroup("inner", [ValueError("first")]), MuteError()])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("no such customer"), "ValueError: no such customer"),
+        (ValueError(), "ValueError"),
+        (StepTimeoutError("step 'a' took longer than 2 s"), "step 'a' took longer than 2 s"),
+        (SystemExit(0), "SystemExit: 0"),
+        (MuteError(), "MuteError: its str() raises, so it has no text"),
+        (add_notes(ValueError("no"), "row 7", "file a.csv"), "ValueError: no\nrow 7\nfile a.csv"),
+        (
+            GROUP,
+            "ExceptionGroup: unhandled errors in a TaskGroup (3 sub-exceptions): ConnectionError: host 0; "
+            "ConnectionError: host 1; ConnectionError: host 2",
+        ),
+        (NESTED, "ExceptionGroup: outer (2 sub-exceptions): ValueError: first; MuteError: its str() raises, so it has"),
+        (StopIteration(), "StopIteration: next() found no further item"),
+        (asyncio.CancelledError(), "CancelledError: a task or a future that the handler waited for was cancelled"),
+    ],
+)
+def test_an_exception_is_described_with_its_notes_and_members(error: BaseException, words: str) -> None:
+    assert describe(error).startswith(words)
+
+
+def test_of_a_large_group_the_first_members_are_shown() -> None:
+    words = describe(ExceptionGroup("many", [ValueError(str(number)) for number in range(5_000)]))
+    assert words.endswith("ValueError: 9; and 4990 more")
+
+
+def test_notes_that_are_no_texts_are_left_out() -> None:
+    error = ValueError("no")
+    error.__notes__ = [1, "row 7"]  # type: ignore[list-item]
+    assert describe(error) == "ValueError: no\nrow 7"
+
+
+def test_an_ordinary_exception_stays_as_it_is_and_any_other_names_what_it_was() -> None:
+    ordinary = KeyError("no such recipient")
+    assert make_ordinary(ordinary) is ordinary
+    left = SystemExit("no licence")
+    made = make_ordinary(left)
+    assert isinstance(made, HandlerRaisedError)
+    assert str(made) == "SystemExit: no licence"
+    assert made.__cause__ is left
+
+
+def test_an_interrupt_is_a_signals_only_where_a_signal_has_raised_it() -> None:
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            raise KeyboardInterrupt
+        assert not is_from_signal(raised.value)
+        with pytest.raises(KeyboardInterrupt) as interrupted:
+            signal.raise_signal(signal.SIGINT)
+        assert is_from_signal(interrupted.value)
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_what_a_handler_of_signals_raises_is_a_signals() -> None:
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as left:
+            raise SystemExit(15)
+    finally:
+        found = is_from_signal(ended.value), is_from_signal(left.value)
+        signal.signal(signal.SIGTERM, former)
+    assert found == (True, False)
+
+
+def test_nothing_in_another_thread_is_a_signals() -> None:
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(is_from_signal(KeyboardInterrupt())))
+    thread.start()
+    thread.join()
+    assert found == [False]
