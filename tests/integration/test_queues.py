@@ -301,7 +301,7 @@ async def test_a_function_that_raises_fails_the_step_and_the_consumer_goes_on(
 async def test_a_function_that_exits_fails_the_step_and_the_consumer_goes_on(
     kind: str, redis_queue: str, db: Connection, dsn: str
 ) -> None:
-    wrong, right = start(db), start(db)
+    wrong, right = start(db, redis_queue), start(db, redis_queue)
 
     def work(given: dict[str, Any], message: StepMessage) -> float:
         if message.run_id == wrong[0]:
