@@ -80,7 +80,10 @@ class Settings(BaseSettings):
     """Seconds after which a worker or bridge compares PostgreSQL with Prefect and repairs what differs."""
 
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
-    """Bytes of JSON that a step's result may have: larger things belong in storage, their address in the result."""
+    """Bytes of JSON that a step's result may have, as its handler writes it: larger things belong in storage.
+
+    The table `pgflow.limits` bounds what PostgreSQL stores, whoever writes it.
+    """
 
     http_allow: str = ""
     """Origins that rows may bind steps to though these lead to loopback, private addresses or Prefect, by commas."""
