@@ -83,7 +83,7 @@ def test_retry_reopens_no_run_that_was_cancelled(
     flow_run = prefect.find_flow_run(run_id)["id"]
     db.execute("SELECT pgflow.cancel_run(%s, %s)", [run_id, reason])
     cli.remove("gate")
-    wait_until(lambda: prefect.read_flow_run(flow_run)["state_type"] in ("FAILED", "CANCELLED"), "it has ended")
+    worker.await_line(f"run {run_id} of {chain!r}: ")  # it has said to Prefect how the flow run ends
 
     prefect.press("Retry", flow_run)
     worker.await_line("scheduled by Prefect")
