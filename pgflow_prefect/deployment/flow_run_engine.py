@@ -4,11 +4,12 @@ Prefect's own loader puts the folder of a file before the standard library. It g
 that no child process can import.
 """
 
+import logging
 import runpy
 from pathlib import Path
 from types import ModuleType
 
-from prefect.exceptions import ScriptError
+from prefect.exceptions import ScriptError, TerminationSignal
 from prefect.utilities import importtools
 
 from pgflow_prefect.deployment.handler_modules import load_file
@@ -26,6 +27,17 @@ def _load_script(path: str) -> ModuleType:
         raise ScriptError(user_exc=error, path=path) from error
 
 
+def _tells_more_than_a_stop(record: logging.LogRecord) -> bool:
+    """Tell whether a log record of asyncio is worth showing: that a task was ended by SIGTERM is no news.
+
+    Prefect raises SIGTERM as an exception, wherever the process is. A task that it ends while the event loop shuts
+    down is reported with its traceback.
+    """
+    raised = record.exc_info[1] if record.exc_info else None
+    return not isinstance(raised, TerminationSignal)
+
+
 if __name__ == "__main__":
+    logging.getLogger("asyncio").addFilter(_tells_more_than_a_stop)
     importtools.load_script_as_module = _load_script
     runpy.run_module("prefect.engine", run_name="__main__")
