@@ -104,12 +104,14 @@ class Display:
     def _label(self) -> None:
         """Name and tag a flow run that Prefect created as those that we create; a name that a user gave it stays."""
         changes: dict[str, Any] = {}
-        if is_made_up(self._flow_run.name):
-            changes["name"] = name_flow_run(self._workflow_slug, self._run_id)
+        what = "its tag"
         if self._tag not in self._flow_run.tags:
             changes["tags"] = [*self._flow_run.tags, self._tag]
+        if is_made_up(self._flow_run.name):
+            what = "its name"
+            changes["name"] = name_flow_run(self._workflow_slug, self._run_id)
         if changes:
-            self._request("its name", lambda client: client.update_flow_run(self._flow_run.id, **changes))
+            self._request(what, lambda client: client.update_flow_run(self._flow_run.id, **changes))
 
     async def _show_progress(self) -> None:
         if not self._settings.artifacts:

@@ -193,7 +193,7 @@ async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient,
     flow = make_workflow(slug).flow.with_options(flow_run_name="The one of Monday")
     await flow({})
     assert (await read_flow_run(client, slug)).name == "The one of Monday"
-    assert asked == ["its link", "its table"]
+    assert asked == ["its tag", "its link", "its table"], "the tag of the installation is added, and nothing renamed"
 
 
 async def test_automations_hear_of_runs_and_steps(
