@@ -15,7 +15,7 @@
 --   reopen_run, cancel_run, take_run, repair_run     the life of a run
 --
 -- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid; 09000 a trigger
--- or rule of yours skipped a write.
+-- or rule of yours skipped a write; 55P03 another transaction locks the workflow for too long.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -509,9 +509,9 @@ AS $$
 DECLARE
     edited text;
 BEGIN
-    -- The row lock of this UPDATE, held to the end of the transaction, puts edits and snapshots of a workflow
-    -- in a line. Once a transaction and version: loading ten thousand rows one by one must not leave ten
-    -- thousand dead versions of this row for the next statement to walk through.
+    -- The row lock of this UPDATE, held to the end of the transaction, puts the edits of a workflow in a line. Once
+    -- a transaction and version: loading ten thousand rows one by one must not leave ten thousand dead versions of
+    -- this row for the next statement to walk through.
     FOR edited IN SELECT DISTINCT slug FROM unnest(workflow_slugs) AS slug ORDER BY slug LOOP
         UPDATE pgflow.workflows w
         SET version = w.version + 1, edited_in = pg_current_xact_id()
@@ -710,7 +710,7 @@ END
 $triggers$;
 
 
-CREATE OR REPLACE FUNCTION pgflow.snapshot(workflow_slug text) RETURNS pgflow.definitions
+CREATE OR REPLACE FUNCTION pgflow.write_snapshot(workflow_slug text) RETURNS pgflow.definitions
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET enable_nestloop = off -- as in find_cycle
@@ -719,50 +719,161 @@ AS $$
 DECLARE
     current_version bigint;
     definition pgflow.definitions;
+    is_new boolean := false;
+    written bigint;
 BEGIN
-    -- The lock that an edit takes: no edit and no other snapshot while this one is made.
-    SELECT w.version INTO current_version
-    FROM pgflow.workflows w WHERE w.slug = snapshot.workflow_slug FOR NO KEY UPDATE;
+    SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = write_snapshot.workflow_slug;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
     SELECT * INTO definition
-    FROM pgflow.definitions d WHERE d.workflow_slug = snapshot.workflow_slug AND d.version = current_version;
-    IF FOUND THEN
+    FROM pgflow.definitions d WHERE d.workflow_slug = write_snapshot.workflow_slug AND d.version = current_version;
+    IF NOT FOUND THEN
+        IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = write_snapshot.workflow_slug) THEN
+            RAISE EXCEPTION 'workflow "%" has no steps', workflow_slug
+                USING ERRCODE = 'invalid_parameter_value', HINT = 'Insert its steps into pgflow.steps first.';
+        END IF;
+        PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
+
+        -- Of two first runs, the later one waits here for the earlier one, before it locks the workflow: an edit in
+        -- the earlier one's transaction would wait for that lock.
+        INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
+        SELECT w.slug, w.version, (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
+        FROM pgflow.workflows w WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
+        ON CONFLICT (workflow_slug, version) DO NOTHING -- REPEATABLE READ gets 40001, not 23505
+        RETURNING * INTO definition;
+        is_new := FOUND;
+        IF NOT is_new THEN
+            SELECT * INTO definition FROM pgflow.definitions d
+            WHERE d.workflow_slug = write_snapshot.workflow_slug AND d.version = current_version;
+        END IF;
+    END IF;
+
+    -- Until the run is there to be seen, no step of this version is deleted. Other edits do not wait for this lock.
+    PERFORM FROM pgflow.workflows w WHERE w.slug = write_snapshot.workflow_slug FOR KEY SHARE;
+    IF is_new THEN
+        -- One statement sees one state of all three tables: the version, and the steps and deps that belong to it.
+        WITH unedited AS MATERIALIZED (
+            SELECT FROM pgflow.workflows w
+            WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
+        ), upstream AS MATERIALIZED (
+            SELECT d.to_step_slug AS slug, count(*) AS in_degree FROM pgflow.deps d
+            WHERE d.workflow_slug = write_snapshot.workflow_slug GROUP BY d.to_step_slug
+        ), copied_deps AS (
+            INSERT INTO pgflow.definition_deps (definition_id, from_step_slug, to_step_slug, to_in_degree)
+            SELECT definition.id, d.from_step_slug, d.to_step_slug, u.in_degree
+            FROM pgflow.deps d JOIN upstream u ON u.slug = d.to_step_slug
+            WHERE d.workflow_slug = write_snapshot.workflow_slug AND EXISTS (SELECT FROM unedited)
+        )
+        INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree)
+        SELECT definition.id, s.slug, coalesce(u.in_degree, 0)
+        FROM pgflow.steps s LEFT JOIN upstream u ON u.slug = s.slug
+        WHERE s.workflow_slug = write_snapshot.workflow_slug AND EXISTS (SELECT FROM unedited);
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written = definition.step_count THEN
+            RETURN definition;
+        END IF;
+    ELSIF EXISTS (SELECT FROM pgflow.workflows w
+                  WHERE w.slug = write_snapshot.workflow_slug AND w.version = definition.version) THEN
         RETURN definition;
     END IF;
+    RETURN NULL;
+END
+$$;
 
-    IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = snapshot.workflow_slug) THEN
-        RAISE EXCEPTION 'workflow "%" has no steps', workflow_slug
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Insert its steps into pgflow.steps first.';
-    END IF;
-    PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
+COMMENT ON FUNCTION pgflow.write_snapshot(text) IS
+    'What snapshot does, once; NULL where an edit came between, and what was written is to be rolled back. Internal.';
 
-    INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
-    SELECT snapshot.workflow_slug, current_version, count(*)
-    FROM pgflow.steps s WHERE s.workflow_slug = snapshot.workflow_slug
-    ON CONFLICT (workflow_slug, version) DO NOTHING -- never, under the lock; REPEATABLE READ gets 40001, not 23505
-    RETURNING * INTO definition;
 
-    INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree)
-    SELECT definition.id, s.slug, coalesce(d.in_degree, 0)
-    FROM pgflow.steps s
-    LEFT JOIN (SELECT to_step_slug, count(*) AS in_degree FROM pgflow.deps
-               WHERE workflow_slug = snapshot.workflow_slug GROUP BY to_step_slug) d ON d.to_step_slug = s.slug
-    WHERE s.workflow_slug = snapshot.workflow_slug;
+CREATE OR REPLACE FUNCTION pgflow.snapshot(workflow_slug text) RETURNS pgflow.definitions
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER -- so that no role needs a right to write a snapshot of its own making
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET lock_timeout = '10s' -- a transaction that is left open keeps no start waiting for ever
+AS $$
+#variable_conflict use_column
+DECLARE
+    definition pgflow.definitions;
+BEGIN
+    -- Wait for an edit that is under way, and let the lock go at once: an edit does not wait for the transaction that
+    -- has started a run. An edit that takes too long counts from the next run.
+    BEGIN
+        PERFORM FROM pgflow.workflows w WHERE w.slug = snapshot.workflow_slug FOR NO KEY UPDATE;
+        RAISE EXCEPTION USING ERRCODE = 'PF001';
+    EXCEPTION WHEN lock_not_available OR SQLSTATE 'PF001' THEN
+        NULL;
+    END;
 
-    INSERT INTO pgflow.definition_deps (definition_id, from_step_slug, to_step_slug, to_in_degree)
-    SELECT definition.id, d.from_step_slug, d.to_step_slug, s.in_degree
-    FROM pgflow.deps d
-    JOIN pgflow.definition_steps s ON s.slug = d.to_step_slug AND s.definition_id = definition.id
-    WHERE d.workflow_slug = snapshot.workflow_slug;
-
-    RETURN definition;
+    FOR attempt IN 1 .. 4 LOOP
+        BEGIN
+            IF attempt = 4 THEN -- the workflow is being edited all the time: now the edits wait
+                PERFORM FROM pgflow.workflows w WHERE w.slug = snapshot.workflow_slug FOR NO KEY UPDATE;
+            END IF;
+            definition := pgflow.write_snapshot(workflow_slug);
+            IF definition.id IS NOT NULL THEN
+                RETURN definition;
+            END IF;
+            RAISE EXCEPTION USING ERRCODE = 'PF001'; -- takes back what was written, and its locks
+        EXCEPTION
+            WHEN SQLSTATE 'PF001' THEN
+                NULL;
+            WHEN lock_not_available THEN
+                RAISE EXCEPTION 'workflow "%" is locked by another transaction', workflow_slug
+                    USING ERRCODE = 'lock_not_available',
+                          HINT = 'Another transaction is deleting a step or starts the first run since an edit. '
+                                 'Try again when it has ended.';
+        END;
+    END LOOP;
+    RAISE EXCEPTION 'the snapshot of workflow "%" was not stored: a trigger or rule skipped it', workflow_slug
+        USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.snapshot(text) IS
-    'The immutable copy of the workflow as it is now; made once a version, with every step''s in-degree.';
+    'The immutable copy of the workflow as it is now; made once a version, with every step''s in-degree. It alone '
+    'writes one, with the owner''s rights.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_definition(workflow_slug text) RETURNS pgflow.definitions
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER -- so that no role needs a right to lock a workflow's row by hand
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    current_version bigint;
+    definition pgflow.definitions;
+BEGIN
+    SELECT d.* INTO definition
+    FROM pgflow.workflows w LEFT JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
+    WHERE w.slug = find_definition.workflow_slug;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    IF definition.id IS NOT NULL THEN
+        -- The lock that the foreign key takes anyway, a moment earlier: it keeps the steps of this version from
+        -- being deleted until the run is there to be seen. Not waited for: a deletion that is under way makes a new
+        -- version, and snapshot waits for it without holding a lock.
+        PERFORM FROM pgflow.workflows w WHERE w.slug = find_definition.workflow_slug FOR KEY SHARE SKIP LOCKED;
+        IF NOT FOUND THEN
+            definition.id := NULL;
+        ELSE
+            -- Read again: this lock may have waited all the same, and returns the row as it was before that.
+            SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = find_definition.workflow_slug;
+            IF current_version IS DISTINCT FROM definition.version THEN
+                SELECT * INTO definition FROM pgflow.definitions d
+                WHERE d.workflow_slug = find_definition.workflow_slug AND d.version = current_version;
+            END IF;
+        END IF;
+    END IF;
+    IF definition.id IS NULL THEN
+        definition := pgflow.snapshot(workflow_slug);
+    END IF;
+    RETURN definition;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_definition(text) IS
+    'The snapshot that a run begins with now. Its steps are not deleted until the transaction ends. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -1116,7 +1227,6 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 AS $$
 #variable_conflict use_column
 DECLARE
-    current_version bigint;
     definition pgflow.definitions;
     run pgflow.runs;
     started bigint;
@@ -1125,33 +1235,9 @@ BEGIN
         RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON value, ''{}'' for none.';
     END IF;
-    SELECT d.* INTO definition
-    FROM pgflow.workflows w LEFT JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
-    WHERE w.slug = run_workflow.workflow_slug;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
-    END IF;
-    IF definition.id IS NOT NULL THEN
-        -- The lock that the foreign key takes anyway, a moment earlier: it keeps the steps of this version from
-        -- being deleted until the run is there to be seen. Not waited for: an edit that is under way makes a new
-        -- version, whose snapshot takes a stronger lock. Both, one after the other, would deadlock with an edit that
-        -- inserts a step and then deletes one.
-        PERFORM FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug FOR KEY SHARE SKIP LOCKED;
-        IF NOT FOUND THEN
-            definition.id := NULL;
-        ELSE
-            -- Read again: this lock may have waited all the same, and returns the row as it was before that.
-            SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = run_workflow.workflow_slug;
-            IF current_version IS DISTINCT FROM definition.version THEN
-                SELECT * INTO definition FROM pgflow.definitions d
-                WHERE d.workflow_slug = run_workflow.workflow_slug AND d.version = current_version;
-            END IF;
-        END IF;
-    END IF;
-    IF definition.id IS NULL THEN
-        definition := pgflow.snapshot(workflow_slug);
-    END IF;
-
+    definition := pgflow.find_definition(workflow_slug);
+    -- With the caller's rights: where a policy hides definitions from the caller, this is an error.
+    PERFORM FROM pgflow.workflows w JOIN pgflow.definitions d ON d.workflow_slug = w.slug WHERE d.id = definition.id;
     INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining)
     VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, gen_random_uuid()), run_workflow.payload,
             definition.id, definition.step_count)

@@ -1,7 +1,7 @@
 -- pgflow_api: what an application calls to start, cancel and reopen runs.
 --
 -- The engine's own functions run with their caller's rights, so whoever may call pgflow.run_workflow may also
--- write snapshots and step states by hand, and under row-level security they answer with an error rather than
+-- write runs and step states by hand, and under row-level security they answer with an error rather than
 -- with half of the rows. Here a caller needs no more than INSERT on three columns of pgflow.runs, or on a request;
 -- PostgreSQL checks grants and policies as for any INSERT, and then a trigger does the rest as the tables' owner.
 -- It is the triggers alone that have the owner's rights, and nobody can call a trigger.
@@ -21,7 +21,7 @@ SET LOCAL client_min_messages = warning;
 
 DO $guard$
 BEGIN
-    IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
+    IF to_regprocedure('pgflow.find_definition(text)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is missing or old' USING HINT = 'Run pgflow.sql first.';
     END IF;
     IF NOT pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgflow.runs'::regclass), 'USAGE') THEN
@@ -60,7 +60,6 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $$
 DECLARE
-    current_version bigint;
     definition pgflow.definitions;
     run pgflow.runs;
 BEGIN
@@ -68,13 +67,7 @@ BEGIN
         RAISE EXCEPTION 'the trigger function pgflow_api.begin_run is for pgflow.runs, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    -- As pgflow.run_workflow does: a definition that is there is found without making other starts wait.
-    SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = NEW.workflow_slug FOR KEY SHARE;
-    SELECT * INTO definition
-    FROM pgflow.definitions d WHERE d.workflow_slug = NEW.workflow_slug AND d.version = current_version;
-    IF NOT FOUND THEN
-        definition := pgflow.snapshot(NEW.workflow_slug);
-    END IF;
+    definition := pgflow.find_definition(NEW.workflow_slug);
     UPDATE pgflow.runs r SET definition_id = definition.id, remaining = definition.step_count
     WHERE r.id = NEW.id
     RETURNING r.* INTO run;

@@ -15,6 +15,10 @@
 -- an SQL editor as the owner of the schema pgflow, or psql -f roles.sql. One transaction, safe to run again.
 -- What you have granted these roles beside it stays.
 --
+-- A transaction that a login leaves open holds locks: other starts of the workflow may then wait, and deletions of its
+-- steps. PostgreSQL does not hand settings of a role on to its members, so say it for each login:
+--     ALTER ROLE my_worker SET idle_in_transaction_session_timeout = '1min';
+--
 -- Roles belong to the whole server, grants to this database. To take it back, in each database and for each role:
 --     DROP OWNED BY pgflow_define;  and at last:  DROP ROLE pgflow_define;
 -- (who is no superuser says before it: GRANT pgflow_define TO CURRENT_USER;)
@@ -34,7 +38,7 @@ BEGIN
         RAISE EXCEPTION '% does not own the tables of pgflow', current_user
             USING ERRCODE = 'insufficient_privilege', HINT = 'Run this as the role that ran pgflow.sql.';
     END IF;
-    IF to_regprocedure('pgflow.lock_schema(text)') IS NULL THEN
+    IF to_regprocedure('pgflow.find_definition(text)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is old' USING HINT = 'Run pgflow.sql first.';
     END IF;
     PERFORM pgflow.lock_schema('pgflow');
@@ -75,6 +79,9 @@ BEGIN
         UNION ALL
         SELECT format('INSERT, UPDATE, DELETE ON %s', oid::regclass), '{pgflow_work}'
         FROM pg_catalog.pg_class WHERE oid = to_regclass('pgflow_prefect.installation')
+        UNION ALL
+        SELECT unnest(ARRAY['INSERT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps',
+                            'UPDATE (edited_in) ON pgflow.workflows']), '{pgflow_work}'
     LOOP
         FOR grantee IN
             SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY (revoked.roles || '{service_role}')
@@ -92,7 +99,7 @@ DECLARE
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema,'
-        'new_installation,move_installation}';
+        'write_snapshot,new_installation,move_installation}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what somebody who runs SQL workers only does not have
@@ -125,9 +132,6 @@ BEGIN
             ('EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_api.cancel_run, '
              'pgflow_api.reopen_run', '{run}'),
 
-            -- To lock a workflow's row, PostgreSQL asks for UPDATE on some column: this one decides nothing.
-            ('UPDATE (edited_in) ON pgflow.workflows', '{work}'),
-            ('INSERT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps', '{work}'),
             ('INSERT (workflow_slug, id, payload, definition_id, remaining), '
              'UPDATE (status, definition_id, remaining, epoch, error_message, finished_at) ON pgflow.runs', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug), '

@@ -11,6 +11,7 @@ from tests.conftest import Connect, Connection
 from tests.engine import (
     CHAIN,
     NOT_READY,
+    cancel,
     complete,
     define,
     finish,
@@ -121,6 +122,48 @@ def test_a_run_that_meets_a_deletion_begins_with_the_new_definition(db: Connecti
         started = run.result().id
     assert statuses(db, started) == {"a": "pending", "d": "pending"}
     assert finish(db, started) == ["a", "d", "b"]
+
+
+def test_a_first_run_that_is_followed_by_a_deletion_does_not_deadlock_with_another_first_run(
+    db: Connection, connect: Connect
+) -> None:
+    define(db, "chain", CHAIN)
+    first, second = connect(), connect()
+    with ThreadPoolExecutor(1) as pool:
+        first.execute("BEGIN")
+        cancel(first, run_workflow(first, "chain").id)
+        run = pool.submit(run_workflow, second, "chain")
+        wait_until_blocked(db, second.info.backend_pid)
+        first.execute("DELETE FROM pgflow.deps WHERE to_step_slug = 'c'")
+        first.execute("DELETE FROM pgflow.steps WHERE slug = 'c'")
+        first.execute("COMMIT")
+        assert finish(db, run.result().id) == ["a", "b"]
+    assert value(db, "SELECT count(*) FROM pgflow.definitions") == 2
+
+
+def test_a_snapshot_amid_edits_is_of_one_version(db: Connection, connect: Connect) -> None:
+    define(db, "chain", CHAIN)
+    editor = connect()
+
+    def grow() -> None:
+        for n in range(100):
+            with editor.transaction():
+                editor.execute("INSERT INTO pgflow.steps VALUES ('chain', %s)", [f"s{n}"])
+                editor.execute("INSERT INTO pgflow.deps VALUES ('chain', 'c', %s)", [f"s{n}"])
+
+    with ThreadPoolExecutor(1) as pool:
+        edits = pool.submit(grow)
+        while not edits.done():
+            run_workflow(db, "chain")
+        edits.result()
+    run_workflow(db, "chain")
+    mixed = """
+        SELECT d.version FROM pgflow.definitions d
+        WHERE d.step_count <> (SELECT count(*) FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
+           OR d.step_count - 1 <> (SELECT count(*) FROM pgflow.definition_deps e WHERE e.definition_id = d.id)
+    """
+    assert db.execute(mixed).fetchall() == []
+    assert value(db, "SELECT max(step_count) FROM pgflow.definitions") == 103
 
 
 def test_data_can_be_restored_into_an_installed_database(

@@ -10,8 +10,8 @@ from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, DIAMOND, INVALID, column, define, finish, get_run, refused, reopen, run_workflow, value
 
 DENIED = "42501"
-OWNERS_FUNCTIONS = ["check_written", "deps_edited", "steps_edited"]
-TRIGGER_FUNCTIONS = ["check_written", "deps_edited", "shorten_message", "steps_edited"]
+OWNERS_FUNCTIONS = ["check_written", "deps_edited", "find_definition", "snapshot", "steps_edited"]
+TRIGGER_FUNCTIONS = ["check_written", "deps_edited", "refuse_slug", "shorten_message", "steps_edited"]
 RUN = """
     GRANT USAGE ON SCHEMA pgflow TO {role};
     GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA pgflow TO {role};
@@ -51,7 +51,7 @@ def test_nobody_may_execute_anything_by_default(db: Connection) -> None:
     assert functions(db, "has_function_privilege('public', oid, 'EXECUTE')") == []
 
 
-def test_only_the_trigger_functions_run_with_their_owners_rights(db: Connection) -> None:
+def test_only_triggers_and_snapshots_run_with_their_owners_rights(db: Connection) -> None:
     assert functions(db, "prosecdef") == OWNERS_FUNCTIONS
     assert functions(db, "prorettype = 'trigger'::regtype") == TRIGGER_FUNCTIONS
 
@@ -64,7 +64,7 @@ def test_every_function_names_its_search_path(db: Connection) -> None:
 
 def test_every_function_that_reads_tables_turns_silent_filtering_off(db: Connection) -> None:
     without = functions(db, "NOT coalesce('row_security=off' = ANY (proconfig), false)")
-    assert without == ["announce_run", "engine_version"]
+    assert without == ["announce_run", "engine_version", "refuse_slug"]
 
 
 def test_a_role_without_rights_can_do_nothing(db: Connection, role: str) -> None:

@@ -116,3 +116,11 @@ def test_a_downstream_step_that_was_started_by_hand_is_no_error(db: Connection) 
     complete(db, run_id, "a")
     assert finish(db, run_id) == ["b", "c"]
     assert get_run(db, run_id).status == "completed"
+
+
+@pytest.mark.parametrize("table", ["definitions", "definition_steps"])
+def test_a_snapshot_that_a_trigger_skips_is_an_error(db: Connection, table: str) -> None:
+    define(db, "chain", CHAIN)
+    skip(db, table, "INSERT", "NULL")
+    with refused(SKIPPED, 'the snapshot of workflow "chain" was not stored'):
+        run_workflow(db, "chain")

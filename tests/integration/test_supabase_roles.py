@@ -85,7 +85,7 @@ ALLOWED = """
     set a version                     -        -        -        -
     read definitions                  yes      yes      yes      yes
     read snapshots                    yes      -        yes      yes
-    write a snapshot                  -        -        yes      -
+    write a snapshot                  -        -        -        -
     find the roots                    yes      -        yes      yes
     start a run                       -        yes      -        -
     cancel a run                      -        yes      -        -

@@ -1,13 +1,17 @@
 """What a weaker role can keep the owner from doing by holding a lock."""
 
+from typing import LiteralString
+
 import pytest
 
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
-from tests.engine import value
+from tests.engine import column, finish, refused, run_workflow, statuses, value
 from tests.integration.supabase import run_script
 from tests.security.conftest import Party
 
+BUSY = "55P03"
+DENIED = "42501"
 SCRIPTS_LOCK_OF_VERSION_1 = 7031902210563
 
 
@@ -19,3 +23,100 @@ def test_no_advisory_lock_of_a_role_keeps_an_installation_waiting(kit: Connectio
     run_script(kit, "api")
     run_script(kit, "roles")
     assert value(kit, "SELECT pgflow.engine_version()") == 2
+
+
+@pytest.mark.parametrize("role", ["define", "run", "work", "observe"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO pgflow.definitions (workflow_slug, version, step_count) VALUES ('chain', 99, 1)",
+        "INSERT INTO pgflow.definition_steps VALUES (1, 'x', 0)",
+        "INSERT INTO pgflow.definition_deps VALUES (1, 'a', 'c', 1)",
+        "DELETE FROM pgflow.definition_steps",
+        "SELECT pgflow.write_snapshot('chain')",
+    ],
+)
+def test_no_role_writes_a_snapshot(kit: Connection, party: Party, role: str, statement: LiteralString) -> None:
+    with refused(DENIED):
+        party(role).execute(statement)
+
+
+def test_a_worker_gets_the_snapshot_of_what_the_workflow_is(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    run = run_workflow(party("work"), "chain")
+    steps = "SELECT slug FROM pgflow.definition_steps WHERE definition_id = %s ORDER BY 1"
+    assert column(kit, steps, run.definition_id) == ["a", "b", "c", "d"]
+
+
+def test_the_script_takes_back_what_earlier_ones_granted(kit: Connection, party: Party) -> None:
+    kit.execute("GRANT INSERT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps TO pgflow_work")
+    kit.execute("GRANT UPDATE (edited_in) ON pgflow.workflows TO pgflow_work")
+    run_script(kit, "roles")
+    worker = party("work")
+    with refused(DENIED):
+        worker.execute("INSERT INTO pgflow.definition_steps VALUES (1, 'x', 0)")
+    with refused(DENIED):
+        worker.execute("SELECT FROM pgflow.workflows FOR UPDATE")
+
+
+@pytest.mark.parametrize("role", ["run", "work", "observe"])
+@pytest.mark.parametrize("strength", ["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"])
+def test_only_those_who_edit_lock_a_workflow(kit: Connection, party: Party, role: str, strength: LiteralString) -> None:
+    with refused(DENIED):
+        party(role).execute("SELECT FROM pgflow.workflows FOR " + strength)
+
+
+def test_a_first_run_that_is_left_open_keeps_no_edit_waiting(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    worker = party("work")
+    worker.execute("BEGIN")
+    older = run_workflow(worker, "chain").id
+    party("define").execute("SET lock_timeout = '1s'; INSERT INTO pgflow.deps VALUES ('chain', 'a', 'd')")
+    newer = run_workflow(kit, "chain").id
+    worker.execute("COMMIT")
+    assert statuses(kit, older) == {"a": "pending", "d": "pending"}
+    assert finish(kit, newer) == ["a", "b", "d", "c"]
+
+
+def test_a_first_run_that_is_left_open_keeps_no_other_one_waiting_for_ever(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    kit.execute("ALTER FUNCTION pgflow.snapshot(text) SET lock_timeout = '10ms'")
+    worker = party("work")
+    worker.execute("BEGIN")
+    run_workflow(worker, "chain")
+    with refused(BUSY, 'workflow "chain" is locked by another transaction'):
+        run_workflow(kit, "chain")
+    worker.execute("ROLLBACK")
+    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending"}
+
+
+def test_an_edit_that_is_left_open_counts_from_a_later_run(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    kit.execute("ALTER FUNCTION pgflow.snapshot(text) SET lock_timeout = '10ms'")
+    definer = party("define")
+    definer.execute("BEGIN; INSERT INTO pgflow.steps VALUES ('chain', 'e')")
+    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending"}
+    definer.execute("COMMIT")
+    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending", "e": "pending"}
+
+
+def test_a_deletion_that_is_left_open_keeps_no_start_waiting_for_ever(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    kit.execute("ALTER FUNCTION pgflow.snapshot(text) SET lock_timeout = '10ms'")
+    definer = party("define")
+    definer.execute("BEGIN; DELETE FROM pgflow.steps WHERE slug = 'd'")
+    with refused(BUSY, 'workflow "chain" is locked by another transaction'):
+        run_workflow(kit, "chain")
+    definer.execute("COMMIT")
+    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending"}
+
+
+def test_a_login_with_a_time_out_keeps_a_start_waiting_no_longer(kit: Connection, party: Party) -> None:
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    login = value(party("work"), "SELECT session_user")
+    kit.execute(f"ALTER ROLE {login} SET idle_in_transaction_session_timeout = '200ms'".encode())
+    worker = party("work")
+    worker.execute("BEGIN")
+    run_workflow(worker, "chain")
+    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending"}
+    assert value(kit, "SELECT count(*) FROM pgflow.definitions WHERE step_count = 4") == 1

@@ -22,8 +22,6 @@ WITH ours AS (
         WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname = 'installation' THEN '{SELECT}'::text[]
         WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
         WHEN c.relname = 'waiting_steps' THEN '{SELECT,INSERT,UPDATE,DELETE}'
-        WHEN c.relname LIKE 'definition%%' THEN '{SELECT,INSERT}'
-        WHEN c.relname = 'workflows' THEN '{SELECT,UPDATE}'
         ELSE '{SELECT}' END AS needed
     FROM pg_catalog.pg_class c JOIN ours ON ours.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v')
@@ -32,8 +30,8 @@ WITH ours AS (
     FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow',
-                            'prune_runs', 'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'new_installation',
-                            'move_installation')
+                            'prune_runs', 'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'write_snapshot',
+                            'new_installation', 'move_installation')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')
