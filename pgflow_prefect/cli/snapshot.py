@@ -188,6 +188,11 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
             f"set aside: a worker or a bridge tries again to take it at {run.next_try:%Y-%m-%d %H:%M:%S %Z}",
             f"it could not be taken: {run.set_aside}",
         ]
+    return _describe_left(run, enabled)
+
+
+def _describe_left(run: Run, enabled: Enabled | None) -> list[str]:
+    """Return who takes a pending run that no process holds."""
     resume = f"`pgflow-prefect run --resume {run.id}`"
     slug = run.workflow_slug
     left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "nobody holds it"
@@ -198,9 +203,15 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
             f"{left}, and workflow {slug!r} is disabled: no worker and no bridge takes it. "
             f"`pgflow-prefect enable {slug}`{adopt}; or {resume}"
         ]
+    if enabled is None:
+        # The first worker enables the workflow, and this run is older than that.
+        return [
+            f"{left}, and no worker or bridge has served workflow {slug!r} yet: "
+            f"`pgflow-prefect worker --adopt` takes it, or {resume}"
+        ]
     if run.held is Held.EXPIRED and not run.is_older:
         return [f"{left}: a worker or a bridge takes it over"]
     lines = [f"{left}: a worker or a bridge takes it, or `pgflow-prefect run --resume`"]
-    if enabled is not None and run.is_older:
+    if run.is_older:
         lines.append("it is older than the enabling of its workflow: `pgflow-prefect worker --adopt` takes it")
     return lines

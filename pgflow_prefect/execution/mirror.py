@@ -100,6 +100,10 @@ class Mirror:
         """Return what a claim would give, without claiming; see `Store.read_input`."""
         return await self._persist(lambda: self.store.read_input(self.run_id, step_slug, upstream))
 
+    async def is_current(self) -> bool:
+        """Tell whether this writer's epoch is still the run's."""
+        return (await self._persist(lambda: self.store.read_run(self.run_id))).epoch == self.epoch
+
     async def is_completed(self, step_slug: str) -> bool:
         """Tell whether a step has a result."""
         ends = await self._persist(lambda: self.store.list_step_ends(self.run_id, [step_slug]))

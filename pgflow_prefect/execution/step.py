@@ -159,7 +159,7 @@ class Step:
         except _StoppedError as error:
             was_done = error.reason is Stop.ENDED and await self.mirror.is_completed(self.slug)
             return Completed(message=_DONE_BY_OTHERS) if was_done else error.state
-        return self._conclude(end) if isinstance(end, Report) else end
+        return await self._conclude(end) if isinstance(end, Report) else end
 
     async def _reach_end(self) -> Report | State[None]:
         """Claim the step and have it done, as often as it takes; return the report, or what to show without one."""
@@ -413,13 +413,19 @@ class Step:
         assert context is not None
         return context.task_run.run_count <= self._policy.retries and not isinstance(error, NotRetriableError)
 
-    def _conclude(self, report: Report) -> State[None] | None:
+    async def _conclude(self, report: Report) -> State[None] | None:
         """Return what Prefect shows for a step whose report was answered; the first report has won."""
         if report.status is Status.COMPLETED:
             return None
         if report.status is Status.FAILED:
             return Cancelled(message=report.error_message)
-        return self._give_up(f"its report was refused: {SupersededError(self.mirror.run_id)}")
+        return self._give_up(f"its report was refused: {await self._find_refusal()}")
+
+    async def _find_refusal(self) -> str:
+        """Return why PostgreSQL did not accept a report on a step that is pending still."""
+        if await self.mirror.is_current():
+            return "another attempt of the step has been claimed since"
+        return str(SupersededError(self.mirror.run_id))
 
     def _give_up(self, reason: str) -> State[None]:
         self._logger.warning("step %r: %s", self.slug, reason)

@@ -39,6 +39,12 @@ def test_a_watched_run_that_fails_says_so_with_its_exit_code(cli: CommandLine, d
 def test_what_nobody_holds_is_told(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     assert cli("status", str(run_id)).lines[1] == (
+        f"nobody holds it, and no worker or bridge has served workflow '{chain}' yet: "
+        f"`pgflow-prefect worker --adopt` takes it, or `pgflow-prefect run --resume {run_id}`"
+    )
+    assert cli("enable", chain).code == 0
+    later = run_workflow(db, chain, {}).id
+    assert cli("status", str(later)).lines[1] == (
         "nobody holds it: a worker or a bridge takes it, or `pgflow-prefect run --resume`"
     )
 

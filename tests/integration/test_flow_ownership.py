@@ -14,7 +14,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.execution.flow import find_run_id
 from tests.conftest import Connection
-from tests.engine import value
+from tests.engine import claim, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
@@ -46,6 +46,24 @@ async def test_a_run_that_sql_started_is_executed_by_its_id(
 
     assert await workflow.flow(run_id=run_id) == {"second": "done!"}, "a completed run is only shown"
     assert read_steps(db)["second"][1] == 1
+
+
+async def test_a_refused_report_says_that_another_attempt_was_claimed(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["only"])
+
+    @workflow.step
+    async def only(context: StepContext) -> None:
+        claim(db, context.run_id, "only")  # as a worker of the user's own does
+
+    state = await workflow.flow(return_state=True)
+
+    assert not state.is_completed()
+    shown = await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "Superseded"})
+    assert shown["only"].state is not None
+    assert shown["only"].state.message == "its report was refused: another attempt of the step has been claimed since"
 
 
 async def test_steps_that_were_completed_before_are_shown_in_topological_order(
@@ -94,7 +112,7 @@ async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
     @workflow.step
     async def first() -> None:
         await other_began.wait()
-        raise TerminationSignal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # Prefect's handler of it raises
 
     @workflow.step
     async def other() -> None:

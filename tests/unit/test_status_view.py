@@ -127,6 +127,7 @@ def test_a_run_that_only_adopt_takes_says_so() -> None:
     assert len(Snapshot(make_run(held=None), {}, ORDER, new).describe()) == 2
     older = make_run(held=None).model_copy(update={"is_older": True})
     assert "worker --adopt" in Snapshot(older, {}, ORDER, old).describe()[2]
-    assert len(Snapshot(make_run(held=None), {}, ORDER, None).describe()) == 2, "nobody has said"
+    [_, never] = Snapshot(make_run(held=None), {}, ORDER, None).describe()
+    assert "no worker or bridge has served workflow 'workflow' yet: `pgflow-prefect worker --adopt` takes it" in never
     assert len(Snapshot(make_run(held=Held.RELEASED), {}, ORDER, old).describe()) == 2
     assert len(Snapshot(make_run(held=Held.LEASED), {}, ORDER, None).describe()) == 2
