@@ -237,7 +237,7 @@ CREATE TABLE IF NOT EXISTS pgflow.waiting_steps (
     PRIMARY KEY (run_id, step_slug)
 );
 
--- What a payload and a result may be, for all who write one. The owner changes it: UPDATE pgflow.limits SET …
+-- What a payload and a result may be, for all who write one. The owner changes it: UPDATE pgflow.limits SET ...
 -- Fewer than these could not be told from the small ones, which are let through unread.
 CREATE TABLE IF NOT EXISTS pgflow.limits (
     is_only_row BOOLEAN PRIMARY KEY DEFAULT true CHECK (is_only_row),
