@@ -5,7 +5,7 @@ from uuid import UUID
 from pgflow_prefect.database.connection import Connection, Row
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import ForeignInstallationError, SchemaMissingError
 from pgflow_prefect.models import Installation
 from pgflow_prefect.shipped import shipped_path
@@ -40,8 +40,13 @@ class InstallationStatements(Statements):
         Raises:
             ForeignInstallationError: it is a copy of a database that has been used with Prefect.
             SchemaMissingError: its row was deleted.
+            ReadOnlyError: the database can't be written.
         """
-        found = await self._read_installation("use_installation")
+        try:
+            found = await self._read_installation("use_installation")
+        except TransientError:
+            await self.check_writable()  # which names the reason
+            raise
         if found.is_used:
             self._check_copy(found)
         return found

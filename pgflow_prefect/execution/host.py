@@ -14,6 +14,7 @@ from anyio import CancelScope, move_on_after
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.execution.mirror import persist
 from pgflow_prefect.execution.sharing import lend
 from pgflow_prefect.execution.toolbox import open_toolbox
 from pgflow_prefect.execution.turns import Place, Turns
@@ -251,7 +252,7 @@ async def open_host(
     """
     dsn = find_dsn(settings)
     async with open_store(settings, size=pool_size) as store, open_toolbox(settings) as toolbox:
-        installation = await store.use_installation()
+        installation = await persist(store, settings.report_timeout, store.use_installation, "the database")
         watch = Watch(store)
         with (
             LeaseKeeper(

@@ -227,6 +227,7 @@ def test_a_script_that_asks_for_json_gets_errors_as_json_too(
 
 
 def test_what_was_printed_as_json_stays_one_value_where_an_error_follows(cli: CommandLine, chain: str) -> None:
-    failed = cli("run", chain, "--payload", '{"start": "one"}', "--json")
+    cli.write("broken")
+    failed = cli("run", chain, "--json")
     assert failed.code == 1
     assert json.loads(failed.out)["run"]["status"] == "failed"

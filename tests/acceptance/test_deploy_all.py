@@ -173,5 +173,8 @@ def test_workflows_of_one_file_are_all_deployed(cli: CommandLine, db: Connection
     assert done.lines[-1] == f"skipped workflow {chain!r}: shop.py has no handlers of it"
     [found] = read_deployments(prefect_api, slug)
     [schedule] = found["schedules"]
-    assert (schedule["slug"], schedule["schedule"]["timezone"]) == ("pgflow", "Europe/Berlin")
+    assert (schedule["slug"], schedule["schedule"]["timezone"]) == (
+        "pgflow: every 1 day, 0:00:00 (Europe/Berlin)",
+        "Europe/Berlin",
+    )
     assert read_deployments(prefect_api, chain) == []

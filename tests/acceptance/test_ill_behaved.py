@@ -159,7 +159,7 @@ def test_serve_has_each_end_in_its_own_process(services: Services, db: Connectio
     for act, run_id in failing.items():
         check(db, run_id, "in_thread", SAID[act])
         if act != "hang":  # its own threads keep the process, and Prefect's engine is what runs in it
-            serve.await_line(f"run {run_id} of flow '{slug}': its process has ended")
+            serve.await_line(f"run {run_id} of flow '{slug}': Failed")
     serve.process.send_signal(signal.SIGTERM)
     serve.process.send_signal(signal.SIGTERM)
     assert serve.wait() in (0, 1)

@@ -42,6 +42,7 @@ CHILDREN = (
     "pgflow_prefect.flow_runs",
     "pgflow_prefect.task_runs",
     "pgflow_prefect.external_claims",
+    "pgflow_prefect.set_aside_runs",
     "pgflow_prefect.shadow_reports",
     "pgflow_api.requests",
 )
@@ -109,6 +110,7 @@ def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: st
             ("flow_runs", "run_id, epoch, flow_run_id", "%s, 1, gen_random_uuid()"),
             ("task_runs", "run_id, step_slug, task_run_id, state_name", "%s, 'a', gen_random_uuid(), 'Completed'"),
             ("external_claims", "run_id, step_slug, attempt, claimed_until", "%s, 'a', 1, 'infinity'"),
+            ("set_aside_runs", "run_id, epoch, reason", "%s, 1, 'a trigger'"),
             ("shadow_reports", "run_id, workflow_slug, step_slug, outcome, seconds", "%s, 'diamond', 'a', 'same', 1"),
         ):
             db.execute(f"INSERT INTO pgflow_prefect.{table} ({columns}) VALUES ({values})", [each])  # noqa: S608

@@ -107,7 +107,7 @@ async def test_a_run_that_nothing_was_done_to_has_the_current_definition(store: 
 async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payload: str) -> None:
     define(db, "chain", CHAIN)
     await store.create_run("chain", payload, run_id := uuid4())
-    run = await store.read_run(run_id)
+    run = await store.read_run(run_id, with_payload=True)
     assert run.created_at is not None
     assert run == Run(
         id=run.id,
@@ -122,6 +122,7 @@ async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payl
         finished_at=None,
         held_by="the tests",
         held=Held.LEASED,
+        is_older=True,
     )
     assert [state.step_slug for state in await store.list_step_states(run.id)] == ["a"]
 
@@ -131,7 +132,7 @@ async def test_the_same_id_again_makes_no_second_run(store: Store, db: Connectio
     run_id = uuid4()
     assert await store.create_run("chain", '"first"', run_id, FLOW_RUN) == 1
     assert await store.create_run("chain", '"second"', run_id, FLOW_RUN) == 2
-    (run,) = await store.list_runs()
+    (run,) = await store.list_runs(with_payload=True)
     assert run.payload == "first"
 
 
@@ -173,7 +174,7 @@ async def test_taking_a_run_raises_its_epoch_and_names_its_flow_run(store: Store
     assert await store.take_run(run_id, other, force=True) == 3
     run = await store.read_run(run_id)
     assert (run.epoch, run.flow_run_id) == (3, other)
-    assert (await store.list_runs())[0] == run
+    assert (await store.list_runs())[0] == run.model_copy(update={"is_older": False}), "a list does not look at that"
 
 
 async def test_an_unknown_run_is_told(store: Store) -> None:
