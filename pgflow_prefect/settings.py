@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
     """Bytes of JSON that a step's result may have, as its handler writes it: larger things belong in storage.
 
-    The table `pgflow.limits` bounds what PostgreSQL stores, whoever writes it.
+    The table `pgflow.limits` bounds what PostgreSQL stores, whichever role writes it.
     """
 
     http_allow: str = ""

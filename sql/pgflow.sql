@@ -538,7 +538,7 @@ DECLARE
     removed_from text[]; -- ... and of their workflows
     waiting record;
 BEGIN
-    IF TG_RELID <> 'pgflow.steps'::regclass THEN -- with the owner's rights, on a table of somebody else's
+    IF TG_RELID <> 'pgflow.steps'::regclass THEN -- with the owner's rights, on another role's table
         RAISE EXCEPTION 'the trigger function pgflow.steps_edited is for pgflow.steps, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -602,7 +602,7 @@ DECLARE
     dep record;
     workflow text;
 BEGIN
-    IF TG_RELID <> 'pgflow.deps'::regclass THEN -- with the owner's rights, on a table of somebody else's
+    IF TG_RELID <> 'pgflow.deps'::regclass THEN -- with the owner's rights, on another role's table
         RAISE EXCEPTION 'the trigger function pgflow.deps_edited is for pgflow.deps, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;

@@ -475,7 +475,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
     SELECT CASE WHEN owner.run_id IS NULL THEN (created_at >= enabled.since) IS NOT TRUE
-                WHEN owner.adopted OR owner.epoch <> is_older.epoch THEN false -- reopened: somebody wants it to go on
+                WHEN owner.adopted OR owner.epoch <> is_older.epoch THEN false -- reopened: a user wants it to go on
                 ELSE (created_at >= enabled.first_enabled) IS NOT TRUE END
 $$;
 
@@ -994,7 +994,7 @@ BEGIN
             CASE WHEN NOT waits THEN attempt END)
     ON CONFLICT (run_id, step_slug) DO UPDATE
     SET task_run_id = excluded.task_run_id, state_name = excluded.state_name,
-        -- What is on a queue stays that queue's, whoever the step is bound to meanwhile.
+        -- What is on a queue stays that queue's, whatever the step is bound to meanwhile.
         handler = CASE WHEN excluded.state_name = 'Deferred' THEN t.handler ELSE excluded.handler END,
         attempt = CASE WHEN excluded.state_name = 'Deferred' THEN t.attempt ELSE excluded.attempt END,
         updated_at = CASE WHEN excluded.state_name = 'Waiting' AND t.state_name = 'Waiting' THEN t.updated_at
@@ -1126,7 +1126,7 @@ COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, text, int, int, uuid, t
 
 -- What asks for a change of a binding: who may insert here may bind steps. Nothing is stored. The trigger below does
 -- what is asked with the owner's rights, after it has checked what the role that asks may do; it alone writes
--- bindings and their history. Nobody is granted requested_by: it is true.
+-- bindings and their history. No role is granted requested_by: it is true.
 CREATE OR REPLACE VIEW pgflow_prefect.binding_requests AS
 SELECT NULL::text AS workflow_slug, NULL::text AS step_slug, NULL::text AS action, NULL::text AS kind,
        NULL::text AS target, NULL::jsonb AS options, NULL::text AS requested_by, NULL::boolean AS changed

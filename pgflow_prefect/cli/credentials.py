@@ -23,8 +23,8 @@ def credentials(
     """Show which credentials rows name and where these would go, and what to set so that they may.
 
     A row may only name environment variables that begin with `PGFLOW_TOKEN_` and Prefect Secret blocks that begin with
-    `pgflow-`. The settings of the process that executes the step say where each may go. Whoever may define workflows
-    writes these rows: check that each line is meant before you set it.
+    `pgflow-`. The settings of the process that executes the step say where each may go. Roles that may define workflows
+    write these rows: check that each line is meant before you set it.
 
     Example: `pgflow-prefect credentials --rename`
 

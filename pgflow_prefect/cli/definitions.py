@@ -87,7 +87,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     print_table(("step", "done by"), [(slug, each.text) for slug, each in doers.items()])
     print_stubs(doers)
     if external := checked.external:
-        out.print(f"done by somebody else, who calls complete_step: {', '.join(external)}", markup=False)
+        out.print(f"done by external workers, which call complete_step: {', '.join(external)}", markup=False)
     return 1 if problems else 0
 
 

@@ -88,7 +88,7 @@ class PruningStatements(Statements):
 
         Raises:
             UsageError: there is no such run, or it is pending.
-            PgflowPrefectError: this user may not delete runs, or a table of somebody else's refers to it.
+            PgflowPrefectError: this user may not delete runs, or a table of another program refers to it.
         """
         with without_bound():
             await self._fetch("prune_run", run_id=run_id)

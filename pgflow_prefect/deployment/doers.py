@@ -61,7 +61,7 @@ def describe_doer(slug: str, row: StepBinding | None, workflow: Workflow | None,
     if row is not None and row.kind != Kind.PYTHON:
         return Doer(" ".join(filter(None, [row.kind, row.target])), options)
     if workflow is None:
-        return Doer(str(row.kind) if row is not None else "the file of handlers, else somebody else", options)
+        return Doer(str(row.kind) if row is not None else "the file of handlers, else an external worker", options)
     binding = workflow.bindings.get(slug)
     if row is None and binding is not None:
         return Doer(f"{binding}, as {source} says", options)

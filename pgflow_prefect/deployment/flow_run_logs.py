@@ -20,7 +20,7 @@ _LEVEL, _SILENT = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
 def handlers_logging() -> Iterator[Mapping[str, str | None]]:
     """Yield what the environment of a flow run's process needs, to show its handlers' log lines.
 
-    Somebody's own logging configuration, `PREFECT_LOGGING_SETTINGS_PATH`, stays in force.
+    A user's own logging configuration, `PREFECT_LOGGING_SETTINGS_PATH`, stays in force.
     """
     if PREFECT_LOGGING_SETTINGS_PATH.value().exists():
         yield {_LEVEL: None}

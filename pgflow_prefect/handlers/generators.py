@@ -18,7 +18,7 @@ def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
     """Return what a handler returned, its items as a list where it makes them one by one; call it in a thread.
 
     Raises:
-        CancelledError: nobody waits for it any more; one that never ends would fill the memory.
+        CancelledError: no task waits for it any more; one that never ends would fill the memory.
     """
     if not is_lazy(value):
         return value

@@ -33,7 +33,7 @@ def is_in_thread() -> bool:
 
 
 def count_given_up() -> int:
-    """Return how many threads still work on handlers that nobody waits for."""
+    """Return how many threads still work on handlers that no task waits for."""
     return len(_given_up)
 
 
@@ -56,7 +56,7 @@ async def run_in_thread(function: Callable[[], T]) -> T:
             job.give_up()
             raise
         return cast("T", job.get_result())
-    raise AssertionError("nobody cancels this scope itself")
+    raise AssertionError("no code cancels this scope itself")
 
 
 class _Job:

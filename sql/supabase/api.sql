@@ -63,7 +63,7 @@ DECLARE
     definition pgflow.definitions;
     run pgflow.runs;
 BEGIN
-    IF TG_RELID <> 'pgflow.runs'::regclass THEN -- with the owner's rights, on a table of somebody else's
+    IF TG_RELID <> 'pgflow.runs'::regclass THEN -- with the owner's rights, on another role's table
         RAISE EXCEPTION 'the trigger function pgflow_api.begin_run is for pgflow.runs, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -86,7 +86,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET row_security = off
 AS $$
 BEGIN
-    IF TG_RELID <> 'pgflow_api.requests'::regclass THEN -- with the owner's rights, on a table of somebody else's
+    IF TG_RELID <> 'pgflow_api.requests'::regclass THEN -- with the owner's rights, on another role's table
         RAISE EXCEPTION 'the trigger function pgflow_api.do_request is for pgflow_api.requests, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;

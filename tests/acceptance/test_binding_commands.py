@@ -41,7 +41,7 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
     assert first["changed_by"] == value(db, "SELECT session_user")
 
     shown = cli("bind", bound)
-    assert "the file of handlers, else somebody else" in shown.out
+    assert "the file of handlers, else an external worker" in shown.out
     assert [line.split("\t")[0] for line in shown.lines[1:4]] == ["a", "b", "c"]
     for left in (["external"], []):
         assert cli("bind", bound, "b", "--undo").code == 0

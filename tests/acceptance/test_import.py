@@ -41,7 +41,7 @@ def test_import_writes_a_stub_for_each_step_and_what_is_a_stub_somebody_else_doe
     assert "async def the_join(a: JsonValue, c: JsonValue) -> JsonValue:" in source
     assert again.lines == ["flows/chain.py has a handler for every step: nothing added"]
     assert checked.code == 0
-    assert checked.lines[-1] == "done by somebody else, who calls complete_step: a, b, c, the-join"
+    assert checked.lines[-1] == "done by external workers, which call complete_step: a, b, c, the-join"
 
 
 def test_importing_again_adds_the_new_steps_and_leaves_what_a_person_wrote(cli: CommandLine, db: Connection) -> None:

@@ -70,7 +70,7 @@ UNLISTEN pgflow_doctor
 SELECT pg_notify('pgflow_doctor', 'heard')
 
 -- count_untaken_runs --
--- Pending runs of enabled workflows that nobody has taken for a while; those begun before the enabling apart. Without
+-- Pending runs of enabled workflows that no process has taken for a while; those begun before the enabling apart. Without
 -- those that are set aside.
 SELECT r.workflow_slug, count(*) FILTER (WHERE NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS runs,
        count(*) FILTER (WHERE pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS older
