@@ -826,10 +826,11 @@ AS $$
     WHERE NOT o.settled AND o.holder @> (machine || jsonb_build_object('epoch', o.epoch))
       AND o.lease_until > 'epoch' AND o.lease_until < 'infinity'
       AND (only_run IS NULL OR o.run_id = only_run)
+      AND EXISTS (SELECT FROM pgflow.runs r WHERE r.id = o.run_id AND r.status = 'pending')
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_holders(jsonb, uuid) IS
-    'The processes of one machine that hold runs, or that hold this one.';
+    'The processes of one machine that hold pending runs, or that hold this one.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.expire_lease(run_id uuid, epoch int, holder jsonb) RETURNS boolean

@@ -57,7 +57,7 @@ COMMANDS = {
     "retry": ("steering:retry", "Make a failed run pending again."),
     "cancel": ("steering:cancel", "End a run, in PostgreSQL and in Prefect."),
     "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair what differs."),
-    "prune": ("prune:prune", "Delete runs that ended long ago."),
+    "prune": ("prune:prune", "Delete runs that have ended: old ones, a workflow's, or one."),
     "doctor": ("doctor:doctor", "Check the database, Prefect, and what is between them."),
     "guide": ("guide:guide", "Show a page of the guide: the engine, scaling, Supabase, …"),
 }

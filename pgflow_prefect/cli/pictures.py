@@ -204,7 +204,7 @@ def _draw_chart(chart: Timeline, width: int) -> Iterable[Text]:
 
     names = [cut(clean(row.slug), max(width // 3, 8)) for row in chart.rows]
     longest = max(map(measure, names), default=0)
-    notes = [row.mark.measures for row in chart.rows]
+    notes = [row.mark.measures or str(row.mark.look) for row in chart.rows]
     room = max(width - longest - max(map(len, notes), default=0) - 6, 10)
     if any(row.start is not None for row in chart.rows):
         yield Text(" " * (longest + 3) + draw_axis(chart, room), "dim")
@@ -219,7 +219,7 @@ def _draw_chart(chart: Timeline, width: int) -> Iterable[Text]:
             (bar, style),
             " " * (room - len(left) - len(bar)),
             (f" {PAINTS[row.mark.look].sign} ", style),
-            note or row.mark.look,
+            note,
         )
     yield from map(Text, describe_timeline(chart))
     yield Text(f"* critical path: {write_path(chart.progress.critical) or '-'}")

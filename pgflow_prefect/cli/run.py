@@ -216,7 +216,9 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
             if (await store.read_run(run_id)).held is Held.QUEUED or anyio.current_time() > deadline:
                 raise RunHeldError(f"{error}; --force takes it from there") from error
             if not told:
-                err.print(f"{error}; waiting {store.tenure.lease:g} s for the lease to run out", markup=False)
+                err.print(
+                    f"{str(error).rstrip('.')}; waiting {store.tenure.lease:g} s for the lease to run out", markup=False
+                )
                 told = True
         await anyio.sleep(_HELD_INTERVAL)
 

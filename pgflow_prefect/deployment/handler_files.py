@@ -14,6 +14,7 @@ from typing import TypeVar
 from pgflow_prefect.deployment.handler_modules import ModuleClashError, find_loaded, load_file, load_named
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
+from pgflow_prefect.handlers.raised import is_from_signal
 from pgflow_prefect.models import to_identifier
 from pgflow_prefect.workflow import Workflow
 
@@ -174,7 +175,9 @@ def load_module(source: str) -> ModuleType:
         return _outside_event_loop(lambda: load_file(_resolve(source)) if is_file(source) else load_named(source))
     except ModuleClashError as error:
         raise UsageError(f"{source} can't be imported: {error}") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         if isinstance(error, ModuleNotFoundError) and not is_file(source) and source.startswith(error.name or source):
             raise UsageError(f"there is no module {source!r}: is it a file? then name it with its .py") from error
         raise UsageError(f"{source} can't be imported: {_locate(error)}") from error

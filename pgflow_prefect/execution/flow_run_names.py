@@ -8,24 +8,17 @@ from pgflow_prefect.wording import clean
 _COOL_NAME = re.compile(r"[a-z]+-[a-z]+")
 """What Prefect calls a flow run that is created without a name: an adjective and an animal."""
 
-# Prefect's form behind the Run button fills in a star: a Greek letter, perhaps with a number, its constellation in the
-# genitive, and perhaps a word more.
+# Prefect's form behind the Run button fills in a star of science fiction: a Greek letter, perhaps with a number, one of
+# more than a thousand names, and perhaps a word more. With a number, or with such a word, no person has chosen it.
 _LETTERS = (
     "alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|"
     "upsilon|phi|chi|psi|omega"
 )
-_CONSTELLATIONS = (
-    "andromedae|antliae|apodis|aquarii|aquilae|arae|arietis|aurigae|bootis|caeli|camelopardalis|cancri|"
-    "canis-majoris|canis-minoris|canum-venaticorum|capricorni|carinae|cassiopeiae|centauri|cephei|ceti|"
-    "chamaeleontis|circini|columbae|comae-berenices|coronae-australis|coronae-borealis|corvi|crateris|crucis|"
-    "cygni|delphini|doradus|draconis|equulei|eridani|fornacis|geminorum|gruis|herculis|horologii|hydrae|hydri|"
-    "indi|lacertae|leonis|leonis-minoris|leporis|librae|lupi|lyncis|lyrae|mensae|microscopii|monocerotis|"
-    "muscae|normae|octantis|ophiuchi|orionis|pavonis|pegasi|persei|phoenicis|pictoris|piscis-austrini|piscium|"
-    "puppis|pyxidis|reticuli|sagittae|sagittarii|scorpii|sculptoris|scuti|serpentis|sextantis|tauri|"
-    "telescopii|trianguli|trianguli-australis|tucanae|ursae-majoris|ursae-minoris|velorum|virginis|volantis|"
-    "vulpeculae"
+_LAST_WORDS = (
+    "[a-z]|adjunct|anomaly|band|boundary|cloud|cluster|collapse|conflux|expanse|field|fringe|instability|manifold|"
+    "mass|nebula|point|quadrant|reach|ring|sector|shift|tensor|terminus|vector|void|warp"
 )
-_STAR = re.compile(rf"(?:{_LETTERS})\d*-(?:{_CONSTELLATIONS})(?:-[a-z]+)?")
+_STAR = re.compile(rf"(?:{_LETTERS})(?:\d+(?:-[a-z]+){{1,3}}|(?:-[a-z]+){{1,2}}-(?:{_LAST_WORDS}))")
 
 
 def name_flow_run(workflow_slug: str, run_id: UUID) -> str:

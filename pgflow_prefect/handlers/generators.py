@@ -1,12 +1,12 @@
 """Handlers that yield their result item by item: it is stored as one list."""
 
 import io
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from typing import Any, get_args, get_origin
 
 from anyio.from_thread import check_cancelled
 
-_ITEM_BY_ITEM = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterator)
+_ITEM_BY_ITEM = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator)
 
 
 def is_lazy(value: object) -> bool:

@@ -31,11 +31,19 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
         yield from _compare_fields(before, after, schema)
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
         yield from _compare_mappings(before, after, schema)
-    elif isinstance(before, list | tuple) and type(before) is type(after) and len(before) == len(after):
+    elif isinstance(before, list | tuple) and _are_sequences(before, after, schema):
         for number, (one, other) in enumerate(zip(before, after, strict=True)):
             yield from _place(f"[{number}]", find_losses(one, other, schema.item(number)))
     elif not _is_same(before, after):
         yield "", _explain(before, after)
+
+
+def _are_sequences(before: list[Any] | tuple[Any, ...], after: Any, schema: SchemaView) -> bool:  # noqa: ANN401
+    """Tell whether two values are sequences of the same kind and length, to be compared item by item."""
+    if type(before) is type(after):
+        return len(before) == len(after)
+    is_list_of_tuple = isinstance(before, tuple) and isinstance(after, list) and schema.takes_lists_for_tuples
+    return is_list_of_tuple and len(before) == len(after)
 
 
 def _compare_fields(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401

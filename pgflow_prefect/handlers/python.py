@@ -14,6 +14,7 @@ from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, Usag
 from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
+from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
 from pgflow_prefect.models import Claim, to_identifier
@@ -107,7 +108,7 @@ class PythonHandler:
         value = call()
         if inspect.isawaitable(value) or inspect.isasyncgen(value):
             return _Unfinished(value)
-        return self._serialise(collect(context.settle(value)))
+        return self._serialise(context.settle(collect(value)))
 
     async def _finish(self, value: Any, context: StepContext) -> str:  # noqa: ANN401
         """Await what an async function returns, and return its result as JSON text."""
@@ -118,7 +119,7 @@ class PythonHandler:
         if not is_lazy(value):
             return self._serialise(context.settle(value))
         try:  # it may block: not on the event loop
-            return await run_in_thread(lambda: self._serialise(collect(context.settle(value))))
+            return await run_in_thread(lambda: self._serialise(context.settle(collect(value))))
         except get_cancelled_exc_class():
             context.abandon()
             raise
@@ -146,6 +147,10 @@ class PythonHandler:
             raise ArgumentInvalidError(
                 f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {_explain(error)}"
             ) from None  # pydantic's own message has the value, and Prefect logs causes, too
+        except Exception as error:  # a validator of the user's
+            raise ArgumentInvalidError(
+                f"step {self.step_slug!r}: argument {name!r} can't be checked: {describe(error)}"
+            ) from error
 
     def _serialise(self, value: Any) -> str:  # noqa: ANN401
         try:

@@ -12,6 +12,9 @@ _SAFE = {
 }
 """What comes back from JSON as it was."""
 
+_LISTS = {"list", "generator"}
+"""What a tuple may come back as a list of: `Sequence` and `Iterable` make no difference between the two."""
+
 _INNER = ("schema", "python_schema", "lax_schema", "items_schema", "values_schema", "keys_schema")
 _CONTAINERS: dict[type, set[str]] = {list: {"list"}, tuple: {"tuple"}, set: {"set"}, frozenset: {"frozenset"}}
 
@@ -54,6 +57,11 @@ class SchemaView:
         """Whether the annotation says nothing here, as `Any` does."""
         return self.schema is not None and self.schema["type"] == "any"
 
+    @property
+    def takes_lists_for_tuples(self) -> bool:
+        """Whether the annotation names a sequence, and leaves open whether that is a list or a tuple."""
+        return self.schema is not None and self.schema["type"] in _LISTS
+
     def choose(self, value: Any) -> "SchemaView":  # noqa: ANN401
         """Return what it says of this value: without wrappers, and of a union the member that the value is one of."""
         schema = self.schema
@@ -67,6 +75,8 @@ class SchemaView:
                     break
             elif kind in {"model", "dataclass", "model-fields", "dataclass-args"}:
                 break
+            elif kind == "chain":  # the last step makes the value, as of `Sequence`
+                schema = schema["steps"][-1]
             elif inner := next((schema[name] for name in _INNER[:3] if name in schema), None):
                 schema = inner
             else:
@@ -90,6 +100,8 @@ class SchemaView:
 
     def item(self, number: int) -> "SchemaView":
         """Return what it says of an item of a list or a tuple; without a word of it, it is anything."""
+        if self.schema is not None and self.schema["type"] == "named-tuple":
+            return self._view(self.schema["fields"][number]["schema"])
         items = (self.schema or {}).get("items_schema")
         if isinstance(items, list):
             items = items[min(number, len(items) - 1)] if items else None

@@ -7,7 +7,14 @@ from pgflow_prefect.execution.flow_run_names import is_made_up
 
 @pytest.mark.parametrize(
     "name",
-    ["fierce-fox", "alpha-andromedae", "beta6-canis-majoris", "gamma417-ursae-minoris-nebula", "nu-lyrae-q"],
+    [
+        "fierce-fox",
+        "alpha-andromedae",
+        "beta6-canis-majoris",
+        "gamma417-ursae-minoris-nebula",
+        "nu-lyrae-q",
+        "mu2-almeisan-f",
+    ],
 )
 def test_a_name_that_prefect_made_up_is_replaced(name: str) -> None:
     assert is_made_up(name)

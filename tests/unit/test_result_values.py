@@ -2,9 +2,10 @@
 
 import base64
 import datetime as dt
+import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, S
 from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
+from pgflow_prefect.handlers.generators import find_collected
 from pgflow_prefect.handlers.schemas import is_lossless
 from pgflow_prefect.handlers.values import UnstorableError, write_result
 
@@ -321,3 +323,42 @@ def test_the_real_things_of_pandas_and_numpy_are_named() -> None:
             write(value)
         assert str(refused.value).startswith(message)
     assert write(frame[["n"]].to_dict("records")) == '[{"n":1}]'
+
+
+class Piece(BaseModel):
+    name: str
+
+
+class DatedPiece(Piece):
+    due: str
+
+
+class Pair(NamedTuple):
+    piece: Piece
+
+
+class Box(BaseModel):
+    tags: Sequence[str] = ()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Sequence[Piece], [DatedPiece(name="a", due="noon")]),
+        (Iterable[Piece], [DatedPiece(name="a", due="noon")]),
+        (Pair, Pair(DatedPiece(name="a", due="noon"))),
+    ],
+    ids=str,
+)
+def test_a_subclass_is_not_cut_down_in_any_kind_of_sequence(annotation: Any, value: Any) -> None:
+    with pytest.raises(UnstorableError, match="DatedPiece"):
+        write_result(value, TypeAdapter(find_collected(annotation)))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "written"),
+    [(Sequence[str], ("a", "b"), ["a", "b"]), (Box, Box(), {"tags": []}), (Sequence[str], ["a"], ["a"])],
+    ids=str,
+)
+def test_a_tuple_that_is_a_sequence_is_stored_as_a_list(annotation: Any, value: Any, written: object) -> None:
+    assert json.loads(write_result(value, TypeAdapter(annotation))) == written
