@@ -23,9 +23,14 @@ def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
     if not is_lazy(value):
         return value
     items = []
-    for item in value:
-        check_cancelled()
-        items.append(item)
+    try:
+        for item in value:
+            check_cancelled()
+            items.append(item)
+    finally:
+        # At once, and not when the error that broke it off has been forgotten: the handler may hold a file or a lock.
+        if isinstance(value, Generator):
+            value.close()
     return items
 
 
