@@ -51,6 +51,7 @@ class Intake:
     executing: Callable[[], Collection[UUID]] = tuple
     stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
+    _next_look: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(self.slots)
@@ -111,7 +112,7 @@ class Intake:
                 with anyio.CancelScope() as self._taking:
                     if self.stopped:
                         return
-                    await self.store.expire_dead_holders()
+                    await self._expire_dead_holders()
                     runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt, besides=self.executing())
                 if self._taking.cancelled_caught:
                     _logger.warning("no answer to the last sweep: what it has taken is free when its lease runs out")
@@ -125,6 +126,12 @@ class Intake:
                 return
             for taken in runs:
                 group.start_soon(self._handle, taken, places.pop())
+
+    async def _expire_dead_holders(self) -> None:
+        """Look once a sweep for dead owners, and not with each run that wakes this."""
+        if anyio.current_time() >= self._next_look:
+            await self.store.expire_dead_holders()
+            self._next_look = anyio.current_time() + self.sweep_interval
 
     @contextmanager
     def _occupy(self, slots: int) -> Iterator[list[Place]]:
