@@ -126,7 +126,7 @@ def open_site(server: str) -> Iterator[Site]:
         psycopg.connect(dsn, autocommit=True) as db,
         prefect_server(Path(temporary), create_database(server, f"prefect_{name}")) as api_url,
     ):
-        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
             db.execute(shipped_path("sql", script).read_bytes())
         define(db, WORKFLOW, GRAPH)
         flows = Path(temporary) / "flows"

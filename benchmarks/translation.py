@@ -41,7 +41,7 @@ INSERT_DEPS = """
 def fill(dsn: str) -> None:
     """Install the schemas and insert a workflow of each size; nothing is ever analyzed."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
             connection.execute(shipped_path("sql", script).read_bytes())
         connection.execute("SET session_replication_role = replica")  # no checks: these rows are known to be good
         for steps in SIZES:

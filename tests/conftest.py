@@ -117,7 +117,7 @@ def template(make_database: Callable[[str | None], str]) -> str:
     """The name of a database with both schemas installed, to be copied."""
     dsn = make_database(None)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
             connection.execute(shipped_path("sql", script).read_bytes())
         return connection.info.dbname
 

@@ -12,7 +12,7 @@ from pgflow_prefect.shipped import shipped_path
 ENGINE_VERSION = 2
 ADAPTER_VERSION = 6
 
-SCRIPTS = ("pgflow.sql", "pgflow_prefect.sql")
+SCRIPTS = ("pgflow.sql", "classic/pgflow_prefect.sql")
 
 
 def read_scripts() -> str:

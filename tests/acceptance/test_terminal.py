@@ -5,6 +5,8 @@ import pty
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -15,8 +17,22 @@ from tests.conftest import Connection
 from tests.engine import column, run_workflow
 
 
-def watch(cli: CommandLine, *arguments: str, typed: str = "", **environment: str) -> tuple[int, str]:
-    """Run a command at a pseudo-terminal, where something is typed; return its exit code and all that was drawn."""
+def watch(
+    cli: CommandLine,
+    *arguments: str,
+    typed: str = "",
+    on_drawn: Callable[[str], None] | None = None,
+    **environment: str,
+) -> tuple[int, str]:
+    """Run a command at a pseudo-terminal, where something is typed; return its exit code and all that was drawn.
+
+    Args:
+        cli: where it runs.
+        arguments: of the command.
+        typed: what is typed before it starts.
+        on_drawn: called with all that was drawn so far, each time that more is drawn.
+        environment: variables that it gets besides.
+    """
     ours, theirs = pty.openpty()
     os.write(ours, typed.encode())
     process = subprocess.Popen(
@@ -28,10 +44,15 @@ def watch(cli: CommandLine, *arguments: str, typed: str = "", **environment: str
         stderr=theirs,
     )
     os.close(theirs)
+    last_resort = threading.Timer(120, process.kill)
+    last_resort.start()
     drawn = b""
     while chunk := _read(ours):
         drawn += chunk
+        if on_drawn is not None:
+            on_drawn(drawn.decode(errors="replace"))
     os.close(ours)
+    last_resort.cancel()
     return process.wait(), drawn.decode()
 
 
@@ -42,14 +63,24 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
+def is_drawn_over_itself(drawn: str) -> bool:
+    return "\x1b[1A" in drawn or "\x1b[2K" in drawn
+
+
 def test_a_run_is_drawn_while_it_goes_on_and_ends_with_its_final_state(
     cli: CommandLine, db: Connection, chain: str
 ) -> None:
-    code, drawn = watch(cli, "run", chain)
+    gate = cli.write("gate")
+
+    def open_gate_once_redrawn(drawn: str) -> None:
+        if "Running" in drawn and is_drawn_over_itself(drawn):
+            gate.unlink(missing_ok=True)
+
+    code, drawn = watch(cli, "run", chain, on_drawn=open_gate_once_redrawn)
 
     assert code == 0
     assert "\x1b[32mCompleted" in drawn, "in green"
-    assert "\x1b[1A" in drawn or "\x1b[2K" in drawn, "drawn over itself"
+    assert is_drawn_over_itself(drawn)
     last = drawn[drawn.rindex("a  ") :]
     assert [f"{step}  \x1b[32mCompleted" in last for step in "abc"] == [True, True, True]
     assert "3/3" in last

@@ -11,6 +11,8 @@ from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_u
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, run_workflow, statuses, value
 
+HOLDERS = "SELECT count(DISTINCT held_by) FROM pgflow_prefect.owners"
+
 
 def is_completed(db: Connection, run_id: UUID) -> bool:
     return bool(get_run(db, run_id).status == "completed")
@@ -58,13 +60,15 @@ def test_a_run_that_a_trigger_refuses_stops_no_worker(
 
 
 def test_several_workers_share_the_runs(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:
+    gate = cli.write("gate")
     for _ in range(2):
         services.start("worker", "--concurrency", "2")
     ids = [run_workflow(db, chain, {"start": n}).id for n in range(12)]
+    wait_until(lambda: value(db, HOLDERS) == 2, "each worker has taken a run")
+    gate.unlink()
     wait_until(lambda: all(is_completed(db, run_id) for run_id in ids), "all runs complete")
 
     assert len(cli.executions()) == 12 * 3, "each step was executed once"
-    assert value(db, "SELECT count(DISTINCT held_by) FROM pgflow_prefect.owners") == 2
     assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 1
 
 

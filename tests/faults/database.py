@@ -65,7 +65,7 @@ class Database:
     def install(self, workflows: Mapping[str, Steps]) -> None:
         """Make everything that the storm needs, with all workflows defined and enabled."""
         connection = self.connect()
-        for script in ("pgflow.sql", "pgflow_prefect.sql"):
+        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
             connection.execute(shipped_path("sql", script).read_bytes())
         connection.execute(_OBSERVATIONS)
         for slug, steps in workflows.items():

@@ -108,7 +108,7 @@ def become_owner(db: Connection, attributes: str) -> str:
     name = create_role(db, attributes)
     db.execute("DROP SCHEMA pgflow CASCADE; DROP SCHEMA pgflow_prefect CASCADE")
     db.execute(f"GRANT CREATE ON DATABASE {db.info.dbname} TO {name}; SET ROLE {name}".encode())
-    for script in ("pgflow.sql", "pgflow_prefect.sql"):
+    for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
         db.execute(shipped_path("sql", script).read_bytes())
     return name
 

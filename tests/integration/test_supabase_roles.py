@@ -322,7 +322,7 @@ def test_a_second_run_of_the_script_changes_nothing(kit: Connection, script: str
 def test_the_roles_do_not_need_the_adapter_and_get_it_when_it_comes(kit: Connection) -> None:
     kit.execute("DROP SCHEMA pgflow_prefect CASCADE")
     run_script(kit, "roles")
-    kit.execute(shipped_path("sql", "pgflow_prefect.sql").read_bytes())
+    kit.execute(shipped_path("sql", "classic/pgflow_prefect.sql").read_bytes())
     claims = "SELECT pgflow_prefect.enable_workflow('chain')"
     assert attempt(become(kit, "pgflow_work"), claims) == "-"
     kit.execute("RESET ROLE")
