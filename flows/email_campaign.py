@@ -1,4 +1,4 @@
-"""Send a campaign: read who gets it, send everybody a mail, count what was delivered.
+"""Send a campaign: read who gets it, send each recipient a mail, count what was delivered.
 
 The workflow itself is SQL (`email_campaign/workflow.sql`); here is what its steps do. Mails go to the server that
 `SMTP_URL` names (`smtp://[user:password@]host[:port]`, or `smtps://` for TLS), else into the Maildir that `MAILDIR`
@@ -39,7 +39,7 @@ class Campaign(BaseModel):
 
 
 class Recipient(BaseModel):
-    """Somebody who gets the campaign."""
+    """A person who gets the campaign."""
 
     name: str
     email: str
@@ -76,7 +76,7 @@ def prepare_list() -> list[Recipient]:
 
 @workflow.step(retries=3, retry_delay_seconds=[1, 10, 60], timeout_seconds=300)
 def send_emails(prepare_list: list[Recipient], payload: Campaign, context: StepContext) -> Delivery:
-    """Send everybody a mail; tried again after a failure, nobody whose mail is in the Maildir gets a second one."""
+    """Send each recipient a mail. A retry sends no second mail to a recipient whose mail is in the Maildir."""
     sent, already_there = [], []
     with open_outbox() as outbox:
         known = outbox.list_message_ids()

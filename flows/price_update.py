@@ -3,7 +3,7 @@
     load_costs                 an SQL function, in the transaction that completes its step
     price_books, …             Python, a fan-out over the categories: each prices its rows exactly once
     check_margins              an HTTP endpoint, such as a Supabase Edge Function (here `price_update/endpoint.py`)
-    sign_off                   somebody else: a person, who calls `pgflow.complete_step`
+    sign_off                   a person, who calls `pgflow.complete_step`
     print_labels               a worker of a Redis queue      (`price_update/consumers.py`)
     tell_shops                 a worker of a RabbitMQ queue
     update_search              a worker of a pgqueuer queue, in the same PostgreSQL
@@ -23,7 +23,7 @@ from pgflow_prefect import External, HttpEndpoint, Queue, SqlFunction, StepConte
 MARGIN = {"books": Decimal("1.20"), "garden": Decimal("1.55"), "tools": Decimal("1.40"), "toys": Decimal("1.35")}
 """Prices are costs times this."""
 
-workflow = Workflow("price_update", description="Price all products anew, have that checked, and tell everybody.")
+workflow = Workflow("price_update", description="Price all products, have the prices checked, announce them.")
 
 
 class Priced(BaseModel):
