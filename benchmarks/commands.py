@@ -16,6 +16,7 @@ import psycopg
 
 from benchmarks.engine import Connection, Graph, chain, define
 from pgflow_prefect.database.connection import create_database
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 
@@ -126,7 +127,7 @@ def open_site(server: str) -> Iterator[Site]:
         psycopg.connect(dsn, autocommit=True) as db,
         prefect_server(Path(temporary), create_database(server, f"prefect_{name}")) as api_url,
     ):
-        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+        for script in SCRIPTS:
             db.execute(shipped_path("sql", script).read_bytes())
         define(db, WORKFLOW, GRAPH)
         flows = Path(temporary) / "flows"

@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from benchmarks.measure import Report, Row, Sample, Target, ratio
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.database.store import Store, make_tenure
 from pgflow_prefect.graph import build_graph, sort_steps
 from pgflow_prefect.settings import Settings
@@ -41,7 +42,7 @@ INSERT_DEPS = """
 def fill(dsn: str) -> None:
     """Install the schemas and insert a workflow of each size; nothing is ever analyzed."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+        for script in SCRIPTS:
             connection.execute(shipped_path("sql", script).read_bytes())
         connection.execute("SET session_replication_role = replica")  # no checks: these rows are known to be good
         for steps in SIZES:

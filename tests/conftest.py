@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgflow_prefect.database.embedded import start_embedded, stop_embedded
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
@@ -117,7 +118,7 @@ def template(make_database: Callable[[str | None], str]) -> str:
     """The name of a database with both schemas installed, to be copied."""
     dsn = make_database(None)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+        for script in SCRIPTS:
             connection.execute(shipped_path("sql", script).read_bytes())
         return connection.info.dbname
 

@@ -98,7 +98,8 @@ async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow
     """Keep everybody else from editing the workflow, and make sure that nobody has since `old` was read."""
     named = {"workflow_slug": workflow_slug}
     if old is None:
-        is_as_read = await (await connection.execute(QUERIES["insert_workflow"], named)).fetchone() is not None
+        inserted = await (await connection.execute(QUERIES["insert_workflow"], named)).fetchone()
+        is_as_read = inserted is not None and inserted["is_new"] is True
     else:
         await connection.execute(QUERIES["lock_workflow"], named)
         row = await (await connection.execute(QUERIES["load_definition"], named)).fetchone()

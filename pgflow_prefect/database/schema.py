@@ -10,9 +10,10 @@ from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 2
-ADAPTER_VERSION = 6
+ADAPTER_VERSION = 7
 
-SCRIPTS = ("pgflow.sql", "classic/pgflow_prefect.sql")
+SCRIPTS = ("pgflow.sql", "classic/pgflow_prefect.sql", "classic/definitions.sql", "classic/runs.sql")
+"""What installs the classic schemas, in this order; the last one says which version is there."""
 
 
 def read_scripts() -> str:
@@ -21,27 +22,11 @@ def read_scripts() -> str:
 
 
 async def read_versions(connection: Connection) -> tuple[int, int]:
-    """Return the installed versions of engine and adapter; 0 for one that is missing.
-
-    Raises:
-        PgflowPrefectError: this database user may not look.
-    """
+    """Return the installed versions of engine and adapter; 0 for one that is missing."""
     with translate_errors():
-        try:
-            row = await (await connection.execute(QUERIES["read_versions"])).fetchone()
-        except (errors.InvalidSchemaName, errors.UndefinedFunction):  # one is missing, or both
-            return await _read_version(connection, "engine"), await _read_version(connection, "adapter")
-        assert row is not None
-        return int(str(row["engine"])), int(str(row["adapter"]))
-
-
-async def _read_version(connection: Connection, name: str) -> int:
-    try:
-        row = await (await connection.execute(QUERIES[f"read_{name}_version"])).fetchone()
-    except (errors.InvalidSchemaName, errors.UndefinedFunction):
-        return 0
+        row = await (await connection.execute(QUERIES["find_versions"])).fetchone()
     assert row is not None
-    return int(str(row["version"]))
+    return int(str(row["engine"] or 0)), int(str(row["adapter"] or 0))
 
 
 async def _find_foreign_table(connection: Connection) -> str | None:

@@ -31,7 +31,7 @@ OPEN_TOO_LONG = 60.0
 
 _CANCEL_TIMEOUT = 2.0  # seconds to reach the server with a cancel request, and again to hear its answer
 
-_CHECKED = sql.SQL("SELECT pgflow.check_json({}::text::jsonb, false, 'the result of the function')::text")
+_CHECKED = sql.SQL("SELECT pgflow_prefect.check_result({}::text::jsonb)::text")
 """A call whose result is bounded before any of it is sent."""
 
 _REFUSALS = {"bindings_function": NotRetriableError, "json_limits": ResultInvalidError}

@@ -104,4 +104,4 @@ class UnsettledStatements(Statements):
         """Return which of these runs exist, and which of these flow runs have ever taken one."""
         [row] = await self._fetch("find_known", run_ids=list(run_ids), flow_run_ids=list(flow_run_ids))
         known: Any = row
-        return frozenset(known["run_ids"]), frozenset(known["flow_run_ids"])
+        return frozenset(known["known_runs"]), frozenset(known["known_flow_runs"])

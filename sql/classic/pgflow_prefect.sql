@@ -1,7 +1,7 @@
 -- pgflow_prefect: what the adapter between pgflow and Prefect keeps for itself.
 --
 -- Which flow run may write for a run and until when, which task run does a step, who does its work, which workflows
--- workers and bridges serve. Needs pgflow.sql, changes nothing in it.
+-- workers and bridges serve. Needs pgflow.sql, changes nothing in it. Run definitions.sql and runs.sql after it.
 -- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Stop workers and bridges of an older
 -- version before it upgrades what they call.
 
@@ -275,12 +275,6 @@ BEGIN
     END IF;
 END
 $columns$;
-
-CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 6 $$;
-
-COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
 
 ------------------------------------------------------------------------------------------------------------

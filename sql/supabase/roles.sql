@@ -11,7 +11,7 @@
 -- A binding names the code that a worker executes: who may define decides what workers do. Supabase's service_role,
 -- where there is one, may do what all four may.
 --
--- Needs pgflow.sql and api.sql; run it again after pgflow_prefect.sql was added or anything was upgraded. Paste it into
+-- Needs pgflow.sql and api.sql; run it again after the scripts of classic/ were added or upgraded. Paste it into
 -- an SQL editor as the owner of the schema pgflow, or psql -f roles.sql. One transaction, safe to run again.
 -- What you have granted these roles beside it stays.
 --
@@ -97,7 +97,10 @@ DECLARE
     granted record;
     grantee text;
     binding_relations CONSTANT text := '^binding';
-    defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow}';
+    defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
+        'insert_deps,delete_steps,delete_deps}';
+    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,load_definitions,list_bindings,list_network_bindings,'
+        'list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema,'
         'write_snapshot,new_installation,move_installation}';
 BEGIN
@@ -110,7 +113,8 @@ BEGIN
             WHERE c.relkind IN ('r', 'v', 'm', 'p')
         ), routine AS ( -- a trigger's function is nobody's to use for a trigger of his own
             SELECT p.oid::regprocedure AS name, n.nspname AS schema, p.proname, p.provolatile <> 'v' AS only_reads,
-                   p.proname = ANY (defining) AND n.nspname = 'pgflow_prefect' AS changes
+                   p.proname = ANY (defining) AND n.nspname = 'pgflow_prefect' AS changes,
+                   p.proname = ANY (of_definitions) AND n.nspname = 'pgflow_prefect' AS reads_definitions
             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
             WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
               AND p.proname <> ALL (internal)
@@ -160,7 +164,7 @@ BEGIN
         UNION ALL
         SELECT format('EXECUTE ON FUNCTION %s', name),
                CASE WHEN changes THEN '{define}'::text[]
-                    WHEN schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version')
+                    WHEN reads_definitions OR (schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version'))
                     THEN '{define,work,observe}'
                     WHEN only_reads THEN '{work,observe}'
                     ELSE '{work}' END

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.faults.workflows import Steps
 
@@ -65,7 +66,7 @@ class Database:
     def install(self, workflows: Mapping[str, Steps]) -> None:
         """Make everything that the storm needs, with all workflows defined and enabled."""
         connection = self.connect()
-        for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+        for script in SCRIPTS:
             connection.execute(shipped_path("sql", script).read_bytes())
         connection.execute(_OBSERVATIONS)
         for slug, steps in workflows.items():

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 
@@ -108,7 +109,7 @@ def become_owner(db: Connection, attributes: str) -> str:
     name = create_role(db, attributes)
     db.execute("DROP SCHEMA pgflow CASCADE; DROP SCHEMA pgflow_prefect CASCADE")
     db.execute(f"GRANT CREATE ON DATABASE {db.info.dbname} TO {name}; SET ROLE {name}".encode())
-    for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+    for script in SCRIPTS:
         db.execute(shipped_path("sql", script).read_bytes())
     return name
 

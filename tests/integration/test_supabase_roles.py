@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, DIAMOND, INVALID, UNKNOWN, column, define, refused, statuses, value
@@ -213,7 +214,9 @@ def test_a_workflow_goes_from_hand_to_hand(kit: Connection, connect: Connect) ->
     observer = become(connect(), "pgflow_observe")
     seen = ask(observer, "read_run", run_id=run_id, lease=60)
     assert (seen["status"], seen["flow_run_id"], seen["held_by"]) == ("completed", flow_run_id, "the worker")
-    assert [ask(runner, "read_results", run_id=run_id, step_slugs=["d"])["results"]] == [{"d": "done"}]
+    assert ask(observer, "read_results", run_id=run_id, step_slugs=["d"])["results"] == {"d": "done"}
+    result = "SELECT step_result FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'd'"
+    assert value(runner, result, run_id) == "done"
 
 
 def test_a_worker_starts_fails_reopens_and_cancels_runs_of_its_own(kit: Connection, connect: Connect) -> None:
@@ -322,7 +325,8 @@ def test_a_second_run_of_the_script_changes_nothing(kit: Connection, script: str
 def test_the_roles_do_not_need_the_adapter_and_get_it_when_it_comes(kit: Connection) -> None:
     kit.execute("DROP SCHEMA pgflow_prefect CASCADE")
     run_script(kit, "roles")
-    kit.execute(shipped_path("sql", "classic/pgflow_prefect.sql").read_bytes())
+    for part in SCRIPTS[1:]:
+        kit.execute(shipped_path("sql", part).read_bytes())
     claims = "SELECT pgflow_prefect.enable_workflow('chain')"
     assert attempt(become(kit, "pgflow_work"), claims) == "-"
     kit.execute("RESET ROLE")

@@ -5,6 +5,7 @@ from typing import LiteralString
 
 import pytest
 
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, column, define, get_run, refused, run_workflow, value
@@ -47,7 +48,7 @@ def install(db: Connection) -> None:
     """Install everything anew, as an owner does whose default privileges have been set meanwhile."""
     db.execute("DROP SCHEMA IF EXISTS pgflow CASCADE; DROP SCHEMA IF EXISTS pgflow_prefect CASCADE")
     db.execute("DROP SCHEMA IF EXISTS pgflow_api CASCADE")
-    for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+    for script in SCRIPTS:
         db.execute(shipped_path("sql", script).read_bytes())
     run_script(db, "api")
 
@@ -93,7 +94,7 @@ def test_an_upgrade_closes_what_version_1_left_open(roles: None, db: Connection)
     db.execute("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgflow, pgflow_prefect TO PUBLIC")
     db.execute("CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int LANGUAGE sql AS 'SELECT 1'")
     db.execute("CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int LANGUAGE sql AS 'SELECT 5'")
-    for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+    for script in SCRIPTS:
         db.execute(shipped_path("sql", script).read_bytes())
     assert column(db, OPEN_FUNCTIONS, ["pgflow", "pgflow_prefect"], "public") == []
 

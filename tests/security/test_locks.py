@@ -4,6 +4,7 @@ from typing import LiteralString
 
 import pytest
 
+from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 from tests.engine import column, finish, refused, run_workflow, statuses, value
@@ -18,7 +19,7 @@ SCRIPTS_LOCK_OF_VERSION_1 = 7031902210563
 @pytest.mark.parametrize("role", ["define", "run", "work", "observe"])
 def test_no_advisory_lock_of_a_role_keeps_an_installation_waiting(kit: Connection, party: Party, role: str) -> None:
     party(role).execute("SELECT pg_advisory_lock(%s)", [SCRIPTS_LOCK_OF_VERSION_1])
-    for script in ("pgflow.sql", "classic/pgflow_prefect.sql"):
+    for script in SCRIPTS:
         kit.execute(shipped_path("sql", script).read_bytes().replace(b"lock_timeout = '10s'", b"lock_timeout = '1ms'"))
     run_script(kit, "api")
     run_script(kit, "roles")

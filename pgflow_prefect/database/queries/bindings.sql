@@ -2,13 +2,11 @@
 
 -- list_bindings --
 -- What the steps of a workflow are bound to, where a row says so.
-SELECT step_slug, kind, target, options FROM pgflow_prefect.bindings
-WHERE workflow_slug = %(workflow_slug)s ORDER BY step_slug
+SELECT step_slug, kind, target, options FROM pgflow_prefect.list_bindings(%(workflow_slug)s)
 
 -- list_network_bindings --
 -- The rows of all workflows that name an endpoint or a queue.
-SELECT workflow_slug, step_slug, kind, target, options FROM pgflow_prefect.bindings
-WHERE kind IN ('http', 'queue') ORDER BY workflow_slug, step_slug
+SELECT workflow_slug, step_slug, kind, target, options FROM pgflow_prefect.list_network_bindings()
 
 -- bind_step --
 -- Say who does a step; no kind: no row.
@@ -25,19 +23,11 @@ SELECT pgflow_prefect.observe_workflow(%(workflow_slug)s) AS changed
 -- list_binding_changes --
 -- Who changed what, the latest first.
 SELECT step_slug, before, after, changed_at, changed_by, undone_at, undone_by
-FROM pgflow_prefect.binding_changes
-WHERE workflow_slug = %(workflow_slug)s AND (%(step_slug)s::text IS NULL OR step_slug = %(step_slug)s)
-ORDER BY id DESC LIMIT %(limit)s
+FROM pgflow_prefect.list_binding_changes(%(workflow_slug)s, %(step_slug)s, %(limit)s)
 
 -- list_bound_workflows --
 -- The workflows that need no Python: each of their steps has a row, and none of those says Python.
-SELECT w.slug FROM pgflow.workflows w
-WHERE EXISTS (SELECT FROM pgflow_prefect.bindings b WHERE b.workflow_slug = w.slug)
-  AND NOT EXISTS (
-      SELECT FROM pgflow.steps s
-      LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = s.workflow_slug AND b.step_slug = s.slug
-      WHERE s.workflow_slug = w.slug AND (b.kind IS NULL OR b.kind = 'python'))
-ORDER BY w.slug
+SELECT slug FROM pgflow_prefect.list_bound_workflows() AS slug
 
 -- find_functions --
 -- What these functions of jsonb return; of one that does not exist, nothing.
@@ -59,13 +49,4 @@ SELECT pgflow_prefect.report_shadow(%(run_id)s, %(step_slug)s, %(outcome)s, %(de
 
 -- list_shadows --
 -- What came of the shadows of a workflow, by step.
-SELECT step_slug, count(*) FILTER (WHERE outcome = 'same') AS same,
-       count(*) FILTER (WHERE outcome = 'different') AS different,
-       count(*) FILTER (WHERE outcome = 'failed') AS failed,
-       percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds) AS seconds,
-       coalesce((SELECT l.details FROM pgflow_prefect.shadow_reports l
-                 WHERE l.workflow_slug = s.workflow_slug AND l.step_slug = s.step_slug AND l.outcome <> 'same'
-                 ORDER BY l.reported_at DESC LIMIT 1), '{}') AS details
-FROM pgflow_prefect.shadow_reports s
-WHERE workflow_slug = %(workflow_slug)s
-GROUP BY workflow_slug, step_slug ORDER BY step_slug
+SELECT step_slug, same, different, failed, seconds, details FROM pgflow_prefect.list_shadows(%(workflow_slug)s)

@@ -14,24 +14,16 @@ SELECT pgflow_prefect.beat(%(beat)s, %(every)s) AS beats
 
 -- list_beats --
 -- The latest signs of life.
-SELECT coalesce((SELECT beats FROM pgflow_prefect.heartbeats), '{}') AS beats
+SELECT pgflow_prefect.list_beats() AS beats
 
 -- load_definitions --
 -- Workflows as they are defined now, in one statement; no slugs: all of them.
-SELECT w.slug,
-       ARRAY(SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug ORDER BY s.slug) AS steps,
-       ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d WHERE d.workflow_slug = w.slug
-             ORDER BY d.from_step_slug, d.to_step_slug) AS deps
-FROM pgflow.workflows w
-WHERE %(workflow_slugs)s::text[] IS NULL OR w.slug = ANY (%(workflow_slugs)s)
-ORDER BY w.slug
+SELECT slug, steps, deps FROM pgflow_prefect.load_definitions(%(workflow_slugs)s)
 
 -- list_workflows_with_bindings --
 -- The workflows of which rows say who does some of their steps, or all.
-SELECT DISTINCT workflow_slug FROM pgflow_prefect.bindings
+SELECT workflow_slug FROM pgflow_prefect.list_workflows_with_bindings() AS workflow_slug
 
 -- enable_workflows --
 -- Let workers and bridges take the new runs of several workflows.
-SELECT e.workflow_slug, e.enabled, e.since
-FROM unnest(%(workflow_slugs)s::text[]) AS wanted (slug)
-CROSS JOIN LATERAL pgflow_prefect.enable_workflow(wanted.slug, true) e
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflows(%(workflow_slugs)s)

@@ -5,14 +5,6 @@
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int AS number,
        current_database() AS database, current_user AS "user", clock_timestamp() AS now
 
--- find_versions --
--- The installed versions, NULL for none: read, not called, for that takes rights.
-SELECT max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'engine_version') AS engine,
-       max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'adapter_version') AS adapter
-FROM pg_catalog.pg_proc p
-JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-WHERE (n.nspname, p.proname) IN (('pgflow', 'engine_version'), ('pgflow_prefect', 'adapter_version'))
-
 -- list_missing_rights --
 -- What whoever executes runs needs, and this user does not have: as sql/supabase/roles.sql grants it to pgflow_work.
 WITH ours AS (
@@ -29,8 +21,9 @@ WITH ours AS (
     SELECT p.oid, ours.nspname || '.' || p.proname AS name
     FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
-      AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow',
-                            'prune_runs', 'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'write_snapshot',
+      AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
+                            'lock_workflow', 'insert_steps', 'insert_deps', 'delete_steps', 'delete_deps', 'prune_runs',
+                            'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'write_snapshot',
                             'new_installation', 'move_installation')
 )
 SELECT missing FROM (
@@ -50,7 +43,8 @@ ORDER BY place, missing
 -- find_power --
 -- Whether the current user is a superuser, and whether it owns the tables.
 SELECT r.rolsuper AS is_superuser,
-       pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = to_regclass('pgflow.runs')), 'USAGE') AS is_owner
+       pg_has_role((SELECT c.relowner FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                    WHERE n.nspname = 'pgflow' AND c.relname = 'runs'), 'USAGE') AS is_owner
 FROM pg_catalog.pg_roles r WHERE r.rolname = current_user
 
 -- find_work_role --
@@ -72,25 +66,8 @@ SELECT pg_notify('pgflow_doctor', 'heard')
 -- count_untaken_runs --
 -- Pending runs of enabled workflows that no process has taken for a while; those begun before the enabling apart. Without
 -- those that are set aside.
-SELECT r.workflow_slug, count(*) FILTER (WHERE NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS runs,
-       count(*) FILTER (WHERE pgflow_prefect.is_older(r.created_at, r.epoch, o, e)) AS older
-FROM pgflow.runs r
-JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
-LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-WHERE r.status = 'pending'
-  AND (r.created_at IS NULL OR r.created_at < clock_timestamp() - make_interval(secs => %(seconds)s))
-  AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
-  AND (o.run_id IS NULL OR o.taken_at < clock_timestamp() - make_interval(secs => %(seconds)s))
-  AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs a WHERE a.run_id = r.id AND a.epoch = r.epoch)
-GROUP BY r.workflow_slug
-ORDER BY r.workflow_slug
+SELECT workflow_slug, runs, older FROM pgflow_prefect.count_untaken_runs(%(seconds)s, %(lease)s)
 
 -- list_set_aside --
 -- Pending runs that could not be taken, and why.
-SELECT a.run_id, r.workflow_slug, a.reason, count(*) OVER () AS runs
-FROM pgflow_prefect.set_aside_runs a
-JOIN pgflow.runs r ON r.id = a.run_id AND r.epoch = a.epoch AND r.status = 'pending'
-LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-WHERE coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
-ORDER BY a.tries DESC, a.run_id
-LIMIT %(limit)s
+SELECT run_id, workflow_slug, reason, runs FROM pgflow_prefect.list_set_aside(%(lease)s, %(limit)s)

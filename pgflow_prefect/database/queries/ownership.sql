@@ -70,24 +70,12 @@ SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workf
 
 -- list_enabled --
 -- The workflows that were enabled or disabled.
-SELECT workflow_slug, enabled, since FROM pgflow_prefect.enabled_workflows ORDER BY workflow_slug
+SELECT workflow_slug, enabled, since FROM pgflow_prefect.list_enabled()
 
 -- list_waiting_runs --
 -- How many pending runs of each workflow nobody has ever taken, and the oldest one; disabled workflows left out.
-SELECT r.workflow_slug, count(*) AS runs, (array_agg(r.id ORDER BY r.created_at))[1] AS first
-FROM pgflow.runs r
-LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
-WHERE r.status = 'pending' AND coalesce(e.enabled, true)
-  AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
-GROUP BY r.workflow_slug
+SELECT workflow_slug, runs, first FROM pgflow_prefect.list_waiting_runs()
 
 -- list_older_runs --
 -- Pending runs that services leave alone: begun before their workflow was enabled; the oldest first.
-SELECT r.id, r.workflow_slug
-FROM pgflow.runs r
-JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
-LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-WHERE r.workflow_slug = ANY (%(workflow_slugs)s) AND r.status = 'pending'
-  AND pgflow_prefect.is_older(r.created_at, r.epoch, o, e)
-  AND coalesce(pgflow_prefect.how_held(o, r.epoch, %(lease)s), 'released') IN ('released', 'expired')
-ORDER BY r.created_at NULLS FIRST, r.id
+SELECT id, workflow_slug FROM pgflow_prefect.list_older_runs(%(workflow_slugs)s, %(lease)s)

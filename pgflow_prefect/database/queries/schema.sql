@@ -1,8 +1,13 @@
--- Which versions of our schemas are installed.
+-- Which versions of our schemas are installed. The catalog is read: these statements work whatever is there, and
+-- whichever rights a role has.
 
--- read_versions --
--- The versions of both.
-SELECT pgflow.engine_version() AS engine, pgflow_prefect.adapter_version() AS adapter
+-- find_versions --
+-- The installed versions, NULL for none: read, not called, for that takes rights.
+SELECT max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'engine_version') AS engine,
+       max(substring(p.prosrc FROM '[0-9]+')::int) FILTER (WHERE p.proname = 'adapter_version') AS adapter
+FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+WHERE (n.nspname, p.proname) IN (('pgflow', 'engine_version'), ('pgflow_prefect', 'adapter_version'))
 
 -- find_foreign_table --
 -- A table of a schema pgflow that is not ours, as pgflow.sql looks for it; no row where there is none.
@@ -16,11 +21,3 @@ ORDER BY c.relname <> 'flows', c.relname LIMIT 1
 -- read_isolation --
 -- The isolation level of a statement that names none: of the role, the database, or the server.
 SELECT current_setting('default_transaction_isolation') AS isolation
-
--- read_engine_version --
--- The version of the installed pgflow.sql.
-SELECT pgflow.engine_version() AS version
-
--- read_adapter_version --
--- The version of the installed pgflow_prefect.sql.
-SELECT pgflow_prefect.adapter_version() AS version

@@ -1,0 +1,396 @@
+-- pgflow_prefect: reading and editing definitions, bindings, and which workflows are enabled.
+--
+-- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql and classic/pgflow_prefect.sql.
+-- psql -d DATABASE -f definitions.sql; one transaction, safe to run again.
+--
+-- Functions that only read raise an error where row-level security would hide rows. They are planned with the values
+-- that they are called with, as the same statement sent by itself would be: an argument that is NULL costs nothing.
+-- Functions that write tables with triggers of users have no SET clause: a trigger finds the settings of its caller.
+
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
+
+SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
+SET LOCAL client_min_messages = warning;
+
+DO $guard$
+BEGIN
+    IF to_regclass('pgflow_prefect.owners') IS NULL THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect is missing'
+            USING HINT = 'Run pgflow.sql and classic/pgflow_prefect.sql first.';
+    END IF;
+    PERFORM set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) <> '0';
+    PERFORM pgflow.lock_schema('pgflow_prefect');
+END
+$guard$;
+
+
+------------------------------------------------------------------------------------------------------------
+-- Reading definitions
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_workflows()
+RETURNS TABLE (slug text, steps bigint, deps bigint, pending bigint, completed bigint, failed bigint,
+               enabled boolean, bound jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT w.slug,
+               (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug),
+               (SELECT count(*) FROM pgflow.deps d WHERE d.workflow_slug = w.slug),
+               coalesce(r.pending, 0), coalesce(r.completed, 0), coalesce(r.failed, 0), e.enabled, b.bound
+        FROM pgflow.workflows w
+        LEFT JOIN (SELECT kinds.workflow_slug, jsonb_object_agg(kinds.kind, kinds.steps) AS bound
+                   FROM (SELECT i.workflow_slug, i.kind, count(*) AS steps
+                         FROM pgflow_prefect.bindings i GROUP BY 1, 2) kinds
+                   GROUP BY kinds.workflow_slug) b ON b.workflow_slug = w.slug
+        LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = w.slug
+        LEFT JOIN (SELECT i.workflow_slug,
+                          count(*) FILTER (WHERE i.status = 'pending') AS pending,
+                          count(*) FILTER (WHERE i.status = 'completed') AS completed,
+                          count(*) FILTER (WHERE i.status = 'failed') AS failed
+                   FROM pgflow.runs i GROUP BY i.workflow_slug) r ON r.workflow_slug = w.slug
+        ORDER BY w.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_workflows() IS
+    'Every workflow with its size, its runs by status, whether workers take them, and its bound steps by kind.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_slugs() RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT w.slug FROM pgflow.workflows w ORDER BY w.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_slugs() IS 'The slugs of all workflows.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
+RETURNS TABLE (slug text, steps text[], deps text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY -- one statement: an edit in between can't mix two versions
+        SELECT w.slug,
+               ARRAY(SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug ORDER BY s.slug),
+               ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d WHERE d.workflow_slug = w.slug
+                     ORDER BY d.from_step_slug, d.to_step_slug)
+        FROM pgflow.workflows w
+        WHERE load_definitions.workflow_slugs IS NULL OR w.slug = ANY (load_definitions.workflow_slugs)
+        ORDER BY w.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.load_definitions(text[]) IS
+    'These workflows as they are defined now; NULL: all. A dep is a pair, upstream first.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.load_run_definition(run_id uuid)
+RETURNS TABLE (slug text, steps text[], deps text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.workflow_slug,
+               CASE WHEN r.definition_id IS NULL
+                    THEN ARRAY(SELECT s.slug FROM pgflow.steps s
+                               WHERE s.workflow_slug = r.workflow_slug ORDER BY s.slug)
+                    ELSE ARRAY(SELECT s.slug FROM pgflow.definition_steps s
+                               WHERE s.definition_id = r.definition_id ORDER BY s.slug) END,
+               CASE WHEN r.definition_id IS NULL
+                    THEN ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d
+                               WHERE d.workflow_slug = r.workflow_slug ORDER BY d.from_step_slug, d.to_step_slug)
+                    ELSE ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.definition_deps d
+                               WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END
+        FROM pgflow.runs r
+        WHERE r.id = load_run_definition.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.load_run_definition(uuid) IS
+    'The definition that a run began with; the current one of a run that has not begun. No row: there is no such run.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Editing definitions: in one transaction, after lock_workflow or insert_workflow
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.insert_workflow(workflow_slug text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO pgflow.workflows (slug) VALUES (insert_workflow.workflow_slug) ON CONFLICT DO NOTHING;
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.insert_workflow(text) IS 'Adds a workflow; false where it is there already.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.lock_workflow(workflow_slug text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    -- As strong as the deletion of a step needs it, and from the start: a weaker lock, made stronger later, would
+    -- deadlock with a session that inserts a step meanwhile.
+    PERFORM FROM pgflow.workflows w WHERE w.slug = lock_workflow.workflow_slug FOR UPDATE;
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.lock_workflow(text) IS
+    'Until the transaction ends, no other session edits the workflow or starts a run of it; false where there is none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.insert_steps(workflow_slug text, steps text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO pgflow.steps (workflow_slug, slug)
+    SELECT insert_steps.workflow_slug, added.slug FROM pg_catalog.unnest(insert_steps.steps) AS added (slug);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.insert_steps(text, text[]) IS 'Adds steps to a workflow.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.insert_deps(workflow_slug text, upstream text[], downstream text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    INSERT INTO pgflow.deps (workflow_slug, from_step_slug, to_step_slug) -- one statement: then cycles are looked for
+    SELECT insert_deps.workflow_slug, added.upstream, added.downstream
+    FROM ROWS FROM (pg_catalog.unnest(insert_deps.upstream), pg_catalog.unnest(insert_deps.downstream))
+         AS added (upstream, downstream);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.insert_deps(text, text[], text[]) IS
+    'Adds dependencies: the upstream and the downstream step of each stand at the same place of the two arrays.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.delete_steps(workflow_slug text, steps text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    DELETE FROM pgflow.steps s
+    WHERE s.workflow_slug OPERATOR(pg_catalog.=) delete_steps.workflow_slug
+      AND s.slug OPERATOR(pg_catalog.=) ANY (delete_steps.steps);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.delete_steps(text, text[]) IS 'Removes steps that no row refers to.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.delete_deps(workflow_slug text, upstream text[], downstream text[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    DELETE FROM pgflow.deps d
+    USING ROWS FROM (pg_catalog.unnest(delete_deps.upstream), pg_catalog.unnest(delete_deps.downstream))
+          AS gone (upstream, downstream)
+    WHERE d.workflow_slug OPERATOR(pg_catalog.=) delete_deps.workflow_slug
+      AND d.from_step_slug OPERATOR(pg_catalog.=) gone.upstream
+      AND d.to_step_slug OPERATOR(pg_catalog.=) gone.downstream;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.delete_deps(text, text[], text[]) IS
+    'Removes dependencies, given as insert_deps takes them.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_pending_user(workflow_slug text, steps text[]) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT r.id FROM pgflow.runs r
+        WHERE r.workflow_slug = find_pending_user.workflow_slug AND r.status = 'pending'
+          AND EXISTS (SELECT FROM pgflow.step_states s
+                      WHERE s.run_id = r.id AND s.step_slug = ANY (find_pending_user.steps))
+        ORDER BY r.created_at
+        LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_pending_user(text, text[]) IS
+    'The oldest pending run that has a state of one of these steps. Only when it has ended, its rows can go.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Bindings: who does the work of a step
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_bindings(workflow_slug text)
+RETURNS TABLE (step_slug text, kind text, target text, options jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT b.step_slug, b.kind, b.target, b.options FROM pgflow_prefect.bindings b
+        WHERE b.workflow_slug = list_bindings.workflow_slug
+        ORDER BY b.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS 'What the steps of a workflow are bound to, by rows.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_network_bindings()
+RETURNS TABLE (workflow_slug text, step_slug text, kind text, target text, options jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT b.workflow_slug, b.step_slug, b.kind, b.target, b.options FROM pgflow_prefect.bindings b
+        WHERE b.kind IN ('http', 'queue')
+        ORDER BY b.workflow_slug, b.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_network_bindings() IS 'The bindings of all workflows to endpoints and queues.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_binding_changes(workflow_slug text, only_step text, at_most int)
+RETURNS TABLE (step_slug text, before jsonb, after jsonb, changed_at timestamptz, changed_by text,
+               undone_at timestamptz, undone_by text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT c.step_slug, c.before, c.after, c.changed_at, c.changed_by, c.undone_at, c.undone_by
+        FROM pgflow_prefect.binding_changes c
+        WHERE c.workflow_slug = list_binding_changes.workflow_slug
+          AND (list_binding_changes.only_step IS NULL OR c.step_slug = list_binding_changes.only_step)
+        ORDER BY c.id DESC
+        LIMIT list_binding_changes.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_binding_changes(text, text, int) IS
+    'Who changed which binding of a workflow, or of one of its steps, the latest first.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_bound_workflows() RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT w.slug FROM pgflow.workflows w
+        WHERE EXISTS (SELECT FROM pgflow_prefect.bindings b WHERE b.workflow_slug = w.slug)
+          AND NOT EXISTS (
+              SELECT FROM pgflow.steps s
+              LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = s.workflow_slug AND b.step_slug = s.slug
+              WHERE s.workflow_slug = w.slug AND (b.kind IS NULL OR b.kind = 'python'))
+        ORDER BY w.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_bound_workflows() IS
+    'The workflows that need no Python: each of their steps has a row, and none of those says Python.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_workflows_with_bindings() RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT DISTINCT b.workflow_slug FROM pgflow_prefect.bindings b;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_workflows_with_bindings() IS
+    'The workflows of which rows say who does some of their steps, or all.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_shadows(workflow_slug text)
+RETURNS TABLE (step_slug text, same bigint, different bigint, failed bigint, seconds double precision, details text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, count(*) FILTER (WHERE s.outcome = 'same'), count(*) FILTER (WHERE s.outcome = 'different'),
+               count(*) FILTER (WHERE s.outcome = 'failed'), percentile_cont(0.5) WITHIN GROUP (ORDER BY s.seconds),
+               coalesce((SELECT l.details FROM pgflow_prefect.shadow_reports l
+                         WHERE l.workflow_slug = s.workflow_slug AND l.step_slug = s.step_slug AND l.outcome <> 'same'
+                         ORDER BY l.reported_at DESC LIMIT 1), '{}')
+        FROM pgflow_prefect.shadow_reports s
+        WHERE s.workflow_slug = list_shadows.workflow_slug
+        GROUP BY s.workflow_slug, s.step_slug
+        ORDER BY s.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_shadows(text) IS
+    'What came of the shadows of a workflow, by step: how many of each outcome, the median of their seconds, and in '
+    'what the latest one differed.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Which workflows are enabled
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_enabled()
+RETURNS TABLE (workflow_slug text, enabled boolean, since timestamptz)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT e.workflow_slug, e.enabled, e.since FROM pgflow_prefect.enabled_workflows e ORDER BY e.workflow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_enabled() IS 'The workflows that were enabled or disabled.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.enable_workflows(workflow_slugs text[])
+RETURNS SETOF pgflow_prefect.enabled_workflows
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT e.* FROM unnest(enable_workflows.workflow_slugs) AS wanted (slug)
+        CROSS JOIN LATERAL pgflow_prefect.enable_workflow(wanted.slug, true) e;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.enable_workflows(text[]) IS
+    'Lets workers and bridges take the new runs of several workflows.';
+
+
+DO $rights$
+BEGIN
+    PERFORM pgflow.close_schema('pgflow_prefect');
+END
+$rights$;
+
+COMMIT;

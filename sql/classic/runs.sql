@@ -1,0 +1,627 @@
+-- pgflow_prefect: reading runs and their steps, ending and reopening them, and what diagnosis and pruning ask.
+--
+-- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql and
+-- classic/definitions.sql, whose head says how these functions are planned. This script is the last one: it says which
+-- version is installed.
+-- psql -d DATABASE -f runs.sql; one transaction, safe to run again.
+
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
+
+SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
+SET LOCAL client_min_messages = warning;
+
+DO $guard$
+BEGIN
+    IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect is missing or old'
+            USING HINT = 'Run pgflow.sql, classic/pgflow_prefect.sql and classic/definitions.sql first.';
+    END IF;
+    PERFORM set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) <> '0';
+    PERFORM pgflow.lock_schema('pgflow_prefect');
+END
+$guard$;
+
+
+------------------------------------------------------------------------------------------------------------
+-- Reading runs
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double precision, with_payload boolean)
+RETURNS TABLE (id uuid, workflow_slug text, status text, payload jsonb, payload_problem text, epoch int,
+               remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
+               next_try timestamptz, is_older boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END, p.problem, r.epoch,
+               r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+                WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
+               o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
+               pgflow_prefect.how_held(o, r.epoch, read_run.lease), a.reason, a.next_try,
+               pgflow_prefect.is_older(r.created_at, r.epoch, o, e)
+        FROM pgflow.runs r
+        LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
+        LEFT JOIN pgflow_prefect.set_aside_runs a ON a.run_id = r.id AND a.epoch = r.epoch AND r.status = 'pending'
+            AND coalesce(pgflow_prefect.how_held(o, r.epoch, read_run.lease), 'released') IN ('released', 'expired')
+        LEFT JOIN LATERAL (SELECT r.payload, pgflow.find_json_problem(r.payload, true) AS problem
+                           WHERE read_run.with_payload OFFSET 0) p ON true
+        WHERE r.id = read_run.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_run(uuid, double precision, boolean) IS
+    'A run, its latest flow run, who holds it, and why it could not be taken. No row: there is no such run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
+    only_workflow text, only_status text, since timestamptz, at_most int, lease double precision, with_payload boolean
+) RETURNS TABLE (id uuid, workflow_slug text, status text, payload jsonb, payload_problem text, epoch int,
+               remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END, p.problem, r.epoch,
+               r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+                WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
+               o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
+               pgflow_prefect.how_held(o, r.epoch, list_runs.lease)
+        FROM pgflow.runs r
+        LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        LEFT JOIN LATERAL (SELECT r.payload, pgflow.find_json_problem(r.payload, true) AS problem
+                           WHERE list_runs.with_payload OFFSET 0) p ON true
+        WHERE (list_runs.only_workflow IS NULL OR r.workflow_slug = list_runs.only_workflow)
+          AND (list_runs.only_status IS NULL OR r.status = list_runs.only_status)
+          AND (list_runs.since IS NULL OR r.created_at >= list_runs.since)
+        ORDER BY r.created_at DESC NULLS LAST, r.id
+        LIMIT list_runs.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_runs(text, text, timestamptz, int, double precision, boolean) IS
+    'The newest runs: of one workflow, in one status, begun since then; NULL: of all. A run that was inserted by hand '
+    'has no number of steps until it begins.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_end(run_id uuid, step_slugs text[])
+RETURNS TABLE (id uuid, status text, epoch int, error_message text, results jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY -- one look at both
+        SELECT r.id, r.status, r.epoch, r.error_message,
+               (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') FROM pgflow.step_states s
+                WHERE s.run_id = r.id AND r.status = 'completed' AND s.step_slug = ANY (read_end.step_slugs))
+        FROM pgflow.runs r
+        WHERE r.id = read_end.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_end(uuid, text[]) IS
+    'How a run stands, and the results of these steps if it is completed. No row: there is no such run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_latest_run() RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT r.id FROM pgflow.runs r ORDER BY r.created_at DESC NULLS LAST, r.id LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_latest_run() IS
+    'The run that began last; of several that began in one moment, one.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_runs_between(first uuid, last uuid, at_most int) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT r.id FROM pgflow.runs r
+        WHERE r.id BETWEEN find_runs_between.first AND find_runs_between.last
+        ORDER BY r.id
+        LIMIT find_runs_between.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_runs_between(uuid, uuid, int) IS
+    'Runs whose ids lie between two, both included: several where the beginning of an id is not unique.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_waiting_runs()
+RETURNS TABLE (workflow_slug text, runs bigint, first uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.workflow_slug, count(*), (array_agg(r.id ORDER BY r.created_at))[1]
+        FROM pgflow.runs r
+        LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
+        WHERE r.status = 'pending' AND coalesce(e.enabled, true)
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id)
+        GROUP BY r.workflow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_waiting_runs() IS
+    'How many pending runs of each workflow no process has ever taken, and the oldest one; not of disabled workflows.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_older_runs(workflow_slugs text[], lease double precision)
+RETURNS TABLE (id uuid, workflow_slug text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, r.workflow_slug
+        FROM pgflow.runs r
+        JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        WHERE r.workflow_slug = ANY (list_older_runs.workflow_slugs) AND r.status = 'pending'
+          AND pgflow_prefect.is_older(r.created_at, r.epoch, o, e)
+          AND coalesce(pgflow_prefect.how_held(o, r.epoch, list_older_runs.lease), 'released') IN ('released', 'expired')
+        ORDER BY r.created_at NULLS FIRST, r.id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_older_runs(text[], double precision) IS
+    'Pending runs that services leave alone, begun before their workflow was enabled; the oldest first.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Reading steps
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
+RETURNS TABLE (step_slug text, status text, attempts int, step_result jsonb, result_problem text, error_message text,
+               created_at timestamptz, started_at timestamptz, finished_at timestamptz, task_state text, handler text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, s.status, s.attempts, CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem,
+               s.error_message, s.created_at, s.started_at, s.finished_at, t.state_name, t.handler
+        FROM pgflow.step_states s
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
+                           WHERE s.step_result IS NOT NULL OFFSET 0) p ON true
+        WHERE s.run_id = list_step_states.run_id
+        ORDER BY s.created_at, s.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
+    'The steps of a run that have started, in the order of their start, with their results.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
+RETURNS TABLE (step_slug text, status text, attempts int, error_message text, created_at timestamptz,
+               started_at timestamptz, finished_at timestamptz, task_state text, handler text,
+               first_claimed_at timestamptz)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, s.status, s.attempts, s.error_message, s.created_at, s.started_at, s.finished_at,
+               t.state_name, t.handler, t.first_claimed_at
+        FROM pgflow.step_states s
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
+    'How these steps of a run ended, without their results, which may be large; only of steps that have started.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_results(run_id uuid, step_slugs text[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}')
+            FROM pgflow.step_states s
+            WHERE s.run_id = read_results.run_id AND s.status = 'completed'
+              AND s.step_slug = ANY (read_results.step_slugs));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_results(uuid, text[]) IS
+    'The results of those of these steps that are completed, by slug.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.check_result(result jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN pgflow.check_json(check_result.result, false, 'the result of the function');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.check_result(jsonb) IS
+    'Returns the result of a function that does a step; raises an error where it is beyond the limits.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Moving runs. No SET clauses: triggers of users on runs and step_states run inside.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.lock_run(run_id uuid) RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.lock_run(lock_run.run_id)).id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.lock_run(uuid) IS
+    'Locks a run''s row until the transaction ends, as the transitions of the run do.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.reopen_run(run_id uuid) RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.reopen_run(reopen_run.run_id)).id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.reopen_run(uuid) IS
+    'Makes a failed run pending again, with its failed steps; a pending one stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.repair_run(run_id uuid) RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.repair_run(repair_run.run_id)).id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.repair_run(uuid) IS 'Starts what is ready and was not started, ends what is done.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.cancel_run(run_id uuid, reason text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.cancel_run(cancel_run.run_id, cancel_run.reason)).id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
+    'Ends a run and its pending steps with this reason; a run that has ended stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_step(
+    run_id uuid, step_slug text, step_result jsonb, epoch int, attempt int, task_run_id uuid
+) RETURNS TABLE (status text, error_message text, accepted boolean)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    former pgflow.step_states;
+    done pgflow.step_states;
+BEGIN
+    -- start_step locks the run and returns the state under that lock, where no other report can end the step any more.
+    former := pgflow.start_step(complete_pending_step.run_id, complete_pending_step.step_slug);
+    done := pgflow_prefect.complete_step(complete_pending_step.run_id, complete_pending_step.step_slug,
+                                         complete_pending_step.step_result, complete_pending_step.epoch,
+                                         complete_pending_step.attempt, complete_pending_step.task_run_id);
+    status := done.status;
+    error_message := done.error_message;
+    accepted := former.status OPERATOR(pg_catalog.=) 'pending' AND done.status OPERATOR(pg_catalog.=) 'completed';
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, jsonb, int, int, uuid) IS
+    'complete_step, and whether it was this call that completed the step.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Consumers of queues, which report for the owner of a run, whichever that is
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_handover(run_id uuid, step_slug text, attempt int)
+RETURNS TABLE (awaited boolean, workflow_slug text, handler text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.status = 'pending' AND s.status = 'pending' AND s.attempts = find_handover.attempt
+               AND s.started_at IS NOT NULL, r.workflow_slug, t.handler
+        FROM pgflow.step_states s
+        JOIN pgflow.runs r ON r.id = s.run_id
+        LEFT JOIN pgflow_prefect.task_runs t
+               ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.attempt = find_handover.attempt
+        WHERE s.run_id = find_handover.run_id AND s.step_slug = find_handover.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_handover(uuid, text, int) IS
+    'Whether a step still waits for the report of this attempt, and who the attempt was claimed for. No row: the run is '
+    'gone.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_completion(
+    run_id uuid, step_slug text, step_result jsonb, attempt int
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.complete_step(report_completion.run_id, report_completion.step_slug, report_completion.step_result,
+                                 NULL, report_completion.attempt)).status;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_completion(uuid, text, jsonb, int) IS
+    'Stores the result of an attempt, whichever owner the run has, and returns the step''s status.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_failure(
+    run_id uuid, step_slug text, error_message text, attempt int
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.fail_step(report_failure.run_id, report_failure.step_slug, report_failure.error_message,
+                             NULL, report_failure.attempt)).status;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_failure(uuid, text, text, int) IS
+    'Fails a step and its run, whichever owner the run has, and returns the step''s status.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Runs that are compared with Prefect
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_unsettled(everything boolean, after uuid, at_most int)
+RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT o.run_id
+        FROM pgflow_prefect.owners o
+        WHERE (list_unsettled.everything OR NOT o.settled)
+          AND (list_unsettled.after IS NULL OR o.run_id > list_unsettled.after)
+        ORDER BY o.run_id
+        LIMIT list_unsettled.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_unsettled(boolean, uuid, int) IS
+    'Runs that were taken and that Prefect was not yet seen to agree on, by id; everything: all that were taken.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_unsettled(run_ids uuid[], lease double precision)
+RETURNS TABLE (id uuid, workflow_slug text, status text, error_message text, finished_at timestamptz, epoch int,
+               taken_at timestamptz, now timestamptz, flow_run_id uuid, held text, flow_run_ids uuid[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, r.workflow_slug, r.status, r.error_message, r.finished_at, o.epoch, o.taken_at, clock_timestamp(),
+               CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
+               pgflow_prefect.how_held(o, r.epoch, read_unsettled.lease),
+               ARRAY(SELECT DISTINCT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.id)
+        FROM pgflow_prefect.owners o
+        JOIN pgflow.runs r ON r.id = o.run_id
+        WHERE o.run_id = ANY (read_unsettled.run_ids)
+        ORDER BY r.id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_unsettled(uuid[], double precision) IS
+    'Those of these runs that were taken, with all their flow runs.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_unsettled_steps(run_ids uuid[])
+RETURNS TABLE (run_id uuid, step_slug text, status text, error_message text, task_run_id uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT t.run_id, t.step_slug, s.status, s.error_message, t.task_run_id
+        FROM pgflow_prefect.task_runs t
+        JOIN pgflow.step_states s ON s.run_id = t.run_id AND s.step_slug = t.step_slug
+        WHERE t.run_id = ANY (list_unsettled_steps.run_ids)
+        ORDER BY s.created_at, t.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_unsettled_steps(uuid[]) IS
+    'The steps of these runs that a task run has claimed, without their results, which may be large.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.settle_runs(run_ids uuid[], epochs int[]) RETURNS SETOF uuid
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        UPDATE pgflow_prefect.owners o
+        SET settled = true
+        FROM unnest(settle_runs.run_ids, settle_runs.epochs) AS seen (run_id, epoch)
+        JOIN pgflow.runs r ON r.id = seen.run_id AND r.status <> 'pending'
+        WHERE o.run_id = seen.run_id AND o.epoch = seen.epoch AND NOT o.settled
+        RETURNING o.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.settle_runs(uuid[], int[]) IS
+    'Notes that Prefect shows the end of these runs, unless a process has taken them again since this epoch.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_known(run_ids uuid[], flow_run_ids uuid[])
+RETURNS TABLE (known_runs uuid[], known_flow_runs uuid[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT ARRAY(SELECT r.id FROM pgflow.runs r WHERE r.id = ANY (find_known.run_ids)),
+               ARRAY(SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
+                     WHERE f.flow_run_id = ANY (find_known.flow_run_ids));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_known(uuid[], uuid[]) IS
+    'Which of these runs exist, and which of these flow runs have ever taken one.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Diagnosis
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_beats() RETURNS uuid[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN coalesce((SELECT h.beats FROM pgflow_prefect.heartbeats h), '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_beats() IS 'The latest signs of life of services, the newest first.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.count_untaken_runs(seconds double precision, lease double precision)
+RETURNS TABLE (workflow_slug text, runs bigint, older bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.workflow_slug, count(*) FILTER (WHERE NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)),
+               count(*) FILTER (WHERE pgflow_prefect.is_older(r.created_at, r.epoch, o, e))
+        FROM pgflow.runs r
+        JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        WHERE r.status = 'pending'
+          AND (r.created_at IS NULL
+               OR r.created_at < clock_timestamp() - make_interval(secs => count_untaken_runs.seconds))
+          AND coalesce(pgflow_prefect.how_held(o, r.epoch, count_untaken_runs.lease), 'released')
+              IN ('released', 'expired')
+          AND (o.run_id IS NULL
+               OR o.taken_at < clock_timestamp() - make_interval(secs => count_untaken_runs.seconds))
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs a WHERE a.run_id = r.id AND a.epoch = r.epoch)
+        GROUP BY r.workflow_slug
+        ORDER BY r.workflow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.count_untaken_runs(double precision, double precision) IS
+    'Pending runs of enabled workflows that no process has taken for so many seconds; those begun before the enabling '
+    'apart. Without those that are set aside.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_set_aside(lease double precision, at_most int)
+RETURNS TABLE (run_id uuid, workflow_slug text, reason text, runs bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT a.run_id, r.workflow_slug, a.reason, count(*) OVER ()
+        FROM pgflow_prefect.set_aside_runs a
+        JOIN pgflow.runs r ON r.id = a.run_id AND r.epoch = a.epoch AND r.status = 'pending'
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        WHERE coalesce(pgflow_prefect.how_held(o, r.epoch, list_set_aside.lease), 'released') IN ('released', 'expired')
+        ORDER BY a.tries DESC, a.run_id
+        LIMIT list_set_aside.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_set_aside(double precision, int) IS
+    'Pending runs that could not be taken, those with the most tries first, and how many there are in all.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.count_prunable(
+    older_than interval, grace interval, workflow_slugs text[], only_status text
+) RETURNS TABLE (workflow_slug text, status text, runs bigint, kept bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT among.slug, among.status, count(*) FILTER (WHERE among.goes), count(*) FILTER (WHERE NOT among.goes)
+        FROM (
+            SELECT w.slug, r.status,
+                   r.finished_at < clock_timestamp() - count_prunable.older_than - count_prunable.grace
+                       OR pgflow_prefect.is_let_go(r.id) AS goes
+            FROM pgflow.workflows w
+            JOIN pgflow.runs r ON r.workflow_slug = w.slug AND r.status IN ('completed', 'failed')
+                 AND r.status <> 'pending' AND r.finished_at < clock_timestamp() - count_prunable.older_than
+            WHERE (count_prunable.workflow_slugs IS NULL OR w.slug = ANY (count_prunable.workflow_slugs))
+              AND (count_prunable.only_status IS NULL OR r.status = count_prunable.only_status)
+        ) among
+        GROUP BY among.slug, among.status
+        ORDER BY among.slug, among.status;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.count_prunable(interval, interval, text[], text) IS
+    'Runs that ended longer ago than that, by workflow and status; those that are left to a later time counted apart.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- The version, at last: a database that has it has all scripts of it
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$ SELECT 7 $$;
+
+COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of these scripts: a higher one upgrades a lower one.';
+
+
+DO $rights$
+BEGIN
+    PERFORM pgflow.close_schema('pgflow_prefect');
+END
+$rights$;
+
+COMMIT;

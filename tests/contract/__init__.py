@@ -1,0 +1,1 @@
+"""The contract between Python and SQL, and the suite that each implementation of it passes."""

@@ -1,0 +1,108 @@
+"""`sql/CONTRACT.md`, the functions that Python calls, and the database agree."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pgflow_prefect
+from tests.conftest import Connection
+from tests.contract.document import list_called, list_statements, read_document
+from tests.engine import column
+from tests.integration.supabase import borrowed_roles, run_script
+
+FUNCTION = """
+    SELECT p.proargnames[:p.pronargs],
+           ARRAY(SELECT format_type(type, NULL)
+                 FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, place) ORDER BY place),
+           p.prosecdef, p.provolatile <> 'v', coalesce('row_security=off' = ANY (p.proconfig), false)
+    FROM pg_proc p WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s
+"""
+TYPES = {"int": "integer", "int[]": "integer[]", "timestamptz": "timestamp with time zone"}
+GRANTED = """
+    SELECT r.rolname FROM pg_roles r, pg_proc p
+    WHERE r.rolname ~ '^pgflow_' AND p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s
+      AND has_function_privilege(r.oid, p.oid, 'EXECUTE')
+"""
+OBJECTS = """
+    SELECT relname FROM pg_class WHERE relnamespace = 'pgflow'::regnamespace AND relkind IN ('r', 'v', 'p')
+    UNION SELECT proname FROM pg_proc WHERE pronamespace = 'pgflow'::regnamespace
+"""
+
+SHOWN_TO_PEOPLE = {
+    "cli/definitions.py": "a message says where to insert a workflow",
+    "cli/demo.py": "the demo prints the statements that a person would type",
+    "cli/runs.py": "a message says how to start a run in SQL",
+    "database/definition_script.py": "`export` writes the SQL that defines a workflow",
+    "database/schema.py": "a message says what a database of another program has not",
+    "execution/artifacts.py": "an artifact says in which table its run is",
+    "graph.py": "a message says where to insert steps",
+}
+"""The files of the package that name objects of the schema `pgflow` in text for people, and why."""
+
+PACKAGE = Path(pgflow_prefect.__file__).parent
+DESCRIBED = {each.name: each for each in read_document()}
+
+
+def test_every_function_that_python_calls_is_described_and_no_other() -> None:
+    assert sorted(DESCRIBED) == sorted(list_called())
+    assert len(DESCRIBED) == len(read_document()), "each once"
+
+
+@pytest.mark.parametrize("name", sorted(DESCRIBED))
+def test_a_described_function_exists_with_its_arguments_and_the_rights_of_its_caller(
+    name: str, shared_db: Connection
+) -> None:
+    described = DESCRIBED[name]
+    found = shared_db.execute(FUNCTION, [name]).fetchall()
+    assert len(found) == 1, "one function of this name"
+    [(names, types, is_definer, only_reads, is_strict)] = found
+    expected = [argument.split(" ", 1) for argument in described.arguments]
+    assert (names or []) == [argument for argument, _ in expected]
+    assert types == [TYPES.get(written, written) for _, written in expected]
+    assert not is_definer
+    if only_reads:
+        assert described.locks == ""
+        assert is_strict, "it raises an error where rows are hidden"
+
+
+def test_the_roles_may_call_what_the_page_says(server_dsn: str, dsn: str, db: Connection) -> None:
+    with borrowed_roles(server_dsn, dsn):
+        run_script(db, "api")
+        run_script(db, "roles")
+        granted = {name: sorted(map(str, column(db, GRANTED, name))) for name in DESCRIBED}
+    described = {
+        name: sorted(f"pgflow_{role}" for role in each.who if role != "owner") for name, each in DESCRIBED.items()
+    }
+    assert granted == described
+
+
+@pytest.mark.parametrize("name", sorted(list_statements()))
+def test_a_statement_calls_functions_of_our_schema_only(name: str) -> None:
+    statement = re.sub(r"--[^\n]*", "", list_statements()[name])
+    assert re.findall(r"\bpgflow(?:_api)?\s*\.\s*\w+", statement) == []
+    assert re.findall(r"\bpgflow_prefect\s*\.\s*\w+\b(?!\s*\()", statement) == [], "tables and views are not for Python"
+
+
+def test_only_text_for_people_names_what_is_in_the_schema_pgflow(shared_db: Connection) -> None:
+    objects = "|".join(map(str, column(shared_db, OBJECTS)))
+    named = {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        for text in _list_texts(path)
+        if re.search(rf"\bpgflow\.(?:{objects})\b", text)
+    }
+    assert named == set(SHOWN_TO_PEOPLE)
+
+
+def _list_texts(path: Path) -> Iterator[str]:
+    """Yield the string constants of a module that are no docstrings: statements and messages."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.value
