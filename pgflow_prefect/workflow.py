@@ -1,12 +1,14 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
 import sys
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from copy import copy
 from functools import cached_property, partial
 from hashlib import sha256
 from inspect import cleandoc, iscoroutine
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
@@ -16,6 +18,7 @@ from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.ahead import open_ahead
 from pgflow_prefect.execution.flow import Execution, parse_run_id
+from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
 from pgflow_prefect.execution.host import Host
 from pgflow_prefect.execution.step import Observer
@@ -44,6 +47,22 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
     """
 
     before: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
+        """Make the flow; see `prefect.Flow`."""
+        super().__init__(*args, **options)
+        self._contain_hooks()
+
+    def with_options(self, **options: Any) -> Flow[..., Coroutine[Any, Any, Any]]:  # noqa: ANN401
+        """Return a flow of this class, not one of Prefect's own, whose hooks would block the event loop."""
+        made = copy(self)
+        vars(made).update(vars(super().with_options(**options)))
+        made._contain_hooks()
+        return made
+
+    def _contain_hooks(self) -> None:
+        for name in HOOKS:
+            setattr(self, name, Hooks(getattr(self, name)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  a coroutine, or a drawing of Prefect's
         """Create a flow run and execute it; see `prefect.Flow.__call__`."""
@@ -291,11 +310,17 @@ class Workflow:
                 handler.check_annotations()
             except UsageError as error:
                 problems.append(str(error))
-        problems += find_option_problems(self.given_flow, self.flow.name) if self._flow_is_made else []
+        problems += self._find_flow_problems() if self._flow_is_made else []
         # A stub's arguments count all the same: it is to become a handler.
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
         return [*find_problems(definition, arguments), *find_missing_deps(definition, self._after), *problems]
+
+    def _find_flow_problems(self) -> Iterator[str]:
+        try:
+            yield from find_option_problems(self.given_flow, self.flow.name)
+        except UsageError as error:
+            yield str(error)
 
     @cached_property
     def flow(self) -> AsyncFlow:
@@ -309,11 +334,23 @@ class Workflow:
 
     @property
     def given_flow(self) -> AnyFlow:
-        """The flow that the user's file has: `flow`, what it has made of that with `with_options`, or just ours."""
-        flow = self.flow
-        # By its function: that is what all that are made of it have in common.
-        made = {name: value for name, value in self._globals.items() if isinstance(value, Flow) and value.fn is flow.fn}
-        return made.get("flow") or next(iter(made.values()), flow)
+        """The flow that the user's file has: `flow`, what it has made of that with `with_options`, or just ours.
+
+        Raises:
+            UsageError: the file has several flows, and none is called `flow`.
+        """
+        function = self.flow.fn  # that is what all that are made of our flow have in common
+        made = {
+            name: value for name, value in self._globals.items() if isinstance(value, Flow) and value.fn is function
+        }
+        if "flow" in made:
+            return made["flow"]
+        if len({id(each) for each in made.values()}) > 1:
+            raise UsageError(
+                f"its file has several flows, {' and '.join(made)}: give the name `flow` to the one whose options and "
+                "hooks its runs are to have"
+            )
+        return next(iter(made.values()), self.flow)
 
     @property
     def _flow_is_made(self) -> bool:
@@ -363,6 +400,11 @@ class Workflow:
         """Return the docstring of the user's module, which says what its workflow does."""
         text = self._globals.get("__doc__")
         return cleandoc(text) if isinstance(text, str) else None
+
+    def belong_to(self, module: ModuleType) -> None:
+        """Look for the names of this object and of its flows in a module, where a factory elsewhere has made it."""
+        if self._find_own_name() is None:
+            self._globals = vars(module)
 
     def _find_own_name(self) -> str | None:
         """Return the name that this workflow has in the user's module: `workflow`, most often."""

@@ -157,7 +157,10 @@ def _find_file(source: str) -> Path | None:
 
 def list_workflows(module: ModuleType) -> dict[str, Workflow]:
     """Return the workflows among a module's names, by slug."""
-    return {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    workflows = {value.slug: value for value in vars(module).values() if isinstance(value, Workflow)}
+    for workflow in workflows.values():
+        workflow.belong_to(module)
+    return workflows
 
 
 def load_module(source: str) -> ModuleType:

@@ -31,7 +31,7 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.display import Display
-from pgflow_prefect.execution.flow_options import run_cancellation_hooks
+from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.mirror import Mirror, persist

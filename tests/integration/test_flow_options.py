@@ -14,7 +14,9 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pgflow_prefect import Workflow
-from pgflow_prefect.deployment.handler_files import load_module
+from pgflow_prefect.deployment.deployments import make_entrypoint
+from pgflow_prefect.deployment.handler_files import find_workflow, load_module
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import value
@@ -261,3 +263,57 @@ def test_options_of_the_flow_that_is_called_flow_count(write: Write) -> None:
     assert isinstance(workflow.make_flow().task_runner, ThreadPoolTaskRunner)
     _, workflow = write("")
     assert workflow.make_flow().retries == 0
+
+
+TWO = """
+hourly = workflow.flow.with_options(retries=1)
+nightly = workflow.flow.with_options(retries=3)
+"""
+
+
+@pytest.mark.parametrize("said", [TWO, "main = workflow.flow\nnightly = main.with_options(retries=3)"])
+def test_of_two_flows_of_which_none_is_called_flow_neither_is_chosen(said: str, write: Write) -> None:
+    _, workflow = write(said)
+    first = "hourly" if "hourly" in said else "main"
+    [found] = workflow.find_problems(workflow.definition)
+    assert f"its file has several flows, {first} and nightly: give the name `flow`" in found
+    with pytest.raises(UsageError, match=f"{first} and nightly"):
+        workflow.make_flow()
+
+
+def test_two_names_of_one_flow_are_one_flow(write: Write) -> None:
+    _, workflow = write("nightly = workflow.flow.with_options(retries=3)\nagain = nightly")
+    assert workflow.find_problems(workflow.definition) == []
+    assert workflow.make_flow().retries == 3
+
+
+FACTORY = """
+from pgflow_prefect import Workflow
+
+
+def make_workflow(slug):
+    return Workflow(slug)
+"""
+MADE = """
+from factory_of_flows import make_workflow
+
+workflow = make_workflow("SLUG")
+
+
+@workflow.step
+def work():
+    pass
+
+
+nightly = workflow.flow.with_options(retries=3)
+"""
+
+
+def test_the_flow_of_a_workflow_that_a_factory_has_made_has_its_options(tmp_path: Path, db: Connection) -> None:
+    slug = make_slug()
+    (tmp_path / "factory_of_flows.py").write_text(FACTORY, encoding="utf-8")
+    file = tmp_path / "made.py"
+    file.write_text(MADE.replace("SLUG", slug), encoding="utf-8")
+    workflow = find_workflow(load_module(str(file)), slug, str(file))
+    assert workflow.make_flow().retries == 3
+    assert make_entrypoint(slug, str(file), tmp_path) == "made.py:nightly"

@@ -3,8 +3,6 @@
 from pathlib import Path
 from types import ModuleType
 
-from prefect import Flow
-
 from pgflow_prefect.deployment import bound
 from pgflow_prefect.deployment.handler_files import BY_ROWS, find_module, find_workflow, is_file
 from pgflow_prefect.errors import UsageError
@@ -39,9 +37,8 @@ def _find_flow(module: ModuleType, workflow_slug: str, source: str) -> str:
     """Return the name of a workflow's flow in a module, `flow` or `workflow.flow` most often."""
     workflow = find_workflow(module, workflow_slug, source)
     names = vars(module)
-    # By its function: a user may have bound `workflow.flow.with_options(…)`, and then means that one.
-    function = workflow.flow.fn
-    flows = [name for name, value in names.items() if isinstance(value, Flow) and value.fn is function]
+    given = workflow.given_flow  # which may be `workflow.flow.with_options(…)`
+    flows = [name for name, value in names.items() if value is given]
     if flows:
         return "flow" if "flow" in flows else flows[0]
     return next(f"{name}.flow" for name, value in names.items() if value is workflow)

@@ -1,0 +1,120 @@
+"""The hooks of the user's flow: each ends on its own, blocks no event loop, and may use Prefect's functions."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from copy import copy
+from functools import partial, wraps
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectHTTPStatusError
+
+from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.handlers.containment import contain
+from pgflow_prefect.handlers.threads import run_in_thread
+
+Hook = Callable[..., Any]
+
+HOOKS = ("on_running_hooks", "on_completion_hooks", "on_failure_hooks", "on_cancellation_hooks", "on_crashed_hooks")
+
+_CONTAINED = "__pgflow_contained__"
+_RUNNER_OWNS = ("PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS", "false")
+
+
+class Hooks(list[Hook]):
+    """The hooks for one kind of state, as the user has written them; Prefect's engine gets each one contained.
+
+    They are wrapped when they are read: `@flow.on_failure` appends to this list at any time.
+    """
+
+    def __iter__(self) -> Iterator[Hook]:
+        """Yield what Prefect is to call."""
+        return map(contain_hook, super().__iter__())
+
+
+def contain_hook(hook: Hook) -> Hook:
+    """Return a hook that Prefect awaits.
+
+    A sync hook runs in a thread, where Prefect's functions return results and not coroutines. What a hook raises is
+    an ordinary exception: Prefect logs it, and calls the next hook.
+    """
+    if hasattr(hook, _CONTAINED):
+        return hook
+
+    @wraps(hook, updated=())
+    async def call(*args: object, **kwargs: object) -> None:
+        await contain(_call(hook, partial(hook, *args, **kwargs)))
+
+    call.__name__ = find_hook_name(hook)
+    setattr(call, _CONTAINED, True)
+    return call
+
+
+def find_hook_name(hook: Hook) -> str:
+    """Return the name that logs have for a hook: a function, a partial one, or an object that is called."""
+    named = hook.func if isinstance(hook, partial) else hook
+    return str(getattr(named, "__name__", type(named).__name__))
+
+
+async def _call(hook: Hook, call: Callable[[], Any]) -> None:
+    is_async = inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
+    result = call() if is_async else await run_in_thread(partial(_call_in_thread, call))
+    if inspect.isawaitable(result):
+        await result
+
+
+def _call_in_thread(call: Callable[[], Any]) -> Any:  # noqa: ANN401  what a hook returns
+    with _say_it_is_sync():
+        return call()
+
+
+def _say_it_is_sync() -> AbstractContextManager[Any]:
+    """Have Prefect's functions return results: they return coroutines where the flow in the context is async."""
+    context = FlowRunContext.get()
+    if context is None or context.flow is None:
+        return nullcontext()
+    flow = copy(context.flow)
+    flow.isasync = False
+    return context.model_copy(update={"flow": flow})
+
+
+async def run_cancellation_hooks(state: State[Any]) -> None:
+    """Run the hooks for a run that was cancelled, in the process that has executed it and is to write this state.
+
+    Prefect's engine runs them for a flow run that is cancelled in Prefect, and not for a run that ends in PostgreSQL.
+    """
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow is not None
+    assert context.flow_run is not None
+    hooks = context.flow.on_cancellation_hooks
+    if not hooks or await _is_for_runner(context):
+        return
+    logger = get_run_logger()
+    for hook in map(contain_hook, hooks):
+        name = find_hook_name(hook)
+        logger.info("Running hook %r in response to entering state %r", name, state.name)
+        try:
+            await hook(context.flow, context.flow_run, state)
+        except Exception:
+            logger.exception("An error was encountered while running hook %r", name)
+
+
+async def _is_for_runner(context: FlowRunContext) -> bool:
+    """Tell whether Prefect's runner, whose child this process is, runs the hooks: for what is cancelled in Prefect."""
+    name, value = _RUNNER_OWNS
+    if os.environ.get(name, "").lower() != value:
+        return False
+    assert context.flow_run is not None
+    assert isinstance(context.client, PrefectClient)
+    try:
+        flow_run: FlowRun = await context.client.read_flow_run(context.flow_run.id)
+    except PrefectHTTPStatusError as error:
+        get_run_logger().warning("hooks for the cancellation are left to Prefect: %s", describe_error(error))
+        return True
+    return flow_run.state_type in (StateType.CANCELLING, StateType.CANCELLED)
