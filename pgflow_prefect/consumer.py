@@ -121,21 +121,21 @@ def _is_handed_over(message: StepMessage, handover: Handover, queue: str | None)
 
 async def _perform(message: StepMessage, function: Function, settings: Settings, queue: str | None) -> None:
     store = ConsumerStore.open(settings)
-    step = message.run_id, message.step_slug, message.attempt
+    step = message.run_id, message.task, message.attempt
     handover = await store.find_handover(*step)
     if handover is None:
-        _log.info("run %s, step %r, attempt %d: nobody waits for it any more; skipped", *step)
+        _log.info("run %s, step %s, attempt %d: nobody waits for it any more; skipped", *step)
         return
     if not _is_handed_over(message, handover, queue):
-        _log.warning("run %s, step %r, attempt %d: it was not handed to this queue; skipped", *step)
+        _log.warning("run %s, step %s, attempt %d: it was not handed to this queue; skipped", *step)
         return
     if settings.queue_key is None:
-        payload, results = await store.read_input(message.run_id, message.step_slug)
+        payload, results = await store.read_input(message.run_id, message.task)
         message = message.model_copy(update={"input": join_input(payload, results)})
     try:
         result = _serialise(await _call(function, message), settings.result_limit)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
-        _log.exception("run %s, step %r, attempt %d failed", *step)
+        _log.exception("run %s, step %s, attempt %d failed", *step)
         await _report(store.fail, step, describe(error))
         return
     try:
@@ -143,16 +143,16 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
     except DatabaseUnavailableError:
         raise
     except PgflowPrefectError as error:  # what PostgreSQL refuses now, it would refuse again
-        _log.exception("run %s, step %r, attempt %d: its result can't be stored", *step)
+        _log.exception("run %s, step %s, attempt %d: its result can't be stored", *step)
         await _report(store.fail, step, describe(error))
 
 
 async def _report(report: Callable[..., Any], step: tuple[object, ...], what: str) -> None:
     try:
         status = await report(*step, what)
-        _log.info("run %s, step %r, attempt %d: reported; it is %s", *step, status)
+        _log.info("run %s, step %s, attempt %d: reported; it is %s", *step, status)
     except (UsageError, RunNotPendingError) as error:  # deleted, or reopened, while the work was done
-        _log.warning("run %s, step %r, attempt %d: nobody takes its report: %s", *step, error)
+        _log.warning("run %s, step %s, attempt %d: nobody takes its report: %s", *step, error)
 
 
 async def _call(function: Function, message: StepMessage) -> object:

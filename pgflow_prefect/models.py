@@ -4,6 +4,7 @@ import hashlib
 import json
 import keyword
 import unicodedata
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
@@ -65,6 +66,27 @@ class Status(StrEnum):
     PENDING = "pending"
     FAILED = "failed"
     COMPLETED = "completed"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class TaskKey:
+    """What addresses a task within a run: one unit of work of a step.
+
+    Attributes:
+        step_slug: the step.
+        index: which of the step's tasks; a plain step has one, 0.
+    """
+
+    step_slug: str
+    index: int = 0
+
+    def __str__(self) -> str:
+        """Name it for people: a plain step's task is the step."""
+        return repr(self.step_slug) if self.index == 0 else f"{self.step_slug!r}[{self.index}]"
+
+    def as_parameters(self) -> dict[str, object]:
+        """Return it as the parameters of a statement."""
+        return {"step_slug": self.step_slug, "task_index": self.index}
 
 
 class Dep(NamedTuple):
@@ -301,10 +323,10 @@ class Claim(BaseModel):
 
 
 class ClaimRequest(NamedTuple):
-    """What a step is claimed with.
+    """What a task is claimed with.
 
     Attributes:
-        step_slug: the step.
+        task: of the run.
         task_run_id: Prefect's task run of it.
         upstream: the upstream steps whose results are wanted, None for all.
         with_payload: whether the run's payload is wanted.
@@ -313,7 +335,7 @@ class ClaimRequest(NamedTuple):
         handler: who does it in words, where no row says otherwise, for `status`.
     """
 
-    step_slug: str
+    task: TaskKey
     task_run_id: UUID
     upstream: list[str] | None
     with_payload: bool
@@ -321,29 +343,43 @@ class ClaimRequest(NamedTuple):
     has_function: bool = True
     handler: str = "python"
 
+    def as_parameters(self) -> dict[str, object]:
+        """Return it as the parameters of a statement."""
+        return _flatten(self._asdict())
+
 
 class Completion(NamedTuple):
-    """That a step is done.
+    """That a task is done.
 
     Attributes:
-        step_slug: the step.
+        task: of the run.
         result: JSON text.
         attempt: what the claim has returned.
         task_run_id: Prefect's task run of it.
     """
 
-    step_slug: str
+    task: TaskKey
     result: str
     attempt: int
     task_run_id: UUID
 
+    def as_parameters(self) -> dict[str, object]:
+        """Return it as the parameters of a statement."""
+        return _flatten(self._asdict())
+
+
+def _flatten(fields: dict[str, object]) -> dict[str, object]:
+    task = fields.pop("task")
+    assert isinstance(task, TaskKey)
+    return task.as_parameters() | fields
+
 
 class AwaitedStep(NamedTuple):
-    """A step that somebody else does, and what of ours waits for it.
+    """A task that somebody else does, and what of ours waits for it.
 
     Attributes:
         run_id: the run.
-        step_slug: the step.
+        task: of the run.
         epoch: in which the run was taken here.
         task_run_id: what waits.
         bound: to what kind of handler the step is bound in Python: in force where no row says otherwise.
@@ -351,7 +387,7 @@ class AwaitedStep(NamedTuple):
     """
 
     run_id: UUID
-    step_slug: str
+    task: TaskKey
     epoch: int
     task_run_id: UUID
     bound: str

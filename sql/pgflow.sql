@@ -310,7 +310,7 @@ $columns$;
 
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
-AS $$ SELECT 2 $$;
+AS $$ SELECT 3 $$;
 
 COMMENT ON FUNCTION pgflow.engine_version() IS 'Version of this script: a higher one upgrades a lower one.';
 

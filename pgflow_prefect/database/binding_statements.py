@@ -8,7 +8,7 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 
 from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.models import AwaitedStep, BindingChange, ShadowSummary, StepBinding, StepEnd
+from pgflow_prefect.models import AwaitedStep, BindingChange, ShadowSummary, StepBinding, StepEnd, TaskKey
 
 
 class BindingStatements(Statements):
@@ -87,11 +87,12 @@ class BindingStatements(Statements):
 
     async def watch_steps(self, awaited: Iterable[AwaitedStep]) -> list[StepEnd]:
         """Return those of the steps that others do which need not be waited for any more."""
-        run_ids, step_slugs, epochs, task_run_ids, bound, have = (list(each) for each in zip(*awaited, strict=True))
+        run_ids, tasks, epochs, task_run_ids, bound, have = (list(each) for each in zip(*awaited, strict=True))
         rows = await self._fetch(
             "watch_steps",
             run_ids=run_ids,
-            step_slugs=step_slugs,
+            step_slugs=[each.step_slug for each in tasks],
+            task_indexes=[each.index for each in tasks],
             epochs=epochs,
             task_run_ids=task_run_ids,
             bound=bound,
@@ -100,22 +101,22 @@ class BindingStatements(Statements):
         return [StepEnd.model_validate(row) for row in rows]
 
     async def read_input(
-        self, run_id: UUID, step_slug: str, upstream: list[str] | None
+        self, run_id: UUID, task: TaskKey, upstream: list[str] | None
     ) -> tuple[JsonValue, dict[str, JsonValue]]:
         """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming."""
-        [row] = await self._fetch("read_input", run_id=run_id, step_slug=step_slug, upstream=upstream)
+        [row] = await self._fetch("read_input", run_id=run_id, upstream=upstream, **task.as_parameters())
         found: Any = row
         return found["payload"], dict(found["upstream_results"])
 
     async def report_shadow(
-        self, run_id: UUID, step_slug: str, *, outcome: str, details: list[str], seconds: float
+        self, run_id: UUID, task: TaskKey, *, outcome: str, details: list[str], seconds: float
     ) -> None:
         """Note what came of a handler that ran beside somebody else's work: same, different or failed."""
         await self._fetch_telling(
             "report_shadow",
             {"details": details},
             run_id=run_id,
-            step_slug=step_slug,
             outcome=outcome,
             seconds=seconds,
+            **task.as_parameters(),
         )

@@ -13,7 +13,7 @@ from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import DatabaseUnavailableError, UnstorableTextError
-from pgflow_prefect.models import Status
+from pgflow_prefect.models import Status, TaskKey
 from pgflow_prefect.settings import Settings
 
 _FIRST_PAUSE = 0.1  # seconds
@@ -58,37 +58,37 @@ class ConsumerStore:
         """
         return cls(find_dsn(settings), settings.connect_timeout, settings.report_timeout)
 
-    async def find_handover(self, run_id: UUID, step_slug: str, attempt: int) -> Handover | None:
-        """Return who an attempt of a step was claimed for; None where no report of it is awaited any more."""
-        row = await self._fetch("find_handover", run_id=run_id, step_slug=step_slug, attempt=attempt)
+    async def find_handover(self, run_id: UUID, task: TaskKey, attempt: int) -> Handover | None:
+        """Return who an attempt of a task was claimed for; None where no report of it is awaited any more."""
+        row = await self._fetch("find_handover", run_id=run_id, attempt=attempt, **task.as_parameters())
         if row is None or row["awaited"] is not True:
             return None
         return Handover(str(row["workflow_slug"]), None if row["handler"] is None else str(row["handler"]))
 
-    async def read_input(self, run_id: UUID, step_slug: str) -> tuple[JsonValue, dict[str, JsonValue]]:
+    async def read_input(self, run_id: UUID, task: TaskKey) -> tuple[JsonValue, dict[str, JsonValue]]:
         """Return the run's payload, and the results of the step's upstream steps by slug."""
-        row: Any = await self._fetch("read_input", run_id=run_id, step_slug=step_slug, upstream=None)
+        row: Any = await self._fetch("read_input", run_id=run_id, upstream=None, **task.as_parameters())
         return row["payload"], dict(row["upstream_results"])
 
-    async def complete(self, run_id: UUID, step_slug: str, attempt: int, result: str) -> Status:
-        """Store a result and return the step's status: that of the first report.
+    async def complete(self, run_id: UUID, task: TaskKey, attempt: int, result: str) -> Status:
+        """Store a task's result and return the step's status: that of the first report.
 
         Raises:
             ResultInvalidError: jsonb can't hold the result.
         """
-        return await self._report("report_completion", run_id, step_slug, attempt, result=result)
+        return await self._report("report_completion", run_id, task, attempt, result=result)
 
-    async def fail(self, run_id: UUID, step_slug: str, attempt: int, message: str) -> Status:
-        """Fail a step and its run, and return the step's status: that of the first report."""
+    async def fail(self, run_id: UUID, task: TaskKey, attempt: int, message: str) -> Status:
+        """Fail a task, its step and the run, and return the step's status: that of the first report."""
         # Text in PostgreSQL has neither NUL nor half a character.
         text = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
         try:
-            return await self._report("report_failure", run_id, step_slug, attempt, error_message=text)
+            return await self._report("report_failure", run_id, task, attempt, error_message=text)
         except UnstorableTextError:
-            return await self._report("report_failure", run_id, step_slug, attempt, error_message=escape(text))
+            return await self._report("report_failure", run_id, task, attempt, error_message=escape(text))
 
-    async def _report(self, query: str, run_id: UUID, step_slug: str, attempt: int, **what: str) -> Status:
-        row = await self._fetch(query, run_id=run_id, step_slug=step_slug, attempt=attempt, **what)
+    async def _report(self, query: str, run_id: UUID, task: TaskKey, attempt: int, **what: str) -> Status:
+        row = await self._fetch(query, run_id=run_id, attempt=attempt, **task.as_parameters(), **what)
         assert row is not None
         return Status(str(row["status"]))
 

@@ -9,7 +9,7 @@ from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError
 from pgflow_prefect.shipped import shipped_path
 
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 ADAPTER_VERSION = 7
 
 SCRIPTS = ("pgflow.sql", "classic/pgflow_prefect.sql", "classic/definitions.sql", "classic/runs.sql")

@@ -24,7 +24,7 @@ from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, UsageError
-from pgflow_prefect.models import Report
+from pgflow_prefect.models import Report, TaskKey
 
 OPEN_TOO_LONG = 60.0
 """Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
@@ -52,10 +52,10 @@ class StepTransaction:
             executed again.
     """
 
-    def __init__(self, connector: Connector | None, run_id: UUID, step_slug: str, logger: Logger) -> None:
+    def __init__(self, connector: Connector | None, run_id: UUID, task: TaskKey, logger: Logger) -> None:
         self._connector = connector
         self._run_id = run_id
-        self._step_slug = step_slug
+        self._task = task
         self._logger = logger
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -138,9 +138,9 @@ class StepTransaction:
         pause = next(pauses, None)
         if pause is not None:
             self._logger.warning(
-                "run %s, step %r: %s has to wait: %s; trying again in about %.1f s",
+                "run %s, step %s: %s has to wait: %s; trying again in about %.1f s",
                 self._run_id,
-                self._step_slug,
+                self._task,
                 what,
                 error,
                 pause,
@@ -150,8 +150,7 @@ class StepTransaction:
     def _refuse(self, error: TransientError) -> NoConnectionError:
         assert self._connector is not None
         return NoConnectionError(
-            f"step {self._step_slug!r}: no connection for context.connection within {self._connector.patience:g} s: "
-            f"{error}"
+            f"step {self._task}: no connection for context.connection within {self._connector.patience:g} s: {error}"
         )
 
     @contextmanager
@@ -171,14 +170,12 @@ class StepTransaction:
 
     def _prepare(self, other: object) -> Connector:
         if self._connector is None:
-            raise UsageError(f"step {self._step_slug!r}: context.connection is not available here")
+            raise UsageError(f"step {self._task}: context.connection is not available here")
         if self._ended:
-            raise UsageError(
-                f"step {self._step_slug!r}: context.connection is gone, for this execution of the step has ended"
-            )
+            raise UsageError(f"step {self._task}: context.connection is gone, for this execution of the step has ended")
         if other is not None:
             raise UsageError(
-                f"step {self._step_slug!r}: context.connection is open, and belongs to "
+                f"step {self._task}: context.connection is open, and belongs to "
                 f"{'the event loop' if other is self._on_loop else 'a thread'}: one step has one connection"
             )
         self._asked = True
@@ -190,10 +187,10 @@ class StepTransaction:
 
     def _warn(self) -> None:
         self._logger.warning(
-            "run %s, step %r: the transaction of context.connection has been open for %g s: it keeps its locks and "
+            "run %s, step %s: the transaction of context.connection has been open for %g s: it keeps its locks and "
             "holds back vacuum; ask for the connection after the slow part of the work",
             self._run_id,
-            self._step_slug,
+            self._task,
             OPEN_TOO_LONG,
         )
 
@@ -212,7 +209,7 @@ class StepTransaction:
         opened = self._opened
         assert opened is not None
         self._check(opened.connection)
-        parameters = {"run_id": self._run_id, "step_slug": self._step_slug, "result": result, **fence}
+        parameters = {"run_id": self._run_id, "result": result, **self._task.as_parameters(), **fence}
         assert self._connector is not None
         pauses = make_pauses(self._connector.patience)
         while True:
@@ -287,7 +284,7 @@ class StepTransaction:
         )
         parameters = {
             "workflow_slug": workflow_slug,
-            "step_slug": self._step_slug,
+            "step_slug": self._task.step_slug,
             "schema": path[0],
             "function": path[1],
             "trusted_owners": list(trusted_owners),
@@ -303,9 +300,7 @@ class StepTransaction:
             refusal = _REFUSALS.get(error.diag.constraint_name or "")
             if refusal is None:
                 raise
-            raise refusal(
-                f"step {self._step_slug!r}: {error.diag.message_primary}. {error.diag.message_hint}"
-            ) from None
+            raise refusal(f"step {self._task}: {error.diag.message_primary}. {error.diag.message_hint}") from None
         return "null" if row is None or row[0] is None else str(row[0])
 
     async def defer(self, **note: object) -> None:
@@ -317,7 +312,7 @@ class StepTransaction:
         assert isinstance(self._on_loop, LoopTransaction)
         self._check(self._on_loop.connection)
         with translate_errors(self._run_id), self._bounded(self._on_loop.connection):
-            await self._on_loop.commit("note_state", {"run_id": self._run_id, "step_slug": self._step_slug, **note})
+            await self._on_loop.commit("note_state", {"run_id": self._run_id, **self._task.as_parameters(), **note})
         self.committed = True
 
     def _check(self, connection: SyncConnection | AsyncConnection) -> None:
@@ -325,12 +320,12 @@ class StepTransaction:
         status = connection.info.transaction_status
         if (connection.closed and not connection.broken) or status is TransactionStatus.IDLE:
             raise UsageError(
-                f"step {self._step_slug!r}: the handler has ended the transaction of context.connection; leave that to "
+                f"step {self._task}: the handler has ended the transaction of context.connection; leave that to "
                 "pgflow-prefect, which commits it with the step's completion"
             )
         if status is TransactionStatus.INERROR:
             raise UsageError(
-                f"step {self._step_slug!r}: a statement on context.connection has failed, and PostgreSQL will not "
+                f"step {self._task}: a statement on context.connection has failed, and PostgreSQL will not "
                 "commit the others; put one that may fail into a block of `connection.transaction()`"
             )
 

@@ -36,6 +36,7 @@ from pgflow_prefect.models import (
     Status,
     StepState,
     TakenRun,
+    TaskKey,
     WorkflowDefinition,
     WorkflowSummary,
 )
@@ -355,7 +356,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             SupersededError: another owner has taken the run.
             RunNotPendingError: the run has ended.
         """
-        [row] = await self._fetch("claim_step", run_id=run_id, epoch=epoch, **request._asdict())
+        [row] = await self._fetch("claim_step", run_id=run_id, epoch=epoch, **request.as_parameters())
         claim = _to_claim(row)
         if claim is None:
             raise SupersededError(run_id)
@@ -375,7 +376,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         Raises:
             ResultInvalidError: jsonb can't hold the result.
         """
-        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **completion._asdict())
+        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **completion.as_parameters())
         return Report.model_validate(row)
 
     async def complete_and_claim(
@@ -394,36 +395,36 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             run_id=run_id,
             epoch=epoch,
             completions=_to_array(map(_to_object, completions)),
-            claims=_to_array(to_json(each._asdict()).decode() for each in claims),
+            claims=_to_array(to_json(each.as_parameters()).decode() for each in claims),
         )
         reports = [Report.model_validate(row) for row in rows[: len(completions)]]
         return reports, [_to_claim(row) for row in rows[len(completions) :]]
 
     async def fail_step(
-        self, run_id: UUID, step_slug: str, error_message: str, *, state_name: str, **fence: object
+        self, run_id: UUID, task: TaskKey, error_message: str, *, state_name: str, **fence: object
     ) -> Report:
-        """Fail a step and its run; arguments and return value as of `complete_step`."""
+        """Fail a task, its step and the run; arguments and return value as of `complete_step`."""
         rows = await self._fetch_telling(
             "fail_step",
             {"error_message": error_message},
             run_id=run_id,
-            step_slug=step_slug,
             state_name=state_name,
+            **task.as_parameters(),
             **fence,
         )
         return Report.model_validate(rows[0])
 
     async def note_state(
-        self, run_id: UUID, step_slug: str, *, task_run_id: UUID, state_name: str, message: str
+        self, run_id: UUID, task: TaskKey, *, task_run_id: UUID, state_name: str, message: str
     ) -> None:
         """Note the state that Prefect shows a task run in."""
         await self._fetch_telling(
             "note_state",
             {"message": message},
             run_id=run_id,
-            step_slug=step_slug,
             task_run_id=task_run_id,
             state_name=state_name,
+            **task.as_parameters(),
         )
 
 
@@ -442,7 +443,7 @@ def _to_array(objects: Iterable[str]) -> str:
 
 def _to_object(completion: Completion) -> str:
     """Return a completion as JSON text; its result is that already."""
-    fields = completion._asdict()
+    fields = completion.as_parameters()
     result = fields.pop("result")
     return f'{to_json(fields).decode().removesuffix("}")},"result":{result}}}'
 

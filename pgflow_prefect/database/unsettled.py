@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.models import CANCELLED, Held, Status
+from pgflow_prefect.models import CANCELLED, Held, Status, TaskKey
 
 
 class UnsettledRun(BaseModel):
@@ -58,6 +58,7 @@ class UnsettledStep(BaseModel):
         status: its status.
         error_message: why it failed.
         task_run_id: the latest task run that claimed it.
+        task_index: which of the step's tasks that is.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +68,12 @@ class UnsettledStep(BaseModel):
     status: Status
     error_message: str | None
     task_run_id: UUID
+    task_index: int = 0
+
+    @property
+    def task(self) -> TaskKey:
+        """The task of the run."""
+        return TaskKey(self.step_slug, self.task_index)
 
 
 class UnsettledStatements(Statements):

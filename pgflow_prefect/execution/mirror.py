@@ -14,7 +14,7 @@ from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.batch import Batch
-from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd
+from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd, TaskKey
 
 T = TypeVar("T")
 
@@ -56,22 +56,22 @@ class Mirror:
         """Claim a step with the next statement, which is not tried again; None where statements are sent one by one."""
         return self.batch.claim_later(request) if self.batch is not None else None
 
-    async def complete(self, step_slug: str, result: str, *, task_run_id: UUID, attempt: int) -> Report:
+    async def complete(self, task: TaskKey, result: str, *, task_run_id: UUID, attempt: int) -> Report:
         """Store a step's result; see `Store.complete_step`."""
-        completion = Completion(step_slug, result, attempt, task_run_id)
+        completion = Completion(task, result, attempt, task_run_id)
         batch = self.batch
         if batch is not None:
             return await self._persist(lambda: batch.complete(completion))
         return await self._persist(lambda: self.store.complete_step(self.run_id, self.epoch, completion))
 
     async def fail(
-        self, step_slug: str, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None
+        self, task: TaskKey, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None
     ) -> Report:
         """Fail a step and its run, in this attempt or in any; see `Store.fail_step`."""
         return await self._persist(
             lambda: self.store.fail_step(
                 self.run_id,
-                step_slug,
+                task,
                 clean_message(message),
                 state_name=state_name,
                 epoch=self.epoch,
@@ -80,12 +80,12 @@ class Mirror:
             )
         )
 
-    async def note(self, step_slug: str, state_name: str, message: str, *, task_run_id: UUID) -> None:
+    async def note(self, task: TaskKey, state_name: str, message: str, *, task_run_id: UUID) -> None:
         """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for somebody's report."""
         await self._persist(
             lambda: self.store.note_state(
                 self.run_id,
-                step_slug,
+                task,
                 task_run_id=task_run_id,
                 state_name=state_name,
                 message=clean_message(message),
@@ -96,9 +96,9 @@ class Mirror:
         """Return why a step need not be waited for any more; None where it still does; see `Store.watch_steps`."""
         return next(iter(await self._persist(lambda: self.store.watch_steps([awaited]))), None)
 
-    async def read_input(self, step_slug: str, upstream: list[str] | None) -> tuple[JsonValue, dict[str, JsonValue]]:
+    async def read_input(self, task: TaskKey, upstream: list[str] | None) -> tuple[JsonValue, dict[str, JsonValue]]:
         """Return what a claim would give, without claiming; see `Store.read_input`."""
-        return await self._persist(lambda: self.store.read_input(self.run_id, step_slug, upstream))
+        return await self._persist(lambda: self.store.read_input(self.run_id, task, upstream))
 
     async def is_current(self) -> bool:
         """Tell whether this writer's epoch is still the run's."""

@@ -59,6 +59,7 @@ from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
+from pgflow_prefect.models import TaskKey
 
 EDGES = "upstream"
 """The only parameter of a step's task: the run graph repeats a parent once for each parameter that leads to it."""
@@ -87,9 +88,14 @@ _PATIENCE = 5.0  # seconds that a run waits for what Prefect's API knows of it
 _logger = logging.getLogger(__name__)
 
 
-def find_task_run_id(flow_run_id: UUID, step_slug: str) -> UUID:
-    """Return the id of a step's task run in a flow run: the same each time that the flow run is tried."""
-    return uuid5(flow_run_id, step_slug)
+def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:
+    """Return the id of the Prefect task run of a task: the same each time that the flow run is tried.
+
+    A slug may have any characters, so an index in the name could be another step's slug. The id of the step's first
+    task is a namespace for the others.
+    """
+    first = uuid5(flow_run_id, task.step_slug)
+    return uuid5(first, str(task.index)) if task.index else first
 
 
 class TaskRuns:

@@ -13,6 +13,7 @@ from pgflow_prefect.execution.mirror import clean_message
 from pgflow_prefect.handlers.base import Deferred
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.shadow import find_differences
+from pgflow_prefect.models import TaskKey
 
 
 @dataclass
@@ -22,14 +23,14 @@ class Shadow:
     Attributes:
         store: the database.
         run_id: the run.
-        step_slug: the step.
+        task: of the run.
         logger: shows in Prefect under the step's task run.
         result: JSON text; None where it has failed.
     """
 
     store: Store
     run_id: UUID
-    step_slug: str
+    task: TaskKey
     logger: Logger
     result: str | Deferred | None = None
     _seconds: float = field(default=0, init=False)
@@ -51,14 +52,14 @@ class Shadow:
         outcome, details = "failed", [self._error]
         try:
             if not self._error and isinstance(self.result, str):
-                theirs = (await self.store.read_results(self.run_id, [self.step_slug]))[self.step_slug]
+                theirs = (await self.store.read_results(self.run_id, [self.task.step_slug]))[self.task.step_slug]
                 details = find_differences(theirs, json.loads(self.result))
                 outcome = "different" if details else "same"
             details = [clean_message(each) for each in details]
             await self.store.report_shadow(
-                self.run_id, self.step_slug, outcome=outcome, details=details, seconds=self._seconds
+                self.run_id, self.task, outcome=outcome, details=details, seconds=self._seconds
             )
         except Exception as error:  # noqa: BLE001  nobody depends on it
-            self.logger.warning("step %r: its shadow is not reported: %s", self.step_slug, error)
-        self.logger.info("step %r: its shadow: %s %s", self.step_slug, outcome, "; ".join(details))
+            self.logger.warning("step %s: its shadow is not reported: %s", self.task, error)
+        self.logger.info("step %s: its shadow: %s %s", self.task, outcome, "; ".join(details))
         return f"shadow: {outcome}"

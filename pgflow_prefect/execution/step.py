@@ -45,7 +45,7 @@ from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
-from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd
+from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd, TaskKey
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
@@ -127,6 +127,11 @@ class Step:
         """The step's slug."""
         return self.handlers.step_slug
 
+    @property
+    def task(self) -> TaskKey:
+        """The task of the step: a plain step has one."""
+        return TaskKey(self.slug)
+
     def make_task(self) -> StepTask:
         """Return the task that Prefect runs: retries are Prefect's, everything else happens in `perform`."""
 
@@ -181,7 +186,7 @@ class Step:
                 raise
             self._task.retries = 0
             message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
-            await self.mirror.fail(self.slug, message, state_name="Failed", task_run_id=self.task_run_id, attempt=None)
+            await self.mirror.fail(self.task, message, state_name="Failed", task_run_id=self.task_run_id, attempt=None)
             raise ResultInvalidError(message) from error
 
     async def _claim(self, *, again: bool) -> Claim:
@@ -206,7 +211,7 @@ class Step:
             again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
             somebody else's and is so no more.
         """
-        transaction = StepTransaction(self._connector, self.mirror.run_id, self.slug, self._logger)
+        transaction = StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger)
         self._is_handed_over = claim.waits
         report: Report | None = None
         try:
@@ -234,7 +239,7 @@ class Step:
         if transaction.is_open and not transaction.committed:
             # Refused, and if it was a stale write, its count was rolled back with the rest: refused once more.
             assert isinstance(result, str)
-            return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            return await self.mirror.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         return report
 
     @cached_property
@@ -251,6 +256,7 @@ class Step:
             run_id=self.mirror.run_id,
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,
+            index=self.task.index,
             attempt=claim.attempt,
             logger=self._logger,
             shadow=shadow,
@@ -282,7 +288,7 @@ class Step:
         if transaction.is_open:
             await transaction.defer(task_run_id=self.task_run_id, state_name="Deferred", message=message)
         else:
-            await self.mirror.note(self.slug, "Deferred", message, task_run_id=self.task_run_id)
+            await self.mirror.note(self.task, "Deferred", message, task_run_id=self.task_run_id)
 
     async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
         """Wait until somebody else has ended the step; None where it is to be claimed again.
@@ -319,7 +325,7 @@ class Step:
         """Wait, and let other steps and other runs work meanwhile."""
         awaited = AwaitedStep(
             run_id=self.run.run_id,
-            step_slug=self.slug,
+            task=self.task,
             epoch=self.run.epoch,
             task_run_id=self.task_run_id,
             bound=self.handlers.bound.kind,
@@ -341,11 +347,11 @@ class Step:
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
-        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.slug, self._logger)
+        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.task, self._logger)
         with shadow.timed():
-            payload, results = await self.mirror.read_input(self.slug, handler.choose_upstream(self.upstream))
+            payload, results = await self.mirror.read_input(self.task, handler.choose_upstream(self.upstream))
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
-            async with StepTransaction(self._connector, self.mirror.run_id, self.slug, self._logger) as transaction:
+            async with StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger) as transaction:
                 context = self._make_context(claim, transaction, shadow=True)
                 shadow.result = await self._work(handler, claim, context)
         return shadow
@@ -379,7 +385,7 @@ class Step:
                     result, epoch=self.mirror.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
             self.claim_next(self.slug)
-            return await self.mirror.complete(self.slug, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            return await self.mirror.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
         except (TransientError, SupersededError, RunNotPendingError):
@@ -398,10 +404,10 @@ class Step:
             self.observe(self.slug, "AwaitingRetry")
             # Where somebody was asked, nobody is any more: the next claim is another attempt.
             if self._task.retry_delay_seconds or self._is_handed_over:
-                await self.mirror.note(self.slug, "AwaitingRetry", message, task_run_id=self.task_run_id)
+                await self.mirror.note(self.task, "AwaitingRetry", message, task_run_id=self.task_run_id)
             return None
         return await self.mirror.fail(
-            self.slug,
+            self.task,
             message,
             state_name="TimedOut" if isinstance(error, TimeoutError) else "Failed",
             task_run_id=self.task_run_id,

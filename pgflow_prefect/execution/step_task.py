@@ -12,7 +12,7 @@ from pgflow_prefect.errors import NotRetriableError
 from pgflow_prefect.execution.prefect_engine import StepTask
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import ClaimRequest
+from pgflow_prefect.models import ClaimRequest, TaskKey
 from pgflow_prefect.wording import clean
 
 
@@ -30,7 +30,7 @@ def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[
 def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
     """Return what a step is claimed with."""
     return ClaimRequest(
-        step_slug=handlers.step_slug,
+        task=TaskKey(handlers.step_slug),
         task_run_id=task_run_id,
         upstream=handlers.choose_upstream(upstream),
         with_payload=handlers.wants_payload,

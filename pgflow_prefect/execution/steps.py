@@ -32,7 +32,7 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import ClaimRequest
+from pgflow_prefect.models import ClaimRequest, TaskKey
 
 _WAITING = ("AwaitingRetry", "Waiting", "Deferred")
 
@@ -98,7 +98,7 @@ class Steps:
         """Return the id of a step's task run: ours, or what its task runner has called it."""
         known = self._task_run_ids.get(slug)
         if known is None:
-            known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, slug)
+            known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, TaskKey(slug))
         return known
 
     def _show(self, slug: str, state: State) -> None:
@@ -212,7 +212,7 @@ class Steps:
     async def _fail(self, slug: str, message: str) -> State:
         try:
             await self.mirror.fail(
-                slug, message, state_name="Failed", task_run_id=self.find_task_run_id(slug), attempt=None
+                TaskKey(slug), message, state_name="Failed", task_run_id=self.find_task_run_id(slug), attempt=None
             )
         except TransientError as error:
             return Crashed(message=str(error))

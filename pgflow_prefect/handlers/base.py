@@ -27,6 +27,7 @@ class StepContext:
         run_id: the run, a row of `pgflow.runs`.
         workflow_slug: the run's workflow.
         step_slug: the step.
+        index: which of the step's tasks this is; a plain step has one, 0.
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
         shadow: somebody else does the step, this is only compared with it: do nothing that can be seen from outside.
@@ -40,6 +41,7 @@ class StepContext:
     attempt: int
     logger: Logger
     shadow: bool = False
+    index: int = 0
     transaction: StepTransaction | None = field(default=None, repr=False, compare=False)
     settle: Callable[[Any], Any] = field(default=_identity, repr=False, compare=False)
 
@@ -71,8 +73,9 @@ class StepContext:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of this step in this run, and for no other: give it to services that take one."""
-        return f"{self.run_id}/{self.step_slug}"
+        """The same for every attempt of this task in this run, and for no other: give it to services that take one."""
+        # Before the slug, which may have any characters, an index can't be part of another step's slug.
+        return f"{self.run_id}.{self.index}/{self.step_slug}" if self.index else f"{self.run_id}/{self.step_slug}"
 
 
 @dataclass(frozen=True)

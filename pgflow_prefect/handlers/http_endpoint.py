@@ -176,6 +176,8 @@ def make_headers(context: StepContext) -> dict[str, str]:
         "Pgflow-Step": context.step_slug,
         "Pgflow-Attempt": str(context.attempt),
     }
+    if context.index:
+        named["Pgflow-Task-Index"] = str(context.index)
     own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"}
     return own | {name: quote(value, safe="/") for name, value in named.items()}
 

@@ -28,7 +28,7 @@ from pgflow_prefect.handlers.broker import (
 from pgflow_prefect.handlers.credential import read_credential, split_login
 from pgflow_prefect.handlers.json_text import check_size, write_json
 from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, refuse_origin
-from pgflow_prefect.models import Claim
+from pgflow_prefect.models import Claim, TaskKey
 from pgflow_prefect.origins import Origin
 
 _NO_TABLE = "42P01"  # PostgreSQL's code
@@ -42,6 +42,7 @@ class StepMessage(BaseModel):
         run_id: the run.
         workflow_slug: the run's workflow.
         step_slug: the step.
+        task_index: which of the step's tasks this is; the message of a plain step does not name it.
         attempt: which execution of the step this is, counted from 1; a report that names another one is refused.
         idempotency_key: the same for every attempt.
         input: `{"payload": …, "<upstream step>": …}`.
@@ -52,9 +53,15 @@ class StepMessage(BaseModel):
     run_id: UUID
     workflow_slug: str
     step_slug: str
+    task_index: int = Field(default=0, ge=0)
     attempt: int = Field(ge=1)
     idempotency_key: str
     input: dict[str, JsonValue]
+
+    @property
+    def task(self) -> TaskKey:
+        """The task of the run."""
+        return TaskKey(self.step_slug, self.task_index)
 
 
 def sign_message(body: bytes, key: bytes) -> bytes:
@@ -262,6 +269,7 @@ class QueueHandler:
             "run_id": str(context.run_id),
             "workflow_slug": context.workflow_slug,
             "step_slug": context.step_slug,
+            **({"task_index": context.index} if context.index else {}),
             "attempt": context.attempt,
             "idempotency_key": context.idempotency_key,
             "input": make_input(claim),

@@ -276,6 +276,72 @@ BEGIN
 END
 $columns$;
 
+-- Version 7: a task is addressed by its step and its index; a plain step has one task, index 0.
+DO $task_keys$
+DECLARE
+    keyed text;
+BEGIN
+    FOREACH keyed IN ARRAY ARRAY['task_runs', 'external_claims', 'shadow_reports'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                       WHERE attrelid = ('pgflow_prefect.' || keyed)::regclass AND attname = 'task_index') THEN
+            EXECUTE format('ALTER TABLE pgflow_prefect.%I ADD COLUMN task_index INT NOT NULL DEFAULT 0', keyed);
+        END IF;
+    END LOOP;
+END
+$task_keys$;
+
+-- The columns of a table's primary key are its task's: run_id, step_slug and task_index.
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_keyed_by_task(table_name text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pg_constraint c
+        JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey) AND a.attname = 'task_index'
+        WHERE c.conrelid = to_regclass(format('pgflow_prefect.%I', table_name)) AND c.contype = 'p')
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_keyed_by_task(text) IS
+    'True for a table whose primary key has task_index in it; NULL and false before its upgrade. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.key_by_task(table_name text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+DECLARE
+    prepared CONSTANT text := table_name || '_by_task'; -- built by `init` before, without a lock
+BEGIN
+    IF pgflow_prefect.is_keyed_by_task(table_name) THEN
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_index
+                   WHERE indexrelid = to_regclass(format('pgflow_prefect.%I', prepared)) AND indisvalid) THEN
+        EXECUTE format('DROP INDEX IF EXISTS pgflow_prefect.%I', prepared);
+        EXECUTE format('CREATE UNIQUE INDEX %I ON pgflow_prefect.%I (run_id, step_slug, task_index)',
+                       prepared, table_name);
+    END IF;
+    EXECUTE format('ALTER TABLE pgflow_prefect.%I DROP CONSTRAINT %I, ADD CONSTRAINT %2$I PRIMARY KEY USING INDEX %3$I',
+                   table_name, table_name || '_pkey', prepared);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.key_by_task(text) IS
+    'Gives a table the primary key (run_id, step_slug, task_index) in place of (run_id, step_slug). Internal.';
+
+
+DO $task_keys$
+BEGIN
+    -- `init` does this after the script, table by table, once no statement of a former version is under way: such a
+    -- statement still looks for the former key. Pasted, the script does all in one transaction, which locks the tables
+    -- while it builds their keys.
+    IF coalesce(current_setting('pgflow.keys_follow', true), '') <> 'on' THEN
+        PERFORM pgflow_prefect.key_by_task(keyed) FROM unnest(ARRAY['task_runs', 'external_claims', 'shadow_reports'])
+            AS keyed;
+    END IF;
+END
+$task_keys$;
+
 
 ------------------------------------------------------------------------------------------------------------
 -- The installation. A copy of a database has the id of the original: it must not touch what that shows in Prefect.
@@ -914,9 +980,23 @@ COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
     'Tells whether somebody has taken the run since this epoch, and counts it where that is so.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_task(step_slug text, task_index int) RETURNS void
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RAISE EXCEPTION 'step "%" has no task %: a plain step has one task, with the index 0',
+                    step_slug, coalesce(task_index::pg_catalog.text, 'NULL')
+        USING ERRCODE = 'invalid_parameter_value', HINT = 'Address the task by the index 0.';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.refuse_task(text, int) IS
+    'Raises 22023: this schema has plain steps only, and each has one task, with the index 0. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
-    run_id uuid, step_slug text, epoch int, task_run_id uuid, upstream text[], with_payload boolean, bound text,
-    has_function boolean, handler text
+    run_id uuid, step_slug text, task_index int, epoch int, task_run_id uuid, upstream text[], with_payload boolean,
+    bound text, has_function boolean, handler text
 ) RETURNS TABLE (status text, attempt int, payload jsonb, upstream_results jsonb,
                  kind text, target text, options jsonb, waits boolean, waited double precision,
                  began_at timestamptz, ended_at timestamptz, note text)
@@ -932,6 +1012,9 @@ DECLARE
     task pgflow_prefect.task_runs;
     doing text;
 BEGIN
+    IF claim_step.task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
     waits := false;
     run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
     IF run.epoch > claim_step.epoch AND pgflow_prefect.is_stale(run.id, claim_step.epoch) THEN
@@ -945,14 +1028,15 @@ BEGIN
     SELECT * INTO state FROM pgflow.step_states s
     WHERE s.run_id = run.id AND s.step_slug = claim_step.step_slug;
     SELECT * INTO task FROM pgflow_prefect.task_runs t
-    WHERE t.run_id = run.id AND t.step_slug = claim_step.step_slug;
+    WHERE t.run_id = run.id AND t.step_slug = claim_step.step_slug AND t.task_index = claim_step.task_index;
 
     IF state.status = 'pending' AND run.status = 'pending' AND run.epoch = claim_step.epoch THEN
         -- Put on a queue, or answered by 202: an owner that died meanwhile is no reason to ask again.
         IF task.state_name = 'Deferred' AND state.started_at IS NOT NULL THEN
             waits := true;
             waited := extract(epoch FROM clock_timestamp() - state.started_at);
-        ELSIF state.started_at IS NOT NULL AND doing <> 'external' AND pgflow_prefect.is_claimed_outside(state) THEN
+        ELSIF state.started_at IS NOT NULL AND doing <> 'external'
+              AND pgflow_prefect.is_claimed_outside(state, claim_step.task_index) THEN
             waits := true; -- moved meanwhile: the time-out of its next handler is not theirs
         ELSIF pgflow_prefect.is_others(doing, has_function) THEN
             waits := true;
@@ -978,8 +1062,9 @@ BEGIN
         ended_at := state.finished_at;
         note := CASE status WHEN 'failed' THEN state.error_message ELSE pgflow_prefect.shorten(state.step_result) END;
     END IF;
-    INSERT INTO pgflow_prefect.task_runs AS t (run_id, step_slug, task_run_id, state_name, handler, attempt)
-    VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_run_id,
+    INSERT INTO pgflow_prefect.task_runs AS t (
+        run_id, step_slug, task_index, task_run_id, state_name, handler, attempt)
+    VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_index, claim_step.task_run_id,
             CASE WHEN status = 'completed' THEN CASE doing WHEN 'external' THEN 'Completed' ELSE 'Cached' END
                  WHEN status = 'failed' THEN 'Failed'
                  WHEN NOT waits THEN 'Running'
@@ -987,7 +1072,7 @@ BEGIN
                  ELSE 'Waiting' END,
             coalesce(nullif(concat_ws(' ', kind, target), ''), claim_step.handler),
             CASE WHEN NOT waits THEN attempt END)
-    ON CONFLICT (run_id, step_slug) DO UPDATE
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET task_run_id = excluded.task_run_id, state_name = excluded.state_name,
         -- What is on a queue stays that queue's, whatever the step is bound to meanwhile.
         handler = CASE WHEN excluded.state_name = 'Deferred' THEN t.handler ELSE excluded.handler END,
@@ -998,13 +1083,13 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean, text, boolean, text) IS
+COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, int, uuid, text[], boolean, text, boolean, text) IS
     'pgflow.claim_step for whoever the step is bound to, by its row, else as `bound` says; and which task run claimed '
     'it. Where somebody outside Prefect does it (waits), no attempt is counted. All NULL for a former owner.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_state(
-    run_id uuid, step_slug text, task_run_id uuid, state_name text, message text DEFAULT NULL
+    run_id uuid, step_slug text, task_index int, task_run_id uuid, state_name text, message text
 ) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -1014,104 +1099,67 @@ BEGIN
     UPDATE pgflow_prefect.task_runs t
     SET state_name = note_state.state_name, message = coalesce(left(note_state.message, 10100), t.message),
         updated_at = clock_timestamp()
-    WHERE t.run_id = note_state.run_id AND t.step_slug = note_state.step_slug
+    WHERE t.run_id = note_state.run_id AND t.step_slug = note_state.step_slug AND t.task_index = note_state.task_index
       AND t.task_run_id = note_state.task_run_id; -- another flow run's task run has taken the step's place
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.note_state(uuid, text, uuid, text, text) IS
-    'Notes the state that Prefect shows a step''s task run in, such as AwaitingRetry.';
+COMMENT ON FUNCTION pgflow_prefect.note_state(uuid, text, int, uuid, text, text) IS
+    'Notes the state that Prefect shows the run of a task in, such as AwaitingRetry.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_step(
-    run_id uuid, step_slug text, step_result jsonb, epoch int, attempt int, task_run_id uuid
+    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
     began timestamptz := clock_timestamp();
-    state pgflow.step_states := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
+    state pgflow.step_states;
 BEGIN
+    IF task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
+    state := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
     -- Not this report has completed the step; its clock alone would not tell, where it has waited for the run's lock.
     IF (state.status = 'completed' AND state.attempts = attempt AND state.finished_at >= began) IS NOT TRUE THEN
         PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     END IF;
     IF state.status = 'completed' THEN
-        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_run_id, 'Completed');
+        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, 'Completed', NULL);
     END IF;
     RETURN state;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, jsonb, int, int, uuid) IS
+COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, int, jsonb, int, int, uuid) IS
     'pgflow.complete_step, and the state of the task run.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.complete_and_claim(
-    run_id uuid, epoch int, completions jsonb, claims jsonb
-) RETURNS TABLE (status text, error_message text, attempt int, payload jsonb, upstream_results jsonb,
-                 kind text, target text, options jsonb, waits boolean, waited double precision,
-                 began_at timestamptz, ended_at timestamptz, note text)
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-AS $$
-#variable_conflict use_column
-DECLARE
-    completion record;
-    claim record;
-    state pgflow.step_states;
-BEGIN
-    -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
-    -- there to be claimed.
-    FOR completion IN
-        SELECT * FROM jsonb_to_recordset(completions) AS c(step_slug text, result jsonb, attempt int, task_run_id uuid)
-    LOOP
-        state := pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
-                                              coalesce(completion.result, 'null'), complete_and_claim.epoch,
-                                              completion.attempt, completion.task_run_id);
-        status := state.status;
-        error_message := state.error_message;
-        RETURN NEXT;
-    END LOOP;
-    FOR claim IN
-        SELECT * FROM jsonb_to_recordset(claims) AS c(
-            step_slug text, task_run_id uuid, upstream text[], with_payload boolean, bound text, has_function boolean,
-            handler text)
-    LOOP
-        RETURN QUERY
-        SELECT c.status, NULL::text, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
-               c.waited, c.began_at, c.ended_at, c.note
-        FROM pgflow_prefect.claim_step(complete_and_claim.run_id, claim.step_slug, complete_and_claim.epoch,
-                                       claim.task_run_id, claim.upstream, claim.with_payload, claim.bound,
-                                       claim.has_function, claim.handler) c;
-    END LOOP;
-END
-$$;
-
-COMMENT ON FUNCTION pgflow_prefect.complete_and_claim(uuid, int, jsonb, jsonb) IS
-    'Several of complete_step, and then of claim_step, in one transaction: a row for each, in their order. What one of '
-    'them raises undoes all.';
-
-
 CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(
-    run_id uuid, step_slug text, error_message text, epoch int, attempt int, task_run_id uuid, state_name text
+    run_id uuid, step_slug text, task_index int, error_message text, epoch int, attempt int, task_run_id uuid,
+    state_name text
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
-    state pgflow.step_states := pgflow.fail_step(run_id, step_slug, error_message, epoch, attempt);
+    state pgflow.step_states;
 BEGIN
+    IF task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
+    state := pgflow.fail_step(run_id, step_slug, error_message, epoch, attempt);
     PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     IF state.status = 'failed' THEN
-        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_run_id, state_name, error_message);
+        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, state_name, error_message);
     END IF;
     RETURN state;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, text, int, int, uuid, text) IS
+COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, int, text, int, int, uuid, text) IS
     'pgflow.fail_step, and the state of the task run.';
 
 
@@ -1424,18 +1472,19 @@ COMMENT ON FUNCTION pgflow_prefect.is_others(text, boolean) IS
     'True where the process that asks can only wait: somebody else does the step, or a process that has its function.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states) RETURNS boolean
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states, task_index int) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
     SELECT state.status = 'pending' AND state.started_at IS NOT NULL AND EXISTS (
         SELECT FROM pgflow_prefect.external_claims c
-        WHERE c.run_id = state.run_id AND c.step_slug = state.step_slug AND c.attempt = state.attempts
+        WHERE c.run_id = state.run_id AND c.step_slug = state.step_slug
+          AND c.task_index = is_claimed_outside.task_index AND c.attempt = state.attempts
           AND c.claimed_until > clock_timestamp())
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states) IS
-    'True while somebody outside Prefect does this step, having claimed it by claim_external_step.';
+COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states, int) IS
+    'True while an external worker does this task of a step, having claimed it by claim_external_step.';
 
 
 -- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent.
@@ -1444,32 +1493,36 @@ SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at, r.created_at AS run
 FROM pgflow.runs r
 JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
 LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
-LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
 WHERE r.status = 'pending'
   -- Only what is declared external, by a row or in the handlers' file: that is known once a claim has looked there.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
   -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
-                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.attempt = s.attempts))
+                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0 AND c.attempt = s.attempts))
   AND NOT EXISTS (SELECT FROM pgflow_prefect.external_claims c
-                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.attempt = s.attempts
-                    AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp());
+                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
+                    AND c.attempt = s.attempts AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp());
 
 COMMENT ON VIEW pgflow_prefect.external_steps IS
     'Pending steps that are bound to somebody outside Prefect, and that nobody has claimed.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
-    run_id uuid, step_slug text, lease interval DEFAULT NULL
+    run_id uuid, step_slug text, task_index int, lease interval
 ) RETURNS TABLE (attempt int, payload jsonb, upstream_results jsonb)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    run pgflow.runs := pgflow.lock_run(claim_external_step.run_id);
+    run pgflow.runs;
 BEGIN
+    IF claim_external_step.task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
+    run := pgflow.lock_run(claim_external_step.run_id);
     PERFORM FROM pgflow_prefect.external_steps e
     WHERE e.run_id = run.id AND e.step_slug = claim_external_step.step_slug;
     IF NOT FOUND THEN
@@ -1477,18 +1530,31 @@ BEGIN
     END IF;
     SELECT c.attempt, c.payload, c.upstream_results INTO attempt, payload, upstream_results
     FROM pgflow.claim_step(run.id, claim_external_step.step_slug) c;
-    INSERT INTO pgflow_prefect.external_claims AS c (run_id, step_slug, attempt, claimed_until)
-    VALUES (run.id, claim_external_step.step_slug, attempt,
+    INSERT INTO pgflow_prefect.external_claims AS c (run_id, step_slug, task_index, attempt, claimed_until)
+    VALUES (run.id, claim_external_step.step_slug, claim_external_step.task_index, attempt,
             coalesce(clock_timestamp() + lease, 'infinity'))
-    ON CONFLICT (run_id, step_slug) DO UPDATE
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by;
     RETURN NEXT;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
-    'For workers outside Prefect: counts the attempt and gives the step''s input; no row where the step is not theirs '
+COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, int, interval) IS
+    'For workers outside Prefect: counts the attempt and gives the task''s input; no row where the step is not theirs '
     '(any more). Nobody else begins it until it is reported, or until the lease is over, where one is given.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
+    run_id uuid, step_slug text, lease interval DEFAULT NULL
+) RETURNS TABLE (attempt int, payload jsonb, upstream_results jsonb)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT c.attempt, c.payload, c.upstream_results
+    FROM pgflow_prefect.claim_external_step(run_id, step_slug, 0, lease) c
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
+    'claim_external_step for a plain step, which has one task.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
@@ -1519,7 +1585,8 @@ BEGIN
         FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
     LOOP
         EXIT WHEN open_places <= 0;
-        FOR claimed IN SELECT * FROM pgflow_prefect.claim_external_step(candidate.run_id, candidate.step_slug, lease)
+        FOR claimed IN SELECT * FROM pgflow_prefect.claim_external_step(
+            candidate.run_id, candidate.step_slug, 0, lease)
         LOOP
             run_id := candidate.run_id;
             step_slug := candidate.step_slug;
@@ -1538,7 +1605,8 @@ COMMENT ON FUNCTION pgflow_prefect.take_external_steps(text, text, int, interval
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
-    run_ids uuid[], step_slugs text[], epochs int[], task_run_ids uuid[], bound text[], have_function boolean[]
+    run_ids uuid[], step_slugs text[], task_indexes int[], epochs int[], task_run_ids uuid[], bound text[],
+    have_function boolean[]
 ) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -1550,7 +1618,7 @@ DECLARE
     seen record;
 BEGIN
     FOR seen IN
-        SELECT w.run_id, w.step_slug, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
+        SELECT w.run_id, w.step_slug, w.task_index, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
                CASE WHEN s.status = 'completed' THEN pgflow_prefect.shorten(s.step_result) END AS result,
                coalesce(s.started_at, s.created_at) AS began_at, s.finished_at AS ended_at,
                CASE WHEN s.status = 'failed' AND s.error_message = r.error_message THEN 'ended' -- by cancel_run
@@ -1559,12 +1627,13 @@ BEGIN
                     WHEN r.status <> 'pending' THEN 'ended'
                     WHEN t.state_name <> 'Deferred'
                          AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
-                         AND NOT pgflow_prefect.is_claimed_outside(s) THEN 'rebound' END AS outcome
-        FROM unnest(run_ids, step_slugs, epochs, task_run_ids, bound, have_function)
-             AS w (run_id, step_slug, epoch, task_run_id, bound, has_function)
+                         AND NOT pgflow_prefect.is_claimed_outside(s, w.task_index) THEN 'rebound' END AS outcome
+        FROM unnest(run_ids, step_slugs, task_indexes, epochs, task_run_ids, bound, have_function)
+             AS w (run_id, step_slug, task_index, epoch, task_run_id, bound, has_function)
         LEFT JOIN pgflow.runs r ON r.id = w.run_id
         LEFT JOIN pgflow.step_states s ON s.run_id = w.run_id AND s.step_slug = w.step_slug
-        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = w.run_id AND t.step_slug = w.step_slug
+        LEFT JOIN pgflow_prefect.task_runs t
+            ON t.run_id = w.run_id AND t.step_slug = w.step_slug AND t.task_index = w.task_index
         LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = w.step_slug
     LOOP
         CONTINUE WHEN seen.outcome IS NULL;
@@ -1576,20 +1645,20 @@ BEGIN
         began_at := seen.began_at;
         ended_at := seen.ended_at;
         IF outcome IN ('completed', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then
-            PERFORM pgflow_prefect.note_state(seen.run_id, seen.step_slug, seen.task_run_id,
-                                              CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END);
+            PERFORM pgflow_prefect.note_state(seen.run_id, seen.step_slug, seen.task_index, seen.task_run_id,
+                                              CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END, NULL);
         END IF;
         RETURN NEXT;
     END LOOP;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], uuid[], text[], boolean[]) IS
-    'Looks at steps that others do and returns those for which the waiting is over: completed, failed, lost (the run '
+COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], int[], uuid[], text[], boolean[]) IS
+    'Looks at tasks that others do and returns those for which the waiting is over: completed, failed, lost (the run '
     'was taken), ended (the run was), rebound (from now on the one who waits is to do it).';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, upstream text[])
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, task_index int, upstream text[])
 RETURNS TABLE (payload jsonb, upstream_results jsonb)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -1600,30 +1669,169 @@ AS $$
          JOIN pgflow.step_states s ON s.run_id = r.id AND s.step_slug = d.from_step_slug
          WHERE d.definition_id = r.definition_id AND d.to_step_slug = read_input.step_slug
            AND (read_input.upstream IS NULL OR d.from_step_slug = ANY (read_input.upstream))), '{}')
-    FROM pgflow.runs r WHERE r.id = read_input.run_id
+    FROM pgflow.runs r WHERE r.id = read_input.run_id AND read_input.task_index = 0
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, text[]) IS
+COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, int, text[]) IS
     'What a claim would give, without claiming: for a handler that runs beside somebody else''s work.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_shadow(
+    run_id uuid, step_slug text, task_index int, outcome text, details text[], seconds double precision
+) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    INSERT INTO pgflow_prefect.shadow_reports AS s (
+        run_id, workflow_slug, step_slug, task_index, outcome, details, seconds)
+    SELECT r.id, r.workflow_slug, report_shadow.step_slug, report_shadow.task_index, report_shadow.outcome,
+           report_shadow.details, report_shadow.seconds
+    FROM pgflow.runs r WHERE r.id = report_shadow.run_id
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
+    SET outcome = excluded.outcome, details = excluded.details, seconds = excluded.seconds,
+        reported_at = clock_timestamp()
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, int, text, text[], double precision) IS
+    'Notes what came of running a handler beside somebody else''s work: same, different, failed.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Signatures of version 6, which knew no index of a task: a worker of that version goes on while `init` upgrades.
+-- They stay for one version: version 8 drops them.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states) RETURNS boolean
+LANGUAGE sql STABLE
+AS $$ SELECT pgflow_prefect.is_claimed_outside(state, 0) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
+    run_id uuid, step_slug text, epoch int, task_run_id uuid, upstream text[], with_payload boolean, bound text,
+    has_function boolean, handler text
+) RETURNS TABLE (status text, attempt int, payload jsonb, upstream_results jsonb,
+                 kind text, target text, options jsonb, waits boolean, waited double precision,
+                 began_at timestamptz, ended_at timestamptz, note text)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT * FROM pgflow_prefect.claim_step(
+        run_id, step_slug, 0, epoch, task_run_id, upstream, with_payload, bound, has_function, handler)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean, text, boolean, text) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.note_state(
+    run_id uuid, step_slug text, task_run_id uuid, state_name text, message text DEFAULT NULL
+) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$ SELECT pgflow_prefect.note_state(run_id, step_slug, 0, task_run_id, state_name, message) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.note_state(uuid, text, uuid, text, text) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.complete_step(
+    run_id uuid, step_slug text, step_result jsonb, epoch int, attempt int, task_run_id uuid
+) RETURNS pgflow.step_states
+LANGUAGE sql VOLATILE
+AS $$ SELECT pgflow_prefect.complete_step(run_id, step_slug, 0, step_result, epoch, attempt, task_run_id) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, jsonb, int, int, uuid) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(
+    run_id uuid, step_slug text, error_message text, epoch int, attempt int, task_run_id uuid, state_name text
+) RETURNS pgflow.step_states
+LANGUAGE sql VOLATILE
+AS $$ SELECT pgflow_prefect.fail_step(run_id, step_slug, 0, error_message, epoch, attempt, task_run_id, state_name) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.fail_step(uuid, text, text, int, int, uuid, text) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.complete_and_claim(
+    run_id uuid, epoch int, completions jsonb, claims jsonb
+) RETURNS TABLE (status text, error_message text, attempt int, payload jsonb, upstream_results jsonb,
+                 kind text, target text, options jsonb, waits boolean, waited double precision,
+                 began_at timestamptz, ended_at timestamptz, note text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    completion record;
+    claim record;
+    state pgflow.step_states;
+BEGIN
+    -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
+    -- there to be claimed.
+    FOR completion IN
+        SELECT * FROM jsonb_to_recordset(completions) AS c(step_slug text, result jsonb, attempt int, task_run_id uuid)
+    LOOP
+        state := pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
+                                              coalesce(completion.result, 'null'), complete_and_claim.epoch,
+                                              completion.attempt, completion.task_run_id);
+        status := state.status;
+        error_message := state.error_message;
+        RETURN NEXT;
+    END LOOP;
+    FOR claim IN
+        SELECT * FROM jsonb_to_recordset(claims) AS c(
+            step_slug text, task_run_id uuid, upstream text[], with_payload boolean, bound text, has_function boolean,
+            handler text)
+    LOOP
+        RETURN QUERY
+        SELECT c.status, NULL::text, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
+               c.waited, c.began_at, c.ended_at, c.note
+        FROM pgflow_prefect.claim_step(complete_and_claim.run_id, claim.step_slug, complete_and_claim.epoch,
+                                       claim.task_run_id, claim.upstream, claim.with_payload, claim.bound,
+                                       claim.has_function, claim.handler) c;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.complete_and_claim(uuid, int, jsonb, jsonb) IS
+    'Several of complete_step, and then of claim_step, in one transaction: a row for each, in their order. What one of '
+    'them raises undoes all.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
+    run_ids uuid[], step_slugs text[], epochs int[], task_run_ids uuid[], bound text[], have_function boolean[]
+) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT * FROM pgflow_prefect.watch_steps(
+        run_ids, step_slugs, pg_catalog.array_fill(0, ARRAY[pg_catalog.cardinality(run_ids)]), epochs, task_run_ids,
+        bound, have_function)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], uuid[], text[], boolean[]) IS
+    'Signature of version 6, for a plain step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, upstream text[])
+RETURNS TABLE (payload jsonb, upstream_results jsonb)
+LANGUAGE sql STABLE
+AS $$ SELECT * FROM pgflow_prefect.read_input(run_id, step_slug, 0, upstream) $$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, text[]) IS
+    'Signature of version 6, for a plain step.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_shadow(
     run_id uuid, step_slug text, outcome text, details text[], seconds double precision
 ) RETURNS void
 LANGUAGE sql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-AS $$
-    INSERT INTO pgflow_prefect.shadow_reports AS s (run_id, workflow_slug, step_slug, outcome, details, seconds)
-    SELECT r.id, r.workflow_slug, report_shadow.step_slug, report_shadow.outcome, report_shadow.details,
-           report_shadow.seconds
-    FROM pgflow.runs r WHERE r.id = report_shadow.run_id
-    ON CONFLICT (run_id, step_slug) DO UPDATE
-    SET outcome = excluded.outcome, details = excluded.details, seconds = excluded.seconds,
-        reported_at = clock_timestamp()
-$$;
+AS $$ SELECT pgflow_prefect.report_shadow(run_id, step_slug, 0, outcome, details, seconds) $$;
 
 COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, text, text[], double precision) IS
-    'Notes what came of running a handler beside somebody else''s work: same, different, failed.';
+    'Signature of version 6, for a plain step.';
 
 
 ------------------------------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ BEGIN
         SELECT s.step_slug, s.status, s.attempts, CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem,
                s.error_message, s.created_at, s.started_at, s.finished_at, t.state_name, t.handler
         FROM pgflow.step_states s
-        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
                            WHERE s.step_result IS NOT NULL OFFSET 0) p ON true
         WHERE s.run_id = list_step_states.run_id
@@ -232,7 +232,7 @@ BEGIN
         SELECT s.step_slug, s.status, s.attempts, s.error_message, s.created_at, s.started_at, s.finished_at,
                t.state_name, t.handler, t.first_claimed_at
         FROM pgflow.step_states s
-        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);
 END
 $$;
@@ -322,7 +322,7 @@ COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_step(
-    run_id uuid, step_slug text, step_result jsonb, epoch int, attempt int, task_run_id uuid
+    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
 ) RETURNS TABLE (status text, error_message text, accepted boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -334,7 +334,7 @@ BEGIN
     -- start_step locks the run and returns the state under that lock, where no other report can end the step any more.
     former := pgflow.start_step(complete_pending_step.run_id, complete_pending_step.step_slug);
     done := pgflow_prefect.complete_step(complete_pending_step.run_id, complete_pending_step.step_slug,
-                                         complete_pending_step.step_result, complete_pending_step.epoch,
+                                         complete_pending_step.task_index, complete_pending_step.step_result, complete_pending_step.epoch,
                                          complete_pending_step.attempt, complete_pending_step.task_run_id);
     status := done.status;
     error_message := done.error_message;
@@ -343,7 +343,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, jsonb, int, int, uuid) IS
+COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, int, jsonb, int, int, uuid) IS
     'complete_step, and whether it was this call that completed the step.';
 
 
@@ -351,7 +351,7 @@ COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, jsonb, int,
 -- Consumers of queues, which report for the owner of a run, whichever that is
 ------------------------------------------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.find_handover(run_id uuid, step_slug text, attempt int)
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_handover(run_id uuid, step_slug text, task_index int, attempt int)
 RETURNS TABLE (awaited boolean, workflow_slug text, handler text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
@@ -364,43 +364,50 @@ BEGIN
         FROM pgflow.step_states s
         JOIN pgflow.runs r ON r.id = s.run_id
         LEFT JOIN pgflow_prefect.task_runs t
-               ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.attempt = find_handover.attempt
+               ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = find_handover.task_index
+              AND t.attempt = find_handover.attempt
         WHERE s.run_id = find_handover.run_id AND s.step_slug = find_handover.step_slug;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.find_handover(uuid, text, int) IS
+COMMENT ON FUNCTION pgflow_prefect.find_handover(uuid, text, int, int) IS
     'Whether a step still waits for the report of this attempt, and who the attempt was claimed for. No row: the run is '
     'gone.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_completion(
-    run_id uuid, step_slug text, step_result jsonb, attempt int
+    run_id uuid, step_slug text, task_index int, step_result jsonb, attempt int
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
     RETURN (pgflow.complete_step(report_completion.run_id, report_completion.step_slug, report_completion.step_result,
                                  NULL, report_completion.attempt)).status;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.report_completion(uuid, text, jsonb, int) IS
+COMMENT ON FUNCTION pgflow_prefect.report_completion(uuid, text, int, jsonb, int) IS
     'Stores the result of an attempt, whichever owner the run has, and returns the step''s status.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_failure(
-    run_id uuid, step_slug text, error_message text, attempt int
+    run_id uuid, step_slug text, task_index int, error_message text, attempt int
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF task_index IS DISTINCT FROM 0 THEN
+        PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
+    END IF;
     RETURN (pgflow.fail_step(report_failure.run_id, report_failure.step_slug, report_failure.error_message,
                              NULL, report_failure.attempt)).status;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.report_failure(uuid, text, text, int) IS
+COMMENT ON FUNCTION pgflow_prefect.report_failure(uuid, text, int, text, int) IS
     'Fails a step and its run, whichever owner the run has, and returns the step''s status.';
 
 
@@ -453,18 +460,18 @@ COMMENT ON FUNCTION pgflow_prefect.read_unsettled(uuid[], double precision) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_unsettled_steps(run_ids uuid[])
-RETURNS TABLE (run_id uuid, step_slug text, status text, error_message text, task_run_id uuid)
+RETURNS TABLE (run_id uuid, step_slug text, task_index int, status text, error_message text, task_run_id uuid)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT t.run_id, t.step_slug, s.status, s.error_message, t.task_run_id
+        SELECT t.run_id, t.step_slug, t.task_index, s.status, s.error_message, t.task_run_id
         FROM pgflow_prefect.task_runs t
         JOIN pgflow.step_states s ON s.run_id = t.run_id AND s.step_slug = t.step_slug
         WHERE t.run_id = ANY (list_unsettled_steps.run_ids)
-        ORDER BY s.created_at, t.step_slug;
+        ORDER BY s.created_at, t.step_slug, t.task_index;
 END
 $$;
 

@@ -19,10 +19,11 @@ FUNCTION = """
                  FROM unnest(p.proargtypes) WITH ORDINALITY AS a (type, place) ORDER BY place),
            p.prosecdef, p.provolatile <> 'v', coalesce('row_security=off' = ANY (p.proconfig), false)
     FROM pg_proc p WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s
+      AND coalesce(obj_description(p.oid, 'pg_proc'), '') NOT LIKE 'Signature of version %%'
 """
 TYPES = {"int": "integer", "int[]": "integer[]", "timestamptz": "timestamp with time zone"}
 GRANTED = """
-    SELECT r.rolname FROM pg_roles r, pg_proc p
+    SELECT DISTINCT r.rolname FROM pg_roles r, pg_proc p
     WHERE r.rolname ~ '^pgflow_' AND p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s
       AND has_function_privilege(r.oid, p.oid, 'EXECUTE')
 """

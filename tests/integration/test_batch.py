@@ -11,7 +11,7 @@ import pytest
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, SupersededError
 from pgflow_prefect.execution.batch import MOST, Batch, open_batch
-from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, TaskKey
 from tests.conftest import Connection
 from tests.engine import define, run_workflow, value
 
@@ -53,7 +53,7 @@ async def batch(store: Store, run_id: UUID) -> AsyncIterator[Batch]:
 
 
 def ask(step: str) -> ClaimRequest:
-    return ClaimRequest(step, uuid4(), None, with_payload=False)
+    return ClaimRequest(TaskKey(step), uuid4(), None, with_payload=False)
 
 
 async def claim_all(batch: Batch, steps: list[str]) -> None:
@@ -69,7 +69,7 @@ async def test_what_comes_at_the_same_time_goes_in_one_statement(
     assert sent == [(0, 20)]
     async with anyio.create_task_group() as group:
         for number, step in enumerate(STEPS):
-            group.start_soon(batch.complete, Completion(step, json.dumps({"n": number}), 1, uuid4()))
+            group.start_soon(batch.complete, Completion(TaskKey(step), json.dumps({"n": number}), 1, uuid4()))
     assert sent == [(0, 20), (20, 0)]
     claim = await batch.claim(ask("join"))
     assert claim.upstream_results == {step: {"n": number} for number, step in enumerate(STEPS)}
@@ -82,7 +82,7 @@ async def test_a_step_is_claimed_together_with_the_completion_that_makes_it_read
 ) -> None:
     await batch.claim(ask("s0"))
     ahead = batch.claim_later(ask("after"))
-    report = await batch.complete(Completion("s0", '"done"', 1, uuid4()))
+    report = await batch.complete(Completion(TaskKey("s0"), '"done"', 1, uuid4()))
     assert report.status is Status.COMPLETED
     assert (await ahead).upstream_results == {"s0": "done"}
     assert sent == [(1, 1)]
@@ -98,7 +98,7 @@ async def test_one_result_that_cannot_be_stored_keeps_no_other_one_back(
 
     async def complete(step: str, result: str) -> None:
         try:
-            outcomes[step] = (await batch.complete(Completion(step, result, 1, uuid4()))).status
+            outcomes[step] = (await batch.complete(Completion(TaskKey(step), result, 1, uuid4()))).status
         except PgflowPrefectError as error:
             outcomes[step] = type(error)
 
@@ -114,14 +114,14 @@ async def test_one_result_that_cannot_be_stored_keeps_no_other_one_back(
 async def test_a_claim_ahead_of_what_is_not_ready_is_refused_and_harms_nothing(batch: Batch) -> None:
     await batch.claim(ask("s0"))
     ahead = batch.claim_later(ask("join"))
-    assert (await batch.complete(Completion("s0", "1", 1, uuid4()))).status is Status.COMPLETED
+    assert (await batch.complete(Completion(TaskKey("s0"), "1", 1, uuid4()))).status is Status.COMPLETED
     with pytest.raises(PgflowPrefectError, match="has not been started"):
         await ahead
 
 
 async def test_what_python_cannot_read_is_raised_where_it_was_asked_for(batch: Batch, db: Connection) -> None:
     await batch.claim(ask("s0"))
-    await batch.complete(Completion("s0", "1", 1, uuid4()))
+    await batch.complete(Completion(TaskKey("s0"), "1", 1, uuid4()))
     # As a row from before results were checked: jsonb holds it, and Python's int does not.
     db.execute("SET session_replication_role = replica")
     db.execute("UPDATE pgflow.step_states SET step_result = repeat('9', 5001)::jsonb WHERE step_slug = 's0'")
@@ -166,7 +166,7 @@ async def test_a_former_owner_hears_it_for_each(batch: Batch, store: Store, run_
     await batch.claim(ask("s0"))
     assert await store.take_run(run_id, uuid4(), force=True)
     ahead = batch.claim_later(ask("s1"))
-    assert (await batch.complete(Completion("s0", "1", 1, uuid4()))).status is Status.PENDING
+    assert (await batch.complete(Completion(TaskKey("s0"), "1", 1, uuid4()))).status is Status.PENDING
     with pytest.raises(SupersededError):
         await ahead
 
@@ -209,7 +209,7 @@ async def test_more_than_fits_goes_with_the_next_statement(
         large = json.dumps("x" * 700_000)
         async with anyio.create_task_group() as group:
             for step in steps[:3]:
-                group.start_soon(batch.complete, Completion(step, large, 1, uuid4()))
+                group.start_soon(batch.complete, Completion(TaskKey(step), large, 1, uuid4()))
     with psycopg.connect(db.info.dsn) as connection:
         query = "SELECT count(*) FROM pgflow.step_states WHERE status = 'completed'"
         assert connection.execute(query).fetchone() == (3,)

@@ -13,7 +13,7 @@ from pgflow_prefect.database.consumer_store import ConsumerStore
 from pgflow_prefect.database.schema import install_schema
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ResultInvalidError, UnstorableTextError
-from pgflow_prefect.models import ClaimRequest, Completion, Status
+from pgflow_prefect.models import ClaimRequest, Completion, Status, TaskKey
 from tests.conftest import Connection, execute
 from tests.engine import CHAIN, define, get_state, run_workflow, value
 from tests.integration.conftest import TENURE
@@ -59,10 +59,10 @@ async def test_what_the_encoding_has_comes_back_as_it_was(encoded: Store, latin_
     run_id, task_run_id = uuid4(), uuid4()
     epoch = await encoded.create_run(text, f'{{"name": "{text}"}}', run_id, uuid4())
     assert epoch is not None
-    claim = await encoded.claim_step(run_id, epoch, ClaimRequest("a", task_run_id, None, with_payload=True))
+    claim = await encoded.claim_step(run_id, epoch, ClaimRequest(TaskKey("a"), task_run_id, None, with_payload=True))
     assert claim.payload == {"name": text}
-    await encoded.complete_step(run_id, epoch, Completion("a", f'"{text}"', 1, task_run_id))
-    claim = await encoded.claim_step(run_id, epoch, ClaimRequest(text, task_run_id, None, with_payload=True))
+    await encoded.complete_step(run_id, epoch, Completion(TaskKey("a"), f'"{text}"', 1, task_run_id))
+    claim = await encoded.claim_step(run_id, epoch, ClaimRequest(TaskKey(text), task_run_id, None, with_payload=True))
     assert claim.upstream_results == {"a": text}
     assert (await encoded.load_definition(text)).deps == (("a", text),)
 
@@ -87,13 +87,13 @@ async def test_a_result_that_the_encoding_lacks_is_refused_and_the_failure_is_st
     run_id, task_run_id = uuid4(), uuid4()
     epoch = await encoded.create_run("chain", "{}", run_id, uuid4())
     assert epoch is not None
-    await encoded.claim_step(run_id, epoch, ClaimRequest("a", task_run_id, None, with_payload=True))
+    await encoded.claim_step(run_id, epoch, ClaimRequest(TaskKey("a"), task_run_id, None, with_payload=True))
     with pytest.raises(UnstorableTextError) as refused:
-        await encoded.complete_step(run_id, epoch, Completion("a", '"\u6f22"', 1, task_run_id))
+        await encoded.complete_step(run_id, epoch, Completion(TaskKey("a"), '"\u6f22"', 1, task_run_id))
 
-    await encoded.note_state(run_id, "a", task_run_id=task_run_id, state_name="Failed", message="no \u6f22")
+    await encoded.note_state(run_id, TaskKey("a"), task_run_id=task_run_id, state_name="Failed", message="no \u6f22")
     fence = {"epoch": epoch, "attempt": 1, "task_run_id": task_run_id}
-    report = await encoded.fail_step(run_id, "a", str(refused.value), state_name="Failed", **fence)
+    report = await encoded.fail_step(run_id, TaskKey("a"), str(refused.value), state_name="Failed", **fence)
     assert report.status is Status.FAILED
     assert "does not have the character '\\u6f22'" in str(get_state(latin_db, run_id, "a").error_message)
     await encoded.reopen_run(run_id)
@@ -108,5 +108,5 @@ async def test_a_queue_worker_reports_a_failure_that_the_encoding_lacks(
     run_id = run_workflow(latin_db, "chain").id
     latin_db.execute("SELECT pgflow.claim_step(%s, 'a')", [run_id])
     consumer = ConsumerStore(encoded_dsn, connect_timeout=10, patience=5)
-    assert await consumer.fail(run_id, "a", 1, "no \u6f22") is Status.FAILED
+    assert await consumer.fail(run_id, TaskKey("a"), 1, "no \u6f22") is Status.FAILED
     assert get_state(latin_db, run_id, "a").error_message == "no \\u6f22"

@@ -19,7 +19,7 @@ from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.turns import Place
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import Status, TakenRun
+from pgflow_prefect.models import Status, TakenRun, TaskKey
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, start_run
 from tests.integration.conftest import Define, make_slug, read_steps
@@ -104,10 +104,10 @@ async def test_a_claim_is_made_again(sqlstate: str, mirror: Mirror, db: Connecti
 async def test_both_kinds_of_report_are_made_again(sqlstate: str, mirror: Mirror, db: Connection) -> None:
     attempt = await claim(mirror)
     prepare(db, sqlstate, ON_REPORT)
-    report = await mirror.complete("a", '"done"', task_run_id=TASK_RUN, attempt=attempt)
+    report = await mirror.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt)
     assert report.status is Status.COMPLETED
     db.execute("ALTER SEQUENCE tries RESTART")
-    report = await mirror.fail("b", "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=None)
+    report = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=None)
     assert (report.status, report.error_message) == (Status.FAILED, "broken")
 
 
@@ -251,7 +251,7 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
     async with anyio.create_task_group() as group:
 
         async def complete() -> None:
-            report = await mirror.complete("a", "1", task_run_id=TASK_RUN, attempt=attempt)
+            report = await mirror.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt)
             assert report.status is Status.COMPLETED
 
         group.start_soon(complete)

@@ -15,7 +15,7 @@ from pgflow_prefect.execution.mirror import MESSAGE_LIMIT, Mirror, clean_message
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import Report, Status
+from pgflow_prefect.models import Report, Status, TaskKey
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, get_run, get_state, start_run
 from tests.integration.conftest import TENURE
@@ -66,12 +66,12 @@ async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(mirror: Mi
         attempt = await claim(mirror)
         assert attempt == 1, "nothing had arrived: nothing was counted"
         assert cut(db) > 0
-        await mirror.note("a", "AwaitingRetry", "not yet", task_run_id=TASK_RUN)
+        await mirror.note(TaskKey("a"), "AwaitingRetry", "not yet", task_run_id=TASK_RUN)
         assert cut(db) > 0
-        assert await mirror.complete("a", '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+        assert await mirror.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
         await claim(mirror, "b")
         assert cut(db) > 0
-        failed = await mirror.fail("b", "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=1)
+        failed = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=1)
     assert failed == Report(status=Status.FAILED, error_message="broken")
     assert get_state(db, mirror.run_id, "a").step_result == "done"
     assert get_run(db, mirror.run_id).error_message == 'step "b" failed: broken'
@@ -116,7 +116,7 @@ async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
     async with anyio.create_task_group() as group:
 
         async def complete() -> None:
-            assert await mirror.complete("a", "1", task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+            assert await mirror.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
 
         group.start_soon(complete)
         waiting: LiteralString = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -131,10 +131,10 @@ async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
 async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(mirror: Mirror, db: Connection) -> None:
     attempt = await claim(mirror)
     for _ in range(2):  # as if the answer to the first had been lost
-        assert await mirror.complete("a", '"once"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+        assert await mirror.complete(TaskKey("a"), '"once"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
     attempt = await claim(mirror, "b")
     for _ in range(2):
-        failed = await mirror.fail("b", "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+        failed = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
         assert failed == Report(status=Status.FAILED, error_message="broken")
     assert get_state(db, mirror.run_id, "a").step_result == "once"
     assert get_run(db, mirror.run_id).remaining == 2
@@ -143,7 +143,7 @@ async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(mirror: Mi
 async def test_who_came_first_wins_and_is_returned(mirror: Mirror, db: Connection) -> None:
     attempt = await claim(mirror)
     db.execute("SELECT pgflow.complete_step(%s, 'a', '\"by hand\"')", [mirror.run_id])
-    late = await mirror.fail("a", "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+    late = await mirror.fail(TaskKey("a"), "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
     assert late == COMPLETED
     assert get_state(db, mirror.run_id, "a").step_result == "by hand"
 
@@ -156,8 +156,10 @@ async def test_what_is_no_matter_of_the_moment_is_raised_at_once(mirror: Mirror,
 
 async def test_any_message_can_be_stored(mirror: Mirror, db: Connection) -> None:
     attempt = await claim(mirror)
-    await mirror.note("a", "AwaitingRetry", "odd \0 \ud800", task_run_id=TASK_RUN)
-    await mirror.fail("a", "odd \0 \ud800 " + "x" * 20_000, state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+    await mirror.note(TaskKey("a"), "AwaitingRetry", "odd \0 \ud800", task_run_id=TASK_RUN)
+    await mirror.fail(
+        TaskKey("a"), "odd \0 \ud800 " + "x" * 20_000, state_name="Failed", task_run_id=TASK_RUN, attempt=attempt
+    )
     message = get_state(db, mirror.run_id, "a").error_message
     assert message is not None
     assert message.startswith("odd \\0 \\ud800 xxx")

@@ -6,7 +6,7 @@ import pytest
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunHeldError, SupersededError
-from pgflow_prefect.models import ClaimRequest, Completion, Held, Status
+from pgflow_prefect.models import ClaimRequest, Completion, Held, Status, TaskKey
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, complete, define, run_workflow, value
 from tests.integration.conftest import TENURE
@@ -77,17 +77,17 @@ async def test_refused_writes_are_counted(store: Store, db: Connection, workflow
     run_id = run_workflow(db, workflow).id
     stale = await take(store, run_id)
     fence = {"epoch": stale, "attempt": 1, "task_run_id": uuid4()}
-    completion = Completion("a", "1", 1, uuid4())
-    await store.claim_step(run_id, stale, ClaimRequest("a", uuid4(), [], with_payload=True))
+    completion = Completion(TaskKey("a"), "1", 1, uuid4())
+    await store.claim_step(run_id, stale, ClaimRequest(TaskKey("a"), uuid4(), [], with_payload=True))
     epoch = await store.take_run(run_id, uuid4(), force=True)
     assert epoch
 
     assert (await store.complete_step(run_id, stale, completion)).status is Status.PENDING
-    assert (await store.fail_step(run_id, "a", "late", state_name="Failed", **fence)).status is Status.PENDING
+    assert (await store.fail_step(run_id, TaskKey("a"), "late", state_name="Failed", **fence)).status is Status.PENDING
     with pytest.raises(SupersededError):
-        await store.claim_step(run_id, stale, ClaimRequest("a", uuid4(), [], with_payload=True))
+        await store.claim_step(run_id, stale, ClaimRequest(TaskKey("a"), uuid4(), [], with_payload=True))
     assert (await store.read_run(run_id)).stale_writes == 3
-    claim = ClaimRequest("a", uuid4(), [], with_payload=True)
+    claim = ClaimRequest(TaskKey("a"), uuid4(), [], with_payload=True)
     reports, claims = await store.complete_and_claim(run_id, stale, [completion], [claim])
     assert [each.status for each in reports] == [Status.PENDING]
     assert claims == [None]
@@ -274,7 +274,7 @@ async def test_a_failed_run_is_held_while_a_claimed_step_may_still_finish(
     run_id = run_workflow(db, "pair").id
     epoch = await take(store, run_id)
     for step in ("left", "right"):
-        await store.claim_step(run_id, epoch, ClaimRequest(step, uuid4(), [], with_payload=False))
+        await store.claim_step(run_id, epoch, ClaimRequest(TaskKey(step), uuid4(), [], with_payload=False))
     extend = "SELECT holds FROM pgflow_prefect.extend_leases(ARRAY[%s]::uuid[], ARRAY[%s]::int[], 60)"
     db.execute("SELECT pgflow.fail_step(%s, 'left', 'broken')", [run_id])
     assert value(db, extend, run_id, epoch) == "held"

@@ -33,7 +33,7 @@ from pgflow_prefect.handlers.broker import (
     publish,
 )
 from pgflow_prefect.handlers.queue import QueueHandler, check_queue_url
-from pgflow_prefect.models import Claim, Status
+from pgflow_prefect.models import Claim, Status, TaskKey
 from tests.brokers import free_port, redis_server
 from tests.conftest import Connection
 from tests.engine import cancel, complete, define, fail, get_run, get_state, run_workflow, value
@@ -493,7 +493,7 @@ async def test_pgqueuers_own_worker_does_the_step(db: Connection, dsn: str) -> N
 
     run_id, claimed = start(db, "pgqueuer:mails")
     async with pgqueuer_tables(dsn) as queries:
-        transaction = StepTransaction(Connector(dsn, 10), run_id, "a", LOG)
+        transaction = StepTransaction(Connector(dsn, 10), run_id, TaskKey("a"), LOG)
         async with transaction:
             deferred = await send("pgqueuer:mails", run_id, claimed, transaction)
             assert deferred.reason == "on queue 'mails' of pgqueuer"
@@ -514,14 +514,14 @@ async def test_pgqueuers_own_worker_does_the_step(db: Connection, dsn: str) -> N
 async def test_an_attempt_that_is_rolled_back_leaves_no_job(db: Connection, dsn: str) -> None:
     run_id, claimed = start(db)
     async with pgqueuer_tables(dsn):
-        async with StepTransaction(Connector(dsn, 10), run_id, "a", LOG) as transaction:
+        async with StepTransaction(Connector(dsn, 10), run_id, TaskKey("a"), LOG) as transaction:
             await send("pgqueuer:mails", run_id, claimed, transaction)
         assert db.execute("SELECT count(*) FROM pgqueuer").fetchone() == (0,)
 
 
 async def test_missing_tables_of_pgqueuer_are_named(db: Connection, dsn: str) -> None:
     run_id, claimed = start(db, "pgqueuer:mails")
-    async with StepTransaction(Connector(dsn, 10), run_id, "a", LOG) as transaction:
+    async with StepTransaction(Connector(dsn, 10), run_id, TaskKey("a"), LOG) as transaction:
         with pytest.raises(NotRetriableError, match="pgq install"):
             await send("pgqueuer:mails", run_id, claimed, transaction)
 

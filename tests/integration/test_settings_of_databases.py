@@ -20,7 +20,7 @@ from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, inst
 from pgflow_prefect.database.step_connection import Connector, LazyConnection
 from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.models import ClaimRequest, Completion
+from pgflow_prefect.models import ClaimRequest, Completion, TaskKey
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
@@ -79,11 +79,11 @@ async def execute_run(store: Store, db: Connection) -> None:
     assert (await store.list_enabled())["diamond"].since > before
     ended: list[str] = []
     for step in ("a", "b", "c", "d"):
-        request = ClaimRequest(step, flow_run_id, None, with_payload=True)
+        request = ClaimRequest(TaskKey(step), flow_run_id, None, with_payload=True)
         claim = await store.claim_step(run_id, epoch, request)
         assert claim.payload == {"name": "J\u00fcrgen \u20ac \u6f22"}
         completion = Completion(
-            step, '{"ratio": 0.12345678901234567, "text": "\\\\d+ \\"x\\""}', claim.attempt, flow_run_id
+            request.task, '{"ratio": 0.12345678901234567, "text": "\\\\d+ \\"x\\""}', claim.attempt, flow_run_id
         )
         [report], _ = await store.complete_and_claim(run_id, epoch, [completion], [])
         ended.append(report.status)
@@ -162,7 +162,7 @@ async def test_a_default_isolation_level_does_not_make_claims_fail(
         other.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         other.execute("UPDATE pgflow.runs SET error_message = 'locked' WHERE id = %s", [run_id])
         async with anyio.create_task_group() as group:
-            request = ClaimRequest("a", flow_run_id, None, with_payload=True)
+            request = ClaimRequest(TaskKey("a"), flow_run_id, None, with_payload=True)
             group.start_soon(store.claim_step, run_id, epoch, request)
             await anyio.to_thread.run_sync(wait_until_waiting, db)
             other.execute("COMMIT")  # a transaction that had begun before would get 40001 now
@@ -185,7 +185,7 @@ async def test_a_handlers_transaction_stays_open(dsn: str, connect: Connect, adm
     if setting == "transaction_timeout" and admin.info.server_version < 170000:
         pytest.skip("PostgreSQL 17 brought it")
     carry(admin, dsn, (setting, "10min"))
-    transaction = StepTransaction(Connector(dsn, timeout=10), uuid4(), "a", logging.getLogger(__name__))
+    transaction = StepTransaction(Connector(dsn, timeout=10), uuid4(), TaskKey("a"), logging.getLogger(__name__))
     async with transaction:
         connection = transaction.connection
         assert isinstance(connection, LazyConnection)

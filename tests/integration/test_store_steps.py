@@ -12,7 +12,7 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
-from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, StepState
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, StepState, TaskKey
 from tests.conftest import Connection
 from tests.engine import CHAIN, DIAMOND, define
 
@@ -31,16 +31,16 @@ async def start(store: Store, workflow: str = "chain", payload: str = '{"n": 1}'
 async def claim(
     store: Store, run_id: UUID, step: str, epoch: int, *, upstream: list[str] | None = None, with_payload: bool = True
 ) -> Claim:
-    return await store.claim_step(run_id, epoch, ClaimRequest(step, TASK_RUN, upstream, with_payload))
+    return await store.claim_step(run_id, epoch, ClaimRequest(TaskKey(step), TASK_RUN, upstream, with_payload))
 
 
 async def complete(store: Store, run_id: UUID, step: str, result: str, epoch: int, attempt: int = 1) -> Report:
-    return await store.complete_step(run_id, epoch, Completion(step, result, attempt, TASK_RUN))
+    return await store.complete_step(run_id, epoch, Completion(TaskKey(step), result, attempt, TASK_RUN))
 
 
 async def fail(store: Store, run_id: UUID, step: str, epoch: int, attempt: int = 1) -> Report:
     return await store.fail_step(
-        run_id, step, "broken", state_name="Failed", epoch=epoch, attempt=attempt, task_run_id=TASK_RUN
+        run_id, TaskKey(step), "broken", state_name="Failed", epoch=epoch, attempt=attempt, task_run_id=TASK_RUN
     )
 
 
@@ -207,9 +207,11 @@ async def test_a_retry_s_state_is_noted_for_the_task_run_that_has_the_step(store
     define(db, "chain", CHAIN)
     run_id, epoch = await start(store)
     await claim(store, run_id, "a", epoch)
-    await store.note_state(run_id, "a", task_run_id=TASK_RUN, state_name="AwaitingRetry", message="try 1 failed")
+    await store.note_state(
+        run_id, TaskKey("a"), task_run_id=TASK_RUN, state_name="AwaitingRetry", message="try 1 failed"
+    )
     assert (await read_states(store, run_id))["a"].task_state == "AwaitingRetry"
-    await store.note_state(run_id, "a", task_run_id=uuid4(), state_name="Late", message="of another")
+    await store.note_state(run_id, TaskKey("a"), task_run_id=uuid4(), state_name="Late", message="of another")
     assert (await read_states(store, run_id))["a"].task_state == "AwaitingRetry"
 
 

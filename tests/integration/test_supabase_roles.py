@@ -201,7 +201,7 @@ def test_a_workflow_goes_from_hand_to_hand(kit: Connection, connect: Connect) ->
     ours = {"run_id": run_id, "epoch": reserved["epoch"]}
     assert ask(worker, "link_flow_run", flow_run_id=flow_run_id, queued=False, **ours, **holder)["linked"]
     for step in DIAMOND:
-        task = ours | {"step_slug": step, "task_run_id": uuid4()}
+        task = ours | {"step_slug": step, "task_index": 0, "task_run_id": uuid4()}
         claimed = ask(worker, "claim_step", with_payload=True, bound="python", **task)
         assert (claimed["status"], claimed["payload"]) == ("pending", {"n": 1})
         ask(worker, "note_state", state_name="Running", **task)
@@ -223,7 +223,7 @@ def test_a_worker_starts_fails_reopens_and_cancels_runs_of_its_own(kit: Connecti
     worker = become(connect(), "pgflow_work")
     kit.execute("UPDATE pgflow.workflows SET version = version + 1")  # so that the run takes a snapshot
     ours = {"run_id": uuid4(), "workflow_slug": "chain", "payload": "{}", "held_by": "me", "flow_run_id": uuid4()}
-    task = ours | {"step_slug": "a", "task_run_id": uuid4(), "bound": "python"}
+    task = ours | {"step_slug": "a", "task_index": 0, "task_run_id": uuid4(), "bound": "python"}
     epoch = ask(worker, "create_run", lease=60, max_recoveries=3, **ours)["epoch"]
     claimed = ask(worker, "claim_step", epoch=epoch, **task)
     ask(worker, "fail_step", epoch=epoch, attempt=claimed["attempt"], error_message="x", state_name="Failed", **task)

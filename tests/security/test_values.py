@@ -9,7 +9,7 @@ import pytest
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ResultInvalidError, UsageError
-from pgflow_prefect.models import Completion
+from pgflow_prefect.models import Completion, TaskKey
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import CHAIN, INVALID, define, get_run, get_state, refused, run_workflow, statuses, value
@@ -217,7 +217,7 @@ async def test_the_store_says_what_is_wrong(store: Store, db: Connection) -> Non
     assert epoch is not None
     db.execute("SELECT pgflow.claim_step(%s, 'a')", [run_id])
     with pytest.raises(ResultInvalidError, match='the result of step "a" has a number of more than 1000 digits'):
-        await store.complete_step(run_id, epoch, Completion("a", "1e5000", 1, uuid4()))
+        await store.complete_step(run_id, epoch, Completion(TaskKey("a"), "1e5000", 1, uuid4()))
 
 
 @pytest.mark.parametrize("options", [HOSTILE["many huge numbers"], json.dumps({"note": "x" * 20_000})])

@@ -16,7 +16,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ShownFlowRun,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import Held, Status
+from pgflow_prefect.models import Held, Status, TaskKey
 from tests.unit.views import (
     FORMER,
     GRACE,
@@ -52,9 +52,9 @@ def test_a_zombies_task_runs_end_as_their_steps_did() -> None:
     zombie = only(compare(view(a_run(), a_flow_run(StateType.RUNNING), *tasks, steps=steps)))
 
     assert task_run_targets(zombie) == {
-        find_task_run_id(LATEST, "done"): StateType.COMPLETED,
-        find_task_run_id(LATEST, "working"): StateType.CRASHED,
-        find_task_run_id(LATEST, "unclaimed"): StateType.CRASHED,
+        find_task_run_id(LATEST, TaskKey("done")): StateType.COMPLETED,
+        find_task_run_id(LATEST, TaskKey("working")): StateType.CRASHED,
+        find_task_run_id(LATEST, TaskKey("unclaimed")): StateType.CRASHED,
     }
 
 
@@ -65,7 +65,7 @@ def test_task_runs_that_a_crashed_flow_run_left_behind_are_zombies() -> None:
 
     assert zombie.kind is Kind.ZOMBIE
     assert flow_run_targets(zombie) == {}
-    assert task_run_targets(zombie) == {find_task_run_id(LATEST, "step"): StateType.CRASHED}
+    assert task_run_targets(zombie) == {find_task_run_id(LATEST, TaskKey("step")): StateType.CRASHED}
 
 
 @pytest.mark.parametrize("held", [Held.LEASED, Held.QUEUED, Held.EXPIRED])

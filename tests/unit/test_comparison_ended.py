@@ -16,7 +16,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     Kind,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import Held, Status
+from pgflow_prefect.models import Held, Status, TaskKey
 from tests.unit.views import (
     FORMER,
     GRACE,
@@ -112,7 +112,7 @@ def test_a_task_run_ends_as_its_step_did(status: Status, shown: StateType, targe
     found = only(compare(differing))
 
     assert found.kind is Kind.LAGGING
-    assert task_run_targets(found) == {find_task_run_id(LATEST, "step"): target}
+    assert task_run_targets(found) == {find_task_run_id(LATEST, TaskKey("step")): target}
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_task_run_of_which_prefect_has_never_heard_is_created() -> None:
     [action] = only(compare(view(run, *shown, steps=steps))).actions
 
     assert isinstance(action, CreateTaskRun)
-    assert (action.task_run_id, action.flow_run_id) == (find_task_run_id(LATEST, "lost"), LATEST)
+    assert (action.task_run_id, action.flow_run_id) == (find_task_run_id(LATEST, TaskKey("lost")), LATEST)
     assert action.target.type is StateType.COMPLETED
 
 
@@ -162,8 +162,8 @@ def test_each_task_run_of_an_ended_run_is_repaired_once() -> None:
     assert [each.kind for each in found] == [Kind.LAGGING, Kind.ZOMBIE]
     assert [task_run_targets(each) for each in found] == [
         {
-            find_task_run_id(FORMER, "step"): StateType.COMPLETED,
-            find_task_run_id(LATEST, "other"): StateType.CRASHED,
+            find_task_run_id(FORMER, TaskKey("step")): StateType.COMPLETED,
+            find_task_run_id(LATEST, TaskKey("other")): StateType.CRASHED,
         },
         {},
     ]

@@ -18,7 +18,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ShownTaskRun,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import Held, Status
+from pgflow_prefect.models import Held, Status, TaskKey
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = timedelta(seconds=10)
@@ -72,12 +72,12 @@ def a_flow_run(
 def a_step(
     status: Status, slug: str = "step", *, flow_run_id: UUID = LATEST, error: str | None = None
 ) -> UnsettledStep:
-    task_run_id = find_task_run_id(flow_run_id, slug)
+    task_run_id = find_task_run_id(flow_run_id, TaskKey(slug))
     return UnsettledStep(run_id=RUN, step_slug=slug, status=status, error_message=error, task_run_id=task_run_id)
 
 
 def a_task_run(type_: StateType, slug: str = "step", *, flow_run_id: UUID = LATEST) -> ShownTaskRun:
-    return ShownTaskRun(find_task_run_id(flow_run_id, slug), flow_run_id, type_)
+    return ShownTaskRun(find_task_run_id(flow_run_id, TaskKey(slug)), flow_run_id, type_)
 
 
 def view(run: UnsettledRun, *shown: Shown, steps: Iterable[UnsettledStep] = ()) -> View:

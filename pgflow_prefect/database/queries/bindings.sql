@@ -45,7 +45,7 @@ CROSS JOIN LATERAL (
 
 -- report_shadow --
 -- Note what came of a handler that ran beside somebody else's work.
-SELECT pgflow_prefect.report_shadow(%(run_id)s, %(step_slug)s, %(outcome)s, %(details)s, %(seconds)s)
+SELECT pgflow_prefect.report_shadow(%(run_id)s, %(step_slug)s, %(task_index)s, %(outcome)s, %(details)s, %(seconds)s)
 
 -- list_shadows --
 -- What came of the shadows of a workflow, by step.

@@ -3,12 +3,14 @@
 -- find_handover --
 -- Of the consumers of queues: whether a step still waits for the report of this attempt, and who the attempt was
 -- claimed for. No row: the run is gone.
-SELECT awaited, workflow_slug, handler FROM pgflow_prefect.find_handover(%(run_id)s, %(step_slug)s, %(attempt)s)
+SELECT awaited, workflow_slug, handler FROM pgflow_prefect.find_handover(%(run_id)s, %(step_slug)s, %(task_index)s,
+                                                                         %(attempt)s)
 
 -- report_completion --
 -- Of the consumers of queues: store a result, for whichever owner the run has.
-SELECT pgflow_prefect.report_completion(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(attempt)s) AS status
+SELECT pgflow_prefect.report_completion(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb,
+                                        %(attempt)s) AS status
 
 -- report_failure --
 -- Of the consumers of queues: fail a step and its run.
-SELECT pgflow_prefect.report_failure(%(run_id)s, %(step_slug)s, %(error_message)s, %(attempt)s) AS status
+SELECT pgflow_prefect.report_failure(%(run_id)s, %(step_slug)s, %(task_index)s, %(error_message)s, %(attempt)s) AS status

@@ -11,7 +11,8 @@ FROM pgflow_prefect.read_unsettled(%(run_ids)s, %(lease)s)
 
 -- list_unsettled_steps --
 -- The steps of these runs that a task run has claimed; without their results, which may be large.
-SELECT run_id, step_slug, status, error_message, task_run_id FROM pgflow_prefect.list_unsettled_steps(%(run_ids)s)
+SELECT run_id, step_slug, task_index, status, error_message, task_run_id
+FROM pgflow_prefect.list_unsettled_steps(%(run_ids)s)
 
 -- settle_runs --
 -- Look no further at runs that have ended, unless somebody has taken them again meanwhile.

@@ -56,8 +56,8 @@ SAVEPOINT pgflow_report; SELECT pgflow_prefect.lock_run(%(run_id)s); RELEASE SAV
 -- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
 -- the step is in under that lock, where nobody else can complete it any more.
 SELECT status, error_message, accepted
-FROM pgflow_prefect.complete_pending_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
-                                          %(task_run_id)s)
+FROM pgflow_prefect.complete_pending_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s,
+                                          %(attempt)s, %(task_run_id)s)
 
 -- find_latest_run --
 -- The run that began last; of several that began in one moment, one.

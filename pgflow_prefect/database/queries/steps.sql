@@ -3,13 +3,14 @@
 -- claim_step --
 -- Count an attempt and get the step's input, or hear that somebody else does it.
 SELECT status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at, ended_at, note
-FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(epoch)s, %(task_run_id)s, %(upstream)s, %(with_payload)s,
-                               %(bound)s, %(has_function)s, %(handler)s)
+FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoch)s, %(task_run_id)s, %(upstream)s,
+                               %(with_payload)s, %(bound)s, %(has_function)s, %(handler)s)
 
 -- complete_step --
 -- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
 SELECT status, error_message
-FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(result)s::jsonb, %(epoch)s, %(attempt)s, %(task_run_id)s)
+FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
+                                  %(task_run_id)s)
 
 -- complete_and_claim --
 -- Several of both, in one transaction: a row for each.
@@ -20,12 +21,13 @@ FROM pgflow_prefect.complete_and_claim(%(run_id)s, %(epoch)s, %(completions)s::j
 -- fail_step --
 -- Fail a step and its run.
 SELECT status, error_message
-FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(error_message)s, %(epoch)s, %(attempt)s, %(task_run_id)s,
-                              %(state_name)s)
+FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(error_message)s, %(epoch)s, %(attempt)s,
+                              %(task_run_id)s, %(state_name)s)
 
 -- note_state --
 -- Note the state that Prefect shows a task run in.
-SELECT pgflow_prefect.note_state(%(run_id)s, %(step_slug)s, %(task_run_id)s, %(state_name)s, %(message)s)
+SELECT pgflow_prefect.note_state(%(run_id)s, %(step_slug)s, %(task_index)s, %(task_run_id)s, %(state_name)s,
+                                 %(message)s)
 
 -- stay_open --
 -- Let nothing but the step's own time-out end the transaction of its handler, which may do other work meanwhile.
@@ -38,10 +40,11 @@ SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL transaction_timeout
 
 -- read_input --
 -- What a claim would give, without claiming.
-SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(upstream)s)
+SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(task_index)s,
+                                                                %(upstream)s)
 
 -- watch_steps --
 -- Of the steps that others do, those that need not be waited for any more.
 SELECT task_run_id, outcome, message, began_at, ended_at
-FROM pgflow_prefect.watch_steps(%(run_ids)s, %(step_slugs)s, %(epochs)s, %(task_run_ids)s, %(bound)s,
+FROM pgflow_prefect.watch_steps(%(run_ids)s, %(step_slugs)s, %(task_indexes)s, %(epochs)s, %(task_run_ids)s, %(bound)s,
                                 %(have_function)s)

@@ -265,7 +265,7 @@ def _create_task(view: View, step: UnsettledStep, target: Target) -> Iterator[Cr
     if step.status is Status.PENDING:
         return
     for flow_run_id in view.flow_runs:  # of one that was deleted, there is nothing to be shown
-        if find_task_run_id(flow_run_id, step.step_slug) == step.task_run_id:
+        if find_task_run_id(flow_run_id, step.task) == step.task_run_id:
             yield CreateTaskRun(step.task_run_id, flow_run_id, step.step_slug, target)
 
 

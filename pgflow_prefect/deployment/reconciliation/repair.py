@@ -21,6 +21,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.prefect_engine import EDGES, find_task_run_id
 from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.models import TaskKey
 from pgflow_prefect.wording import clean
 
 
@@ -70,7 +71,7 @@ async def _create_task_run(store: Store, client: PrefectClient, run_id: UUID, ac
     definition = await store.load_run_definition(run_id)
     upstream = [dep.upstream for dep in definition.deps if dep.downstream == action.step_slug]
     edges: list[TaskRunResult | FlowRunResult | Parameter | Constant] = [
-        TaskRunResult(id=find_task_run_id(action.flow_run_id, slug)) for slug in upstream
+        TaskRunResult(id=find_task_run_id(action.flow_run_id, TaskKey(slug))) for slug in upstream
     ]
     await client.create_task_run(
         Task(_do_nothing, name=clean(action.step_slug)),
