@@ -1500,7 +1500,8 @@ WHERE r.status = 'pending'
   -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
-                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0 AND c.attempt = s.attempts))
+                  WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
+                    AND c.attempt = s.attempts))
   AND NOT EXISTS (SELECT FROM pgflow_prefect.external_claims c
                   WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
                     AND c.attempt = s.attempts AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp());
@@ -1646,7 +1647,8 @@ BEGIN
         ended_at := seen.ended_at;
         IF outcome IN ('completed', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then
             PERFORM pgflow_prefect.note_state(seen.run_id, seen.step_slug, seen.task_index, seen.task_run_id,
-                                              CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END, NULL);
+                                              CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END,
+                                              NULL);
         END IF;
         RETURN NEXT;
     END LOOP;

@@ -334,8 +334,9 @@ BEGIN
     -- start_step locks the run and returns the state under that lock, where no other report can end the step any more.
     former := pgflow.start_step(complete_pending_step.run_id, complete_pending_step.step_slug);
     done := pgflow_prefect.complete_step(complete_pending_step.run_id, complete_pending_step.step_slug,
-                                         complete_pending_step.task_index, complete_pending_step.step_result, complete_pending_step.epoch,
-                                         complete_pending_step.attempt, complete_pending_step.task_run_id);
+                                         complete_pending_step.task_index, complete_pending_step.step_result,
+                                         complete_pending_step.epoch, complete_pending_step.attempt,
+                                         complete_pending_step.task_run_id);
     status := done.status;
     error_message := done.error_message;
     accepted := former.status OPERATOR(pg_catalog.=) 'pending' AND done.status OPERATOR(pg_catalog.=) 'completed';
