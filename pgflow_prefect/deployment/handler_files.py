@@ -14,7 +14,7 @@ from typing import TypeVar
 from pgflow_prefect.deployment.handler_modules import ModuleClashError, find_loaded, load_file, load_named
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.graph import suggest
-from pgflow_prefect.handlers.raised import is_from_signal
+from pgflow_prefect.handlers.raised import describe, is_from_signal
 from pgflow_prefect.models import to_identifier
 from pgflow_prefect.workflow import Workflow
 
@@ -224,7 +224,7 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
 
 def _locate(error: BaseException) -> str:
     """Return what went wrong, and the last line of the user's code on the way there."""
-    reason = f"{type(error).__name__}: {error}"
+    reason = describe(error)
     if isinstance(error, SyntaxError):
         return reason  # has file and line
     frames = traceback.extract_tb(error.__traceback__)

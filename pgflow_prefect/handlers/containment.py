@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -42,12 +42,11 @@ async def contain(work: Awaitable[T], is_broken_off: Callable[[], bool] = _alway
     assert task is not None
     before = task.cancelling()
     try:
-        with _contain_subtasks():
-            result = await work
+        result = await _contain_subtasks(work)
     except BaseException as error:
         if is_from_signal(error):
             raise
-        if isinstance(error, asyncio.CancelledError):
+        if issubclass(type(error), asyncio.CancelledError):  # not `isinstance`, which an exception may answer itself
             # A cancelled scope knows its own cancellation only; the handler may have raised another one.
             await checkpoint_if_cancelled()
             if task.cancelling() > before and is_broken_off():
@@ -70,12 +69,13 @@ async def _drop_own_cancellation(task: "asyncio.Task[Any]", before: int, is_brok
         await asyncio.sleep(0)  # before Python 3.13, it is still to come
 
 
-@contextmanager
-def _contain_subtasks() -> Iterator[None]:
-    """Contain what the tasks raise that are started in this block.
+async def _contain_subtasks(work: Awaitable[T]) -> T:
+    """Await this, and contain what the tasks raise that it starts.
 
     asyncio ends its event loop where a task raises `SystemExit` or `KeyboardInterrupt`: all runs of the process would
     break off. Tasks of a handler raise a `HandlerRaisedError` instead.
+
+    No context manager of contextlib's: it sets the traceback of an exception, which one that can't be changed refuses.
     """
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
@@ -83,7 +83,7 @@ def _contain_subtasks() -> Iterator[None]:
         loop.set_task_factory(cast("Any", _TaskFactory(factory)))
     token = _IS_OF_A_HANDLER.set(True)
     try:
-        yield
+        return await work
     finally:
         _IS_OF_A_HANDLER.reset(token)
 

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from traceback import walk_tb
+from traceback import TracebackException, walk_tb
 from types import CodeType, TracebackType
-from typing import Any
+from typing import Any, cast
 
 from pgflow_prefect.errors import (
     HandlerRaisedError,
@@ -32,30 +32,89 @@ _EXPLAINED = {
 
 def describe(error: BaseException) -> str:
     """Return an exception in words: its type where that says something, its text, its notes, its members."""
-    text = _read_text(error)
-    if isinstance(error, _WRITTEN_FOR_USERS):
+    text, name = _read_text(error), _find_name(error)
+    if _is_a(error, *_WRITTEN_FOR_USERS):
         described = text or ""
     elif text is None:
-        described = f"{type(error).__name__}: its str() raises, so it has no text"
+        described = f"{name}: its str() raises, so it has no text"
     else:
-        text = text or next((why for kind, why in _EXPLAINED.items() if isinstance(error, kind)), "")
-        described = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if isinstance(error, BaseExceptionGroup):
+        text = text or next((why for kind, why in _EXPLAINED.items() if _is_a(error, kind)), "")
+        described = f"{name}: {text}" if text else name
+    if _is_a(error, BaseExceptionGroup):
         described += f": {'; '.join(_describe_members(error))}"
     return "\n".join([described, *_find_notes(error)])
 
 
 def make_ordinary(error: BaseException) -> Exception:
     """Return an exception that can be raised, awaited and printed like any other: this one, or one that names it."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):
-        error = error.__cause__  # what Python makes of it in a coroutine
-    is_ordinary = isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration)
-    if is_ordinary and _is_printable(error):
+    if _is_a(error, RuntimeError) and isinstance(cause := _get_cause(error), StopIteration):
+        error = cause  # what Python makes of it in a coroutine
+    if _is_ordinary(error):
         assert isinstance(error, Exception)
         return error
     ordinary = HandlerRaisedError(describe(error))
-    ordinary.__cause__ = error
+    if _succeeds(partial(_print_traceback, error)):
+        ordinary.__cause__ = error
+    else:  # logs could not print it: they show its traceback alone
+        ordinary.__traceback__ = _get_traceback(error)
     return ordinary
+
+
+def _is_ordinary(error: BaseException) -> bool:
+    if not _is_a(error, Exception) or _is_a(error, StopIteration, StopAsyncIteration):
+        return False
+    return all(_succeeds(partial(use, error)) for use in _USES)
+
+
+def _set_traceback(error: BaseException) -> None:
+    """Do what contextlib's context managers do; an exception whose class is a frozen dataclass refuses it."""
+    error.__traceback__ = error.__traceback__
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Do what logging does, without the lines of code; a type or an object may refuse what that asks of it."""
+    "".join(TracebackException.from_exception(error, limit=0).format())
+
+
+def _print_name(error: BaseException) -> None:
+    """Do what messages of Prefect's do."""
+    format(type(error).__name__)
+
+
+_USES: tuple[Callable[[BaseException], object], ...] = (
+    *(str, repr, format),
+    *(_set_traceback, _print_traceback, _print_name),
+)
+"""What is done with every exception: one that refuses any of it is replaced by one that names it."""
+
+
+def _succeeds(use: Callable[[], object]) -> bool:
+    try:
+        use()
+    except BaseException as raised:
+        if is_from_signal(raised):
+            raise
+        return False
+    return True
+
+
+# What is read past the attributes that a class may have made of its own: they may raise.
+
+
+def _is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
+    return issubclass(type(error), kinds)
+
+
+def _find_name(error: BaseException) -> str:
+    return str(type.__dict__["__name__"].__get__(type(error)))
+
+
+def _get_cause(error: BaseException) -> BaseException | None:
+    return cast("BaseException | None", BaseException.__dict__["__cause__"].__get__(error))
+
+
+def _get_traceback(error: BaseException) -> TracebackType | None:
+    return cast("TracebackType | None", BaseException.__dict__["__traceback__"].__get__(error))
 
 
 def is_from_signal(error: BaseException) -> bool:
@@ -63,14 +122,15 @@ def is_from_signal(error: BaseException) -> bool:
 
     Python runs the handlers of signals in the main thread, wherever that is at the moment.
     """
-    if isinstance(error, Exception) or threading.current_thread() is not threading.main_thread():
+    if _is_a(error, Exception) or threading.current_thread() is not threading.main_thread():
         return False
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     codes = {code for handler in handlers if (code := _find_code(handler)) is not None}
-    if any(frame.f_code in codes for frame, _ in walk_tb(error.__traceback__)):
+    traceback = _get_traceback(error)
+    if any(frame.f_code in codes for frame, _ in walk_tb(traceback)):
         return True
-    by_default = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
-    return by_default and not _is_raised_by_statement(error.__traceback__)
+    by_default = _is_a(error, KeyboardInterrupt) and signal.default_int_handler in handlers
+    return by_default and not _is_raised_by_statement(traceback)
 
 
 def _find_code(handler: Any) -> CodeType | None:  # noqa: ANN401  whatever was given to `signal.signal`
@@ -88,37 +148,31 @@ def _is_raised_by_statement(traceback: TracebackType | None) -> bool:
     return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == _RAISES
 
 
-def _read_text(error: BaseException, convert: Callable[[BaseException], str] = str) -> str | None:
+def _read_text(error: BaseException) -> str | None:
     """Return an exception's text; None where it has none, because it raises."""
-    try:
-        return convert(error)
-    except BaseException as raised:
-        if is_from_signal(raised):
-            raise
-        return None
+    found: list[str] = []
+    # Joined: a text of a class of its own may raise, too.
+    return "".join(found) if _succeeds(lambda: found.append(str(error))) else None
 
 
-def _is_printable(error: BaseException) -> bool:
-    return _read_text(error) is not None and _read_text(error, repr) is not None
-
-
-def _describe_members(group: BaseExceptionGroup[Any]) -> Iterator[str]:
+def _describe_members(group: BaseException) -> Iterator[str]:
     members = _find_leaves(group)
     yield from map(describe, islice(members, _MEMBERS_SHOWN))
     if further := sum(1 for _ in members):
         yield f"and {further} more"
 
 
-def _find_leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+def _find_leaves(group: BaseException) -> Iterator[BaseException]:
     waiting: list[BaseException] = [group]
     while waiting:
         error = waiting.pop()
-        if isinstance(error, BaseExceptionGroup):
-            waiting.extend(reversed(error.exceptions))
+        if _is_a(error, BaseExceptionGroup):
+            waiting.extend(reversed(BaseExceptionGroup.__dict__["exceptions"].__get__(error)))
         else:
             yield error
 
 
 def _find_notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", None)
-    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    found: list[object] = []
+    _succeeds(lambda: found.extend(getattr(error, "__notes__", ())))
+    return ["".join(note) for note in found if isinstance(note, str)]

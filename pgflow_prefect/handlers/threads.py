@@ -74,11 +74,11 @@ class _Job:
 
     def perform(self) -> None:
         """Make the call, in its thread."""
-        try:
-            with self._claim():
+        with self._claim():
+            try:  # within: an exception that can't be changed gets through no context manager of contextlib's
                 self._result = self._context.run(self._function)
-        except BaseException as error:  # noqa: BLE001  raised where it is waited for
-            self._error = error
+            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                self._error = error
 
     def report(self) -> None:
         """Wake who waits for it."""

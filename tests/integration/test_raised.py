@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -40,6 +41,16 @@ class GoneError(BaseException):
         raise KeyboardInterrupt
 
 
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+class DeafError(Exception):
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("no attributes")
+
+
 def raising(error: BaseException) -> Callable[[], None]:
     def work() -> None:
         raise error
@@ -64,6 +75,8 @@ RAISED: dict[str, tuple[Callable[[], None], str]] = {
     "StopAsyncIteration": (raising(StopAsyncIteration("no more")), "StopAsyncIteration: no more"),
     "no text": (raising(MuteError()), "MuteError: its str() raises"),
     "no repr": (raising(MumblingError("lost")), "MumblingError: lost"),
+    "frozen": (raising(FrozenError(7)), "FrozenError: 7"),
+    "no attributes": (raising(DeafError("lost")), "DeafError: lost"),
     "neither": (raising(GoneError()), "GoneError: its str() raises"),
     "a group": (
         raising(BaseExceptionGroup("two", [SystemExit(1), ConnectionError("host 2 refused")])),

@@ -3,10 +3,16 @@
 import asyncio
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from traceback import format_exception
 
 import pytest
 
 from pgflow_prefect.errors import HandlerRaisedError, StepTimeoutError
+from pgflow_prefect.execution.tracebacks import trim
+from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.raised import describe, is_from_signal, make_ordinary
 
 
@@ -104,3 +110,139 @@ def test_nothing_in_another_thread_is_a_signals() -> None:
     thread.start()
     thread.join()
     assert found == [False]
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    code: int
+
+
+@dataclass(frozen=True)
+class FrozenSlotsError(Exception):
+    __slots__ = ("code",)
+    code: int
+
+
+class SlotsError(Exception):
+    __slots__ = ("code",)
+
+
+class SealedError(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError("sealed")
+
+
+class DeafError(Exception):
+    def __getattribute__(self, name: str) -> object:
+        raise RuntimeError("no attributes")
+
+
+class ProxyError(Exception):
+    def __getattr__(self, name: str) -> object:
+        raise RuntimeError("no connection")
+
+
+class _NamelessType(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class NamelessError(Exception, metaclass=_NamelessType):
+    pass
+
+
+class DisguisedError(Exception):
+    @property
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise RuntimeError("no class")
+
+
+class FalseError(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
+
+
+class EqualError(Exception):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+
+class NotingError(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise RuntimeError("no notes")
+
+
+class _Text(str):
+    __slots__ = ()
+
+    def __format__(self, spec: str) -> str:
+        raise RuntimeError("no format")
+
+
+class TextError(Exception):
+    def __str__(self) -> str:
+        return _Text("of a text of its own")
+
+
+class LoopingError(Exception):
+    def __str__(self) -> str:
+        return str(self)
+
+
+ODD: dict[str, tuple[BaseException, str]] = {
+    "frozen": (FrozenError(7), "FrozenError: 7"),
+    "frozen, with slots": (FrozenSlotsError(7), "FrozenSlotsError: 7"),
+    "slots": (SlotsError("no"), "SlotsError: no"),
+    "no attribute can be set": (SealedError("no"), "SealedError: no"),
+    "no attribute can be read": (DeafError("no"), "DeafError: no"),
+    "unknown attributes raise": (ProxyError("no"), "ProxyError: no"),
+    "its type has no name": (NamelessError("no"), "NamelessError: no"),
+    "it has no class": (DisguisedError("no"), "DisguisedError: no"),
+    "neither true nor false": (FalseError("no"), "FalseError: no"),
+    "can't be compared or hashed": (EqualError("no"), "EqualError: no"),
+    "its notes raise": (NotingError("no"), "NotingError: no"),
+    "its text is of an odd type": (TextError(), "TextError: of a text of its own"),
+    "its text has no end": (LoopingError(), "LoopingError: its str() raises, so it has no text"),
+}
+
+
+def raise_through_a_context_manager(error: BaseException) -> None:
+    @contextmanager
+    def passing() -> Iterator[None]:
+        yield
+
+    with passing():
+        raise error
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("in_group", [False, True], ids=["alone", "in a group"])
+def test_an_odd_exception_keeps_its_type_and_text_and_can_be_used_like_any_other(odd: str, in_group: bool) -> None:
+    error, words = ODD[odd]
+    if in_group:
+        error = BaseExceptionGroup("all", [error])
+        words = f"{type(error).__name__}: all (1 sub-exception): {words}"
+
+    async def work() -> None:
+        raise error
+
+    with pytest.raises(Exception) as contained:  # noqa: PT011
+        asyncio.run(contain(work()))
+    made = contained.value
+
+    assert describe(made) == words
+    with pytest.raises(Exception) as passed:  # noqa: PT011
+        raise_through_a_context_manager(made)
+    assert passed.value is made
+    assert isinstance(made, HandlerRaisedError) is not (type(made) is type(error))
+    logged = trim(made)
+    assert logged is not None
+    assert "raise error" in "".join(format_exception(*logged))
