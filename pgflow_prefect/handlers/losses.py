@@ -1,13 +1,22 @@
 """Where a value that was read again from JSON is not the value that was written."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
 from pgflow_prefect.handlers.schemas import SchemaView
-from pgflow_prefect.handlers.unstorable import SECRETS, Found, find_secrets, find_unstorable, list_fields
+from pgflow_prefect.handlers.unstorable import SECRETS, Found, find_clashes, find_secrets, find_unstorable, list_fields
+
+_PRIVATE = (
+    "is a private attribute, which JSON leaves out, and it comes back as another value: make it a field, or return the "
+    "model without it"
+)
+_NOT_READ = (
+    "is a field with init=False, which is not read from JSON, and it comes back as another value: leave out "
+    "init=False, or have __post_init__ find the value from the other fields"
+)
 
 
 def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401  any value
@@ -27,6 +36,7 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
     elif schema.takes_anything:
         if not _is_same(before, after):  # pydantic writes null for a number that is none
             yield from find_unstorable(before)
+            yield from find_clashes(before)
     elif is_dataclass(before) or isinstance(before, BaseModel):
         yield from _compare_fields(before, after, schema)
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -50,12 +60,30 @@ def _compare_fields(before: Any, after: Any, schema: SchemaView) -> Iterator[Fou
     if type(before) is not type(after):
         yield "", _explain(before, after)
         return
+    computed = _find_computed(before)
     for name in list_fields(before):
-        losses = find_losses(getattr(before, name), getattr(after, name, None), schema.field(name))
-        yield from _place(f".{name}", losses)
+        one, other = getattr(before, name, None), getattr(after, name, None)
+        if name not in computed:
+            yield from _place(f".{name}", find_losses(one, other, schema.field(name)))
+        elif not _is_same(one, other):
+            yield f".{name}", _NOT_READ
+    if isinstance(before, BaseModel):
+        for name in type(before).__private_attributes__:
+            if not _is_same(getattr(before, name, None), getattr(after, name, None)):
+                yield f".{name}", _PRIVATE
+
+
+def _find_computed(value: Any) -> set[str]:  # noqa: ANN401
+    """Return the fields of a dataclass that are not read: its own code sets them."""
+    return set() if isinstance(value, BaseModel) else {each.name for each in fields(value) if not each.init}
 
 
 def _compare_mappings(before: Mapping[Any, Any], after: Mapping[Any, Any], schema: SchemaView) -> Iterator[Found]:
+    if clashes := [*find_clashes(before)]:
+        yield from clashes
+        return
+    if schema.takes_any_keys and all(isinstance(each, str) for each in after):
+        after = {name: after.get(text) for name, text in zip(before, after, strict=False)}
     if before.keys() != after.keys():
         yield "", "has keys that come back as others: use texts as keys"
         return

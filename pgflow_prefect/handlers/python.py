@@ -23,6 +23,9 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
 """Annotations that every JSON value fits: there is nothing to check."""
 
+_TYPED_DICT_OF_TYPING = "typed-dict-version"
+"""What pydantic calls it that `typing.TypedDict` says too little before Python 3.12."""
+
 
 @dataclass(frozen=True)
 class _Unfinished:
@@ -209,15 +212,18 @@ class PythonHandler:
         return {name: self._make_adapter(name, hint) for name, hint in self.hints.items() if not _is_plain(hint)}
 
     def _make_adapter(self, name: str, hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401  any annotation
+        which = "its result" if name == "return" else f"argument {name!r}"
+        what = f"that of {which}, {inspect.formatannotation(hint)}"
         try:
             return TypeAdapter(hint)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             # Not pydantic's own message, which speaks of its schemas.
-            which = "its result" if name == "return" else f"argument {name!r}"
-            raise self._refuse(
-                f"that of {which}, {inspect.formatannotation(hint)}, is no type that JSON can be checked against: "
-                f"{_advise(hint)}"
-            ) from error
+            if isinstance(error, PydanticUserError) and error.code == _TYPED_DICT_OF_TYPING:
+                raise self._refuse(
+                    f"{what}, needs Python 3.12, for it has a TypedDict of `typing`: import it by `from "
+                    "typing_extensions import TypedDict` instead"
+                ) from error
+            raise self._refuse(f"{what}, is no type that JSON can be checked against: {_advise(hint)}") from error
         except (NameError, TypeError) as error:
             raise self._refuse(error) from error
 

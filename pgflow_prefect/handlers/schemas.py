@@ -29,6 +29,8 @@ def _is_safe(schema: Any) -> bool:  # noqa: ANN401  a dictionary of pydantic's
         return all(map(_is_safe, schema))
     if schema["type"] not in _SAFE or "serialization" in schema:
         return False
+    if schema["type"] == "dict" and "keys_schema" not in schema:  # of any keys, of which two may be one in JSON
+        return False
     return all(_is_safe(schema[name]) for name in _INNER if name in schema)
 
 
@@ -56,6 +58,11 @@ class SchemaView:
     def takes_anything(self) -> bool:
         """Whether the annotation says nothing here, as `Any` does."""
         return self.schema is not None and self.schema["type"] == "any"
+
+    @property
+    def takes_any_keys(self) -> bool:
+        """Whether the annotation says nothing of the keys of a dictionary: they are what their JSON says."""
+        return self.schema is not None and self.schema.get("keys_schema", {"type": "any"})["type"] == "any"
 
     @property
     def takes_lists_for_tuples(self) -> bool:
@@ -86,7 +93,9 @@ class SchemaView:
     def field(self, name: str) -> "SchemaView":
         """Return what it says of a field of a model, a dataclass or a typed dictionary."""
         schema = self.schema
-        while schema is not None and "fields" not in schema and schema["type"] != "definition-ref":
+        while schema is not None and schema["type"] != "definition-ref":
+            if "fields" in schema and schema["type"] != "dataclass":  # which has the names of its fields only
+                break
             schema = schema.get("schema")
         fields = (schema or {}).get("fields", {})
         by_name = fields if isinstance(fields, dict) else {each["name"]: each for each in fields}

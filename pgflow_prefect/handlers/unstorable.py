@@ -1,5 +1,6 @@
 """What JSON has no form for, or only one that says less: where it is in a value, and what to do about it."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
@@ -39,6 +40,29 @@ def find_secrets(value: Any) -> Iterator[Found]:  # noqa: ANN401
                 f"is a {type(each).__name__}, for which JSON gets stars only: load the secret in the step that needs "
                 "it, or return .get_secret_value() if it may stand in the database",
             )
+
+
+def find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
+    """Yield the dictionaries of which two keys are one key in JSON: one value of the two would be lost."""
+    for place, each in _walk(value):
+        if isinstance(each, Mapping) and not all(isinstance(key, str) for key in each):
+            names: dict[str, Any] = {}
+            for key in each:
+                for name in {_name_key(key), _name_key_as_pydantic(key)}:
+                    if names.setdefault(name, key) is not key:
+                        yield place, f"has the keys {names[name]!r} and {key!r}, which are one key in JSON: use texts"
+
+
+def _name_key(key: Any) -> str:  # noqa: ANN401
+    """Return what the json module makes of a key."""
+    try:
+        return str(next(iter(json.loads(json.dumps({key: None})))))
+    except TypeError:
+        return _name_key_as_pydantic(key)
+
+
+def _name_key_as_pydantic(key: Any) -> str:  # noqa: ANN401
+    return str(next(iter(to_jsonable_python({key: None}))))
 
 
 def list_fields(value: Any) -> list[str]:  # noqa: ANN401

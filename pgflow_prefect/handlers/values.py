@@ -10,7 +10,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from pgflow_prefect.handlers.losses import find_losses
 from pgflow_prefect.handlers.schemas import SchemaView, is_lossless
-from pgflow_prefect.handlers.unstorable import PLAIN, Found, find_secrets, find_unstorable
+from pgflow_prefect.handlers.unstorable import PLAIN, Found, find_clashes, find_secrets, find_unstorable
 
 _STARS = '"**********"'
 """What pydantic writes for a secret."""
@@ -48,7 +48,11 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
 
 def _write_unchecked(value: Any) -> str:  # noqa: ANN401
     with suppress(TypeError, ValueError, RecursionError):
-        return _write_json(value)  # most results are plain JSON already: there is nothing to lose
+        # Most results are plain JSON already: there is nothing to lose. Keys that can't be sorted are not all texts.
+        return _write_json(value, sort_keys=True)
+    _refuse(_find_clashes(value))
+    with suppress(TypeError, ValueError, RecursionError):
+        return _write_json(value)
     text = _write(value, lambda: _dump(value, None))
     if "NaN" in text or "Infinity" in text:  # what pydantic writes for a Decimal that is none
         _refuse(find_unstorable(value))
@@ -100,9 +104,16 @@ def _dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401
     return _write_json(plain)
 
 
-def _write_json(plain: Any) -> str:  # noqa: ANN401
+def _write_json(plain: Any, *, sort_keys: bool = False) -> str:  # noqa: ANN401
     # Standard JSON only: pydantic would write NaN as null, and a wrong number would pass for none.
-    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
+
+
+def _find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
+    try:
+        yield from find_clashes(value)
+    except (PydanticSerializationError, ValueError, TypeError, AttributeError, RecursionError):
+        return  # what can't be written says so by itself
 
 
 def _find_models(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import typing
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,23 @@ def test_a_table_as_an_annotation_is_refused_with_what_to_pass() -> None:
         assert f"the handler of step 'load' has an annotation that can't be used: {what}" in str(refused.value)
         assert "frame.to_dict('records')" in str(refused.value)
         assert "http" not in str(refused.value)
+
+
+class Order(typing.TypedDict):
+    number: int
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pydantic reads the TypedDict of typing from Python 3.12 on")
+@pytest.mark.parametrize("annotation", [Order, list[Order], dict[str, Order | None]])
+def test_a_typed_dict_of_typing_is_refused_with_what_to_import(annotation: Any) -> None:
+    def load(payload: Any) -> None: ...
+
+    load.__annotations__["payload"] = annotation
+    with pytest.raises(UsageError) as refused:
+        PythonHandler("load", load).check_annotations()
+    assert "that of argument 'payload', " in str(refused.value)
+    assert "import it by `from typing_extensions import TypedDict` instead" in str(refused.value)
+    assert "http" not in str(refused.value)
 
 
 def run_cell(text: str, names: dict[str, Any]) -> None:

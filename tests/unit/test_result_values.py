@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
 from pathlib import Path
@@ -14,7 +14,17 @@ from types import ModuleType
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PlainSerializer, SecretBytes, SecretStr, TypeAdapter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PrivateAttr,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+)
 from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
@@ -116,6 +126,39 @@ class Colour(Enum):
     RED = "red"
 
 
+class Keeping(BaseModel):
+    kept: int
+    _left: str = PrivateAttr("")
+    _client: object = PrivateAttr(default_factory=object)
+
+    @classmethod
+    def with_left(cls, left: str) -> "Keeping":
+        made = cls(kept=1)
+        made._left = left
+        return made
+
+
+@dataclass
+class Doubled:
+    x: int
+    y: int = field(init=False)
+    seen: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.y = 2 * self.x
+
+
+def change(value: Any, **attributes: object) -> Any:
+    for name, each in attributes.items():
+        setattr(value, name, each)
+    return value
+
+
+@dataclass
+class Holder:
+    items: list[Base]
+
+
 class WithoutComparison:
     """Has pydantic's schema, and no `__eq__`."""
 
@@ -164,6 +207,19 @@ def write(value: object, annotation: object = None) -> str:
         ({"at": NOON}, dict[str, str | dt.datetime], "at is a datetime", "comes back as a str"),
         ((1, 2), list[int] | tuple[int, ...], "it is a tuple", "comes back as a list"),
         ({1: "a"}, dict[str | int, str], "it has keys that come back as others", "use texts as keys"),
+        ({1: "a", "1": "b"}, None, "it has the keys 1 and '1'", "one key in JSON"),
+        ({"a": [{True: 1, "true": 2}]}, None, "a[0] has the keys True and 'true'", "one key in JSON"),
+        ({None: 1, "null": 2}, dict, "it has the keys None and 'null'", "one key in JSON"),
+        ({NOON.date(): 1, "2026-07-01": 2}, None, "it has the keys", "one key in JSON"),
+        ({1: "a", "1": "b"}, dict[Any, Any], "it has the keys 1 and '1'", "one key in JSON"),
+        ({1: "a", "1": "b"}, dict[str | int, str], "it has the keys 1 and '1'", "one key in JSON"),
+        ([{1: "a", "1": "b"}], list[Any], "[0] has the keys 1 and '1'", "one key in JSON"),
+        (Open(extra={1: "a", "1": "b"}), Open, "extra has the keys 1 and '1'", "one key in JSON"),
+        (Keeping.with_left("a"), Keeping, "_left is a private attribute", "make it a field"),
+        ({"k": Keeping.with_left("a")}, None, "k._left is a private attribute", "make it a field"),
+        ([change(Doubled(1), y=7)], list[Doubled], "[0].y is a field with init=False", "leave out init=False"),
+        (change(Doubled(1), seen=7), Doubled, "seen is a field with init=False", "leave out init=False"),
+        (Holder([Derived(1)]), Holder, "items[0] is a Derived", "comes back as a Base"),
     ],
 )
 def test_a_value_that_would_come_back_as_another_is_refused_with_its_place(
@@ -191,6 +247,13 @@ def test_a_value_that_would_come_back_as_another_is_refused_with_its_place(
         (Open.model_validate({"more": [(1, 2)]}), Open),
         ({"raw": (1, 2)}, dict[str, Any] | None),
         (Row(dt.date(2026, 7, 1), 0.5), Row),
+        ({1: "a"}, dict),
+        ({1: "a", "b": None}, None),
+        ({1: "a", None: "b"}, dict[Any, Any]),
+        ({1: {2: "a"}}, dict[int, dict[int, str]]),
+        (Keeping(kept=1), Keeping),
+        (Doubled(1), Doubled),
+        (Holder([Base(1)]), Holder),
         ([Derived(1, 2)], list[Derived]),
         (Tree(children=[Tree(leaf=Event(at="a"))]), Tree),
         (Page[int](items=[1]), Page[int]),
