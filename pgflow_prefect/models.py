@@ -11,8 +11,18 @@ from functools import cached_property
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+)
 
+from pgflow_prefect.state_names import WORKING
 from pgflow_prefect.wording import clean_lines
 
 Shown = Annotated[str, AfterValidator(clean_lines)]
@@ -38,10 +48,6 @@ def to_identifier(slug: str) -> str:
     if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # which nobody may assign to
         name = f"{name}_"
     return name
-
-
-CANCELLED = "cancelled"
-"""What the reason of a run that somebody ended begins with."""
 
 
 class Held(StrEnum):
@@ -87,6 +93,31 @@ class TaskKey:
     def as_parameters(self) -> dict[str, object]:
         """Return it as the parameters of a statement."""
         return {"step_slug": self.step_slug, "task_index": self.index}
+
+
+class Ending(StrEnum):
+    """How a run or a step ended: its status, and what the status alone does not say."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    """`pgflow.cancel_run` ended it; its status is `failed`."""
+
+
+CANCELLED = Ending.CANCELLED.value
+"""The reason of a cancellation that names no other one."""
+
+
+def _find_ending(noted: object, info: ValidationInfo) -> Ending | None:
+    """Return how it ended; the column `ended_as` counts only where the status is `failed`."""
+    status = info.data.get("status")
+    if status not in (Status.COMPLETED, Status.FAILED):
+        return None
+    return Ending.CANCELLED if status is Status.FAILED and noted == Ending.CANCELLED else Ending(status)
+
+
+EndedAs = Annotated[Ending | None, BeforeValidator(_find_ending)]
+"""How a row ended, None while it is pending. Its model has `status` before it."""
 
 
 class Dep(NamedTuple):
@@ -137,6 +168,7 @@ class Run(BaseModel):
     id: UUID
     workflow_slug: str
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
     payload: JsonValue = None
     """None, too, where it was not asked for, or is beyond the limits."""
     payload_problem: str | None = None
@@ -162,8 +194,8 @@ class Run(BaseModel):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody ended it, where a failed one has failed by itself."""
-        return _is_cancelled(self.status, self.error_message)
+        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        return self.ended_as is Ending.CANCELLED
 
 
 class RunEnd(BaseModel):
@@ -172,6 +204,7 @@ class RunEnd(BaseModel):
     Attributes:
         id: the run.
         status: completed or failed; pending where it is left to somebody else.
+        ended_as: how it ended.
         epoch: in which it was taken last.
         error_message: why it has failed.
         results: of the steps that were asked for, by slug; none unless the run is completed.
@@ -181,18 +214,15 @@ class RunEnd(BaseModel):
 
     id: UUID
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
     epoch: int
     error_message: Shown | None
     results: dict[str, JsonValue]
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody ended it, where a failed one has failed by itself."""
-        return _is_cancelled(self.status, self.error_message)
-
-
-def _is_cancelled(status: Status, error_message: str | None) -> bool:
-    return status is Status.FAILED and (error_message or "").startswith(CANCELLED)
+        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        return self.ended_as is Ending.CANCELLED
 
 
 class TakenRun(BaseModel):
@@ -250,10 +280,6 @@ class Enabled(BaseModel):
     since: datetime
 
 
-_WORKING_STATES = frozenset({"Pending", "Running", "Retrying", "AwaitingRetry", "Waiting", "Deferred"})
-"""States of a task run whose step has not ended."""
-
-
 class StepState(BaseModel):
     """What is known of one step in one run: a row of `pgflow.step_states`, and the state of its task run."""
 
@@ -261,6 +287,7 @@ class StepState(BaseModel):
 
     step_slug: str
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
     attempts: int
     step_result: JsonValue
     error_message: Shown | None
@@ -280,12 +307,8 @@ class StepState(BaseModel):
     @classmethod
     def _end_task_state(cls, noted: str | None, info: ValidationInfo) -> str | None:
         """Replace what was noted while the step was worked on, if it has ended since: by a cancellation, say."""
-        status, error_message = info.data.get("status"), info.data.get("error_message")
-        if noted not in _WORKING_STATES or status not in {Status.COMPLETED, Status.FAILED}:
-            return noted
-        if status is Status.COMPLETED:
-            return "Completed"
-        return "Cancelled" if (error_message or "").startswith(CANCELLED) else "Failed"
+        ended_as = info.data.get("ended_as")
+        return ended_as.capitalize() if ended_as is not None and noted in WORKING else noted
 
 
 class Claim(BaseModel):
@@ -473,4 +496,5 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
     error_message: Shown | None

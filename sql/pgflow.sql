@@ -3,7 +3,8 @@
 -- Workflows, steps and dependencies are rows; a run and the state of each of its steps are rows; the
 -- functions below move them. Paste this file into an SQL editor, or: psql -d DATABASE -f pgflow.sql
 -- PostgreSQL 13 or later. One transaction, safe to run again: on a current database it locks no table.
--- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows.
+-- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows. One that an
+-- older version of this script made keeps its rows, too; it notes which of its failed runs were cancelled.
 --
 -- What users call                                    in short
 --   run_workflow(workflow_slug, payload [, run_id])  start a run: its root steps become pending
@@ -12,7 +13,8 @@
 --   complete_step(run_id, step_slug, step_result ...)  store a result, start what became ready
 --   fail_step(run_id, step_slug, error_message ...)    fail the step and its run
 --   has_unmet_deps, get_root_steps, get_ready_steps  what can start
---   reopen_run, cancel_run, take_run, repair_run     the life of a run
+--   cancel_run, fail_run, reopen_run                 end a run, and make it pending again
+--   take_run, repair_run                             the life of a run
 --
 -- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid; 09000 a trigger
 -- or rule of yours skipped a write; 55P03 another transaction locks the workflow for too long.
@@ -251,6 +253,8 @@ INSERT INTO pgflow.limits DEFAULT VALUES ON CONFLICT DO NOTHING;
 -- Columns and indexes beside the first five tables' own. IF NOT EXISTS would lock a table even where there is
 -- nothing to do, and a live database would stand still for it: hence the look at the catalog.
 DO $columns$
+DECLARE
+    granted record;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow.workflows'::regclass AND attname = 'version') THEN
@@ -288,6 +292,27 @@ BEGIN
             SET (fillfactor = 70);
     END IF;
 
+    -- An enumeration, because it costs a write nothing: a CHECK on step_states cost a quarter of each step.
+    IF to_regtype('pgflow.ending') IS NULL THEN
+        CREATE TYPE pgflow.ending AS ENUM ('cancelled');
+        COMMENT ON TYPE pgflow.ending IS 'How a run or a step ended, where its status does not say it.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'ended_as') THEN
+        ALTER TABLE pgflow.runs ADD COLUMN ended_as pgflow.ending; -- counts where status is failed; NULL: as status says
+        ALTER TABLE pgflow.step_states ADD COLUMN ended_as pgflow.ending;
+        -- A role that was granted single columns writes this one together with the reason.
+        FOR granted IN
+            SELECT a.attrelid::regclass AS name, r.privilege_type AS "right", r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE a.attrelid IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass) AND a.attname = 'error_message'
+        LOOP
+            EXECUTE format('GRANT %s (ended_as) ON %s TO %s%s', granted."right", granted.name, granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
     IF to_regclass('pgflow.deps_upstream') IS NULL THEN
         CREATE INDEX deps_upstream ON pgflow.deps (workflow_slug, to_step_slug, from_step_slug);
     END IF;
@@ -307,6 +332,30 @@ BEGIN
     END IF;
 END
 $columns$;
+
+-- Version 2 told a cancelled run by its message alone. These are the ones that it can be told of: cancel_run gave the run
+-- and its steps one reason, and the failure of a step begins with the step.
+DO $cancelled$
+BEGIN
+    IF current_setting('pgflow.former_version')::int NOT BETWEEN 1 AND 2 THEN
+        RETURN;
+    END IF;
+    UPDATE pgflow.runs r SET ended_as = 'cancelled'
+    WHERE r.status = 'failed' AND r.error_message NOT LIKE 'step "%" failed: %'
+      AND r.error_message NOT LIKE 'given up: %' -- the adapter had given up: its owners had vanished
+      AND (r.error_message LIKE 'cancelled%'
+           OR EXISTS (SELECT FROM pgflow.step_states s
+                      WHERE s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message));
+    UPDATE pgflow.step_states s SET ended_as = 'cancelled'
+    FROM pgflow.runs r
+    WHERE r.ended_as = 'cancelled' AND s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message;
+EXCEPTION
+    WHEN lock_not_available OR deadlock_detected THEN
+        RAISE;
+    WHEN OTHERS THEN -- a trigger of a user's: those runs still show as failed
+        RAISE WARNING 'which runs were cancelled before this upgrade can''t be noted: %', SQLERRM;
+END
+$cancelled$;
 
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
@@ -1193,7 +1242,7 @@ BEGIN
         BEGIN
             PERFORM pgflow.snapshot(run.workflow_slug);
         EXCEPTION WHEN invalid_parameter_value OR no_data_found THEN
-            RETURN pgflow.fail_run(run, format('the run can''t begin: %s', SQLERRM)); -- no steps, or a cycle
+            RETURN pgflow.end_run(run, format('the run can''t begin: %s', SQLERRM)); -- no steps, or a cycle
         END;
         run := pgflow.recompute_run(run);
     END IF;
@@ -1529,7 +1578,7 @@ DECLARE
     state pgflow.step_states;
 BEGIN
     UPDATE pgflow.step_states s
-    SET status = 'failed', error_message = fail_step.error_message, finished_at = clock_timestamp()
+    SET status = 'failed', ended_as = NULL, error_message = fail_step.error_message, finished_at = clock_timestamp()
     WHERE s.run_id = run.id AND s.step_slug = fail_step.step_slug AND s.status = 'pending'
       AND (fail_step.epoch IS NULL OR fail_step.epoch = run.epoch)
       AND (fail_step.attempt IS NULL OR (fail_step.attempt = s.attempts AND s.started_at IS NOT NULL))
@@ -1547,7 +1596,7 @@ BEGIN
                         'skipped it', step_slug, run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
-    PERFORM pgflow.fail_run(run, format('step "%s" failed: %s', step_slug, coalesce(error_message, 'no reason given')));
+    PERFORM pgflow.end_run(run, format('step "%s" failed: %s', step_slug, coalesce(error_message, 'no reason given')));
     RETURN state;
 END
 $$;
@@ -1556,7 +1605,9 @@ COMMENT ON FUNCTION pgflow.fail_step(uuid, text, text, int, int) IS
     'Fails a pending step and its run: claimed steps may still finish, nothing new starts. The first report wins.';
 
 
-CREATE OR REPLACE FUNCTION pgflow.fail_run(run pgflow.runs, reason text) RETURNS pgflow.runs
+CREATE OR REPLACE FUNCTION pgflow.end_run(
+    run pgflow.runs, reason text, ended_as pgflow.ending DEFAULT NULL
+) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
@@ -1564,7 +1615,7 @@ DECLARE
     failed pgflow.runs;
 BEGIN
     UPDATE pgflow.runs r
-    SET status = 'failed', error_message = reason, finished_at = clock_timestamp()
+    SET status = 'failed', ended_as = end_run.ended_as, error_message = end_run.reason, finished_at = clock_timestamp()
     WHERE r.id = run.id AND r.status = 'pending'
     RETURNING r.* INTO failed;
     IF NOT FOUND AND run.status <> 'pending' THEN
@@ -1578,7 +1629,17 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow.fail_run(pgflow.runs, text) IS 'Fails a locked run, if it is pending. Internal.';
+COMMENT ON FUNCTION pgflow.end_run(pgflow.runs, text, pgflow.ending) IS
+    'Fails a locked run, if it is pending, and notes how it ended. Internal.';
+
+
+DO $renamed$
+BEGIN
+    IF to_regprocedure('pgflow.fail_run(pgflow.runs, text)') IS NOT NULL THEN
+        DROP FUNCTION pgflow.fail_run(pgflow.runs, text); -- 2 had end_run by this name
+    END IF;
+END
+$renamed$;
 
 
 CREATE OR REPLACE FUNCTION pgflow.take_run(run_id uuid) RETURNS int
@@ -1607,36 +1668,58 @@ COMMENT ON FUNCTION pgflow.take_run(uuid) IS
     'Raises the run''s epoch and returns it: claims and reports that carry an older one are refused from now on.';
 
 
-CREATE OR REPLACE FUNCTION pgflow.cancel_run(run_id uuid, reason text DEFAULT 'cancelled') RETURNS pgflow.runs
+-- No SET clause: triggers of users on the two tables run inside.
+CREATE OR REPLACE FUNCTION pgflow.break_off_run(run_id uuid, reason text, ended_as pgflow.ending)
+RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs;
 BEGIN
     -- Not by lock_run: a run that has not begun, or can't, ends without beginning.
-    SELECT * INTO run FROM pgflow.runs r WHERE r.id = cancel_run.run_id FOR NO KEY UPDATE;
+    SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) break_off_run.run_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown run %', coalesce(run_id::text, 'NULL') USING ERRCODE = 'no_data_found';
-    ELSIF run.status = 'completed' THEN
+        RAISE EXCEPTION 'unknown run %', coalesce(break_off_run.run_id::pg_catalog.text, 'NULL')
+            USING ERRCODE = 'no_data_found';
+    ELSIF run.status OPERATOR(pg_catalog.=) 'completed' THEN
         RETURN run;
     END IF;
     UPDATE pgflow.step_states s
-    SET status = 'failed', error_message = coalesce(reason, 'cancelled'), finished_at = clock_timestamp()
-    WHERE s.run_id = run.id AND s.status = 'pending';
-    PERFORM FROM pgflow.step_states s WHERE s.run_id = run.id AND s.status = 'pending';
+    SET status = 'failed', ended_as = break_off_run.ended_as, error_message = break_off_run.reason,
+        finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'pending';
+    PERFORM FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'pending';
     IF FOUND THEN
-        RAISE EXCEPTION 'the steps of run % were not cancelled: a trigger or rule on pgflow.step_states skipped it',
-                        run.id
+        RAISE EXCEPTION 'the steps of run % were not %: a trigger or rule on pgflow.step_states skipped it',
+                        run.id, coalesce(break_off_run.ended_as::pg_catalog.text, 'failed')
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
-    RETURN pgflow.fail_run(run, coalesce(reason, 'cancelled'));
+    RETURN pgflow.end_run(run, break_off_run.reason, break_off_run.ended_as);
 END
 $$;
 
+COMMENT ON FUNCTION pgflow.break_off_run(uuid, text, pgflow.ending) IS
+    'What cancel_run and fail_run have in common. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.cancel_run(run_id uuid, reason text DEFAULT 'cancelled') RETURNS pgflow.runs
+LANGUAGE sql VOLATILE
+AS $$ SELECT pgflow.break_off_run(cancel_run.run_id, coalesce(cancel_run.reason, 'cancelled'), 'cancelled') $$;
+
 COMMENT ON FUNCTION pgflow.cancel_run(uuid, text) IS
-    'Fails the run and all its pending steps with this reason. A finished run stays as it is.';
+    'Ends the run and all its pending steps as cancelled: status failed, ended_as cancelled, and this reason. A finished '
+    'run stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.fail_run(run_id uuid, reason text DEFAULT NULL) RETURNS pgflow.runs
+LANGUAGE sql VOLATILE
+AS $$ SELECT pgflow.break_off_run(fail_run.run_id, coalesce(fail_run.reason, 'failed'), NULL) $$;
+
+COMMENT ON FUNCTION pgflow.fail_run(uuid, text) IS
+    'Fails the run and all its pending steps with this reason, for a run that can''t go on. Unlike a cancelled run, '
+    'Retry in Prefect reopens it. A finished run stays as it is.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.reopen_run(run_id uuid) RETURNS pgflow.runs
@@ -1666,10 +1749,10 @@ BEGIN
     END IF;
 
     UPDATE pgflow.step_states s
-    SET status = 'pending', error_message = NULL, started_at = NULL, finished_at = NULL
+    SET status = 'pending', ended_as = NULL, error_message = NULL, started_at = NULL, finished_at = NULL
     WHERE s.run_id = run.id AND s.status = 'failed';
     UPDATE pgflow.runs r
-    SET status = 'pending', error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
+    SET status = 'pending', ended_as = NULL, error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
     WHERE r.id = run.id
     RETURNING r.* INTO run;
     IF run.status IS DISTINCT FROM 'pending' THEN
@@ -1736,7 +1819,7 @@ BEGIN
     IF run.status = 'completed' AND was_pending THEN
         PERFORM pgflow.announce_run(run);
     ELSIF run.status = 'pending' AND failed IS NOT NULL THEN
-        RETURN pgflow.fail_run(run, failed);
+        RETURN pgflow.end_run(run, failed);
     ELSIF run.status = 'pending' THEN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
         SELECT run.workflow_slug, run.id, ready.slug FROM pgflow.get_ready_steps(run.id) ready;

@@ -40,6 +40,7 @@ class Run:
     error_message: str | None
     created_at: datetime | None
     finished_at: datetime | None
+    ended_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class StepState:
     created_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
+    ended_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,10 @@ def take(db: Connection, run_id: UUID) -> int:
 
 def cancel(db: Connection, run_id: UUID, reason: str = "cancelled") -> Run:
     return one(db, Run, "SELECT * FROM pgflow.cancel_run(%s, %s)", run_id, reason)
+
+
+def fail_run(db: Connection, run_id: UUID, reason: str = "failed") -> Run:
+    return one(db, Run, "SELECT * FROM pgflow.fail_run(%s, %s)", run_id, reason)
 
 
 def reopen(db: Connection, run_id: UUID) -> Run:

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from pgflow_prefect.cli.console import STYLES, out, print_cells
+from pgflow_prefect.state_names import DONE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ROWS = 15
 """Steps that the live view shows at once: those that entered a state last."""
-
-FINAL = ("Completed", "Cached")
 
 
 class View(Protocol):
@@ -78,7 +77,7 @@ class LiveView:
         """Note the change; the next picture has it."""
         self._states.pop(step_slug, None)  # the latest change comes last
         self._states[step_slug] = state_name
-        if state_name in FINAL:
+        if state_name in DONE:
             self._done += 1
             self._bar.update(self._task, completed=self._done)
 
@@ -104,4 +103,4 @@ class LiveView:
 
 
 def _style(state_name: str) -> str:
-    return STYLES["completed"] if state_name in FINAL else STYLES.get(state_name.lower(), "red")
+    return STYLES["completed"] if state_name in DONE else STYLES.get(state_name.lower(), "red")

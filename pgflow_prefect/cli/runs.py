@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import format_duration, format_time, out, print_json, print_table, shorten
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.snapshot import describe_run_status
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import Status
+from pgflow_prefect.models import Ending, Status
 
 if TYPE_CHECKING:
     from pgflow_prefect.models import Run
     from pgflow_prefect.settings import Settings
+
+RunStatus = Status | Literal[Ending.CANCELLED]
+"""What `--status` takes: a status, or the ending that a status does not say."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -38,7 +42,7 @@ def read_since(text: str) -> datetime:
 def runs(
     *,
     workflow: str | None = None,
-    status: Status | None = None,
+    status: RunStatus | None = None,
     since: str | None = None,
     limit: Annotated[int, Parameter(validator=Number(gte=1))] = 20,
     json: AsJson = False,
@@ -53,7 +57,7 @@ def runs(
     workflow
         Only runs of this workflow.
     status
-        Only runs that are pending, completed or failed.
+        Only runs that are pending, completed, failed or cancelled. Those that failed include the cancelled ones.
     since
         Only runs begun since then: 30m, 2h, 7d, or a date and time.
     limit
@@ -78,13 +82,13 @@ def _describe_run(run: Run) -> tuple[str, ...]:
     error = shorten(run.error_message or "", 60)
     # One that somebody inserted has no definition, and nothing that remains, until it begins.
     steps = "-" if run.steps is None or run.remaining is None else f"{run.steps - run.remaining}/{run.steps}"
-    return (str(run.id), run.workflow_slug, run.status, format_time(run.created_at), took, steps, error)
+    return (str(run.id), run.workflow_slug, describe_run_status(run), format_time(run.created_at), took, steps, error)
 
 
 async def _list_runs(
     settings: Settings,
     workflow: str | None,
-    status: Status | None,
+    status: RunStatus | None,
     since: datetime | None,
     *,
     limit: int,

@@ -69,7 +69,7 @@ class Snapshot:
     def describe(self) -> list[str]:
         """Return what there is to say of the run as a whole, a line each."""
         run = self.run
-        lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {run.status}"]
+        lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {describe_run_status(run)}"]
         if run.error_message:
             lines.append(run.error_message)
         if run.status is Status.PENDING:
@@ -119,7 +119,7 @@ class Snapshot:
             return Look.WAITING
         if state.status is Status.COMPLETED:  # where it was cached, Prefect's column says so
             return state.status
-        look = find_look(state, self.run)
+        look = find_look(state)
         is_left = look in {Look.RUNNING, Look.RETRYING} and self.run.held in {Held.EXPIRED, Held.RELEASED}
         return _STOPPED if is_left else look
 
@@ -171,6 +171,12 @@ def choose_widths(width: int, longest_slug: int) -> dict[str, int]:
         chosen.add(name)
     widths = {"step": step, **_WIDTHS, "result or error": left - 1}  # a full line would wrap in some terminals
     return {name: widths[name] for name in COLUMNS if name in chosen or (name == COLUMNS[-1] and left > 1)}
+
+
+def describe_run_status(run: Run) -> str:
+    """Return a run's status; before it the word that a person expects, where that is another one."""
+    word = run.ended_as or run.status
+    return str(run.status) if word == run.status else f"{word} ({run.status})"
 
 
 def count(number: int, thing: str) -> str:

@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -30,6 +30,7 @@ from pgflow_prefect.models import (
     ClaimRequest,
     Completion,
     Enabled,
+    Ending,
     Report,
     Run,
     RunEnd,
@@ -286,19 +287,20 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         self,
         *,
         workflow_slug: str | None = None,
-        status: Status | None = None,
+        status: Status | Literal[Ending.CANCELLED] | None = None,
         since: datetime | None = None,
         limit: int = 20,
         with_payload: bool = False,
     ) -> list[Run]:
         """Return the newest runs first, at most `limit`: of one workflow, in one status, begun since then, or all.
 
-        Their payloads are only read where they are asked for.
+        Cancelled runs are failed ones, too. Payloads are only read where they are asked for.
         """
         rows = await self._fetch(
             "list_runs",
             workflow_slug=workflow_slug,
-            status=status,
+            status=Status.FAILED if status is Ending.CANCELLED else status,
+            ended_as=status if status is Ending.CANCELLED else None,
             since=since,
             limit=limit,
             lease=self.tenure.lease,
@@ -315,17 +317,12 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         await self._fetch("repair_run", run_id=run_id)
 
     async def cancel_run(self, run_id: UUID, reason: str) -> None:
-        """Fail a run and all its pending steps; a finished run stays as it is."""
+        """End a run and all its pending steps as cancelled; a finished run stays as it is."""
         await self._fetch_telling("cancel_run", {"reason": reason}, run_id=run_id)
 
-    async def give_up_run(self, run_id: UUID, reason: str) -> None:
-        """Fail a run that can't be executed; unlike a cancelled one, Prefect's Retry may reopen it."""
-        await self._fetch("give_up_run", run_id=run_id, reason=reason)
-
-    async def is_cancelled_for_good(self, run_id: UUID) -> bool:
-        """Tell whether a run was ended by `cancel_run`, whatever the reason says."""
-        [row] = await self._fetch("is_cancelled_for_good", run_id=run_id)
-        return bool(row["cancelled"])
+    async def fail_run(self, run_id: UUID, reason: str) -> None:
+        """Fail a run that can't go on, and its pending steps; unlike a cancelled one, Prefect's Retry may reopen it."""
+        await self._fetch_telling("fail_run", {"reason": reason}, run_id=run_id)
 
     # Steps
 
@@ -398,6 +395,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             claims=_to_array(to_json(each.as_parameters()).decode() for each in claims),
         )
         reports = [Report.model_validate(row) for row in rows[: len(completions)]]
+        if any(report.status is Status.FAILED for report in reports):  # how it ended, that function does not say
+            slugs = [each.task.step_slug for each in completions]
+            ends = {each.step_slug: each.ended_as for each in await self.list_step_ends(run_id, slugs)}
+            reports = [
+                report.model_copy(update={"ended_as": ends.get(slug)})
+                for report, slug in zip(reports, slugs, strict=True)
+            ]
         return reports, [_to_claim(row) for row in rows[len(completions) :]]
 
     async def fail_step(

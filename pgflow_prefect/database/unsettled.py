@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.models import CANCELLED, Held, Status, TaskKey
+from pgflow_prefect.models import EndedAs, Ending, Held, Status, TaskKey
 
 
 class UnsettledRun(BaseModel):
@@ -18,6 +18,8 @@ class UnsettledRun(BaseModel):
         id: the run.
         workflow_slug: its workflow.
         status: its status.
+        ended_as: how it ended; None while it is pending.
+        is_given_up: it was failed because its owners vanished, one after the other.
         error_message: why it failed.
         finished_at: when it ended.
         held: how its latest owner holds it.
@@ -34,6 +36,8 @@ class UnsettledRun(BaseModel):
     id: UUID
     workflow_slug: str
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
+    is_given_up: bool = False
     error_message: str | None
     finished_at: datetime | None
     held: Held
@@ -45,8 +49,8 @@ class UnsettledRun(BaseModel):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody ended it, where a failed one has failed by itself."""
-        return self.status is Status.FAILED and (self.error_message or "").startswith(CANCELLED)
+        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        return self.ended_as is Ending.CANCELLED
 
 
 class UnsettledStep(BaseModel):
@@ -56,6 +60,7 @@ class UnsettledStep(BaseModel):
         run_id: the run.
         step_slug: the step.
         status: its status.
+        ended_as: how it ended; None while it is pending.
         error_message: why it failed.
         task_run_id: the latest task run that claimed it.
         task_index: which of the step's tasks that is.
@@ -66,6 +71,7 @@ class UnsettledStep(BaseModel):
     run_id: UUID
     step_slug: str
     status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
     error_message: str | None
     task_run_id: UUID
     task_index: int = 0

@@ -29,7 +29,7 @@ from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.states import handed_back, is_cancelled
-from pgflow_prefect.models import Held, Status
+from pgflow_prefect.models import Ending, Held, Status
 
 QUERY_INTERVAL = 1.0
 """Seconds between two looks at what Prefect has scheduled."""
@@ -197,10 +197,9 @@ class FlowRunProcesses:
             run = await self.store.read_run(run_id)
         except UnknownRunError:  # it failed before it had created the run
             run = None
-        if run is not None and run.status is Status.COMPLETED:
-            return "Completed"
-        if run is not None and run.status is Status.FAILED:
-            return f"{'Cancelled' if run.is_cancelled else 'Failed'}, {run.error_message}"
+        if run is not None and run.ended_as is not None:
+            shown = run.ended_as.capitalize()
+            return shown if run.ended_as is Ending.COMPLETED else f"{shown}, {run.error_message}"
         with ask_prefect(f"flow run {flow_run_id}"):
             state = (await self._context.client.read_flow_run(flow_run_id)).state
         if state is None:

@@ -263,7 +263,7 @@ class Worker:
                     self.client, deployment.id, taken, Pending(), installation=self.host.installation.id
                 )
         except PrefectRefusedError as error:
-            await store.give_up_run(taken.run_id, str(error))
+            await store.fail_run(taken.run_id, str(error))
             return None
         except DeploymentGoneError:
             await store.release_run(taken.run_id, taken.epoch)

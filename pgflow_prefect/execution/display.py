@@ -18,6 +18,7 @@ from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.execution.steps import Steps
 from pgflow_prefect.graph import sort_steps
 from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.state_names import DONE, StateName
 
 PATIENCE = 5.0
 """Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
@@ -59,7 +60,7 @@ class Display:
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Hear of a state that a step enters."""
-        if state_name in {"Completed", "Cached"}:
+        if state_name in DONE:
             self._done += 1
         self._events.tell_of_step(step_slug, state_name)
         self._observer(step_slug, state_name)
@@ -67,7 +68,7 @@ class Display:
     @contextmanager
     def show(self) -> Iterator[None]:
         """Show a run that is executed in the block; it waits for no answer of Prefect's."""
-        self._events.tell_of_run("Running")
+        self._events.tell_of_run(StateName.RUNNING)
         self._label()
         if self._settings.artifacts:
             url = self._find_url()
@@ -139,4 +140,4 @@ class Display:
 
 
 def _describe(run: RunEnd) -> str:
-    return "Cancelled" if run.is_cancelled else run.status.value.capitalize()
+    return (run.ended_as or run.status).capitalize()

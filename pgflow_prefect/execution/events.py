@@ -13,9 +13,10 @@ from prefect.types import DateTime
 
 from pgflow_prefect.execution.outbox import Outbox
 from pgflow_prefect.settings import Events
+from pgflow_prefect.state_names import DONE, StateName
 from pgflow_prefect.wording import clean
 
-_ENDS = frozenset({"Completed", "Cached", "Failed", "Cancelled", "Crashed"})
+_ENDS = DONE | {StateName.FAILED, StateName.TIMED_OUT, StateName.CANCELLED, StateName.CRASHED}
 
 
 @dataclass

@@ -223,9 +223,10 @@ class Execution:
             )
 
     async def _reopen(self, store: Store, run_id: UUID, flow_run_id: UUID) -> int | None:
-        if (await store.read_run(run_id)).status is Status.COMPLETED:
+        run = await store.read_run(run_id)
+        if run.status is Status.COMPLETED:
             return None
-        if await store.is_cancelled_for_good(run_id):
+        if run.is_cancelled:
             get_run_logger().warning(
                 "Run %s was cancelled, and Retry does not reopen it: `pgflow-prefect retry %s` does", run_id, run_id
             )
@@ -258,7 +259,7 @@ class Execution:
         arguments = {slug: each.function.arguments for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
-            await self._persist(store, lambda: store.give_up_run(run_id, reason))
+            await self._persist(store, lambda: store.fail_run(run_id, reason))
             return graph, None
         async with (
             open_task_runner() as task_runner,
@@ -318,7 +319,7 @@ async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
     """End a run whose flow has a time-out, which Prefect's engine keeps: in Prefect, it ends as TimedOut."""
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
-            await store.cancel_run(run.run_id, reason)
+            await store.fail_run(run.run_id, reason)
         except Exception as error:  # noqa: BLE001  what ends the run is what its flow is to end with
             _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
 

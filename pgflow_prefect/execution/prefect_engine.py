@@ -60,6 +60,7 @@ from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
 from pgflow_prefect.models import TaskKey
+from pgflow_prefect.state_names import StateName
 
 EDGES = "upstream"
 """The only parameter of a step's task: the run graph repeats a parent once for each parameter that leads to it."""
@@ -429,7 +430,7 @@ def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
 
 def _make_failed(error: Exception) -> State[Any]:
     if isinstance(error, TimeoutError):
-        return Failed(name="TimedOut", data=error, message=f"Task run failed due to timeout: {error!r}")
+        return Failed(name=StateName.TIMED_OUT, data=error, message=f"Task run failed due to timeout: {error!r}")
     if isinstance(error, ReturnedStateError):
         return Failed(name=error.state_name, data=error, message=error.reason)
     state: State[Any] = Failed(data=error, message=f"Task run encountered an exception {describe(error)}")

@@ -6,6 +6,7 @@ from contextvars import copy_context
 from functools import partial
 
 from pgflow_prefect.errors import find_first
+from pgflow_prefect.execution.states import StepOutcome
 from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.graph import Graph
 
@@ -65,13 +66,13 @@ class Schedule:
         return [downstream for downstream in self.graph.successors(slug) if self._unmet[downstream] == 1]
 
 
-async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[bool]]) -> None:
+async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[StepOutcome]]) -> None:
     """Perform every step as soon as its own upstream steps are done, and its turn has come.
 
     Args:
         schedule: of the run.
-        perform: does one step and tells whether it completed. After the first that did not, those under way go on
-            to their end, and no other starts. It may have the next ones begin before it returns.
+        perform: does one step and returns what became of it. After the first that is not done, those under way go
+            on to their end, and no other starts. It may have the next ones begin before it returns.
     """
     try:
         await _perform_all(schedule, perform)
@@ -82,7 +83,7 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
         raise
 
 
-async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[bool]]) -> None:
+async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awaitable[StepOutcome]]) -> None:
     context, all_steps = copy_context(), current_task()
     assert all_steps is not None
     cancelled_before = all_steps.cancelling()
@@ -104,7 +105,7 @@ async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awa
             try:
                 async with schedule.turns.take(slug):
                     schedule.begin(slug)
-                    if schedule.stopped or not await perform(slug, partial(advance, slug)):
+                    if schedule.stopped or not (await perform(slug, partial(advance, slug))).is_done:
                         schedule.stopped = True
                         return
             except BaseException:

@@ -45,7 +45,8 @@ from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
-from pgflow_prefect.models import AwaitedStep, Claim, Outcome, Report, Status, StepEnd, TaskKey
+from pgflow_prefect.models import AwaitedStep, Claim, Ending, Outcome, Report, Status, StepEnd, TaskKey
+from pgflow_prefect.state_names import StateName
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
@@ -186,7 +187,9 @@ class Step:
                 raise
             self._task.retries = 0
             message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
-            await self.mirror.fail(self.task, message, state_name="Failed", task_run_id=self.task_run_id, attempt=None)
+            await self.mirror.fail(
+                self.task, message, state_name=StateName.FAILED, task_run_id=self.task_run_id, attempt=None
+            )
             raise ResultInvalidError(message) from error
 
     async def _claim(self, *, again: bool) -> Claim:
@@ -218,7 +221,7 @@ class Step:
             chosen = self.handlers.choose(claim, self.host.toolbox)
             self._adopt(chosen.policy)
             if chosen.handler is not None and not claim.waits:
-                self.observe(self.slug, "Running")
+                self.observe(self.slug, StateName.RUNNING)
                 async with transaction:
                     result = await self._work(chosen.handler, claim, self._make_context(claim, transaction))
                     if isinstance(result, Deferred):
@@ -286,9 +289,9 @@ class Step:
         message = f"handed over: {deferred.reason}"
         self._logger.info("%s", message)
         if transaction.is_open:
-            await transaction.defer(task_run_id=self.task_run_id, state_name="Deferred", message=message)
+            await transaction.defer(task_run_id=self.task_run_id, state_name=StateName.DEFERRED, message=message)
         else:
-            await self.mirror.note(self.task, "Deferred", message, task_run_id=self.task_run_id)
+            await self.mirror.note(self.task, StateName.DEFERRED, message, task_run_id=self.task_run_id)
 
     async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
         """Wait until somebody else has ended the step; None where it is to be claimed again.
@@ -297,7 +300,7 @@ class Step:
             SupersededError: somebody else has taken the run.
             StepTimeoutError: it takes too long.
         """
-        self.observe(self.slug, "Waiting")
+        self.observe(self.slug, StateName.WAITING)
         if claim.kind == Kind.PYTHON and self.handlers.function is None:
             self._logger.warning(
                 "step %r is bound to Python, and the handlers that were loaded here have none for it: waiting until it "
@@ -362,7 +365,9 @@ class Step:
         if claim.ended_at is None:
             if self.past is not None:
                 _show_times(*self.past.find_times(self.slug))
-            return Completed(name="Cached", message="completed before, according to PostgreSQL; not executed again")
+            return Completed(
+                name=StateName.CACHED, message="completed before, according to PostgreSQL; not executed again"
+            )
         _show_times(claim.began_at, claim.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {claim.note}")
 
@@ -401,15 +406,15 @@ class Step:
         if self._is_retried(error):
             if isinstance(error, RetryLaterError) and error.after is not None:
                 self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
-            self.observe(self.slug, "AwaitingRetry")
+            self.observe(self.slug, StateName.AWAITING_RETRY)
             # Where somebody was asked, nobody is any more: the next claim is another attempt.
             if self._task.retry_delay_seconds or self._is_handed_over:
-                await self.mirror.note(self.task, "AwaitingRetry", message, task_run_id=self.task_run_id)
+                await self.mirror.note(self.task, StateName.AWAITING_RETRY, message, task_run_id=self.task_run_id)
             return None
         return await self.mirror.fail(
             self.task,
             message,
-            state_name="TimedOut" if isinstance(error, TimeoutError) else "Failed",
+            state_name=StateName.TIMED_OUT if isinstance(error, TimeoutError) else StateName.FAILED,
             task_run_id=self.task_run_id,
             attempt=None if claim.waits else claim.attempt,  # whose attempt it was: no matter
         )
@@ -423,8 +428,10 @@ class Step:
         """Return what Prefect shows for a step whose report was answered; the first report has won."""
         if report.status is Status.COMPLETED:
             return None
-        if report.status is Status.FAILED:
+        if report.ended_as is Ending.CANCELLED:
             return Cancelled(message=report.error_message)
+        if report.status is Status.FAILED:
+            return self._show_failed(report.error_message, None, None)
         return self._give_up(f"its report was refused: {await self._find_refusal()}")
 
     async def _find_refusal(self) -> str:

@@ -20,7 +20,7 @@ from pgflow_prefect.execution.past import Past
 from pgflow_prefect.execution.prefect_engine import StepTaskRun, TaskRuns, find_task_run_id
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.scheduler import Advance, Schedule
-from pgflow_prefect.execution.states import handed_back
+from pgflow_prefect.execution.states import StepOutcome, find_outcome, find_outcome_of_stop, handed_back
 from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.task_runner import (
@@ -33,8 +33,7 @@ from pgflow_prefect.execution.task_runner import (
 from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, TaskKey
-
-_WAITING = ("AwaitingRetry", "Waiting", "Deferred")
+from pgflow_prefect.state_names import IDLE, StateName
 
 _DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a drained run only waits
 
@@ -77,16 +76,17 @@ class Steps:
     def __post_init__(self) -> None:
         self._past = Past(self.graph, self.flow_run.start_time)
 
-    async def perform(self, slug: str, advance: Advance) -> bool:
-        """Execute a step, all its attempts, and tell whether it completed; then those that it makes ready may begin."""
+    async def perform(self, slug: str, advance: Advance) -> StepOutcome:
+        """Execute a step, all its attempts, and return what became of it; what it makes ready may begin before that."""
         if self.run.drained:
-            return False
+            return find_outcome_of_stop(self.run.stopped)
         if self.task_runner is not None and slug in self.submitted:
             with self.run.work():
                 state = await self._perform_elsewhere(slug, self.task_runner)
                 self._show(slug, state)
-                return state.is_completed()
-            return False  # the run was stopped here; what the step reports after that is not accepted
+                return find_outcome(state)
+            # The run was stopped here; what the step reports after that is not accepted.
+            return find_outcome_of_stop(self.run.stopped)
         return await self._perform_here(slug, advance)
 
     @property
@@ -151,11 +151,11 @@ class Steps:
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)
 
-    async def _perform_here(self, slug: str, advance: Advance) -> bool:
+    async def _perform_here(self, slug: str, advance: Advance) -> StepOutcome:
         async def conclude(state: State) -> None:
             self._show(slug, state)
             # They begin first: what is left of this one, nobody waits for, unless it is a slot.
-            if state.is_completed() and not self.task_runs.limits and advance():
+            if find_outcome(state).is_done and not self.task_runs.limits and advance():
                 await sleep(0)
 
         with self.run.task(slug):
@@ -165,9 +165,10 @@ class Steps:
             # slot, and gives its turn away.
             async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
-                    return False
-                return (await task_run.perform(conclude)).is_completed()
-        return False  # it waited for an attempt, and the run is not to go on here
+                    return find_outcome_of_stop(self.run.stopped)
+                return find_outcome(await task_run.perform(conclude))
+        # It waited for an attempt, and the run is not to go on here.
+        return find_outcome_of_stop(self.run.stopped)
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:
         step = RemoteStep(
@@ -185,7 +186,7 @@ class Steps:
             try:
                 submission = await submit(task_runner, step, self._find_edges(slug))
                 self._task_run_ids[slug] = submission.task_run_id
-                self.observe(slug, "Running")
+                self.observe(slug, StateName.RUNNING)
                 return await self._await_submission(slug, submission)
             except StepNotSentError as error:
                 return await self._fail(slug, str(error))
@@ -207,12 +208,16 @@ class Steps:
 
     async def _only_waits(self, slug: str) -> bool:
         ends = await self.host.store.list_step_ends(self.run.run_id, [slug])
-        return any(each.task_state in _WAITING for each in ends)
+        return any(each.task_state in IDLE for each in ends)
 
     async def _fail(self, slug: str, message: str) -> State:
         try:
             await self.mirror.fail(
-                TaskKey(slug), message, state_name="Failed", task_run_id=self.find_task_run_id(slug), attempt=None
+                TaskKey(slug),
+                message,
+                state_name=StateName.FAILED,
+                task_run_id=self.find_task_run_id(slug),
+                attempt=None,
             )
         except TransientError as error:
             return Crashed(message=str(error))

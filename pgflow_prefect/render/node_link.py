@@ -12,12 +12,17 @@ def make_node_link(graph: Graph, progress: Progress | None = None) -> dict[str, 
     Returns:
         `nodes`, each with `id`; `edges`, each with `source` and `target`; `graph` with the workflow's slug. Of a run,
         each node has `state`, `attempts`, `started_at`, `ended_at`, `seconds`, `handler`, `error` and `critical`, and
-        `graph` has `run`, `status` and `now`.
+        `graph` has `run`, `status`, `ended_as` and `now`.
     """
     shown = graph.copy()
     if progress is not None:
         run = progress.run
-        shown.graph |= {"run": str(run.id), "status": str(run.status), "now": progress.now.isoformat()}
+        shown.graph |= {
+            "run": str(run.id),
+            "status": str(run.status),
+            "ended_as": run.ended_as,
+            "now": progress.now.isoformat(),
+        }
         for slug, mark in progress.marks.items():
             shown.nodes[slug].update(
                 state=str(mark.look),

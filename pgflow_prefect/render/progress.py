@@ -7,8 +7,9 @@ from enum import StrEnum
 from functools import cached_property
 
 from pgflow_prefect.graph import Graph, find_ancestors, find_last_path
-from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.models import Ending, Held, Run, Status, StepState
 from pgflow_prefect.render.labels import format_seconds
+from pgflow_prefect.state_names import StateName
 
 
 class Look(StrEnum):
@@ -39,10 +40,10 @@ class Look(StrEnum):
     """Its run was ended before it was."""
 
 
-_LOOKS = {
-    "AwaitingRetry": Look.RETRYING,
-    "Waiting": Look.ELSEWHERE,
-    "Deferred": Look.ELSEWHERE,
+_LOOKS: dict[str, Look] = {
+    StateName.AWAITING_RETRY: Look.RETRYING,
+    StateName.WAITING: Look.ELSEWHERE,
+    StateName.DEFERRED: Look.ELSEWHERE,
 }
 """Of a pending step, by the state of its task run."""
 
@@ -110,7 +111,7 @@ class Progress:
     def summary(self) -> str:
         """The run in a line."""
         done = sum(mark.look in {Look.COMPLETED, Look.CACHED} for mark in self.marks.values())
-        return f"run {self.run.id}: {self.run.status}, {done} of {len(self.marks)} steps completed"
+        return f"run {self.run.id}: {self.run.ended_as or self.run.status}, {done} of {len(self.marks)} steps completed"
 
 
 def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now: datetime) -> Progress:
@@ -125,7 +126,7 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
     # A step that was left behind by a run that has ended and that nobody holds has no end of its own.
     ended = run.status is not Status.PENDING and run.held is not Held.LEASED
     latest = run.finished_at if ended and run.finished_at else now
-    marks = {slug: _mark(states[slug], run, latest) if slug in states else Mark() for slug in graph}
+    marks = {slug: _mark(states[slug], latest) if slug in states else Mark() for slug in graph}
     # Of those that go on, each of which ends now, the one that has been at it longest.
     ends = {
         slug: (mark.ended_at, -(mark.started_at or mark.ended_at).timestamp())
@@ -140,8 +141,8 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
     return Progress(run, marks, tuple(find_last_path(graph, ends)), now)
 
 
-def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
-    look = find_look(state, run)
+def _mark(state: StepState, latest: datetime) -> Mark:
+    look = find_look(state)
     ended_at = state.finished_at
     if state.status is Status.PENDING:
         ended_at = state.started_at and max(latest, state.started_at)
@@ -152,10 +153,10 @@ def _mark(state: StepState, run: Run, latest: datetime) -> Mark:
     return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error, first)
 
 
-def find_look(state: StepState, run: Run) -> Look:
-    """Return how a step that has started looks in a run."""
+def find_look(state: StepState) -> Look:
+    """Return how a step that has started looks."""
     if state.status is Status.COMPLETED:
-        return Look.CACHED if state.task_state == "Cached" else Look.COMPLETED
+        return Look.CACHED if state.task_state == StateName.CACHED else Look.COMPLETED
     if state.status is Status.FAILED:
-        return Look.CANCELLED if run.is_cancelled and state.error_message == run.error_message else Look.FAILED
+        return Look.CANCELLED if state.ended_as is Ending.CANCELLED else Look.FAILED
     return _LOOKS.get(state.task_state or "", Look.RUNNING if state.started_at else Look.PENDING)

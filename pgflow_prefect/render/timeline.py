@@ -140,12 +140,16 @@ def describe_timeline(timeline: Timeline) -> Iterable[str]:
 
 
 def list_rows(timeline: Timeline) -> dict[str, object]:
-    """Return the chart as JSON values: `run`, `status`, `now`, `critical_path` and `steps`; times in seconds."""
+    """Return the chart as JSON values; times in seconds.
+
+    They are `run`, `status`, `ended_as`, `now`, `critical_path` and `steps`.
+    """
     progress = timeline.progress
     return {
         "run": str(progress.run.id),
         "workflow": progress.run.workflow_slug,
         "status": str(progress.run.status),
+        "ended_as": progress.run.ended_as,
         "now": progress.now.isoformat(),
         "critical_path": list(progress.critical),
         "steps": [

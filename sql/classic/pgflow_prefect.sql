@@ -202,7 +202,7 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'given_up_in') THEN
-        ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch in which this product failed the run
+        ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch whose run was failed: its owners vanished
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
@@ -246,6 +246,15 @@ BEGIN
         UPDATE pgflow_prefect.owners o SET adopted = true
         FROM pgflow.runs r JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
         WHERE r.id = o.run_id AND r.status = 'pending';
+    END IF;
+    IF current_setting('pgflow.former_version')::int BETWEEN 1 AND 6 THEN
+        -- Version 6 gave a run up by cancel_run, which the upgrade of pgflow.sql can't tell from a cancellation.
+        UPDATE pgflow.step_states s SET ended_as = NULL
+        FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.given_up_in
+        WHERE r.ended_as = 'cancelled' AND s.run_id = r.id AND s.ended_as = 'cancelled';
+        UPDATE pgflow.runs r SET ended_as = NULL
+        FROM pgflow_prefect.owners o
+        WHERE o.run_id = r.id AND o.given_up_in = r.epoch AND r.ended_as = 'cancelled';
     END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
@@ -611,7 +620,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.give_up_run(run_id uuid, reason text) 
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    PERFORM pgflow.cancel_run(give_up_run.run_id, give_up_run.reason);
+    PERFORM pgflow.fail_run(give_up_run.run_id, give_up_run.reason);
     UPDATE pgflow_prefect.owners AS o SET given_up_in = r.epoch
     FROM pgflow.runs r
     WHERE r.id OPERATOR(pg_catalog.=) give_up_run.run_id AND o.run_id OPERATOR(pg_catalog.=) r.id;
@@ -619,25 +628,20 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.give_up_run(uuid, text) IS
-    'pgflow.cancel_run for this product itself, which can''t execute the run: Prefect''s Retry may reopen it.';
+    'pgflow.fail_run for a run whose owners vanish one after the other: reconcile names it. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_cancelled_for_good(run_id uuid) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    SELECT EXISTS (
-        SELECT FROM pgflow.runs r
-        WHERE r.id = is_cancelled_for_good.run_id AND r.status = 'failed' AND (
-            r.error_message LIKE 'cancelled%'
-            -- Cancelled with a reason alone: then no step has failed by itself.
-            OR NOT EXISTS (SELECT FROM pgflow.step_states s WHERE s.run_id = r.id AND s.status = 'failed'
-                           AND r.error_message LIKE 'step "%" failed: %')
-           AND NOT EXISTS (SELECT FROM pgflow_prefect.owners o WHERE o.run_id = r.id AND o.given_up_in = r.epoch)))
+    SELECT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = is_cancelled_for_good.run_id AND r.status = 'failed'
+                   AND r.ended_as = 'cancelled')
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_cancelled_for_good(uuid) IS
-    'True for a run that cancel_run has ended: only SQL and pgflow-prefect retry reopen it, and not Prefect''s Retry.';
+    'True for a run that cancel_run has ended: only SQL and pgflow-prefect retry reopen it, and not Prefect''s Retry. '
+    'Workers of version 6 ask.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_made_for(run_id uuid, flow_run_id uuid) RETURNS boolean
@@ -1046,8 +1050,8 @@ BEGIN
     END IF;
     IF waits OR (run.status <> 'pending' AND run.epoch = claim_step.epoch
                  AND (state.status = 'completed'
-                      -- Others have failed it before anybody looked; not cancel_run, whose reason is the run's, too.
-                      OR (state.status = 'failed' AND state.error_message <> run.error_message
+                      -- An external worker has failed it before a claim; not cancel_run.
+                      OR (state.status = 'failed' AND state.ended_as IS DISTINCT FROM 'cancelled'
                           AND pgflow_prefect.is_others(doing, has_function)))) THEN
         status := state.status;
         attempt := state.attempts;
@@ -1620,9 +1624,10 @@ DECLARE
 BEGIN
     FOR seen IN
         SELECT w.run_id, w.step_slug, w.task_index, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
+               CASE WHEN s.status = 'failed' THEN s.error_message END AS cancel_reason,
                CASE WHEN s.status = 'completed' THEN pgflow_prefect.shorten(s.step_result) END AS result,
                coalesce(s.started_at, s.created_at) AS began_at, s.finished_at AS ended_at,
-               CASE WHEN s.status = 'failed' AND s.error_message = r.error_message THEN 'ended' -- by cancel_run
+               CASE WHEN s.status = 'failed' AND s.ended_as = 'cancelled' THEN 'ended'
                     WHEN s.status <> 'pending' THEN s.status
                     WHEN r.epoch IS DISTINCT FROM w.epoch THEN 'lost'
                     WHEN r.status <> 'pending' THEN 'ended'
@@ -1642,7 +1647,7 @@ BEGIN
         outcome := seen.outcome;
         message := CASE outcome WHEN 'completed' THEN seen.result
                                 WHEN 'failed' THEN seen.error_message
-                                WHEN 'ended' THEN seen.reason END;
+                                WHEN 'ended' THEN coalesce(seen.cancel_reason, seen.reason) END;
         began_at := seen.began_at;
         ended_at := seen.ended_at;
         IF outcome IN ('completed', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then

@@ -29,7 +29,7 @@ $guard$;
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double precision, with_payload boolean)
-RETURNS TABLE (id uuid, workflow_slug text, status text, payload jsonb, payload_problem text, epoch int,
+RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text, epoch int,
                remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
                flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
                next_try timestamptz, is_older boolean)
@@ -39,8 +39,8 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END, p.problem, r.epoch,
-               r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
+        SELECT r.id, r.workflow_slug, r.status, r.ended_as::text, CASE WHEN p.problem IS NULL THEN p.payload END,
+               p.problem, r.epoch, r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
                (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
                 WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
                o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
@@ -63,9 +63,10 @@ COMMENT ON FUNCTION pgflow_prefect.read_run(uuid, double precision, boolean) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
-    only_workflow text, only_status text, since timestamptz, at_most int, lease double precision, with_payload boolean
-) RETURNS TABLE (id uuid, workflow_slug text, status text, payload jsonb, payload_problem text, epoch int,
-               remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+    only_workflow text, only_status text, only_ended_as text, since timestamptz, at_most int, lease double precision,
+    with_payload boolean
+) RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
+               epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
                flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
@@ -73,8 +74,8 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT r.id, r.workflow_slug, r.status, CASE WHEN p.problem IS NULL THEN p.payload END, p.problem, r.epoch,
-               r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
+        SELECT r.id, r.workflow_slug, r.status, r.ended_as::text, CASE WHEN p.problem IS NULL THEN p.payload END,
+               p.problem, r.epoch, r.remaining, d.step_count, r.error_message, r.created_at, r.finished_at,
                (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
                 WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
                o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
@@ -86,26 +87,27 @@ BEGIN
                            WHERE list_runs.with_payload OFFSET 0) p ON true
         WHERE (list_runs.only_workflow IS NULL OR r.workflow_slug = list_runs.only_workflow)
           AND (list_runs.only_status IS NULL OR r.status = list_runs.only_status)
+          AND (list_runs.only_ended_as IS NULL OR r.ended_as::text = list_runs.only_ended_as)
           AND (list_runs.since IS NULL OR r.created_at >= list_runs.since)
         ORDER BY r.created_at DESC NULLS LAST, r.id
         LIMIT list_runs.at_most;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.list_runs(text, text, timestamptz, int, double precision, boolean) IS
-    'The newest runs: of one workflow, in one status, begun since then; NULL: of all. A run that was inserted by hand '
-    'has no number of steps until it begins.';
+COMMENT ON FUNCTION pgflow_prefect.list_runs(text, text, text, timestamptz, int, double precision, boolean) IS
+    'The newest runs: of one workflow, in one status, ended so, begun since then; NULL: of all. A run that was '
+    'inserted by hand has no number of steps until it begins.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_end(run_id uuid, step_slugs text[])
-RETURNS TABLE (id uuid, status text, epoch int, error_message text, results jsonb)
+RETURNS TABLE (id uuid, status text, ended_as text, epoch int, error_message text, results jsonb)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY -- one look at both
-        SELECT r.id, r.status, r.epoch, r.error_message,
+        SELECT r.id, r.status, r.ended_as::text, r.epoch, r.error_message,
                (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') FROM pgflow.step_states s
                 WHERE s.run_id = r.id AND r.status = 'completed' AND s.step_slug = ANY (read_end.step_slugs))
         FROM pgflow.runs r
@@ -196,16 +198,18 @@ COMMENT ON FUNCTION pgflow_prefect.list_older_runs(text[], double precision) IS
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
-RETURNS TABLE (step_slug text, status text, attempts int, step_result jsonb, result_problem text, error_message text,
-               created_at timestamptz, started_at timestamptz, finished_at timestamptz, task_state text, handler text)
+RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, step_result jsonb, result_problem text,
+               error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
+               task_state text, handler text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT s.step_slug, s.status, s.attempts, CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem,
-               s.error_message, s.created_at, s.started_at, s.finished_at, t.state_name, t.handler
+        SELECT s.step_slug, s.status, s.ended_as::text, s.attempts,
+               CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem, s.error_message, s.created_at,
+               s.started_at, s.finished_at, t.state_name, t.handler
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
@@ -220,7 +224,7 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
-RETURNS TABLE (step_slug text, status text, attempts int, error_message text, created_at timestamptz,
+RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
                started_at timestamptz, finished_at timestamptz, task_state text, handler text,
                first_claimed_at timestamptz)
 LANGUAGE plpgsql STABLE
@@ -229,8 +233,8 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT s.step_slug, s.status, s.attempts, s.error_message, s.created_at, s.started_at, s.finished_at,
-               t.state_name, t.handler, t.first_claimed_at
+        SELECT s.step_slug, s.status, s.ended_as::text, s.attempts, s.error_message, s.created_at, s.started_at,
+               s.finished_at, t.state_name, t.handler, t.first_claimed_at
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);
@@ -318,12 +322,25 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
-    'Ends a run and its pending steps with this reason; a run that has ended stays as it is.';
+    'Ends a run and its pending steps as cancelled, with this reason; a run that has ended stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.fail_run(run_id uuid, reason text) RETURNS uuid
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN (pgflow.fail_run(fail_run.run_id, fail_run.reason)).id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.fail_run(uuid, text) IS
+    'Fails a run that can''t go on, and its pending steps; Prefect''s Retry may reopen it. A run that has ended stays as '
+    'it is.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_step(
     run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
-) RETURNS TABLE (status text, error_message text, accepted boolean)
+) RETURNS TABLE (status text, ended_as text, error_message text, accepted boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -338,6 +355,7 @@ BEGIN
                                          complete_pending_step.epoch, complete_pending_step.attempt,
                                          complete_pending_step.task_run_id);
     status := done.status;
+    ended_as := done.ended_as;
     error_message := done.error_message;
     accepted := former.status OPERATOR(pg_catalog.=) 'pending' AND done.status OPERATOR(pg_catalog.=) 'completed';
     RETURN NEXT;
@@ -437,7 +455,8 @@ COMMENT ON FUNCTION pgflow_prefect.list_unsettled(boolean, uuid, int) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_unsettled(run_ids uuid[], lease double precision)
-RETURNS TABLE (id uuid, workflow_slug text, status text, error_message text, finished_at timestamptz, epoch int,
+RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, is_given_up boolean, error_message text,
+               finished_at timestamptz, epoch int,
                taken_at timestamptz, now timestamptz, flow_run_id uuid, held text, flow_run_ids uuid[])
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
@@ -445,7 +464,8 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT r.id, r.workflow_slug, r.status, r.error_message, r.finished_at, o.epoch, o.taken_at, clock_timestamp(),
+        SELECT r.id, r.workflow_slug, r.status, r.ended_as::text, coalesce(o.given_up_in = r.epoch, false),
+               r.error_message, r.finished_at, o.epoch, o.taken_at, clock_timestamp(),
                CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
                pgflow_prefect.how_held(o, r.epoch, read_unsettled.lease),
                ARRAY(SELECT DISTINCT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.id)
@@ -461,14 +481,15 @@ COMMENT ON FUNCTION pgflow_prefect.read_unsettled(uuid[], double precision) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_unsettled_steps(run_ids uuid[])
-RETURNS TABLE (run_id uuid, step_slug text, task_index int, status text, error_message text, task_run_id uuid)
+RETURNS TABLE (run_id uuid, step_slug text, task_index int, status text, ended_as text, error_message text,
+               task_run_id uuid)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT t.run_id, t.step_slug, t.task_index, s.status, s.error_message, t.task_run_id
+        SELECT t.run_id, t.step_slug, t.task_index, s.status, s.ended_as::text, s.error_message, t.task_run_id
         FROM pgflow_prefect.task_runs t
         JOIN pgflow.step_states s ON s.run_id = t.run_id AND s.step_slug = t.step_slug
         WHERE t.run_id = ANY (list_unsettled_steps.run_ids)

@@ -16,6 +16,7 @@ from tests.engine import (
     complete,
     define,
     fail,
+    fail_run,
     finish,
     get_run,
     get_state,
@@ -87,9 +88,46 @@ def test_cancelling_fails_the_run_and_all_that_is_pending(db: Connection) -> Non
     complete(db, run_id, "a", 1)
     claim(db, run_id, "b")
     run = cancel(db, run_id, "not needed")
-    assert (run.status, run.error_message) == ("failed", "not needed")
+    assert (run.status, run.ended_as, run.error_message) == ("failed", "cancelled", "not needed")
     assert statuses(db, run_id) == {"a": "completed", "b": "failed", "c": "failed"}
+    assert [get_state(db, run_id, step).ended_as for step in "abc"] == [None, "cancelled", "cancelled"]
     assert get_state(db, run_id, "b").error_message == "not needed"
+
+
+def test_failing_a_run_fails_all_that_is_pending_and_cancels_nothing(db: Connection) -> None:
+    run_id = start_run(db, "diamond", DIAMOND)
+    complete(db, run_id, "a", 1)
+    run = fail_run(db, run_id, "cancelled, says the carrier")
+    assert (run.status, run.ended_as, run.error_message) == ("failed", None, "cancelled, says the carrier")
+    assert statuses(db, run_id) == {"a": "completed", "b": "failed", "c": "failed"}
+    assert [get_state(db, run_id, step).ended_as for step in "abc"] == [None, None, None]
+
+
+def test_failing_a_run_that_has_ended_changes_nothing(db: Connection) -> None:
+    completed, cancelled = start_run(db, "chain", CHAIN), run_workflow(db, "chain").id
+    finish(db, completed)
+    cancel(db, cancelled, "not needed")
+    for run_id in (completed, cancelled):
+        before = get_run(db, run_id)
+        assert fail_run(db, run_id, "too late") == before
+    with refused(UNKNOWN, "unknown run"):
+        fail_run(db, uuid4(), "of no run")
+
+
+def test_a_step_that_fails_by_itself_cancels_nothing(db: Connection) -> None:
+    run_id = start_run(db, "chain", CHAIN)
+    fail(db, run_id, "a", "cancelled")
+    assert (get_state(db, run_id, "a").ended_as, get_run(db, run_id).ended_as) == (None, None)
+    assert cancel(db, run_id, "too late").ended_as is None
+
+
+def test_a_step_that_a_failed_run_left_pending_is_cancelled_alone(db: Connection) -> None:
+    run_id = start_run(db, "pair", PAIR)
+    claim(db, run_id, "a")
+    fail(db, run_id, "b")
+    cancel(db, run_id, "enough")
+    assert [get_state(db, run_id, step).ended_as for step in "ab"] == ["cancelled", None]
+    assert get_run(db, run_id).ended_as is None
 
 
 def test_cancelling_twice_keeps_the_first_reason(db: Connection) -> None:
@@ -177,6 +215,7 @@ def test_a_cancelled_run_can_be_reopened(db: Connection, times: int) -> None:
         complete(db, run_id, "a")
         cancel(db, run_id)
         reopen(db, run_id)
+        assert (get_run(db, run_id).ended_as, get_state(db, run_id, "b").ended_as) == (None, None)
     assert get_run(db, run_id).epoch == times
     assert finish(db, run_id) == ["b", "c", "d"]
 

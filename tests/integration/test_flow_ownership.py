@@ -1,17 +1,19 @@
 """Runs that others start, take, finish or edit while a flow run executes them."""
 
 import signal
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from psycopg.types.json import Jsonb
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import DatabaseUnavailableError
+from pgflow_prefect.errors import DatabaseUnavailableError, RunFailedError
 from pgflow_prefect.execution.flow import find_run_id
 from tests.conftest import Connection
 from tests.engine import claim, value
@@ -189,7 +191,7 @@ async def test_a_step_that_somebody_else_completed_meanwhile_keeps_that_result(d
     assert await workflow.flow() == {"race": "theirs"}
 
 
-async def test_a_run_that_was_cancelled_meanwhile_ends_as_failed(
+async def test_a_run_that_was_cancelled_meanwhile_ends_as_cancelled_whatever_the_reason_says(
     db: Connection, define: Define, client: PrefectClient
 ) -> None:
     workflow = Workflow(make_slug())
@@ -203,11 +205,29 @@ async def test_a_run_that_was_cancelled_meanwhile_ends_as_failed(
     def rest() -> None:
         raise AssertionError("this must not run")
 
-    with pytest.raises(Exception, match="changed our mind"):
-        await workflow.flow()
+    state: State[Any] = await workflow.flow(return_state=True)
+    assert (state.name, state.message) == ("Cancelled", "changed our mind")
     assert read_steps(db) == {"work": ("failed", 1, None, "changed our mind")}
     flow_run = await read_flow_run(client, workflow.slug)
+    assert flow_run.state_name == "Cancelled"
     await await_task_runs(client, flow_run, {"work": "Cancelled"})
+
+
+async def test_a_run_that_was_failed_meanwhile_ends_as_failed_whatever_the_reason_says(
+    db: Connection, define: Define, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["work"])
+
+    @workflow.step
+    def work(context: StepContext) -> None:
+        db.execute("SELECT pgflow.fail_run(%s, 'cancelled, says the carrier')", (context.run_id,))
+
+    with pytest.raises(RunFailedError, match="cancelled, says the carrier"):
+        await workflow.flow()
+    flow_run = await read_flow_run(client, workflow.slug)
+    assert flow_run.state_name == "Failed"
+    await await_task_runs(client, flow_run, {"work": "Failed"})
 
 
 async def test_an_edit_under_way_does_not_reach_a_run(db: Connection, define: Define) -> None:

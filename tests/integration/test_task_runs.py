@@ -22,6 +22,7 @@ from prefect.transactions import Transaction
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution import prefect_engine
+from pgflow_prefect.execution.states import StepOutcome
 from pgflow_prefect.execution.steps import Steps
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
@@ -205,7 +206,7 @@ async def test_a_step_begins_in_the_flow_run_and_not_in_the_task_run_of_its_upst
 ) -> None:
     perform, found = Steps.perform, list[object]()
 
-    async def note(steps: Steps, *arguments: Any) -> bool:
+    async def note(steps: Steps, *arguments: Any) -> StepOutcome:
         found.append(TaskRunContext.get())
         return await perform(steps, *arguments)
 

@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, fromstring
 from hypothesis import strategies as st
 
 from pgflow_prefect.graph import build_graph
-from pgflow_prefect.models import Dep, Held, Run, Status, StepState, WorkflowDefinition
+from pgflow_prefect.models import Dep, Ending, Held, Run, Status, StepState, WorkflowDefinition
 from pgflow_prefect.render.progress import Progress, trace_progress
 from tests.unit.definitions import dags
 
@@ -40,6 +40,7 @@ def make_run(
     status: Status = Status.PENDING,
     *,
     error: str | None = None,
+    ended_as: Ending | None = None,
     finished: float | None = None,
     held: Held | None = Held.LEASED,
 ) -> Run:
@@ -47,6 +48,7 @@ def make_run(
         id=UUID(int=7),
         workflow_slug="workflow",
         status=status,
+        ended_as=ended_as,
         payload={},
         epoch=1,
         remaining=None,
@@ -66,11 +68,13 @@ def make_state(
     attempts: int = 1,
     shown: str | None = None,
     error: str | None = None,
+    ended_as: Ending | None = None,
 ) -> StepState:
     """Return a step's state; `shown` is its state in Prefect."""
     return StepState(
         step_slug=slug,
         status=status,
+        ended_as=ended_as,
         attempts=attempts,
         step_result=None,
         error_message=error,

@@ -182,7 +182,7 @@ def test_a_cancel_that_waits_for_somebody_dead_is_concluded() -> None:
 
 def test_the_rows_alone_tell_of_owners_that_have_vanished() -> None:
     expired = only(compare_without_prefect(a_run()))
-    given_up = only(compare_without_prefect(a_run(Status.FAILED, error_message="given up: 4 owners in a row")))
+    given_up = only(compare_without_prefect(a_run(Status.FAILED, error_message="given up: 4 owners", is_given_up=True)))
 
     assert (expired.kind, given_up.kind) == (Kind.ZOMBIE, Kind.ZOMBIE)
     assert expired.actions == ()

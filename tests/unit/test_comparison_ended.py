@@ -16,7 +16,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     Kind,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import Held, Status, TaskKey
+from pgflow_prefect.models import Ending, Held, Status, TaskKey
 from tests.unit.views import (
     FORMER,
     GRACE,
@@ -38,15 +38,28 @@ from tests.unit.views import (
 
 @pytest.mark.parametrize("held", [Held.QUEUED, Held.EXPIRED, Held.RELEASED])
 @pytest.mark.parametrize("type_", [StateType.SCHEDULED, StateType.RUNNING, StateType.CANCELLING])
-def test_a_run_that_was_cancelled_takes_its_flow_run_along(held: Held, type_: StateType) -> None:
-    run = a_run(Status.FAILED, held, error_message="cancelled by ann")
+@pytest.mark.parametrize("reason", ["cancelled by ann", "changed my mind"])
+def test_a_run_that_was_cancelled_takes_its_flow_run_along(held: Held, type_: StateType, reason: str) -> None:
+    run = a_run(Status.FAILED, held, error_message=reason, ended_as=Ending.CANCELLED)
     shown = a_flow_run(type_, deployed=True), a_task_run(StateType.RUNNING)
+    steps = [a_step(Status.FAILED, error=reason, ended_as=Ending.CANCELLED)]
 
-    found = only(compare(view(run, *shown, steps=[a_step(Status.FAILED, error="cancelled by ann")])))
+    found = only(compare(view(run, *shown, steps=steps)))
 
     assert found.kind is Kind.CANCELLED_IN_POSTGRES
     assert flow_run_targets(found) == {LATEST: StateType.CANCELLED}
     assert [*task_run_targets(found).values()] == [StateType.CANCELLED]
+
+
+def test_a_run_whose_reason_only_reads_like_a_cancellation_has_failed() -> None:
+    run = a_run(Status.FAILED, error_message="cancelled by the carrier")
+    shown = a_flow_run(StateType.RUNNING, deployed=True), a_task_run(StateType.RUNNING)
+
+    found = only(compare(view(run, *shown, steps=[a_step(Status.FAILED, error="cancelled by the carrier")])))
+
+    assert found.kind is Kind.LAGGING
+    assert flow_run_targets(found) == {LATEST: StateType.FAILED}
+    assert [*task_run_targets(found).values()] == [StateType.FAILED]
 
 
 # crashed_then_completed
@@ -204,15 +217,15 @@ def test_task_runs_of_a_run_that_was_handed_back_may_be_behind() -> None:
     assert compare(view(a_run(held=Held.RELEASED), handed_back, a_task_run(StateType.RUNNING))) == []
 
 
-@pytest.mark.parametrize("message", ["broken", "cancelled by ann"])
+@pytest.mark.parametrize("ended_as", [None, Ending.CANCELLED])
 @pytest.mark.parametrize(
     ("type_", "age"),
     [(StateType.SCHEDULED, HOUR / 2), (StateType.PENDING, 3 * GRACE), (StateType.RUNNING, GRACE / 2)],
 )
 def test_a_retry_of_a_failed_run_that_has_yet_to_begin_is_a_wish(
-    type_: StateType, age: timedelta, message: str
+    type_: StateType, age: timedelta, ended_as: Ending | None
 ) -> None:
-    wished = view(a_run(Status.FAILED, error_message=message), a_flow_run(type_, age=age, deployed=True))
+    wished = view(a_run(Status.FAILED, ended_as=ended_as), a_flow_run(type_, age=age, deployed=True))
 
     assert compare(wished) == []
     assert not is_settled(wished)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgflow_prefect.graph import build_graph, find_last_path
-from pgflow_prefect.models import Held, Status, StepState, WorkflowDefinition
+from pgflow_prefect.models import Ending, Held, Status, StepState, WorkflowDefinition
 from pgflow_prefect.render.labels import clean, cut, format_seconds, measure
 from pgflow_prefect.render.mermaid import draw_mermaid
 from pgflow_prefect.render.node_link import make_node_link
@@ -29,8 +29,8 @@ HALF = trace(DIAMOND, make_state("a", start=0, end=1), make_state("b", Status.PE
     [
         (make_state("a"), Look.COMPLETED),
         (make_state("a", shown="Cached"), Look.CACHED),
-        (make_state("a", Status.FAILED, error="ValueError: no"), Look.FAILED),
-        (make_state("a", Status.FAILED, error="cancelled: by me"), Look.CANCELLED),
+        (make_state("a", Status.FAILED, error="by me"), Look.FAILED),
+        (make_state("a", Status.FAILED, error="by me", ended_as=Ending.CANCELLED), Look.CANCELLED),
         (make_state("a", Status.PENDING, attempts=0), Look.PENDING),
         (make_state("a", Status.PENDING, 1), Look.RUNNING),
         (make_state("a", Status.PENDING, 1, shown="Running"), Look.RUNNING),
@@ -40,7 +40,7 @@ HALF = trace(DIAMOND, make_state("a", start=0, end=1), make_state("b", Status.PE
     ],
 )
 def test_a_step_looks_as_status_says(state: StepState, look: Look) -> None:
-    run = make_run(Status.FAILED, error="cancelled: by me")
+    run = make_run(Status.FAILED, error="by me", ended_as=Ending.CANCELLED)
     assert trace(define({"a": [], "b": ["a"]}), state, run=run).marks["a"].look is look
 
 
@@ -72,8 +72,8 @@ def test_the_critical_path_of_a_run_under_way_begins_with_what_has_been_at_it_lo
 
 
 def test_steps_without_times_and_those_cancelled_before_they_began_decide_nothing() -> None:
-    cancelled = make_state("c", Status.FAILED, None, 9, error="cancelled")
-    run = make_run(Status.FAILED, error="cancelled")
+    cancelled = make_state("c", Status.FAILED, None, 9, ended_as=Ending.CANCELLED)
+    run = make_run(Status.FAILED, ended_as=Ending.CANCELLED)
     assert trace(DIAMOND, make_state("a"), make_state("b", end=2), cancelled, run=run).critical == ("b",)
 
 

@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from pgflow_prefect.execution.scheduler import Advance, Schedule, run_in_order
+from pgflow_prefect.execution.states import StepOutcome
 from pgflow_prefect.execution.turns import Place, Turns
 from pgflow_prefect.graph import build_graph
 from tests.unit.definitions import define, make_layered
@@ -17,11 +18,11 @@ async def test_every_step_is_performed_once_and_after_its_upstream_steps() -> No
     definition = define({"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"], "alone": []})
     done: list[str] = []
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         assert {dep.upstream for dep in definition.deps if dep.downstream == slug} <= {*done}
         await anyio.lowlevel.checkpoint()
         done.append(slug)
-        return True
+        return StepOutcome.COMPLETED
 
     await run_in_order(Schedule(build_graph(definition), Turns(10)), perform)
     assert Counter(done) == Counter(definition.steps)
@@ -31,12 +32,12 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
     graph = build_graph(define({"slow": [], "quick": [], "after_quick": ["quick"], "last": ["after_quick"]}))
     last_is_done = anyio.Event()
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         if slug == "slow":
             await last_is_done.wait()  # never, if any layer waited for this step
         elif slug == "last":
             last_is_done.set()
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(10):
         await run_in_order(Schedule(graph, Turns(10)), perform)
@@ -47,12 +48,12 @@ async def test_the_next_step_may_begin_before_this_one_has_returned() -> None:
     schedule, log = Schedule(graph, Turns(3)), list[str]()
     advanced: list[bool] = []
 
-    async def perform(slug: str, advance: Advance) -> bool:
+    async def perform(slug: str, advance: Advance) -> StepOutcome:
         log.append(f"{slug} begins")
         advanced.append(advance())
         await anyio.wait_all_tasks_blocked()
         log.append(f"{slug} is over")
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(10):
         await run_in_order(schedule, perform)
@@ -65,11 +66,11 @@ async def test_a_signal_that_meets_a_step_is_raised_as_what_it_is() -> None:
     class Signal(BaseException):
         pass
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         if slug == "met":
             raise Signal
         await anyio.sleep_forever()
-        return True
+        return StepOutcome.COMPLETED
 
     graph = build_graph(define({"met": [], "other": []}))
     with anyio.fail_after(10), pytest.raises(Signal):
@@ -80,12 +81,12 @@ async def test_a_step_that_others_may_follow_early_still_has_its_turn() -> None:
     schedule = Schedule(build_graph(define({"a": [], "b": ["a"]})), Turns(1))
     log: list[str] = []
 
-    async def perform(slug: str, advance: Advance) -> bool:
+    async def perform(slug: str, advance: Advance) -> StepOutcome:
         log.append(f"{slug} begins")
         advance()
         await anyio.wait_all_tasks_blocked()
         log.append(f"{slug} is over")
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(10):
         await run_in_order(schedule, perform)
@@ -97,12 +98,12 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
     started: set[str] = set()
     all_started = anyio.Event()
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         started.add(slug)
         if len(started) == 3:
             all_started.set()
         await all_started.wait()
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(10):
         await run_in_order(Schedule(graph, Turns(3)), perform)
@@ -112,14 +113,14 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
 async def test_no_more_than_so_many_at_once(concurrency: int) -> None:
     under_way = most = 0
 
-    async def perform(_: str, __: Advance) -> bool:
+    async def perform(_: str, __: Advance) -> StepOutcome:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
         for _turn in range(3):
             await anyio.lowlevel.checkpoint()
         under_way -= 1
-        return True
+        return StepOutcome.COMPLETED
 
     await run_in_order(Schedule(build_graph(make_layered(300)), Turns(concurrency)), perform)
     assert most == concurrency
@@ -132,17 +133,17 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
     slow_started, failed = anyio.Event(), anyio.Event()
     log: list[str] = []
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         log.append(f"{slug} starts")
         if slug == "fails":
             await slow_started.wait()
             failed.set()
-            return False
+            return StepOutcome.FAILED
         slow_started.set()
         await failed.wait()
         await anyio.lowlevel.checkpoint()
         log.append(f"{slug} ends")
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(10):
         await run_in_order(Schedule(graph, Turns(2)), perform)
@@ -150,7 +151,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
 
 
 async def test_what_performing_a_step_raises_is_raised() -> None:
-    async def perform(_: str, __: Advance) -> bool:
+    async def perform(_: str, __: Advance) -> StepOutcome:
         raise ValueError("a bug")
 
     with pytest.RaisesGroup(pytest.RaisesExc(ValueError, match="a bug")):
@@ -167,9 +168,9 @@ async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
     }[shape]
     done: set[str] = set()
 
-    async def perform(slug: str, _: Advance) -> bool:
+    async def perform(slug: str, _: Advance) -> StepOutcome:
         done.add(slug)
-        return True
+        return StepOutcome.COMPLETED
 
     with anyio.fail_after(60):
         await run_in_order(Schedule(build_graph(definition), Turns(100)), perform)

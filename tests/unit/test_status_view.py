@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pgflow_prefect.cli.snapshot import COLUMNS, Snapshot, choose_widths
-from pgflow_prefect.models import Enabled, Held, Run, Status, StepState
+from pgflow_prefect.models import Enabled, Ending, Held, Run, Status, StepState
 from tests.unit.runs import BEGAN, make_run, make_state, slugs
 
 ORDER = ["old", "first", "broken", "young", "working", "started", "waiting", "last"]
@@ -86,8 +86,8 @@ def test_any_slug_is_one_line(order: list[str]) -> None:
         (make_state("s", start=1, end=2, shown="Cached"), make_run(), "completed"),
         (make_state("s", Status.FAILED, 1, 2, error="why"), make_run(Status.FAILED, error="s: why"), "failed"),
         (
-            make_state("s", Status.FAILED, 1, 2, error="cancelled"),
-            make_run(Status.FAILED, error="cancelled"),
+            make_state("s", Status.FAILED, 1, 2, error="why", ended_as=Ending.CANCELLED),
+            make_run(Status.FAILED, error="why", ended_as=Ending.CANCELLED),
             "cancelled (failed)",
         ),
     ],
@@ -101,8 +101,8 @@ def test_a_step_has_the_word_that_a_person_expects_beside_the_row_s(state: StepS
 def test_a_step_that_has_ended_is_not_shown_as_what_was_noted_while_it_was_worked_on(noted: str) -> None:
     ends = [
         make_state("s", shown=noted),
-        make_state("s", Status.FAILED, shown=noted, error="cancelled: wrong list"),
-        make_state("s", Status.FAILED, shown=noted, error="ValueError: no"),
+        make_state("s", Status.FAILED, shown=noted, error="wrong list", ended_as=Ending.CANCELLED),
+        make_state("s", Status.FAILED, shown=noted, error="cancelled, says the carrier"),
         make_state("s", Status.PENDING, shown=noted),
     ]
     assert [each.task_state for each in ends] == ["Completed", "Cancelled", "Failed", noted]

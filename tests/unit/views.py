@@ -18,7 +18,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ShownTaskRun,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import Held, Status, TaskKey
+from pgflow_prefect.models import Ending, Held, Status, TaskKey
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = timedelta(seconds=10)
@@ -34,6 +34,8 @@ def a_run(
     held: Held = Held.EXPIRED,
     *,
     error_message: str | None = None,
+    ended_as: Ending | None = None,
+    is_given_up: bool = False,
     ended: timedelta = HOUR,
     taken: timedelta = 2 * HOUR,
     flow_run_id: UUID | None = LATEST,
@@ -44,6 +46,8 @@ def a_run(
         id=RUN,
         workflow_slug="workflow",
         status=status,
+        ended_as=ended_as,
+        is_given_up=is_given_up,
         error_message=error_message,
         finished_at=None if status is Status.PENDING else NOW - ended,
         held=held,
@@ -70,10 +74,21 @@ def a_flow_run(
 
 
 def a_step(
-    status: Status, slug: str = "step", *, flow_run_id: UUID = LATEST, error: str | None = None
+    status: Status,
+    slug: str = "step",
+    *,
+    flow_run_id: UUID = LATEST,
+    error: str | None = None,
+    ended_as: Ending | None = None,
 ) -> UnsettledStep:
-    task_run_id = find_task_run_id(flow_run_id, TaskKey(slug))
-    return UnsettledStep(run_id=RUN, step_slug=slug, status=status, error_message=error, task_run_id=task_run_id)
+    return UnsettledStep(
+        run_id=RUN,
+        step_slug=slug,
+        status=status,
+        ended_as=ended_as,
+        error_message=error,
+        task_run_id=find_task_run_id(flow_run_id, TaskKey(slug)),
+    )
 
 
 def a_task_run(type_: StateType, slug: str = "step", *, flow_run_id: UUID = LATEST) -> ShownTaskRun:

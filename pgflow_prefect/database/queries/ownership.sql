@@ -35,13 +35,9 @@ SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(he
 -- Whether a flow run that Prefect started may take a run.
 SELECT pgflow_prefect.is_made_for(%(run_id)s, %(flow_run_id)s) AS made
 
--- give_up_run --
+-- fail_run --
 -- Fail a run that can't be executed; Prefect's Retry may reopen it.
-SELECT pgflow_prefect.give_up_run(%(run_id)s, %(reason)s)
-
--- is_cancelled_for_good --
--- Whether a run was ended by cancel_run.
-SELECT pgflow_prefect.is_cancelled_for_good(%(run_id)s) AS cancelled
+SELECT pgflow_prefect.fail_run(%(run_id)s, %(reason)s)
 
 -- release_run --
 -- Hand a run back.

@@ -6,12 +6,12 @@ SELECT run_id FROM pgflow_prefect.list_unsettled(%(everything)s, %(after)s, %(li
 
 -- read_unsettled --
 -- These runs with all their flow runs, as far as somebody has taken them.
-SELECT id, workflow_slug, status, error_message, finished_at, epoch, taken_at, now, flow_run_id, held, flow_run_ids
+SELECT id, workflow_slug, status, ended_as, is_given_up, error_message, finished_at, epoch, taken_at, now, flow_run_id, held, flow_run_ids
 FROM pgflow_prefect.read_unsettled(%(run_ids)s, %(lease)s)
 
 -- list_unsettled_steps --
 -- The steps of these runs that a task run has claimed; without their results, which may be large.
-SELECT run_id, step_slug, task_index, status, error_message, task_run_id
+SELECT run_id, step_slug, task_index, status, ended_as, error_message, task_run_id
 FROM pgflow_prefect.list_unsettled_steps(%(run_ids)s)
 
 -- settle_runs --

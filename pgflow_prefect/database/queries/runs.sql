@@ -2,19 +2,19 @@
 
 -- read_run --
 -- A run, the flow run that took it last, who holds it, and why it could not be taken.
-SELECT id, workflow_slug, status, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
+SELECT id, workflow_slug, status, ended_as, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
        finished_at, flow_run_id, held_by, recoveries, stale_writes, held, set_aside, next_try, is_older
 FROM pgflow_prefect.read_run(%(run_id)s, %(lease)s, %(with_payload)s)
 
 -- read_end --
 -- How a run stands, and the results of these steps if it is completed: one look at both.
-SELECT id, status, epoch, error_message, results FROM pgflow_prefect.read_end(%(run_id)s, %(step_slugs)s)
+SELECT id, status, ended_as, epoch, error_message, results FROM pgflow_prefect.read_end(%(run_id)s, %(step_slugs)s)
 
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
-SELECT id, workflow_slug, status, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
+SELECT id, workflow_slug, status, ended_as, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
        finished_at, flow_run_id, held_by, recoveries, stale_writes, held
-FROM pgflow_prefect.list_runs(%(workflow_slug)s, %(status)s, %(since)s, %(limit)s, %(lease)s, %(with_payload)s)
+FROM pgflow_prefect.list_runs(%(workflow_slug)s, %(status)s, %(ended_as)s, %(since)s, %(limit)s, %(lease)s, %(with_payload)s)
 
 -- read_clock --
 -- The time now, by the clock that runs and steps go by.
@@ -22,13 +22,13 @@ SELECT clock_timestamp() AS now
 
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
-SELECT step_slug, status, attempts, step_result, result_problem, error_message, created_at, started_at, finished_at,
+SELECT step_slug, status, ended_as, attempts, step_result, result_problem, error_message, created_at, started_at, finished_at,
        task_state, handler
 FROM pgflow_prefect.list_step_states(%(run_id)s)
 
 -- list_step_ends --
 -- How these steps of a run ended, without their results, which may be large.
-SELECT step_slug, status, attempts, NULL AS step_result, error_message, created_at, started_at, finished_at, task_state,
+SELECT step_slug, status, ended_as, attempts, NULL AS step_result, error_message, created_at, started_at, finished_at, task_state,
        handler, first_claimed_at
 FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
@@ -55,7 +55,7 @@ SAVEPOINT pgflow_report; SELECT pgflow_prefect.lock_run(%(run_id)s); RELEASE SAV
 -- complete_pending_step --
 -- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
 -- the step is in under that lock, where nobody else can complete it any more.
-SELECT status, error_message, accepted
+SELECT status, ended_as, error_message, accepted
 FROM pgflow_prefect.complete_pending_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s,
                                           %(attempt)s, %(task_run_id)s)
 

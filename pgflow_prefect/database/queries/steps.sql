@@ -8,7 +8,7 @@ FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoc
 
 -- complete_step --
 -- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
-SELECT status, error_message
+SELECT status, ended_as::text, error_message
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
                                   %(task_run_id)s)
 
@@ -20,7 +20,7 @@ FROM pgflow_prefect.complete_and_claim(%(run_id)s, %(epoch)s, %(completions)s::j
 
 -- fail_step --
 -- Fail a step and its run.
-SELECT status, error_message
+SELECT status, ended_as::text, error_message
 FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(error_message)s, %(epoch)s, %(attempt)s,
                               %(task_run_id)s, %(state_name)s)
 

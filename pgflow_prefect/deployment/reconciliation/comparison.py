@@ -26,7 +26,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     describe,
 )
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
-from pgflow_prefect.models import CANCELLED, Held, Status
+from pgflow_prefect.models import CANCELLED, Ending, Held, Status
 
 START = 6
 """How many times the grace a flow run may take from its start to taking its run: a container may have to be fetched."""
@@ -122,7 +122,7 @@ def compare_without_prefect(run: UnsettledRun) -> list[Disagreement]:
     """Return what a run's row alone tells: owners that have vanished, whose flow runs Prefect may show as alive."""
     if run.status is Status.PENDING and run.held is Held.EXPIRED:
         found = "its owner has not been heard of for longer than a lease"
-    elif run.status is Status.FAILED and (run.error_message or "").startswith("given up"):
+    elif run.status is Status.FAILED and run.is_given_up:
         found = run.error_message or ""
     else:
         return []
@@ -282,7 +282,7 @@ def _find_target(step: UnsettledStep, otherwise: Target) -> Target:
     if step.status is Status.PENDING:
         return otherwise
     reason = step.error_message or "failed, according to PostgreSQL"
-    return Target(StateType.CANCELLED if reason.startswith(CANCELLED) else StateType.FAILED, reason)
+    return Target(StateType.CANCELLED if step.ended_as is Ending.CANCELLED else StateType.FAILED, reason)
 
 
 def _find_run_target(run: UnsettledRun) -> Target:
@@ -293,7 +293,7 @@ def _find_run_target(run: UnsettledRun) -> Target:
 
 
 def _describe_status(run: UnsettledRun) -> str:
-    return CANCELLED if run.is_cancelled else run.status.value
+    return run.ended_as or run.status
 
 
 def _make(run: UnsettledRun, kind: Kind, flow_run_id: UUID | None, found: str, *actions: Action) -> Disagreement:
