@@ -1,8 +1,9 @@
-"""Text that people read: without characters that a terminal, a log or a page would obey."""
+"""Text that people read and write: without characters that a terminal, a log or a page would obey; durations."""
 
 import logging
 import re
 import unicodedata
+from datetime import timedelta
 
 _FORBIDDEN = frozenset("\ufffe\uffff")
 """XML has no way to write these."""
@@ -36,6 +37,33 @@ def escape_json(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(each if each in "\n\t" or _show(each) == each else _escape(each) for each in text)
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_PART = re.compile(r"(\d{1,12}(?:\.\d{1,12})?)([smhdw])", re.ASCII)
+
+
+def parse_duration(text: str, units: str = "smhdw", *, is_exact: bool = False) -> timedelta | None:
+    """Return how long `90m`, `2h`, `1.5d` or `1h30m` is; None where a text is no duration, or is longer than any.
+
+    Args:
+        text: numbers, each with its unit.
+        units: those that may be used: seconds, minutes, hours, days, weeks.
+        is_exact: one whole number with one unit, and nothing else.
+    """
+    parts = _PART.findall(text)
+    if (
+        not parts
+        or "".join(number + unit for number, unit in parts) != text
+        or not {unit for _, unit in parts} <= {*units}
+    ):
+        return None
+    if is_exact and (len(parts) > 1 or "." in text):
+        return None
+    try:
+        return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
+    except OverflowError:
+        return None
 
 
 def _escape(character: str) -> str:

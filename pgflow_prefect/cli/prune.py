@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from cyclopts.validators import Number
 from pgflow_prefect.cli.console import err, out, print_json, print_table
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.wording import parse_duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pgflow_prefect.models import Status
     from pgflow_prefect.settings import Settings
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST = timedelta(days=36525)  # a century: what is subtracted from now has to be a date
 
 
@@ -62,12 +61,8 @@ def read_age(text: str) -> timedelta:
     Raises:
         UsageError: it is none of these, or nothing, or more than a century.
     """
-    found = re.fullmatch(r"(\d{1,12})([smhdw])", text.strip(), re.ASCII)
-    try:
-        age = timedelta(**{_UNITS[found[2]]: int(found[1])}) if found else timedelta()
-    except OverflowError:
-        age = timedelta.max
-    if not timedelta() < age <= _LONGEST:
+    age = parse_duration(text.strip(), is_exact=True)
+    if age is None or not timedelta() < age <= _LONGEST:
         raise UsageError(f"--older-than {text!r}: give 90m, 12h, 30d or 2w, more than nothing, 100 years at most")
     return age
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,7 @@ from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.cli.snapshot import describe_run_status
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import Ending, Status
+from pgflow_prefect.wording import parse_duration
 
 if TYPE_CHECKING:
     from pgflow_prefect.models import Run
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 RunStatus = Status | Literal[Ending.CANCELLED]
 """What `--status` takes: a status, or the ending that a status does not say."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def read_since(text: str) -> datetime:
@@ -32,8 +31,8 @@ def read_since(text: str) -> datetime:
         UsageError: it is neither.
     """
     try:
-        if text[-1:] in _UNITS and text[:-1].isdecimal():
-            return datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * _UNITS[text[-1]])
+        if (age := parse_duration(text, "smhd", is_exact=True)) is not None:
+            return datetime.now(UTC) - age
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise UsageError(f"--since {text!r}: give 30m, 2h or 7d, or a date and time like 2026-01-31T09:30") from None

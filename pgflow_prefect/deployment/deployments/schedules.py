@@ -10,13 +10,11 @@ from prefect.client.schemas.schedules import SCHEDULE_TYPES, CronSchedule, Inter
 from pydantic import ValidationError
 
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.wording import parse_duration
 
 _OWN = "pgflow"
 _OWN_NAME = re.compile(rf"{_OWN}(?:: .*)?")
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_PART = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_INTERVAL = re.compile(f"(?:{_PART.pattern})+")
 _UTC = "UTC"
 
 
@@ -111,11 +109,10 @@ def _make_cron(cron: str, timezone: str) -> CronSchedule:
 
 
 def _make_interval(interval: str, timezone: str) -> IntervalSchedule:
-    parts = _PART.findall(interval) if _INTERVAL.fullmatch(interval) else []
+    length = parse_duration(interval, "smhd")
     try:
-        length = sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
-        return IntervalSchedule(interval=length, timezone=timezone)
-    except (ValidationError, OverflowError):
+        return IntervalSchedule(interval=length or timedelta(), timezone=timezone)
+    except ValidationError:
         raise UsageError(
             f"--interval {interval!r} is no length of time: write it as 30s, 15m, 2h, 1d or 1h30m"
         ) from None
