@@ -12,6 +12,8 @@ from time import monotonic, sleep
 
 import pytest
 
+from tests.sharing import share
+
 _PACKAGES = {"epmd": "rabbitmq-server"}
 
 _PLACES = ("/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin")
@@ -78,17 +80,22 @@ def redis_server(port: int, *options: str) -> Iterator[None]:
             yield
 
 
-@pytest.fixture(scope="session")
-def redis_url() -> Iterator[str]:
-    """A Redis server, as the beginning of a queue's URL."""
+@contextmanager
+def _start_redis() -> Iterator[str]:
     port = free_port()
     with redis_server(port):
         yield f"redis://127.0.0.1:{port}/0"
 
 
 @pytest.fixture(scope="session")
-def rabbitmq_url() -> Iterator[str]:
-    """A RabbitMQ server, as the beginning of a queue's URL; its user is guest:guest."""
+def redis_url() -> Iterator[str]:
+    """A Redis server, as the beginning of a queue's URL; all processes of this session share it."""
+    with share("redis", _start_redis) as url:
+        yield url
+
+
+@contextmanager
+def _start_rabbitmq() -> Iterator[str]:
     # The one that is no wrapper: that would insist on a user, and on directories of the system's.
     program = find_program("rabbitmq-server", after=("/usr/lib/rabbitmq/bin",))
     epmd = find_program("epmd", after=("/usr/lib/erlang/bin",))
@@ -121,3 +128,10 @@ def rabbitmq_url() -> Iterator[str]:
         finally:
             registry.terminate()
             registry.wait()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """A RabbitMQ server, as the beginning of a queue's URL; its user is guest:guest; all processes share it."""
+    with share("rabbitmq", _start_rabbitmq) as url:
+        yield url

@@ -20,6 +20,7 @@ from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
+from tests.sharing import choose_directory, share
 from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_report_header
 
 __all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_report_header"]  # hooks
@@ -30,6 +31,7 @@ Connect = Callable[[], Connection]
 
 # Prefect looks at these once, when it is imported: nothing of the user's own, and nothing outside this directory.
 PREFECT_HOME = tempfile.mkdtemp(prefix="pgflow-prefect-")
+choose_directory(PREFECT_HOME)
 for name in [*os.environ]:
     if name.startswith("PREFECT_"):
         del os.environ[name]
@@ -95,9 +97,12 @@ def make_database(server_dsn: str) -> Iterator[Callable[[str | None], str]]:
     """A function that creates a database, empty or as a copy of another one, and returns its connection string."""
     made: list[str] = []
 
+    # Half the processor time, where a checkpoint costs nothing: the embedded server has fsync off.
+    strategy = sql.SQL("" if "PGFLOW_TEST_DSN" in os.environ else " STRATEGY file_copy")
+
     def make(template: str | None) -> str:
         name = f"test_{uuid4().hex[:12]}"
-        copied = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
+        copied = sql.SQL(" TEMPLATE {}{}").format(sql.Identifier(template), strategy) if template else strategy
         execute(server_dsn, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copied)
         made.append(name)
         return make_conninfo(server_dsn, dbname=name)
@@ -166,13 +171,13 @@ def db(connect: Connect) -> Connection:
 
 @pytest.fixture(scope="session")
 def prefect_api(make_database: Callable[[str | None], str]) -> Iterator[str]:
-    """The URL of a Prefect server of this session; this process's own flows use it, too."""
+    """The URL of the Prefect server of all processes of this session; this process's own flows use it, too."""
     # Imported only where it is needed: it takes a second.
     from prefect.logging.handlers import APILogHandler  # noqa: PLC0415
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415
 
     with (
-        prefect_server(Path(PREFECT_HOME), make_database(None)) as url,
+        share("prefect", lambda: prefect_server(Path(PREFECT_HOME), make_database(None))) as url,
         temporary_settings({PREFECT_API_URL: url}),
     ):
         yield url

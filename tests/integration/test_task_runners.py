@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -28,6 +29,7 @@ from tests.integration.conftest import (
     read_run,
     read_steps,
 )
+from tests.sharing import share
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -35,13 +37,19 @@ FAN_OUT = ("one", "two", "three")
 DIAMOND = [*[("start", step) for step in FAN_OUT], *[(step, "end") for step in FAN_OUT]]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """A Dask cluster of two processes, by its address."""
+@contextmanager
+def start_cluster() -> Iterator[str]:
     with LocalCluster(  # type: ignore[no-untyped-call]
         n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs="ERROR"
     ) as opened:
         yield str(opened.scheduler_address)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A Dask cluster of two processes, by its address; all processes of this session share it."""
+    with share("dask", start_cluster) as address:
+        yield address
 
 
 @pytest.fixture(params=["threads", "dask"])
