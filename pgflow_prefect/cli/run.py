@@ -206,10 +206,10 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
 
     await store.reopen_run(run_id)
     await store.repair_run(run_id)
-    await store.expire_dead_holders(run_id)
     deadline = anyio.current_time() + store.tenure.lease + 1
     told = False
     while True:
+        await store.expire_dead_holders(run_id)  # each time: a process that was just killed takes a moment to die
         try:
             return await store.take_run(run_id, force=force)
         except RunHeldError as error:

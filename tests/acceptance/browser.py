@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds after which what a page is to show will not come any more."""
 
 _PAUSE = 200  # milliseconds between two looks

@@ -23,7 +23,7 @@ from tests.acceptance.forked import ForkedProcess, Forker, open_forker
 from tests.conftest import PREFECT_HOME, Connection
 from tests.engine import CHAIN, define, value
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 """Seconds after which something that is waited for will not come any more."""
 
 
@@ -208,6 +208,17 @@ class Services:
         for service in self.started:
             service.process.kill()
             service.process.wait(TIMEOUT)
+
+
+def kill(service: Service) -> None:
+    """Kill a service, and return when it is dead: until then, what it holds is still its own."""
+    service.process.kill()
+    service.process.wait(TIMEOUT)
+
+
+def expire_leases(db: Connection) -> None:
+    """Let every lease be over, as it is once nothing has extended it for long, and however young the server is."""
+    db.execute("UPDATE pgflow_prefect.owners SET lease_until = 'epoch' WHERE lease_until > 'epoch'")
 
 
 def wait_until(is_so: Callable[[], bool], what: str) -> None:

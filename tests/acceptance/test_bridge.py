@@ -10,13 +10,15 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, kill, wait_until
 from tests.conftest import Connection
 from tests.engine import column, get_run, run_workflow, value
 
-FAST = {"PGFLOW_LEASE": "3", "PGFLOW_RECONCILE_INTERVAL": "2"}
+FAST = {"PGFLOW_LEASE": "600", "PGFLOW_RECONCILE_INTERVAL": "2"}
+"""No lease runs out while a slow machine works: a dead owner is recognised."""
 
 QUEUED = "SELECT count(*) FROM pgflow_prefect.owners WHERE lease_until = 'infinity'"
+SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_a_bridge_that_died_between_creating_and_linking_makes_no_second_flow_ru
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
     assert cli("deploy", chain).code == 0
-    db.execute("CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(60); END $$")
+    db.execute("CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); END $$")
     db.execute(
         "CREATE TRIGGER wait BEFORE UPDATE ON pgflow_prefect.owners FOR EACH ROW "
         "WHEN (new.lease_until = 'infinity') EXECUTE FUNCTION wait()"
@@ -71,8 +73,9 @@ def test_a_bridge_that_died_between_creating_and_linking_makes_no_second_flow_ru
     killed = services.start("bridge", **FAST)
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: prefect.count_flow_runs(chain) == 1, "the flow run is created")
-    killed.process.kill()
-    db.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    wait_until(lambda: value(db, SLEEPING) == 1, "the bridge links it")
+    kill(killed)
+    db.execute(SLEEPING.replace("count(*)", "pg_terminate_backend(pid, 10000)").encode())
     db.execute("DROP TRIGGER wait ON pgflow_prefect.owners")
     services.start("bridge", **FAST)
 

@@ -1,28 +1,54 @@
 """Prefect's own buttons, and ours: Retry, Cancel and Run, each of them twice."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import httpx
 import pytest
 
-from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, find_only_run, wait_until
+from tests.acceptance.conftest import (
+    TIMEOUT,
+    CommandLine,
+    PrefectView,
+    Service,
+    Services,
+    find_only_run,
+    kill,
+    wait_until,
+)
 from tests.conftest import Connection
 from tests.engine import column, get_run, get_state, run_workflow, statuses, value
 
 FAST = {"PGFLOW_LEASE": "2", "PGFLOW_RECONCILE_INTERVAL": "2"}
+"""A worker hears of a cancellation when it extends its leases."""
+
+PATIENT = {**FAST, "PGFLOW_LEASE": "60"}
+"""However slow this machine is, no worker loses a run to another one."""
+
+
+@contextmanager
+def frozen(service: Service) -> Iterator[None]:
+    """Keep a service from working: what is done meanwhile has all been done before it goes on."""
+    service.process.send_signal(signal.SIGSTOP)
+    yield
+    service.process.send_signal(signal.SIGCONT)
 
 
 def test_retry_executes_only_what_is_not_completed(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
     cli.write("broken")
-    services.start("worker", **FAST)
+    worker = services.start("worker", **FAST)
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: get_run(db, run_id).status == "failed", "the run fails")
     prefect.await_state(run_id, "Failed")
     flow_run = prefect.find_flow_run(run_id)["id"]
 
     cli.remove("broken")
-    for _ in range(2):
-        prefect.press("Retry", flow_run)
+    with frozen(worker):
+        for _ in range(2):
+            prefect.press("Retry", flow_run)
     wait_until(lambda: get_run(db, run_id).status == "completed", "the run completes")
 
     prefect.await_state(run_id, "Completed")
@@ -36,18 +62,20 @@ def test_cancel_stops_what_is_under_way(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, by: str
 ) -> None:
     cli.write("gate")
-    services.start("worker", **FAST)
+    worker = services.start("worker", **FAST)
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     flow_run = prefect.find_flow_run(run_id)["id"]
 
     for _ in range(2):
-        if by == "Prefect":
-            prefect.press("Cancel", flow_run)
-        elif by == "SQL":
+        if by == "SQL":
             db.execute("SELECT pgflow.cancel_run(%s)", [run_id])
-        else:
+        elif by == "the command":
             assert cli("cancel", str(run_id), "--reason", "wrong list").code == 0
+    if by == "Prefect":
+        with frozen(worker):
+            for _ in range(2):
+                prefect.press("Cancel", flow_run)
     prefect.await_state(run_id, "Cancelled")
 
     reason = {"Prefect": "cancelled in Prefect", "the command": "cancelled: wrong list", "SQL": "cancelled"}[by]
@@ -84,7 +112,7 @@ def test_a_cancelled_run_whose_process_is_gone_is_not_taken_over(
     killed = services.start("worker", **FAST)
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
-    killed.process.kill()
+    kill(killed)
     prefect.press("Cancel", prefect.find_flow_run(run_id)["id"])
     services.start("worker", **FAST)
 
@@ -98,7 +126,7 @@ def test_run_creates_a_run_with_the_payload(
     services: Services, db: Connection, prefect: PrefectView, chain: str
 ) -> None:
     for _ in range(2):  # two workers: each flow run is executed by one of them
-        services.start("worker", **FAST)
+        services.start("worker", **PATIENT)
     pressed = {prefect.press_run(chain, {"start": 40}) for _ in range(2)}
 
     wait_until(lambda: column(db, "SELECT status FROM pgflow.runs") == ["completed"] * 2, "both runs complete")

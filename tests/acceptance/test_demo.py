@@ -4,6 +4,8 @@ import re
 import resource
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +17,8 @@ import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 
-MOST = 60.0
-"""Seconds that the demonstration may take, of the processors: however many others are at work."""
+MOST = 12
+"""Times the processor time of one import of Prefect's server that the demonstration may take, on any machine."""
 
 
 @pytest.fixture
@@ -53,12 +55,15 @@ def measure_children() -> float:
 
 
 def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
+    began = measure_children()
+    subprocess.run([sys.executable, "-c", "import prefect.server.api.server"], env=visitor.environment, check=True)
     before = measure_children()
     process = visitor.start("demo")
     out, err = process.communicate(timeout=TIMEOUT * 2)
 
     assert (process.returncode, err) == (0, "")
-    assert measure_children() - before < MOST
+    print("demo", measure_children() - before, "import", before - began)
+    assert measure_children() - before < MOST * (before - began)
     lines = out.splitlines()
     assert "$ pgflow-prefect init" in lines
     assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in lines
@@ -94,7 +99,7 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     ]
     assert re.findall(r"^export .*$", left, re.MULTILINE) == exports, "said again where the terminal is looked at"
     [link] = re.findall(r"^in Prefect: (http\S+)$", told, re.MULTILINE)
-    page = httpx.get(link, headers={"Accept": "text/html"}, timeout=10, follow_redirects=True)
+    page = httpx.get(link, headers={"Accept": "text/html"}, timeout=TIMEOUT, follow_redirects=True)
     assert "<!DOCTYPE html>" in page.text
     api = exports[1].partition("=")[2]
     [ui] = re.findall(r"^Prefect's UI: (http\S+)$", left, re.MULTILINE)
@@ -104,11 +109,11 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
     answer = f"{api}/flow_runs/{link.rpartition('/')[2]}"
     access = exports[2].partition("=")[2]
     user, _, password = access.partition(":")
-    flow_run = httpx.get(answer, timeout=10, auth=(user, password)).json()
+    flow_run = httpx.get(answer, timeout=TIMEOUT, auth=(user, password)).json()
     assert flow_run["state_name"] == "Completed"
     assert f"its password: {access}" in told + str(process.stdout.readline())
-    assert httpx.get(answer, timeout=10).status_code == 401, "a web page does not know the password"
-    asked = httpx.get(answer, timeout=10, auth=(user, password), headers={"Origin": "https://evil.example"})
+    assert httpx.get(answer, timeout=TIMEOUT).status_code == 401, "a web page does not know the password"
+    asked = httpx.get(answer, timeout=TIMEOUT, auth=(user, password), headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in asked.headers
     [private] = temporary.glob("*/private")
     assert stat.S_IMODE(private.stat().st_mode) == 0o700

@@ -51,7 +51,7 @@ def prefect_worker(cli: CommandLine, pool: str, directory: Path) -> Iterator[Non
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"],
             cwd=directory,
-            env=dict(cli.environment),
+            env={**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

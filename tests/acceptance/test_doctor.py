@@ -40,10 +40,12 @@ def test_where_all_is_well_every_check_says_so_and_nothing_is_left_behind(
     assert ended.code == 0, findings
     assert [*findings] == [*DATABASE, *PREFECT, "lag", *WORKFLOWS]
     # Behind a pooler, LISTEN hears nothing; a server does not tell where its data is; the tests own the database.
-    hints = {"listen", "prefect database", "rights"}
+    # A slow machine's server lags, which is a warning.
+    hints = {"listen", "prefect database", "rights", "lag"}
     assert "superuser" in findings["rights"]["message"]
     assert {name: each for name, each in findings.items() if each["outcome"] != "ok" and name not in hints} == {}
     assert "by PGFLOW_DSN" in findings["database"]["message"]
+    assert findings["lag"]["outcome"] in ("ok", "warning")
     assert findings["lag"]["message"].startswith("a task run shows as completed ")
     assert prefect.count_flow_runs("pgflow-doctor") == 0
     assert httpx.get(f"{prefect.url}/flows/name/pgflow-doctor", timeout=TIMEOUT).status_code == 404
@@ -149,9 +151,11 @@ def test_what_stands_ready_for_runs_is_looked_at(
     for workflow in (chain, alone):
         run_workflow(db, workflow)
     db.execute("UPDATE pgflow_prefect.enabled_workflows SET since = since - interval '1 hour'")
-    db.execute(
-        "UPDATE pgflow.runs SET created_at = created_at - interval '2 minutes' WHERE workflow_slug = %s", [alone]
-    )
+    for workflow, shifted in ((alone, "-2 minutes"), (chain, "1 hour")):  # young, however slow this machine is
+        db.execute(
+            "UPDATE pgflow.runs SET created_at = created_at + %s::interval WHERE workflow_slug = %s",
+            [shifted, workflow],
+        )
 
     ended = cli("doctor", "--no-flow-run", "--json")
     assert ended.code == 0, "nothing is broken"

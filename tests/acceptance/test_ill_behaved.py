@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
@@ -53,12 +54,12 @@ ACTS = {
 }
 
 
-@workflow.step(timeout_seconds=2)
+@workflow.step(timeout_seconds=IN_THREAD)
 def in_thread(payload: dict[str, str]):
     return ACTS[payload["act"]]()
 
 
-@workflow.step(timeout_seconds=2)
+@workflow.step(timeout_seconds=ON_LOOP)
 async def on_loop(payload: dict[str, str], in_thread: None):
     if payload.get("then") == "hang":
         await asyncio.to_thread(hang)
@@ -97,13 +98,22 @@ SAID_LATER = {
 }
 
 
+Add = Callable[[str], str]
+"""Adds a workflow whose payload says how its two steps behave, and returns its slug; gets the step that is to hang."""
+
+
 @pytest.fixture
-def slug(cli: CommandLine, db: Connection) -> str:
-    """A workflow whose payload says how its two steps behave."""
-    name = f"ill_{uuid4().hex[:8]}"
-    define(db, name, {"in_thread": [], "on_loop": ["in_thread"]})
-    cli.write(f"flows/{name}.py", HANDLERS.replace("SLUG", name))
-    return name
+def add(cli: CommandLine, db: Connection) -> Add:
+    def add_workflow(hanging: str) -> str:
+        name = f"ill_{uuid4().hex[:8]}"
+        define(db, name, {"in_thread": [], "on_loop": ["in_thread"]})
+        text = HANDLERS.replace("SLUG", name)
+        for step in ("in_thread", "on_loop"):  # what does not hang may take its time on any machine
+            text = text.replace(f"timeout_seconds={step.upper()}", f"timeout_seconds={2 if step == hanging else 600}")
+        cli.write(f"flows/{name}.py", text)
+        return name
+
+    return add_workflow
 
 
 def check(db: Connection, run_id: UUID, step: str, message: str) -> None:
@@ -115,8 +125,8 @@ def check(db: Connection, run_id: UUID, step: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("act", SAID)
-def test_run_says_why_and_ends(cli: CommandLine, db: Connection, slug: str, act: str) -> None:
-    ended = cli("run", slug, "--payload", f'{{"act": "{act}"}}')
+def test_run_says_why_and_ends(cli: CommandLine, db: Connection, add: Add, act: str) -> None:
+    ended = cli("run", add("in_thread" if act == "hang" else ""), "--payload", f'{{"act": "{act}"}}')
 
     assert ended.code == 1
     assert SAID[act] in ended.find_error()
@@ -125,19 +135,23 @@ def test_run_says_why_and_ends(cli: CommandLine, db: Connection, slug: str, act:
 
 @pytest.mark.parametrize("act", SAID_LATER)
 def test_run_says_why_and_ends_where_a_task_of_a_handler_is_to_blame(
-    cli: CommandLine, db: Connection, slug: str, act: str
+    cli: CommandLine, db: Connection, add: Add, act: str
 ) -> None:
-    ended = cli("run", slug, "--payload", f'{{"act": "nothing", "then": "{act}"}}')
+    ended = cli("run", add("on_loop" if act == "hang" else ""), "--payload", f'{{"act": "nothing", "then": "{act}"}}')
 
     assert ended.code == 1
     check(db, ended.find_run_id(), "on_loop", SAID_LATER[act])
 
 
-def test_a_worker_works_on_and_drains(services: Services, db: Connection, slug: str, prefect: PrefectView) -> None:
+def test_a_worker_works_on_and_drains(services: Services, db: Connection, add: Add, prefect: PrefectView) -> None:
+    patient, hanging, hanging_later = add(""), add("in_thread"), add("on_loop")
     worker = services.start("worker")
-    failing = {act: run_workflow(db, slug, {"act": act}).id for act in SAID}
-    later = {act: run_workflow(db, slug, {"act": "nothing", "then": act}).id for act in SAID_LATER}
-    well = run_workflow(db, slug, {"act": "nothing"}).id
+    failing = {act: run_workflow(db, hanging if act == "hang" else patient, {"act": act}).id for act in SAID}
+    later = {
+        act: run_workflow(db, hanging_later if act == "hang" else patient, {"act": "nothing", "then": act}).id
+        for act in SAID_LATER
+    }
+    well = run_workflow(db, patient, {"act": "nothing"}).id
     every = [well, *failing.values(), *later.values()]
     wait_until(lambda: all(get_run(db, run_id).status != "pending" for run_id in every), "all runs end")
 
@@ -151,24 +165,25 @@ def test_a_worker_works_on_and_drains(services: Services, db: Connection, slug: 
     assert worker.wait() == 0, "threads that hang keep no process"
 
 
-def test_serve_has_each_end_in_its_own_process(services: Services, db: Connection, slug: str) -> None:
+def test_serve_has_each_end_in_its_own_process(services: Services, db: Connection, add: Add) -> None:
+    slugs = {"exit with 0": (patient := add("")), "interrupt": patient, "hang": add("in_thread")}
     serve = services.start("serve")
-    failing = {act: run_workflow(db, slug, {"act": act}).id for act in ("exit with 0", "interrupt", "hang")}
+    failing = {act: run_workflow(db, slug, {"act": act}).id for act, slug in slugs.items()}
     wait_until(lambda: all(get_run(db, run_id).status == "failed" for run_id in failing.values()), "all runs fail")
 
     for act, run_id in failing.items():
         check(db, run_id, "in_thread", SAID[act])
         if act != "hang":  # its own threads keep the process, and Prefect's engine is what runs in it
-            serve.await_line(f"run {run_id} of flow '{slug}': Failed")
+            serve.await_line(f"run {run_id} of flow '{patient}': Failed")
     serve.process.send_signal(signal.SIGTERM)
     serve.process.send_signal(signal.SIGTERM)
     assert serve.wait() in (0, 1)
 
 
 @pytest.mark.parametrize("act", ["exit with 0", "interrupt"])
-def test_a_script_of_the_users_own_goes_on(cli: CommandLine, db: Connection, slug: str, act: str) -> None:
+def test_a_script_of_the_users_own_goes_on(cli: CommandLine, db: Connection, add: Add, act: str) -> None:
     ended = subprocess.run(
-        [sys.executable, f"flows/{slug}.py", act],
+        [sys.executable, f"flows/{add('')}.py", act],
         cwd=cli.directory,
         env={**cli.environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,

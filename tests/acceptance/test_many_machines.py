@@ -18,6 +18,7 @@ from tests.engine import column, define, run_workflow, value
 HANDLERS = """
 import os
 import time
+from pathlib import Path
 
 from prefect_dask import DaskTaskRunner
 
@@ -26,8 +27,19 @@ from pgflow_prefect import StepContext, Workflow
 workflow = Workflow("SLUG", task_runner=DaskTaskRunner(address="ADDRESS"))
 
 
+def await_both(name: str, directory: str) -> None:
+    # Neither machine is to be so quick that it leaves the other one nothing.
+    (Path(directory) / f"{name}_{os.environ['MACHINE']}").touch()
+    deadline = time.monotonic() + 120
+    while not all((Path(directory) / f"{name}_{machine}").exists() for machine in "ab"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @workflow.step
 def start(payload: dict[str, int]) -> int:
+    while Path("DIRECTORY/gate").exists():  # until each of Prefect's workers has a run
+        time.sleep(0.02)
     return payload["n"]
 
 
@@ -35,7 +47,7 @@ def add(start: int, context: StepContext) -> int:
     context.connection.execute(
         "INSERT INTO executed VALUES (%s, %s, %s)", (context.run_id, context.step_slug, os.environ["MACHINE"])
     )
-    time.sleep(0.1)
+    await_both("added", "DIRECTORY")
     return start + 1
 
 
@@ -47,6 +59,8 @@ for side in ("left", "right"):
 async def end(left: int, right: int) -> int:
     return left + right
 """
+
+SUBMITTED = "submitting flow run"  # what Prefect's worker logs
 
 DIAMOND = {"start": [], "left": ["start"], "right": ["start"], "end": ["left", "right"]}
 
@@ -98,6 +112,7 @@ def scheduler(cli: CommandLine, processes: list["subprocess.Popen[bytes]"]) -> s
         options = ("--nthreads", "2", "--no-nanny", "--no-dashboard", "--local-directory", str(cli.directory))
         name = f"dask_{machine}.log"
         start(processes, cli, name, "distributed.cli.dask_worker", address, *options, MACHINE=machine)
+    wait_until(lambda: log.read_text().count("Register worker") == 2, "both have registered")
     return address
 
 
@@ -137,12 +152,17 @@ def test_runs_and_their_steps_are_executed_on_all_of_them(
     slug = f"fleet_{uuid4().hex[:8]}"
     define(db, slug, DIAMOND)
     db.execute("CREATE TABLE executed (run_id uuid, step_slug text, machine text)")
-    cli.write(f"flows/{slug}.py", HANDLERS.replace("SLUG", slug).replace("ADDRESS", scheduler))
+    text = HANDLERS.replace("SLUG", slug).replace("ADDRESS", scheduler).replace("DIRECTORY", str(cli.directory))
+    cli.write(f"flows/{slug}.py", text)
+    gate = cli.write("gate")
     deployed = cli("deploy", slug, "--work-pool", pool, "--block", block)
     assert deployed.code == 0, deployed.err
     services.start("bridge")
 
     runs = [run_workflow(db, slug, {"n": n}).id for n in range(3)]
+    logs = [cli.directory / f"prefect_{machine}.log" for machine in "ab"]
+    wait_until(lambda: all(SUBMITTED in log.read_text().lower() for log in logs), "each worker has a run")
+    gate.unlink()
     completed = "SELECT count(*) FROM pgflow.runs WHERE status = 'completed'"
     wait_until(lambda: value(db, completed) == len(runs), "all runs complete")
 
@@ -150,8 +170,6 @@ def test_runs_and_their_steps_are_executed_on_all_of_them(
     assert value(db, once) == value(db, "SELECT count(*) FROM executed") == 2 * len(runs)
     assert column(db, "SELECT DISTINCT machine FROM executed ORDER BY 1") == ["a", "b"]
     assert column(db, "SELECT DISTINCT attempts FROM pgflow.step_states") == [1]
-    for machine in "ab":
-        assert "submitting flow run" in (cli.directory / f"prefect_{machine}.log").read_text().lower()
     prefect.await_state(runs[0], "Completed")
     assert (cli("diff", slug, "--json").out, cli("diff", slug).out) == ("[]\n", "")
     prefect.await_task_states(runs[0], dict.fromkeys(["start", "left", "right", "end"], "Completed"))

@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgflow_prefect.shipped import shipped_path
-from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, wait_until
 from tests.conftest import Connection
 from tests.engine import column, value
 
@@ -59,6 +59,14 @@ def make_uri(dsn: str) -> str:
     return f"postgresql:///{parts.pop('dbname')}?{urlencode(parts)}"
 
 
+def is_listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def surroundings(
     cli: CommandLine, db: Connection, dsn: str, redis_url: str, rabbitmq_url: str
@@ -86,12 +94,13 @@ def surroundings(
         with (cli.directory / f"{name}.log").open("wb") as log:
             arguments = [str(each) for each in command]
             processes.append(subprocess.Popen(arguments, env=variables, cwd=folder, stdout=log, stderr=log))
+    wait_until(lambda: is_listening(port), "the endpoint takes requests")
     yield found
     for process in processes:
         process.terminate()
     for process in processes:
         try:
-            process.wait(60)
+            process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,10 +1,11 @@
 """`run --resume`: what is completed is not executed again."""
 
+import os
 import signal
 
 import pytest
 
-from tests.acceptance.conftest import CommandLine, PrefectView, find_only_run, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, find_only_run, wait_until
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, statuses
 
@@ -44,6 +45,7 @@ def test_the_run_of_a_killed_process_goes_on_at_once_on_the_same_machine(
     process = cli.start("run", chain, PGFLOW_LEASE="600")
     wait_until(lambda: "b" in cli.executions(), "b executes")
     process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and its parent has not taken note of it
     run_id = find_only_run(db)
     gate.unlink()
 
@@ -51,7 +53,7 @@ def test_the_run_of_a_killed_process_goes_on_at_once_on_the_same_machine(
 
     assert (resumed.code, resumed.err) == (0, "")
     assert cli.executions() == ["a", "b", "b", "c"]
-    process.wait(60)
+    process.wait(TIMEOUT)
 
 
 def test_an_interrupted_run_stays_pending_and_says_how_to_go_on(
@@ -62,7 +64,7 @@ def test_an_interrupted_run_stays_pending_and_says_how_to_go_on(
     wait_until(lambda: "b" in cli.executions(), "b executes")
 
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=TIMEOUT)
 
     assert process.returncode == 130, out + err
     assert "Traceback" not in out + err
@@ -92,7 +94,7 @@ def test_a_terminated_run_stays_pending_without_a_traceback(
     wait_until(lambda: "b" in cli.executions(), "b executes")
 
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=TIMEOUT)
 
     assert process.returncode == 128 + signal.SIGTERM, out + err
     assert "Traceback" not in out + err

@@ -25,7 +25,7 @@ def left_over(services: Services) -> Iterator[LeftOver]:
     """Processes that must not be there any more at the end of the test; they are ended in any case."""
     found: LeftOver = []
     yield found
-    _, alive = psutil.wait_procs(found, timeout=30)
+    _, alive = psutil.wait_procs(found, timeout=TIMEOUT)
     for process in alive:
         process.kill()
     assert not alive
@@ -34,6 +34,14 @@ def left_over(services: Services) -> Iterator[LeftOver]:
 def find_flow_runs(service: Service) -> list[psutil.Process]:
     """Return the processes that a service has started."""
     return psutil.Process(service.process.pid).children(recursive=True)
+
+
+def hold_imports(cli: CommandLine, workflow: str) -> None:
+    """Let a process that loads this file of handlers wait there for as long as there is a file `hold`."""
+    path = f"flows/{workflow}.py"
+    text = (cli.directory / path).read_text(encoding="utf-8")
+    waiting = "\nimport time\n\nwhile Path('hold').exists():\n    time.sleep(0.02)\n\nworkflow ="
+    cli.write(path, text.replace("\nworkflow =", waiting))
 
 
 def add_deployment(prefect_api: str, workflow: str) -> None:
@@ -96,11 +104,13 @@ def test_a_second_signal_stops_flow_runs_and_the_next_one_to_serve_goes_on_with_
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, left_over: LeftOver
 ) -> None:
     gate = cli.write("gate")
-    serve = services.start("serve", "--grace", "60")
+    hold_imports(cli, chain)
+    serve = services.start("serve", "--grace", "600")
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
+    hold = cli.write("hold")
     flow_run_id = prefect.press_run(chain, {})
-    serve.await_line(f"run {find_run_id(UUID(flow_run_id))}")  # its process has to import Prefect for seconds
+    serve.await_line(f"run {find_run_id(UUID(flow_run_id))}")
     left_over += find_flow_runs(serve)
     serve.process.send_signal(signal.SIGTERM)
     serve.await_line("draining: 2 flow runs")
@@ -112,6 +122,7 @@ def test_a_second_signal_stops_flow_runs_and_the_next_one_to_serve_goes_on_with_
     assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
     assert prefect.read_flow_run(flow_run_id)["state_name"] == "Scheduled", "it had not begun its run"
 
+    hold.unlink()
     gate.unlink()
     services.start("serve")
     wait_until(lambda: len(column(db, RUNS, chain)) == 2, "the next one goes on with both")

@@ -85,7 +85,7 @@ def test_on_a_full_server_a_worker_keeps_the_run_that_it_executes(
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     await_extensions(db, run_id, 5)  # more than a lease
-    assert prefect.find_flow_run(run_id)["state_name"] == "Running"
+    prefect.await_state(run_id, "Running")
     gate.unlink()
     check_executed_once(db, cli, run_id)
 

@@ -7,10 +7,11 @@ from uuid import UUID
 
 import pytest
 
-from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import CommandLine, PrefectView, Services, expire_leases, kill, wait_until
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, run_workflow, statuses, value
 
+SET_ASIDE = "SELECT count(*) FROM pgflow_prefect.set_aside_runs"
 HOLDERS = "SELECT count(DISTINCT held_by) FROM pgflow_prefect.owners"
 
 
@@ -45,6 +46,7 @@ def test_a_run_that_a_trigger_refuses_stops_no_worker(
     bad = run_workflow(db, chain, {"bad": 1}).id
     good = run_workflow(db, chain, {}).id
     wait_until(lambda: is_completed(db, good), "the other run completes")
+    wait_until(lambda: value(db, SET_ASIDE) == 1, "the worker has set the refused run aside")
 
     shown = cli("status", str(bad))
     assert re.match(r"set aside: a worker or a bridge tries again to take it at 20\d\d-", shown.lines[1])
@@ -111,13 +113,14 @@ def test_the_run_of_a_killed_worker_is_taken_over(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
     gate = cli.write("gate")
-    killed = services.start("worker", PGFLOW_LEASE="2")
+    killed = services.start("worker", PGFLOW_LEASE="600")
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     former = prefect.find_flow_run(run_id)["id"]
-    killed.process.kill()
+    kill(killed)
+    expire_leases(db)
     gate.unlink()
-    services.start("worker", PGFLOW_LEASE="2")
+    services.start("worker", PGFLOW_LEASE="2", PGFLOW_RECONCILE_INTERVAL="2")
 
     wait_until(lambda: is_completed(db, run_id), "the run completes")
     assert cli.executions() == ["a", "b", "b", "c"], "what was completed is not executed again"
@@ -133,7 +136,7 @@ def test_the_runs_of_a_killed_worker_of_the_same_machine_wait_for_no_lease(
     killed = services.start("worker", PGFLOW_LEASE="600")
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
-    killed.process.kill()
+    kill(killed)
     gate.unlink()
     second = services.start("worker", PGFLOW_LEASE="600")
 
@@ -154,7 +157,7 @@ def test_a_run_that_kills_every_worker_fails_in_the_end(
             '    note("b")\n', '    note("b")\n    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)\n'
         ),
     )
-    limits = {"PGFLOW_LEASE": "1", "PGFLOW_MAX_RECOVERIES": "1"}
+    limits = {"PGFLOW_LEASE": "600", "PGFLOW_MAX_RECOVERIES": "1"}
     run_id = run_workflow(db, chain, {}).id
     for _ in range(3):  # of the first one's time, `a` is the progress
         assert services.start("worker", "--adopt", **limits).wait() == -signal.SIGKILL

@@ -15,7 +15,10 @@ WHEN (new.step_slug = 'send_emails' AND new.status = 'completed') EXECUTE FUNCTI
 """
 """Keeps the report that the mails are sent from arriving, for as long as somebody holds the lock."""
 
-WAITING = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+WAITING = """
+SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 
 
 def test_a_run_whose_process_was_killed_goes_on_where_it_was(

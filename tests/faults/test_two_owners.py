@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, expire_leases, wait_until
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, run_workflow, statuses, value
 
@@ -77,11 +77,12 @@ def test_who_was_taken_for_dead_is_refused_when_it_writes(
     )
     db.execute("CREATE TABLE written (attempt int)")
     cli.write("freeze")
-    limits = {"PGFLOW_LEASE": "2", "PGFLOW_SWEEP_INTERVAL": "0.5", "PGFLOW_RECONCILE_INTERVAL": "600"}
+    limits = {"PGFLOW_LEASE": "600", "PGFLOW_SWEEP_INTERVAL": "0.5", "PGFLOW_RECONCILE_INTERVAL": "600"}
     first = services.start("worker", **limits)
     run_id = run_workflow(db, chain, {"through_connection": through_connection}).id
     wait_until(lambda: psutil.Process(first.process.pid).status() == psutil.STATUS_STOPPED, "the worker is frozen")
     former = prefect.find_flow_run(run_id)["id"]
+    expire_leases(db)
 
     gate = cli.write("gate")  # where the second worker's b waits
     services.start("worker", **limits)

@@ -40,6 +40,7 @@ def make_workflow(slug: str, graph: Graph) -> Workflow:
 async def test_a_step_costs_two_statements_at_most_and_less_where_several_come_together(
     graph: Graph, most: float, dsn: str, pgflow_dsn: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PGFLOW_LEASE", "600")  # or a slow machine extends it meanwhile
     execute, statements = psycopg.AsyncCursor.execute, 0
 
     async def count(cursor: psycopg.AsyncCursor[Any], *arguments: Any, **named: Any) -> psycopg.AsyncCursor[Any]:

@@ -135,7 +135,7 @@ async def test_a_sweep_is_made_again(
 
     intake = Intake(store, note, slots=2, sweep_interval=0.01, adopt=True, workflow_slugs=["chain"], bell=Bell())
     await store.enable_workflow("chain")
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             await intake.run(group)
     assert taken == [run_id]
@@ -147,10 +147,10 @@ async def test_listening_begins_again(sqlstate: str, dsn: str, db: Connection, m
     monkeypatch.setattr(notifications, "_SHORTEST_WAIT", 0.01)
     monkeypatch.setitem(QUERIES, "listen", "SELECT raise_once()")
     bell = Bell()
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: listen(dsn, bell, connect_timeout=10))
-            await bell.wait(30)
+            await bell.wait(60)
             group.cancel_scope.cancel()
     assert count_tries(db) == 2
 
@@ -255,8 +255,10 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
             assert report.status is Status.COMPLETED
 
         group.start_soon(complete)
-        waiting: LiteralString = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        with anyio.fail_after(20):
+        waiting: LiteralString = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        with anyio.fail_after(60):
             while db.execute(waiting).fetchone() == (0,):
                 await anyio.lowlevel.checkpoint()
         holder.execute("ROLLBACK")
@@ -264,5 +266,5 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
 
 async def test_who_lost_the_run_is_not_kept_waiting(mirror: Mirror, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [mirror.run_id])
-    with anyio.fail_after(30), pytest.raises(SupersededError):
+    with anyio.fail_after(60), pytest.raises(SupersededError):
         await claim(mirror)

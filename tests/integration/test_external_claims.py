@@ -255,7 +255,7 @@ def test_many_workers_do_every_step_once(chain: str, db: Connection, dsn: str) -
         bind(db, chain, step, "external")
     db.execute("CREATE TABLE done (run_id uuid, step_slug text)")
     ids = [run_workflow(db, chain).id for _ in range(25)]
-    together = Barrier(5, timeout=30)
+    together = Barrier(5, timeout=60)
 
     def work(worker: Connection) -> int:
         together.wait()
@@ -286,7 +286,7 @@ def test_prefect_and_an_outside_worker_never_both_have_a_step(chain: str, db: Co
         with several(dsn, 2) as (prefect, outside):
             prefect.autocommit = outside.autocommit = True
             bind(db, chain, "a", "python" if number % 2 else "external")
-            together = Barrier(3, timeout=30)
+            together = Barrier(3, timeout=60)
 
             def claims(run_id: UUID = run_id, prefect: Connection = prefect, gate: Barrier = together) -> bool:
                 gate.wait()

@@ -83,7 +83,7 @@ async def test_a_step_starts_when_its_own_upstream_is_done_and_not_its_layer(def
     async def after_quick() -> None:
         done.set()
 
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         await workflow.flow()
 
 
@@ -103,7 +103,7 @@ async def test_whoever_observes_hears_of_a_steps_end_before_the_next_one_begins(
 async def test_sync_handlers_run_at_the_same_time(define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["left", "right"])
-    together = Barrier(2, timeout=30)
+    together = Barrier(2, timeout=60)
 
     @workflow.step
     def left() -> None:

@@ -229,7 +229,7 @@ async def test_log_prints_decides_whether_what_a_handler_prints_is_logged(
     await execute(workflow, "fail")
     flow_run = await read_flow_run(client, workflow.slug)
     shown: list[str] = []
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not any("failed with exception" in message for message in shown):  # which comes after it
             logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
             shown = [log.message for log in logs]

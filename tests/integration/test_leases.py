@@ -128,7 +128,7 @@ async def test_a_process_that_can_do_nothing_else_lets_its_leases_run_out(
     db: Connection, dsn: str, run_id: UUID
 ) -> None:
     with silent_proxy(dsn) as proxy, hearing() as heard:
-        async with open_pool(proxy.dsn, size=1, timeout=0.5, bound=0.5) as pool:
+        async with open_pool(proxy.dsn, size=1, timeout=1, bound=1) as pool:
             store = Store(pool, TENURE)
             epoch = await take(store, run_id)
             with LeaseKeeper(dsn, LEASE, connect_timeout=10, pool=make_pool(store, patience=1)) as keeper:

@@ -18,10 +18,11 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_slow_statement_is_cancelled_and_its_connection_stays(dsn: str) -> None:
     async with await connect(dsn, timeout=10, bound=0.2) as connection:
-        with anyio.fail_after(30), pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.2 s") as raised:
+        with anyio.fail_after(60), pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.2 s") as raised:
             await connection.execute("SELECT pg_sleep(600)")
         assert not isinstance(raised.value, UnansweredError)
-        cursor = await connection.execute("SELECT 1 AS answer")
+        with without_bound():
+            cursor = await connection.execute("SELECT 1 AS answer")
         assert await cursor.fetchall() == [{"answer": 1}]
 
 
@@ -29,7 +30,7 @@ async def test_a_silent_link_is_cut(dsn: str) -> None:
     with silent_proxy(dsn) as proxy:
         connection = await connect(proxy.dsn, timeout=10, bound=0.2)
         proxy.fall_silent(for_new_ones=True)
-        with anyio.fail_after(30), pytest.raises(UnansweredError):
+        with anyio.fail_after(60), pytest.raises(UnansweredError):
             await connection.execute("SELECT 1")
         assert connection.broken
 
@@ -49,7 +50,7 @@ async def test_what_needs_its_time_has_no_bound(dsn: str) -> None:
 
 async def test_after_a_silent_link_all_idle_connections_are_replaced(dsn: str, db: Connection) -> None:
     with silent_proxy(dsn) as proxy:
-        async with open_pool(proxy.dsn, size=3, timeout=5, bound=0.2) as pool:
+        async with open_pool(proxy.dsn, size=3, timeout=30, bound=1) as pool:
             await pool.resize(3, 3)
             await pool.wait()
             store = Store(pool, TENURE)

@@ -12,7 +12,7 @@ from pgflow_prefect import Workflow
 from pgflow_prefect.bindings import SqlFunction
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.binding_problems import find_all_problems
-from tests.conftest import Connection
+from tests.conftest import Connect, Connection
 from tests.engine import get_run, get_state, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_steps
 from tests.integration.waiting import await_value, going
@@ -26,6 +26,7 @@ SLEEPING: LiteralString = """
     SELECT count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND state = 'active' AND wait_event = 'PgSleep'
 """
+LOCKED = SLEEPING.replace("PgSleep", "advisory")
 
 
 def make_function(db: Connection, body: str) -> None:
@@ -103,16 +104,22 @@ async def test_what_it_writes_is_there_exactly_when_the_step_is_completed(define
 
 @flows
 @pytest.mark.parametrize("by", ["cancelled", "taken", "completed by somebody else"])
-async def test_what_it_wrote_is_gone_where_its_completion_is_refused(define: Define, db: Connection, by: str) -> None:
-    make_function(db, "INSERT INTO written VALUES ('never'); PERFORM pg_sleep(0.7); RETURN '1';")
+async def test_what_it_wrote_is_gone_where_its_completion_is_refused(
+    define: Define, db: Connection, connect: Connect, by: str
+) -> None:
+    body = "INSERT INTO written VALUES ('never'); PERFORM pg_advisory_xact_lock(1); RETURN '1';"
+    make_function(db, body)
+    holder = connect()
+    holder.execute("SELECT pg_advisory_lock(1)")
     change: LiteralString = {
         "cancelled": "SELECT pgflow.cancel_run(id, 'cancelled') FROM pgflow.runs",
         "taken": "SELECT pgflow.take_run(id) FROM pgflow.runs",
         "completed by somebody else": "SELECT pgflow.complete_step(id, 'only', '2') FROM pgflow.runs",
     }[by]
     async with going(make_workflow(define, "only"), db) as run:
-        await await_value(db, 1, SLEEPING)
+        await await_value(db, 1, LOCKED)
         db.execute(change)
+        holder.execute("SELECT pg_advisory_unlock(1)")
     states = {"cancelled": "Cancelled", "taken": "Superseded", "completed by somebody else": "Completed"}
     assert run.ended.name == states[by]
     assert value(db, WRITTEN) == 0
@@ -123,13 +130,16 @@ async def test_what_it_wrote_is_gone_where_its_completion_is_refused(define: Def
 async def test_a_time_out_cancels_the_statement_on_the_server(
     define: Define, db: Connection, client: PrefectClient
 ) -> None:
-    make_function(db, "INSERT INTO written VALUES ('never'); PERFORM pg_sleep(300); RETURN '1';")
-    workflow = make_workflow(define, "only", timeout_seconds=0.5)
+    db.execute("CREATE SEQUENCE begun")  # which counts on, whatever is rolled back
+    body = "INSERT INTO written VALUES ('never'); PERFORM nextval('begun'), pg_sleep(300); RETURN '1';"
+    make_function(db, body)
+    workflow = make_workflow(define, "only", timeout_seconds=1)
     async with going(workflow, db) as run:
-        await await_value(db, 1, SLEEPING)
-        await await_value(db, 0, SLEEPING)
+        pass
+    await await_value(db, 0, SLEEPING)
+    assert value(db, "SELECT is_called FROM begun"), "it had begun"
     assert run.ended.is_failed()
-    assert read_steps(db)["only"][3] == "step 'only' took longer than 0.5 s"
+    assert read_steps(db)["only"][3] == "step 'only' took longer than 1 s"
     assert value(db, WRITTEN) == 0
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "TimedOut"})
 

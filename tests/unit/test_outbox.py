@@ -108,7 +108,7 @@ def test_what_comes_after_a_while_without_anything_is_sent_as_well(
     monkeypatch.setattr(outbox, "_LONGEST_ATTENTION", 0.1)
     for name in NAMES[:3]:
         send(stream, name)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while name not in server.names or stream._is_awake:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -223,7 +223,7 @@ def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for
     monkeypatch.setattr(stream, "_await_way", note)
     stream.give_way()
     send(stream, *NAMES)
-    assert waits.wait(30)
+    assert waits.wait(60)
     heard_before = server.names
     stream.close()
     assert (heard_before, server.names) == ([], NAMES)
@@ -234,7 +234,7 @@ def test_events_go_on_however_many_are_given_way_to(
 ) -> None:
     monkeypatch.setattr(outbox, "_PAUSE", 0.02)
     send(stream, *NAMES)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while server.names != NAMES:
         stream.give_way()
         assert time.monotonic() < deadline, f"{len(server.names)} of {len(NAMES)} arrived"
