@@ -1,5 +1,6 @@
 """Text that people read and write: without characters that a terminal, a log or a page would obey; durations."""
 
+import copy
 import logging
 import re
 import unicodedata
@@ -23,6 +24,11 @@ def clean(text: str) -> str:
 def clean_lines(text: str) -> str:
     """Return a text of several lines, each cleaned; tabs stay."""
     return text if text.isprintable() else "".join(each if each in "\n\t" else _show(each) for each in text)
+
+
+def clean_block(text: str) -> str:
+    """Return a text of several lines, each cleaned; those after the first are indented, and look like no record."""
+    return clean_lines(text).replace("\n", "\n    ")
 
 
 def write_code(text: str) -> str:
@@ -92,3 +98,21 @@ class CleanFormatter(logging.Formatter):
         """Return the traceback, cleaned and indented."""
         lines = clean_lines(super().formatException(ei)).split("\n")  # type: ignore[arg-type]
         return "\n".join(f"    {line}" for line in lines)
+
+
+class CleanBlockFormatter(logging.Formatter):
+    """Writes a record as its base class does; the lines of a message after the first are indented, and forge none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of the record; the record itself stays as it is, for other handlers."""
+        return super().format(self.clean(record))
+
+    def clean(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Return a record that says the same, with the texts cleaned that others have written."""
+        cleaned = copy.copy(record)
+        cleaned.msg, cleaned.args = clean_block(record.getMessage()), ()
+        if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None:
+            cleaned.exc_text = f"    {clean_block(self.formatException(record.exc_info))}"
+        if record.stack_info:
+            cleaned.stack_info = clean_block(record.stack_info)
+        return cleaned

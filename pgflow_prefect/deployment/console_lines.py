@@ -5,6 +5,8 @@ The process loads this while it imports Prefect: nothing here may import Prefect
 
 import logging
 
+from pgflow_prefect.wording import CleanBlockFormatter
+
 _STEPS = "prefect.task_runs"
 _SAID_BY_STATE = "Task run failed with exception"
 
@@ -19,7 +21,7 @@ class HandlersFilter(logging.Filter):
         return not record.name.startswith(("prefect", "pgflow_prefect", "httpx"))
 
 
-class HandlersFormatter(logging.Formatter):
+class HandlersFormatter(CleanBlockFormatter):
     """Writes a line as the service writes its own, with the flow run and the step that it belongs to."""
 
     def format(self, record: logging.LogRecord) -> str:

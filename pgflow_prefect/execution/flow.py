@@ -30,6 +30,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
+from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
 from pgflow_prefect.execution.handler_logs import show_logs
@@ -142,6 +143,7 @@ class Execution:
         assert context.flow_run is not None
         flow_run = context.flow_run
         trim_tracebacks()
+        clean_consoles()
         limit = _TimeOut.find(context)
         what = (run_id or find_run_id(flow_run.id), self.workflow_slug)
         # While the database is being opened: a line of the log takes half as long as that.

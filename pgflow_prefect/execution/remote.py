@@ -15,6 +15,7 @@ from prefect.states import Crashed
 from pydantic import SecretStr
 
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
+from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.host import ActiveRun, Workplace
 from pgflow_prefect.execution.mirror import Backoff, Mirror
@@ -72,6 +73,7 @@ class RemoteStep:
         assert context is not None
         assert isinstance(context.task, StepTask)
         trim_tracebacks()
+        clean_consoles()
         if self.handlers.function is not None:
             show_logs([self.handlers.function.function])
         try:

@@ -6,6 +6,8 @@ The parties: `run`, whose reasons of cancelling are shown; `define`, whose slugs
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from uuid import UUID
 
@@ -16,7 +18,7 @@ from rich.text import Text
 from pgflow_prefect import HttpEndpoint, Workflow
 from pgflow_prefect.cli.console import CleanConsole
 from pgflow_prefect.wording import CleanFormatter, clean, clean_lines, escape_json
-from tests.acceptance.conftest import CommandLine, Services, wait_until
+from tests.acceptance.conftest import CommandLine, Services, find_only_run, wait_until
 from tests.acceptance.test_terminal import watch
 from tests.conftest import Connection
 from tests.engine import get_run, run_workflow
@@ -149,6 +151,7 @@ workflow = Workflow("SLUG")
 
 @workflow.step
 def a() -> None:
+    print("said by the handler: " + {HOSTILE!r})
     raise ValueError({HOSTILE!r})
 
 
@@ -162,6 +165,43 @@ def c() -> None: ...
 
 flow = workflow.flow
 """
+
+
+@pytest.mark.parametrize("console", ["Prefect's", "one of the user's", "JSON"])
+def test_a_flow_in_a_process_of_its_own_writes_nothing_that_a_terminal_obeys(
+    console: str, cli: CommandLine, chain: str, db: Connection
+) -> None:
+    """As Prefect's pool workers execute it: Prefect's own console handler writes what the handler raised."""
+    cli.write(f"flows/{chain}.py", HANDLERS.replace("SLUG", chain))
+    run = f"import asyncio\nfrom flows.{chain} import flow\nasyncio.run(flow({{}}, return_state=True))"
+    setup = "import logging\nlogging.basicConfig(level='INFO', force=True)\n" if console == "one of the user's" else ""
+    more = {"PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json"} if console == "JSON" else {}
+    ended = subprocess.run(
+        [sys.executable, "-c", setup + run],
+        cwd=cli.directory,
+        env={**cli.environment, **more},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert get_run(db, find_only_run(db)).status == "failed"
+    assert "evil" in ended.stderr
+    assert_clean(ended.stdout + ended.stderr)
+    assert not [line for line in ended.stderr.splitlines() if line.startswith("2026-01-01")]
+
+
+def test_a_process_of_serve_writes_nothing_that_a_terminal_obeys(
+    cli: CommandLine, services: Services, chain: str, db: Connection
+) -> None:
+    cli.write(f"flows/{chain}.py", HANDLERS.replace("SLUG", chain))
+    serve = services.start("serve")
+    run_id = run_workflow(db, chain).id
+    wait_until(lambda: get_run(db, run_id).status == "failed", "the run fails")
+    serve.await_line("said by the handler: evil")
+    serve.await_line("step a: Task run failed with exception")
+    written = serve.log.read_text(encoding="utf-8")
+    assert_clean(written)
+    assert not [line for line in written.splitlines() if line.startswith("2026-01-01")]
 
 
 @pytest.fixture

@@ -46,5 +46,5 @@ def test_a_traceback_is_shown_where_the_handler_logs_it_and_not_where_the_step_e
     error = ValueError("no")
     own = formatter.format(make_record("prefect.task_runs", "caught it", error))
     ended = formatter.format(make_record("prefect.task_runs", "Task run failed with exception: no", error))
-    assert own.splitlines()[-1] == "ValueError: no"
+    assert own.splitlines()[-1] == "    ValueError: no"
     assert len(ended.splitlines()) == 1

@@ -1,0 +1,53 @@
+"""What Prefect's loggers of runs write to a console or a journal has no character that a terminal would obey."""
+
+import logging
+from collections.abc import Iterator
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.logging.formatters import JsonFormatter
+
+from pgflow_prefect.wording import CleanBlockFormatter, CleanFormatter, escape_json
+
+_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+"""What a handler raises and prints is logged by these, and so is how a flow run ends."""
+
+
+class _RunFormatter(CleanBlockFormatter):
+    """Writes records of runs as another formatter does, but cleaned; those of other code stay as they are."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not _is_of_run(record):
+            return self._inner.format(record)
+        written = self._inner.format(self.clean(record))
+        return escape_json(written) if isinstance(self._inner, JsonFormatter) else written
+
+    def formatException(self, ei: object) -> str:  # noqa: N802  the standard library's name
+        return self._inner.formatException(ei)  # type: ignore[arg-type]
+
+
+def clean_consoles() -> None:
+    """Have what is logged of runs cleaned, wherever this process writes it; once is enough.
+
+    Prefect's API gets the texts as they are.
+    """
+    for handler in _list_handlers():
+        if isinstance(handler, logging.StreamHandler):
+            inner = handler.formatter or logging.Formatter()
+            if not isinstance(inner, CleanBlockFormatter | CleanFormatter):
+                handler.setFormatter(_RunFormatter(inner))
+
+
+def _list_handlers() -> Iterator[logging.Handler]:
+    for name in _LOGGERS:
+        logger: logging.Logger | None = logging.getLogger(name)
+        while logger is not None:
+            yield from logger.handlers
+            logger = logger.parent if logger.propagate else None
+
+
+def _is_of_run(record: logging.LogRecord) -> bool:
+    return record.name.startswith(_LOGGERS) or TaskRunContext.get() is not None or FlowRunContext.get() is not None
