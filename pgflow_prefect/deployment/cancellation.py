@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_run
+from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_runs
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.host import Host
@@ -147,7 +147,8 @@ async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) ->
             flow_run = await client.read_flow_run(run.flow_run_id)
             if flow_run.state is not None and flow_run.state.is_final():
                 return
-            if not show_flow_run(flow_run, installation).is_of(run.id):
+            [shown] = await show_flow_runs(client, [flow_run], installation)
+            if not shown.is_of(run.id):
                 return  # rows name it, and they alone don't make it this installation's
             # Whoever executes it stops, and then says that it is cancelled; else there is nobody to wait for.
             lives = run.held is Held.LEASED

@@ -18,7 +18,11 @@ def find_foreign_tags(tags: Iterable[str], installation: UUID) -> list[str]:
     return sorted(tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX) and tag != own)
 
 
-def is_owned(tags: Iterable[str], installation: UUID) -> bool | None:
-    """Tell whether tags are of this installation alone; None where they name no installation."""
-    named = {tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX)}
-    return named == {make_ownership_tag(installation)} if named else None
+def is_owned(tags: Iterable[str], installation: UUID) -> bool:
+    """Tell whether tags are of this installation, and of no other one."""
+    return {tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX)} == {make_ownership_tag(installation)}
+
+
+def has_owner(tags: Iterable[str]) -> bool:
+    """Tell whether tags name an installation."""
+    return any(tag.startswith(OWNERSHIP_PREFIX) for tag in tags)

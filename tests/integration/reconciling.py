@@ -14,6 +14,7 @@ from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
+from pgflow_prefect.execution.ownership import make_ownership_tag
 from tests.conftest import Connection
 from tests.engine import wait_until_true
 from tests.integration.conftest import (
@@ -79,7 +80,7 @@ async def begin_run(
 ) -> tuple[UUID, FlowRun]:
     """Begin a run as a process does that is killed before its first step."""
     run_id = uuid4()
-    flow_run = await create_flow_run(client, workflow, run_id, state or Running())
+    flow_run = await create_flow_run(store, client, workflow, run_id, state or Running())
     await store.create_run(workflow.slug, "{}", run_id, flow_run.id)
     return run_id, flow_run
 
@@ -88,14 +89,17 @@ async def submit_run(store: Store, client: PrefectClient, workflow: Workflow) ->
     """Submit a run as a bridge does."""
     run_id = uuid4()
     epoch = await store.create_run(workflow.slug, "{}", run_id)
-    flow_run = await create_flow_run(client, workflow, run_id, Scheduled())
+    flow_run = await create_flow_run(store, client, workflow, run_id, Scheduled())
     assert epoch is not None
     assert await store.link_flow_run(run_id, epoch, flow_run.id, queued=True)
     return run_id, flow_run
 
 
-async def create_flow_run(client: PrefectClient, workflow: Workflow, run_id: UUID, state: State[None]) -> FlowRun:
-    created = await client.create_flow_run(workflow.flow, parameters={"run_id": str(run_id)})
+async def create_flow_run(
+    store: Store, client: PrefectClient, workflow: Workflow, run_id: UUID, state: State[None]
+) -> FlowRun:
+    tags = [make_ownership_tag(await store.read_installation())]
+    created = await client.create_flow_run(workflow.flow, tags=tags, parameters={"run_id": str(run_id)})
     await client.set_flow_run_state(created.id, state, force=True)
     return created
 

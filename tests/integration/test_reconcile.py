@@ -94,7 +94,7 @@ async def test_a_flow_run_that_lost_its_run_is_shown_as_crashed(
     store: Store, client: PrefectClient, db: Connection, workflow: Workflow
 ) -> None:
     run_id, former = await begin_run(store, client, workflow)
-    latest = await create_flow_run(client, workflow, run_id, Running())
+    latest = await create_flow_run(store, client, workflow, run_id, Running())
     await store.take_run(run_id, latest.id, force=True)
     hold(db)
 
@@ -128,8 +128,8 @@ async def test_a_run_whose_flow_run_crashed_before_it_began_is_handed_back(
 async def test_flow_runs_without_a_run_are_ended_where_that_is_wanted(
     store: Store, client: PrefectClient, workflow: Workflow
 ) -> None:
-    running = await create_flow_run(client, workflow, uuid4(), Running())
-    scheduled = await create_flow_run(client, workflow, uuid4(), Scheduled())
+    running = await create_flow_run(store, client, workflow, uuid4(), Running())
+    scheduled = await create_flow_run(store, client, workflow, uuid4(), Scheduled())
     assert await reconcile(store, client, apply=True, grace=0, lag=0) == [], "they may be another database's"
 
     assert await repair_all(store, client) == [Kind.ORPHANED_FLOW_RUN] * 2
@@ -142,7 +142,7 @@ async def test_a_flow_run_that_never_took_its_run_is_shown_as_crashed(
 ) -> None:
     row = db.execute("SELECT id FROM pgflow.run_workflow(%s, '{}')", (workflow.slug,)).fetchone()
     assert row is not None
-    flow_run = await create_flow_run(client, workflow, UUID(str(row[0])), Running())
+    flow_run = await create_flow_run(store, client, workflow, UUID(str(row[0])), Running())
 
     assert await repair_all(store, client) == [Kind.ZOMBIE]
     assert await read_state(client, flow_run) == "Crashed"

@@ -70,7 +70,7 @@ def a_flow_run(
     run_id: UUID | None = RUN,
 ) -> ShownFlowRun:
     state = name or type_.value.capitalize()
-    return ShownFlowRun(id_, "an-animal", type_, state, NOW - age, cancelled, deployed, run_id)
+    return ShownFlowRun(id_, "an-animal", type_, state, NOW - age, cancelled, deployed, run_id, owned=True)
 
 
 def a_step(

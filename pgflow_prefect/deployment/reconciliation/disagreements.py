@@ -52,7 +52,7 @@ class ShownFlowRun:
         is_cancelled: somebody has cancelled it, or is doing so.
         deployed: it has a deployment, so that something starts it when its time has come.
         run_id: its parameter of that name.
-        owned: its tags are of this installation alone; None: they name no installation.
+        owned: it is this installation's: its tags say so, or those of its deployment.
     """
 
     id: UUID
@@ -63,7 +63,7 @@ class ShownFlowRun:
     is_cancelled: bool = False
     deployed: bool = False
     run_id: UUID | None = None
-    owned: bool | None = None
+    owned: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -71,11 +71,11 @@ class ShownFlowRun:
         return self.type in TERMINAL_STATES
 
     def is_of(self, run_id: UUID) -> bool:
-        """Tell whether it is this installation's flow run of a run, and may be changed. Rows are no proof of that.
+        """Tell whether it is this installation's flow run of a run, and may be changed.
 
-        A flow run that creates its run has no parameter: then its tag has to say that it is this installation's.
+        Neither rows nor its parameter are a proof of that: anyone who uses the Prefect server may name a run.
         """
-        return self.run_id == run_id if self.owned is None else self.owned and self.named_run_id == run_id
+        return self.owned and self.named_run_id == run_id
 
     @property
     def named_run_id(self) -> UUID:

@@ -1,11 +1,13 @@
 """What Prefect shows, read many at a time."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowFilter,
     FlowFilterId,
     FlowFilterName,
@@ -23,7 +25,7 @@ from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
 from pgflow_prefect.execution.flow import read_run_id
-from pgflow_prefect.execution.ownership import is_owned
+from pgflow_prefect.execution.ownership import has_owner, is_owned
 from pgflow_prefect.execution.states import is_cancelled
 
 PAGE = 200
@@ -39,8 +41,8 @@ async def read_flow_runs(client: PrefectClient, ids: Iterable[UUID], installatio
     found: dict[UUID, ShownFlowRun] = {}
     for some in _split([*ids]):
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=some))
-        for flow_run in await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE):
-            found[flow_run.id] = show_flow_run(flow_run, installation)
+        page = await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
+        found |= {shown.id: shown for shown in await show_flow_runs(client, page, installation)}
     return found
 
 
@@ -92,12 +94,24 @@ async def list_open_flow_runs(
                 limit=PAGE,
                 offset=offset,
             )
-            yield [(names[flow_run.flow_id], show_flow_run(flow_run, installation)) for flow_run in page]
+            shown = await show_flow_runs(client, page, installation)
+            yield [(names[flow_run.flow_id], each) for flow_run, each in zip(page, shown, strict=True)]
             offset += PAGE
 
 
-def show_flow_run(flow_run: FlowRun, installation: UUID) -> ShownFlowRun:
-    """Return what there is to compare of a flow run, for this installation."""
+async def show_flow_runs(client: PrefectClient, flow_runs: Sequence[FlowRun], installation: UUID) -> list[ShownFlowRun]:
+    """Return what there is to compare of flow runs, at most a page of them, for this installation.
+
+    A flow run of an older version has no tag that names its installation. It is this one's if its deployment is.
+    """
+    asked = {each.deployment_id for each in flow_runs if not has_owner(each.tags)} - {None}
+    chosen = DeploymentFilter(id=DeploymentFilterId(any_=[each for each in asked if each is not None]))
+    found = await client.read_deployments(deployment_filter=chosen, limit=PAGE) if asked else []
+    own = {each.id for each in found if is_owned(each.tags, installation)}
+    return [_show_flow_run(each, installation, own) for each in flow_runs]
+
+
+def _show_flow_run(flow_run: FlowRun, installation: UUID, own_deployments: Collection[UUID]) -> ShownFlowRun:
     state = flow_run.state
     assert state is not None, "Prefect creates no flow run without a state"
     return ShownFlowRun(
@@ -109,7 +123,11 @@ def show_flow_run(flow_run: FlowRun, installation: UUID) -> ShownFlowRun:
         is_cancelled=is_cancelled(state),
         deployed=flow_run.deployment_id is not None,
         run_id=read_run_id(flow_run),
-        owned=is_owned(flow_run.tags, installation),
+        owned=(
+            is_owned(flow_run.tags, installation)
+            if has_owner(flow_run.tags)
+            else flow_run.deployment_id in own_deployments
+        ),
     )
 
 

@@ -60,8 +60,7 @@ async def reconcile(
         client: Prefect's API.
         apply: repair it.
         everything: look at runs, too, that were seen to agree.
-        strangers: look for flow runs, too, whose run the database does not have: of this installation, and those whose
-            tags name none.
+        strangers: look for flow runs of this installation, too, whose run the database does not have.
         grace: seconds for which Prefect may be behind.
         lag: seconds for which its task runs may be behind.
         executing: returns the runs that this process executes: of these it knows better than any row.
@@ -167,7 +166,7 @@ class _Comparer:
         return [await repair(self.store, self.client, each) for each in differing] if apply else differing
 
     async def _find_strangers(self, page: Iterable[tuple[str, ShownFlowRun]]) -> list[Disagreement]:
-        shown = {each.id: (slug, each) for slug, each in page if each.owned is not False}
+        shown = {each.id: (slug, each) for slug, each in page if each.owned}
         run_ids = {each.id: each.named_run_id for _, each in shown.values()}
         existing, takers = await self.store.find_known(run_ids.values(), shown)
         ours = self.executing()
@@ -175,7 +174,6 @@ class _Comparer:
         for flow_run_id, (slug, each) in shown.items():
             run_id = run_ids[flow_run_id]
             if flow_run_id not in takers and run_id not in ours:
-                # Without a tag, the id of the run that it would create proves nothing.
-                known = run_id if run_id in existing and each.is_of(run_id) else None
+                known = run_id if run_id in existing else None
                 found.append(compare_stranger(slug, each, known, datetime.now(UTC), self.grace))
         return [each for each in found if each is not None]
