@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.consumer_store import ConsumerStore, Handover
+from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
@@ -283,15 +284,17 @@ class _Consumer:
 
     def run(self, visibility: float) -> None:
         """Listen until the event is set, over lost links."""
-        pause = _FIRST_PAUSE
+        pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while not self.stop.is_set():
             began = monotonic()
             try:
                 with translate_broker_errors(self.address, self.login):
                     self._listen(visibility)
             except RetryLaterError as error:
-                pause = _FIRST_PAUSE if monotonic() - began > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
-                _log.warning("%s; again in %g s", error, pause)
+                if monotonic() - began > _LONGEST_PAUSE:
+                    pauses.reset()
+                pause = pauses.draw()
+                _log.warning("%s; again in %.1f s", error, pause)
                 self.stop.wait(pause)
         wait([job.work for job in self._jobs.values()])
 

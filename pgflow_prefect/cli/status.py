@@ -87,15 +87,18 @@ async def _await_end(
 ) -> Snapshot:
     import anyio
 
-    interval = _SHORTEST_INTERVAL
+    from pgflow_prefect.database.pauses import Pauses
+
+    intervals = Pauses(_SHORTEST_INTERVAL, _LONGEST_INTERVAL, factor=1.5)
     while not found.has_ended:
-        await anyio.sleep(interval)
+        await anyio.sleep(intervals.draw())
         try:
             latest = await _read(store, found.run.id, found.order, with_payload=with_payload)
         except DatabaseUnavailableError:  # it may come back; whoever watches can end it
             await store.drop_broken_connections()
             latest = found
-        interval = _SHORTEST_INTERVAL if latest != found else min(interval * 1.5, _LONGEST_INTERVAL)
+        if latest != found:
+            intervals.reset()
         if view is not None:
             view.update(found, latest)
         found = latest

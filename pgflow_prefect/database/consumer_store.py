@@ -9,6 +9,7 @@ import anyio
 from pydantic import JsonValue
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
+from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import TransientError, translate_errors
@@ -94,7 +95,7 @@ class ConsumerStore:
 
     async def _fetch(self, query: str, **parameters: object) -> Row | None:
         deadline = monotonic() + self.patience
-        pause = _FIRST_PAUSE
+        pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             try:
                 # Bounded as a whole: a server that hangs need not be waited for either.
@@ -103,10 +104,9 @@ class ConsumerStore:
             except TimeoutError:
                 raise TransientError(f"PostgreSQL has not answered for {self.patience:g} s") from None
             except DatabaseUnavailableError:
-                if monotonic() + pause > deadline:
+                if monotonic() + (pause := pauses.draw()) > deadline:
                     raise
                 await anyio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _fetch_once(self, query: str, parameters: dict[str, object]) -> Row | None:
         connection = await connect(self.dsn, timeout=self.connect_timeout)

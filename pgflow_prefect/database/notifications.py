@@ -6,6 +6,7 @@ import anyio
 import psycopg
 
 from pgflow_prefect.database.connection import connect
+from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.errors import PgflowPrefectError
 
@@ -44,12 +45,12 @@ async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
         bell: what to ring.
         connect_timeout: in seconds.
     """
-    wait = _SHORTEST_WAIT
+    pauses = Pauses(_SHORTEST_WAIT, _LONGEST_WAIT)
     while True:
         try:
             async with await connect(dsn, timeout=connect_timeout, bound=2 * _SILENCE) as connection:
                 await connection.execute(QUERIES["listen"])
-                wait = _SHORTEST_WAIT
+                pauses.reset()
                 bell.ring()  # for what was missed until now
                 while True:
                     async for _ in connection.notifies(timeout=_SILENCE):
@@ -57,5 +58,4 @@ async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
                     await connection.execute(QUERIES["probe"])
         except (psycopg.Error, PgflowPrefectError) as error:
             _logger.warning("not listening to PostgreSQL: %s", str(error).strip())
-        await anyio.sleep(wait)
-        wait = min(2 * wait, _LONGEST_WAIT)
+        await anyio.sleep(pauses.draw())

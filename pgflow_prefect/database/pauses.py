@@ -7,11 +7,32 @@ from time import monotonic
 _SHORTEST, _LONGEST = 0.1, 5.0  # seconds
 
 
+class Pauses:
+    """The seconds to wait before each further try of one thing: longer each time, until it has worked.
+
+    Attributes:
+        shortest: the first pause, and the first one after `reset`.
+        longest: no pause is longer.
+        factor: by which pauses grow.
+    """
+
+    def __init__(self, shortest: float = _SHORTEST, longest: float = _LONGEST, *, factor: float = 2.0) -> None:
+        self.shortest, self.longest, self.factor = shortest, longest, factor
+        self._next = shortest
+
+    def draw(self) -> float:
+        """Return the next pause, spread at random: a server that comes back should not meet all clients at once."""
+        pause, self._next = self._next, min(self.factor * self._next, self.longest)
+        return pause * random.uniform(0.7, 1.3)  # noqa: S311  no secret
+
+    def reset(self) -> None:
+        """Begin with the shortest pause again."""
+        self._next = self.shortest
+
+
 def make_pauses(patience: float) -> Iterator[float]:
     """Yield the seconds to wait before each further try, for `patience` seconds from the first of them."""
     deadline = monotonic() + patience
-    pause = _SHORTEST
-    while monotonic() + pause <= deadline:
-        # A server that comes back should not meet everybody at once.
-        yield pause * random.uniform(0.7, 1.3)  # noqa: S311  no secret
-        pause = min(2 * pause, _LONGEST)
+    pauses = Pauses()
+    while monotonic() + (pause := pauses.draw()) <= deadline:
+        yield pause

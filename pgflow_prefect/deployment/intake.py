@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pgflow_prefect.database.notifications import Bell
+from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.turns import Place
@@ -51,6 +52,7 @@ class Intake:
     executing: Callable[[], Collection[UUID]] = tuple
     stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
+    _pauses: Pauses = field(default_factory=lambda: Pauses(_SHORTEST_PAUSE, _LONGEST_PAUSE), init=False)
     _next_look: float = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -152,8 +154,9 @@ class Intake:
         try:
             await self.handle(taken, place)
             self._pause = 0
+            self._pauses.reset()
         except PrefectUnavailableError as error:
-            self._pause = min(max(2 * self._pause, _SHORTEST_PAUSE), _LONGEST_PAUSE)
+            self._pause = self._pauses.draw()
             _logger.warning("run %s: %s; trying again in %.1f s", taken.run_id, error, self._pause)
         except PgflowPrefectError as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and somebody takes it again

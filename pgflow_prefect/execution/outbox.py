@@ -22,6 +22,7 @@ from prefect.events.clients import EventsClient, get_events_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
+from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.execution.redaction import describe_error
 
 T = TypeVar("T")
@@ -210,20 +211,20 @@ class Outbox:
             return self._client
 
     async def _send_all(self) -> None:
-        wait = _SHORTEST_WAIT
+        pauses = Pauses(_SHORTEST_WAIT, _LONGEST_WAIT)
         while await self._await_events():
             try:
                 async with get_events_client() as client:
                     while await self._await_events():
                         await self._send_next(client)
-                        wait, self._is_told = _SHORTEST_WAIT, False
+                        self._is_told = False
+                        pauses.reset()
             except Exception as error:  # noqa: BLE001  whatever keeps it from connecting, or from going on
                 if not self._is_told:
                     _logger.warning("Prefect does not take events: %s; trying again", describe_error(error))
                 self._is_told = True
                 self._take_back()
-                await asyncio.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                await asyncio.sleep(pauses.draw())
 
     def _take_back(self) -> None:
         """Have the latest be sent again: the client would have done that, and the next one knows nothing of them."""

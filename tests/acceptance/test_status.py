@@ -92,7 +92,13 @@ def test_every_command_takes_latest_and_the_beginning_of_an_id(cli: CommandLine,
     assert json.loads(cancelled.out)["run"]["id"] == str(first)
     assert json.loads(cli("retry", "aaaaaaaa-0000", "--json").out) == {
         "run": json.loads(cancelled.out)["run"]
-        | {"status": "pending", "error_message": None, "finished_at": None, "epoch": get_run(db, first).epoch},
+        | {
+            "status": "pending",
+            "ended_as": None,
+            "error_message": None,
+            "finished_at": None,
+            "epoch": get_run(db, first).epoch,
+        },
         "enabled": False,
     }
     resumed = cli("run", "--resume", "latest")
