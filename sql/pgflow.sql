@@ -154,6 +154,54 @@ COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
     'PUBLIC on the functions that were there before, too. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.reserve_pages(schema_name text, table_names text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    reserved record;
+    known CONSTANT text[] := string_to_array(current_setting('pgflow.known_objects'), ' ');
+    dropped text;
+    restored text;
+BEGIN
+    FOR reserved IN
+        SELECT c.oid::regclass AS name, ('pg_class'::regclass::oid || '/' || c.oid) <> ALL (known) AS is_new,
+               string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns,
+               string_agg(CASE WHEN a.atttypid = 'uuid'::regtype THEN 'gen_random_uuid()'
+                               WHEN a.atttypid = 'text'::regtype THEN 'n || repeat(''x'', 1800)'
+                               WHEN a.atttypid IN ('int4'::regtype, 'int8'::regtype, 'float8'::regtype) THEN 'n'
+                               WHEN a.atttypid = 'timestamptz'::regtype THEN 'now()'
+                               WHEN a.atttypid = 'bool'::regtype THEN 'true'
+                               ELSE '''{}''' END, ', ' ORDER BY a.attnum) AS filler,
+               CASE WHEN 'text'::regtype = ANY (array_agg(a.atttypid)) THEN 64 ELSE 2400 END AS rows
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND a.attnotnull
+        WHERE c.relnamespace = to_regnamespace(quote_ident(schema_name)) AND c.relname = ANY (table_names)
+          AND 'vacuum_truncate=false' <> ALL (coalesce(c.reloptions, '{}'))
+        GROUP BY c.oid
+    LOOP
+        EXECUTE format('ALTER TABLE %s SET (vacuum_truncate = false)', reserved.name); -- or they would be given back
+        CONTINUE WHEN NOT reserved.is_new; -- with rows and triggers of its users
+        -- Without what the filling rows would violate, for as long as they are there.
+        SELECT string_agg(format('DROP CONSTRAINT %I', conname), ', '),
+               string_agg(format('ADD CONSTRAINT %I %s', conname, pg_get_constraintdef(oid)), ', ')
+        INTO dropped, restored
+        FROM pg_constraint WHERE conrelid = reserved.name AND contype IN ('c', 'f');
+        EXECUTE coalesce('ALTER TABLE ' || reserved.name || ' ' || dropped, 'SELECT');
+        EXECUTE format('INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM generate_series(1, %s) AS n',
+                       reserved.name, reserved.columns, reserved.filler, reserved.rows);
+        EXECUTE format('DELETE FROM %s', reserved.name);
+        EXECUTE coalesce('ALTER TABLE ' || reserved.name || ' ' || restored, 'SELECT');
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.reserve_pages(text, text[]) IS
+    'Gives tables that a script has just created 16 empty pages for good. Where a table is analyzed while it has one '
+    'page, a session plans to scan it, and keeps that plan however large the table grows: also that of the check of a '
+    'foreign key. With 16 pages the index is always cheaper. So no statement needs a planner setting, which the '
+    'triggers of users would find as well. Internal.';
+
+
 ------------------------------------------------------------------------------------------------------------
 -- Definition: what a user writes
 ------------------------------------------------------------------------------------------------------------
@@ -356,6 +404,13 @@ EXCEPTION
         RAISE WARNING 'which runs were cancelled before this upgrade can''t be noted: %', SQLERRM;
 END
 $cancelled$;
+
+DO $pages$
+BEGIN
+    PERFORM pgflow.reserve_pages('pgflow', ARRAY['workflows', 'steps', 'deps', 'runs', 'step_states', 'definitions',
+                                                 'definition_steps', 'definition_deps', 'waiting_steps']);
+END
+$pages$;
 
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
@@ -1213,6 +1268,69 @@ COMMENT ON FUNCTION pgflow.get_ready_steps(uuid) IS
     'The steps of a pending run that have no state yet and whose upstream steps are all completed.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.count_states(run_id uuid, definition_id bigint, OUT completed int, OUT failed text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
+AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT count(*) FILTER (WHERE s.status = 'completed'),
+           min(format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given')))
+               FILTER (WHERE s.status = 'failed')
+    INTO count_states.completed, count_states.failed
+    FROM pgflow.step_states s
+    JOIN pgflow.definition_steps d ON d.definition_id = count_states.definition_id AND d.slug = s.step_slug
+    WHERE s.run_id = count_states.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_states(uuid, bigint) IS
+    'How many steps of a definition a run has completed, and the reason of one that has failed. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_unmet(run_id uuid, definition_id bigint)
+RETURNS TABLE (step_slug text, unmet int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.to_step_slug, (count(*) FILTER (WHERE s.status IS DISTINCT FROM 'completed'))::int
+        FROM pgflow.definition_deps d
+        LEFT JOIN pgflow.step_states s ON s.step_slug = d.from_step_slug AND s.run_id = count_unmet.run_id
+        WHERE d.definition_id = count_unmet.definition_id AND d.to_in_degree > 1
+        GROUP BY d.to_step_slug
+        -- None completed: no row yet. All completed: it starts.
+        HAVING count(*) FILTER (WHERE s.status = 'completed') BETWEEN 1 AND count(*) - 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_unmet(uuid, bigint) IS
+    'The joins of which a run has completed some upstream steps, and how many are still missing. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_deleted_step(workflow_slug text, definition_id bigint) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off -- as in find_cycle
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN (SELECT d.slug FROM pgflow.definition_steps d
+            WHERE d.definition_id = find_deleted_step.definition_id
+              AND NOT EXISTS (SELECT FROM pgflow.steps s
+                              WHERE s.workflow_slug = find_deleted_step.workflow_slug AND s.slug = d.slug)
+            LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_deleted_step(text, bigint) IS
+    'A step of this definition that its workflow does not have any more; NULL where there is none. Internal.';
+
+
 ------------------------------------------------------------------------------------------------------------
 -- Transitions. Each locks the run's row first, then the step's, and reads what it decides by in statements of
 -- its own after that: two upstream steps that finish at the same moment take turns, and the second one sees
@@ -1222,27 +1340,78 @@ COMMENT ON FUNCTION pgflow.get_ready_steps(uuid) IS
 -- written, and raises 09000 where they were not: otherwise a run would wait for ever, or an owner would believe that
 -- another one has taken it.
 --
--- The planner settings: plans made while the tables were empty or never analyzed would scan them for ever.
+-- None of them, and nothing that calls one, has a SET clause: triggers of yours on runs and step_states run inside, and
+-- find the settings of your session. So each name is qualified here, those of pg_catalog and its operators too: no
+-- object of another schema is taken for them, whatever the session's search_path. IN, IS DISTINCT FROM, LIKE and a
+-- CASE of one value can't name their operator, and are not used. What needs a setting of the planner is a function of
+-- its own that only reads. refuse_policies does what row_security = off does elsewhere.
 ------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.is_under_policies() RETURNS boolean
+LANGUAGE sql STABLE -- no SET clause: it becomes part of the expression that calls it
+AS $$
+    SELECT pg_catalog.row_security_active('pgflow.runs'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.step_states'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.waiting_steps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.definitions'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.definition_steps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.definition_deps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.workflows'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.steps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.deps'::pg_catalog.regclass)
+$$;
+
+COMMENT ON FUNCTION pgflow.is_under_policies() IS
+    'True where row-level security applies to the current user in a table that runs are moved by.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.refuse_policies(VARIADIC schema_names text[] DEFAULT '{pgflow}') RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+DECLARE
+    filtered text;
+BEGIN
+    SELECT n.nspname || '.' || c.relname INTO filtered
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = ANY (schema_names) AND c.relkind IN ('r', 'p') AND row_security_active(c.oid)
+    ORDER BY c.relname <> 'runs', n.nspname, c.relname LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'the role "%" may not see every row of %: the query would be affected by row-level security '
+                        'policy for table "%"', current_user, filtered, split_part(filtered, '.', 2)
+            USING ERRCODE = 'insufficient_privilege', CONSTRAINT = 'row_level_security',
+                  HINT = format('Half of the rows is worse than none. Connect as the owner of the tables, or as a role '
+                                'that has BYPASSRLS: ALTER ROLE %I BYPASSRLS.', current_user);
+    END IF;
+    RETURN false;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_policies(text[]) IS
+    'Raises 42501 where row-level security applies to the current user in a table of these schemas; else returns '
+    'false. A policy that hides no row counts as well: the next one may.';
+
 
 CREATE OR REPLACE FUNCTION pgflow.lock_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs;
 BEGIN
-    SELECT * INTO run FROM pgflow.runs r WHERE r.id = lock_run.run_id FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'unknown run %', coalesce(run_id::text, 'NULL') USING ERRCODE = 'no_data_found';
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
     END IF;
-    IF run.definition_id IS NULL AND run.status = 'pending' THEN
+    SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) lock_run.run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'unknown run %', coalesce(run_id::pg_catalog.text, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    IF run.definition_id IS NULL AND run.status OPERATOR(pg_catalog.=) 'pending' THEN
         -- Inserted by hand, or before this script: its first transition.
         BEGIN
             PERFORM pgflow.snapshot(run.workflow_slug);
-        EXCEPTION WHEN invalid_parameter_value OR no_data_found THEN
-            RETURN pgflow.end_run(run, format('the run can''t begin: %s', SQLERRM)); -- no steps, or a cycle
+        EXCEPTION WHEN invalid_parameter_value OR no_data_found THEN -- no steps, or a cycle
+            RETURN pgflow.end_run(run, pg_catalog.format('the run can''t begin: %s', SQLERRM));
         END;
         run := pgflow.recompute_run(run);
     END IF;
@@ -1271,8 +1440,6 @@ CREATE OR REPLACE FUNCTION pgflow.run_workflow(
     workflow_slug text, payload jsonb, run_id uuid DEFAULT gen_random_uuid()
 ) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1284,21 +1451,22 @@ BEGIN
         RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON value, ''{}'' for none.';
     END IF;
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     definition := pgflow.find_definition(workflow_slug);
-    -- With the caller's rights: where a policy hides definitions from the caller, this is an error.
-    PERFORM FROM pgflow.workflows w JOIN pgflow.definitions d ON d.workflow_slug = w.slug WHERE d.id = definition.id;
     INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining)
-    VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, gen_random_uuid()), run_workflow.payload,
-            definition.id, definition.step_count)
+    VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, pg_catalog.gen_random_uuid()),
+            run_workflow.payload, definition.id, definition.step_count)
     ON CONFLICT (id) DO NOTHING
     RETURNING * INTO run;
     IF NOT FOUND THEN
-        SELECT * INTO run FROM pgflow.runs r WHERE r.id = run_workflow.run_id;
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run_workflow.run_id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the run of workflow "%" was not stored: a trigger or rule on pgflow.runs skipped it',
                             workflow_slug
                 USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
-        ELSIF run.workflow_slug <> run_workflow.workflow_slug THEN
+        ELSIF run.workflow_slug OPERATOR(pg_catalog.<>) run_workflow.workflow_slug THEN
             RAISE EXCEPTION 'run % exists already, of workflow "%"', run.id, run.workflow_slug
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -1307,10 +1475,13 @@ BEGIN
 
     INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
     SELECT run.workflow_slug, run.id, s.slug
-    FROM pgflow.definition_steps s WHERE s.definition_id = definition.id AND s.in_degree = 0;
+    FROM pgflow.definition_steps s
+    WHERE s.definition_id OPERATOR(pg_catalog.=) definition.id AND s.in_degree OPERATOR(pg_catalog.=) 0;
     GET DIAGNOSTICS started = ROW_COUNT;
-    IF started < (SELECT count(*) FROM pgflow.definition_steps s
-                  WHERE s.definition_id = definition.id AND s.in_degree = 0) THEN
+    IF started OPERATOR(pg_catalog.<) (
+        SELECT pg_catalog.count(*) FROM pgflow.definition_steps s
+        WHERE s.definition_id OPERATOR(pg_catalog.=) definition.id AND s.in_degree OPERATOR(pg_catalog.=) 0
+    ) THEN
         RAISE EXCEPTION 'a step of run % was not started: a trigger or rule on pgflow.step_states skipped it', run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
@@ -1326,19 +1497,19 @@ COMMENT ON FUNCTION pgflow.run_workflow(text, jsonb, uuid) IS
 
 CREATE OR REPLACE FUNCTION pgflow.start_step(run_id uuid, step_slug text) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
 BEGIN
-    SELECT * INTO state FROM pgflow.step_states s WHERE s.run_id = run.id AND s.step_slug = start_step.step_slug;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) start_step.step_slug;
     IF FOUND THEN
         RETURN state;
     END IF;
     PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
-    IF run.status <> 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RAISE EXCEPTION 'step "%" can''t start: run % is %', step_slug, run.id, run.status
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
@@ -1392,38 +1563,37 @@ CREATE OR REPLACE FUNCTION pgflow.claim_step(
     upstream text[] DEFAULT NULL, with_payload boolean DEFAULT true
 ) RETURNS TABLE (status text, attempt int, step_result jsonb, payload jsonb, upstream_results jsonb)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
 BEGIN
-    IF claim_step.epoch <> run.epoch THEN
+    IF claim_step.epoch OPERATOR(pg_catalog.<>) run.epoch THEN
         RAISE EXCEPTION 'step "%" of run % can''t be claimed in epoch %: the run is in epoch %',
                         step_slug, run.id, epoch, run.epoch
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_epoch',
                   HINT = 'Another owner has taken the run: stop working on it.';
     END IF;
-    IF run.status <> 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
         RAISE EXCEPTION 'step "%" can''t be claimed: run % is %', step_slug, run.id, run.status
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
     END IF;
 
     UPDATE pgflow.step_states s
-    SET attempts = s.attempts + 1, started_at = clock_timestamp()
-    WHERE s.run_id = run.id AND s.step_slug = claim_step.step_slug AND s.status = 'pending'
+    SET attempts = s.attempts OPERATOR(pg_catalog.+) 1, started_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
         state := pgflow.unaccepted_state(run, step_slug, 'claimed');
-        IF state.status = 'failed' THEN
+        IF state.status OPERATOR(pg_catalog.=) 'failed' THEN
             RAISE EXCEPTION 'step "%" of run % can''t be claimed: it has failed', step_slug, run.id
                 USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'step_states_status';
-        ELSIF state.status = 'completed' THEN
-            RETURN QUERY SELECT state.status, state.attempts, state.step_result, NULL::jsonb, NULL::jsonb;
+        ELSIF state.status OPERATOR(pg_catalog.=) 'completed' THEN
+            RETURN QUERY SELECT state.status, state.attempts, state.step_result,
+                                NULL::pg_catalog.jsonb, NULL::pg_catalog.jsonb;
             RETURN;
         END IF;
         state.started_at := NULL;
@@ -1435,27 +1605,32 @@ BEGIN
     END IF;
 
     IF with_payload THEN
-        payload := CASE WHEN pg_column_size(run.payload) > 2000 OR octet_length(run.payload::text) > 1000
-                             OR jsonb_path_exists(run.payload, 'strict $.**{100}')
-                        THEN pgflow.check_json(run.payload, true, format('the payload of run %s', run.id))
+        payload := CASE WHEN pg_catalog.pg_column_size(run.payload) OPERATOR(pg_catalog.>) 2000
+                             OR pg_catalog.octet_length(run.payload::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
+                             OR pg_catalog.jsonb_path_exists(run.payload, 'strict $.**{100}')
+                        THEN pgflow.check_json(run.payload, true, pg_catalog.format('the payload of run %s', run.id))
                         ELSE run.payload END;
     END IF;
-    IF claim_step.upstream IS NULL OR cardinality(claim_step.upstream) > 0 THEN
-        SELECT jsonb_object_agg(s.step_slug, CASE
-                   WHEN pg_column_size(s.step_result) > 2000 OR octet_length(s.step_result::text) > 1000
-                        OR jsonb_path_exists(s.step_result, 'strict $.**{100}')
-                   THEN pgflow.check_json(s.step_result, false, format('the result of step "%s"', s.step_slug))
+    IF claim_step.upstream IS NULL OR pg_catalog.cardinality(claim_step.upstream) OPERATOR(pg_catalog.>) 0 THEN
+        SELECT pg_catalog.jsonb_object_agg(s.step_slug, CASE
+                   WHEN pg_catalog.pg_column_size(s.step_result) OPERATOR(pg_catalog.>) 2000
+                        OR pg_catalog.octet_length(s.step_result::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
+                        OR pg_catalog.jsonb_path_exists(s.step_result, 'strict $.**{100}')
+                   THEN pgflow.check_json(s.step_result, false,
+                                          pg_catalog.format('the result of step "%s"', s.step_slug))
                    ELSE s.step_result END)
         INTO upstream_results
         FROM pgflow.definition_deps d
         CROSS JOIN LATERAL (
             SELECT s.step_slug, s.step_result FROM pgflow.step_states s
-            WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug OFFSET 0 -- as in closes_cycle
+            WHERE s.run_id OPERATOR(pg_catalog.=) run.id
+              AND s.step_slug OPERATOR(pg_catalog.=) d.from_step_slug OFFSET 0 -- as in closes_cycle
         ) s
-        WHERE d.definition_id = run.definition_id AND d.to_step_slug = claim_step.step_slug
-          AND (claim_step.upstream IS NULL OR d.from_step_slug = ANY (claim_step.upstream));
+        WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+          AND d.to_step_slug OPERATOR(pg_catalog.=) claim_step.step_slug
+          AND (claim_step.upstream IS NULL OR d.from_step_slug OPERATOR(pg_catalog.=) ANY (claim_step.upstream));
     END IF;
-    RETURN QUERY SELECT state.status, state.attempts, NULL::jsonb, payload, coalesce(upstream_results, '{}');
+    RETURN QUERY SELECT state.status, state.attempts, NULL::pg_catalog.jsonb, payload, coalesce(upstream_results, '{}');
 END
 $$;
 
@@ -1468,73 +1643,80 @@ CREATE OR REPLACE FUNCTION pgflow.complete_step(
     run_id uuid, step_slug text, step_result jsonb, epoch int DEFAULT NULL, attempt int DEFAULT NULL
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
-    next_steps text[];    -- downstream steps with this one upstream step
-    joining_steps text[]; -- downstream steps with several ...
-    met_steps text[];     -- ... of which this was the last one
-    met text;
+    next_steps pg_catalog.text[];    -- downstream steps with this one upstream step
+    joining_steps pg_catalog.text[]; -- downstream steps with several ...
+    met_steps pg_catalog.text[];     -- ... of which this was the last one
+    met pg_catalog.text;
     started bigint;
-    remaining CONSTANT int := run.remaining - 1;
+    remaining CONSTANT int := run.remaining OPERATOR(pg_catalog.-) 1;
 BEGIN
     UPDATE pgflow.step_states s
-    SET status = 'completed', step_result = complete_step.step_result, finished_at = clock_timestamp()
-    WHERE s.run_id = run.id AND s.step_slug = complete_step.step_slug AND s.status = 'pending'
-      AND (complete_step.epoch IS NULL OR complete_step.epoch = run.epoch)
+    SET status = 'completed', step_result = complete_step.step_result, finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) complete_step.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
+      AND (complete_step.epoch IS NULL OR complete_step.epoch OPERATOR(pg_catalog.=) run.epoch)
       -- A step that was reopened and not claimed again has no attempt under way.
-      AND (complete_step.attempt IS NULL OR (complete_step.attempt = s.attempts AND s.started_at IS NOT NULL))
+      AND (complete_step.attempt IS NULL
+           OR (complete_step.attempt OPERATOR(pg_catalog.=) s.attempts AND s.started_at IS NOT NULL))
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
         state := pgflow.unaccepted_state(run, step_slug, 'completed');
-        IF (state.status = 'pending' AND (complete_step.epoch IS NULL OR complete_step.epoch = run.epoch)
+        IF (state.status OPERATOR(pg_catalog.=) 'pending'
+            AND (complete_step.epoch IS NULL OR complete_step.epoch OPERATOR(pg_catalog.=) run.epoch)
             AND (complete_step.attempt IS NULL
-                 OR (complete_step.attempt = state.attempts AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
+                 OR (complete_step.attempt OPERATOR(pg_catalog.=) state.attempts
+                     AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
             RETURN state;
         END IF;
     END IF;
-    IF state.status <> 'completed' THEN
+    IF state.status OPERATOR(pg_catalog.<>) 'completed' THEN
         RAISE EXCEPTION 'the completion of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
                         'skipped it', step_slug, run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
 
-    SELECT array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree = 1),
-           array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree > 1)
+    SELECT pg_catalog.array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree OPERATOR(pg_catalog.=) 1),
+           pg_catalog.array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree OPERATOR(pg_catalog.>) 1)
     INTO next_steps, joining_steps
     FROM pgflow.definition_deps d
-    WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug;
+    WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+      AND d.from_step_slug OPERATOR(pg_catalog.=) complete_step.step_slug;
 
     IF joining_steps IS NOT NULL THEN
         -- Counted, not looked at: a completion costs as much as it has downstream steps, however wide the join.
         WITH counted AS (
             INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet)
-            SELECT run.id, d.to_step_slug, d.to_in_degree - 1
+            SELECT run.id, d.to_step_slug, d.to_in_degree OPERATOR(pg_catalog.-) 1
             FROM pgflow.definition_deps d
-            WHERE d.definition_id = run.definition_id AND d.from_step_slug = complete_step.step_slug
-              AND d.to_in_degree > 1
-            ON CONFLICT (run_id, step_slug) DO UPDATE SET unmet = w.unmet - 1
+            WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+              AND d.from_step_slug OPERATOR(pg_catalog.=) complete_step.step_slug
+              AND d.to_in_degree OPERATOR(pg_catalog.>) 1
+            ON CONFLICT (run_id, step_slug) DO UPDATE SET unmet = w.unmet OPERATOR(pg_catalog.-) 1
             RETURNING w.step_slug, w.unmet
-        ) SELECT coalesce(array_agg(c.step_slug), '{}') INTO met_steps FROM counted c WHERE c.unmet = 0;
+        ) SELECT coalesce(pg_catalog.array_agg(c.step_slug), '{}') INTO met_steps
+        FROM counted c WHERE c.unmet OPERATOR(pg_catalog.=) 0;
         FOREACH met IN ARRAY met_steps LOOP -- one by one: a join may be planned to read all of the run's
-            DELETE FROM pgflow.waiting_steps w WHERE w.run_id = run.id AND w.step_slug = met;
+            DELETE FROM pgflow.waiting_steps w
+            WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) met;
         END LOOP;
-        next_steps := next_steps || met_steps;
+        next_steps := next_steps OPERATOR(pg_catalog.||) met_steps;
     END IF;
 
-    IF run.status = 'pending' AND cardinality(next_steps) > 0 THEN
+    IF run.status OPERATOR(pg_catalog.=) 'pending' AND pg_catalog.cardinality(next_steps) OPERATOR(pg_catalog.>) 0
+    THEN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
-        SELECT run.workflow_slug, run.id, ready.slug FROM unnest(next_steps) AS ready(slug)
+        SELECT run.workflow_slug, run.id, ready.slug FROM pg_catalog.unnest(next_steps) AS ready(slug)
         ON CONFLICT (run_id, step_slug) DO NOTHING; -- started by hand
         GET DIAGNOSTICS started = ROW_COUNT;
-        IF started < cardinality(next_steps) THEN
+        IF started OPERATOR(pg_catalog.<) pg_catalog.cardinality(next_steps) THEN
             FOREACH met IN ARRAY next_steps LOOP
-                PERFORM FROM pgflow.step_states s WHERE s.run_id = run.id AND s.step_slug = met;
+                PERFORM FROM pgflow.step_states s
+                WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) met;
                 IF NOT FOUND THEN
                     RAISE EXCEPTION 'step "%" of run % was not started: a trigger or rule on pgflow.step_states '
                                     'skipped it', met, run.id
@@ -1545,16 +1727,18 @@ BEGIN
     END IF;
 
     UPDATE pgflow.runs r
-    SET remaining = r.remaining - 1,
-        status = CASE WHEN r.status = 'pending' AND r.remaining = 1 THEN 'completed' ELSE r.status END,
-        finished_at = CASE WHEN r.status = 'pending' AND r.remaining = 1 THEN clock_timestamp() ELSE r.finished_at END
-    WHERE r.id = run.id
+    SET remaining = r.remaining OPERATOR(pg_catalog.-) 1,
+        status = CASE WHEN r.status OPERATOR(pg_catalog.=) 'pending' AND r.remaining OPERATOR(pg_catalog.=) 1
+                      THEN 'completed' ELSE r.status END,
+        finished_at = CASE WHEN r.status OPERATOR(pg_catalog.=) 'pending' AND r.remaining OPERATOR(pg_catalog.=) 1
+                           THEN pg_catalog.clock_timestamp() ELSE r.finished_at END
+    WHERE r.id OPERATOR(pg_catalog.=) run.id
     RETURNING r.* INTO run;
-    IF run.remaining IS DISTINCT FROM remaining THEN
+    IF (run.remaining OPERATOR(pg_catalog.=) remaining) IS NOT TRUE THEN
         RAISE EXCEPTION 'run % did not count the completion of step "%": a trigger or rule on pgflow.runs skipped it',
                         complete_step.run_id, step_slug
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
-    ELSIF run.status = 'completed' THEN
+    ELSIF run.status OPERATOR(pg_catalog.=) 'completed' THEN
         PERFORM pgflow.announce_run(run);
     END IF;
     RETURN state;
@@ -1570,7 +1754,6 @@ CREATE OR REPLACE FUNCTION pgflow.fail_step(
     run_id uuid, step_slug text, error_message text, epoch int DEFAULT NULL, attempt int DEFAULT NULL
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1578,25 +1761,31 @@ DECLARE
     state pgflow.step_states;
 BEGIN
     UPDATE pgflow.step_states s
-    SET status = 'failed', ended_as = NULL, error_message = fail_step.error_message, finished_at = clock_timestamp()
-    WHERE s.run_id = run.id AND s.step_slug = fail_step.step_slug AND s.status = 'pending'
-      AND (fail_step.epoch IS NULL OR fail_step.epoch = run.epoch)
-      AND (fail_step.attempt IS NULL OR (fail_step.attempt = s.attempts AND s.started_at IS NOT NULL))
+    SET status = 'failed', ended_as = NULL, error_message = fail_step.error_message,
+        finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) fail_step.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
+      AND (fail_step.epoch IS NULL OR fail_step.epoch OPERATOR(pg_catalog.=) run.epoch)
+      AND (fail_step.attempt IS NULL OR (fail_step.attempt OPERATOR(pg_catalog.=) s.attempts
+        AND s.started_at IS NOT NULL))
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
         state := pgflow.unaccepted_state(run, step_slug, 'failed');
-        IF (state.status = 'pending' AND (fail_step.epoch IS NULL OR fail_step.epoch = run.epoch)
+        IF (state.status OPERATOR(pg_catalog.=) 'pending'
+            AND (fail_step.epoch IS NULL OR fail_step.epoch OPERATOR(pg_catalog.=) run.epoch)
             AND (fail_step.attempt IS NULL
-                 OR (fail_step.attempt = state.attempts AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
+                 OR (fail_step.attempt OPERATOR(pg_catalog.=) state.attempts
+                     AND state.started_at IS NOT NULL))) IS NOT TRUE THEN
             RETURN state;
         END IF;
     END IF;
-    IF state.status <> 'failed' THEN
+    IF state.status OPERATOR(pg_catalog.<>) 'failed' THEN
         RAISE EXCEPTION 'the failure of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
                         'skipped it', step_slug, run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
-    PERFORM pgflow.end_run(run, format('step "%s" failed: %s', step_slug, coalesce(error_message, 'no reason given')));
+    PERFORM pgflow.end_run(run, pg_catalog.format('step "%s" failed: %s', step_slug,
+                                                  coalesce(error_message, 'no reason given')));
     RETURN state;
 END
 $$;
@@ -1609,18 +1798,21 @@ CREATE OR REPLACE FUNCTION pgflow.end_run(
     run pgflow.runs, reason text, ended_as pgflow.ending DEFAULT NULL
 ) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
     failed pgflow.runs;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     UPDATE pgflow.runs r
-    SET status = 'failed', ended_as = end_run.ended_as, error_message = end_run.reason, finished_at = clock_timestamp()
-    WHERE r.id = run.id AND r.status = 'pending'
+    SET status = 'failed', ended_as = end_run.ended_as, error_message = end_run.reason,
+        finished_at = pg_catalog.clock_timestamp()
+    WHERE r.id OPERATOR(pg_catalog.=) run.id AND r.status OPERATOR(pg_catalog.=) 'pending'
     RETURNING r.* INTO failed;
-    IF NOT FOUND AND run.status <> 'pending' THEN
+    IF NOT FOUND AND run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RETURN run;
-    ELSIF failed.status IS DISTINCT FROM 'failed' THEN
+    ELSIF (failed.status OPERATOR(pg_catalog.=) 'failed') IS NOT TRUE THEN
         RAISE EXCEPTION 'the failure of run % was not stored: a trigger or rule on pgflow.runs skipped it', run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
@@ -1644,19 +1836,19 @@ $renamed$;
 
 CREATE OR REPLACE FUNCTION pgflow.take_run(run_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     taken int;
 BEGIN
-    IF run.status <> 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RAISE EXCEPTION 'run % can''t be taken: it is %', run.id, run.status
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
     END IF;
-    UPDATE pgflow.runs r SET epoch = r.epoch + 1 WHERE r.id = run.id RETURNING r.epoch INTO taken;
-    IF taken IS DISTINCT FROM run.epoch + 1 THEN
+    UPDATE pgflow.runs r SET epoch = r.epoch OPERATOR(pg_catalog.+) 1 WHERE r.id OPERATOR(pg_catalog.=) run.id
+    RETURNING r.epoch INTO taken;
+    IF (taken OPERATOR(pg_catalog.=) (run.epoch OPERATOR(pg_catalog.+) 1)) IS NOT TRUE THEN
         RAISE EXCEPTION 'run % can''t be taken: a trigger or rule on pgflow.runs skipped the update', run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
@@ -1677,6 +1869,9 @@ AS $$
 DECLARE
     run pgflow.runs;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     -- Not by lock_run: a run that has not begun, or can't, ends without beginning.
     SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) break_off_run.run_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -1724,25 +1919,20 @@ COMMENT ON FUNCTION pgflow.fail_run(uuid, text) IS
 
 CREATE OR REPLACE FUNCTION pgflow.reopen_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
-    gone text;
+    gone pg_catalog.text;
 BEGIN
-    IF run.status = 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.=) 'pending' THEN
         RETURN run;
-    ELSIF run.status = 'completed' THEN
+    ELSIF run.status OPERATOR(pg_catalog.=) 'completed' THEN
         RAISE EXCEPTION 'run % can''t be reopened: it is completed', run.id
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
     END IF;
-    SELECT d.slug INTO gone FROM pgflow.definition_steps d
-    WHERE d.definition_id = run.definition_id
-      AND NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = run.workflow_slug AND s.slug = d.slug)
-    LIMIT 1;
-    IF FOUND THEN
+    gone := pgflow.find_deleted_step(run.workflow_slug, run.definition_id);
+    IF gone IS NOT NULL THEN
         RAISE EXCEPTION 'run % can''t be reopened: its step "%" has been deleted from workflow "%"',
                         run.id, gone, run.workflow_slug
             USING ERRCODE = 'object_not_in_prerequisite_state';
@@ -1750,12 +1940,13 @@ BEGIN
 
     UPDATE pgflow.step_states s
     SET status = 'pending', ended_as = NULL, error_message = NULL, started_at = NULL, finished_at = NULL
-    WHERE s.run_id = run.id AND s.status = 'failed';
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'failed';
     UPDATE pgflow.runs r
-    SET status = 'pending', ended_as = NULL, error_message = NULL, finished_at = NULL, epoch = r.epoch + 1
-    WHERE r.id = run.id
+    SET status = 'pending', ended_as = NULL, error_message = NULL, finished_at = NULL,
+        epoch = r.epoch OPERATOR(pg_catalog.+) 1
+    WHERE r.id OPERATOR(pg_catalog.=) run.id
     RETURNING r.* INTO run;
-    IF run.status IS DISTINCT FROM 'pending' THEN
+    IF (run.status OPERATOR(pg_catalog.=) 'pending') IS NOT TRUE THEN
         RAISE EXCEPTION 'run % was not reopened: a trigger or rule on pgflow.runs skipped it', reopen_run.run_id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
@@ -1770,57 +1961,47 @@ COMMENT ON FUNCTION pgflow.reopen_run(uuid) IS
 
 CREATE OR REPLACE FUNCTION pgflow.recompute_run(run pgflow.runs) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
     definition pgflow.definitions;
     completed int;
-    failed text;
+    failed pg_catalog.text;
     counted pgflow.runs;
-    was_pending boolean := run.status = 'pending';
+    was_pending boolean := run.status OPERATOR(pg_catalog.=) 'pending';
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     IF run.definition_id IS NULL THEN
         definition := pgflow.snapshot(run.workflow_slug);
     ELSE
-        SELECT * INTO definition FROM pgflow.definitions d WHERE d.id = run.definition_id;
+        SELECT * INTO definition FROM pgflow.definitions d WHERE d.id OPERATOR(pg_catalog.=) run.definition_id;
     END IF;
-    SELECT count(*) FILTER (WHERE s.status = 'completed'),
-           min(format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given')))
-               FILTER (WHERE s.status = 'failed')
-    INTO completed, failed
-    FROM pgflow.step_states s
-    JOIN pgflow.definition_steps d ON d.definition_id = definition.id AND d.slug = s.step_slug
-    WHERE s.run_id = run.id;
+    SELECT c.completed, c.failed INTO completed, failed FROM pgflow.count_states(run.id, definition.id) c;
 
-    DELETE FROM pgflow.waiting_steps w WHERE w.run_id = run.id;
+    DELETE FROM pgflow.waiting_steps w WHERE w.run_id OPERATOR(pg_catalog.=) run.id;
     INSERT INTO pgflow.waiting_steps (run_id, step_slug, unmet)
-    SELECT run.id, d.to_step_slug, count(*) FILTER (WHERE s.status IS DISTINCT FROM 'completed')
-    FROM pgflow.definition_deps d
-    LEFT JOIN pgflow.step_states s ON s.step_slug = d.from_step_slug AND s.run_id = run.id
-    WHERE d.definition_id = definition.id AND d.to_in_degree > 1
-    GROUP BY d.to_step_slug
-    -- None completed: no row yet. All completed: it starts below.
-    HAVING count(*) FILTER (WHERE s.status = 'completed') BETWEEN 1 AND count(*) - 1;
+    SELECT run.id, c.step_slug, c.unmet FROM pgflow.count_unmet(run.id, definition.id) c;
 
     UPDATE pgflow.runs r
-    SET definition_id = definition.id, remaining = definition.step_count - completed,
-        status = CASE WHEN r.status = 'pending' AND definition.step_count = completed THEN 'completed' ELSE r.status END,
-        finished_at = CASE WHEN r.status = 'pending' AND definition.step_count = completed THEN clock_timestamp()
-                           ELSE r.finished_at END
-    WHERE r.id = run.id
+    SET definition_id = definition.id, remaining = definition.step_count OPERATOR(pg_catalog.-) completed,
+        status = CASE WHEN was_pending AND definition.step_count OPERATOR(pg_catalog.=) completed
+                      THEN 'completed' ELSE r.status END,
+        finished_at = CASE WHEN was_pending AND definition.step_count OPERATOR(pg_catalog.=) completed
+                           THEN pg_catalog.clock_timestamp() ELSE r.finished_at END
+    WHERE r.id OPERATOR(pg_catalog.=) run.id
     RETURNING r.* INTO counted;
     IF counted.definition_id IS NULL THEN
         RAISE EXCEPTION 'run % can''t begin: a trigger or rule on pgflow.runs skipped the update', run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     run := counted;
-    IF run.status = 'completed' AND was_pending THEN
+    IF run.status OPERATOR(pg_catalog.=) 'completed' AND was_pending THEN
         PERFORM pgflow.announce_run(run);
-    ELSIF run.status = 'pending' AND failed IS NOT NULL THEN
+    ELSIF run.status OPERATOR(pg_catalog.=) 'pending' AND failed IS NOT NULL THEN
         RETURN pgflow.end_run(run, failed);
-    ELSIF run.status = 'pending' THEN
+    ELSIF run.status OPERATOR(pg_catalog.=) 'pending' THEN
         INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
         SELECT run.workflow_slug, run.id, ready.slug FROM pgflow.get_ready_steps(run.id) ready;
         IF EXISTS (SELECT FROM pgflow.get_ready_steps(run.id)) THEN
@@ -1839,12 +2020,11 @@ COMMENT ON FUNCTION pgflow.recompute_run(pgflow.runs) IS
 
 CREATE OR REPLACE FUNCTION pgflow.repair_run(run_id uuid) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
 BEGIN
-    IF run.status = 'failed' AND run.definition_id IS NULL THEN
+    IF run.status OPERATOR(pg_catalog.=) 'failed' AND run.definition_id IS NULL THEN
         RETURN run; -- it never began: there is nothing to count
     END IF;
     RETURN pgflow.recompute_run(run);

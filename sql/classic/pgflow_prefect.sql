@@ -259,6 +259,9 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
     END IF;
+    PERFORM pgflow.reserve_pages('pgflow_prefect', ARRAY[
+        'owners', 'enabled_workflows', 'flow_runs', 'task_runs', 'bindings', 'external_claims', 'set_aside_runs',
+        'shadow_reports']);
     IF to_regclass('pgflow_prefect.binding_changes_by_step') IS NULL THEN
         CREATE INDEX binding_changes_by_step ON pgflow_prefect.binding_changes (workflow_slug, step_slug, id);
     END IF;
@@ -503,6 +506,22 @@ COMMENT ON FUNCTION pgflow_prefect.beat(uuid, double precision) IS
     'Notes a sign of life, unless another service gave one within so many seconds; returns the latest, newest first.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_under_policies() RETURNS boolean
+LANGUAGE sql STABLE -- no SET clause: it becomes part of the expression that calls it
+AS $$
+    SELECT pg_catalog.row_security_active('pgflow_prefect.owners'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.flow_runs'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.task_runs'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.bindings'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.external_claims'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.enabled_workflows'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow_prefect.set_aside_runs'::pg_catalog.regclass)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_under_policies() IS
+    'pgflow.is_under_policies for the tables of this schema that runs are taken and steps are claimed by.';
+
+
 ------------------------------------------------------------------------------------------------------------
 -- Ownership. Whoever takes a run gets the next epoch, and everything that carries an older one is refused: that is
 -- what keeps two writers apart. A lease only says when somebody else may take it.
@@ -558,7 +577,6 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.take_run(
     force boolean DEFAULT false
 ) RETURNS int
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -567,44 +585,50 @@ DECLARE
     taken int;
     recoveries int := 0;
 BEGIN
-    IF run.status <> 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RETURN NULL;
     END IF;
-    SELECT * INTO owner FROM pgflow_prefect.owners o WHERE o.run_id = run.id FOR UPDATE;
-    IF owner.epoch = run.epoch THEN -- else it was reopened, or taken by hand: whoever had it has lost it
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    SELECT * INTO owner FROM pgflow_prefect.owners o WHERE o.run_id OPERATOR(pg_catalog.=) run.id FOR UPDATE;
+    IF owner.epoch OPERATOR(pg_catalog.=) run.epoch THEN
+        -- Else it was reopened, or taken by hand: its former owner has lost it.
         IF pgflow_prefect.is_leased(owner.lease_until, lease) AND NOT force
            -- Reserved for a flow run that is being created: this may be that one.
-           AND (take_run.flow_run_id IS NULL OR owner.flow_run_id <> take_run.flow_run_id) THEN
+           AND (take_run.flow_run_id IS NULL OR owner.flow_run_id OPERATOR(pg_catalog.<>) take_run.flow_run_id) THEN
             RAISE EXCEPTION 'run % is held by %', run.id, owner.held_by
                 USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'owners_lease',
-                      HINT = format('Its lease ends at %s, unless it is extended.', owner.lease_until);
+                      HINT = pg_catalog.format('Its lease ends at %s, unless it is extended.', owner.lease_until);
         END IF;
         recoveries := owner.recoveries;
         IF owner.flow_run_id IS NULL AND NOT pgflow_prefect.is_leased(owner.lease_until, lease) THEN
             -- Reserved, and nobody has begun to execute it: the same epoch again, so that a flow run which was
             -- created under its idempotency key, though the answer was lost, is found and not made twice.
             taken := run.epoch;
-        ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) = 'expired' THEN
-            recoveries := CASE WHEN run.remaining < owner.remaining THEN 0 ELSE owner.recoveries + 1 END;
+        ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) OPERATOR(pg_catalog.=) 'expired' THEN
+            recoveries := CASE WHEN run.remaining OPERATOR(pg_catalog.<) owner.remaining THEN 0
+                               ELSE owner.recoveries OPERATOR(pg_catalog.+) 1 END;
         END IF;
-        IF recoveries > max_recoveries THEN
-            PERFORM pgflow_prefect.give_up_run(run.id, format(
+        IF recoveries OPERATOR(pg_catalog.>) max_recoveries THEN
+            PERFORM pgflow_prefect.give_up_run(run.id, pg_catalog.format(
                 'given up: %s owners in a row have vanished while no further step completed, the last one was %s',
                 recoveries, owner.held_by));
             RETURN NULL;
         END IF;
     ELSIF owner.run_id IS NOT NULL THEN -- the time-outs of steps that others do begin anew
-        UPDATE pgflow_prefect.task_runs t SET updated_at = clock_timestamp()
-        WHERE t.run_id = run.id AND t.state_name = 'Waiting';
+        UPDATE pgflow_prefect.task_runs t SET updated_at = pg_catalog.clock_timestamp()
+        WHERE t.run_id OPERATOR(pg_catalog.=) run.id AND t.state_name OPERATOR(pg_catalog.=) 'Waiting';
     END IF;
     taken := coalesce(taken, pgflow.take_run(run.id));
     INSERT INTO pgflow_prefect.owners AS o (run_id, epoch, flow_run_id, held_by, lease_until, remaining, recoveries)
-    VALUES (run.id, taken, take_run.flow_run_id, take_run.held_by, clock_timestamp() + make_interval(secs => lease),
+    VALUES (run.id, taken, take_run.flow_run_id, take_run.held_by,
+            pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => lease),
             run.remaining, recoveries)
     ON CONFLICT (run_id) DO UPDATE
     SET epoch = excluded.epoch, flow_run_id = excluded.flow_run_id, held_by = excluded.held_by,
         lease_until = excluded.lease_until, remaining = excluded.remaining, recoveries = excluded.recoveries,
-        settled = false, taken_at = clock_timestamp();
+        settled = false, taken_at = pg_catalog.clock_timestamp();
     PERFORM pgflow_prefect.note_flow_run(run.id, taken, take_run.flow_run_id);
     RETURN taken;
 END
@@ -620,6 +644,9 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.give_up_run(run_id uuid, reason text) 
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     PERFORM pgflow.fail_run(give_up_run.run_id, give_up_run.reason);
     UPDATE pgflow_prefect.owners AS o SET given_up_in = r.epoch
     FROM pgflow.runs r
@@ -680,7 +707,6 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.create_run(
     max_recoveries int
 ) RETURNS int
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
     run pgflow.runs;
@@ -689,10 +715,13 @@ BEGIN
     run := pgflow.run_workflow(workflow_slug, payload, run_id);
     -- The id follows from the flow run's, so that another session may have used it first. A trigger may change the
     -- payload of a run that was inserted just now.
-    IF run.payload IS DISTINCT FROM create_run.payload
-       AND NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run.id AND r.xmin = pg_current_xact_id()::xid)
+    IF (run.payload OPERATOR(pg_catalog.=) create_run.payload) IS NOT TRUE
+       AND NOT EXISTS (SELECT FROM pgflow.runs r
+                       WHERE r.id OPERATOR(pg_catalog.=) run.id
+                         AND r.xmin OPERATOR(pg_catalog.=) pg_catalog.pg_current_xact_id()::pg_catalog.xid)
        AND NOT EXISTS (SELECT FROM pgflow_prefect.flow_runs f
-                       WHERE f.run_id = run.id AND f.flow_run_id = create_run.flow_run_id) THEN
+                       WHERE f.run_id OPERATOR(pg_catalog.=) run.id
+                         AND f.flow_run_id OPERATOR(pg_catalog.=) create_run.flow_run_id) THEN
         RAISE EXCEPTION 'run % exists already, with another payload', run.id
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'This flow run did not create it: start a new flow run.';
@@ -723,81 +752,102 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
     'Notes why a run could not be taken, and when to try again: after 1 s, 2 s, 4 s, ..., at most 5 minutes. Internal.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
-    workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
-    besides uuid[] DEFAULT '{}'
-) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
+CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
+    workflow_slug text, wanted int, adopt boolean, lease double precision, besides uuid[]
+) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END, (r.created_at >= e.first_enabled) IS NOT TRUE
+        FROM pgflow.runs r
+        JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        WHERE r.workflow_slug = choose_runs.workflow_slug AND r.status = 'pending'
+          AND r.id <> ALL (coalesce(besides, '{}'))
+          AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
+                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e) END
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
+                          WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
+                          OFFSET 0) -- as in closes_cycle
+        ORDER BY r.created_at
+        LIMIT wanted
+        FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[]) IS
+    'Locks the runs of a workflow that take_runs is to take, and returns them. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
+    workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
+    besides uuid[] DEFAULT '{}'
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
 DECLARE
     most_passed_over CONSTANT int := 100; -- a call: what is left is looked at in the next one
-    candidate record;
+    candidate pg_catalog.record;
     open_slots int := wanted;
     passed_over int := 0;
     before int;
-    reason text;
-    broken_constraint text;
-    context text;
+    reason pg_catalog.text;
+    broken_constraint pg_catalog.text;
+    context pg_catalog.text;
     cancelled boolean := false;
 BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     FOREACH workflow_slug IN ARRAY workflow_slugs LOOP -- one by one, each in the order of the index
         LOOP
             before := passed_over;
             FOR candidate IN
-                SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END AS former_flow_run_id,
-                       (r.created_at >= e.first_enabled) IS NOT TRUE AS needs_adoption
-                FROM pgflow.runs r
-                JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
-                LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-                WHERE r.workflow_slug = take_runs.workflow_slug AND r.status = 'pending'
-                  AND r.id <> ALL (coalesce(besides, '{}'))
-                  AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
-                           ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e) END
-                  AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
-                                  WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
-                                  OFFSET 0) -- as in closes_cycle
-                ORDER BY r.created_at
-                LIMIT open_slots
-                FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
+                SELECT * FROM pgflow_prefect.choose_runs(workflow_slug, open_slots, adopt, lease, besides)
             LOOP
                 epoch := NULL;
                 BEGIN
-                    epoch := pgflow_prefect.take_run(candidate.id, NULL, held_by, lease, max_recoveries);
+                    epoch := pgflow_prefect.take_run(candidate.run_id, NULL, held_by, lease, max_recoveries);
                     SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all runs
                 -- Whatever it is, it is this run's: the others can be taken. Where the database itself is in trouble,
                 -- the note below raises as well.
                 EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
                     epoch := NULL;
-                    cancelled := SQLSTATE = '57014'; -- this run has used up the time of the statement
+                    cancelled := SQLSTATE OPERATOR(pg_catalog.=) '57014'; -- it has used up the time of the statement
                     GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, broken_constraint = CONSTRAINT_NAME,
                                             context = PG_EXCEPTION_CONTEXT;
-                    IF broken_constraint <> 'owners_lease' THEN -- else its owner was late, and has just extended it
-                        PERFORM pgflow_prefect.set_aside(candidate.id, format(
-                            '%s (%s, %s)', reason, SQLSTATE, split_part(context, E'\n', 1)));
+                    -- Else its owner was late, and has just extended it.
+                    IF broken_constraint OPERATOR(pg_catalog.<>) 'owners_lease' THEN
+                        PERFORM pgflow_prefect.set_aside(candidate.run_id, pg_catalog.format(
+                            '%s (%s, %s)', reason, SQLSTATE, pg_catalog.split_part(context, E'\n', 1)));
                     END IF;
                 END;
                 IF cancelled THEN
                     RETURN;
                 ELSIF epoch IS NULL THEN
-                    passed_over := passed_over + 1;
+                    passed_over := passed_over OPERATOR(pg_catalog.+) 1;
                     CONTINUE;
                 END IF;
                 IF candidate.needs_adoption THEN
-                    UPDATE pgflow_prefect.owners o SET adopted = true WHERE o.run_id = candidate.id;
+                    UPDATE pgflow_prefect.owners o SET adopted = true
+                    WHERE o.run_id OPERATOR(pg_catalog.=) candidate.run_id;
                 END IF;
-                run_id := candidate.id;
+                run_id := candidate.run_id;
                 former_flow_run_id := candidate.former_flow_run_id;
-                open_slots := open_slots - 1;
+                open_slots := open_slots OPERATOR(pg_catalog.-) 1;
                 RETURN NEXT;
             END LOOP;
             -- Behind those that were passed over there may be others.
-            EXIT WHEN open_slots <= 0 OR passed_over = before OR passed_over >= most_passed_over;
+            EXIT WHEN open_slots OPERATOR(pg_catalog.<=) 0 OR passed_over OPERATOR(pg_catalog.=) before
+                      OR passed_over OPERATOR(pg_catalog.>=) most_passed_over;
         END LOOP;
-        EXIT WHEN open_slots <= 0;
+        EXIT WHEN open_slots OPERATOR(pg_catalog.<=) 0;
     END LOOP;
 END
 $$;
@@ -916,15 +966,18 @@ COMMENT ON FUNCTION pgflow_prefect.expire_lease(uuid, int, jsonb) IS
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.release_run(run_id uuid, epoch int) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
 BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     UPDATE pgflow_prefect.owners o SET lease_until = '-infinity'
-    WHERE o.run_id = run.id AND o.epoch = release_run.epoch;
-    IF FOUND AND run.status = 'pending' AND run.epoch = release_run.epoch THEN
+    WHERE o.run_id OPERATOR(pg_catalog.=) run.id AND o.epoch OPERATOR(pg_catalog.=) release_run.epoch;
+    IF FOUND AND run.status OPERATOR(pg_catalog.=) 'pending' AND run.epoch OPERATOR(pg_catalog.=) release_run.epoch
+    THEN
         PERFORM pgflow.announce_run(run); -- for whoever takes it next
         RETURN true;
     END IF;
@@ -1005,84 +1058,97 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
                  kind text, target text, options jsonb, waits boolean, waited double precision,
                  began_at timestamptz, ended_at timestamptz, note text)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs;
     state pgflow.step_states;
     task pgflow_prefect.task_runs;
-    doing text;
+    doing pg_catalog.text;
+    takes_input boolean; -- all of it, as no code of ours says what it needs
 BEGIN
-    IF claim_step.task_index IS DISTINCT FROM 0 THEN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    IF (claim_step.task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     waits := false;
     run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
-    IF run.epoch > claim_step.epoch AND pgflow_prefect.is_stale(run.id, claim_step.epoch) THEN
+    IF run.epoch OPERATOR(pg_catalog.>) claim_step.epoch AND pgflow_prefect.is_stale(run.id, claim_step.epoch) THEN
         RETURN NEXT; -- without a status; an error would take the count back
         RETURN;
     END IF;
     SELECT b.kind, b.target, b.options INTO kind, target, options
     FROM pgflow_prefect.bindings b
-    WHERE b.workflow_slug = run.workflow_slug AND b.step_slug = claim_step.step_slug;
+    WHERE b.workflow_slug OPERATOR(pg_catalog.=) run.workflow_slug
+      AND b.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     doing := coalesce(kind, bound);
+    takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue}'::pg_catalog.text[]);
     SELECT * INTO state FROM pgflow.step_states s
-    WHERE s.run_id = run.id AND s.step_slug = claim_step.step_slug;
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     SELECT * INTO task FROM pgflow_prefect.task_runs t
-    WHERE t.run_id = run.id AND t.step_slug = claim_step.step_slug AND t.task_index = claim_step.task_index;
+    WHERE t.run_id OPERATOR(pg_catalog.=) run.id AND t.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug
+      AND t.task_index OPERATOR(pg_catalog.=) claim_step.task_index;
 
-    IF state.status = 'pending' AND run.status = 'pending' AND run.epoch = claim_step.epoch THEN
+    IF state.status OPERATOR(pg_catalog.=) 'pending' AND run.status OPERATOR(pg_catalog.=) 'pending'
+       AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch THEN
         -- Put on a queue, or answered by 202: an owner that died meanwhile is no reason to ask again.
-        IF task.state_name = 'Deferred' AND state.started_at IS NOT NULL THEN
+        IF task.state_name OPERATOR(pg_catalog.=) 'Deferred' AND state.started_at IS NOT NULL THEN
             waits := true;
-            waited := extract(epoch FROM clock_timestamp() - state.started_at);
-        ELSIF state.started_at IS NOT NULL AND doing <> 'external'
+            waited := extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) state.started_at);
+        ELSIF state.started_at IS NOT NULL AND doing OPERATOR(pg_catalog.<>) 'external'
               AND pgflow_prefect.is_claimed_outside(state, claim_step.task_index) THEN
             waits := true; -- moved meanwhile: the time-out of its next handler is not theirs
         ELSIF pgflow_prefect.is_others(doing, has_function) THEN
             waits := true;
-            waited := CASE WHEN task.state_name = 'Waiting'
-                           THEN extract(epoch FROM clock_timestamp() - task.updated_at) ELSE 0 END;
+            waited := CASE WHEN task.state_name OPERATOR(pg_catalog.=) 'Waiting'
+                           THEN extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) task.updated_at)
+                           ELSE 0 END;
         END IF;
     END IF;
-    IF waits OR (run.status <> 'pending' AND run.epoch = claim_step.epoch
-                 AND (state.status = 'completed'
+    IF waits OR (run.status OPERATOR(pg_catalog.<>) 'pending' AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch
+                 AND (state.status OPERATOR(pg_catalog.=) 'completed'
                       -- An external worker has failed it before a claim; not cancel_run.
-                      OR (state.status = 'failed' AND state.ended_as IS DISTINCT FROM 'cancelled'
+                      OR (state.status OPERATOR(pg_catalog.=) 'failed'
+                          AND (state.ended_as OPERATOR(pg_catalog.=) 'cancelled') IS NOT TRUE
                           AND pgflow_prefect.is_others(doing, has_function)))) THEN
         status := state.status;
         attempt := state.attempts;
     ELSE
         SELECT c.status, c.attempt, c.payload, c.upstream_results INTO status, attempt, payload, upstream_results
         FROM pgflow.claim_step(run.id, claim_step.step_slug, claim_step.epoch,
-                               CASE WHEN doing IN ('sql', 'http', 'queue') THEN NULL ELSE claim_step.upstream END,
-                               doing IN ('sql', 'http', 'queue') OR claim_step.with_payload) c;
+                               CASE WHEN takes_input THEN NULL ELSE claim_step.upstream END,
+                               takes_input OR claim_step.with_payload) c;
     END IF;
-    IF status = 'failed' OR (status = 'completed' AND doing = 'external') THEN
+    IF status OPERATOR(pg_catalog.=) 'failed'
+       OR (status OPERATOR(pg_catalog.=) 'completed' AND doing OPERATOR(pg_catalog.=) 'external') THEN
         began_at := coalesce(state.started_at, state.created_at);
         ended_at := state.finished_at;
-        note := CASE status WHEN 'failed' THEN state.error_message ELSE pgflow_prefect.shorten(state.step_result) END;
+        note := CASE WHEN status OPERATOR(pg_catalog.=) 'failed' THEN state.error_message
+                     ELSE pgflow_prefect.shorten(state.step_result) END;
     END IF;
     INSERT INTO pgflow_prefect.task_runs AS t (
         run_id, step_slug, task_index, task_run_id, state_name, handler, attempt)
     VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_index, claim_step.task_run_id,
-            CASE WHEN status = 'completed' THEN CASE doing WHEN 'external' THEN 'Completed' ELSE 'Cached' END
-                 WHEN status = 'failed' THEN 'Failed'
+            CASE WHEN status OPERATOR(pg_catalog.=) 'completed'
+                 THEN CASE WHEN doing OPERATOR(pg_catalog.=) 'external' THEN 'Completed' ELSE 'Cached' END
+                 WHEN status OPERATOR(pg_catalog.=) 'failed' THEN 'Failed'
                  WHEN NOT waits THEN 'Running'
-                 WHEN task.state_name = 'Deferred' THEN 'Deferred'
+                 WHEN task.state_name OPERATOR(pg_catalog.=) 'Deferred' THEN 'Deferred'
                  ELSE 'Waiting' END,
-            coalesce(nullif(concat_ws(' ', kind, target), ''), claim_step.handler),
+            CASE WHEN kind IS NULL THEN claim_step.handler ELSE pg_catalog.concat_ws(' ', kind, target) END,
             CASE WHEN NOT waits THEN attempt END)
     ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET task_run_id = excluded.task_run_id, state_name = excluded.state_name,
         -- What is on a queue stays that queue's, whatever the step is bound to meanwhile.
-        handler = CASE WHEN excluded.state_name = 'Deferred' THEN t.handler ELSE excluded.handler END,
-        attempt = CASE WHEN excluded.state_name = 'Deferred' THEN t.attempt ELSE excluded.attempt END,
-        updated_at = CASE WHEN excluded.state_name = 'Waiting' AND t.state_name = 'Waiting' THEN t.updated_at
-                          ELSE clock_timestamp() END;
+        handler = CASE WHEN excluded.state_name OPERATOR(pg_catalog.=) 'Deferred' THEN t.handler
+                       ELSE excluded.handler END,
+        attempt = CASE WHEN excluded.state_name OPERATOR(pg_catalog.=) 'Deferred' THEN t.attempt
+                       ELSE excluded.attempt END,
+        updated_at = CASE WHEN excluded.state_name OPERATOR(pg_catalog.=) 'Waiting'
+                               AND t.state_name OPERATOR(pg_catalog.=) 'Waiting' THEN t.updated_at
+                          ELSE pg_catalog.clock_timestamp() END;
     RETURN NEXT;
 END
 $$;
@@ -1116,21 +1182,21 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.complete_step(
     run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
-    began timestamptz := clock_timestamp();
+    began pg_catalog.timestamptz := pg_catalog.clock_timestamp();
     state pgflow.step_states;
 BEGIN
-    IF task_index IS DISTINCT FROM 0 THEN
+    IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     state := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
     -- Not this report has completed the step; its clock alone would not tell, where it has waited for the run's lock.
-    IF (state.status = 'completed' AND state.attempts = attempt AND state.finished_at >= began) IS NOT TRUE THEN
+    IF (state.status OPERATOR(pg_catalog.=) 'completed' AND state.attempts OPERATOR(pg_catalog.=) attempt
+        AND state.finished_at OPERATOR(pg_catalog.>=) began) IS NOT TRUE THEN
         PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     END IF;
-    IF state.status = 'completed' THEN
+    IF state.status OPERATOR(pg_catalog.=) 'completed' THEN
         PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, 'Completed', NULL);
     END IF;
     RETURN state;
@@ -1146,17 +1212,16 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(
     state_name text
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
     state pgflow.step_states;
 BEGIN
-    IF task_index IS DISTINCT FROM 0 THEN
+    IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     state := pgflow.fail_step(run_id, step_slug, error_message, epoch, attempt);
     PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
-    IF state.status = 'failed' THEN
+    IF state.status OPERATOR(pg_catalog.=) 'failed' THEN
         PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, state_name, error_message);
     END IF;
     RETURN state;
@@ -1518,18 +1583,20 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
     run_id uuid, step_slug text, task_index int, lease interval
 ) RETURNS TABLE (attempt int, payload jsonb, upstream_results jsonb)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs;
 BEGIN
-    IF claim_external_step.task_index IS DISTINCT FROM 0 THEN
+    IF (claim_external_step.task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     run := pgflow.lock_run(claim_external_step.run_id);
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     PERFORM FROM pgflow_prefect.external_steps e
-    WHERE e.run_id = run.id AND e.step_slug = claim_external_step.step_slug;
+    WHERE e.run_id OPERATOR(pg_catalog.=) run.id AND e.step_slug OPERATOR(pg_catalog.=) claim_external_step.step_slug;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -1537,7 +1604,7 @@ BEGIN
     FROM pgflow.claim_step(run.id, claim_external_step.step_slug) c;
     INSERT INTO pgflow_prefect.external_claims AS c (run_id, step_slug, task_index, attempt, claimed_until)
     VALUES (run.id, claim_external_step.step_slug, claim_external_step.task_index, attempt,
-            coalesce(clock_timestamp() + lease, 'infinity'))
+            coalesce(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) lease, 'infinity'))
     ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by;
     RETURN NEXT;
@@ -1562,34 +1629,52 @@ COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
     'claim_external_step for a plain step, which has one task.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
-    workflow_slug text, only_step text DEFAULT NULL, wanted int DEFAULT 1, lease interval DEFAULT NULL
-) RETURNS TABLE (run_id uuid, step_slug text, attempt int, payload jsonb, upstream_results jsonb)
+CREATE OR REPLACE FUNCTION pgflow_prefect.choose_external_steps(workflow_slug text, only_step text, wanted int)
+RETURNS TABLE (run_id uuid, step_slug text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
-DECLARE
-    candidate record;
-    claimed record;
-    open_places int := wanted;
 BEGIN
-    IF wanted IS NULL OR wanted < 0 THEN
-        RAISE EXCEPTION 'can''t take % steps', coalesce(wanted::text, 'NULL')
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many at most: a number of 0 or more.';
-    END IF;
-    FOR candidate IN
+    RETURN QUERY
         SELECT e.run_id, e.step_slug FROM pgflow_prefect.external_steps e
         JOIN pgflow.runs r ON r.id = e.run_id
-        WHERE e.workflow_slug = take_external_steps.workflow_slug
+        WHERE e.workflow_slug = choose_external_steps.workflow_slug
           AND (only_step IS NULL OR e.step_slug = only_step)
         ORDER BY e.run_created_at, e.created_at -- the runs as their index has them
-        LIMIT wanted -- the loop fetches ahead, and what it fetches is locked
-        FOR NO KEY UPDATE OF r SKIP LOCKED -- others who look at this moment take others
+        LIMIT wanted -- what is fetched is locked
+        FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.choose_external_steps(text, text, int) IS
+    'Locks the runs whose steps take_external_steps is to claim, and returns the steps. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
+    workflow_slug text, only_step text DEFAULT NULL, wanted int DEFAULT 1, lease interval DEFAULT NULL
+) RETURNS TABLE (run_id uuid, step_slug text, attempt int, payload jsonb, upstream_results jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    candidate pg_catalog.record;
+    claimed pg_catalog.record;
+    open_places int := wanted;
+BEGIN
+    IF wanted IS NULL OR wanted OPERATOR(pg_catalog.<) 0 THEN
+        RAISE EXCEPTION 'can''t take % steps', coalesce(wanted::pg_catalog.text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many at most: a number of 0 or more.';
+    END IF;
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    FOR candidate IN
+        SELECT * FROM pgflow_prefect.choose_external_steps(workflow_slug, only_step, wanted)
     LOOP
-        EXIT WHEN open_places <= 0;
+        EXIT WHEN open_places OPERATOR(pg_catalog.<=) 0;
         FOR claimed IN SELECT * FROM pgflow_prefect.claim_external_step(
             candidate.run_id, candidate.step_slug, 0, lease)
         LOOP
@@ -1598,7 +1683,7 @@ BEGIN
             attempt := claimed.attempt;
             payload := claimed.payload;
             upstream_results := claimed.upstream_results;
-            open_places := open_places - 1;
+            open_places := open_places OPERATOR(pg_catalog.-) 1;
             RETURN NEXT;
         END LOOP;
     END LOOP;
@@ -1768,18 +1853,18 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.complete_and_claim(
                  kind text, target text, options jsonb, waits boolean, waited double precision,
                  began_at timestamptz, ended_at timestamptz, note text)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    completion record;
-    claim record;
+    completion pg_catalog.record;
+    claim pg_catalog.record;
     state pgflow.step_states;
 BEGIN
     -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
     -- there to be claimed.
     FOR completion IN
-        SELECT * FROM jsonb_to_recordset(completions) AS c(step_slug text, result jsonb, attempt int, task_run_id uuid)
+        SELECT * FROM pg_catalog.jsonb_to_recordset(completions) AS c(
+            step_slug pg_catalog.text, result pg_catalog.jsonb, attempt int, task_run_id pg_catalog.uuid)
     LOOP
         state := pgflow_prefect.complete_step(complete_and_claim.run_id, completion.step_slug,
                                               coalesce(completion.result, 'null'), complete_and_claim.epoch,
@@ -1789,13 +1874,13 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     FOR claim IN
-        SELECT * FROM jsonb_to_recordset(claims) AS c(
-            step_slug text, task_run_id uuid, upstream text[], with_payload boolean, bound text, has_function boolean,
-            handler text)
+        SELECT * FROM pg_catalog.jsonb_to_recordset(claims) AS c(
+            step_slug pg_catalog.text, task_run_id pg_catalog.uuid, upstream pg_catalog.text[], with_payload boolean,
+            bound pg_catalog.text, has_function boolean, handler pg_catalog.text)
     LOOP
         RETURN QUERY
-        SELECT c.status, NULL::text, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
-               c.waited, c.began_at, c.ended_at, c.note
+        SELECT c.status, NULL::pg_catalog.text, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options,
+               c.waits, c.waited, c.began_at, c.ended_at, c.note
         FROM pgflow_prefect.claim_step(complete_and_claim.run_id, claim.step_slug, complete_and_claim.epoch,
                                        claim.task_run_id, claim.upstream, claim.with_payload, claim.bound,
                                        claim.has_function, claim.handler) c;
@@ -1857,31 +1942,17 @@ COMMENT ON FUNCTION pgflow_prefect.is_let_go(uuid) IS
     'True where nobody holds a run that has ended, and Prefect is known to show its end, or never knew of it.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.prune_runs(
-    older_than interval, at_most int DEFAULT 1000, workflow_slugs text[] DEFAULT NULL, only_status text DEFAULT NULL,
-    grace interval DEFAULT '1 day'
-) RETURNS int
-LANGUAGE plpgsql VOLATILE
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_prunable(
+    ended_before timestamptz, workflow_slugs text[], only_status text
+) RETURNS TABLE (workflow_slug text, status text)
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
-DECLARE
-    ended_before timestamptz := clock_timestamp() - older_than;
-    among record;
-    chosen uuid[];
-    pruned int := 0;
 BEGIN
-    IF older_than IS NULL OR older_than <= '0' OR at_most IS NULL OR at_most < 1 OR grace IS NULL OR grace < '0' THEN
-        RAISE EXCEPTION 'can''t prune at most % runs older than %', at_most, older_than
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'Both have to be more than nothing.';
-    ELSIF only_status NOT IN ('completed', 'failed') THEN
-        RAISE EXCEPTION 'runs that are "%" are not pruned', only_status
-            USING ERRCODE = 'invalid_parameter_value', HINT = 'completed or failed; NULL for both.';
-    END IF;
-    -- One workflow and status after the other, as the index has them: a batch reads what it deletes, and no more.
-    FOR among IN
+    RETURN QUERY
         SELECT w.slug, s.status
         FROM pgflow.workflows w
         CROSS JOIN (VALUES ('completed'), ('failed')) AS s (status)
@@ -1892,22 +1963,75 @@ BEGIN
             ORDER BY r.finished_at LIMIT 1) oldest
         WHERE (workflow_slugs IS NULL OR w.slug = ANY (workflow_slugs))
           AND (only_status IS NULL OR s.status = only_status)
-        ORDER BY oldest.finished_at
+        ORDER BY oldest.finished_at;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_prunable(timestamptz, text[], text) IS
+    'The workflows, and the statuses of their runs, that have runs to prune; those with the oldest first. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.choose_prunable(
+    workflow_slug text, status text, ended_before timestamptz, grace interval, at_most int
+) RETURNS uuid[]
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN (SELECT array_agg(chosen.id) FROM (
+        SELECT r.id FROM pgflow.runs r
+        WHERE r.workflow_slug = choose_prunable.workflow_slug AND r.status = choose_prunable.status
+          AND r.status <> 'pending' AND r.finished_at < ended_before
+          AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
+        ORDER BY r.finished_at
+        LIMIT at_most
+        FOR UPDATE SKIP LOCKED -- others who prune at this moment take others; one that is being reopened stays
+    ) chosen);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.choose_prunable(text, text, timestamptz, interval, int) IS
+    'Locks runs that prune_runs is to delete, and returns their ids. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.prune_runs(
+    older_than interval, at_most int DEFAULT 1000, workflow_slugs text[] DEFAULT NULL, only_status text DEFAULT NULL,
+    grace interval DEFAULT '1 day'
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    ended_before pg_catalog.timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) older_than;
+    among pg_catalog.record;
+    chosen pg_catalog.uuid[];
+    pruned int := 0;
+BEGIN
+    IF older_than IS NULL OR older_than OPERATOR(pg_catalog.<=) '0' OR at_most IS NULL
+       OR at_most OPERATOR(pg_catalog.<) 1 OR grace IS NULL OR grace OPERATOR(pg_catalog.<) '0' THEN
+        RAISE EXCEPTION 'can''t prune at most % runs older than %', at_most, older_than
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Both have to be more than nothing.';
+    ELSIF only_status OPERATOR(pg_catalog.<>) ALL ('{completed,failed}'::pg_catalog.text[]) THEN
+        RAISE EXCEPTION 'runs that are "%" are not pruned', only_status
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'completed or failed; NULL for both.';
+    END IF;
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    -- One workflow and status after the other, as the index has them: a batch reads what it deletes, and no more.
+    FOR among IN
+        SELECT * FROM pgflow_prefect.find_prunable(ended_before, workflow_slugs, only_status)
     LOOP
-        SELECT array_agg(r.id) INTO chosen FROM (
-            SELECT r.id FROM pgflow.runs r
-            WHERE r.workflow_slug = among.slug AND r.status = among.status AND r.status <> 'pending'
-              AND r.finished_at < ended_before
-              AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
-            ORDER BY r.finished_at
-            LIMIT at_most - pruned
-            FOR UPDATE SKIP LOCKED -- others who prune at this moment take others; one that is being reopened stays
-        ) r;
+        chosen := pgflow_prefect.choose_prunable(among.workflow_slug, among.status, ended_before, grace,
+                                                 at_most OPERATOR(pg_catalog.-) pruned);
         CONTINUE WHEN chosen IS NULL;
-        DELETE FROM pgflow.step_states s WHERE s.run_id = ANY (chosen);
-        DELETE FROM pgflow.runs r WHERE r.id = ANY (chosen);
-        pruned := pruned + cardinality(chosen);
-        EXIT WHEN pruned >= at_most;
+        DELETE FROM pgflow.step_states s WHERE s.run_id OPERATOR(pg_catalog.=) ANY (chosen);
+        DELETE FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) ANY (chosen);
+        pruned := pruned OPERATOR(pg_catalog.+) pg_catalog.cardinality(chosen);
+        EXIT WHEN pruned OPERATOR(pg_catalog.>=) at_most;
     END LOOP;
     RETURN pruned;
 END
@@ -1926,13 +2050,13 @@ AS $$
 DECLARE
     run pgflow.runs := pgflow.lock_run(prune_run.run_id);
 BEGIN
-    IF run.status = 'pending' THEN
+    IF run.status OPERATOR(pg_catalog.=) 'pending' THEN
         RAISE EXCEPTION 'run % is pending, and only runs that have ended are deleted', run.id
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'End it first: pgflow-prefect cancel, or SELECT pgflow.cancel_run(run_id, reason).';
     END IF;
-    DELETE FROM pgflow.step_states s WHERE s.run_id = run.id;
-    DELETE FROM pgflow.runs r WHERE r.id = run.id;
+    DELETE FROM pgflow.step_states s WHERE s.run_id OPERATOR(pg_catalog.=) run.id;
+    DELETE FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run.id;
 END
 $$;
 

@@ -400,7 +400,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.report_completion(
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    IF task_index IS DISTINCT FROM 0 THEN
+    IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     RETURN (pgflow.complete_step(report_completion.run_id, report_completion.step_slug, report_completion.step_result,
@@ -418,7 +418,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.report_failure(
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    IF task_index IS DISTINCT FROM 0 THEN
+    IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     RETURN (pgflow.fail_step(report_failure.run_id, report_failure.step_slug, report_failure.error_message,

@@ -101,8 +101,8 @@ DECLARE
         'insert_deps,delete_steps,delete_deps}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,load_definitions,list_bindings,list_network_bindings,'
         'list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
-    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,change_binding,lock_schema,close_schema,'
-        'write_snapshot,new_installation,move_installation}';
+    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_prunable,choose_prunable,'
+        'change_binding,lock_schema,close_schema,reserve_pages,write_snapshot,new_installation,move_installation}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what somebody who runs SQL workers only does not have
@@ -164,7 +164,8 @@ BEGIN
         UNION ALL
         SELECT format('EXECUTE ON FUNCTION %s', name),
                CASE WHEN changes THEN '{define}'::text[]
-                    WHEN reads_definitions OR (schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version'))
+                    WHEN reads_definitions
+                         OR (schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version', 'refuse_policies'))
                     THEN '{define,work,observe}'
                     WHEN only_reads THEN '{work,observe}'
                     ELSE '{work}' END

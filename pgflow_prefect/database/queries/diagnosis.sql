@@ -23,8 +23,8 @@ WITH ours AS (
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
                             'lock_workflow', 'insert_steps', 'insert_deps', 'delete_steps', 'delete_deps', 'prune_runs',
-                            'prune_run', 'prune_definitions', 'lock_schema', 'close_schema', 'write_snapshot',
-                            'new_installation', 'move_installation')
+                            'prune_run', 'prune_definitions', 'find_prunable', 'choose_prunable', 'lock_schema',
+                            'close_schema', 'reserve_pages', 'write_snapshot', 'new_installation', 'move_installation')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')

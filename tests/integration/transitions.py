@@ -1,0 +1,135 @@
+"""Every function that writes runs or step states, with a call of each and what has to be there before it."""
+
+import re
+from typing import LiteralString, NamedTuple
+from uuid import UUID
+
+from tests.conftest import Connection
+from tests.engine import CHAIN, define, run_workflow
+
+WRITES = re.compile(r"\b(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM|TRUNCATE)\s+(?:ONLY\s+)?pgflow\.(?:runs|step_states)\b")
+CALLS = re.compile(r"\b(pgflow(?:_prefect|_api)?\.\w+)\s*\(")
+SILENT = re.compile(r"--[^\n]*|'(?:[^']|'')*'")
+"""Comments and strings: what looks like a call there is none."""
+
+BY_HAND: LiteralString = """
+    DELETE FROM pgflow.step_states WHERE run_id = %(run)s; DELETE FROM pgflow.runs WHERE id = %(run)s;
+    INSERT INTO pgflow.runs (workflow_slug, id, payload) VALUES ('chain', %(run)s, '{}')
+"""
+CLAIMED: LiteralString = "SELECT pgflow.claim_step(%(run)s, 'a')"
+CANCELLED: LiteralString = "SELECT pgflow.cancel_run(%(run)s)"
+NOT_STARTED: LiteralString = "DELETE FROM pgflow.step_states WHERE run_id = %(run)s"
+EXTERNAL: LiteralString = "SELECT pgflow_prefect.bind_step('chain', 'a', 'external')"
+ENABLED: LiteralString = "SELECT pgflow_prefect.enable_workflow('chain')"
+LONG_AGO: LiteralString = "UPDATE pgflow.runs SET status = 'failed', finished_at = 'epoch' WHERE id = %(run)s"
+
+
+class Transition(NamedTuple):
+    """A call that writes runs or step states.
+
+    Attributes:
+        call: the statement; `%(run)s` is a run of the workflow `chain` whose step `a` is pending.
+        before: what makes it possible.
+    """
+
+    call: LiteralString
+    before: LiteralString = ""
+
+
+TRANSITIONS = {
+    "pgflow.run_workflow": Transition("SELECT pgflow.run_workflow('chain', '{}')"),
+    "pgflow.start_step": Transition("SELECT pgflow.start_step(%(run)s, 'a')", NOT_STARTED),
+    "pgflow.claim_step": Transition("SELECT pgflow.claim_step(%(run)s, 'a')"),
+    "pgflow.complete_step": Transition("SELECT pgflow.complete_step(%(run)s, 'a', '1')"),
+    "pgflow.fail_step": Transition("SELECT pgflow.fail_step(%(run)s, 'a', 'broken')"),
+    "pgflow.fail_run": Transition("SELECT pgflow.fail_run(%(run)s, 'broken')"),
+    "pgflow.break_off_run": Transition("SELECT pgflow.break_off_run(%(run)s, 'broken', NULL)"),
+    "pgflow.end_run": Transition("SELECT pgflow.end_run(r, 'broken') FROM pgflow.runs r WHERE id = %(run)s"),
+    "pgflow.take_run": Transition("SELECT pgflow.take_run(%(run)s)"),
+    "pgflow.cancel_run": Transition("SELECT pgflow.cancel_run(%(run)s)"),
+    "pgflow.reopen_run": Transition("SELECT pgflow.reopen_run(%(run)s)", CANCELLED),
+    "pgflow.lock_run": Transition("SELECT pgflow.lock_run(%(run)s)", BY_HAND),
+    "pgflow.recompute_run": Transition(
+        "SELECT pgflow.recompute_run(r) FROM pgflow.runs r WHERE id = %(run)s", NOT_STARTED
+    ),
+    "pgflow.repair_run": Transition("SELECT pgflow.repair_run(%(run)s)", NOT_STARTED),
+    "pgflow_prefect.create_run": Transition(
+        "SELECT pgflow_prefect.create_run('chain', '{}', gen_random_uuid(), gen_random_uuid(), 'me', 60, 3)"
+    ),
+    "pgflow_prefect.take_run": Transition("SELECT pgflow_prefect.take_run(%(run)s, gen_random_uuid(), 'me', 60, 3)"),
+    "pgflow_prefect.take_runs": Transition(
+        "SELECT pgflow_prefect.take_runs(ARRAY['chain'], 5, true, 'me', 60, 3)", ENABLED
+    ),
+    "pgflow_prefect.give_up_run": Transition("SELECT pgflow_prefect.give_up_run(%(run)s, 'given up')"),
+    "pgflow_prefect.release_run": Transition("SELECT pgflow_prefect.release_run(%(run)s, 0)", BY_HAND),
+    "pgflow_prefect.claim_step": Transition(
+        "SELECT pgflow_prefect.claim_step(%(run)s, 'a', 0, 0, gen_random_uuid(), '{}', true, 'python', true, 'here')"
+    ),
+    "pgflow_prefect.complete_step": Transition(
+        "SELECT pgflow_prefect.complete_step(%(run)s, 'a', 0, '1', 0, 1, gen_random_uuid())", CLAIMED
+    ),
+    "pgflow_prefect.complete_pending_step": Transition(
+        "SELECT pgflow_prefect.complete_pending_step(%(run)s, 'a', 0, '1', 0, 1, gen_random_uuid())", CLAIMED
+    ),
+    "pgflow_prefect.complete_and_claim": Transition(
+        """
+        SELECT pgflow_prefect.complete_and_claim(
+            %(run)s, 0,
+            jsonb_build_array(jsonb_build_object('step_slug', 'a', 'result', 1, 'attempt', 1,
+                                                 'task_run_id', gen_random_uuid())),
+            jsonb_build_array(jsonb_build_object('step_slug', 'b', 'task_run_id', gen_random_uuid(), 'bound', 'python',
+                                                 'has_function', true, 'handler', 'here')))
+        """,
+        CLAIMED,
+    ),
+    "pgflow_prefect.fail_step": Transition(
+        "SELECT pgflow_prefect.fail_step(%(run)s, 'a', 0, 'broken', 0, 1, gen_random_uuid(), 'Failed')", CLAIMED
+    ),
+    "pgflow_prefect.report_completion": Transition(
+        "SELECT pgflow_prefect.report_completion(%(run)s, 'a', 0, '1', 1)", CLAIMED
+    ),
+    "pgflow_prefect.report_failure": Transition(
+        "SELECT pgflow_prefect.report_failure(%(run)s, 'a', 0, 'broken', 1)", CLAIMED
+    ),
+    "pgflow_prefect.claim_external_step": Transition(
+        "SELECT pgflow_prefect.claim_external_step(%(run)s, 'a', '1 minute')", EXTERNAL
+    ),
+    "pgflow_prefect.take_external_steps": Transition("SELECT pgflow_prefect.take_external_steps('chain')", EXTERNAL),
+    "pgflow_prefect.lock_run": Transition("SELECT pgflow_prefect.lock_run(%(run)s)", BY_HAND),
+    "pgflow_prefect.fail_run": Transition("SELECT pgflow_prefect.fail_run(%(run)s, 'broken')"),
+    "pgflow_prefect.cancel_run": Transition("SELECT pgflow_prefect.cancel_run(%(run)s, 'enough')"),
+    "pgflow_prefect.reopen_run": Transition("SELECT pgflow_prefect.reopen_run(%(run)s)", CANCELLED),
+    "pgflow_prefect.repair_run": Transition("SELECT pgflow_prefect.repair_run(%(run)s)", NOT_STARTED),
+    "pgflow_prefect.prune_runs": Transition("SELECT pgflow_prefect.prune_runs('1 day')", LONG_AGO),
+    "pgflow_prefect.prune_run": Transition("SELECT pgflow_prefect.prune_run(%(run)s)", CANCELLED),
+}
+"""Each function that writes runs or step states, by its name: a test holds this to be all of them."""
+
+
+def find_writers(db: Connection) -> set[str]:
+    """Return the functions that write runs or step states, themselves or through one that they call."""
+    bodies: dict[str, str] = {}
+    for name, body in db.execute("""
+        SELECT pronamespace::regnamespace || '.' || proname, string_agg(prosrc, ' ') FROM pg_proc
+        WHERE pronamespace IN ('pgflow'::regnamespace, 'pgflow_prefect'::regnamespace) GROUP BY 1
+    """):
+        bodies[str(name)] = SILENT.sub("''", str(body))
+    called = {name: set(CALLS.findall(body)) for name, body in bodies.items()}
+    writers = {name for name, body in bodies.items() if WRITES.search(body)}
+    while further := {name for name, calls in called.items() if calls & writers} - writers:
+        writers |= further
+    return writers
+
+
+def prepare(db: Connection, transition: Transition) -> UUID:
+    """Make a transition possible, and return the run that it is about."""
+    define(db, "chain", CHAIN)
+    run_id = run_workflow(db, "chain").id
+    for statement in filter(str.strip, transition.before.split(";")):
+        db.execute(statement.encode(), {"run": run_id})
+    return run_id
+
+
+def make(connection: Connection, transition: Transition, run_id: UUID) -> None:
+    """Let a connection make a transition."""
+    connection.execute(transition.call, {"run": run_id})
