@@ -302,6 +302,12 @@ class StepState(BaseModel):
     """Who does it, as the latest claim found it."""
     first_claimed_at: datetime | None = None
     """When Prefect's first attempt was claimed; None for steps of runs from before this was noted."""
+    tasks: int | None = None
+    """How many tasks a map step has; None for a plain step, which has one, and while that is not known."""
+    tasks_completed: int | None = None
+    """How many of them are completed."""
+    skip_reason: Shown | None = None
+    """Why it was skipped; its status is then completed, and it has no result."""
 
     @field_validator("task_state")
     @classmethod

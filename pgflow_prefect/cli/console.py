@@ -29,6 +29,7 @@ STYLES = {
     "cached": "green",
     "retrying": "yellow",
     "elsewhere": "magenta",
+    "skipped": "dim",
     "cancelled": "red",
 }
 """By status, in lower case."""

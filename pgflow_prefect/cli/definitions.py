@@ -36,14 +36,14 @@ def list_(workflow: str | None = None, /, *, handlers: Handlers = None, json: As
         return
     if handlers is not None:
         raise UsageError("--handlers goes with a WORKFLOW")
-    workflows = anyio.run(_list_workflows, make_settings(dsn))
+    workflows, how_to_define = anyio.run(_list_workflows, make_settings(dsn))
     if json:
         print_json(workflows)
     elif workflows:
         columns = ("workflow", "steps", "deps", "pending", "completed", "failed", "enabled", "bound")
         print_table(columns, [_describe(each) for each in workflows])
     else:
-        out.print("the database defines no workflow: insert one into pgflow.workflows, pgflow.steps and pgflow.deps")
+        out.print(f"the database defines no workflow: {how_to_define}")
 
 
 def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
@@ -162,15 +162,16 @@ def load_doers(
 async def _load_steps(settings: Settings, workflow: str) -> tuple[WorkflowDefinition, dict[str, StepBinding]]:
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         return await store.load_definition(workflow), await store.list_bindings(workflow)
 
 
-async def _list_workflows(settings: Settings) -> list[WorkflowSummary]:
+async def _list_workflows(settings: Settings) -> tuple[list[WorkflowSummary], str]:
+    """Return the workflows, and how one is defined."""
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
-        return await store.list_workflows()
+    async with open_store(settings, size=1, only_reads=True) as store:
+        return await store.list_workflows(), store.implementation.how_to_define
 
 
 class _Checked(NamedTuple):

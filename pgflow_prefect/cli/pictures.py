@@ -145,7 +145,7 @@ async def _load_graph(settings: Settings, workflow: str | None, run: RunName | N
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.graph import build_graph, find_problems
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         if run is not None:
             return await _read_progress(store, await store.find_run_id(run), workflow)
         assert workflow is not None

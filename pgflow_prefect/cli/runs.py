@@ -65,7 +65,8 @@ def runs(
     import anyio
 
     begun = read_since(since) if since else None
-    found = anyio.run(partial(_list_runs, limit=limit, with_payload=json), make_settings(dsn), workflow, status, begun)
+    listing = partial(_list_runs, limit=limit, with_payload=json)
+    found, how_to_start = anyio.run(listing, make_settings(dsn), workflow, status, begun)
     if json:
         print_json(found)
     elif found:
@@ -73,7 +74,7 @@ def runs(
         rows = [_describe_run(each) for each in found]
         print_table(columns, rows, whole=("run", "status"), spare=("error", "created", "steps", "took"))
     else:
-        out.print("no runs: start one with `pgflow-prefect run`, or SELECT pgflow.run_workflow(…)")
+        out.print(f"no runs: {how_to_start}")
 
 
 def _describe_run(run: Run) -> tuple[str, ...]:
@@ -92,12 +93,14 @@ async def _list_runs(
     *,
     limit: int,
     with_payload: bool,
-) -> list[Run]:
+) -> tuple[list[Run], str]:
+    """Return the runs, and how one is started."""
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         if workflow is not None:
             await store.load_definition(workflow)  # a mistyped name is an error, not an empty list
-        return await store.list_runs(
+        found = await store.list_runs(
             workflow_slug=workflow, status=status, since=since, limit=limit, with_payload=with_payload
         )
+        return found, store.implementation.how_to_start

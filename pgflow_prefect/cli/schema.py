@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.errors import UsageError
+from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -29,6 +29,9 @@ def init(
 
     Creates the schemas `pgflow`, the engine, and `pgflow_prefect`, what the adapter keeps. A database that was made
     with pgflow's own tables is upgraded, and keeps its rows. Running it again changes nothing.
+
+    In a database that has the schema of the released pgflow (pgflow.dev), it creates `pgflow_prefect` only, with
+    functions that read, and changes nothing in `pgflow`. Then `list`, `graph`, `runs` and `status` work on it.
 
     Example: `pgflow-prefect init --dsn postgresql://postgres@localhost/app`
 
@@ -67,6 +70,7 @@ class _Installed(NamedTuple):
 
     Attributes:
         database: its name.
+        implementation: the schema that it has: classic or released.
         before: the versions of engine and adapter that it had; 0 for none.
         after: the versions that it has.
         new_id: of the installation that it has become.
@@ -76,6 +80,7 @@ class _Installed(NamedTuple):
     """
 
     database: str
+    implementation: str
     before: tuple[int, int]
     after: tuple[int, int]
     new_id: UUID | None
@@ -95,6 +100,7 @@ class _Installed(NamedTuple):
         names = ("pgflow", "pgflow_prefect")
         return {
             "database": self.database,
+            "schema": self.implementation,
             "outcome": self.outcome,
             "before": dict(zip(names, self.before, strict=True)),
             "after": dict(zip(names, self.after, strict=True)),
@@ -107,9 +113,14 @@ class _Installed(NamedTuple):
 
 
 def _print(done: _Installed) -> None:
+    from pgflow_prefect.database.implementations import CLASSIC
     from pgflow_prefect.database.installation import COPIED
+    from pgflow_prefect.database.schema import describe_limited_schema
 
-    versions = f"pgflow {done.after[0]}, pgflow_prefect {done.after[1]}"
+    if done.implementation == CLASSIC.name:
+        versions = f"pgflow {done.after[0]}, pgflow_prefect {done.after[1]}"
+    else:
+        versions = f"pgflow_prefect {done.after[1]}; it has {describe_limited_schema()}"
     if done.outcome == "current":
         out.print(f"database {done.database!r} is current: {versions}")
     else:
@@ -131,19 +142,25 @@ def _print(done: _Installed) -> None:
 
 async def _init(settings: Settings, new_installation: bool, moved: bool) -> _Installed:
     from pgflow_prefect.database.connection import connect, find_dsn
+    from pgflow_prefect.database.implementations import find_schema
     from pgflow_prefect.database.installation import find_copy, move_installation, start_installation
-    from pgflow_prefect.database.schema import install_schema, read_versions
+    from pgflow_prefect.database.schema import describe_limited_schema, install_schema, read_versions
 
     async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
         before = await read_versions(connection)
-        await install_schema(connection)
+        found = (await find_schema(connection)).implementation
+        if (new_installation or moved) and found is not None and not found.executes:
+            raise PgflowPrefectError(f"database {connection.info.dbname!r} has {describe_limited_schema()}")
+        implementation = await install_schema(connection)
         after = await read_versions(connection)
         database = connection.info.dbname
+        if not implementation.executes:
+            return _Installed(database, implementation.name, before, after, None, False, False, [])
         new_id = await start_installation(connection) if new_installation else None
         stayed = moved and not await move_installation(connection)
         is_copy = await find_copy(connection) is not None
     renamed = await _list_old_credentials(settings) if any(before) else []
-    return _Installed(database, before, after, new_id, stayed, is_copy, renamed)
+    return _Installed(database, implementation.name, before, after, new_id, stayed, is_copy, renamed)
 
 
 async def _list_old_credentials(settings: Settings) -> list[tuple[str, str, str]]:

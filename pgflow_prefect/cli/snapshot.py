@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pgflow_prefect.cli.console import format_duration, shorten, style_status
 from pgflow_prefect.models import Held, Run, Status, StepState
 from pgflow_prefect.render.labels import clean, cut, measure
-from pgflow_prefect.render.progress import Look, find_look
+from pgflow_prefect.render.progress import Look, find_look, write_tasks
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,12 +52,14 @@ class Snapshot:
         states: the steps that have started, by slug.
         order: the slugs of all steps.
         enabled: whether workers and bridges take its workflow's runs; None: not said yet, or of no matter now.
+        executes: Prefect can execute it; otherwise pgflow's own workers do.
     """
 
     run: Run
     states: dict[str, StepState]
     order: list[str]
     enabled: Enabled | None = None
+    executes: bool = True
 
     @property
     def has_ended(self) -> bool:
@@ -73,7 +75,7 @@ class Snapshot:
         if run.error_message:
             lines.append(run.error_message)
         if run.status is Status.PENDING:
-            lines += _describe_owner(run, self.enabled)
+            lines += _describe_owner(run, self.enabled) if self.executes else ["pgflow's own workers execute it"]
         if run.recoveries:
             lines.append(f"taken over {count(run.recoveries, 'time')} in a row without a further step completing")
         if run.stale_writes:
@@ -108,7 +110,7 @@ class Snapshot:
             result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
             if state.result_problem is not None:
                 result = f"not shown: it {state.result_problem}"
-            note = shorten(state.error_message or result)
+            note = shorten(state.error_message or _describe_tasks(state, result))
             status, shown = self._describe_status(state), state.task_state or ""
             yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)
 
@@ -118,7 +120,7 @@ class Snapshot:
         if state is None:
             return Look.WAITING
         if state.status is Status.COMPLETED:  # where it was cached, Prefect's column says so
-            return state.status
+            return state.status if state.skip_reason is None else Look.SKIPPED
         look = find_look(state)
         is_left = look in {Look.RUNNING, Look.RETRYING} and self.run.held in {Held.EXPIRED, Held.RELEASED}
         return _STOPPED if is_left else look
@@ -126,7 +128,7 @@ class Snapshot:
     def _describe_status(self, state: StepState) -> str:
         """Return the row's status, and before it the word that a person expects."""
         word = self.describe_word(state.step_slug)
-        return str(state.status) if word == state.status else f"{word} ({state.status})"
+        return word if word in {state.status, Look.SKIPPED} else f"{word} ({state.status})"
 
     def make_table(self, width: int, slugs: Iterable[str] | None = None) -> Table:
         """Return the steps for a terminal: a line each, in columns that are as wide as long as the run goes on.
@@ -145,6 +147,14 @@ class Snapshot:
             cells = {name: cell for name, cell in zip(COLUMNS, row, strict=True) if name in widths}
             table.add_row(*(_draw_cell(name, cell, widths[name]) for name, cell in cells.items()))
         return table
+
+
+def _describe_tasks(state: StepState, result: str) -> str:
+    """Return why a step was skipped, or how many tasks it has, before its result."""
+    if state.skip_reason is not None:
+        return state.skip_reason
+    tasks = write_tasks(state)
+    return f"{tasks}: {result}" if tasks and result else tasks or result
 
 
 def _draw_cell(column: str, cell: str, width: int) -> Text | str:

@@ -57,7 +57,7 @@ def status(
 async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> int:
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         found = await _read(store, await store.find_run_id(name), with_payload=json)
         if watch and not json:
             found = await _watch(store, found)
@@ -112,7 +112,7 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, w
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))
-    return Snapshot(run, states, order, await _find_enabled(store, run))
+    return Snapshot(run, states, order, await _find_enabled(store, run), executes=store.implementation.executes)
 
 
 async def _find_enabled(store: Store, run: Run) -> Enabled | None:

@@ -8,6 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from pgflow_prefect.database.connection import connect, open_pool
+from pgflow_prefect.database.implementations import FoundSchema, read_schema
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import make_tenure
@@ -83,10 +84,10 @@ class DiagnosisStatements(InstallationStatements):
         [row] = await self._fetch("find_versions")
         return _to_version(row["engine"]), _to_version(row["adapter"])
 
-    async def find_foreign_table(self) -> str | None:
-        """Return a table of a schema pgflow that belongs to another program; None where there is none."""
-        rows = await self._fetch("find_foreign_table")
-        return str(rows[0]["name"]) if rows else None
+    async def find_schema(self) -> FoundSchema:
+        """Return whose schema pgflow is."""
+        [row] = await self._fetch("find_schema")
+        return read_schema(row)
 
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that executing runs needs and that the current user does not have."""

@@ -3,6 +3,8 @@
 from psycopg import errors
 
 from pgflow_prefect.database.connection import Connection
+from pgflow_prefect.database.implementations import CLASSIC, Implementation, find_schema
+from pgflow_prefect.database.implementations.released import NOT_YET
 from pgflow_prefect.database.link import without_bound
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
@@ -12,7 +14,7 @@ from pgflow_prefect.shipped import shipped_path
 ENGINE_VERSION = 3
 ADAPTER_VERSION = 7
 
-SCRIPTS = ("pgflow.sql", "classic/pgflow_prefect.sql", "classic/definitions.sql", "classic/runs.sql")
+SCRIPTS = CLASSIC.scripts
 """What installs the classic schemas, in this order; the last one says which version is there."""
 
 
@@ -29,12 +31,6 @@ async def read_versions(connection: Connection) -> tuple[int, int]:
     return int(str(row["engine"] or 0)), int(str(row["adapter"] or 0))
 
 
-async def _find_foreign_table(connection: Connection) -> str | None:
-    with translate_errors():
-        row = await (await connection.execute(QUERIES["find_foreign_table"])).fetchone()
-    return None if row is None else str(row["name"])
-
-
 def describe_foreign_schema(table: str) -> str:
     """Say that another program has a schema of our name, which this table shows."""
     whose = "the pgflow that npm has (pgflow.dev)" if table == "flows" else "another program"
@@ -44,27 +40,42 @@ def describe_foreign_schema(table: str) -> str:
     )
 
 
-async def check_schema(connection: Connection) -> None:
-    """Make sure that the database has both schemas, in the versions that this package needs.
+async def check_schema(connection: Connection, *, only_reads: bool = False) -> Implementation:
+    """Make sure that the database has both schemas, in the versions that this package needs, and return which they are.
+
+    Args:
+        connection: to the database.
+        only_reads: a schema on which this package can only look will do.
 
     Raises:
         SchemaMissingError: with the command that installs them.
+        PgflowPrefectError: runs of the schema that is there can't be executed yet.
     """
     engine, adapter = await read_versions(connection)
-    if engine == 0 and (table := await _find_foreign_table(connection)) is not None:
-        raise SchemaMissingError(f"database {connection.info.dbname!r}: {describe_foreign_schema(table)}")
-    if engine == 0 or adapter == 0:
-        missing = " and ".join(
-            name for name, version in (("pgflow", engine), ("pgflow_prefect", adapter)) if not version
-        )
+    name = connection.info.dbname
+    implementation = CLASSIC
+    if engine == 0:
+        found, foreign_table = await find_schema(connection)
+        if foreign_table is not None:
+            raise SchemaMissingError(f"database {name!r}: {describe_foreign_schema(foreign_table)}")
+        implementation = found or CLASSIC
+    if not implementation.executes and not only_reads:
+        raise PgflowPrefectError(f"database {name!r} has {describe_limited_schema()}")
+    needed = [("pgflow_prefect", adapter, ADAPTER_VERSION)]
+    if implementation is CLASSIC:
+        needed.insert(0, ("pgflow", engine, ENGINE_VERSION))
+    if missing := " and ".join(schema for schema, version, _ in needed if not version):
+        raise SchemaMissingError(f"database {name!r} has no schema {missing}: run `pgflow-prefect init` first")
+    if any(version < wanted for _, version, wanted in needed):
         raise SchemaMissingError(
-            f"database {connection.info.dbname!r} has no schema {missing}: run `pgflow-prefect init` first"
+            f"the schema of database {name!r} is older than this program: run `pgflow-prefect init` to upgrade it"
         )
-    if engine < ENGINE_VERSION or adapter < ADAPTER_VERSION:
-        raise SchemaMissingError(
-            f"the schema of database {connection.info.dbname!r} is older than this program: "
-            "run `pgflow-prefect init` to upgrade it"
-        )
+    return implementation
+
+
+def describe_limited_schema() -> str:
+    """Say which schema a database has on which this package can only look, and what works."""
+    return f"the schema of the released pgflow (pgflow.dev): {NOT_YET}"
 
 
 async def has_other_isolation(connection: Connection) -> bool:
@@ -74,18 +85,23 @@ async def has_other_isolation(connection: Connection) -> bool:
     return row is not None and row["isolation"] != "read committed"
 
 
-async def install_schema(connection: Connection) -> None:
-    """Install or upgrade both schemas; changes nothing where they are current.
+async def install_schema(connection: Connection) -> Implementation:
+    """Install or upgrade what fits the schema that is there, and return which that is; else the classic schemas.
+
+    Changes nothing where they are current. One schema is never installed over another one.
 
     Raises:
         PgflowPrefectError: the database user may not create them, or a table stayed locked too long.
     """
+    found = await find_schema(connection)
+    implementation = found.implementation or CLASSIC  # whose script refuses a schema of another program
     with translate_errors(), without_bound():
         try:
-            for name in SCRIPTS:
+            for name in implementation.scripts:
                 await connection.execute(shipped_path("sql", name).read_bytes())
         except errors.LockNotAvailable as error:
             raise PgflowPrefectError(
                 f"another transaction holds a table of database {connection.info.dbname!r} that has to be changed: "
                 "let that transaction end, and run `pgflow-prefect init` again"
             ) from error
+    return implementation

@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.errors import ReadOnlySqlTransaction
 
 from pgflow_prefect.database.connection import Pool, Row
+from pgflow_prefect.database.implementations import CLASSIC, Implementation
 from pgflow_prefect.database.link import UnansweredError
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import ReadOnlyError, translate_errors
@@ -46,11 +47,15 @@ class Statements:
 
     Attributes:
         tenure: the terms.
+        implementation: of the contract with SQL, which the database has.
         answered_at: when a statement succeeded last, by the monotonic clock.
     """
 
-    def __init__(self, pool: Pool, tenure: Tenure, *, in_blocks: bool = False) -> None:
+    def __init__(
+        self, pool: Pool, tenure: Tenure, *, in_blocks: bool = False, implementation: Implementation = CLASSIC
+    ) -> None:
         self._pool = pool
+        self.implementation = implementation
         self._in_blocks = in_blocks  # role or database have another default than READ COMMITTED
         self._is_suspect = False  # the pool's other connections lead to the same silent or read-only server
         self.tenure = tenure

@@ -256,7 +256,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         if name.first is None:
             found = await self._fetch("find_latest_run")
             if not found:
-                raise UnknownRunError("there is no run yet: start one with `pgflow-prefect run`")
+                raise UnknownRunError(f"there is no run yet: {self.implementation.how_to_start}")
             return UUID(str(found[0]["id"]))
         found = await self._fetch("find_runs_between", first=name.first, last=name.last, limit=_SIMILAR_SHOWN + 1)
         if not found:
@@ -457,21 +457,27 @@ def _unknown_run(run_id: UUID) -> UnknownRunError:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, *, size: int | None = None) -> AsyncIterator[Store]:
+async def open_store(settings: Settings, *, size: int | None = None, only_reads: bool = False) -> AsyncIterator[Store]:
     """Open the database that the settings name.
+
+    Args:
+        settings: name the database.
+        size: connections at most.
+        only_reads: the caller only looks at definitions and runs, which works on every schema that this package knows.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
+        PgflowPrefectError: runs of the schema that it has can't be executed yet.
     """
     dsn = find_dsn(settings)
     async with open_pool(
         dsn, size=size or settings.pool_size, timeout=settings.connect_timeout, bound=settings.statement_bound
     ) as pool:
         async with pool.connection() as connection:
-            await check_schema(connection)
+            implementation = await check_schema(connection, only_reads=only_reads)
             in_blocks = await has_other_isolation(connection)
-        yield Store(pool, make_tenure(settings), in_blocks=in_blocks)
+        yield Store(pool, make_tenure(settings), in_blocks=in_blocks, implementation=implementation)
 
 
 def make_tenure(settings: Settings) -> Tenure:

@@ -34,6 +34,7 @@ PAINTS = {
     Look.ELSEWHERE: Paint("#fbefff", "#8250df", "#231a3b", "#bc8cff", "⇄"),
     Look.PENDING: Paint("#fff8c5", "#9a6700", "#272115", "#d29922", "●"),
     Look.WAITING: Paint("#f6f8fa", "#6e7781", "#161b22", "#8b949e", "○"),
+    Look.SKIPPED: Paint("#eaeef2", "#57606a", "#21262d", "#9ea7b3", "⤼"),
     Look.FAILED: Paint("#ffebe9", "#cf222e", "#301416", "#ff7b72", "✗"),
     Look.CANCELLED: Paint("#f2e5ea", "#a0456b", "#2a1720", "#db8aab", "⊘"),
 }

@@ -34,6 +34,9 @@ class Look(StrEnum):
     CACHED = "cached"
     """Completed before the flow run that took the run last: it was not executed again."""
 
+    SKIPPED = "skipped"
+    """It was not to be done, and counts as completed."""
+
     FAILED = "failed"
 
     CANCELLED = "cancelled"
@@ -58,8 +61,9 @@ class Mark:
         started_at: when the latest attempt began; None where nobody claimed the step.
         ended_at: when the step ended, or the moment of the picture while it goes on; None where it has done nothing.
         handler: who does it.
-        error: the first line of its error.
+        error: the first line of its error, or why it was skipped.
         first_started_at: when the first of several attempts began; None where there was one only.
+        tasks: how many tasks a map step has, in words; empty for a plain step.
     """
 
     look: Look = Look.WAITING
@@ -69,6 +73,7 @@ class Mark:
     handler: str | None = None
     error: str | None = None
     first_started_at: datetime | None = None
+    tasks: str = ""
 
     @property
     def seconds(self) -> float | None:
@@ -80,7 +85,9 @@ class Mark:
     @property
     def measures(self) -> str:
         """Duration and attempts in words, as far as there is something to say."""
-        said = [] if self.seconds is None else [format_seconds(self.seconds)]
+        said = [self.tasks] if self.tasks else []
+        if self.seconds is not None:
+            said.append(format_seconds(self.seconds))
         if self.attempts > 1:
             said.append(f"{self.attempts} attempts")
         return ", ".join(said)
@@ -110,7 +117,7 @@ class Progress:
     @property
     def summary(self) -> str:
         """The run in a line."""
-        done = sum(mark.look in {Look.COMPLETED, Look.CACHED} for mark in self.marks.values())
+        done = sum(mark.look in {Look.COMPLETED, Look.CACHED, Look.SKIPPED} for mark in self.marks.values())
         return f"run {self.run.id}: {self.run.ended_as or self.run.status}, {done} of {len(self.marks)} steps completed"
 
 
@@ -148,13 +155,23 @@ def _mark(state: StepState, latest: datetime) -> Mark:
         ended_at = state.started_at and max(latest, state.started_at)
     elif look is Look.CANCELLED and state.started_at is None:
         ended_at = None  # it has done nothing
-    error = (state.error_message or "").split("\n", 1)[0] or None
+    error = (state.error_message or state.skip_reason or "").split("\n", 1)[0] or None
     first = state.first_claimed_at if state.attempts > 1 else None
-    return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error, first)
+    return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error, first, write_tasks(state))
+
+
+def write_tasks(state: StepState) -> str:
+    """Return how many tasks a map step has, and how many of them are completed; nothing for a plain step."""
+    if state.tasks is None or state.skip_reason is not None:
+        return ""
+    number = f"{state.tasks} task{'s'[: state.tasks != 1]}"
+    return number if state.status is Status.COMPLETED else f"{state.tasks_completed or 0} of {number}"
 
 
 def find_look(state: StepState) -> Look:
     """Return how a step that has started looks."""
+    if state.skip_reason is not None:
+        return Look.SKIPPED
     if state.status is Status.COMPLETED:
         return Look.CACHED if state.task_state == StateName.CACHED else Look.COMPLETED
     if state.status is Status.FAILED:

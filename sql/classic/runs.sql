@@ -200,7 +200,7 @@ COMMENT ON FUNCTION pgflow_prefect.list_older_runs(text[], double precision) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, step_result jsonb, result_problem text,
                error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
-               task_state text, handler text)
+               task_state text, handler text, tasks int, tasks_completed int, skip_reason text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -209,7 +209,7 @@ BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts,
                CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem, s.error_message, s.created_at,
-               s.started_at, s.finished_at, t.state_name, t.handler
+               s.started_at, s.finished_at, t.state_name, t.handler, NULL::int, NULL::int, NULL::text
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
@@ -226,7 +226,7 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
                started_at timestamptz, finished_at timestamptz, task_state text, handler text,
-               first_claimed_at timestamptz)
+               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -234,7 +234,7 @@ AS $$
 BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts, s.error_message, s.created_at, s.started_at,
-               s.finished_at, t.state_name, t.handler, t.first_claimed_at
+               s.finished_at, t.state_name, t.handler, t.first_claimed_at, NULL::int, NULL::int, NULL::text
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);

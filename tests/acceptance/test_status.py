@@ -120,7 +120,10 @@ def test_a_beginning_that_no_id_has_is_unknown_and_so_is_the_latest_of_none(cli:
     unknown, none = cli("status", "abc"), cli("cancel", "latest")
     assert (unknown.code, none.code) == (2, 2)
     assert unknown.find_error() == "unknown run 'abc'; `pgflow-prefect runs` shows the newest"
-    assert none.find_error() == "there is no run yet: start one with `pgflow-prefect run`"
+    assert (
+        none.find_error()
+        == "there is no run yet: start one with `pgflow-prefect run`, or SELECT pgflow.run_workflow(…)"
+    )
 
 
 def test_a_run_of_a_disabled_workflow_says_why_it_waits(cli: CommandLine, db: Connection, chain: str) -> None:

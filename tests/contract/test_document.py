@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import pgflow_prefect
+from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 from tests.contract.document import list_called, list_statements, read_document
+from tests.contract.worlds import ReleasedWorld
 from tests.engine import column
 from tests.integration.supabase import borrowed_roles, run_script
 
@@ -32,11 +34,16 @@ OBJECTS = """
     UNION SELECT proname FROM pg_proc WHERE pronamespace = 'pgflow'::regnamespace
 """
 
+FORMS = """
+    SELECT proname, pg_get_function_identity_arguments(oid) || ' -> ' || pg_get_function_result(oid) FROM pg_proc
+    WHERE pronamespace = 'pgflow_prefect'::regnamespace
+"""
+INTERNAL = {"describe_failure", "find_column", "find_json_problem"}
+
 SHOWN_TO_PEOPLE = {
-    "cli/definitions.py": "a message says where to insert a workflow",
     "cli/demo.py": "the demo prints the statements that a person would type",
-    "cli/runs.py": "a message says how to start a run in SQL",
     "database/definition_script.py": "`export` writes the SQL that defines a workflow",
+    "database/implementations/classic.py": "messages say where to insert a workflow, and how to start a run in SQL",
     "database/schema.py": "a message says what a database of another program has not",
     "execution/artifacts.py": "an artifact says in which table its run is",
     "graph.py": "a message says where to insert steps",
@@ -107,3 +114,14 @@ def _list_texts(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value
+
+
+def test_the_released_implementation_has_the_functions_that_the_page_names(
+    released: ReleasedWorld, shared_db: Connection
+) -> None:
+    section = shipped_path("sql", "CONTRACT.md").read_text(encoding="utf-8").split("## What `released/` has so far")[1]
+    named = set(re.findall(r"`(\w+_\w+)`[,.]", section))
+    ours = {str(name): str(form) for name, form in released.db.execute(FORMS)}
+    assert ours.keys() - INTERNAL == named
+    classic = {str(name): str(form) for name, form in shared_db.execute(FORMS)}
+    assert {name: ours[name] for name in named} == {name: classic[name] for name in named}

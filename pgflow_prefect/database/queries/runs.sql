@@ -23,13 +23,13 @@ SELECT clock_timestamp() AS now
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
 SELECT step_slug, status, ended_as, attempts, step_result, result_problem, error_message, created_at, started_at, finished_at,
-       task_state, handler
+       task_state, handler, tasks, tasks_completed, skip_reason
 FROM pgflow_prefect.list_step_states(%(run_id)s)
 
 -- list_step_ends --
 -- How these steps of a run ended, without their results, which may be large.
 SELECT step_slug, status, ended_as, attempts, NULL AS step_result, error_message, created_at, started_at, finished_at, task_state,
-       handler, first_claimed_at
+       handler, first_claimed_at, tasks, tasks_completed, skip_reason
 FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
 -- read_results --

@@ -9,14 +9,18 @@ FROM pg_catalog.pg_proc p
 JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
 WHERE (n.nspname, p.proname) IN (('pgflow', 'engine_version'), ('pgflow_prefect', 'adapter_version'))
 
--- find_foreign_table --
--- A table of a schema pgflow that is not ours, as pgflow.sql looks for it; no row where there is none.
-SELECT c.relname AS name
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'pgflow'
+-- find_schema --
+-- Whose schema pgflow is: by columns, for versions of the released pgflow have no number there. The classic one is known
+-- as pgflow.sql knows it. Of another program's, the name of a table.
+SELECT coalesce(bool_or(c.relname = 'workflows' AND a.attname = 'slug'), false) AS is_classic,
+       count(*) FILTER (WHERE (c.relname, a.attname) IN (('flows', 'flow_slug'), ('step_tasks', 'task_index'),
+                                                         ('step_states', 'initial_tasks'))) = 3 AS is_released,
+       coalesce(bool_or(c.relname = 'step_states' AND a.attname = 'skip_reason'), false) AS has_skips,
+       coalesce(min(c.relname::text) FILTER (WHERE c.relname = 'flows'), min(c.relname::text)) AS some_table
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'pgflow'
+LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_class w JOIN pg_catalog.pg_attribute a ON a.attrelid = w.oid
-                  WHERE w.relnamespace = n.oid AND w.relname = 'workflows' AND a.attname = 'slug')
-ORDER BY c.relname <> 'flows', c.relname LIMIT 1
 
 -- read_isolation --
 -- The isolation level of a statement that names none: of the role, the database, or the server.

@@ -6,8 +6,14 @@ import anyio
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
+from pgflow_prefect.database.implementations import FoundSchema
 from pgflow_prefect.database.installation import COPIED
-from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, describe_foreign_schema
+from pgflow_prefect.database.schema import (
+    ADAPTER_VERSION,
+    ENGINE_VERSION,
+    describe_foreign_schema,
+    describe_limited_schema,
+)
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.errors import DatabaseReadOnlyError, ForeignInstallationError, PgflowPrefectError
 
@@ -44,10 +50,8 @@ async def _check_writing(patient: Patient) -> Verdict:
 async def _check_schema(patient: Patient) -> Verdict:
     versions = dict(zip(("pgflow", "pgflow_prefect"), await patient.reached.find_versions(), strict=True))
     wanted = {"pgflow": ENGINE_VERSION, "pgflow_prefect": ADAPTER_VERSION}
-    if (table := await patient.reached.find_foreign_table()) is not None:
-        return Verdict(
-            Outcome.FAULT, describe_foreign_schema(table), "create another database and name it in PGFLOW_DSN"
-        )
+    if (other := _find_other_schema(await patient.reached.find_schema())) is not None:
+        return Verdict(Outcome.FAULT, other, "to execute runs, create another database and name it in PGFLOW_DSN")
     if missing := [name for name, version in versions.items() if version is None]:
         return Verdict(
             Outcome.FAULT, f"there is no schema {' and no schema '.join(missing)}", "run `pgflow-prefect init`"
@@ -66,6 +70,15 @@ async def _check_schema(patient: Patient) -> Verdict:
     if (copied := await _find_copy(patient)) is not None:
         return Verdict(Outcome.FAULT, f"{described}; {copied}", COPIED)
     return Verdict(Outcome.OK, f"current: {described}")
+
+
+def _find_other_schema(found: FoundSchema) -> str | None:
+    """Return whose schema the database has, where that is not one whose runs can be executed."""
+    if found.foreign_table is not None:
+        return describe_foreign_schema(found.foreign_table)
+    if found.implementation is not None and not found.implementation.executes:
+        return f"the database has {describe_limited_schema()}"
+    return None
 
 
 async def _find_copy(patient: Patient) -> str | None:

@@ -1,0 +1,42 @@
+"""The implementations of `sql/CONTRACT.md`, and which of them a database has."""
+
+from typing import NamedTuple
+
+from pgflow_prefect.database.connection import Connection
+from pgflow_prefect.database.implementations.capabilities import Implementation
+from pgflow_prefect.database.implementations.classic import CLASSIC
+from pgflow_prefect.database.implementations.released import describe_released
+from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.translation import translate_errors
+
+
+class FoundSchema(NamedTuple):
+    """What a database has in its schema `pgflow`.
+
+    Attributes:
+        implementation: the one that fits; None where the schema is not there, or is another program's.
+        foreign_table: a table of another program's schema of this name.
+    """
+
+    implementation: Implementation | None
+    foreign_table: str | None
+
+
+async def find_schema(connection: Connection) -> FoundSchema:
+    """Return what a database has in its schema `pgflow`, by its columns: versions of pgflow have no number there."""
+    with translate_errors():
+        row = await (await connection.execute(QUERIES["find_schema"])).fetchone()
+    assert row is not None
+    return read_schema(row)
+
+
+def read_schema(row: dict[str, object]) -> FoundSchema:
+    """Return what a row of the statement `find_schema` says."""
+    if row["is_classic"]:
+        return FoundSchema(CLASSIC, None)
+    if row["is_released"]:
+        return FoundSchema(describe_released(skips=bool(row["has_skips"])), None)
+    return FoundSchema(None, None if row["some_table"] is None else str(row["some_table"]))
+
+
+__all__ = ["CLASSIC", "FoundSchema", "Implementation", "find_schema", "read_schema"]

@@ -1,0 +1,407 @@
+-- pgflow_prefect on the released pgflow (pgflow.dev): what `pgflow-prefect` reads there.
+--
+-- A part of the contract of ../CONTRACT.md, for the schema that npm's @pgflow/core installs, 0.7 or later. It creates
+-- functions in the schema pgflow_prefect that only read, and changes nothing in the schema pgflow. What a version of
+-- pgflow may lack is looked for at each call: run this again after upgrades of this program, not after pgflow's.
+-- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again.
+-- To take it back: DROP SCHEMA pgflow_prefect CASCADE;
+--
+-- Statuses are those of the contract. A run or a step that is `started` is pending here. A step that is `skipped` is
+-- completed, with the reason. A map step is one step with a number of tasks.
+
+BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
+
+SET LOCAL lock_timeout = '10s';
+SET LOCAL statement_timeout = 0;
+SET LOCAL client_min_messages = warning;
+
+DO $guard$
+BEGIN
+    IF current_setting('server_version_num')::int < 130000 THEN
+        RAISE EXCEPTION 'pgflow_prefect needs PostgreSQL 13 or later, this server is %',
+                        current_setting('server_version')
+            USING ERRCODE = 'feature_not_supported';
+    END IF;
+    IF (SELECT count(*) FROM pg_catalog.pg_attribute a
+        JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'pgflow' AND (c.relname, a.attname) IN
+              (('flows', 'flow_slug'), ('step_tasks', 'task_index'), ('step_states', 'initial_tasks'))) < 3 THEN
+        RAISE EXCEPTION 'this database does not have the schema of the released pgflow, 0.7 or later'
+            USING HINT = 'Install pgflow first, or run pgflow.sql and the scripts of classic/ in an empty database.';
+    END IF;
+    IF to_regclass('pgflow_prefect.owners') IS NOT NULL THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect of this database belongs to the classic schema'
+            USING ERRCODE = 'duplicate_schema',
+                  HINT = 'DROP SCHEMA pgflow_prefect CASCADE, if nothing there is needed.';
+    END IF;
+    PERFORM set_config('transaction_timeout', '0', true)
+    WHERE current_setting('transaction_timeout', true) <> '0'; -- PostgreSQL 17 has it
+    BEGIN
+        CREATE SCHEMA IF NOT EXISTS pgflow_prefect;
+    EXCEPTION WHEN unique_violation OR duplicate_schema THEN
+        NULL; -- another installation was faster
+    END;
+    -- This locks the schema itself: two installations at once take turns.
+    COMMENT ON SCHEMA pgflow_prefect IS 'What pgflow-prefect reads of the released pgflow.';
+END
+$guard$;
+
+
+------------------------------------------------------------------------------------------------------------
+-- What versions of pgflow differ in
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_column(table_name text, column_name text, alias text, type_name text)
+RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE WHEN EXISTS (
+        SELECT FROM pg_attribute a
+        JOIN pg_class c ON c.oid = a.attrelid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'pgflow' AND c.relname = find_column.table_name AND a.attname = find_column.column_name
+          AND NOT a.attisdropped)
+        THEN format('%I.%I', alias, column_name) ELSE format('NULL::%s', type_name) END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_column(text, text, text, text) IS
+    'A column of one of pgflow''s tables as an expression; NULL of this type where this version of pgflow has none. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_json_problem(document jsonb) RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+DECLARE
+    size bigint;
+BEGIN
+    -- The limits that the classic schema has out of the box; here, nothing keeps a document from being beyond them.
+    IF jsonb_path_exists(document, 'strict $.**{200} ? (@.type() == "array" || @.type() == "object")') THEN
+        RETURN 'nests arrays and objects more than 200 deep';
+    ELSIF jsonb_path_exists(
+        document, 'strict $.** ? (!(@ >= 1e-1000 && @ < 1e1000) && !(@ <= -1e-1000 && @ > -1e1000) && @ != 0)') THEN
+        RETURN 'has a number of more than 1000 digits';
+    END IF;
+    BEGIN
+        size := octet_length(document::text);
+    EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
+        RETURN 'is too large to be written as text';
+    END;
+    RETURN CASE WHEN size > 33554432 THEN format('has %s bytes as text, more than the limit of 33554432', size) END;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_json_problem(jsonb) IS
+    'Why a document is not shown, as the end of a sentence; NULL where it is. Internal.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Definitions
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_workflows()
+RETURNS TABLE (slug text, steps bigint, deps bigint, pending bigint, completed bigint, failed bigint,
+               enabled boolean, bound jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT f.flow_slug,
+               (SELECT count(*) FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug),
+               (SELECT count(*) FROM pgflow.deps d WHERE d.flow_slug = f.flow_slug),
+               coalesce(r.pending, 0), coalesce(r.completed, 0), coalesce(r.failed, 0), NULL::boolean, NULL::jsonb
+        FROM pgflow.flows f
+        LEFT JOIN (SELECT i.flow_slug,
+                          count(*) FILTER (WHERE i.status NOT IN ('completed', 'failed')) AS pending,
+                          count(*) FILTER (WHERE i.status = 'completed') AS completed,
+                          count(*) FILTER (WHERE i.status = 'failed') AS failed
+                   FROM pgflow.runs i GROUP BY i.flow_slug) r ON r.flow_slug = f.flow_slug
+        ORDER BY f.flow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_workflows() IS
+    'Every flow with its size and its runs by status. Nothing here says whether workers take its runs.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_slugs() RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT f.flow_slug FROM pgflow.flows f ORDER BY f.flow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_slugs() IS 'The slugs of all flows.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
+RETURNS TABLE (slug text, steps text[], deps text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY -- one statement: a flow that is compiled in between can't mix two versions
+        SELECT f.flow_slug,
+               ARRAY(SELECT s.step_slug FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug ORDER BY s.step_slug),
+               ARRAY(SELECT ARRAY[d.dep_slug, d.step_slug] FROM pgflow.deps d WHERE d.flow_slug = f.flow_slug
+                     ORDER BY d.dep_slug, d.step_slug)
+        FROM pgflow.flows f
+        WHERE load_definitions.workflow_slugs IS NULL OR f.flow_slug = ANY (load_definitions.workflow_slugs)
+        ORDER BY f.flow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.load_definitions(text[]) IS
+    'These flows as they are defined now; NULL: all. A dep is a pair, upstream first.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.load_run_definition(run_id uuid)
+RETURNS TABLE (slug text, steps text[], deps text[])
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY -- pgflow deletes the runs of a flow before it changes the flow
+        SELECT d.slug, d.steps, d.deps
+        FROM pgflow.runs r CROSS JOIN LATERAL pgflow_prefect.load_definitions(ARRAY[r.flow_slug]) d
+        WHERE r.run_id = load_run_definition.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.load_run_definition(uuid) IS
+    'The definition of a run''s flow. No row: there is no such run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_bindings(workflow_slug text)
+RETURNS TABLE (step_slug text, kind text, target text, options jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, 'external', NULL::text, '{}'::jsonb FROM pgflow.steps s
+        WHERE s.flow_slug = list_bindings.workflow_slug
+        ORDER BY s.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS 'All steps are external: pgflow''s own workers do them.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_enabled()
+RETURNS TABLE (workflow_slug text, enabled boolean, since timestamptz)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$ SELECT NULL::text, NULL::boolean, NULL::timestamptz WHERE false $$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_enabled() IS 'No rows: Prefect executes no runs of the released pgflow yet.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Runs
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_failure(run_id uuid) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN (SELECT format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given'))
+            FROM pgflow.step_states s
+            WHERE s.run_id = describe_failure.run_id AND s.status = 'failed'
+            ORDER BY s.failed_at, s.step_slug
+            LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_failure(uuid) IS
+    'Why a run has failed, which pgflow does not keep: the first step that failed, and its error. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
+    only_workflow text, only_status text, only_ended_as text, since timestamptz, at_most int, lease double precision,
+    with_payload boolean
+) RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
+               epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
+               r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
+               CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
+               r.started_at, coalesce(r.completed_at, r.failed_at), NULL::uuid, NULL::text, 0, 0::bigint, NULL::text
+        FROM (SELECT * FROM pgflow.runs i
+              WHERE (list_runs.only_workflow IS NULL OR i.flow_slug = list_runs.only_workflow)
+                AND CASE list_runs.only_status WHEN 'pending' THEN i.status NOT IN ('completed', 'failed')
+                                               ELSE coalesce(i.status = list_runs.only_status, true) END
+                AND list_runs.only_ended_as IS NULL -- pgflow ends runs by completion and failure alone
+                AND (list_runs.since IS NULL OR i.started_at >= list_runs.since)
+              ORDER BY i.started_at DESC, i.run_id
+              LIMIT list_runs.at_most) r
+        LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
+                           WHERE list_runs.with_payload OFFSET 0) p ON true
+        ORDER BY r.started_at DESC, r.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_runs(text, text, text, timestamptz, int, double precision, boolean) IS
+    'The newest runs: of one flow, in one status, begun since then; NULL: of all.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double precision, with_payload boolean)
+RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
+               epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
+               next_try timestamptz, is_older boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
+               r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
+               CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
+               r.started_at, coalesce(r.completed_at, r.failed_at), NULL::uuid, NULL::text, 0, 0::bigint, NULL::text,
+               NULL::text, NULL::timestamptz, false
+        FROM pgflow.runs r
+        LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
+                           WHERE read_run.with_payload OFFSET 0) p ON true
+        WHERE r.run_id = read_run.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_run(uuid, double precision, boolean) IS 'A run. No row: there is no such run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_latest_run() RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY SELECT r.run_id FROM pgflow.runs r ORDER BY r.started_at DESC, r.run_id LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_latest_run() IS
+    'The run that began last; of several that began in one moment, one.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_runs_between(first uuid, last uuid, at_most int) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT r.run_id FROM pgflow.runs r
+        WHERE r.run_id BETWEEN find_runs_between.first AND find_runs_between.last
+        ORDER BY r.run_id
+        LIMIT find_runs_between.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_runs_between(uuid, uuid, int) IS
+    'Runs whose ids lie between two, both included: several where the beginning of an id is not unique.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Steps
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
+RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
+               started_at timestamptz, finished_at timestamptz, task_state text, handler text,
+               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($query$
+        SELECT s.step_slug,
+               CASE s.status WHEN 'started' THEN 'pending' WHEN 'skipped' THEN 'completed' ELSE s.status END,
+               NULL::text, coalesce(t.attempts, 0), CASE WHEN s.status = 'failed' THEN s.error_message END,
+               coalesce(s.started_at, s.created_at), t.started_at,
+               coalesce(s.completed_at, s.failed_at, %1$s), NULL::text,
+               (SELECT w.function_name FROM pgflow.workers w WHERE w.worker_id = t.last_worker_id), NULL::timestamptz,
+               CASE WHEN d.step_type = 'map' THEN s.initial_tasks END,
+               CASE WHEN d.step_type = 'map' THEN coalesce(t.completed, 0) END,
+               CASE WHEN s.status = 'skipped' THEN coalesce(%2$s, 'no reason given') END
+        FROM pgflow.step_states s
+        LEFT JOIN pgflow.steps d ON d.flow_slug = s.flow_slug AND d.step_slug = s.step_slug
+        LEFT JOIN LATERAL (
+            SELECT max(i.attempts_count) AS attempts, min(i.started_at) AS started_at,
+                   count(*) FILTER (WHERE i.status = 'completed')::int AS completed,
+                   (array_agg(i.last_worker_id ORDER BY i.started_at DESC NULLS LAST))[1] AS last_worker_id
+            FROM pgflow.step_tasks i WHERE i.run_id = s.run_id AND i.step_slug = s.step_slug OFFSET 0) t ON true
+        WHERE s.run_id = $1 AND s.status <> 'created' AND ($2 IS NULL OR s.step_slug = ANY ($2))
+        ORDER BY coalesce(s.started_at, s.created_at), s.step_slug
+        $query$,
+        pgflow_prefect.find_column('step_states', 'skipped_at', 's', 'timestamptz'),
+        pgflow_prefect.find_column('step_states', 'skip_reason', 's', 'text'))
+        USING list_step_ends.run_id, list_step_ends.step_slugs;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
+    'How these steps of a run stand, those that have started, without their results; NULL: all. Of a map step, when '
+    'its first task began, how many tasks it has, and how many of them are completed.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
+RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, step_result jsonb, result_problem text,
+               error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
+               task_state text, handler text, tasks int, tasks_completed int, skip_reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT e.step_slug, e.status, e.ended_as, e.attempts, CASE WHEN p.problem IS NULL THEN o.output END, p.problem,
+               e.error_message, e.created_at, e.started_at, e.finished_at, e.task_state, e.handler,
+               e.tasks, e.tasks_completed, e.skip_reason
+        FROM pgflow_prefect.list_step_ends(list_step_states.run_id, NULL) e
+        LEFT JOIN LATERAL (
+            SELECT CASE WHEN e.tasks IS NULL THEN (array_agg(t.output))[1] -- a plain step has one task
+                        ELSE coalesce(jsonb_agg(t.output ORDER BY t.task_index), '[]') END AS output
+            FROM pgflow.step_tasks t WHERE t.run_id = list_step_states.run_id AND t.step_slug = e.step_slug
+            OFFSET 0) o ON e.status = 'completed' AND e.skip_reason IS NULL
+        LEFT JOIN LATERAL (SELECT pgflow_prefect.find_json_problem(o.output) AS problem
+                           WHERE o.output IS NOT NULL OFFSET 0) p ON true
+        ORDER BY e.created_at, e.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
+    'The steps of a run that have started, in the order of their start, with their results: of a map step, an array.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- The version, and rights: the owner's alone, until a role is granted EXECUTE
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$ SELECT 7 $$;
+
+COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
+
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgflow_prefect FROM PUBLIC;
+
+COMMIT;
