@@ -36,6 +36,10 @@ class SchemaMissingError(PgflowPrefectError):
     """The database has no pgflow schema, or one that is older than this package."""
 
 
+class SchemaNewerError(PgflowPrefectError):
+    """The database has schemas of a later version: this program does not know what its functions promise."""
+
+
 class ForeignInstallationError(PgflowPrefectError):
     """This database is a copy, or another database uses its id in Prefect: it must not touch what that one shows."""
 

@@ -67,6 +67,11 @@ BEGIN
     IF to_regprocedure('pgflow.engine_version()') IS NOT NULL THEN
         EXECUTE 'SELECT pgflow.engine_version()' INTO former_version;
     END IF;
+    IF former_version > 3 THEN
+        RAISE EXCEPTION 'the schema pgflow has version %, and this script installs version 3', former_version
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
+    END IF;
     PERFORM set_config('pgflow.former_version', former_version::text, true);
 END
 $guard$;
@@ -146,12 +151,34 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', opened.kind, opened.name, opened.grantee);
     END LOOP;
+    -- A function has the rights of its caller: a role that could call it before an upgrade goes on, and so it needs
+    -- those that its new body calls.
+    FOR opened IN
+        WITH RECURSIVE routine AS (
+            SELECT p.oid, p.prosrc, p.proowner, p.proacl, n.nspname || '.' || p.proname || '(' AS call
+            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND NOT p.prosecdef
+              AND p.prorettype <> 'trigger'::regtype
+        ), granted (routine, grantee) AS (
+            SELECT r.oid, a.grantee FROM routine r CROSS JOIN LATERAL aclexplode(r.proacl) a
+            WHERE a.grantee NOT IN (0, r.proowner)
+            UNION
+            SELECT called.oid, g.grantee
+            FROM granted g JOIN routine caller ON caller.oid = g.routine
+            JOIN routine called ON called.oid <> caller.oid AND strpos(caller.prosrc, called.call) > 0
+        )
+        SELECT r.oid::regprocedure::text AS name, g.grantee::regrole::text AS grantee
+        FROM granted g JOIN routine r ON r.oid = g.routine
+        WHERE NOT has_function_privilege(g.grantee, r.oid, 'EXECUTE')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', opened.name, opened.grantee);
+    END LOOP;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
     'Takes every right from others than the owner on what a script has created since lock_schema; also_known: from '
-    'PUBLIC on the functions that were there before, too. Internal.';
+    'PUBLIC on the functions that were there before, too. Who may call a function may call what it calls. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.reserve_pages(schema_name text, table_names text[]) RETURNS void

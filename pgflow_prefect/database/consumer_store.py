@@ -11,6 +11,7 @@ from pydantic import JsonValue
 from pgflow_prefect.database.connection import Row, connect, find_dsn
 from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import DatabaseUnavailableError, UnstorableTextError
@@ -19,6 +20,9 @@ from pgflow_prefect.settings import Settings
 
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0  # seconds
+
+_CHECKED: set[str] = set()
+"""The databases whose version this process has looked at, once for all messages."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,12 @@ class ConsumerStore:
         return cls(find_dsn(settings), settings.connect_timeout, settings.report_timeout)
 
     async def find_handover(self, run_id: UUID, task: TaskKey, attempt: int) -> Handover | None:
-        """Return who an attempt of a task was claimed for; None where no report of it is awaited any more."""
+        """Return who an attempt of a task was claimed for; None where no report of it is awaited any more.
+
+        Raises:
+            SchemaMissingError: the database has no pgflow schema, or an old one.
+            SchemaNewerError: it has one of a later version.
+        """
         row = await self._fetch("find_handover", run_id=run_id, attempt=attempt, **task.as_parameters())
         if row is None or row["awaited"] is not True:
             return None
@@ -111,6 +120,9 @@ class ConsumerStore:
     async def _fetch_once(self, query: str, parameters: dict[str, object]) -> Row | None:
         connection = await connect(self.dsn, timeout=self.connect_timeout)
         async with connection:
+            if self.dsn not in _CHECKED:
+                await check_schema(connection)
+                _CHECKED.add(self.dsn)
             with translate_errors():
                 cursor = await connection.execute(QUERIES[query], parameters)
                 return await cursor.fetchone()

@@ -1,4 +1,4 @@
-"""The named statements of `queries/*.sql`."""
+"""The named statements of `queries/*.sql` and `upgrades/*.sql`."""
 
 import re
 from importlib.resources import files
@@ -7,9 +7,10 @@ from typing import LiteralString, cast
 _HEADER = re.compile(r"^-- (\w+) --\n(?:-- .*\n)*", re.MULTILINE)
 
 
-def _read_queries() -> dict[str, LiteralString]:
+def read_statements(folder: str) -> dict[str, LiteralString]:
+    """Return the named statements of the files in a folder beside this module."""
     queries: dict[str, LiteralString] = {}
-    for file in files("pgflow_prefect.database").joinpath("queries").iterdir():
+    for file in files("pgflow_prefect.database").joinpath(folder).iterdir():
         _, *parts = _HEADER.split(file.read_text(encoding="utf-8"))
         for name, body in zip(parts[::2], parts[1::2], strict=True):
             assert name not in queries, f"two statements are called {name}"
@@ -18,4 +19,4 @@ def _read_queries() -> dict[str, LiteralString]:
     return queries
 
 
-QUERIES = _read_queries()
+QUERIES = read_statements("queries")

@@ -1,14 +1,12 @@
 """Installing the two schemas, and telling whether they are there."""
 
-from psycopg import errors
-
 from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.implementations import CLASSIC, Implementation, find_schema
 from pgflow_prefect.database.implementations.released import NOT_YET
-from pgflow_prefect.database.link import without_bound
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
-from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError
+from pgflow_prefect.database.upgrade import upgrade
+from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError, SchemaNewerError
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 3
@@ -49,6 +47,7 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
 
     Raises:
         SchemaMissingError: with the command that installs them.
+        SchemaNewerError: with the command that upgrades this program.
         PgflowPrefectError: runs of the schema that is there can't be executed yet.
     """
     engine, adapter = await read_versions(connection)
@@ -66,6 +65,7 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
         needed.insert(0, ("pgflow", engine, ENGINE_VERSION))
     if missing := " and ".join(schema for schema, version, _ in needed if not version):
         raise SchemaMissingError(f"database {name!r} has no schema {missing}: run `pgflow-prefect init` first")
+    _refuse_newer(connection, engine, adapter)
     if any(version < wanted for _, version, wanted in needed):
         raise SchemaMissingError(
             f"the schema of database {name!r} is older than this program: run `pgflow-prefect init` to upgrade it"
@@ -76,6 +76,15 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
 def describe_limited_schema() -> str:
     """Say which schema a database has on which this package can only look, and what works."""
     return f"the schema of the released pgflow (pgflow.dev): {NOT_YET}"
+
+
+def _refuse_newer(connection: Connection, engine: int, adapter: int) -> None:
+    if engine > ENGINE_VERSION or adapter > ADAPTER_VERSION:
+        raise SchemaNewerError(
+            f"the schema of database {connection.info.dbname!r} is newer than this program: it has pgflow {engine} and "
+            f"pgflow_prefect {adapter}, and this program knows {ENGINE_VERSION} and {ADAPTER_VERSION}. "
+            "Upgrade the program: `pip install --upgrade pgflow-prefect`"
+        )
 
 
 async def has_other_isolation(connection: Connection) -> bool:
@@ -92,16 +101,11 @@ async def install_schema(connection: Connection) -> Implementation:
 
     Raises:
         PgflowPrefectError: the database user may not create them, or a table stayed locked too long.
+        SchemaNewerError: they are newer than this package, whose functions would replace theirs.
     """
+    engine, adapter = await read_versions(connection)
+    _refuse_newer(connection, engine, adapter)
     found = await find_schema(connection)
     implementation = found.implementation or CLASSIC  # whose script refuses a schema of another program
-    with translate_errors(), without_bound():
-        try:
-            for name in implementation.scripts:
-                await connection.execute(shipped_path("sql", name).read_bytes())
-        except errors.LockNotAvailable as error:
-            raise PgflowPrefectError(
-                f"another transaction holds a table of database {connection.info.dbname!r} that has to be changed: "
-                "let that transaction end, and run `pgflow-prefect init` again"
-            ) from error
+    await upgrade(connection, implementation.scripts)
     return implementation

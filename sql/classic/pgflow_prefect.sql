@@ -24,6 +24,11 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN
         EXECUTE 'SELECT pgflow_prefect.adapter_version()' INTO former_version;
     END IF;
+    IF former_version > 7 THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect has version %, and this script installs version 7', former_version
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
+    END IF;
     PERFORM set_config('pgflow.former_version', former_version::text, true);
 END
 $guard$;

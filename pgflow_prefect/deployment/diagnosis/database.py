@@ -65,8 +65,8 @@ async def _check_schema(patient: Patient) -> Verdict:
             "run `pgflow-prefect init` to upgrade them",
         )
     if any(found[name] > version for name, version in wanted.items()):
-        advice = "pip install --upgrade pgflow-prefect"
-        return Verdict(Outcome.WARNING, f"the schemas are newer than this program: {described}", advice)
+        advice = "upgrade the program, which refuses this database: `pip install --upgrade pgflow-prefect`"
+        return Verdict(Outcome.FAULT, f"the schemas are newer than this program: {described}", advice)
     if (copied := await _find_copy(patient)) is not None:
         return Verdict(Outcome.FAULT, f"{described}; {copied}", COPIED)
     return Verdict(Outcome.OK, f"current: {described}")

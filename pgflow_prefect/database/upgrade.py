@@ -1,0 +1,150 @@
+"""Upgrading a database that is in use: no claim and no report waits for longer than a moment.
+
+The scripts upgrade what they find, each in one transaction. Two things would be too much for a transaction:
+
+- A big table stays locked while its new key is built. So the index is built before, `CONCURRENTLY`.
+- A statement that began before the scripts goes on with the former functions, and those look for the former key. So the
+  key is exchanged after the scripts, once such statements have ended.
+
+A script, or an exchange, that meets a lock gives way after half a second, and tries again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import LiteralString
+
+from psycopg import errors, sql
+
+from pgflow_prefect.database.connection import Connection, Row
+from pgflow_prefect.database.link import without_bound
+from pgflow_prefect.database.pauses import make_pauses
+from pgflow_prefect.database.queries import read_statements
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.shipped import shipped_path
+
+LOCK_PATIENCE = 30.0
+"""Seconds for which a statement that needs a lock is tried again."""
+
+BUILD_PATIENCE = 3600.0
+"""Seconds that the index of a table may take; it waits for older transactions, and keeps none waiting."""
+
+FORMER_PATIENCE = 10.0
+"""Seconds in which a statement that began with the former functions is expected to end."""
+
+_INTERVAL = 0.05  # seconds between two looks at what is under way
+_SCRIPTS_PATIENCE = b"SET LOCAL lock_timeout = '10s';"
+_SHORT_PATIENCE = b"SET LOCAL lock_timeout = '500ms';"
+_KEYS_FOLLOW = b"SET LOCAL pgflow.keys_follow = 'on'; "
+
+_UPGRADES = read_statements("upgrades")
+
+
+async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
+    """Install or upgrade by these scripts; changes nothing where all is current.
+
+    Raises:
+        PgflowPrefectError: another transaction holds a table for too long; what was done by then stays, and the same
+            call goes on from there.
+        psycopg.Error: whatever a script raises.
+    """
+    with translate_errors(), without_bound():
+        unkeyed = [str(row["name"]) for row in await _fetch(connection, "find_unkeyed_tables")]
+        for table in unkeyed:
+            await _prepare_key(connection, table)
+        for script in scripts:
+            await _run_script(connection, shipped_path("sql", script).read_bytes())
+        if unkeyed:
+            await _await_former_statements(connection)
+        for table in unkeyed:
+            await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]
+
+
+async def _prepare_key(connection: Connection, table: str) -> None:
+    """Build the index of a table's future key, unless it is there."""
+    index = f"{table}_by_task"
+    await _give_way(connection, lambda: _add_task_index(connection, table))
+    found = await _fetch(connection, "find_prepared_index", index=index)
+    if found and found[0]["is_valid"]:
+        return
+    with _bounded_build(connection, table):
+        async with asyncio.timeout(BUILD_PATIENCE):
+            await connection.execute(_name("drop_prepared_index", index=index))
+            await connection.execute(_name("build_prepared_index", table=table, index=index))
+
+
+@contextmanager
+def _bounded_build(connection: Connection, table: str) -> Iterator[None]:
+    try:
+        yield
+    except (TimeoutError, errors.LockNotAvailable) as error:
+        raise PgflowPrefectError(
+            f"an index of the table pgflow_prefect.{table} of database {connection.info.dbname!r} could not be built: "
+            "an older transaction is open. Let that transaction end, and run `pgflow-prefect init` again"
+        ) from error
+
+
+async def _add_task_index(connection: Connection, table: str) -> None:
+    async with connection.transaction():
+        await _fetch(connection, "wait_briefly")
+        await connection.execute(_name("add_task_index", table=table))
+
+
+async def _exchange_key(connection: Connection, table: str) -> None:
+    async with connection.transaction():
+        await _fetch(connection, "wait_briefly")
+        await _fetch(connection, "key_by_task", table=table)
+
+
+async def _run_script(connection: Connection, script: bytes) -> None:
+    assert _SCRIPTS_PATIENCE in script, "a script says how long it waits for a lock"
+
+    async def run() -> None:
+        try:
+            # In one message, so that a pooler sends it to one server.
+            await connection.execute(_KEYS_FOLLOW + script.replace(_SCRIPTS_PATIENCE, _SHORT_PATIENCE))
+        except errors.LockNotAvailable:
+            await connection.rollback()
+            raise
+
+    await _give_way(connection, run)
+
+
+async def _give_way(connection: Connection, change: Callable[[], Awaitable[None]]) -> None:
+    """Make a change that needs a lock: while another transaction holds it, try again after ever longer pauses."""
+    pauses = make_pauses(LOCK_PATIENCE)
+    while True:
+        try:
+            return await change()
+        except errors.LockNotAvailable as error:
+            pause = next(pauses, None)
+            if pause is None:
+                raise PgflowPrefectError(
+                    f"another transaction holds a table of database {connection.info.dbname!r} that has to be changed: "
+                    "let that transaction end, and run `pgflow-prefect init` again"
+                ) from error
+            await asyncio.sleep(pause)
+
+
+async def _await_former_statements(connection: Connection) -> None:
+    """Wait until the statements that are under way now have ended: they may be inside a former function."""
+    deadline = monotonic() + FORMER_PATIENCE
+    former = await _list_under_way(connection)
+    while former and monotonic() < deadline:
+        await asyncio.sleep(_INTERVAL)
+        former &= await _list_under_way(connection)
+
+
+async def _list_under_way(connection: Connection) -> set[str]:
+    return {str(row["transaction"]) for row in await _fetch(connection, "list_under_way")}
+
+
+async def _fetch(connection: Connection, statement: str, **parameters: object) -> list[Row]:
+    return await (await connection.execute(_UPGRADES[statement], parameters)).fetchall()
+
+
+def _name(statement: str, **names: LiteralString | str) -> sql.Composed:
+    """Return a statement with the names of these objects."""
+    return sql.SQL(_UPGRADES[statement]).format(**{key: sql.Identifier(name) for key, name in names.items()})

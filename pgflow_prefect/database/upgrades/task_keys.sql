@@ -1,0 +1,45 @@
+-- What `init` does beside the scripts, so that no table that is in use stays locked: see upgrade.py.
+
+-- find_unkeyed_tables --
+-- The tables of a former version whose primary key has no task_index yet; none in an empty database.
+SELECT keyed.name
+FROM unnest(ARRAY['task_runs', 'external_claims', 'shadow_reports']) WITH ORDINALITY AS keyed (name, place)
+JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass('pgflow_prefect.' || keyed.name)
+WHERE NOT EXISTS (
+    SELECT FROM pg_catalog.pg_constraint p
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = p.conrelid AND a.attnum = ANY (p.conkey)
+    WHERE p.conrelid = c.oid AND p.contype = 'p' AND a.attname = 'task_index')
+ORDER BY keyed.place
+
+-- add_task_index --
+-- The column alone: its default is a constant, so no row is written.
+ALTER TABLE pgflow_prefect.{table} ADD COLUMN IF NOT EXISTS task_index INT NOT NULL DEFAULT 0
+
+-- find_prepared_index --
+-- Whether the index of the future key is there, and whole; no row where there is none.
+SELECT i.indisvalid AS is_valid FROM pg_catalog.pg_index i
+WHERE i.indexrelid = pg_catalog.to_regclass('pgflow_prefect.' || %(index)s)
+
+-- drop_prepared_index --
+-- What an interrupted build has left.
+DROP INDEX CONCURRENTLY IF EXISTS pgflow_prefect.{index}
+
+-- build_prepared_index --
+-- Reads the table twice, and keeps no claim and no report waiting.
+CREATE UNIQUE INDEX CONCURRENTLY {index} ON pgflow_prefect.{table} (run_id, step_slug, task_index)
+
+-- key_by_task --
+-- Makes that index the primary key.
+SELECT pgflow_prefect.key_by_task(%(table)s)
+
+-- wait_briefly --
+-- Until the transaction's end, wait no longer than this for a lock: claims and reports queue up behind it.
+SELECT pg_catalog.set_config('lock_timeout', '500ms', true)
+
+-- list_under_way --
+-- The transactions of other sessions that are in the middle of a statement, as far as this role may see that.
+SELECT l.virtualtransaction AS transaction
+FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'virtualxid' AND l.granted AND a.datname = pg_catalog.current_database()
+  AND a.pid <> pg_catalog.pg_backend_pid() AND coalesce(a.state, '') NOT LIKE 'idle%%'

@@ -1,0 +1,255 @@
+"""`init` upgrades a database of the former version while its functions are in use."""
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+from psycopg import sql
+
+import pgflow_prefect
+from pgflow_prefect.consumer import perform
+from pgflow_prefect.database import upgrade as upgrades
+from pgflow_prefect.database.connection import connect as connect_product
+from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, SCRIPTS, install_schema, read_versions
+from pgflow_prefect.database.store import open_store
+from pgflow_prefect.errors import PgflowPrefectError, SchemaNewerError
+from pgflow_prefect.settings import Settings
+from pgflow_prefect.shipped import shipped_path
+from tests.conftest import Connection
+from tests.engine import define, run_workflow, value, wait_until_blocked
+
+pytestmark = pytest.mark.anyio
+
+RELEASED = "56a9b74f840100c9bb8de3705efe60e861c7285b"
+"""The commit of the former version: engine 2, adapter 6."""
+
+KEYED = ("task_runs", "external_claims", "shadow_reports")
+
+CLAIM = """
+    SELECT status, attempt FROM pgflow_prefect.claim_step(
+        %s, %s, 0, gen_random_uuid(), NULL, true, 'python', true, 'python')
+"""
+"""As the former version's Python says it."""
+
+COMPLETE = "SELECT status FROM pgflow_prefect.complete_step(%s, %s, '1', 0, %s, gen_random_uuid())"
+
+
+def read_released(path: str) -> bytes:
+    """Return a file of the former version; skip the test in a clone that does not have its commit."""
+    repository = Path(pgflow_prefect.__file__).parents[1]
+    shown = subprocess.run(["git", "show", f"{RELEASED}:{path}"], cwd=repository, capture_output=True, check=False)
+    if shown.returncode:
+        pytest.skip(f"this clone has no commit {RELEASED[:7]}, the former version: `git fetch --unshallow` brings it")
+    return shown.stdout
+
+
+@pytest.fixture
+def old_dsn(empty_dsn: str) -> str:
+    """A database of the former version."""
+    with psycopg.connect(empty_dsn, autocommit=True) as db:
+        for script in ("sql/pgflow.sql", "sql/pgflow_prefect.sql"):
+            db.execute(read_released(script))
+    return empty_dsn
+
+
+@pytest.fixture
+def old(old_dsn: str) -> Iterator[Connection]:
+    with psycopg.connect(old_dsn, autocommit=True) as db:
+        define(db, "chain", {"a": [], "b": ["a"]})
+        yield db
+
+
+async def init(dsn: str) -> None:
+    async with await connect_product(dsn, timeout=10) as connection:
+        await install_schema(connection)
+
+
+def are_keyed_by_task(db: Connection) -> bool:
+    keys = read_keys(db)
+    return all(keys[table] == ["run_id", "step_slug", "task_index"] for table in KEYED)
+
+
+def read_keys(db: Connection) -> dict[str, list[str]]:
+    rows = db.execute(
+        """SELECT c.conrelid::regclass::text, array_agg(a.attname::text ORDER BY k.place)
+           FROM pg_constraint c CROSS JOIN unnest(c.conkey) WITH ORDINALITY AS k (number, place)
+           JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.number
+           WHERE c.contype = 'p' AND c.connamespace = 'pgflow_prefect'::regnamespace GROUP BY 1"""
+    ).fetchall()
+    return {str(name).removeprefix("pgflow_prefect."): key for name, key in rows}
+
+
+def describe_indexes(db: Connection) -> list[str]:
+    found = db.execute("SELECT indexdef FROM pg_indexes WHERE schemaname = 'pgflow_prefect' ORDER BY 1").fetchall()
+    return [str(definition) for (definition,) in found]
+
+
+async def test_an_upgraded_database_has_the_keys_and_indexes_of_a_fresh_one(
+    old: Connection, old_dsn: str, db: Connection
+) -> None:
+    await init(old_dsn)
+    assert are_keyed_by_task(old)
+    assert read_keys(old) == read_keys(db)
+    assert describe_indexes(old) == describe_indexes(db)
+
+
+def test_pasted_scripts_upgrade_as_init_does(old: Connection, db: Connection) -> None:
+    for script in SCRIPTS:
+        old.execute(shipped_path("sql", script).read_bytes())
+    assert read_keys(old) == read_keys(db)
+    assert describe_indexes(old) == describe_indexes(db)
+
+
+async def test_a_worker_of_the_former_version_goes_on(old: Connection, old_dsn: str) -> None:
+    run = run_workflow(old, "chain", {}).id
+    assert old.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1)
+    await init(old_dsn)
+    assert old.execute(COMPLETE, [run, "a", 1]).fetchone() == ("completed",)
+    assert old.execute(CLAIM, [run, "b"]).fetchone() == ("pending", 1)
+    [claimed] = old.execute(
+        "SELECT status FROM pgflow_prefect.complete_and_claim(%s, 0, %s, '[]')",
+        [run, f'[{{"step_slug": "b", "result": 2, "attempt": 1, "task_run_id": "{uuid4()}"}}]'],
+    ).fetchall()
+    assert claimed == ("completed",)
+    assert value(old, "SELECT status FROM pgflow.runs WHERE id = %s", run) == "completed"
+
+
+async def test_a_statement_inside_a_former_function_finds_the_former_key(old: Connection, old_dsn: str) -> None:
+    """The claim waits for its run inside the former function, and goes on there after the scripts."""
+    run = run_workflow(old, "chain", {}).id
+    async with await connect_product(old_dsn, timeout=10) as connection:
+        for table in KEYED:  # as `init` begins; it would wait for the claim here
+            await upgrades._prepare_key(connection, table)
+    with (
+        psycopg.connect(old_dsn) as holder,
+        psycopg.connect(old_dsn, autocommit=True) as worker,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        holder.execute("SELECT FROM pgflow.runs WHERE id = %s FOR UPDATE", [run])
+        claim = thread.submit(lambda: worker.execute(CLAIM, [run, "a"]).fetchone())
+        await anyio.to_thread.run_sync(wait_until_blocked, old, worker.info.backend_pid)
+        async with anyio.create_task_group() as group:
+            group.start_soon(init, old_dsn)
+            with anyio.fail_after(60):
+                while value(old, "SELECT pgflow_prefect.adapter_version()") != ADAPTER_VERSION:
+                    await anyio.sleep(0.02)
+            holder.rollback()
+            assert await anyio.to_thread.run_sync(claim.result) == ("pending", 1)
+    assert are_keyed_by_task(old)
+
+
+async def test_an_interrupted_upgrade_goes_on_where_it_was(
+    old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(connection: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrades, "_await_former_statements", stop)
+        with pytest.raises(KeyboardInterrupt):
+            await init(old_dsn)
+    run = run_workflow(old, "chain", {}).id
+    assert old.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1), "both keys are there"
+    await init(old_dsn)
+    assert are_keyed_by_task(old)
+
+
+async def test_an_index_that_was_left_unfinished_is_built_anew(old: Connection, old_dsn: str) -> None:
+    old.execute("ALTER TABLE pgflow_prefect.task_runs ADD COLUMN task_index INT NOT NULL DEFAULT 0")
+    old.execute("CREATE UNIQUE INDEX task_runs_by_task ON pgflow_prefect.task_runs (run_id, step_slug, task_index)")
+    unfinished = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass"
+    old.execute(unfinished, ["pgflow_prefect.task_runs_by_task"])
+    await init(old_dsn)
+    assert are_keyed_by_task(old)
+
+
+async def test_init_gives_way_to_a_transaction_that_holds_a_table(
+    old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upgrades, "LOCK_PATIENCE", 0.5)
+    with psycopg.connect(old_dsn) as holder:
+        holder.execute("LOCK TABLE pgflow_prefect.task_runs IN ACCESS SHARE MODE")
+        with pytest.raises(PgflowPrefectError, match="another transaction holds a table"):
+            await init(old_dsn)
+    await init(old_dsn)
+
+
+async def test_a_role_that_worked_before_an_upgrade_works_after_it(
+    old: Connection, old_dsn: str, server_dsn: str
+) -> None:
+    role = f"former_worker_{uuid4().hex[:8]}"
+    named = sql.Identifier(role)
+    old.execute(sql.SQL("CREATE ROLE {}").format(named))
+    try:
+        for schema in ("pgflow", "pgflow_prefect"):
+            rights = "GRANT USAGE ON SCHEMA {0} TO {1}; GRANT ALL ON ALL TABLES IN SCHEMA {0} TO {1}; "
+            rights += "GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {0} TO {1}"
+            old.execute(sql.SQL(rights).format(sql.Identifier(schema), named))
+        run = run_workflow(old, "chain", {}).id
+        await init(old_dsn)
+        old.execute(sql.SQL("SET ROLE {}").format(named))
+        assert old.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1)
+        assert old.execute(COMPLETE, [run, "a", 1]).fetchone() == ("completed",)
+    finally:
+        old.execute("RESET ROLE")
+        old.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(named))
+
+
+NEWER = {
+    "the engine": ("pgflow", "engine", f"pgflow {ENGINE_VERSION + 1} and pgflow_prefect {ADAPTER_VERSION}"),
+    "the adapter": ("pgflow_prefect", "adapter", f"pgflow {ENGINE_VERSION} and pgflow_prefect {ADAPTER_VERSION + 1}"),
+}
+
+
+def make_newer(db: Connection, schema: str, name: str) -> None:
+    version = (ENGINE_VERSION if name == "engine" else ADAPTER_VERSION) + 1
+    statement = "CREATE OR REPLACE FUNCTION {}.{}() RETURNS int LANGUAGE sql IMMUTABLE AS {}"
+    db.execute(
+        sql.SQL(statement).format(
+            sql.Identifier(schema), sql.Identifier(f"{name}_version"), sql.Literal(f"SELECT {version}")
+        )
+    )
+
+
+@pytest.mark.parametrize("part", NEWER)
+async def test_a_database_that_is_newer_than_the_program_is_refused(part: str, db: Connection, dsn: str) -> None:
+    schema, name, told = NEWER[part]
+    make_newer(db, schema, name)
+    message = f"is newer than this program: it has {told}.*pip install --upgrade"
+    with pytest.raises(SchemaNewerError, match=message):
+        async with open_store(Settings(dsn=dsn)):
+            pass
+    with pytest.raises(SchemaNewerError, match=message):
+        await init(dsn)
+    async with await connect_product(dsn, timeout=10) as connection:
+        assert sum(await read_versions(connection)) == ENGINE_VERSION + ADAPTER_VERSION + 1, "nothing was replaced"
+
+
+async def test_a_consumer_refuses_a_database_that_is_newer(db: Connection, dsn: str) -> None:
+    make_newer(db, "pgflow_prefect", "adapter")
+    message = (
+        f'{{"run_id": "{UUID(int=1)}", "workflow_slug": "w", "step_slug": "a", "attempt": 1, '
+        '"idempotency_key": "k", "input": {}}'
+    )
+    with pytest.raises(SchemaNewerError, match="is newer than this program"):
+        await perform(message, lambda given: None, dsn)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_refuses_a_database_that_is_newer(script: str, db: Connection) -> None:
+    make_newer(db, "pgflow", "engine")
+    make_newer(db, "pgflow_prefect", "adapter")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="version"):
+        db.execute(shipped_path("sql", script).read_bytes())
+
+
+def test_every_script_says_how_long_it_waits_for_a_lock() -> None:
+    for script in SCRIPTS:
+        assert upgrades._SCRIPTS_PATIENCE in shipped_path("sql", script).read_bytes()
