@@ -77,7 +77,7 @@ def are_keyed_by_task(db: Connection) -> bool:
 
 
 def read_keys(db: Connection) -> dict[str, list[str]]:
-    rows = db.execute(
+    rows: list[Any] = db.execute(
         """SELECT c.conrelid::regclass::text, array_agg(a.attname::text ORDER BY k.place)
            FROM pg_constraint c CROSS JOIN unnest(c.conkey) WITH ORDINALITY AS k (number, place)
            JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.number
@@ -121,17 +121,22 @@ async def test_a_worker_of_the_former_version_goes_on(old: Connection, old_dsn: 
     assert value(old, "SELECT status FROM pgflow.runs WHERE id = %s", run) == "completed"
 
 
-async def test_a_statement_inside_a_former_function_finds_the_former_key(old: Connection, old_dsn: str) -> None:
+async def test_a_statement_inside_a_former_function_finds_the_former_key(
+    old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The claim waits for its run inside the former function, and goes on there after the scripts."""
+    monkeypatch.setattr(upgrades, "FORMER_PATIENCE", 60.0)
     run = run_workflow(old, "chain", {}).id
+    old.execute(shipped_path("sql", "pgflow.sql").read_bytes())
     async with await connect_product(old_dsn, timeout=10) as connection:
-        for table in KEYED:  # as `init` begins; it would wait for the claim here
+        for table in KEYED:  # `init` begins so, and would wait for the claim here
             await upgrades._prepare_key(connection, table)
     with (
-        psycopg.connect(old_dsn) as holder,
-        psycopg.connect(old_dsn, autocommit=True) as worker,
         ThreadPoolExecutor(1) as thread,
+        psycopg.connect(old_dsn, autocommit=True) as worker,
+        psycopg.connect(old_dsn) as holder,
     ):
+        worker.execute("SET statement_timeout = '60s'")
         holder.execute("SELECT FROM pgflow.runs WHERE id = %s FOR UPDATE", [run])
         claim = thread.submit(lambda: worker.execute(CLAIM, [run, "a"]).fetchone())
         await anyio.to_thread.run_sync(wait_until_blocked, old, worker.info.backend_pid)
@@ -140,6 +145,7 @@ async def test_a_statement_inside_a_former_function_finds_the_former_key(old: Co
             with anyio.fail_after(60):
                 while value(old, "SELECT pgflow_prefect.adapter_version()") != ADAPTER_VERSION:
                     await anyio.sleep(0.02)
+            assert not are_keyed_by_task(old), "the former key stays as long as the statement"
             holder.rollback()
             assert await anyio.to_thread.run_sync(claim.result) == ("pending", 1)
     assert are_keyed_by_task(old)
