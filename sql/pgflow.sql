@@ -151,8 +151,8 @@ BEGIN
     LOOP
         EXECUTE format('REVOKE ALL ON %s %s FROM %s CASCADE', opened.kind, opened.name, opened.grantee);
     END LOOP;
-    -- A function has the rights of its caller: a role that could call it before an upgrade goes on, and so it needs
-    -- those that its new body calls.
+    -- A function has the rights of its caller. A role that could call one before an upgrade goes on, and so it needs
+    -- the new functions that its new body calls.
     FOR opened IN
         WITH RECURSIVE routine AS (
             SELECT p.oid, p.prosrc, p.proowner, p.proacl, n.nspname || '.' || p.proname || '(' AS call
@@ -169,7 +169,8 @@ BEGIN
         )
         SELECT r.oid::regprocedure::text AS name, g.grantee::regrole::text AS grantee
         FROM granted g JOIN routine r ON r.oid = g.routine
-        WHERE NOT has_function_privilege(g.grantee, r.oid, 'EXECUTE')
+        WHERE r.call LIKE schema_name || '.%' AND ('pg_proc'::regclass::oid || '/' || r.oid <> ALL (known))
+          AND NOT has_function_privilege(g.grantee, r.oid, 'EXECUTE')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', opened.name, opened.grantee);
     END LOOP;
@@ -178,7 +179,8 @@ $$;
 
 COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
     'Takes every right from others than the owner on what a script has created since lock_schema; also_known: from '
-    'PUBLIC on the functions that were there before, too. Who may call a function may call what it calls. Internal.';
+    'PUBLIC on the functions that were there before, too. Who may call one of those may call the new ones that it calls. '
+    'Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.reserve_pages(schema_name text, table_names text[]) RETURNS void

@@ -23,7 +23,7 @@ from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
-from pgflow_prefect.errors import SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
+from pgflow_prefect.errors import RunNotPendingError, SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
 from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
     Claim,
@@ -378,31 +378,23 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
     async def complete_and_claim(
         self, run_id: UUID, epoch: int, completions: Sequence[Completion], claims: Sequence[ClaimRequest]
-    ) -> tuple[list[Report], list[Claim | None]]:
+    ) -> tuple[list[Report], list[Claim | SupersededError | RunNotPendingError]]:
         """Store results, and then claim steps, those that became ready by it too: all in one transaction, or nothing.
 
         Returns:
-            What each of them alone would return; None for a claim of a former owner.
+            What each of them alone would return; for a claim of a former owner, or of a run that has ended, what it
+            alone would raise.
 
         Raises:
             PgflowPrefectError: what one of them alone would raise.
         """
-        rows = await self._fetch(
-            "complete_and_claim",
-            run_id=run_id,
-            epoch=epoch,
-            completions=_to_array(map(_to_object, completions)),
-            claims=_to_array(to_json(each.as_parameters()).decode() for each in claims),
-        )
+        elements = [_to_element("complete", run_id, epoch, each) for each in completions]
+        elements += [_to_element("claim", run_id, epoch, each) for each in claims]
+        rows = await self._fetch("perform_tasks", run_id=run_id, elements=f"[{','.join(elements)}]")
+        if any(row["outcome"] == "gone" for row in rows):
+            raise _unknown_run(run_id)
         reports = [Report.model_validate(row) for row in rows[: len(completions)]]
-        if any(report.status is Status.FAILED for report in reports):  # how it ended, that function does not say
-            slugs = [each.task.step_slug for each in completions]
-            ends = {each.step_slug: each.ended_as for each in await self.list_step_ends(run_id, slugs)}
-            reports = [
-                report.model_copy(update={"ended_as": ends.get(slug)})
-                for report, slug in zip(reports, slugs, strict=True)
-            ]
-        return reports, [_to_claim(row) for row in rows[len(completions) :]]
+        return reports, [_read_claim(run_id, row) for row in rows[len(completions) :]]
 
     async def fail_step(
         self, run_id: UUID, task: TaskKey, error_message: str, *, state_name: str, **fence: object
@@ -441,15 +433,18 @@ def _to_claim(row: Row) -> Claim | None:
     return None if row["status"] is None else Claim.model_validate(row)
 
 
-def _to_array(objects: Iterable[str]) -> str:
-    return f"[{','.join(objects)}]"
+def _read_claim(run_id: UUID, row: Row) -> Claim | SupersededError | RunNotPendingError:
+    if row["outcome"] == "ended":
+        return RunNotPendingError(str(row["error_message"]))
+    return _to_claim(row) or SupersededError(run_id)
 
 
-def _to_object(completion: Completion) -> str:
-    """Return a completion as JSON text; its result is that already."""
-    fields = completion.as_parameters()
-    result = fields.pop("result")
-    return f'{to_json(fields).decode().removesuffix("}")},"result":{result}}}'
+def _to_element(do: str, run_id: UUID, epoch: int, task: Completion | ClaimRequest) -> str:
+    """Return what is to be done to a task as JSON text; a result is that already."""
+    fields = {"do": do, "run_id": run_id, "epoch": epoch} | task.as_parameters()
+    result = fields.pop("result", None)
+    text = to_json(fields).decode()
+    return text if result is None else f'{text.removesuffix("}")},"result":{result}}}'
 
 
 def _unknown_run(run_id: UUID) -> UnknownRunError:

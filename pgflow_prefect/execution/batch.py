@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import ResultInvalidError, RunNotPendingError, SupersededError
+from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, RunNotPendingError, SupersededError
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
 
 MOST, MOST_BYTES = 100, 1024 * 1024
@@ -128,8 +128,8 @@ class Batch:
             for (_, reported), report in zip(completions, reports, strict=True):
                 _answer(reported, report)
             for (_, asked), claim in zip(claims, claimed, strict=True):
-                if claim is None:
-                    _refuse(asked, SupersededError(self._run_id))
+                if isinstance(claim, PgflowPrefectError):
+                    _refuse(asked, claim)
                 else:
                     _answer(asked, claim)
 

@@ -1894,8 +1894,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.complete_and_claim(uuid, int, jsonb, jsonb) IS
-    'Several of complete_step, and then of claim_step, in one transaction: a row for each, in their order. What one of '
-    'them raises undoes all.';
+    'Signature of version 6, for plain steps: perform_tasks takes its place.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(

@@ -437,6 +437,157 @@ COMMENT ON FUNCTION pgflow_prefect.report_failure(uuid, text, int, text, int) IS
 
 
 ------------------------------------------------------------------------------------------------------------
+-- Claims and reports of several runs in one statement. No SET clause: triggers of users run inside.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.lock_runs(run_ids uuid[]) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    held pg_catalog.jsonb;
+BEGIN
+    IF pg_catalog.cardinality(run_ids) OPERATOR(pg_catalog.=) 1 THEN
+        PERFORM FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run_ids[1] FOR NO KEY UPDATE;
+        RETURN NULL;
+    END IF;
+    SELECT pg_catalog.jsonb_object_agg(l.id, true) INTO held
+    FROM (SELECT r.id FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) ANY (run_ids)
+          ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED) l;
+    RETURN coalesce(held, '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.lock_runs(uuid[]) IS
+    'Locks the rows of runs, by id. Waits for one run alone, and returns NULL; of several it locks those that no other '
+    'transaction holds, and returns an object that has their ids. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_refusal(
+    run_id uuid, step_slug text, task_index int, epoch int, task_run_id uuid, bound text, has_function boolean
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    reason pg_catalog.text;
+    broken_constraint pg_catalog.text;
+BEGIN
+    PERFORM FROM pgflow_prefect.claim_step(
+        run_id, step_slug, task_index, epoch, task_run_id, '{}', false, bound, has_function, NULL);
+    RETURN NULL;
+EXCEPTION WHEN object_not_in_prerequisite_state THEN
+    GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, broken_constraint = CONSTRAINT_NAME;
+    IF broken_constraint OPERATOR(pg_catalog.=) ANY ('{runs_status,step_states_status}') THEN
+        RETURN reason;
+    END IF;
+    RAISE;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_refusal(uuid, text, int, int, uuid, text, boolean) IS
+    'Why a task of a run that has ended can''t be claimed; NULL where a claim returns how it ended. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.perform_tasks(elements jsonb)
+RETURNS TABLE (outcome text, status text, ended_as text, error_message text, attempt int, payload jsonb,
+               upstream_results jsonb, kind text, target text, options jsonb, waits boolean, waited double precision,
+               began_at timestamptz, ended_at timestamptz, note text)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    element pg_catalog.record;
+    run pg_catalog.record;
+    state pgflow.step_states;
+    held pg_catalog.jsonb;
+BEGIN
+    held := pgflow_prefect.lock_runs((
+        SELECT pg_catalog.array_agg(DISTINCT e.run_id) FROM pg_catalog.jsonb_to_recordset(elements) AS e(run_id uuid)));
+    FOR element IN
+        SELECT * FROM pg_catalog.jsonb_to_recordset(elements) AS e(
+            "do" text, run_id uuid, epoch int, step_slug text, task_index int, task_run_id uuid, attempt int,
+            result jsonb, error_message text, state_name text, upstream text[], with_payload boolean, bound text,
+            has_function boolean, handler text)
+    LOOP
+        outcome := NULL;
+        status := NULL;
+        ended_as := NULL;
+        error_message := NULL;
+        attempt := NULL;
+        payload := NULL;
+        upstream_results := NULL;
+        kind := NULL;
+        target := NULL;
+        options := NULL;
+        waits := NULL;
+        waited := NULL;
+        began_at := NULL;
+        ended_at := NULL;
+        note := NULL;
+        SELECT r.status, r.epoch INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) element.run_id;
+        IF NOT FOUND THEN
+            outcome := 'gone';
+            error_message := pg_catalog.format('unknown run %s', coalesce(element.run_id::pg_catalog.text, 'NULL'));
+            RETURN NEXT;
+            CONTINUE;
+        ELSIF held IS NOT NULL AND NOT held OPERATOR(pg_catalog.?) element.run_id::pg_catalog.text THEN
+            outcome := 'locked';
+            RETURN NEXT;
+            CONTINUE;
+        END IF;
+        outcome := CASE WHEN run.epoch OPERATOR(pg_catalog.>) element.epoch THEN 'superseded' ELSE 'done' END;
+        CASE element."do"
+            WHEN 'complete' THEN
+                state := pgflow_prefect.complete_step(
+                    element.run_id, element.step_slug, element.task_index, coalesce(element.result, 'null'),
+                    element.epoch, element.attempt, element.task_run_id);
+            WHEN 'fail' THEN
+                state := pgflow_prefect.fail_step(
+                    element.run_id, element.step_slug, element.task_index, element.error_message, element.epoch,
+                    element.attempt, element.task_run_id, element.state_name);
+            WHEN 'claim' THEN
+                IF outcome OPERATOR(pg_catalog.=) 'superseded' THEN
+                    PERFORM pgflow_prefect.is_stale(element.run_id, element.epoch); -- counts it
+                ELSIF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
+                    error_message := pgflow_prefect.find_refusal(
+                        element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
+                        element.bound, element.has_function);
+                    IF error_message IS NOT NULL THEN
+                        outcome := 'ended';
+                    END IF;
+                END IF;
+                IF outcome OPERATOR(pg_catalog.=) 'done' THEN
+                    SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
+                           c.waited, c.began_at, c.ended_at, c.note
+                    INTO status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
+                         ended_at, note
+                    FROM pgflow_prefect.claim_step(
+                        element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
+                        element.upstream, element.with_payload, element.bound, element.has_function,
+                        element.handler) c;
+                END IF;
+            ELSE
+                RAISE EXCEPTION 'an element has to complete, fail or claim a task, and this one says %',
+                                coalesce(element."do", 'nothing')
+                    USING ERRCODE = 'invalid_parameter_value';
+        END CASE;
+        IF element."do" OPERATOR(pg_catalog.<>) 'claim' THEN
+            status := state.status;
+            ended_as := state.ended_as;
+            error_message := state.error_message;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.perform_tasks(jsonb) IS
+    'Completes, fails and claims tasks of one or several runs in one transaction: a row for each element, in their order. '
+    'outcome: done; superseded, ended, gone: that run is not the caller''s any more; locked: of several runs, another '
+    'transaction holds this one. Nothing was done then, and the element is tried again in a batch of its run alone. Any '
+    'other error undoes all.';
+
+
+------------------------------------------------------------------------------------------------------------
 -- Runs that are compared with Prefect
 ------------------------------------------------------------------------------------------------------------
 

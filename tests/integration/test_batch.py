@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, SupersededError
+from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, RunNotPendingError, SupersededError
 from pgflow_prefect.execution.batch import MOST, Batch, open_batch
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, TaskKey
 from tests.conftest import Connection
@@ -36,7 +36,7 @@ async def sent(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int,
 
     async def note(
         run_id: UUID, epoch: int, completions: list[Completion], claims: list[ClaimRequest]
-    ) -> tuple[list[Report], list[Claim | None]]:
+    ) -> tuple[list[Report], list[Claim | SupersededError | RunNotPendingError]]:
         statements.append((len(completions), len(claims)))
         return await send(run_id, epoch, completions, claims)
 

@@ -12,11 +12,11 @@ SELECT status, ended_as::text, error_message
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
                                   %(task_run_id)s)
 
--- complete_and_claim --
--- Several of both, in one transaction: a row for each.
-SELECT status, error_message, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
-       ended_at, note
-FROM pgflow_prefect.complete_and_claim(%(run_id)s, %(epoch)s, %(completions)s::jsonb, %(claims)s::jsonb)
+-- perform_tasks --
+-- Completions, failures and claims of one or several runs, in one transaction: a row for each.
+SELECT outcome, status, ended_as, error_message, attempt, payload, upstream_results, kind, target, options, waits, waited,
+       began_at, ended_at, note
+FROM pgflow_prefect.perform_tasks(%(elements)s::jsonb)
 
 -- fail_step --
 -- Fail a step and its run.
