@@ -16,12 +16,13 @@ from typing import Any
 import anyio
 from anyio import CancelScope
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.consumer_store import ConsumerStore, Handover
 from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.errors import (
+    ArgumentInvalidError,
     DatabaseUnavailableError,
     PgflowPrefectError,
     ResultInvalidError,
@@ -29,6 +30,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     UsageError,
 )
+from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import join_input
 from pgflow_prefect.handlers.broker import (
     BrokerAddress,
@@ -41,6 +43,7 @@ from pgflow_prefect.handlers.broker import (
 )
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.credential import read_variable, split_login
+from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect
 from pgflow_prefect.handlers.queue import (
     StepMessage,
@@ -132,7 +135,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         return
     if settings.queue_key is None:
         payload, results = await store.read_input(message.run_id, message.task)
-        message = message.model_copy(update={"input": join_input(payload, results)})
+        message = message.with_input(join_input(payload, results))
     try:
         result = _serialise(await _call(function, message), settings.result_limit)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
@@ -158,7 +161,30 @@ async def _report(report: Callable[..., Any], step: tuple[object, ...], what: st
 
 async def _call(function: Function, message: StepMessage) -> object:
     options = {"message": message} if "message" in inspect.signature(function).parameters else {}
-    return await contain(_call_function(function, partial(function, message.input, **options)))
+    return await contain(_call_function(function, partial(function, _read_input(function, message), **options)))
+
+
+def _read_input(function: Function, message: StepMessage) -> object:
+    """Return what a function gets: an exact value where its annotation has a Decimal, else the input as it is.
+
+    Raises:
+        ArgumentInvalidError: the input does not fit such an annotation.
+    """
+    reader = _find_reader(function)
+    if reader is None:
+        return message.input
+    try:
+        return reader.read(message.input_json)
+    except ValidationError as error:
+        raise ArgumentInvalidError(f"the input does not fit its annotation: {explain(error)}") from None
+
+
+def _find_reader(function: Function) -> ValueReader | None:
+    with suppress(Exception):  # an annotation that can't be read says nothing
+        name = next(iter(inspect.signature(function).parameters))
+        reader = ValueReader(TypeAdapter(find_hints(function)[name]))
+        return reader if reader.has_decimals else None
+    return None
 
 
 async def _call_function(function: Function, call: Callable[[], Any]) -> object:

@@ -22,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.state_names import WORKING
 from pgflow_prefect.wording import clean_lines
 
@@ -169,8 +170,8 @@ class Run(BaseModel):
     workflow_slug: str
     status: Status
     ended_as: EndedAs = Field(default=None, validate_default=True)
-    payload: JsonValue = None
-    """None, too, where it was not asked for, or is beyond the limits."""
+    payload: RawJson | None = None
+    """None where it was not asked for, or is beyond the limits."""
     payload_problem: str | None = None
     """In what the payload is beyond the limits, where it was asked for."""
     epoch: int
@@ -289,7 +290,7 @@ class StepState(BaseModel):
     status: Status
     ended_as: EndedAs = Field(default=None, validate_default=True)
     attempts: int
-    step_result: JsonValue
+    step_result: RawJson | None
     error_message: Shown | None
     result_problem: str | None = None
     """In what the result is beyond the limits, and so not there."""
@@ -324,7 +325,7 @@ class Claim(BaseModel):
         status: pending, or completed already.
         attempt: which execution this is; where somebody else does the step, the latest one there was.
         payload: None where it was not asked for, and where the step is completed or somebody else does it.
-        upstream_results: by the upstream step's slug; None likewise.
+        upstream_results: an object, by the upstream step's slug; None likewise.
         kind: of the row that binds the step; None where there is none.
         target: of that row.
         options: of that row.
@@ -339,8 +340,8 @@ class Claim(BaseModel):
 
     status: Status
     attempt: int
-    payload: JsonValue = None
-    upstream_results: dict[str, JsonValue] | None = None
+    payload: RawJson | None = None
+    upstream_results: RawJson | None = None
     kind: str | None = None
     target: str | None = None
     options: dict[str, JsonValue] | None = None

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
+from pgflow_prefect.raw_json import ExactNumbers
 from pgflow_prefect.render.labels import format_seconds, measure
 from pgflow_prefect.wording import CleanFormatter, clean, clean_lines, escape_json
 
@@ -120,7 +121,9 @@ def print_error(message: str, *, hint: str | None = None, code: int) -> int:
 def print_json(value: object) -> None:
     """Print a value as JSON, models included."""
     _scripts.printed = True
-    sys.stdout.write(escape_json(json.dumps(_to_plain(value), indent=2, ensure_ascii=False)) + "\n")
+    numbers = ExactNumbers()
+    printed = json.dumps(_to_plain(value, numbers), indent=2, ensure_ascii=False)
+    sys.stdout.write(escape_json(numbers.restore(printed)) + "\n")
 
 
 def print_table(
@@ -203,13 +206,13 @@ def shorten(text: str, width: int = 100) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def _to_plain(value: object) -> object:
+def _to_plain(value: object, numbers: ExactNumbers) -> object:
     from pydantic import BaseModel
 
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(mode="json", context=numbers)
     if isinstance(value, list | tuple):
-        return [_to_plain(each) for each in value]
+        return [_to_plain(each, numbers) for each in value]
     if isinstance(value, dict):
-        return {str(name): _to_plain(each) for name, each in value.items()}
+        return {str(name): _to_plain(each, numbers) for name, each in value.items()}
     return value

@@ -83,7 +83,8 @@ def read_payload(argument: str) -> str:
             text = Path(argument[1:]).read_text(encoding="utf-8")
         else:
             text = argument
-        jsonlib.loads(text, parse_constant=_refuse_constant)
+        # Numbers stay text: none is too long, and none loses a digit.
+        jsonlib.loads(text, parse_constant=_refuse_constant, parse_int=str, parse_float=str)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the payload can't be read: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -95,13 +96,14 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
     from pgflow_prefect.execution.host import open_host
     from pgflow_prefect.execution.payloads import check_payload
     from pgflow_prefect.graph import find_problems
+    from pgflow_prefect.raw_json import RawJson
 
     async with open_host(settings) as host:
         definition = await host.store.load_definition(slug)
         if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
             raise InvalidDefinitionError(slug, problems)
         workflow, source = await _load(host, definition, handlers)
-        await check_payload(host.store, slug, workflow.step_handlers, jsonlib.loads(payload))
+        await check_payload(host.store, slug, workflow.step_handlers, RawJson(payload))
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,7 +106,7 @@ class Snapshot:
                 yield Row(slug, "waiting")
                 continue
             took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
-            result = "" if state.step_result is None else jsonlib.dumps(state.step_result, ensure_ascii=False)
+            result = "" if state.step_result is None or state.step_result.text == "null" else state.step_result.text
             if state.result_problem is not None:
                 result = f"not shown: it {state.result_problem}"
             note = shorten(state.error_message or _describe_tasks(state, result))

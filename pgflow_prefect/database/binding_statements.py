@@ -1,7 +1,6 @@
 """The part of the store that is about who does a step, and about steps that others do."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 from uuid import UUID
 
 from pydantic import JsonValue
@@ -9,6 +8,7 @@ from pydantic_core import to_json
 
 from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.models import AwaitedStep, BindingChange, ShadowSummary, StepBinding, StepEnd, TaskKey
+from pgflow_prefect.raw_json import RawJson
 
 
 class BindingStatements(Statements):
@@ -100,13 +100,13 @@ class BindingStatements(Statements):
         )
         return [StepEnd.model_validate(row) for row in rows]
 
-    async def read_input(
-        self, run_id: UUID, task: TaskKey, upstream: list[str] | None
-    ) -> tuple[JsonValue, dict[str, JsonValue]]:
-        """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming."""
+    async def read_input(self, run_id: UUID, task: TaskKey, upstream: list[str] | None) -> tuple[RawJson, RawJson]:
+        """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming.
+
+        The results are an object, by slug.
+        """
         [row] = await self._fetch("read_input", run_id=run_id, upstream=upstream, **task.as_parameters())
-        found: Any = row
-        return found["payload"], dict(found["upstream_results"])
+        return RawJson(str(row["payload"])), RawJson(str(row["upstream_results"]))
 
     async def report_shadow(
         self, run_id: UUID, task: TaskKey, *, outcome: str, details: list[str], seconds: float

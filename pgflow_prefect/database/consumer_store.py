@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
 from uuid import UUID
 
 import anyio
-from pydantic import JsonValue
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
 from pgflow_prefect.database.pauses import Pauses
@@ -16,6 +14,7 @@ from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import DatabaseUnavailableError, UnstorableTextError
 from pgflow_prefect.models import Status, TaskKey
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 
 _FIRST_PAUSE = 0.1  # seconds
@@ -75,10 +74,11 @@ class ConsumerStore:
             return None
         return Handover(str(row["workflow_slug"]), None if row["handler"] is None else str(row["handler"]))
 
-    async def read_input(self, run_id: UUID, task: TaskKey) -> tuple[JsonValue, dict[str, JsonValue]]:
-        """Return the run's payload, and the results of the step's upstream steps by slug."""
-        row: Any = await self._fetch("read_input", run_id=run_id, upstream=None, **task.as_parameters())
-        return row["payload"], dict(row["upstream_results"])
+    async def read_input(self, run_id: UUID, task: TaskKey) -> tuple[RawJson, RawJson]:
+        """Return the run's payload, and the results of the step's upstream steps: an object, by slug."""
+        row = await self._fetch("read_input", run_id=run_id, upstream=None, **task.as_parameters())
+        assert row is not None
+        return RawJson(str(row["payload"])), RawJson(str(row["upstream_results"]))
 
     async def complete(self, run_id: UUID, task: TaskKey, attempt: int, result: str) -> Status:
         """Store a task's result and return the step's status: that of the first report.

@@ -5,10 +5,9 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
-from pydantic import JsonValue
 from pydantic_core import to_json
 
 from pgflow_prefect.database.binding_statements import BindingStatements
@@ -41,6 +40,7 @@ from pgflow_prefect.models import (
     WorkflowDefinition,
     WorkflowSummary,
 )
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 
 _SIMILAR_SHOWN = 5
@@ -335,11 +335,10 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         rows = await self._fetch("list_step_ends", run_id=run_id, step_slugs=[*step_slugs])
         return [StepState.model_validate(row) for row in rows]
 
-    async def read_results(self, run_id: UUID, step_slugs: Iterable[str]) -> dict[str, JsonValue]:
+    async def read_results(self, run_id: UUID, step_slugs: Iterable[str]) -> dict[str, RawJson]:
         """Return the results of those of these steps that are completed, by slug."""
         rows = await self._fetch("read_results", run_id=run_id, step_slugs=list(step_slugs))
-        results: Any = rows[0]["results"]
-        return dict(results)
+        return RawJson(str(rows[0]["results"])).split()
 
     async def claim_step(self, run_id: UUID, epoch: int, request: ClaimRequest) -> Claim:
         """Count an attempt of a step and return its input; of a step that is completed or somebody else's, that.

@@ -49,6 +49,7 @@ from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Run, RunEnd, Status
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")
@@ -192,9 +193,10 @@ class Execution:
     async def _take(self, store: Store, payload: JsonValue, run_id: UUID | None, flow_run: FlowRun) -> int | None:
         """Become the run's owner, creating it where no id is given; None where the run has ended."""
         if run_id is None:
-            await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, payload))
-            run_id, text = find_run_id(flow_run.id), to_json(payload).decode()
-            epoch = await self._persist(store, lambda: store.create_run(self.workflow_slug, text, run_id, flow_run.id))
+            raw, run_id = RawJson(to_json(payload).decode()), find_run_id(flow_run.id)
+            await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, raw))
+            create = partial(store.create_run, self.workflow_slug, raw.text, run_id, flow_run.id)
+            epoch = await self._persist(store, create)
         else:
             given = run_id
             run = await self._persist(store, lambda: store.read_run(given))

@@ -8,13 +8,13 @@ from typing import TypeVar
 from uuid import UUID
 
 import anyio
-from pydantic import JsonValue
 
 from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.execution.batch import Batch
 from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd, TaskKey
+from pgflow_prefect.raw_json import RawJson
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class Mirror:
         """Return why a step need not be waited for any more; None where it still does; see `Store.watch_steps`."""
         return next(iter(await self._persist(lambda: self.store.watch_steps([awaited]))), None)
 
-    async def read_input(self, task: TaskKey, upstream: list[str] | None) -> tuple[JsonValue, dict[str, JsonValue]]:
+    async def read_input(self, task: TaskKey, upstream: list[str] | None) -> tuple[RawJson, RawJson]:
         """Return what a claim would give, without claiming; see `Store.read_input`."""
         return await self._persist(lambda: self.store.read_input(self.run_id, task, upstream))
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping
 
-from pydantic import JsonValue
-
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ArgumentInvalidError, PayloadInvalidError
 from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.raw_json import RawJson
 
 
 async def check_payload(
-    store: Store, workflow_slug: str, handlers: Mapping[str, StepHandlers], payload: JsonValue
+    store: Store, workflow_slug: str, handlers: Mapping[str, StepHandlers], payload: RawJson
 ) -> None:
     """Make sure that a payload fits the handlers that take it. The database is asked only where it does not.
 
@@ -35,7 +34,7 @@ async def check_payload(
             raise PayloadInvalidError(f"workflow {workflow_slug!r} can't begin with this payload: {problem}")
 
 
-def _find_problems(handlers: Mapping[str, StepHandlers], payload: JsonValue) -> dict[str, str]:
+def _find_problems(handlers: Mapping[str, StepHandlers], payload: RawJson) -> dict[str, str]:
     problems = {}
     for slug, each in handlers.items():
         try:

@@ -1,6 +1,5 @@
 """A handler in Python that runs beside somebody else's work, to see whether it would have done the same."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pgflow_prefect.handlers.base import Deferred
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.shadow import find_differences
 from pgflow_prefect.models import TaskKey
+from pgflow_prefect.raw_json import RawJson
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Shadow:
         try:
             if not self._error and isinstance(self.result, str):
                 theirs = (await self.store.read_results(self.run_id, [self.task.step_slug]))[self.task.step_slug]
-                details = find_differences(theirs, json.loads(self.result))
+                details = find_differences(theirs, RawJson(self.result))
                 outcome = "different" if details else "same"
             details = [clean_message(each) for each in details]
             await self.store.report_shadow(

@@ -1,18 +1,18 @@
 """What a handler is to the rest of the package, and what it is told about the step that it does."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
 import httpx
-from pydantic import JsonValue
 
 from pgflow_prefect.bindings import Binding
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
+from pgflow_prefect.raw_json import RawJson, write_object
 
 
 def _identity(value: Any) -> Any:  # noqa: ANN401
@@ -157,6 +157,9 @@ class Handler(Protocol):
         """
 
 
+_NULL, _NONE = RawJson("null"), RawJson("{}")
+
+
 def make_policy(binding: Binding) -> RetryPolicy:
     """Return when a step that is bound so is tried again."""
     delay = binding.retry_delay_seconds
@@ -168,15 +171,24 @@ def make_policy(binding: Binding) -> RetryPolicy:
     )
 
 
-def make_input(claim: Claim) -> dict[str, JsonValue]:
+def make_input(claim: Claim) -> RawJson:
     """Return a step's input as SQL functions, endpoints and queues get it: `{"payload": …, "<upstream step>": …}`.
 
-    A step that is called `payload` goes by the name that it has in Python, `payload_`.
+    A step that is called `payload` goes by the name that it has in Python, `payload_`. Values are passed on as they
+    are in the database, without a look at them.
     """
-    return join_input(claim.payload, claim.upstream_results or {})
+    return join_input(claim.payload or _NULL, claim.upstream_results or _NONE)
 
 
-def join_input(payload: JsonValue, results: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Return what `make_input` does, of a run's payload and the results of a step's upstream steps."""
-    named = {"payload_" if slug == "payload" else slug: result for slug, result in results.items()}
-    return {"payload": payload} | named
+def join_input(payload: RawJson, results: RawJson) -> RawJson:
+    """Return what `make_input` does, of a run's payload and the results of a step's upstream steps.
+
+    Args:
+        payload: any document.
+        results: an object, by slug.
+    """
+    if "payload" in results.text:  # as the slug of a step, perhaps
+        named = {"payload_" if slug == "payload" else slug: result for slug, result in results.split().items()}
+        return write_object({"payload": payload} | named)
+    members = results.text.strip().removeprefix("{").strip()
+    return RawJson(f'{{"payload":{payload.text}{"" if members == "}" else ","}{members}')

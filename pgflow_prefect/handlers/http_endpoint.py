@@ -11,16 +11,16 @@ from urllib.parse import quote
 
 import anyio
 import httpx
-from pydantic import JsonValue
 
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
 from pgflow_prefect.handlers.credential import read_credential
-from pgflow_prefect.handlers.json_text import check_json, write_json
+from pgflow_prefect.handlers.json_text import check_json
 from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_origin
 from pgflow_prefect.models import Claim
 from pgflow_prefect.origins import Origin, find_origin
+from pgflow_prefect.raw_json import RawJson, write_object
 from pgflow_prefect.wording import clean_lines
 
 LONGEST_RETRY_AFTER = 3600.0
@@ -72,7 +72,7 @@ class HttpHandler:
         client = self._find_client()
         token = await self._find_token()
         headers = make_headers(context) | ({"Authorization": f"Bearer {token}"} if token else {})
-        body = write_json(make_body(claim, flat=self.toolbox.flat_body), self.step_slug)
+        body = make_body(claim, flat=self.toolbox.flat_body).text.encode()
         timeout = self.binding.request_timeout_seconds
         try:
             # httpx's own time-outs are for each read: a body that drips would never end.
@@ -157,14 +157,14 @@ class HttpHandler:
         return NotRetriableError(message)
 
 
-def make_body(claim: Claim, *, flat: bool) -> dict[str, JsonValue]:
+def make_body(claim: Claim, *, flat: bool) -> RawJson:
     """Return what an endpoint gets: the step's input as its only member, so that no slug is a key of another API.
 
     Args:
         claim: with the input.
         flat: the form of earlier versions, in which the input is the whole body.
     """
-    return make_input(claim) if flat else {"input": make_input(claim)}
+    return make_input(claim) if flat else write_object({"input": make_input(claim)})
 
 
 def make_headers(context: StepContext) -> dict[str, str]:

@@ -1,23 +1,9 @@
-"""JSON as others may read it, and as others may have written it: nothing that only Python would take."""
+"""JSON that another program has written, or is to read: nothing that only Python would take."""
 
 import json
 from typing import NoReturn
 
-from pydantic import JsonValue
-
-from pgflow_prefect.errors import ArgumentInvalidError, NotRetriableError
-
-
-def write_json(value: JsonValue, step_slug: str) -> bytes:
-    """Return a value as JSON, in UTF-8.
-
-    Raises:
-        ArgumentInvalidError: it has a number that jsonb can hold and a float can't, such as 1e999.
-    """
-    try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-    except ValueError as error:
-        raise ArgumentInvalidError(f"step {step_slug!r}: its input can't be sent as JSON: {error}") from error
+from pgflow_prefect.errors import NotRetriableError
 
 
 def check_json(body: bytes) -> str:
@@ -39,8 +25,8 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
-def check_size(body: bytes, limit: int, step_slug: str, place: str) -> bytes:
-    """Return what is to be sent, unless it is too large.
+def check_size(body: bytes, limit: int, step_slug: str, place: str) -> None:
+    """Refuse to send what is too large.
 
     Args:
         body: JSON.
@@ -56,4 +42,3 @@ def check_size(body: bytes, limit: int, step_slug: str, place: str) -> bytes:
             f"step {step_slug!r}: the message for {place} has {len(body):,} bytes, more than the limit of {limit:,} "
             "(PGFLOW_RESULT_LIMIT): store the data elsewhere and send its address"
         )
-    return body

@@ -8,16 +8,17 @@ from typing import Any, get_args, get_origin
 
 from anyio import get_cancelled_exc_class
 from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import to_json
 
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext
+from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
 from pgflow_prefect.models import Claim, to_identifier
+from pgflow_prefect.raw_json import RawJson, UnreadableJsonError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
@@ -25,6 +26,8 @@ _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
 
 _TYPED_DICT_OF_TYPING = "typed-dict-version"
 """What pydantic calls it that `typing.TypedDict` says too little before Python 3.12."""
+
+_NULL, _NONE = RawJson("null"), RawJson("{}")
 
 
 @dataclass(frozen=True)
@@ -128,27 +131,39 @@ class PythonHandler:
             raise
 
     def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:
-        results = claim.upstream_results or {}
+        results = claim.upstream_results or _NONE
         slugs = {to_identifier(slug): slug for slug in upstream}
+        members: Mapping[str, RawJson] | None = None
         for name in self.arguments:
             if name == "context":
                 yield name, context
             elif name == "payload":
-                yield name, self._validate_payload(claim.payload)
+                yield name, self._read_payload(claim.payload or _NULL)
             elif name == "upstream":
-                yield name, self._validate(name, results)
+                yield name, self._read(name, results)
             else:
-                yield name, self._validate(name, results[slugs[name]])
+                members = self._split(results) if members is None else members
+                yield name, self._read(name, members[slugs[name]])
 
-    def _validate(self, name: str, value: JsonValue) -> Any:  # noqa: ANN401  it is whatever the annotation says
-        adapter = self._adapters.get(name)
-        if adapter is None:
-            return value
+    def _split(self, results: RawJson) -> Mapping[str, RawJson]:
         try:
-            return adapter.validate_json(to_json(value))  # as JSON: a strict model takes a date from text, there only
+            return results.split()
+        except UnreadableJsonError as error:
+            raise self._refuse_input(error) from None
+
+    def _refuse_input(self, reason: object) -> ArgumentInvalidError:
+        return ArgumentInvalidError(f"the input of step {self.step_slug!r} can't be read: {reason}")
+
+    def _read(self, name: str, raw: RawJson) -> Any:  # noqa: ANN401  it is whatever the annotation says
+        reader = self._readers.get(name)
+        try:
+            # As JSON: a strict model takes a date from text, there only.
+            return raw.decode() if reader is None else reader.read(raw.text)
+        except UnreadableJsonError as error:
+            raise self._refuse_input(error) from None
         except ValidationError as error:
             raise ArgumentInvalidError(
-                f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {_explain(error)}"
+                f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {explain(error)}"
             ) from None  # pydantic's own message has the value, and Prefect logs causes, too
         except Exception as error:  # a validator of the user's
             raise ArgumentInvalidError(
@@ -160,28 +175,28 @@ class PythonHandler:
             return write_result(value, self._adapters.get("return"))
         except ValidationError as error:
             raise ResultInvalidError(
-                f"step {self.step_slug!r}: the result does not fit its annotation: {_explain(error)}"
+                f"step {self.step_slug!r}: the result does not fit its annotation: {explain(error)}"
                 f"{describe_unstorable(value)}"
             ) from None
         except UnstorableError as error:
             raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from None
 
-    def check_payload(self, payload: JsonValue) -> None:
+    def check_payload(self, payload: RawJson) -> None:
         """Make sure that a run's payload fits what the function says of it, if it takes one.
 
         Raises:
             ArgumentInvalidError: it does not.
         """
         if self.wants_payload:
-            self._validate_payload(payload)
+            self._read_payload(payload)
 
-    def _validate_payload(self, payload: JsonValue) -> Any:  # noqa: ANN401
+    def _read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
         """Return the payload as the annotation has it; its default, where the run has none and `{}` does not fit."""
         try:
-            return self._validate("payload", payload)
+            return self._read("payload", payload)
         except ArgumentInvalidError:
             default = self._parameters["payload"].default
-            if payload == {} and default is not inspect.Parameter.empty:
+            if _is_empty(payload) and default is not inspect.Parameter.empty:
                 return default
             raise
 
@@ -205,6 +220,11 @@ class PythonHandler:
             and not any(hint is plain for plain in _PLAIN)
             and (name in self.arguments or name == "return")
         }
+
+    @cached_property
+    def _readers(self) -> Mapping[str, ValueReader]:
+        """What reads each argument that has an annotation that says something."""
+        return {name: ValueReader(adapter) for name, adapter in self._adapters.items() if name != "return"}
 
     @cached_property
     def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
@@ -239,6 +259,11 @@ class PythonHandler:
         _ = self._adapters
 
 
+def _is_empty(payload: RawJson) -> bool:
+    """Tell whether a payload is that of a run without one."""
+    return "".join(payload.text.split()) == "{}"
+
+
 def _is_plain(hint: Any) -> bool:  # noqa: ANN401
     if any(hint is plain for plain in _PLAIN):
         return True
@@ -251,12 +276,3 @@ def _advise(hint: Any) -> str:  # noqa: ANN401
     if "DataFrame" in str(hint):
         return "pass its rows, frame.to_dict('records'), as list[dict[str, Any]], or the address of a file"
     return "use a plain type, a dataclass or a pydantic model"
-
-
-def _explain(error: ValidationError) -> str:
-    """Return pydantic's reasons on one line, without its links and without the value, which may hold secrets."""
-    reasons = []
-    for detail in error.errors(include_url=False, include_input=False):
-        place = ".".join(map(str, detail["loc"]))
-        reasons.append(f"{place}: {detail['msg']}" if place else detail["msg"])
-    return "; ".join(reasons)

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
@@ -26,10 +26,11 @@ from pgflow_prefect.handlers.broker import (
     publish,
 )
 from pgflow_prefect.handlers.credential import read_credential, split_login
-from pgflow_prefect.handlers.json_text import check_size, write_json
+from pgflow_prefect.handlers.json_text import check_size
 from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, refuse_origin
 from pgflow_prefect.models import Claim, TaskKey
 from pgflow_prefect.origins import Origin
+from pgflow_prefect.raw_json import RawJson, write_object
 
 _NO_TABLE = "42P01"  # PostgreSQL's code
 _SIGNATURE = re.compile(rb',"signature":"[0-9a-f]{64}"\}\Z')
@@ -57,6 +58,18 @@ class StepMessage(BaseModel):
     attempt: int = Field(ge=1)
     idempotency_key: str
     input: dict[str, JsonValue]
+    _input: RawJson | None = PrivateAttr(default=None)
+
+    @property
+    def input_json(self) -> str:
+        """The input as JSON text, in which every number has all its digits."""
+        return self._input.text if self._input is not None else RawJson.of(self.input).text
+
+    def with_input(self, raw: RawJson) -> "StepMessage":
+        """Return the message with another input."""
+        changed = self.model_copy(update={"input": raw.decode()})
+        changed._input = raw
+        return changed
 
     @property
     def task(self) -> TaskKey:
@@ -95,11 +108,13 @@ def parse_message(body: bytes | str | None) -> StepMessage:
         UsageError: it is none; the reasons are named, and what it has in it is not.
     """
     try:
-        return StepMessage.model_validate_json(body or b"")
+        message = StepMessage.model_validate_json(body or b"")
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
         reasons = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in details)
         raise UsageError(f"a message on the queue is not a step's: {reasons}") from None
+    text = body.decode() if isinstance(body, bytes) else (body or "")
+    return message.with_input(RawJson(text).split()["input"])
 
 
 class _Order(NamedTuple):
@@ -265,16 +280,17 @@ class QueueHandler:
             scheme.check(url)
         except UsageError as error:
             raise NotRetriableError(str(error)) from error
-        message: dict[str, JsonValue] = {
+        head: dict[str, JsonValue] = {
             "run_id": str(context.run_id),
             "workflow_slug": context.workflow_slug,
             "step_slug": context.step_slug,
             **({"task_index": context.index} if context.index else {}),
             "attempt": context.attempt,
             "idempotency_key": context.idempotency_key,
-            "input": make_input(claim),
         }
-        body = check_size(write_json(message, self.step_slug), self.toolbox.result_limit, self.step_slug, "its queue")
+        message = {name: RawJson.of(value) for name, value in head.items()} | {"input": make_input(claim)}
+        body = write_object(message).text.encode()
+        check_size(body, self.toolbox.result_limit, self.step_slug, "its queue")
         if self.toolbox.queue_key is not None:
             body = sign_message(body, self.toolbox.queue_key)
         rows = self.toolbox.rows if self.is_row else None

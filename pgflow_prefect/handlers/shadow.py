@@ -1,23 +1,32 @@
 """Comparing what a handler would have returned with what somebody else has."""
 
+import json
 from collections.abc import Iterator
+from decimal import Decimal
 from itertools import islice
 
-from pydantic import JsonValue
+from pgflow_prefect.raw_json import RawJson
 
 DIFFERENCES_SHOWN = 20
 """Nobody reads past these."""
 
 
-def find_differences(theirs: JsonValue, ours: JsonValue) -> list[str]:
+def find_differences(theirs: RawJson, ours: RawJson) -> list[str]:
     """Return where two results differ, as JSON paths such as `$.items[3].price`; empty where they do not.
 
-    Places only: the values of a shadow are stored nowhere. Numbers are compared as numbers: 1 is 1.0, as in jsonb.
+    Places only: the values of a shadow are stored nowhere. Numbers are compared as jsonb compares them, with every
+    digit: 1 is 1.0, and 1.1 is 1.10.
     """
-    return list(islice(_compare("$", theirs, ours), DIFFERENCES_SHOWN))
+    return list(islice(_compare("$", _load(theirs), _load(ours)), DIFFERENCES_SHOWN))
 
 
-def _compare(path: str, theirs: JsonValue, ours: JsonValue) -> Iterator[str]:
+def _load(raw: RawJson) -> object:
+    """Return a JSON value whose numbers are exact."""
+    value: object = json.loads(raw.text, parse_int=Decimal, parse_float=Decimal)
+    return value
+
+
+def _compare(path: str, theirs: object, ours: object) -> Iterator[str]:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for name in sorted(theirs.keys() | ours.keys()):
             if name not in ours:
@@ -39,13 +48,13 @@ def _compare(path: str, theirs: JsonValue, ours: JsonValue) -> Iterator[str]:
         )
 
 
-def _kind(value: JsonValue) -> str:
+def _kind(value: object) -> str:
     match value:
         case None:
             return "null"
         case bool():
             return "boolean"
-        case int() | float():
+        case Decimal():
             return "number"
         case str():
             return "string"

@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from pydantic_core import to_json
-
 from pgflow_prefect.bindings import SqlFunction, parse_function
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext, make_input, make_policy
@@ -34,7 +32,7 @@ class SqlHandler:
         """Call the function and return its result as JSON text; a time-out cancels the statement."""
         if context.transaction is None:
             raise UsageError(f"step {self.step_slug!r}: an SQL function can't be called here")
-        argument = to_json(make_input(claim), inf_nan_mode="constants").decode()
+        argument = make_input(claim).text
         path = parse_function(self.binding.function)
         if self.trusted_owners is None:
             return await context.transaction.call_function(path, argument)

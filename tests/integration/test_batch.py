@@ -14,6 +14,7 @@ from pgflow_prefect.execution.batch import MOST, Batch, open_batch
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, TaskKey
 from tests.conftest import Connection
 from tests.engine import define, run_workflow, value
+from tests.json_values import decode
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +73,7 @@ async def test_what_comes_at_the_same_time_goes_in_one_statement(
             group.start_soon(batch.complete, Completion(TaskKey(step), json.dumps({"n": number}), 1, uuid4()))
     assert sent == [(0, 20), (20, 0)]
     claim = await batch.claim(ask("join"))
-    assert claim.upstream_results == {step: {"n": number} for number, step in enumerate(STEPS)}
+    assert decode(claim.upstream_results) == {step: {"n": number} for number, step in enumerate(STEPS)}
     assert len(sent) == 2, "alone, it is an ordinary claim"
     assert value(db, "SELECT remaining FROM pgflow.runs WHERE id = %s", run_id) == 2
 
@@ -84,7 +85,7 @@ async def test_a_step_is_claimed_together_with_the_completion_that_makes_it_read
     ahead = batch.claim_later(ask("after"))
     report = await batch.complete(Completion(TaskKey("s0"), '"done"', 1, uuid4()))
     assert report.status is Status.COMPLETED
-    assert (await ahead).upstream_results == {"s0": "done"}
+    assert decode((await ahead).upstream_results) == {"s0": "done"}
     assert sent == [(1, 1)]
     attempts = "SELECT attempts FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'after'"
     assert value(db, attempts, run_id) == 1

@@ -34,6 +34,7 @@ from pgflow_prefect.handlers.broker import (
 )
 from pgflow_prefect.handlers.queue import QueueHandler, check_queue_url
 from pgflow_prefect.models import Claim, Status, TaskKey
+from pgflow_prefect.raw_json import RawJson
 from tests.brokers import free_port, redis_server
 from tests.conftest import Connection
 from tests.engine import cancel, complete, define, fail, get_run, get_state, run_workflow, value
@@ -100,7 +101,7 @@ def start(db: Connection, url: str = NOWHERE) -> tuple[UUID, Claim]:
 def hand_over(db: Connection, run_id: UUID, url: str) -> Claim:
     """Claim the step `a` as a worker does before it puts a message on a queue."""
     statement = """
-        SELECT attempt, payload, upstream_results FROM pgflow_prefect.claim_step(
+        SELECT attempt, payload::text, upstream_results::text FROM pgflow_prefect.claim_step(
             %s, 'a', (SELECT epoch FROM pgflow.runs WHERE id = %s), gen_random_uuid(), NULL, true, 'queue', false, %s)
     """
     row: Any = db.execute(statement, [run_id, run_id, f"queue {url}"]).fetchone()
@@ -351,8 +352,8 @@ async def test_what_nobody_waits_for_is_skipped(redis_queue: str, db: Connection
     cancel(db, cancelled[0])
     db.execute("SELECT pgflow.complete_step(%s, 'a', '1')", [done[0]])
     second = hand_over(db, again[0], redis_queue)  # as after a time-out of the first attempt
-    await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload={}))
-    await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload={}))
+    await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload=RawJson("{}")))
+    await send(redis_queue, again[0], Claim(status=Status.PENDING, attempt=second.attempt, payload=RawJson("{}")))
     db.execute("DELETE FROM pgflow.step_states WHERE run_id = %s", [gone[0]])
     db.execute("DELETE FROM pgflow.runs WHERE id = %s", [gone[0]])
     last = start(db, redis_queue)

@@ -25,6 +25,7 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
 from tests.engine import DIAMOND, define, get_run, value, wait_until_blocked
+from tests.json_values import decode
 
 pytestmark = pytest.mark.anyio
 
@@ -81,7 +82,7 @@ async def execute_run(store: Store, db: Connection) -> None:
     for step in ("a", "b", "c", "d"):
         request = ClaimRequest(TaskKey(step), flow_run_id, None, with_payload=True)
         claim = await store.claim_step(run_id, epoch, request)
-        assert claim.payload == {"name": "J\u00fcrgen \u20ac \u6f22"}
+        assert decode(claim.payload) == {"name": "J\u00fcrgen \u20ac \u6f22"}
         completion = Completion(
             request.task, '{"ratio": 0.12345678901234567, "text": "\\\\d+ \\"x\\""}', claim.attempt, flow_run_id
         )
@@ -96,7 +97,7 @@ async def execute_run(store: Store, db: Connection) -> None:
     assert [each.id for each in await store.list_runs(since=before)] == [run_id]
     states = await store.list_step_states(run_id)
     assert [state.step_slug for state in states] == ["a", "b", "c", "d"]
-    assert states[0].step_result == {"ratio": 0.12345678901234567, "text": '\\d+ "x"'}
+    assert decode(states[0].step_result) == {"ratio": 0.12345678901234567, "text": '\\d+ "x"'}
     assert await store.load_run_definition(run_id) == await store.load_definition("diamond")
     assert (await store.read_clock()).tzinfo is not None
     assert db.execute("SELECT count(*) FROM pgflow.step_states WHERE status = 'completed'").fetchone() == (4,)

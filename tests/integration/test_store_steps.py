@@ -13,8 +13,10 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, StepState, TaskKey
+from pgflow_prefect.raw_json import RawJson
 from tests.conftest import Connection
 from tests.engine import CHAIN, DIAMOND, define
+from tests.json_values import decode
 
 pytestmark = pytest.mark.anyio
 
@@ -59,12 +61,12 @@ async def read_states(store: Store, run_id: UUID) -> dict[str, StepState]:
 async def test_a_run_step_by_step(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
     run_id, epoch = await start(store)
-    pending = Claim(status=Status.PENDING, attempt=1, payload={"n": 1}, upstream_results={})
+    pending = Claim(status=Status.PENDING, attempt=1, payload=RawJson('{"n": 1}'), upstream_results=RawJson("{}"))
     assert await claim(store, run_id, "a", epoch) == pending
     assert (await read_states(store, run_id))["a"].task_state == "Running"
     await complete(store, run_id, "a", '{"rows": [1, 2]}', epoch)
     claimed = await claim(store, run_id, "b", epoch)
-    assert claimed.upstream_results == {"a": {"rows": [1, 2]}}
+    assert decode(claimed.upstream_results) == {"a": {"rows": [1, 2]}}
     await complete(store, run_id, "b", "null", epoch)
     await do(store, run_id, "c", epoch, '"end"')
 
@@ -74,13 +76,14 @@ async def test_a_run_step_by_step(store: Store, db: Connection) -> None:
     states = await read_states(store, run_id)
     assert list(states) == ["a", "b", "c"]
     results: list[object] = [{"rows": [1, 2]}, None, "end"]
-    assert [state.step_result for state in states.values()] == results
+    assert [decode(state.step_result) for state in states.values()] == results
     for state in states.values():
         assert (state.status, state.attempts, state.task_state) == (Status.COMPLETED, 1, "Completed")
         assert state.created_at is not None
         assert state.started_at is not None
         assert state.finished_at is not None
-    assert await store.read_results(run_id, ["c", "b", "unknown"]) == {"b": None, "c": "end"}
+    results_by_slug = await store.read_results(run_id, ["c", "b", "unknown"])
+    assert {slug: result.text for slug, result in results_by_slug.items()} == {"b": "null", "c": '"end"'}
     end = await store.read_end(run_id, ["c", "b", "unknown"])
     assert (end.status, end.epoch, end.error_message) == (Status.COMPLETED, epoch, None)
     assert end.results == {"b": None, "c": "end"}
@@ -104,10 +107,10 @@ async def test_a_claim_brings_what_was_asked_for_only(store: Store, db: Connecti
     run_id, epoch = await start(store, "diamond")
     for step in "abc":
         await do(store, run_id, step, epoch, f'"{step}"')
-    assert (await claim(store, run_id, "d", epoch)).upstream_results == {"b": "b", "c": "c"}
-    assert (await claim(store, run_id, "d", epoch, upstream=["c"])).upstream_results == {"c": "c"}
+    assert decode((await claim(store, run_id, "d", epoch)).upstream_results) == {"b": "b", "c": "c"}
+    assert decode((await claim(store, run_id, "d", epoch, upstream=["c"])).upstream_results) == {"c": "c"}
     nothing = await claim(store, run_id, "d", epoch, upstream=[], with_payload=False)
-    assert (nothing.upstream_results, nothing.payload, nothing.attempt) == ({}, None, 3)
+    assert (decode(nothing.upstream_results), nothing.payload, nothing.attempt) == ({}, None, 3)
 
 
 async def test_a_claim_of_a_completed_step_says_so(store: Store, db: Connection) -> None:
@@ -125,7 +128,7 @@ async def test_the_first_report_wins(store: Store, db: Connection) -> None:
     await do(store, run_id, "a", epoch, "1")
     assert (await fail(store, run_id, "a", epoch)).status is Status.COMPLETED
     assert (await complete(store, run_id, "a", "2", epoch)).status is Status.COMPLETED
-    assert await store.read_results(run_id, ["a"]) == {"a": 1}
+    assert await store.read_results(run_id, ["a"]) == {"a": RawJson("1")}
 
 
 async def test_a_failed_step_fails_its_run_and_both_say_why(store: Store, db: Connection) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pgflow_prefect.graph import build_graph
 from pgflow_prefect.models import Dep, Ending, Held, Run, Status, StepState, WorkflowDefinition
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.render.progress import Progress, trace_progress
 from tests.unit.definitions import dags
 
@@ -49,7 +50,7 @@ def make_run(
         workflow_slug="workflow",
         status=status,
         ended_as=ended_as,
-        payload={},
+        payload=RawJson("{}"),
         epoch=1,
         remaining=None,
         error_message=error,

@@ -14,6 +14,7 @@ from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
 from pgflow_prefect.deployment.handler_files import load_module
 from pgflow_prefect.errors import ArgumentInvalidError, UsageError
 from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.raw_json import RawJson
 from tests.unit.definitions import define
 
 GUARDED = """
@@ -78,9 +79,9 @@ def test_a_name_that_only_type_checkers_import_is_found(
     directory: Path, line: str, annotation: str, guard: str
 ) -> None:
     handler = load(directory, line, annotation, guard)
-    handler.check_payload([1, 2])
+    handler.check_payload(RawJson("[1, 2]"))
     with pytest.raises(ArgumentInvalidError, match=r"argument 'payload' does not fit its annotation: 0: "):
-        handler.check_payload(["one"])
+        handler.check_payload(RawJson('["one"]'))
 
 
 def test_an_import_for_type_checkers_that_fails_is_named(directory: Path) -> None:
@@ -152,9 +153,9 @@ async def decorated_async(payload: int) -> int:
 def test_annotations_are_found_however_the_function_was_made(function: Callable[..., Any]) -> None:
     handler = PythonHandler("add", function)
     handler.check_annotations()
-    handler.check_payload(1)
+    handler.check_payload(RawJson("1"))
     with pytest.raises(ArgumentInvalidError):
-        handler.check_payload("one")
+        handler.check_payload(RawJson('"one"'))
 
 
 def test_a_decorator_that_hides_the_arguments_is_refused_with_what_to_add() -> None:

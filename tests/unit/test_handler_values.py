@@ -22,6 +22,7 @@ from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, Usag
 from pgflow_prefect.handlers.base import StepContext
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Claim, Status
+from pgflow_prefect.raw_json import RawJson
 from tests.conftest import Connection
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +34,8 @@ CONTEXT = StepContext(
 
 async def execute(function: Callable[..., Any], **upstream_results: JsonValue) -> str:
     payload = upstream_results.pop("payload", None)
-    claim = Claim(status=Status.PENDING, attempt=1, payload=payload, upstream_results=upstream_results)
+    results = RawJson.of(upstream_results)
+    claim = Claim(status=Status.PENDING, attempt=1, payload=RawJson.of(payload), upstream_results=results)
     return await PythonHandler("send", function).execute(claim, tuple(upstream_results), CONTEXT)
 
 

@@ -15,10 +15,11 @@ import httpx
 import pytest
 
 from pgflow_prefect.bindings import HttpEndpoint
-from pgflow_prefect.errors import ArgumentInvalidError, NotRetriableError, ResultInvalidError, RetryLaterError
+from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import Deferred, StepContext, Toolbox
 from pgflow_prefect.handlers.http_endpoint import HttpHandler, parse_retry_after
 from pgflow_prefect.models import Claim, Status
+from pgflow_prefect.raw_json import RawJson
 from tests.http_server import HttpServer, drip, http_server, send
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +27,12 @@ pytestmark = pytest.mark.anyio
 TOKEN = "s3cr3t-t0ken"  # noqa: S105  of nobody
 LIMIT = 10_000
 RUN = UUID(int=7)
-CLAIM = Claim(status=Status.PENDING, attempt=2, payload={"n": 1}, upstream_results={"a": [1.5], "payload": "é"})
+CLAIM = Claim(
+    status=Status.PENDING,
+    attempt=2,
+    payload=RawJson('{"n": 1}'),
+    upstream_results=RawJson('{"a": [1.5], "payload": "é"}'),
+)
 CONTEXT = StepContext(RUN, "Prüfung 工", "send/ü %", 2, logging.getLogger(__name__))
 
 
@@ -260,9 +266,22 @@ async def test_an_address_that_is_none_fails_at_once(server: HttpServer, toolbox
         await call(replace(server, url="ftp://example.org"), toolbox)
 
 
-async def test_a_number_that_is_no_float_is_not_sent_as_something_else(server: HttpServer, toolbox: Toolbox) -> None:
-    with pytest.raises(ArgumentInvalidError, match="can't be sent as JSON"):
-        await call(server, toolbox, Claim(status=Status.PENDING, attempt=1, payload=float("inf")))
+NUMBERS = f"[12345678901234567.89, 1.10, -0.0, 1{'0' * 999}, 0.{'0' * 40}1, 18446744073709551617]"
+
+
+@pytest.mark.parametrize("upstream_results", ["{}", f'{{"a": {NUMBERS}}}', f'{{"payload": {NUMBERS}}}'])
+async def test_every_number_is_sent_with_every_digit(
+    server: HttpServer, toolbox: Toolbox, upstream_results: str
+) -> None:
+    server.respond(200, b"{}")
+    claim = Claim(
+        status=Status.PENDING, attempt=1, payload=RawJson(NUMBERS), upstream_results=RawJson(upstream_results)
+    )
+    await call(server, toolbox, claim)
+    [request] = server.requests
+    results = upstream_results.removeprefix("{").removesuffix("}").replace('"payload": ', '"payload_":')
+    rest = f",{results}" if results else ""
+    assert request.body.decode() == f'{{"input":{{"payload":{NUMBERS}{rest}}}}}'
 
 
 def test_the_policy_is_the_bindings() -> None:

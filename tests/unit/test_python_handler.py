@@ -15,6 +15,7 @@ from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.base import StepContext
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Claim, Status
+from pgflow_prefect.raw_json import RawJson
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +29,7 @@ async def execute(
 ) -> str:
     """Execute a function as the handler of a step whose upstream steps have these results."""
     results = dict(upstream_results or {})
-    claim = Claim(status=Status.PENDING, attempt=2, payload=payload, upstream_results=results)
+    claim = Claim(status=Status.PENDING, attempt=2, payload=RawJson.of(payload), upstream_results=RawJson.of(results))
     return await PythonHandler("send", function).execute(claim, tuple(results), CONTEXT)
 
 

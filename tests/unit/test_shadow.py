@@ -4,15 +4,42 @@ import pytest
 from pydantic import JsonValue
 
 from pgflow_prefect.handlers.shadow import DIFFERENCES_SHOWN, find_differences
+from pgflow_prefect.raw_json import RawJson
 
 
 @pytest.mark.parametrize("value", [None, True, 0, 1.5, "text", [], {}, {"a": [1, {"b": None}]}, [[], [[]]]], ids=str)
 def test_a_value_does_not_differ_from_itself(value: JsonValue) -> None:
-    assert find_differences(value, value) == []
+    assert find_differences(RawJson.of(value), RawJson.of(value)) == []
 
 
 def test_numbers_are_compared_as_numbers_and_names_without_order() -> None:
-    assert find_differences({"a": 1, "b": 2.0}, {"b": 2, "a": 1.0}) == []
+    assert find_differences(RawJson('{"a": 1, "b": 2.0}'), RawJson('{"b": 2, "a": 1.0}')) == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("1.10", "1.1"),
+        ("0.0", "-0.0"),
+        ("1e2", "100"),
+        ("1e400", f"1{'0' * 400}"),
+        (f"{'9' * 5000}", f"{'9' * 5000}.0"),
+    ],
+)
+def test_a_number_is_the_same_however_it_is_written(theirs: str, ours: str) -> None:
+    assert find_differences(RawJson(theirs), RawJson(ours)) == []
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("12345678901234567.89", "12345678901234567.88"),
+        ("9007199254740993", "9007199254740992.0"),
+        ("0.1", "0.10000000000000001"),
+    ],
+)
+def test_numbers_differ_that_are_one_float(theirs: str, ours: str) -> None:
+    assert find_differences(RawJson(theirs), RawJson(ours)) == ["$: another number"]
 
 
 @pytest.mark.parametrize(
@@ -34,8 +61,8 @@ def test_numbers_are_compared_as_numbers_and_names_without_order() -> None:
     ],
 )  # fmt: skip
 def test_each_place_is_named_and_no_value_is(theirs: JsonValue, ours: JsonValue, places: list[str]) -> None:
-    assert find_differences(theirs, ours) == places
+    assert find_differences(RawJson.of(theirs), RawJson.of(ours)) == places
 
 
 def test_nobody_reads_thousands_of_differences() -> None:
-    assert len(find_differences([*range(5000)], [*range(1, 5001)])) == DIFFERENCES_SHOWN
+    assert len(find_differences(RawJson.of([*range(5000)]), RawJson.of([*range(1, 5001)]))) == DIFFERENCES_SHOWN

@@ -2,7 +2,7 @@
 
 -- read_run --
 -- A run, the flow run that took it last, who holds it, and why it could not be taken.
-SELECT id, workflow_slug, status, ended_as, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
+SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,
        finished_at, flow_run_id, held_by, recoveries, stale_writes, held, set_aside, next_try, is_older
 FROM pgflow_prefect.read_run(%(run_id)s, %(lease)s, %(with_payload)s)
 
@@ -12,7 +12,7 @@ SELECT id, status, ended_as, epoch, error_message, results FROM pgflow_prefect.r
 
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
-SELECT id, workflow_slug, status, ended_as, payload, payload_problem, epoch, remaining, steps, error_message, created_at,
+SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,
        finished_at, flow_run_id, held_by, recoveries, stale_writes, held
 FROM pgflow_prefect.list_runs(%(workflow_slug)s, %(status)s, %(ended_as)s, %(since)s, %(limit)s, %(lease)s, %(with_payload)s)
 
@@ -22,8 +22,8 @@ SELECT clock_timestamp() AS now
 
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
-SELECT step_slug, status, ended_as, attempts, step_result, result_problem, error_message, created_at, started_at, finished_at,
-       task_state, handler, tasks, tasks_completed, skip_reason
+SELECT step_slug, status, ended_as, attempts, step_result::text, result_problem, error_message, created_at, started_at,
+       finished_at, task_state, handler, tasks, tasks_completed, skip_reason
 FROM pgflow_prefect.list_step_states(%(run_id)s)
 
 -- list_step_ends --
@@ -34,7 +34,7 @@ FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
 -- read_results --
 -- The results of these steps, by slug; only of those that are completed.
-SELECT pgflow_prefect.read_results(%(run_id)s, %(step_slugs)s) AS results
+SELECT pgflow_prefect.read_results(%(run_id)s, %(step_slugs)s)::text AS results
 
 -- reopen_run --
 -- Make a failed run pending again.

@@ -2,7 +2,8 @@
 
 -- claim_step --
 -- Count an attempt and get the step's input, or hear that somebody else does it.
-SELECT status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at, ended_at, note
+SELECT status, attempt, payload::text, upstream_results::text, kind, target, options, waits, waited, began_at, ended_at,
+       note
 FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoch)s, %(task_run_id)s, %(upstream)s,
                                %(with_payload)s, %(bound)s, %(has_function)s, %(handler)s)
 
@@ -14,8 +15,8 @@ FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(r
 
 -- perform_tasks --
 -- Completions, failures and claims of one or several runs, in one transaction: a row for each.
-SELECT outcome, status, ended_as, error_message, attempt, payload, upstream_results, kind, target, options, waits, waited,
-       began_at, ended_at, note
+SELECT outcome, status, ended_as, error_message, attempt, payload::text, upstream_results::text, kind, target, options,
+       waits, waited, began_at, ended_at, note
 FROM pgflow_prefect.perform_tasks(%(elements)s::jsonb)
 
 -- fail_step --
@@ -40,8 +41,8 @@ SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL transaction_timeout
 
 -- read_input --
 -- What a claim would give, without claiming.
-SELECT payload, upstream_results FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(task_index)s,
-                                                                %(upstream)s)
+SELECT payload::text, upstream_results::text
+FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(task_index)s, %(upstream)s)
 
 -- watch_steps --
 -- Of the steps that others do, those that need not be waited for any more.
