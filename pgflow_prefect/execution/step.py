@@ -40,7 +40,7 @@ from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
-from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext
+from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.python import PythonHandler
@@ -179,7 +179,7 @@ class Step:
         return end
 
     async def _claim_or_fail(self, *, again: bool) -> Claim:
-        """Claim the step; where Python can't read its input, which jsonb can hold, no owner ever could."""
+        """Claim the step; where its input is beyond the limits, no owner could ever have it."""
         try:
             return await self._claim(again=again)
         except Exception as error:
@@ -223,7 +223,7 @@ class Step:
             if chosen.handler is not None and not claim.waits:
                 self.observe(self.slug, StateName.RUNNING)
                 async with transaction:
-                    result = await self._work(chosen.handler, claim, self._make_context(claim, transaction))
+                    result = await self._work(chosen.handler, claim, self._make_execution(claim, transaction))
                     if isinstance(result, Deferred):
                         await self._defer(result, transaction)
                     else:
@@ -254,8 +254,8 @@ class Step:
         settings = self.host.settings
         return Connector(self.host.dsn, settings.connect_timeout, settings.report_timeout, settings.statement_bound)
 
-    def _make_context(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepContext:
-        return StepContext(
+    def _make_execution(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepExecution:
+        context = StepContext(
             run_id=self.mirror.run_id,
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,
@@ -263,16 +263,15 @@ class Step:
             attempt=claim.attempt,
             logger=self._logger,
             shadow=shadow,
-            transaction=transaction,
-            settle=settle,
         )
+        return StepExecution.of(context, transaction, settle)
 
-    async def _work(self, handler: Handler, claim: Claim, context: StepContext) -> str | Deferred:
+    async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Deferred:
         timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
         with self.run.work(timeout):
             try:
-                return await contain(handler.execute(claim, self.upstream, context), self.is_broken_off)
+                return await contain(handler.execute(claim, self.upstream, execution), self.is_broken_off)
             except Exception as error:
                 if self.run.stopped is not None:  # what a handler makes of being stopped is no failure
                     raise _StoppedError(self.run.run_id, self.run.stopped) from error
@@ -355,8 +354,8 @@ class Step:
             payload, results = await self.mirror.read_input(self.task, handler.choose_upstream(self.upstream))
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
             async with StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger) as transaction:
-                context = self._make_context(claim, transaction, shadow=True)
-                shadow.result = await self._work(handler, claim, context)
+                execution = self._make_execution(claim, transaction, shadow=True)
+                shadow.result = await self._work(handler, claim, execution)
         return shadow
 
     def _show_ended(self, claim: Claim) -> State[None]:

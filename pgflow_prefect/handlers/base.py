@@ -1,7 +1,7 @@
 """What a handler is to the rest of the package, and what it is told about the step that it does."""
 
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -31,8 +31,6 @@ class StepContext:
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
         shadow: somebody else does the step, this is only compared with it: do nothing that can be seen from outside.
-        transaction: what `connection` belongs to; of use to handlers of this package only.
-        settle: returns the value of what a handler returned, where that is no value itself; likewise.
     """
 
     run_id: UUID
@@ -42,8 +40,7 @@ class StepContext:
     logger: Logger
     shadow: bool = False
     index: int = 0
-    transaction: StepTransaction | None = field(default=None, repr=False, compare=False)
-    settle: Callable[[Any], Any] = field(default=_identity, repr=False, compare=False)
+    _connect: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks
@@ -62,20 +59,54 @@ class StepContext:
             UsageError: this execution of the step has ended, as after a time-out.
             NoConnectionError: there was none within `PGFLOW_REPORT_TIMEOUT`: the server is full, away or read-only.
         """
-        if self.transaction is None:
+        if self._connect is None:
             raise UsageError(f"step {self.step_slug!r}: context.connection is not available here")
-        return self.transaction.connection
-
-    def abandon(self) -> None:
-        """Note that the handler goes on in its thread though nobody waits for it: its writes are not to count."""
-        if self.transaction is not None:
-            self.transaction.abandon()
+        return self._connect()
 
     @property
     def idempotency_key(self) -> str:
         """The same for every attempt of this task in this run, and for no other: give it to services that take one."""
         # Before the slug, which may have any characters, an index can't be part of another step's slug.
         return f"{self.run_id}.{self.index}/{self.step_slug}" if self.index else f"{self.run_id}/{self.step_slug}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: everything but the connection, which is this process's."""
+        return {**vars(self), "_connect": None}
+
+    def __copy__(self) -> "StepContext":
+        """Return the same, with its connection: only another process can't have that."""
+        return replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StepContext":
+        """Return the same; nothing in it can be changed."""
+        return self
+
+
+@dataclass(frozen=True)
+class StepExecution:
+    """One execution of a step, as the handlers of this package get it: the user's context, and what is the executor's.
+
+    Attributes:
+        context: what the user's code may ask for.
+        transaction: what `context.connection` belongs to; None where there is no connection.
+        settle: returns the value of what a handler returned, where that is no value itself.
+    """
+
+    context: StepContext
+    transaction: StepTransaction | None = None
+    settle: Callable[[Any], Any] = _identity
+
+    @classmethod
+    def of(
+        cls, context: StepContext, transaction: StepTransaction, settle: Callable[[Any], Any] = _identity
+    ) -> "StepExecution":
+        """Return the execution in a transaction, to which the context's connection belongs."""
+        return cls(replace(context, _connect=lambda: transaction.connection), transaction, settle)
+
+    def abandon(self) -> None:
+        """Note that the handler goes on in its thread though nobody waits for it: its writes are not to count."""
+        if self.transaction is not None:
+            self.transaction.abandon()
 
 
 @dataclass(frozen=True)
@@ -146,7 +177,7 @@ class Handler(Protocol):
     def policy(self) -> RetryPolicy:
         """When to try again."""
 
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str | Deferred:
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Deferred:
         """Do the step's work and return its result as JSON text, or who does it.
 
         Raises:

@@ -14,7 +14,15 @@ import httpx
 
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
-from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
+from pgflow_prefect.handlers.base import (
+    Deferred,
+    RetryPolicy,
+    StepContext,
+    StepExecution,
+    Toolbox,
+    make_input,
+    make_policy,
+)
 from pgflow_prefect.handlers.credential import read_credential
 from pgflow_prefect.handlers.json_text import check_json
 from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_origin
@@ -61,7 +69,7 @@ class HttpHandler:
     def _endpoint(self) -> str:
         return self.binding.url.partition("?")[0].partition("#")[0]
 
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str | Deferred:
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Deferred:
         """Send the request and return the answer's JSON text, or that the endpoint reports later.
 
         Raises:
@@ -71,7 +79,7 @@ class HttpHandler:
         """
         client = self._find_client()
         token = await self._find_token()
-        headers = make_headers(context) | ({"Authorization": f"Bearer {token}"} if token else {})
+        headers = make_headers(execution.context) | ({"Authorization": f"Bearer {token}"} if token else {})
         body = make_body(claim, flat=self.toolbox.flat_body).text.encode()
         timeout = self.binding.request_timeout_seconds
         try:

@@ -11,7 +11,7 @@ from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError
 
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
-from pgflow_prefect.handlers.base import RetryPolicy, StepContext
+from pgflow_prefect.handlers.base import RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.raised import describe
@@ -89,18 +89,18 @@ class PythonHandler:
             return None
         return [slug for slug in upstream if to_identifier(slug) in self.arguments]
 
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str:
         """Call the function with what was claimed and return its result as JSON text."""
-        call = partial(self.function, **dict(self._bind(claim, upstream, context)))
+        call = partial(self.function, **dict(self._bind(claim, upstream, execution.context)))
         if self.is_async:
-            return await self._finish(call(), context)
+            return await self._finish(call(), execution)
         try:
-            returned = await run_in_thread(partial(self._call, call, context))
+            returned = await run_in_thread(partial(self._call, call, execution))
         except get_cancelled_exc_class():
-            context.abandon()
+            execution.abandon()
             raise
         # An async function may be behind a decorator that does not say so.
-        return returned if isinstance(returned, str) else await self._finish(returned.value, context)
+        return returned if isinstance(returned, str) else await self._finish(returned.value, execution)
 
     @cached_property
     def is_async(self) -> bool:
@@ -109,25 +109,25 @@ class PythonHandler:
         kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
         return any(is_kind(each) for is_kind in kinds for each in (function, function.__call__))
 
-    def _call(self, call: Callable[[], Any], context: StepContext) -> "str | _Unfinished":
+    def _call(self, call: Callable[[], Any], execution: StepExecution) -> "str | _Unfinished":
         """Call a sync function, in its thread, and do there all that its result may still take: user's code, too."""
         value = call()
         if inspect.isawaitable(value) or inspect.isasyncgen(value):
             return _Unfinished(value)
-        return self._serialise(context.settle(collect(value)))
+        return self._serialise(execution.settle(collect(value)))
 
-    async def _finish(self, value: Any, context: StepContext) -> str:  # noqa: ANN401
+    async def _finish(self, value: Any, execution: StepExecution) -> str:  # noqa: ANN401
         """Await what an async function returns, and return its result as JSON text."""
         if inspect.isasyncgen(value):
             value = [each async for each in value]
         elif inspect.isawaitable(value):
             value = await value
         if not is_lazy(value):
-            return self._serialise(context.settle(value))
+            return self._serialise(execution.settle(value))
         try:  # it may block: not on the event loop
-            return await run_in_thread(lambda: self._serialise(context.settle(collect(value))))
+            return await run_in_thread(lambda: self._serialise(execution.settle(collect(value))))
         except get_cancelled_exc_class():
-            context.abandon()
+            execution.abandon()
             raise
 
     def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Valid
 
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
-from pgflow_prefect.handlers.base import Deferred, RetryPolicy, StepContext, Toolbox, make_input, make_policy
+from pgflow_prefect.handlers.base import (
+    Deferred,
+    RetryPolicy,
+    StepContext,
+    StepExecution,
+    Toolbox,
+    make_input,
+    make_policy,
+)
 from pgflow_prefect.handlers.broker import (
     BROKER_SCHEMES,
     BrokerAddress,
@@ -266,7 +274,7 @@ class QueueHandler:
         """The binding's."""
         return make_policy(self.binding)
 
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Deferred:
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> Deferred:
         """Publish one message for this attempt.
 
         Raises:
@@ -280,6 +288,7 @@ class QueueHandler:
             scheme.check(url)
         except UsageError as error:
             raise NotRetriableError(str(error)) from error
+        context = execution.context
         head: dict[str, JsonValue] = {
             "run_id": str(context.run_id),
             "workflow_slug": context.workflow_slug,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pgflow_prefect.bindings import SqlFunction, parse_function
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.handlers.base import RetryPolicy, StepContext, make_input, make_policy
+from pgflow_prefect.handlers.base import RetryPolicy, StepExecution, make_input, make_policy
 from pgflow_prefect.models import Claim
 
 
@@ -28,14 +28,14 @@ class SqlHandler:
         """The binding's."""
         return make_policy(self.binding)
 
-    async def execute(self, claim: Claim, upstream: Collection[str], context: StepContext) -> str:
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str:
         """Call the function and return its result as JSON text; a time-out cancels the statement."""
-        if context.transaction is None:
+        if execution.transaction is None:
             raise UsageError(f"step {self.step_slug!r}: an SQL function can't be called here")
         argument = make_input(claim).text
         path = parse_function(self.binding.function)
         if self.trusted_owners is None:
-            return await context.transaction.call_function(path, argument)
-        return await context.transaction.call_bound_function(
-            path, argument, workflow_slug=context.workflow_slug, trusted_owners=self.trusted_owners
+            return await execution.transaction.call_function(path, argument)
+        return await execution.transaction.call_bound_function(
+            path, argument, workflow_slug=execution.context.workflow_slug, trusted_owners=self.trusted_owners
         )

@@ -61,3 +61,23 @@ def test_a_payload_from_prefects_form_is_refused_before_there_is_a_run(
     wait_until(
         lambda: value(db, "SELECT count(*) FROM pgflow.runs WHERE status = 'completed'") == 1, "the run completes"
     )
+
+
+def test_a_payload_keeps_every_digit_from_the_command_line_to_json(cli: CommandLine, db: Connection) -> None:
+    slug = f"exact_{uuid4().hex[:8]}"
+    define(db, slug, {"echo": []})
+    db.execute("CREATE SCHEMA IF NOT EXISTS app")
+    db.execute("CREATE FUNCTION app.echo(input jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT input'")
+    db.execute("SELECT pgflow_prefect.bind_step(%s, 'echo', 'sql', 'app.echo')", [slug])
+    numbers = '{"long": 12345678901234567.89, "money": 1.10, "big": 18446744073709551617}'
+    cli.write("numbers.json", numbers)
+    for payload in (numbers, "@numbers.json"):
+        ran = cli("run", slug, "--payload", payload, "--json")
+        shown = cli("status", "latest", "--json").out
+        listed = cli("runs", "--workflow", slug, "--limit", "1", "--json").out
+        assert value(db, "SELECT step_result->'payload' = %s::jsonb FROM pgflow.step_states", numbers) is True
+        for printed, times in ((ran.out, 1), (shown, 2), (listed, 1)):
+            for number in ("12345678901234567.89", "1.10", "18446744073709551617"):
+                assert printed.count(f": {number}") == times, printed
+        db.execute("DELETE FROM pgflow.step_states")
+        db.execute("DELETE FROM pgflow.runs")

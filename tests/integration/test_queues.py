@@ -23,7 +23,7 @@ from pgflow_prefect.consumer import StepMessage, consume, perform
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
-from pgflow_prefect.handlers.base import Deferred, StepContext, Toolbox
+from pgflow_prefect.handlers.base import Deferred, StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.broker import (
     Login,
     declare_queue,
@@ -122,8 +122,9 @@ async def send(
 ) -> Deferred:
     http: Any = None
     handler = QueueHandler("a", Queue(url, **options), Toolbox(http, no_secret, limit))
-    context = StepContext(run_id, "w", "a", claimed.attempt, LOG, transaction=transaction)
-    return await handler.execute(claimed, ["up"], context)
+    context = StepContext(run_id, "w", "a", claimed.attempt, LOG)
+    execution = StepExecution(context) if transaction is None else StepExecution.of(context, transaction)
+    return await handler.execute(claimed, ["up"], execution)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, SecretStr
 from typing_extensions import TypedDict
 
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
-from pgflow_prefect.handlers.base import StepContext
+from pgflow_prefect.handlers.base import StepContext, StepExecution
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.raw_json import RawJson
@@ -36,7 +36,7 @@ async def execute(function: Callable[..., Any], **upstream_results: JsonValue) -
     payload = upstream_results.pop("payload", None)
     results = RawJson.of(upstream_results)
     claim = Claim(status=Status.PENDING, attempt=1, payload=RawJson.of(payload), upstream_results=results)
-    return await PythonHandler("send", function).execute(claim, tuple(upstream_results), CONTEXT)
+    return await PythonHandler("send", function).execute(claim, tuple(upstream_results), StepExecution(CONTEXT))
 
 
 @pytest.fixture(scope="module")

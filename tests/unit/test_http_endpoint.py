@@ -16,7 +16,7 @@ import pytest
 
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
-from pgflow_prefect.handlers.base import Deferred, StepContext, Toolbox
+from pgflow_prefect.handlers.base import Deferred, StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.http_endpoint import HttpHandler, parse_retry_after
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.raw_json import RawJson
@@ -57,7 +57,7 @@ async def toolbox(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Toolbox]:
 
 async def call(server: HttpServer, toolbox: Toolbox, claim: Claim = CLAIM, **options: Any) -> str | Deferred:
     binding = HttpEndpoint(f"{server.url}/send?x=1", **{"token_env": "EDGE_TOKEN"} | options)
-    return await HttpHandler("send", binding, toolbox).execute(claim, ["a", "payload"], CONTEXT)
+    return await HttpHandler("send", binding, toolbox).execute(claim, ["a", "payload"], StepExecution(CONTEXT))
 
 
 async def test_the_request_has_the_steps_input_and_tells_which_step_it_is(server: HttpServer, toolbox: Toolbox) -> None:

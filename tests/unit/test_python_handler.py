@@ -1,8 +1,10 @@
 """A Python function as a handler: what its arguments get, and which functions can't be one."""
 
 import logging
+import pickle
 import threading
 from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import wraps
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from pydantic import JsonValue
 
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.handlers.base import StepContext
+from pgflow_prefect.handlers.base import StepContext, StepExecution
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.raw_json import RawJson
@@ -30,7 +32,7 @@ async def execute(
     """Execute a function as the handler of a step whose upstream steps have these results."""
     results = dict(upstream_results or {})
     claim = Claim(status=Status.PENDING, attempt=2, payload=RawJson.of(payload), upstream_results=RawJson.of(results))
-    return await PythonHandler("send", function).execute(claim, tuple(results), CONTEXT)
+    return await PythonHandler("send", function).execute(claim, tuple(results), StepExecution(CONTEXT))
 
 
 async def test_an_argument_gets_the_result_of_the_upstream_step_of_its_name() -> None:
@@ -55,6 +57,39 @@ async def test_payload_and_upstream_and_context_are_what_they_are_called() -> No
     assert await execute(send, {"n": 1}, {"a-b": 1, "c": 2}) == (
         '[{"n":1},{"a-b":1,"c":2},"send",2,"00000000-0000-0000-0000-000000000001/send"]'
     )
+
+
+@pytest.mark.parametrize("duplicate", [copy, deepcopy, lambda context: pickle.loads(pickle.dumps(context))])  # noqa: S301
+def test_a_context_can_be_copied_and_sent_to_another_process(duplicate: Callable[[StepContext], StepContext]) -> None:
+    class Transaction:
+        connection = threading.Lock()  # which can't be pickled, as no connection can
+
+    transaction: Any = Transaction()
+    context = StepExecution.of(CONTEXT, transaction).context
+    duplicated = duplicate(context)
+    assert duplicated == context == CONTEXT
+    assert duplicated.idempotency_key == CONTEXT.idempotency_key
+    assert duplicated.logger.name == CONTEXT.logger.name
+    if duplicate in (copy, deepcopy):
+        assert duplicated.connection is context.connection
+    else:
+        with pytest.raises(UsageError, match=r"context\.connection is not available here"):
+            _ = duplicated.connection
+
+
+def test_a_context_has_nothing_that_is_only_the_executor_s() -> None:
+    public = {name for name in dir(CONTEXT) if not name.startswith("_")}
+    assert public == {
+        "attempt",
+        "connection",
+        "idempotency_key",
+        "index",
+        "logger",
+        "run_id",
+        "shadow",
+        "step_slug",
+        "workflow_slug",
+    }
 
 
 async def test_an_idempotency_key_is_the_same_for_every_attempt_and_for_no_other_step() -> None:

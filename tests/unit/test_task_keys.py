@@ -11,10 +11,11 @@ from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.prefect_engine import find_task_run_id
 from pgflow_prefect.handlers import queue as queues
-from pgflow_prefect.handlers.base import StepContext, Toolbox
+from pgflow_prefect.handlers.base import StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.http_endpoint import make_headers
 from pgflow_prefect.handlers.queue import QueueHandler, parse_message
 from pgflow_prefect.models import Claim, Status, TaskKey
+from pgflow_prefect.raw_json import RawJson
 
 pytestmark = pytest.mark.anyio
 
@@ -39,8 +40,8 @@ async def publish(task: TaskKey, monkeypatch: pytest.MonkeyPatch) -> bytes:
     scheme = queues._find_scheme("redis://host/0?queue=mails")
     monkeypatch.setattr(queues, "_find_scheme", lambda url: scheme._replace(publish=keep))
     handler = QueueHandler(task.step_slug, Queue("redis://host/0?queue=mails"), make_toolbox())
-    claim = Claim(status=Status.PENDING, attempt=2, payload={"n": 1}, upstream_results={"a": [1]})
-    await handler.execute(claim, ["a"], make_context(task))
+    claim = Claim(status=Status.PENDING, attempt=2, payload=RawJson('{"n":1}'), upstream_results=RawJson('{"a":[1]}'))
+    await handler.execute(claim, ["a"], StepExecution(make_context(task)))
     return published[0]
 
 
