@@ -55,6 +55,7 @@ from pgflow_prefect.handlers.queue import (
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, write_result
+from pgflow_prefect.raw_json import UnreadableJsonError
 from pgflow_prefect.settings import Settings
 
 __all__ = ["StepMessage", "consume", "perform", "perform_sync"]
@@ -133,9 +134,13 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
     if not _is_handed_over(message, handover, queue):
         _log.warning("run %s, step %s, attempt %d: it was not handed to this queue; skipped", *step)
         return
-    if settings.queue_key is None:
-        payload, results = await store.read_input(message.run_id, message.task)
-        message = message.with_input(join_input(payload, results))
+    try:
+        if settings.queue_key is None:
+            payload, results = await store.read_input(message.run_id, message.task)
+            message = message.with_input(join_input(payload, results))
+    except UnreadableJsonError as error:
+        await _report(store.fail, step, f"the input of step {message.step_slug!r} can't be read: {error}")
+        return
     try:
         result = _serialise(await _call(function, message), settings.result_limit)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end

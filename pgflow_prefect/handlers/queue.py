@@ -122,7 +122,8 @@ def parse_message(body: bytes | str | None) -> StepMessage:
         reasons = "; ".join(f"{'.'.join(map(str, each['loc'])) or 'it'}: {each['msg']}" for each in details)
         raise UsageError(f"a message on the queue is not a step's: {reasons}") from None
     text = body.decode() if isinstance(body, bytes) else (body or "")
-    return message.with_input(RawJson(text).split()["input"])
+    message._input = RawJson(text).split()["input"]
+    return message
 
 
 class _Order(NamedTuple):

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
@@ -138,10 +139,11 @@ async def test_the_store_gives_documents_as_they_are(store: Store, db: Connectio
     assert {slug: raw.text for slug, raw in (await store.read_results(run_id, ["a"])).items()} == {"a": payload}
 
 
-async def test_a_consumer_gets_decimals_exactly(db: Connection, dsn: str) -> None:
+def hand_over(db: Connection, payload: str) -> tuple[UUID, str]:
+    """Return a run whose step `a` waits on a queue, and the message that is there."""
     define(db, "w", {"up": [], "a": ["up"]})
     run_id = run_workflow(db, "w", {}).id
-    db.execute("UPDATE pgflow.runs SET payload = %s::jsonb", [NUMBERS])
+    db.execute("UPDATE pgflow.runs SET payload = %s::jsonb", [payload])
     db.execute("SELECT pgflow.complete_step(%s, 'up', '12345678901234567.89')", [run_id])
     db.execute(
         "SELECT pgflow_prefect.claim_step(%s, 'a', (SELECT epoch FROM pgflow.runs), gen_random_uuid(), NULL, true, "
@@ -156,6 +158,11 @@ async def test_a_consumer_gets_decimals_exactly(db: Connection, dsn: str) -> Non
         "idempotency_key": "key",
         "input": {},
     }
+    return run_id, json.dumps(message)
+
+
+async def test_a_consumer_gets_decimals_exactly(db: Connection, dsn: str) -> None:
+    run_id, message = hand_over(db, NUMBERS)
 
     class Input(BaseModel):
         payload: Sale
@@ -167,6 +174,22 @@ async def test_a_consumer_gets_decimals_exactly(db: Connection, dsn: str) -> Non
         seen.append(input)
         return str(input.up)
 
-    await perform(json.dumps(message), work, dsn)
+    await perform(message, work, dsn)
     assert seen[0].payload.money == Decimal("1.10")
     assert get_state(db, run_id, "a").step_result == "12345678901234567.89"
+
+
+async def test_a_consumer_fails_a_step_whose_input_python_can_t_read(db: Connection, dsn: str) -> None:
+    db.execute("UPDATE pgflow.limits SET digits = 4300")
+    db.execute("ALTER TABLE pgflow.runs DISABLE TRIGGER check_written")  # as before there were limits
+    run_id, message = hand_over(db, f'{{"n": {"7" * 5000}}}')
+
+    def work(input: dict[str, object]) -> None:  # noqa: A002  as users call it
+        raise AssertionError("there is no input")
+
+    await perform(message, work, dsn)
+    state = get_state(db, run_id, "a")
+    assert state.status == "failed"
+    assert state.error_message == (
+        "the input of step 'a' can't be read: a JSON value has a number of too many digits to be read"
+    )
