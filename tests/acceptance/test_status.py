@@ -106,6 +106,27 @@ def test_every_command_takes_latest_and_the_beginning_of_an_id(cli: CommandLine,
     assert get_run(db, first).status == "pending", "it is not the one that was meant"
 
 
+def test_a_cancelled_run_is_called_so_wherever_it_is_shown(cli: CommandLine, db: Connection, chain: str) -> None:
+    cancelled, failed = run_workflow(db, chain, {}).id, run_workflow(db, chain, {}).id
+    db.execute("SELECT pgflow.cancel_run(%s, 'changed our mind')", [cancelled])
+    db.execute("SELECT pgflow.fail_run(%s, 'cancelled, says the carrier')", [failed])
+
+    assert cli("status", str(cancelled)).lines[0].endswith(": cancelled (failed)")
+    assert cli("status", str(failed)).lines[0].endswith(": failed")
+    assert str(failed) not in cli("runs", "--workflow", chain, "--status", "cancelled").out
+    listed = {line.split("\t")[0]: line.split("\t")[2] for line in cli("runs", "--workflow", chain).lines[1:]}
+    assert listed == {str(failed): "failed", str(cancelled): "cancelled (failed)"}
+    for command in (["status"], ["timeline"]):
+        shown = json.loads(cli(*command, str(cancelled), "--json").out)
+        run = shown.get("run") if command == ["status"] else shown
+        assert (run["status"], run["ended_as"]) == ("failed", "cancelled")
+        run = json.loads(cli(*command, str(failed), "--json").out)
+        run = run["run"] if command == ["status"] else run
+        assert (run["status"], run["ended_as"]) == ("failed", "failed")
+    [run] = json.loads(cli("runs", "--workflow", chain, "--status", "cancelled", "--json").out)
+    assert (run["id"], run["ended_as"]) == (str(cancelled), "cancelled")
+
+
 def test_a_beginning_that_several_ids_have_is_refused_with_these(cli: CommandLine, db: Connection, chain: str) -> None:
     ids = [run_workflow(db, chain, {}, UUID(f"aaaaaaaa-{number}000-4000-8000-000000000000")).id for number in range(7)]
     for command in (["status"], ["cancel"], ["retry"], ["timeline"], ["graph", "--run"], ["run", "--resume"]):

@@ -20,7 +20,7 @@ from pgflow_prefect.errors import (
     UnknownWorkflowError,
     UsageError,
 )
-from pgflow_prefect.models import Dep, Held, Run, Status, WorkflowSummary
+from pgflow_prefect.models import Dep, Ending, Held, Run, Status, WorkflowSummary
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection, execute
 from tests.engine import CHAIN, DIAMOND, define
@@ -153,15 +153,19 @@ async def test_runs_are_listed_newest_first(store: Store, db: Connection) -> Non
     for workflow, run_id in zip(("chain", "other", "chain"), ids, strict=True):
         await store.create_run(workflow, "{}", run_id)
     await store.cancel_run(ids[0], "enough")
+    await store.create_run("other", "{}", failed := uuid4())
+    await store.fail_run(failed, "cancelled, says the carrier")
 
     async def list_ids(**filters: Any) -> list[UUID]:
         return [run.id for run in await store.list_runs(**filters)]
 
-    assert await list_ids() == ids[::-1]
-    assert await list_ids(limit=1) == [ids[2]]
+    assert await list_ids() == [failed, *ids[::-1]]
+    assert await list_ids(limit=1) == [failed]
     assert await list_ids(workflow_slug="chain") == [ids[2], ids[0]]
-    assert await list_ids(status=Status.FAILED) == [ids[0]]
-    assert await list_ids(workflow_slug="other", status=Status.FAILED) == []
+    assert await list_ids(status=Status.FAILED) == [failed, ids[0]]
+    assert await list_ids(status=Ending.CANCELLED) == [ids[0]]
+    assert await list_ids(workflow_slug="chain", status=Status.FAILED) == [ids[0]]
+    assert await list_ids(workflow_slug="other", status=Ending.CANCELLED) == []
 
 
 async def test_taking_a_run_raises_its_epoch_and_names_its_flow_run(store: Store, db: Connection) -> None:
