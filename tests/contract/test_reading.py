@@ -11,6 +11,7 @@ from pgflow_prefect.errors import UnknownRunError, UnknownWorkflowError
 from pgflow_prefect.models import Dep, Status
 from tests.contract.worlds import BrokenError, World
 from tests.engine import DIAMOND
+from tests.json_values import decode
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,7 @@ async def test_a_run_begins_pending_with_its_root_steps(store: Store, world: Wor
     run_id = world.start("diamond", {"n": 1})
     run = await store.read_run(run_id, with_payload=True)
     assert (run.id, run.workflow_slug, run.status) == (run_id, "diamond", Status.PENDING)
-    assert (run.payload, run.remaining, run.steps, run.finished_at) == ({"n": 1}, 4, 4, None)
+    assert (decode(run.payload), run.remaining, run.steps, run.finished_at) == ({"n": 1}, 4, 4, None)
     [state] = await store.list_step_states(run_id)
     assert (state.step_slug, state.status, state.attempts) == ("a", Status.PENDING, 0)
     assert (state.started_at, state.finished_at, state.tasks) == (None, None, None)
@@ -81,7 +82,7 @@ async def test_a_run_is_completed_after_its_last_step(store: Store, world: World
     assert run.created_at <= run.finished_at
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     assert [*states][:1] + [*states][-1:] == ["a", "d"]
-    results = {step: state.step_result for step, state in states.items()}
+    results = {step: decode(state.step_result) for step, state in states.items()}
     assert results == {"a": {"of": "a"}, "b": None, "c": None, "d": "done"}
     assert {state.attempts for state in states.values()} == {1}
     for state in states.values():
@@ -141,7 +142,7 @@ async def test_runs_are_listed_by_workflow_status_and_age(store: Store, world: W
     [listed] = await store.list_runs(status=Status.COMPLETED, with_payload=True)
     read = await store.read_run(other, with_payload=True)
     assert listed == read.model_copy(update={"is_older": False}), "a list does not say why a run waits"
-    assert listed.payload == 3
+    assert decode(listed.payload) == 3
 
 
 async def test_a_run_is_found_by_its_id_the_beginning_of_it_or_as_the_latest(store: Store, world: World) -> None:

@@ -18,6 +18,7 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.contract.worlds import BrokenError, ReleasedWorld
 from tests.engine import refused
+from tests.json_values import decode
 from tests.released_lab import read_objects
 
 pytestmark = pytest.mark.anyio
@@ -53,14 +54,14 @@ async def test_a_map_is_one_step_with_its_number_of_tasks(store: Store, released
     released.flows.work("mapped", lambda step, index: index * 10)
     done = (await read_states(store, run_id))["resize"]
     assert (done.status, done.tasks, done.tasks_completed) == (Status.COMPLETED, 3, 3)
-    assert done.step_result == [0, 10, 20], "in the order of the tasks"
+    assert decode(done.step_result) == [0, 10, 20], "in the order of the tasks"
     assert done.handler == "edge"
     assert (await read_states(store, run_id))["report"].tasks is None
 
 
 async def test_a_map_of_nothing_is_completed_with_an_empty_array(store: Store, released: ReleasedWorld) -> None:
     state = (await read_states(store, start_mapped(released, [])))["resize"]
-    assert (state.status, state.tasks, state.step_result) == (Status.COMPLETED, 0, [])
+    assert (state.status, state.tasks, decode(state.step_result)) == (Status.COMPLETED, 0, [])
 
 
 async def test_one_failed_task_of_a_map_fails_the_run(store: Store, released: ReleasedWorld) -> None:

@@ -12,6 +12,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, RunNotPendingError, SupersededError
 from pgflow_prefect.execution.batch import MOST, Batch, open_batch
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report, Status, TaskKey
+from pgflow_prefect.raw_json import UnreadableJsonError
 from tests.conftest import Connection
 from tests.engine import define, run_workflow, value
 from tests.json_values import decode
@@ -120,7 +121,7 @@ async def test_a_claim_ahead_of_what_is_not_ready_is_refused_and_harms_nothing(b
         await ahead
 
 
-async def test_what_python_cannot_read_is_raised_where_it_was_asked_for(batch: Batch, db: Connection) -> None:
+async def test_what_python_cannot_read_is_claimed_and_raised_where_it_is_read(batch: Batch, db: Connection) -> None:
     await batch.claim(ask("s0"))
     await batch.complete(Completion(TaskKey("s0"), "1", 1, uuid4()))
     # As a row from before results were checked: jsonb holds it, and Python's int does not.
@@ -128,14 +129,15 @@ async def test_what_python_cannot_read_is_raised_where_it_was_asked_for(batch: B
     db.execute("UPDATE pgflow.step_states SET step_result = repeat('9', 5001)::jsonb WHERE step_slug = 's0'")
     db.execute("RESET session_replication_role")
 
-    async def fail_to_claim() -> None:
-        with pytest.raises(ResultInvalidError, match="too many digits"):
-            await batch.claim(ask("after"))
-
     async with anyio.create_task_group() as group:
-        group.start_soon(fail_to_claim)
+        claimed = batch.claim_later(ask("after"))
         group.start_soon(batch.claim, ask("s1"))
         group.start_soon(batch.claim, ask("s2"))
+    results = (await claimed).upstream_results
+    assert results is not None
+    assert results.text == f'{{"s0": {"9" * 5001}}}'
+    with pytest.raises(UnreadableJsonError, match="too many digits"):
+        results.decode()
 
 
 class Signal(BaseException):
