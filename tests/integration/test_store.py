@@ -1,6 +1,5 @@
 """The store against a real database: definitions and runs as it returns them, and how it says no."""
 
-import json
 from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,6 +20,7 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.models import Dep, Ending, Held, Run, Status, WorkflowSummary
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection, execute
 from tests.engine import CHAIN, DIAMOND, define
@@ -114,7 +114,7 @@ async def test_a_run_is_created_with_any_json(store: Store, db: Connection, payl
         id=run.id,
         workflow_slug="chain",
         status=Status.PENDING,
-        payload=json.loads(payload),
+        payload=RawJson(payload),
         epoch=1,
         remaining=3,
         steps=3,
