@@ -74,6 +74,9 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
             return await call
 
 
+_MADE_FOR_ROWS = "pgflow_prefect.deployment."
+"""How the names of the modules begin that make a workflow which has no file: their docstrings say nothing of it."""
+
 _FORBIDDEN_IN_FLOW_NAMES = frozenset("/%&<>")
 
 
@@ -398,6 +401,8 @@ class Workflow:
 
     def _find_docstring(self) -> str | None:
         """Return the docstring of the user's module, which says what its workflow does."""
+        if str(self._globals.get("__name__")).startswith(_MADE_FOR_ROWS):
+            return None
         text = self._globals.get("__doc__")
         return cleandoc(text) if isinstance(text, str) else None
 

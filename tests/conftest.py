@@ -135,6 +135,12 @@ def empty_dsn(make_database: Callable[[str | None], str]) -> str:
 
 
 @pytest.fixture
+def copy_dsn(empty_dsn: str) -> str:
+    """The database that becomes a copy of this test's own; see `tests.copying`."""
+    return empty_dsn
+
+
+@pytest.fixture
 def dsn(make_database: Callable[[str | None], str], template: str) -> str:
     """A database of this test's own, with the engine's and the adapter's schema."""
     made = make_database(template)

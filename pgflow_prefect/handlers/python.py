@@ -66,7 +66,15 @@ class PythonHandler:
 
     @cached_property
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.function).parameters
+        try:
+            found = inspect.signature(self.function).parameters
+        except (TypeError, ValueError) as error:  # one that is written in C
+            raise UsageError(
+                f"the handler of step {self.step_slug!r} is {self.function!r}, and Python can't tell its arguments: "
+                "write a function that calls it"
+            ) from error
+        given = _find_given(self.function)
+        return {name: each for name, each in found.items() if name not in given}
 
     @property
     def description(self) -> str | None:
@@ -262,6 +270,11 @@ class PythonHandler:
 def _is_empty(payload: RawJson) -> bool:
     """Tell whether a payload is that of a run without one."""
     return "".join(payload.text.split()) == "{}"
+
+
+def _find_given(function: Any) -> Collection[str]:  # noqa: ANN401  any callable
+    """Return the arguments that `functools.partial` has given to a function by name."""
+    return function.keywords.keys() if isinstance(function, partial) else ()
 
 
 def _is_plain(hint: Any) -> bool:  # noqa: ANN401

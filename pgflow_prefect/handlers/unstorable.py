@@ -1,5 +1,6 @@
 """What JSON has no form for, or only one that says less: where it is in a value, and what to do about it."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -19,7 +20,17 @@ PLAIN = (str, int, float, bool, type(None))
 
 SECRETS = (SecretStr, SecretBytes, Secret)
 
+DEEPEST = 300
+"""How deep a value may nest for its parts to be looked at; PostgreSQL stores 200 levels by default."""
+
+_LONGEST_INTEGER = 14_280
+"""Bits of an integer that Python writes with 4,300 digits, as many as it writes."""
+
 _NONE = "which JSON has no form for"
+
+
+class _Circle:
+    """Stands for a value that contains itself."""
 
 
 def find_unstorable(value: Any) -> Iterator[Found]:  # noqa: ANN401  any value
@@ -40,6 +51,14 @@ def find_secrets(value: Any) -> Iterator[Found]:  # noqa: ANN401
                 f"is a {type(each).__name__}, for which JSON gets stars only: load the secret in the step that needs "
                 "it, or return .get_secret_value() if it may stand in the database",
             )
+
+
+def find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
+    """Yield what pydantic would write as something else, without a word: keys that clash, and files as their lines."""
+    yield from find_clashes(value)
+    for place, each in _walk(value):
+        if (reason := _explain_file(each)) is not None:
+            yield place, reason
 
 
 def find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
@@ -73,10 +92,20 @@ def list_fields(value: Any) -> list[str]:  # noqa: ANN401
 
 
 def _walk(value: Any, place: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Yield a value and all that is in it, each with its place."""
-    yield place, value
-    if isinstance(value, PLAIN) or id(value) in above:
+    """Yield a value and all that is in it, each with its place.
+
+    Raises:
+        RecursionError: it nests deeper than any value that can be stored.
+    """
+    if isinstance(value, PLAIN):
+        yield place, value
         return
+    if id(value) in above:
+        yield place, _Circle()
+        return
+    if len(above) > DEEPEST:
+        raise RecursionError
+    yield place, value
     within = above | {id(value)}
     for name, each in _list_parts(value):
         yield from _walk(each, f"{place}{name}", within)
@@ -101,6 +130,22 @@ def _explain_missing(value: Any) -> str | None:  # noqa: ANN401
     if type(value).__name__ not in {"NaTType", "NAType"}:
         return None
     return f"is pandas' {value!r}, {_NONE}: return None in its place"
+
+
+def _explain_circle(value: Any) -> str | None:  # noqa: ANN401
+    return f"contains itself, {_NONE}" if isinstance(value, _Circle) else None
+
+
+def _explain_integer(value: Any) -> str | None:  # noqa: ANN401
+    if not isinstance(value, int) or value.bit_length() <= _LONGEST_INTEGER:
+        return None
+    return "is an integer of more than 4,300 digits, which Python does not write: return a text, hex(…)"
+
+
+def _explain_file(value: Any) -> str | None:  # noqa: ANN401
+    if not isinstance(value, io.IOBase):
+        return None
+    return f"is an open file, {_NONE}: return what .read() returns, or the file's path"
 
 
 def _explain_number(value: Any) -> str | None:  # noqa: ANN401
@@ -136,7 +181,7 @@ def _explain_numpy(value: Any) -> str | None:  # noqa: ANN401
 
 
 def _explain_other(value: Any) -> str | None:  # noqa: ANN401
-    if isinstance(value, (*PLAIN, Mapping, list, tuple, Set, BaseModel)) or is_dataclass(value):
+    if isinstance(value, (*PLAIN, dict, list, tuple, set, frozenset, BaseModel)) or is_dataclass(value):
         return None
     try:
         to_jsonable_python(value)
@@ -146,8 +191,11 @@ def _explain_other(value: Any) -> str | None:  # noqa: ANN401
 
 
 _EXPLANATIONS: tuple[Callable[[Any], str | None], ...] = (
+    _explain_circle,
     _explain_missing,
+    _explain_integer,
     _explain_number,
+    _explain_file,
     _explain_bytes,
     _explain_table,
     _explain_numpy,

@@ -10,7 +10,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from pgflow_prefect.handlers.losses import find_losses
 from pgflow_prefect.handlers.schemas import SchemaView, is_lossless
-from pgflow_prefect.handlers.unstorable import PLAIN, Found, find_clashes, find_secrets, find_unstorable
+from pgflow_prefect.handlers.unstorable import DEEPEST, PLAIN, Found, find_replaced, find_secrets, find_unstorable
 
 _STARS = '"**********"'
 """What pydantic writes for a secret."""
@@ -50,7 +50,7 @@ def _write_unchecked(value: Any) -> str:  # noqa: ANN401
     with suppress(TypeError, ValueError, RecursionError):
         # Most results are plain JSON already: there is nothing to lose. Keys that can't be sorted are not all texts.
         return _write_json(value, sort_keys=True)
-    _refuse(_find_clashes(value))
+    _refuse(_find_replaced(value))
     with suppress(TypeError, ValueError, RecursionError):
         return _write_json(value)
     text = _write(value, lambda: _dump(value, None))
@@ -82,9 +82,13 @@ def _write(value: Any, write: Callable[[], str]) -> str:  # noqa: ANN401
 
 def _make_error(value: Any, error: Exception) -> UnstorableError:  # noqa: ANN401
     """Return where in the value the reason is, or at least what was said."""
-    with suppress(RecursionError):
+    try:
         for place, reason in find_unstorable(value):
             return UnstorableError(f"{_name(place)} {reason}")
+    except RecursionError:
+        return UnstorableError(
+            f"it nests lists, dicts or objects more than {DEEPEST} deep: store it elsewhere and return its address"
+        )
     return UnstorableError(str(error))
 
 
@@ -109,9 +113,9 @@ def _write_json(plain: Any, *, sort_keys: bool = False) -> str:  # noqa: ANN401
     return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
 
 
-def _find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
+def _find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
     try:
-        yield from find_clashes(value)
+        yield from find_replaced(value)
     except (PydanticSerializationError, ValueError, TypeError, AttributeError, RecursionError):
         return  # what can't be written says so by itself
 

@@ -18,12 +18,6 @@ ID = "SELECT id FROM pgflow_prefect.installation"
 
 
 @pytest.fixture
-def copy_dsn(empty_dsn: str) -> str:
-    """The database that becomes the copy."""
-    return empty_dsn
-
-
-@pytest.fixture
 def copy(copy_dsn: str) -> Iterator[Connection]:
     with psycopg.connect(copy_dsn, autocommit=True) as connection:
         yield connection

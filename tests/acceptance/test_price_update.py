@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 from uuid import UUID
@@ -67,35 +68,23 @@ def is_listening(port: int) -> bool:
     return True
 
 
+Start = Callable[[str, list[object], dict[str, str]], None]
+"""Starts a command in the example's folder, with its log's name, its arguments and its environment."""
+
+FOLDER = shipped_path("flows", "price_update")
+
+
 @pytest.fixture
-def surroundings(
-    cli: CommandLine, db: Connection, dsn: str, redis_url: str, rabbitmq_url: str
-) -> Iterator[Environment]:
-    db.execute(shipped_path("flows", "price_update", "workflow.sql").read_bytes())
-    folder = shipped_path("flows", "price_update")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = Environment(port, f"{redis_url}?queue=labels", f"{rabbitmq_url}?queue=shops")
-    environment = {**os.environ, **cli.environment, **found.variables, "PYTHONPATH": str(folder)}
-    # pgqueuer listens and prepares statements: it speaks to PostgreSQL itself, and not to a pooler before it.
-    direct = {**environment, "PGFLOW_DSN": dsn, "PGDSN": make_uri(dsn)}
-    pgq = Path(sys.executable).with_name("pgq")
-    subprocess.run([pgq, "install"], env=direct, check=True, capture_output=True)
-    python = sys.executable
-    commands: dict[str, tuple[list[object], dict[str, str]]] = {
-        "endpoint": ([python, folder / "endpoint.py", port], environment),
-        "labels": ([python, folder / "consumers.py", "labels", found.labels], environment),
-        "shops": ([python, folder / "consumers.py", "shops", found.shops], environment),
-        "search": ([python, folder / "consumers.py", "search"], direct),
-    }
-    processes = []
-    for name, (command, variables) in commands.items():
+def start(cli: CommandLine) -> Iterator[Start]:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begin(name: str, command: list[object], variables: dict[str, str]) -> None:
+        environment = {**os.environ, **cli.environment, **variables, "PYTHONPATH": str(FOLDER)}
         with (cli.directory / f"{name}.log").open("wb") as log:
             arguments = [str(each) for each in command]
-            processes.append(subprocess.Popen(arguments, env=variables, cwd=folder, stdout=log, stderr=log))
-    wait_until(lambda: is_listening(port), "the endpoint takes requests")
-    yield found
+            processes.append(subprocess.Popen(arguments, env=environment, cwd=FOLDER, stdout=log, stderr=log))
+
+    yield begin
     for process in processes:
         process.terminate()
     for process in processes:
@@ -104,6 +93,32 @@ def surroundings(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def surroundings(
+    cli: CommandLine, db: Connection, dsn: str, redis_url: str, rabbitmq_url: str, start: Start
+) -> Environment:
+    db.execute(shipped_path("flows", "price_update", "workflow.sql").read_bytes())
+    port = find_free_port()
+    found = Environment(port, f"{redis_url}?queue=labels", f"{rabbitmq_url}?queue=shops")
+    # pgqueuer listens and prepares statements: it speaks to PostgreSQL itself, and not to a pooler before it.
+    direct = {**found.variables, "PGFLOW_DSN": dsn, "PGDSN": make_uri(dsn)}
+    pgq = Path(sys.executable).with_name("pgq")
+    subprocess.run([pgq, "install"], env={**os.environ, **cli.environment, **direct}, check=True, capture_output=True)
+    python = sys.executable
+    start("endpoint", [python, FOLDER / "endpoint.py", port], found.variables)
+    start("labels", [python, FOLDER / "consumers.py", "labels", found.labels], found.variables)
+    start("shops", [python, FOLDER / "consumers.py", "shops", found.shops], found.variables)
+    start("search", [python, FOLDER / "consumers.py", "search"], direct)
+    wait_until(lambda: is_listening(port), "the endpoint takes requests")
+    return found
 
 
 def test_a_workflow_with_a_step_of_every_kind_runs_and_prices_each_row_once(
@@ -144,3 +159,39 @@ def test_a_workflow_with_a_step_of_every_kind_runs_and_prices_each_row_once(
     assert all(step["attempts"] == (0 if step["step_slug"] == "sign_off" else 1) for step in shown["steps"])
     prefect.await_task_states(run_id, dict.fromkeys(KINDS, "Completed"))
     assert surroundings.variables["MARGINS_TOKEN"] not in ended.out + worker.log.read_text()
+
+
+def test_a_row_binds_the_endpoint_as_the_readme_of_the_examples_shows(
+    cli: CommandLine, db: Connection, services: Services, start: Start
+) -> None:
+    """Without brokers: the three queues are left to a person, as `sign_off` is."""
+    db.execute(shipped_path("flows", "price_update", "workflow.sql").read_bytes())
+    origin = f"http://127.0.0.1:{find_free_port()}"
+    variables = {
+        "MARGINS_TOKEN": "any-secret",
+        "PGFLOW_TOKEN_MARGINS": "any-secret",
+        "PGFLOW_HTTP_ALLOW": origin,
+        "PGFLOW_CREDENTIAL_ORIGINS": f"PGFLOW_TOKEN_MARGINS={origin}",
+        "SHOPS_LOGIN": "guest:guest",
+        "MARGINS_URL": "http://127.0.0.1:9/check",  # of the binding in Python, which the row replaces
+    }
+    port = int(origin.rpartition(":")[2])
+    start("endpoint", [sys.executable, FOLDER / "endpoint.py", port], variables)
+    wait_until(lambda: is_listening(port), "the endpoint takes requests")
+    cli = replace(cli, environment={**cli.environment, **variables})
+    by_row = ["--http", f"{origin}/check", "--token-env", "PGFLOW_TOKEN_MARGINS"]
+    assert cli("bind", "price_update", "check_margins", *by_row).code == 0
+    queues = ["print_labels", "tell_shops", "update_search"]
+    for step in queues:
+        assert cli("bind", "price_update", step, "--external").code == 0
+
+    services.start("worker", str(shipped_path("flows", "price_update.py")), **variables)
+    run_id = value(db, "SELECT id FROM pgflow.run_workflow('price_update', %s::jsonb)", json.dumps(PAYLOAD))
+    assert isinstance(run_id, UUID)
+    for step in ["sign_off", *queues]:
+        wait_until(lambda step=step: (step, "pending") in db.execute(STEPS, [run_id]).fetchall(), f"{step} waits")  # type: ignore[misc]
+        db.execute("SELECT pgflow.complete_step(%s, %s, '1')", [run_id, step])
+    checked = "SELECT step_result FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'check_margins'"
+    assert value(db, checked, run_id) == {"checked": 4, "run": str(run_id)}
+    is_completed = "SELECT status = 'completed' FROM pgflow.runs WHERE id = %s"
+    wait_until(lambda: value(db, is_completed, run_id) is True, "the run completes")

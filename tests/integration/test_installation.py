@@ -25,11 +25,6 @@ SAME_STAMP = (
 """What a clone of the whole server looks like."""
 
 
-@pytest.fixture
-def copy_dsn(empty_dsn: str) -> str:
-    return empty_dsn
-
-
 @asynccontextmanager
 async def open_copy(dsn: str, copy_dsn: str) -> AsyncIterator[Store]:
     copy_database(dsn, copy_dsn)

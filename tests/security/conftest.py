@@ -1,6 +1,6 @@
 """The parties: logins that hold one role each, an application's end user, and the services that they meet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from uuid import UUID
 
@@ -8,10 +8,12 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from pgflow_prefect import Workflow
 from tests.acceptance.conftest import chain, cli, forker, outside, prefect, services
 from tests.conftest import Connection
 from tests.engine import CHAIN, define
-from tests.integration.conftest import client, pgflow_dsn, store
+from tests.http_server import HttpServer, http_server
+from tests.integration.conftest import client, insert_workflow, make_slug, pgflow_dsn, store
 from tests.integration.supabase import ALICE, AUTH, FAILED, RUN, become, borrowed_roles, create_role, run_script
 
 __all__ = ["chain", "cli", "client", "forker", "outside", "pgflow_dsn", "prefect", "services", "store"]  # fixtures
@@ -93,6 +95,23 @@ def end_user(policies: Connection, dsn: str) -> Iterator[EndUser]:
     yield connect_as
     for connection in opened:
         connection.close()
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[HttpServer]:
+    """A service of the worker's own machine, with which the author of a row listens; it answers with a number."""
+    async with http_server() as server:
+        server.respond(200, b"1")
+        yield server
+
+
+@pytest.fixture
+def workflow(kit: Connection) -> Workflow:
+    """A workflow whose only step `ask` is to be bound by a row; the database has no run."""
+    kit.execute("DELETE FROM pgflow.step_states; DELETE FROM pgflow.runs")
+    made = Workflow(make_slug())
+    insert_workflow(kit, made.slug, ["ask"])
+    return made
 
 
 @pytest.fixture

@@ -8,8 +8,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from rich.table import Table
@@ -22,9 +21,10 @@ from tests.acceptance.conftest import CommandLine, Services, find_only_run, wait
 from tests.acceptance.test_terminal import watch
 from tests.conftest import Connection
 from tests.engine import get_run, run_workflow
-from tests.http_server import HttpServer, http_server
+from tests.http_server import HttpServer
 from tests.integration.conftest import insert_workflow, make_slug, read_run
-from tests.security.conftest import Party
+from tests.integration.supabase import RUN
+from tests.security.conftest import EndUser, Party
 
 CLIPBOARD = "\x1b]52;c;ZXZpbA==\x07"
 CLEAR = "\x1b[2J\x1b[H"
@@ -121,6 +121,33 @@ def test_no_command_writes_what_a_terminal_obeys_into_a_pipe(cli: CommandLine, h
     assert "\t" in cli("runs").out
 
 
+@pytest.mark.parametrize("role", ["define", "run", "work", "end user"])
+def test_what_each_party_may_write_is_shown_without_what_a_terminal_obeys(
+    role: str, cli: CommandLine, kit: Connection, party: Party, end_user: EndUser
+) -> None:
+    slug, run_id = "chain", RUN
+    if role == "define":
+        slug = f"{BIDI}-{make_slug()}"  # a slug has no control character; this one turns text round
+        insert_workflow(author := party("define"), slug, [f"a{BIDI}", "b"], [(f"a{BIDI}", "b")])
+        url = f"https://example.org/{BIDI}"
+        author.execute("SELECT pgflow_prefect.bind_step(%s, 'b', 'http', %s)", [slug, url])
+        run_id = uuid4()
+        kit.execute("SELECT pgflow.run_workflow(%s, '{}', %s)", [slug, run_id])
+    elif role == "run":
+        runner, hostile = party("run"), json.dumps({"note": HOSTILE, HOSTILE: 1})
+        run_id = uuid4()
+        runner.execute("SELECT pgflow_api.run_workflow(%s, %s, %s)", [slug, hostile, run_id])
+        runner.execute("SELECT pgflow_api.cancel_run(%s, %s)", [run_id, HOSTILE])
+    elif role == "work":
+        party("work").execute("SELECT pgflow.fail_step(%s, 'a', %s)", [run_id, HOSTILE])
+    else:
+        end_user().execute("SELECT pgflow_api.cancel_run(%s, %s)", [run_id, HOSTILE])
+    for command in COMMANDS:
+        ended = cli(*[{"SLUG": slug, "RUN": str(run_id)}.get(word, word) for word in command])
+        assert_clean(ended.out + ended.err)
+        assert ended.out or ended.err, command
+
+
 @pytest.mark.parametrize("command", [["list"], ["runs"], ["status", "RUN"], ["graph", "SLUG"], ["timeline", "RUN"]])
 def test_no_command_writes_what_a_terminal_obeys_at_a_terminal(
     cli: CommandLine, hostile: tuple[str, UUID], command: list[str]
@@ -202,12 +229,6 @@ def test_a_process_of_serve_writes_nothing_that_a_terminal_obeys(
     written = serve.log.read_text(encoding="utf-8")
     assert_clean(written)
     assert not [line for line in written.splitlines() if line.startswith("2026-01-01")]
-
-
-@pytest.fixture
-async def endpoint() -> AsyncIterator[HttpServer]:
-    async with http_server() as server:
-        yield server
 
 
 @pytest.mark.anyio

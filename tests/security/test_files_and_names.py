@@ -1,23 +1,29 @@
 """What a slug or a URL of a row may become: no file that hides a package, no markup, no secret that others read."""
 
+import json
 import tomllib
 from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
 
+import httpx
 import pytest
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.bindings import check_url
 from pgflow_prefect.wording import write_code
-from tests.acceptance.conftest import CommandLine
+from pgflow_prefect.workflow import to_flow_name
+from tests.acceptance.conftest import TIMEOUT, CommandLine
 from tests.conftest import Connection
 from tests.engine import define, refused
 from tests.security.conftest import Party
 
 
 @pytest.mark.parametrize("slug", ["networkx", "statistics", "prefect", "sys", "json", "pgflow_prefect", "psycopg"])
-def test_import_writes_no_file_that_hides_a_package(cli: CommandLine, db: Connection, slug: str) -> None:
-    define(db, "fine", {"a": []})
-    define(db, slug, {"a": []})
+def test_import_writes_no_file_that_hides_a_package(cli: CommandLine, party: Party, slug: str) -> None:
+    author = party("define")
+    define(author, "fine", {"a": []})
+    define(author, slug, {"a": []})
     told = cli("import", "fine", slug)
     assert told.code == 2
     assert f"would hide the module '{slug}'" in told.find_error()
@@ -43,6 +49,21 @@ def test_a_slug_is_no_markup_in_a_description(slug: str, monkeypatch: pytest.Mon
     assert described.startswith(f"The workflow {write_code(slug)} of pgflow.")
     fence = write_code(slug)[: len(write_code(slug)) - len(write_code(slug).lstrip("`"))]
     assert fence not in slug.replace(fence + "`", "")
+
+
+@pytest.mark.parametrize("slug", ["[x](javascript:alert(1))", "<img src=x onerror=alert(1)>", "a`b``c"])
+def test_the_slug_of_a_definer_is_no_markup_on_prefect_s_page(cli: CommandLine, party: Party, slug: str) -> None:
+    slug = f"{slug}{uuid4().hex[:8]}"
+    author = party("define")
+    define(author, slug, {"a": []})
+    author.execute("SELECT pgflow_prefect.bind_step(%s, 'a', 'external', NULL)", [slug])
+    deployed = cli("deploy", slug, "--json")
+    assert deployed.code == 0, deployed
+    [told] = json.loads(deployed.out)
+    url = f"{cli.environment['PREFECT_API_URL']}/deployments/name/{quote(to_flow_name(slug), safe='')}/pgflow"
+    shown = httpx.get(url, timeout=TIMEOUT).raise_for_status().json()
+    assert write_code(slug) in shown["description"], told
+    assert shown["description"].replace(write_code(slug), "").count(slug) == 0
 
 
 CHECK = "23514"  # a constraint says so

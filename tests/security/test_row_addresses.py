@@ -2,7 +2,7 @@
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import anyio
@@ -21,7 +21,7 @@ from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, 
 from pgflow_prefect.origins import find_origin
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
-from tests.http_server import HttpServer, http_server
+from tests.http_server import HttpServer
 from tests.integration.conftest import insert_workflow, make_slug, read_run, read_steps
 from tests.security.conftest import Party
 
@@ -50,22 +50,6 @@ def test_an_internal_address_is_known_in_each_of_its_forms(address: str) -> None
 @pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_a_public_address_is_none(address: str) -> None:
     assert describe_internal(address) is None
-
-
-@pytest.fixture
-async def endpoint() -> AsyncIterator[HttpServer]:
-    """A service of the worker's own machine, which no row is to reach."""
-    async with http_server() as server:
-        server.respond(200, b'{"secret": "hunter2"}')
-        yield server
-
-
-@pytest.fixture
-def workflow(kit: Connection) -> Workflow:
-    kit.execute("DELETE FROM pgflow.step_states; DELETE FROM pgflow.runs")
-    workflow = Workflow(make_slug())
-    insert_workflow(kit, workflow.slug, ["ask"])
-    return workflow
 
 
 def bind(party: Party, workflow: Workflow, kind: str, url: str) -> None:
@@ -179,7 +163,7 @@ def wire(endpoint: HttpServer) -> Wire:
 
 async def test_the_connection_goes_to_the_address_that_was_checked(wire: Wire, endpoint: HttpServer) -> None:
     answer = await post(Names([PUBLIC], ["127.0.0.1"]), wire, "http://rebinding.example/x?y=1")
-    assert (answer.json(), wire.connected) == ({"secret": "hunter2"}, [PUBLIC])
+    assert (answer.json(), wire.connected) == (1, [PUBLIC])
     assert (endpoint.requests[0].line, endpoint.requests[0].headers["host"]) == (
         "POST /x?y=1 HTTP/1.1",
         "rebinding.example",

@@ -1,35 +1,17 @@
 """A row sends no credential that the worker's settings do not tie to where it would go. The party: `define`."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 from prefect.blocks.system import Secret
 
 from pgflow_prefect import HttpEndpoint, Workflow
 from tests.conftest import Connection
-from tests.http_server import HttpServer, http_server
-from tests.integration.conftest import insert_workflow, make_slug, read_run, read_steps
+from tests.http_server import HttpServer
+from tests.integration.conftest import read_run, read_steps
 from tests.security.conftest import Party
 
 pytestmark = pytest.mark.anyio
 
 BIND = "SELECT pgflow_prefect.bind_step(%s, 'ask', %s, %s, jsonb_build_object(%s::text, %s::text, 'retries', 0))"
-
-
-@pytest.fixture
-async def endpoint() -> AsyncIterator[HttpServer]:
-    """What the author of the row listens with: it answers with what it got."""
-    async with http_server() as server:
-        server.respond(200, b"1")
-        yield server
-
-
-@pytest.fixture
-def workflow(kit: Connection) -> Workflow:
-    kit.execute("DELETE FROM pgflow.step_states; DELETE FROM pgflow.runs")
-    workflow = Workflow(make_slug())
-    insert_workflow(kit, workflow.slug, ["ask"])
-    return workflow
 
 
 @pytest.fixture(autouse=True)

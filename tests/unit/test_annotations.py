@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import time
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,21 @@ def test_a_decorator_that_hides_the_arguments_is_refused_with_what_to_add() -> N
     workflow = Workflow("hidden")
     with pytest.raises(UsageError, match=r"takes \*args: .*write @functools\.wraps\(function\) above"):
         workflow.step("add")(hide(add))
+
+
+def test_what_a_partial_gives_by_name_is_no_argument() -> None:
+    def scale(payload: int, factor: int, *, unit: str) -> str:
+        return f"{payload * factor} {unit}"
+
+    handler = PythonHandler("scale", functools.partial(scale, factor=3, unit="kg"))
+    assert handler.arguments == ("payload",)
+    handler.check_annotations()
+
+
+@pytest.mark.parametrize("function", [time.time, dict, getattr])
+def test_a_function_of_c_whose_arguments_are_not_known_is_refused_with_what_to_write(function: Any) -> None:
+    with pytest.raises(UsageError, match="Python can't tell its arguments: write a function that calls it"):
+        Workflow("c").step("now")(function)
 
 
 class DataFrame:

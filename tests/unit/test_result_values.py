@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
+from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
@@ -300,6 +301,17 @@ int64.__module__ = ndarray.__module__ = "numpy"
 DataFrame.__module__ = "pandas.core.frame"
 
 
+CIRCLE: dict[str, Any] = {}
+CIRCLE["a"] = CIRCLE
+
+
+def nest(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -321,6 +333,18 @@ DataFrame.__module__ = "pandas.core.frame"
             "file is binary bytes, which JSON has no form for: return base64.b64encode(…).decode()",
         ),
         ({"total": Decimal("NaN")}, "total is nan, which"),
+        (
+            {"n": [1, 10**5000]},
+            "n[1] is an integer of more than 4,300 digits, which Python does not write: return a text",
+        ),
+        ({"a": {"b": 1}.items()}, "a is a dict_items, which JSON has no form for"),
+        ([MappingProxyType({"a": 1})], "[0] is a mappingproxy, which JSON has no form for"),
+        (
+            {"log": [StringIO("a\nb")]},
+            "log[0] is an open file, which JSON has no form for: return what .read() returns",
+        ),
+        ([CIRCLE], "[0].a contains itself, which JSON has no form for"),
+        (nest(5_000), "it nests lists, dicts or objects more than 300 deep: store it elsewhere"),
         ({"f": print}, "f is a builtin_function_or_method, which JSON has no form for: return texts, numbers, lists"),
     ],
 )
