@@ -1837,7 +1837,8 @@ BEGIN
     UPDATE pgflow.runs r
     SET status = 'failed', ended_as = end_run.ended_as, error_message = end_run.reason,
         finished_at = pg_catalog.clock_timestamp()
-    WHERE r.id OPERATOR(pg_catalog.=) run.id AND r.status OPERATOR(pg_catalog.=) 'pending'
+    -- By its id. With `status = 'pending'` and old statistics, the index of pending runs is read from end to end.
+    WHERE r.id OPERATOR(pg_catalog.=) run.id AND coalesce(r.status, '') OPERATOR(pg_catalog.=) 'pending'
     RETURNING r.* INTO failed;
     IF NOT FOUND AND run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RETURN run;

@@ -896,6 +896,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.extend_leases(
 ) RETURNS TABLE (run_id uuid, epoch int, holds text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_custom_plan -- as in watch_steps
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1705,8 +1706,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
 ) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_custom_plan -- a plan that was made while there were few runs reads all of them
 AS $$
 #variable_conflict use_column
 DECLARE
