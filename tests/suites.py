@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="run_all",
         help="run every test: the quick suite, the commands (tests/acceptance) and the faults (tests/faults)",
     )
+    parser.addoption("--big", action="store_true", help="also run the tests on millions of rows that are named")
 
 
 @pytest.hookimpl(tryfirst=True)

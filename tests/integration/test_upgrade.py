@@ -1,9 +1,7 @@
 """`init` upgrades a database of the former version while its functions are in use."""
 
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,7 +11,6 @@ import psycopg
 import pytest
 from psycopg import sql
 
-import pgflow_prefect
 from pgflow_prefect.consumer import perform
 from pgflow_prefect.database import upgrade as upgrades
 from pgflow_prefect.database.connection import connect as connect_product
@@ -24,11 +21,9 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 from tests.engine import define, run_workflow, value, wait_until_blocked
+from tests.former import install_former
 
 pytestmark = pytest.mark.anyio
-
-RELEASED = "56a9b74f840100c9bb8de3705efe60e861c7285b"
-"""The commit of the former version: engine 2, adapter 6."""
 
 KEYED = ("task_runs", "external_claims", "shadow_reports")
 
@@ -41,21 +36,10 @@ CLAIM = """
 COMPLETE = "SELECT status FROM pgflow_prefect.complete_step(%s, %s, '1', 0, %s, gen_random_uuid())"
 
 
-def read_released(path: str) -> bytes:
-    """Return a file of the former version; skip the test in a clone that does not have its commit."""
-    repository = Path(pgflow_prefect.__file__).parents[1]
-    shown = subprocess.run(["git", "show", f"{RELEASED}:{path}"], cwd=repository, capture_output=True, check=False)
-    if shown.returncode:
-        pytest.skip(f"this clone has no commit {RELEASED[:7]}, the former version: `git fetch --unshallow` brings it")
-    return shown.stdout
-
-
 @pytest.fixture
 def old_dsn(empty_dsn: str) -> str:
     """A database of the former version."""
-    with psycopg.connect(empty_dsn, autocommit=True) as db:
-        for script in ("sql/pgflow.sql", "sql/pgflow_prefect.sql"):
-            db.execute(read_released(script))
+    install_former(empty_dsn)
     return empty_dsn
 
 
