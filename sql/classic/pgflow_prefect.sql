@@ -2,8 +2,8 @@
 --
 -- Which flow run may write for a run and until when, which task run does a step, who does its work, which workflows
 -- workers and bridges serve. Needs pgflow.sql, changes nothing in it. Run definitions.sql and runs.sql after it.
--- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Stop workers and bridges of an older
--- version before it upgrades what they call.
+-- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Upgrading, it builds the new keys of
+-- three tables and locks them for that long: stop workers and bridges before. `pgflow-prefect init` does so without.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
