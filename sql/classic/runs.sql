@@ -500,13 +500,18 @@ DECLARE
     state pgflow.step_states;
     held pg_catalog.jsonb;
 BEGIN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN -- a hidden run would look like one that is gone
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     held := pgflow_prefect.lock_runs((
-        SELECT pg_catalog.array_agg(DISTINCT e.run_id) FROM pg_catalog.jsonb_to_recordset(elements) AS e(run_id uuid)));
+        SELECT pg_catalog.array_agg(DISTINCT e.run_id)
+        FROM pg_catalog.jsonb_to_recordset(elements) AS e(run_id pg_catalog.uuid)));
     FOR element IN
         SELECT * FROM pg_catalog.jsonb_to_recordset(elements) AS e(
-            "do" text, run_id uuid, epoch int, step_slug text, task_index int, task_run_id uuid, attempt int,
-            result jsonb, error_message text, state_name text, upstream text[], with_payload boolean, bound text,
-            has_function boolean, handler text)
+            "do" pg_catalog.text, run_id pg_catalog.uuid, epoch int, step_slug pg_catalog.text, task_index int,
+            task_run_id pg_catalog.uuid, attempt int, result pg_catalog.jsonb, error_message pg_catalog.text,
+            state_name pg_catalog.text, upstream pg_catalog.text[], with_payload boolean, bound pg_catalog.text,
+            has_function boolean, handler pg_catalog.text)
     LOOP
         outcome := NULL;
         status := NULL;
@@ -535,41 +540,40 @@ BEGIN
             CONTINUE;
         END IF;
         outcome := CASE WHEN run.epoch OPERATOR(pg_catalog.>) element.epoch THEN 'superseded' ELSE 'done' END;
-        CASE element."do"
-            WHEN 'complete' THEN
-                state := pgflow_prefect.complete_step(
-                    element.run_id, element.step_slug, element.task_index, coalesce(element.result, 'null'),
-                    element.epoch, element.attempt, element.task_run_id);
-            WHEN 'fail' THEN
-                state := pgflow_prefect.fail_step(
-                    element.run_id, element.step_slug, element.task_index, element.error_message, element.epoch,
-                    element.attempt, element.task_run_id, element.state_name);
-            WHEN 'claim' THEN
-                IF outcome OPERATOR(pg_catalog.=) 'superseded' THEN
-                    PERFORM pgflow_prefect.is_stale(element.run_id, element.epoch); -- counts it
-                ELSIF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
-                    error_message := pgflow_prefect.find_refusal(
-                        element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
-                        element.bound, element.has_function);
-                    IF error_message IS NOT NULL THEN
-                        outcome := 'ended';
-                    END IF;
+        IF element."do" OPERATOR(pg_catalog.=) 'complete' THEN
+            state := pgflow_prefect.complete_step(
+                element.run_id, element.step_slug, element.task_index, coalesce(element.result, 'null'),
+                element.epoch, element.attempt, element.task_run_id);
+        ELSIF element."do" OPERATOR(pg_catalog.=) 'fail' THEN
+            state := pgflow_prefect.fail_step(
+                element.run_id, element.step_slug, element.task_index, element.error_message, element.epoch,
+                element.attempt, element.task_run_id, element.state_name);
+        ELSIF element."do" OPERATOR(pg_catalog.=) 'claim' THEN
+            IF outcome OPERATOR(pg_catalog.=) 'superseded' THEN
+                PERFORM pgflow_prefect.is_stale(element.run_id, element.epoch); -- counts it
+            ELSIF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
+                error_message := pgflow_prefect.find_refusal(
+                    element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
+                    element.bound, element.has_function);
+                IF error_message IS NOT NULL THEN
+                    outcome := 'ended';
                 END IF;
-                IF outcome OPERATOR(pg_catalog.=) 'done' THEN
-                    SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
-                           c.waited, c.began_at, c.ended_at, c.note
-                    INTO status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
-                         ended_at, note
-                    FROM pgflow_prefect.claim_step(
-                        element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
-                        element.upstream, element.with_payload, element.bound, element.has_function,
-                        element.handler) c;
-                END IF;
-            ELSE
-                RAISE EXCEPTION 'an element has to complete, fail or claim a task, and this one says %',
-                                coalesce(element."do", 'nothing')
-                    USING ERRCODE = 'invalid_parameter_value';
-        END CASE;
+            END IF;
+            IF outcome OPERATOR(pg_catalog.=) 'done' THEN
+                SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
+                       c.waited, c.began_at, c.ended_at, c.note
+                INTO status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
+                     ended_at, note
+                FROM pgflow_prefect.claim_step(
+                    element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
+                    element.upstream, element.with_payload, element.bound, element.has_function,
+                    element.handler) c;
+            END IF;
+        ELSE
+            RAISE EXCEPTION 'an element has to complete, fail or claim a task, and this one says %',
+                            coalesce(element."do", 'nothing')
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
         IF element."do" OPERATOR(pg_catalog.<>) 'claim' THEN
             status := state.status;
             ended_as := state.ended_as;

@@ -59,7 +59,7 @@ def stop(point, owner, name, *, before=False, where=lambda *args, **kwargs: True
 stop("taken", worker, "create_submission", before=True)
 stop("created", worker, "create_submission")
 stop("linked", Store, "link_flow_run")
-stop("claimed", Store, "complete_and_claim", where=lambda *args: args[4] and args[4][0].step_slug == "b")
+stop("claimed", Store, "complete_and_claim", where=lambda *args: args[4] and args[4][0].task.step_slug == "b")
 stop("handled", PythonHandler, "execute", where=lambda handler, *_: handler.step_slug == "b")
 stop("finished", Step, "_perform", where=lambda step: step.slug == "b")
 stop("ended", Execution, "execute")
