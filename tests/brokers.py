@@ -57,7 +57,7 @@ def running(
             command, env={**os.environ, **environment}, cwd=directory, stdout=output, stderr=subprocess.STDOUT
         )
     try:
-        deadline = monotonic() + 90
+        deadline = monotonic() + 300
         while not is_ready():
             assert process.poll() is None, f"{command[0]} has ended: {log.read_text(errors='replace')[-2000:]}"
             assert monotonic() < deadline, f"{command[0]} does not answer: {log.read_text(errors='replace')[-2000:]}"

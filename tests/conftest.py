@@ -21,9 +21,9 @@ from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
 from tests.sharing import choose_directory, share
-from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_report_header
+from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_itemcollected, pytest_report_header
 
-__all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_report_header"]  # hooks
+__all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_itemcollected", "pytest_report_header"]  # hooks
 __all__ += ["rabbitmq_url", "redis_url"]  # fixtures
 
 Connection = psycopg.Connection[tuple[object, ...]]

@@ -2,6 +2,9 @@
 
 Without arguments it runs the quick suite, several tests at a time. `--all` runs every test. Paths that are named
 on the command line run as pytest runs them: those tests, one after the other.
+
+A test that starts commands, workers or clusters takes seconds. Where it stands among the quick ones, it has the marker
+`processes`: by hand, or because it uses a fixture that starts some. The quick suite leaves it out.
 """
 
 import os
@@ -10,6 +13,12 @@ import pytest
 
 WHOLE = "tests"
 """Every folder of tests: what `--all` collects."""
+
+PROCESSES = "processes"
+"""The marker of tests that start commands, workers or clusters."""
+
+_STARTERS = {"forker", "cluster"}
+"""Fixtures that start them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,8 +44,16 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.args[:] = [WHOLE]
     if config.getoption("numprocesses") is None and not config.getoption("usepdb"):
         config.option.numprocesses = count_processes()
+    if not config.getoption("run_all") and not config.option.markexpr:
+        config.option.markexpr = f"not {PROCESSES}"
     if config.option.numprocesses and config.option.dist == "no":
         config.option.dist = "worksteal"  # tests differ a hundredfold in their length
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what starts processes by way of a fixture."""
+    if isinstance(item, pytest.Function) and _STARTERS.intersection(item.fixturenames):
+        item.add_marker(PROCESSES)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -44,12 +61,12 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     if config.getoption("run_all"):
         return ["suite: all tests; see CONTRIBUTING.md for what some of them need"]
-    return ["suite: quick; `python -m pytest --all` runs the commands and the faults, too"]
+    return ["suite: quick; `python -m pytest --all` runs the commands, the faults and what else starts processes, too"]
 
 
 def count_processes() -> int:
-    """Return how many tests run at a time: one more than there are processors, as most tests wait for servers."""
-    return min(8, (os.cpu_count() or 1) + 1)
+    """Return how many tests run at a time: two more than there are processors, as most tests wait for servers."""
+    return min(8, (os.cpu_count() or 1) + 2)
 
 
 def _are_paths_named(config: pytest.Config) -> bool:

@@ -23,7 +23,7 @@ RECORDER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 
-_START_TIMEOUT = 90.0  # seconds; a new database takes all of Prefect's migrations
+_START_TIMEOUT = 300.0  # seconds; a new database takes all of Prefect's migrations, and a busy machine its time
 _STOP_TIMEOUT = 5.0  # it would wait for everybody who is connected, a browser too
 
 

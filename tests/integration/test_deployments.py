@@ -18,7 +18,7 @@ import pgflow_prefect
 from tests.conftest import Connection
 from tests.integration.conftest import Define
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.processes]
 
 HANDLERS = """
 from pgflow_prefect import Workflow
@@ -103,7 +103,8 @@ async def await_completion(client: PrefectClient, flow_run_id: UUID, project: Pa
 
 @pytest.fixture
 def environment(dsn: str, prefect_api: str) -> dict[str, str]:
-    return {**os.environ, "PGFLOW_DSN": dsn, "PREFECT_API_URL": prefect_api}
+    ours = {"PGFLOW_DSN": dsn, "PREFECT_API_URL": prefect_api, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    return {**os.environ, **ours}
 
 
 def run(project: Path, environment: dict[str, str], *command: str) -> str:

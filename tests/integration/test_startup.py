@@ -11,6 +11,8 @@ from pgflow_prefect.cli.app import COMMANDS
 from tests.conftest import Connection
 from tests.engine import CHAIN, define, run_workflow
 
+pytestmark = pytest.mark.processes
+
 CALL = """
 import json, sys
 from contextlib import suppress

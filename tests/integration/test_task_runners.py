@@ -52,7 +52,7 @@ def cluster() -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(params=["threads", "dask"])
+@pytest.fixture(params=["threads", pytest.param("dask", marks=pytest.mark.processes)])
 def task_runner(request: pytest.FixtureRequest) -> Any:
     if request.param == "threads":
         return ThreadPoolTaskRunner(max_workers=4)
