@@ -98,6 +98,7 @@ _scripts = _Scripts()
 def print_errors_as_json() -> None:
     """Have an error printed on standard output, too, as `{"error": …, "hint": …, "exit_code": …}`.
 
+    An error without a hint has no `hint`.
     Where the command has printed its own JSON already, standard output stays that one value.
     """
     _scripts.wanted = True
@@ -107,7 +108,7 @@ def print_errors_as_json() -> None:
 def print_error(message: str, *, hint: str | None = None, code: int) -> int:
     """Print an error as one message on standard error, and return the exit code."""
     if _scripts.wanted and not _scripts.printed:
-        print_json({"error": message, "hint": hint, "exit_code": code})
+        print_json({"error": message, **({"hint": hint} if hint else {}), "exit_code": code})
     if is_debugging() and sys.exception():
         import traceback
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
 
+_NOT_REACHED = "not reached"
+"""A step that its run has ended without."""
+
 _STOPPED = "stopped"
 """A step that its run's last owner had begun, and that no process works on now."""
 
@@ -52,6 +55,7 @@ class Snapshot:
         order: the slugs of all steps.
         enabled: whether workers and bridges take its workflow's runs; None: not said yet, or of no matter now.
         executes: Prefect can execute it; otherwise pgflow's own workers do.
+        has_dead_holder: the process that holds it is one of this machine, and dead.
     """
 
     run: Run
@@ -59,12 +63,13 @@ class Snapshot:
     order: list[str]
     enabled: Enabled | None = None
     executes: bool = True
+    has_dead_holder: bool = False
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will change: a failed run's claimed steps may still finish."""
         working = any(state.status is Status.PENDING and state.started_at for state in self.states.values())
-        lives = self.run.held is Held.LEASED
+        lives = self.run.held is Held.LEASED and not self.has_dead_holder
         return self.run.status is not Status.PENDING and not (working and lives)
 
     def describe(self) -> list[str]:
@@ -74,12 +79,18 @@ class Snapshot:
         if run.error_message:
             lines.append(run.error_message)
         if run.status is Status.PENDING:
-            lines += _describe_owner(run, self.enabled) if self.executes else ["pgflow's own workers execute it"]
+            lines += self._describe_owner() if self.executes else ["pgflow's own workers execute it"]
         if run.recoveries:
             lines.append(f"taken over {count(run.recoveries, 'time')} in a row without a further step completing")
         if run.stale_writes:
             lines.append(f"refused {count(run.stale_writes, 'write')} of former owners")
         return lines
+
+    def _describe_owner(self) -> list[str]:
+        if self.has_dead_holder:
+            resume = f"`pgflow-prefect run --resume {self.run.id}`"
+            return [f"held by {self.run.held_by}, which is dead: a worker of this machine takes it over, or {resume}"]
+        return _describe_owner(self.run, self.enabled)
 
     def pick(self, room: int) -> list[str]:
         """Return so many steps at most, in their order: those that failed, are worked on, or ended last."""
@@ -103,7 +114,7 @@ class Snapshot:
         """Yield a row for each step, or for each of these, those that wait for others too."""
         for slug in self.order if slugs is None else slugs:
             if (state := self.states.get(slug)) is None:
-                yield Row(slug, "waiting")
+                yield Row(slug, self.describe_word(slug))
                 continue
             took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
             result = "" if state.step_result is None or state.step_result.text == "null" else state.step_result.text
@@ -117,12 +128,12 @@ class Snapshot:
         """Return what a person would call a step's state; where there is no better word, the row's own."""
         state = self.states.get(slug)
         if state is None:
-            return Look.WAITING
+            return Look.WAITING if self.run.status is Status.PENDING else _NOT_REACHED
         if state.status is Status.COMPLETED:  # where it was cached, Prefect's column says so
             return state.status if state.skip_reason is None else Look.SKIPPED
         look = find_look(state)
-        is_left = look in {Look.RUNNING, Look.RETRYING} and self.run.held in {Held.EXPIRED, Held.RELEASED}
-        return _STOPPED if is_left else look
+        is_left = self.has_dead_holder or self.run.held in {Held.EXPIRED, Held.RELEASED}
+        return _STOPPED if is_left and look in {Look.RUNNING, Look.RETRYING} else look
 
     def _describe_status(self, state: StepState) -> str:
         """Return the row's status, and before it the word that a person expects."""

@@ -112,7 +112,10 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, w
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))
-    return Snapshot(run, states, order, await _find_enabled(store, run), executes=store.implementation.executes)
+    enabled = await _find_enabled(store, run)
+    has_dead_holder = run.held is Held.LEASED and await store.has_dead_holder(run_id)
+    executes = store.implementation.executes
+    return Snapshot(run, states, order, enabled, executes=executes, has_dead_holder=has_dead_holder)
 
 
 async def _find_enabled(store: Store, run: Run) -> Enabled | None:

@@ -4,6 +4,7 @@ import json
 import logging
 from uuid import UUID
 
+from pgflow_prefect.database.connection import Row
 from pgflow_prefect.database.process_identity import find_identity, is_dead
 from pgflow_prefect.database.statements import Statements
 
@@ -22,14 +23,8 @@ class HolderStatements(Statements):
         Args:
             only_run: looks at the holder of this run only.
         """
-        here = find_identity()
-        if here is None:
-            return []
-        rows = await self._fetch("list_holders", machine=json.dumps(here.machine), only_run=only_run)
         expired: list[UUID] = []
-        for row in rows:
-            if not is_dead(row["holder"], here):
-                continue
+        for row in await self._list_dead_holders(only_run):
             run_id = UUID(str(row["run_id"]))
             holder = json.dumps(row["holder"])
             [answer] = await self._fetch("expire_lease", run_id=run_id, epoch=row["epoch"], holder=holder)
@@ -37,3 +32,14 @@ class HolderStatements(Statements):
                 _logger.info("run %s: its owner %s is dead", run_id, row["held_by"])
                 expired.append(run_id)
         return expired
+
+    async def has_dead_holder(self, run_id: UUID) -> bool:
+        """Tell whether the process that holds a run is one of this machine, and dead."""
+        return bool(await self._list_dead_holders(run_id))
+
+    async def _list_dead_holders(self, only_run: UUID | None) -> list[Row]:
+        here = find_identity()
+        if here is None:
+            return []
+        rows = await self._fetch("list_holders", machine=json.dumps(here.machine), only_run=only_run)
+        return [row for row in rows if is_dead(row["holder"], here)]

@@ -1,14 +1,16 @@
 """Has the processes of flow runs write the log lines of their handlers to standard error, and no more."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from prefect.logging.configuration import DEFAULT_LOGGING_SETTINGS_PATH, load_logging_config
-from prefect.settings import PREFECT_LOGGING_SETTINGS_PATH
+from prefect.settings import PREFECT_HOME, PREFECT_LOGGING_SETTINGS_PATH
 
 from pgflow_prefect.deployment.console_lines import HandlersFilter, HandlersFormatter
 
@@ -25,10 +27,31 @@ def handlers_logging() -> Iterator[Mapping[str, str | None]]:
     if PREFECT_LOGGING_SETTINGS_PATH.value().exists():
         yield {_LEVEL: None}
         return
-    with tempfile.TemporaryDirectory(prefix="pgflow-logging-") as directory:
-        path = Path(directory) / "logging.yml"
-        path.write_text(json.dumps(_make_config()), encoding="utf-8")  # which is YAML, too
+    text = json.dumps(_make_config())  # which is YAML, too
+    try:
+        path = _keep(text)
+    except OSError:  # Prefect's home can't be written
+        with tempfile.TemporaryDirectory(prefix="pgflow-logging-") as directory:
+            path = Path(directory) / "logging.yml"
+            path.write_text(text, encoding="utf-8")
+            yield {_LEVEL: None, PREFECT_LOGGING_SETTINGS_PATH.name: str(path)}
+    else:
         yield {_LEVEL: None, PREFECT_LOGGING_SETTINGS_PATH.name: str(path)}
+
+
+def _keep(text: str) -> Path:
+    """Write a configuration into Prefect's home, under a name of its content: a process that is killed adds no other.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    directory: Path = PREFECT_HOME.value() / "pgflow"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"logging-{sha256(text.encode()).hexdigest()[:16]}.yml"
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+    return path
 
 
 def _make_config() -> dict[str, Any]:

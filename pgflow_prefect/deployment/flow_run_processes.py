@@ -165,9 +165,9 @@ class FlowRunProcesses:
             if not self._stopped:
                 _logger.info("run %s of flow %r, flow run %s", run_id, flow_name, flow_run.name)
                 code = await self._await_process(flow_run)
-                outcome = await self._describe_outcome(flow_run.id, run_id)
+                level, outcome = await self._describe_outcome(flow_run.id, run_id)
                 ended = f" (its process has ended with code {code})" if code else ""
-                _logger.info("run %s of flow %r: %s%s", run_id, flow_name, outcome, ended)
+                _logger.log(level, "run %s of flow %r: %s%s", run_id, flow_name, outcome, ended)
             if self._stopped:
                 await hand_back(self.store, self._context.client, flow_run)
         except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
@@ -191,20 +191,23 @@ class FlowRunProcesses:
         result = await executor.submit()
         return result.status_code if result else None
 
-    async def _describe_outcome(self, flow_run_id: UUID, run_id: UUID) -> str:
-        """Return how a flow run has ended: as PostgreSQL has it, else as Prefect shows it."""
+    async def _describe_outcome(self, flow_run_id: UUID, run_id: UUID) -> tuple[int, str]:
+        """Return the log's level and how a flow run has ended: as PostgreSQL has it, else as Prefect shows it."""
         try:
             run = await self.store.read_run(run_id)
         except UnknownRunError:  # it failed before it had created the run
             run = None
         if run is not None and run.ended_as is not None:
-            shown = run.ended_as.capitalize()
-            return shown if run.ended_as is Ending.COMPLETED else f"{shown}, {run.error_message}"
+            level, shown = logging.INFO, run.ended_as.capitalize()
+            if run.ended_as is Ending.FAILED:
+                level = logging.ERROR
+            return level, shown if run.ended_as is Ending.COMPLETED else f"{shown}, {run.error_message}"
         with ask_prefect(f"flow run {flow_run_id}"):
             state = (await self._context.client.read_flow_run(flow_run_id)).state
         if state is None:
-            return "it is left as it is"
-        return f"{state.name}, {state.message}" if state.message else str(state.name)
+            return logging.INFO, "it is left as it is"
+        level = logging.ERROR if state.is_failed() or state.is_crashed() else logging.INFO
+        return level, f"{state.name}, {state.message}" if state.message else str(state.name)
 
     async def _find_flow(self, flow_run: FlowRun) -> Flow[..., Any]:
         # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last. Its

@@ -297,7 +297,8 @@ class Worker:
         try:
             state = await execute_flow_run(self._flows[slug], flow_run)
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
-            _logger.info("run %s of %r: %s%s", run_id, slug, state.name, reason)
+            level = logging.ERROR if state.is_failed() or state.is_crashed() else logging.INFO
+            _logger.log(level, "run %s of %r: %s%s", run_id, slug, state.name, reason)
         except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
             _logger.warning("flow run %s of run %s broke off: %s", flow_run.id, run_id, _describe(error))
             self._reconcile_bell.ring()

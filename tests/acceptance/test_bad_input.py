@@ -220,6 +220,7 @@ def test_a_script_that_asks_for_json_gets_errors_as_json_too(
     failed = cli(*arguments, "--json")
     told = json.loads(failed.out)
     assert (failed.code, told["exit_code"]) == (code, code)
+    assert told.get("hint", "a text"), "no hint is left out"
     assert message in told["error"]
     assert failed.find_error().startswith(told["error"].splitlines()[0])
     assert SECRET not in failed.out + failed.err

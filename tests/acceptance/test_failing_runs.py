@@ -34,7 +34,7 @@ def test_a_handler_that_raises_fails_the_run_everywhere(
     assert [line.split("\t")[:3] for line in shown.lines[-3:]] == [
         ["a", "completed", "Completed"],
         ["b", "failed", "Failed"],
-        ["c", "waiting", ""],
+        ["c", "not reached", ""],
     ]
     assert "the disk is full" in shown.lines[1]
     assert "the disk is full" in cli("runs", "--status", "failed").lines[1]

@@ -163,7 +163,7 @@ def test_the_outcome_of_a_run_its_error_and_its_handlers_log_lines_are_shown(
 
     failed = run_workflow(db, chain, {}).id
     reason = "RuntimeError: the disk is full"
-    serve.await_line(f"run {failed} of flow '{chain}': Failed, step \"b\" failed: {reason}")
+    serve.await_line(f"ERROR run {failed} of flow '{chain}': Failed, step \"b\" failed: {reason}")
     broken.unlink()
     done = run_workflow(db, chain, {}).id
     serve.await_line(f"run {done} of flow '{chain}': Completed")

@@ -137,6 +137,7 @@ def test_the_runs_of_a_killed_worker_of_the_same_machine_wait_for_no_lease(
     run_id = run_workflow(db, chain, {}).id
     wait_until(lambda: "b" in cli.executions(), "b executes")
     kill(killed)
+    assert "which is dead: a worker of this machine takes it over" in cli("status", str(run_id)).out
     gate.unlink()
     second = services.start("worker", PGFLOW_LEASE="600")
 

@@ -56,8 +56,11 @@ async def test_a_dead_process_of_this_machine_holds_nothing(
     await held_by(store, identify(other)).take_run(run_id, uuid4())
     assert await store.expire_dead_holders() == []
     assert (await store.read_run(run_id)).held is Held.LEASED
+    assert not await store.has_dead_holder(run_id)
     other.kill()
     other.wait()
+    assert await store.has_dead_holder(run_id)
+    assert (await store.read_run(run_id)).held is Held.LEASED, "who looks changes nothing"
     assert await store.expire_dead_holders() == [run_id]
     assert (await store.read_run(run_id)).held is Held.EXPIRED
     assert await store.take_run(run_id, uuid4()) is not None

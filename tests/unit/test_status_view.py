@@ -97,6 +97,19 @@ def test_a_step_has_the_word_that_a_person_expects_beside_the_row_s(state: StepS
     assert row.status == status
 
 
+def test_a_step_that_a_dead_process_has_begun_is_stopped_and_its_run_is_told_how_to_go_on() -> None:
+    run, working = make_run(held=Held.LEASED), make_state("s", Status.PENDING, 1)
+    found = Snapshot(run, {"s": working}, ["s"], has_dead_holder=True)
+    assert found.describe_word("s") == "stopped"
+    assert f"held by {run.held_by}, which is dead: " in found.describe()[1]
+    assert f"`pgflow-prefect run --resume {run.id}`" in found.describe()[1]
+
+
+def test_a_step_that_an_ended_run_has_not_reached_does_not_wait() -> None:
+    assert Snapshot(make_run(), {}, ["s"]).describe_word("s") == "waiting"
+    assert Snapshot(make_run(Status.FAILED, error="x", finished=9), {}, ["s"]).describe_word("s") == "not reached"
+
+
 @pytest.mark.parametrize("noted", ["Running", "AwaitingRetry", "Waiting", "Deferred"])
 def test_a_step_that_has_ended_is_not_shown_as_what_was_noted_while_it_was_worked_on(noted: str) -> None:
     ends = [
