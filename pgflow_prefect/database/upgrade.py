@@ -11,7 +11,7 @@ A script, or an exchange, that meets a lock gives way after half a second, and t
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import LiteralString
 
@@ -66,13 +66,24 @@ async def _prepare_key(connection: Connection, table: str) -> None:
     """Build the index of a table's future key, unless it is there."""
     index = f"{table}_by_task"
     await _give_way(connection, lambda: _add_task_index(connection, table))
+    while not await _is_prepared(connection, index):
+        await _give_way(connection, lambda: _drop_unfinished(connection, table, index))
+        with _bounded_build(connection, table), suppress(errors.DuplicateTable):  # another `init` was faster
+            async with asyncio.timeout(BUILD_PATIENCE):
+                await connection.execute(_name("build_prepared_index", table=table, index=index))
+
+
+async def _is_prepared(connection: Connection, index: str) -> bool:
     found = await _fetch(connection, "find_prepared_index", index=index)
-    if found and found[0]["is_valid"]:
-        return
-    with _bounded_build(connection, table):
-        async with asyncio.timeout(BUILD_PATIENCE):
+    return bool(found and found[0]["is_valid"])
+
+
+async def _drop_unfinished(connection: Connection, table: str, index: str) -> None:
+    async with connection.transaction():
+        await _fetch(connection, "wait_briefly")
+        await connection.execute(_name("keep_builders_out", table=table))
+        if not await _is_prepared(connection, index):  # else another `init` has just built it
             await connection.execute(_name("drop_prepared_index", index=index))
-            await connection.execute(_name("build_prepared_index", table=table, index=index))
 
 
 @contextmanager
@@ -83,6 +94,11 @@ def _bounded_build(connection: Connection, table: str) -> Iterator[None]:
         raise PgflowPrefectError(
             f"an index of the table pgflow_prefect.{table} of database {connection.info.dbname!r} could not be built: "
             "an older transaction is open. Let that transaction end, and run `pgflow-prefect init` again"
+        ) from error
+    except errors.QueryCanceled as error:
+        raise PgflowPrefectError(
+            f"an index of the table pgflow_prefect.{table} of database {connection.info.dbname!r} could not be built "
+            "in the statement_timeout of this role or database: run `pgflow-prefect init` as a role without one"
         ) from error
 
 

@@ -332,6 +332,10 @@ BEGIN
     IF pgflow_prefect.is_keyed_by_task(table_name) THEN
         RETURN;
     END IF;
+    EXECUTE format('LOCK TABLE pgflow_prefect.%I IN ACCESS EXCLUSIVE MODE', table_name);
+    IF pgflow_prefect.is_keyed_by_task(table_name) THEN
+        RETURN; -- another session was faster
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_index
                    WHERE indexrelid = to_regclass(format('pgflow_prefect.%I', prepared)) AND indisvalid) THEN
         EXECUTE format('DROP INDEX IF EXISTS pgflow_prefect.%I', prepared);

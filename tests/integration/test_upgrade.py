@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,12 +11,15 @@ import anyio.to_thread
 import psycopg
 import pytest
 from psycopg import sql
+from pydantic import SecretStr
 
 from pgflow_prefect.consumer import perform
 from pgflow_prefect.database import upgrade as upgrades
 from pgflow_prefect.database.connection import connect as connect_product
 from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, SCRIPTS, install_schema, read_versions
 from pgflow_prefect.database.store import open_store
+from pgflow_prefect.deployment.diagnosis.database import DATABASE_CHECKS
+from pgflow_prefect.deployment.diagnosis.findings import Outcome, Patient, carry_out
 from pgflow_prefect.errors import PgflowPrefectError, SchemaNewerError
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
@@ -160,6 +164,27 @@ async def test_an_index_that_was_left_unfinished_is_built_anew(old: Connection, 
     assert are_keyed_by_task(old)
 
 
+async def test_two_upgrades_at_once_end_as_one_does(old: Connection, old_dsn: str) -> None:
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(init, old_dsn)
+    assert are_keyed_by_task(old)
+    run = run_workflow(old, "chain", {}).id
+    assert old.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1)
+
+
+async def test_a_statement_timeout_that_is_too_short_is_named(old: Connection, old_dsn: str) -> None:
+    old.execute("SET statement_timeout = 0")
+    with psycopg.connect(old_dsn) as holder, psycopg.connect(old_dsn, autocommit=True) as owner:
+        owner.execute(
+            sql.SQL("ALTER DATABASE {} SET statement_timeout = '300ms'").format(sql.Identifier(owner.info.dbname))
+        )
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT FROM pgflow.runs")  # an index waits for this snapshot
+        with pytest.raises(PgflowPrefectError, match="statement_timeout"):
+            await init(old_dsn)
+
+
 async def test_init_gives_way_to_a_transaction_that_holds_a_table(
     old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +255,19 @@ async def test_a_consumer_refuses_a_database_that_is_newer(db: Connection, dsn: 
     )
     with pytest.raises(SchemaNewerError, match="is newer than this program"):
         await perform(message, lambda given: None, dsn)
+
+
+async def test_doctor_says_that_a_database_is_newer(db: Connection, dsn: str) -> None:
+    make_newer(db, "pgflow_prefect", "adapter")
+    checks = [check for check in DATABASE_CHECKS if check.name in {"database", "writing", "server version", "schema"}]
+    async with AsyncExitStack() as resources:
+        patient = Patient(Settings(dsn=SecretStr(dsn)), "the test", resources)
+        found = {each.check: each async for each in carry_out(checks, patient, lambda name: None)}
+    assert found["schema"].outcome is Outcome.FAULT
+    assert f"newer than this program: pgflow {ENGINE_VERSION}, pgflow_prefect {ADAPTER_VERSION + 1}" in (
+        found["schema"].message
+    )
+    assert "pip install --upgrade pgflow-prefect" in (found["schema"].advice or "")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

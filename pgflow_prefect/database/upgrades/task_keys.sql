@@ -20,9 +20,13 @@ ALTER TABLE pgflow_prefect.{table} ADD COLUMN IF NOT EXISTS task_index INT NOT N
 SELECT i.indisvalid AS is_valid FROM pg_catalog.pg_index i
 WHERE i.indexrelid = pg_catalog.to_regclass('pgflow_prefect.' || %(index)s)
 
+-- keep_builders_out --
+-- Waits for another session that builds an index of the table.
+LOCK TABLE pgflow_prefect.{table} IN SHARE UPDATE EXCLUSIVE MODE
+
 -- drop_prepared_index --
 -- What an interrupted build has left.
-DROP INDEX CONCURRENTLY IF EXISTS pgflow_prefect.{index}
+DROP INDEX IF EXISTS pgflow_prefect.{index}
 
 -- build_prepared_index --
 -- Reads the table twice, and keeps no claim and no report waiting.
@@ -42,4 +46,5 @@ SELECT l.virtualtransaction AS transaction
 FROM pg_catalog.pg_locks l
 JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'virtualxid' AND l.granted AND a.datname = pg_catalog.current_database()
-  AND a.pid <> pg_catalog.pg_backend_pid() AND coalesce(a.state, '') NOT LIKE 'idle%%'
+  AND coalesce(a.backend_type, 'client backend') = 'client backend' AND a.pid <> pg_catalog.pg_backend_pid()
+  AND coalesce(a.state, '') NOT LIKE 'idle%%'
