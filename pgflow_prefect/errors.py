@@ -40,6 +40,10 @@ class SchemaNewerError(PgflowPrefectError):
     """The database has schemas of a later version: this program does not know what its functions promise."""
 
 
+class HiddenRowsError(PgflowPrefectError):
+    """Row-level security hides rows from the role that this process is: an answer from the rest would be untrue."""
+
+
 class ForeignInstallationError(PgflowPrefectError):
     """This database is a copy, or another database uses its id in Prefect: it must not touch what that one shows."""
 

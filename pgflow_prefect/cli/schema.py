@@ -144,10 +144,16 @@ async def _init(settings: Settings, new_installation: bool, moved: bool) -> _Ins
     from pgflow_prefect.database.connection import connect, find_dsn
     from pgflow_prefect.database.implementations import find_schema
     from pgflow_prefect.database.installation import find_copy, move_installation, start_installation
-    from pgflow_prefect.database.schema import describe_limited_schema, install_schema, read_versions
+    from pgflow_prefect.database.schema import (
+        describe_limited_schema,
+        install_schema,
+        read_versions,
+        refuse_hidden_rows,
+    )
 
     async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
         before = await read_versions(connection)
+        await refuse_hidden_rows(connection)
         found = (await find_schema(connection)).implementation
         if (new_installation or moved) and found is not None and not found.executes:
             raise PgflowPrefectError(f"database {connection.info.dbname!r} has {describe_limited_schema()}")

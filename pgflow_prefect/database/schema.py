@@ -6,7 +6,7 @@ from pgflow_prefect.database.implementations.released import NOT_YET
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.upgrade import upgrade
-from pgflow_prefect.errors import PgflowPrefectError, SchemaMissingError, SchemaNewerError
+from pgflow_prefect.errors import HiddenRowsError, PgflowPrefectError, SchemaMissingError, SchemaNewerError
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 3
@@ -38,6 +38,22 @@ def describe_foreign_schema(table: str) -> str:
     )
 
 
+async def refuse_hidden_rows(connection: Connection) -> None:
+    """Make sure that row-level security hides no row of ours from the role that this process is.
+
+    Raises:
+        HiddenRowsError: with the table, the role, and what to do.
+    """
+    with translate_errors():
+        row = await (await connection.execute(QUERIES["find_hidden"])).fetchone()
+    if row is not None:
+        raise HiddenRowsError(
+            f"the database role {str(row['user'])!r} may not see every row of {row['name']}: "
+            "row-level security applies to it. Connect as the owner of the tables, or let a superuser say "
+            f"`ALTER ROLE {row['quoted']} BYPASSRLS`; `pgflow-prefect guide rights` says why"
+        )
+
+
 async def check_schema(connection: Connection, *, only_reads: bool = False) -> Implementation:
     """Make sure that the database has both schemas, in the versions that this package needs, and return which they are.
 
@@ -49,6 +65,7 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
         SchemaMissingError: with the command that installs them.
         SchemaNewerError: with the command that upgrades this program.
         PgflowPrefectError: runs of the schema that is there can't be executed yet.
+        HiddenRowsError: row-level security hides rows from this role.
     """
     engine, adapter = await read_versions(connection)
     name = connection.info.dbname
@@ -70,6 +87,7 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
         raise SchemaMissingError(
             f"the schema of database {name!r} is older than this program: run `pgflow-prefect init` to upgrade it"
         )
+    await refuse_hidden_rows(connection)
     return implementation
 
 

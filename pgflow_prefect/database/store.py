@@ -463,6 +463,7 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
         PgflowPrefectError: runs of the schema that it has can't be executed yet.
+        HiddenRowsError: row-level security hides rows from this role.
     """
     dsn = find_dsn(settings)
     async with open_pool(

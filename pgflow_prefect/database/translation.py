@@ -13,6 +13,7 @@ from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.errors import (
     DatabaseReadOnlyError,
     DatabaseUnavailableError,
+    HiddenRowsError,
     PgflowPrefectError,
     ResultInvalidError,
     RunHeldError,
@@ -83,6 +84,10 @@ def _translate_refusal(error: psycopg.Error, message: str, run_id: UUID | None) 
         )
     elif _is_of_encoding(error):
         translated = UnstorableTextError(_describe_character(error, message))
+    elif isinstance(error, errors.InsufficientPrivilege) and (
+        error.diag.constraint_name == "row_level_security" or "row-level security" in message
+    ):
+        translated = HiddenRowsError(f"{message}; `pgflow-prefect guide rights` says which roles see every row")
     elif isinstance(error, errors.InsufficientPrivilege):
         translated = PgflowPrefectError(
             f"the database user may not do this: {message}; `pgflow-prefect guide engine` says which rights it takes"

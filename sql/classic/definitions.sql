@@ -138,6 +138,9 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.insert_workflow(workflow_slug text) RE
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     INSERT INTO pgflow.workflows (slug) VALUES (insert_workflow.workflow_slug) ON CONFLICT DO NOTHING;
     RETURN FOUND;
 END
@@ -166,6 +169,9 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.insert_steps(workflow_slug text, steps
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     INSERT INTO pgflow.steps (workflow_slug, slug)
     SELECT insert_steps.workflow_slug, added.slug FROM pg_catalog.unnest(insert_steps.steps) AS added (slug);
 END
@@ -179,6 +185,9 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     INSERT INTO pgflow.deps (workflow_slug, from_step_slug, to_step_slug) -- one statement: then cycles are looked for
     SELECT insert_deps.workflow_slug, added.upstream, added.downstream
     FROM ROWS FROM (pg_catalog.unnest(insert_deps.upstream), pg_catalog.unnest(insert_deps.downstream))
@@ -194,6 +203,9 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.delete_steps(workflow_slug text, steps
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     DELETE FROM pgflow.steps s
     WHERE s.workflow_slug OPERATOR(pg_catalog.=) delete_steps.workflow_slug
       AND s.slug OPERATOR(pg_catalog.=) ANY (delete_steps.steps);
@@ -208,6 +220,9 @@ RETURNS void
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     DELETE FROM pgflow.deps d
     USING ROWS FROM (pg_catalog.unnest(delete_deps.upstream), pg_catalog.unnest(delete_deps.downstream))
           AS gone (upstream, downstream)

@@ -1566,7 +1566,8 @@ COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states, int) I
     'True while an external worker does this task of a step, having claimed it by claim_external_step.';
 
 
--- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent.
+-- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent. A view reads
+-- with the rights of its owner, and would show a role the rows that policies hide from it: it raises an error instead.
 CREATE OR REPLACE VIEW pgflow_prefect.external_steps AS
 SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at, r.created_at AS run_created_at
 FROM pgflow.runs r
@@ -1583,7 +1584,9 @@ WHERE r.status = 'pending'
                     AND c.attempt = s.attempts))
   AND NOT EXISTS (SELECT FROM pgflow_prefect.external_claims c
                   WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
-                    AND c.attempt = s.attempts AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp());
+                    AND c.attempt = s.attempts AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp())
+  AND CASE WHEN pgflow.is_under_policies() OR pgflow_prefect.is_under_policies()
+           THEN pgflow.refuse_policies('pgflow', 'pgflow_prefect') ELSE true END;
 
 COMMENT ON VIEW pgflow_prefect.external_steps IS
     'Pending steps that are bound to somebody outside Prefect, and that nobody has claimed.';

@@ -383,6 +383,9 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET
 AS $$
 #variable_conflict use_column
 BEGIN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     RETURN QUERY
         SELECT r.status = 'pending' AND s.status = 'pending' AND s.attempts = find_handover.attempt
                AND s.started_at IS NOT NULL, r.workflow_slug, t.handler
@@ -446,6 +449,9 @@ AS $$
 DECLARE
     held pg_catalog.jsonb;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     IF pg_catalog.cardinality(run_ids) OPERATOR(pg_catalog.=) 1 THEN
         PERFORM FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run_ids[1] FOR NO KEY UPDATE;
         RETURN NULL;
@@ -476,7 +482,7 @@ BEGIN
     RETURN NULL;
 EXCEPTION WHEN object_not_in_prerequisite_state THEN
     GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, broken_constraint = CONSTRAINT_NAME;
-    IF broken_constraint OPERATOR(pg_catalog.=) ANY ('{runs_status,step_states_status}') THEN
+    IF broken_constraint OPERATOR(pg_catalog.=) ANY ('{runs_status,step_states_status}'::pg_catalog.text[]) THEN
         RETURN reason;
     END IF;
     RAISE;

@@ -21,7 +21,7 @@ SET LOCAL client_min_messages = warning;
 
 DO $guard$
 BEGIN
-    IF to_regprocedure('pgflow.find_definition(text)') IS NULL THEN
+    IF to_regprocedure('pgflow.is_under_policies()') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow is missing or old' USING HINT = 'Run pgflow.sql first.';
     END IF;
     IF NOT pg_has_role((SELECT relowner FROM pg_catalog.pg_class WHERE oid = 'pgflow.runs'::regclass), 'USAGE') THEN
@@ -55,9 +55,11 @@ $indexes$;
 -- The triggers: with the owner's rights, after the caller's have been checked
 ------------------------------------------------------------------------------------------------------------
 
+-- The search_path is set all the same: triggers of yours on runs and step_states run inside with the owner's rights, and
+-- the caller's search_path would decide which functions and tables their unqualified names mean.
 CREATE OR REPLACE FUNCTION pgflow_api.begin_run() RETURNS trigger
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET row_security = off
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     definition pgflow.definitions;
@@ -66,6 +68,9 @@ BEGIN
     IF TG_RELID <> 'pgflow.runs'::regclass THEN -- with the owner's rights, on another role's table
         RAISE EXCEPTION 'the trigger function pgflow_api.begin_run is for pgflow.runs, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
     END IF;
     definition := pgflow.find_definition(NEW.workflow_slug);
     UPDATE pgflow.runs r SET definition_id = definition.id, remaining = definition.step_count
@@ -83,7 +88,7 @@ COMMENT ON FUNCTION pgflow_api.begin_run() IS
 
 CREATE OR REPLACE FUNCTION pgflow_api.do_request() RETURNS trigger
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET row_security = off
+SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF TG_RELID <> 'pgflow_api.requests'::regclass THEN -- with the owner's rights, on another role's table

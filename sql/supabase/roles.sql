@@ -165,7 +165,8 @@ BEGIN
         SELECT format('EXECUTE ON FUNCTION %s', name),
                CASE WHEN changes THEN '{define}'::text[]
                     WHEN reads_definitions
-                         OR (schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version', 'refuse_policies'))
+                         OR (schema = 'pgflow' AND proname IN ('get_root_steps', 'engine_version', 'is_under_policies',
+                                                               'refuse_policies'))
                     THEN '{define,work,observe}'
                     WHEN only_reads THEN '{work,observe}'
                     ELSE '{work}' END

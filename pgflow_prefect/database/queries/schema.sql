@@ -22,6 +22,13 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace AND n.nspname = 'pgflow
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
 
+-- find_hidden --
+-- A table of ours whose rows row-level security may hide from the current user; no row where there is none.
+SELECT n.nspname || '.' || c.relname AS name, current_user AS "user", quote_ident(current_user) AS quoted
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND c.relkind IN ('r', 'p') AND pg_catalog.row_security_active(c.oid)
+ORDER BY c.relname <> 'runs', n.nspname, c.relname LIMIT 1
+
 -- read_isolation --
 -- The isolation level of a statement that names none: of the role, the database, or the server.
 SELECT current_setting('default_transaction_isolation') AS isolation
