@@ -27,7 +27,6 @@ from pgflow_prefect.shipped import shipped_path
 
 # A line of an error's context that names a function: only the words around the name are translated.
 _FRAME = re.compile(r'^[^"(]{0,20}?PL/\w+[^"(]{0,20}?\s(?P<name>(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)\(')
-_OUR_SCHEMAS = ("pgflow", "pgflow_prefect", "pgflow_api")
 _BYTES = re.compile(r"(?:0x[0-9a-f]{2} ?)+")
 
 
@@ -108,21 +107,25 @@ def find_users_function(context: str | None) -> str | None:
     Args:
         context: PostgreSQL's CONTEXT of an error, the innermost function first.
     """
-    for line in (context or "").splitlines():
-        if (frame := _FRAME.search(line)) is None:
-            continue
-        schema, _, function = frame["name"].rpartition(".")
-        if function not in _list_our_functions() or schema not in ("", *_OUR_SCHEMAS):
+    frames = [frame for line in (context or "").splitlines() if (frame := _FRAME.search(line)) is not None]
+    names = [frame["name"].rpartition(".") for frame in frames]
+    # All names are written for one search_path: of a schema that one of them is qualified with, each one is.
+    hidden = {schema for schema, _, _ in names if schema}
+    for frame, (schema, _, function) in zip(frames, names, strict=True):
+        takes_nothing = frame.string[frame.end() :].startswith(")")  # as a trigger's function does
+        ours = {each for each, name, empty in _list_our_functions() if (name, empty) == (function, takes_nothing)}
+        if not (schema in ours if schema else ours - hidden):
             return f"{frame['name']}()"
     return None
 
 
 @cache
-def _list_our_functions() -> frozenset[str]:
-    """Return the names of the functions that our scripts create."""
+def _list_our_functions() -> frozenset[tuple[str, str, bool]]:
+    """Return schema and name of the functions that our scripts create, and whether they take no argument."""
     scripts = shipped_path("sql", "pgflow.sql").parent.rglob("*.sql")
     texts = [script.read_text(encoding="utf-8") for script in scripts]
-    return frozenset(re.findall(r"FUNCTION pgflow\w*\.(\w+)", "\n".join(texts)))
+    found = re.findall(r"FUNCTION (pgflow\w*)\.(\w+)\((\)?)", "\n".join(texts))
+    return frozenset((schema, name, bool(closed)) for schema, name, closed in found)
 
 
 def _is_of_encoding(error: psycopg.Error) -> bool:
