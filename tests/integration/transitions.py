@@ -85,24 +85,6 @@ TRANSITIONS = {
     "pgflow_prefect.perform_tasks": Transition(
         """
         SELECT pgflow_prefect.perform_tasks(jsonb_build_array(
-            jsonb_build_object('do', 'complete', 'run_id', %(run)s::pg_catalog.uuid, 'epoch', 0,
-                               'step_slug', 'a', 'task_index', 0, 'result', 1, 'attempt', 1,
-                               'task_run_id', gen_random_uuid()),
-            jsonb_build_object('do', 'claim', 'run_id', %(run)s::pg_catalog.uuid, 'epoch', 0,
-                               'step_slug', 'b', 'task_index', 0,
-                               'task_run_id', gen_random_uuid(), 'bound', 'python', 'has_function', true)))
-        """,
-        CLAIMED,
-    ),
-    "pgflow_prefect.find_refusal": Transition(
-        "SELECT pgflow_prefect.find_refusal(%(run)s, 'a', 0, 0, gen_random_uuid(), 'python', true)"
-    ),
-    "pgflow_prefect.fail_step": Transition(
-        "SELECT pgflow_prefect.fail_step(%(run)s, 'a', 0, 'broken', 0, 1, gen_random_uuid(), 'Failed')", CLAIMED
-    ),
-    "pgflow_prefect.perform_tasks": Transition(
-        """
-        SELECT pgflow_prefect.perform_tasks(jsonb_build_array(
             jsonb_build_object('do', 'complete', 'run_id', %(run)s, 'epoch', 0, 'step_slug', 'a', 'task_index', 0,
                                'task_run_id', gen_random_uuid(), 'attempt', 1, 'result', 1),
             jsonb_build_object('do', 'claim', 'run_id', %(run)s, 'epoch', 0, 'step_slug', 'b', 'task_index', 0,
