@@ -156,11 +156,11 @@ class NoConnectionError(PgflowPrefectError):
 
 
 class HandlerRaisedError(PgflowPrefectError):
-    """A handler raised what is no ordinary exception, or what can't be printed.
+    """A handler raised what is no ordinary exception, or what can't be printed or changed.
 
-    `SystemExit` and its like would end the process, `StopIteration` can't pass through a coroutine, and an exception
-    whose `str()` raises breaks whatever reports it. The message has the type and the text; `__cause__` is what was
-    raised.
+    `SystemExit` and its like would end the process, `StopIteration` can't pass through a coroutine, an exception whose
+    `str()` raises breaks whatever reports it, and a frozen one breaks the context managers that it passes. The message
+    has the type and the text; `__cause__` is what was raised.
     """
 
 

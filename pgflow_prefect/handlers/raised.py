@@ -52,12 +52,23 @@ def make_ordinary(error: BaseException) -> Exception:
     if _is_ordinary(error):
         assert isinstance(error, Exception)
         return error
-    ordinary = HandlerRaisedError(describe(error))
+    ordinary = _make_replacement(error)
     if _succeeds(partial(_print_traceback, error)):
         ordinary.__cause__ = error
     else:  # logs could not print it: they show its traceback alone
         ordinary.__traceback__ = _get_traceback(error)
     return ordinary
+
+
+def _make_replacement(error: BaseException) -> Exception:
+    """Return an exception that says the same, and that has the same bearing on further attempts."""
+    if _is_a(error, NotRetriableError):
+        return NotRetriableError(describe(error))
+    if _is_a(error, RetryLaterError):
+        after: list[float | None] = []
+        _succeeds(lambda: after.append(cast("RetryLaterError", error).after))
+        return RetryLaterError(describe(error), after[0] if after else None)
+    return HandlerRaisedError(describe(error))
 
 
 def _is_ordinary(error: BaseException) -> bool:

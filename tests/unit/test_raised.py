@@ -10,7 +10,7 @@ from traceback import format_exception
 
 import pytest
 
-from pgflow_prefect.errors import HandlerRaisedError, StepTimeoutError
+from pgflow_prefect.errors import HandlerRaisedError, NotRetriableError, RetryLaterError, StepTimeoutError
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.raised import describe, is_from_signal, make_ordinary
@@ -212,6 +212,26 @@ ODD: dict[str, tuple[BaseException, str]] = {
     "its text is of an odd type": (TextError(), "TextError: of a text of its own"),
     "its text has no end": (LoopingError(), "LoopingError: its str() raises, so it has no text"),
 }
+
+
+@dataclass(frozen=True)
+class FrozenRefusalError(NotRetriableError):
+    code: int
+
+
+class SealedDelayError(RetryLaterError):
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "after":
+            raise TypeError("sealed")
+        super().__setattr__(name, value)
+
+
+def test_what_is_not_to_be_retried_or_only_later_stays_so() -> None:
+    refusal = make_ordinary(FrozenRefusalError(7))
+    assert (type(refusal), str(refusal)) == (NotRetriableError, "7")
+    delay = make_ordinary(SealedDelayError("busy", 30))
+    assert isinstance(delay, RetryLaterError)
+    assert (type(delay), str(delay), delay.after) == (RetryLaterError, "busy", 30)
 
 
 def raise_through_a_context_manager(error: BaseException) -> None:
