@@ -96,6 +96,9 @@ TRANSITIONS = {
     "pgflow_prefect.find_refusal": Transition(
         "SELECT pgflow_prefect.find_refusal(%(run)s, 'a', 0, 0, gen_random_uuid(), 'python', true)"
     ),
+    "pgflow_prefect.fail_step": Transition(
+        "SELECT pgflow_prefect.fail_step(%(run)s, 'a', 0, 'broken', 0, 1, gen_random_uuid(), 'Failed')", CLAIMED
+    ),
     "pgflow_prefect.report_completion": Transition(
         "SELECT pgflow_prefect.report_completion(%(run)s, 'a', 0, '1', 1)", CLAIMED
     ),
