@@ -35,6 +35,10 @@ class SilentProxy:
 
         self.loop.call_soon_threadsafe(silence)
 
+    def synchronise(self) -> None:
+        """Return once what was asked of it is so."""
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result()
+
     def speak(self) -> None:
         """Forward on new links again."""
         self.loop.call_soon_threadsafe(setattr, self, "_closed_to_new", False)
@@ -50,21 +54,29 @@ class SilentProxy:
 
 
 @contextmanager
-def silent_proxy(dsn: str) -> Iterator[SilentProxy]:
-    """Put a proxy in front of the server that a connection string names."""
+def silent_proxy(dsn: str, linger: float = 0) -> Iterator[SilentProxy]:
+    """Put a proxy in front of the server that a connection string names.
+
+    Args:
+        dsn: of the server.
+        linger: seconds after which one side of a silent link learns that the other one has closed it.
+    """
     with psycopg.connect(dsn) as connection:
         host, port = connection.info.host, connection.info.port
     loop = asyncio.new_event_loop()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         silent = proxy.link()
-        if host.startswith("/"):
-            server = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            server = await asyncio.open_connection(host, port)
-        with suppress(OSError):
-            await asyncio.gather(_forward(reader, server[1], silent), _forward(server[0], writer, silent))
-        for each in (writer, server[1]):
+        writers = [writer]
+        with suppress(OSError, asyncio.CancelledError):  # the server is down, perhaps, or this comes to its end
+            if host.startswith("/"):
+                server = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                server = await asyncio.open_connection(host, port)
+            writers.append(server[1])
+            there = _forward(reader, server[1], silent, linger)
+            await asyncio.gather(there, _forward(server[0], writer, silent, linger))
+        for each in writers:
             each.close()
 
     thread = threading.Thread(target=loop.run_forever)
@@ -90,10 +102,15 @@ def silent_proxy(dsn: str) -> Iterator[SilentProxy]:
         loop.close()
 
 
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event) -> None:
+async def _forward(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event, linger: float
+) -> None:
     """Forward until one side closes. On a silent link, what comes is read and thrown away: TCP looks healthy."""
-    while part := await reader.read(65536):
-        if not silent.is_set():
-            writer.write(part)
-            await writer.drain()
+    with suppress(ConnectionError):
+        while part := await reader.read(65536):
+            if not silent.is_set():
+                writer.write(part)
+                await writer.drain()
+    if silent.is_set():
+        await asyncio.sleep(linger)
     writer.close()

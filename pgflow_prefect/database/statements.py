@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from enum import StrEnum
 from time import monotonic
 from typing import NamedTuple
 from uuid import UUID
@@ -30,6 +31,22 @@ class Tenure(NamedTuple):
     lease: float
     max_recoveries: int
     holder: str | None = None
+
+
+class Backend(StrEnum):
+    """What the server does in a session."""
+
+    BUSY = "busy"
+    """It works, or has not been idle for long."""
+
+    IDLE = "idle"
+    """It has waited for the client."""
+
+    GONE = "gone"
+    """There is no such session."""
+
+    UNKNOWN = "unknown"
+    """A pooler stands between: what a client knows of its session is not the server's."""
 
 
 def describe_read_only(row: Row) -> str | None:
@@ -84,6 +101,40 @@ class Statements:
             TransientError: it does not answer.
         """
         await self._fetch("probe")
+
+    async def look_at_backend(self, pid: int, seconds: float) -> Backend:
+        """Return what the server does in a session of this role's.
+
+        Args:
+            pid: the session's process, as its client knows it.
+            seconds: for which an idle session has to have been so.
+
+        Raises:
+            TransientError: it does not answer.
+        """
+        with translate_errors():
+            async with self._pool.connection() as connection:
+                own = connection.info.backend_pid
+                parameters = {"pid": pid, "own": own, "seconds": seconds}
+                row = await (await connection.execute(QUERIES["look_at_backend"], parameters, binary=True)).fetchone()
+        assert row is not None
+        self.answered_at = monotonic()
+        return Backend(str(row["found"]))
+
+    async def end_backend(self, pid: int, age: float) -> None:
+        """End a session of this role's that has a transaction open, and does nothing in it.
+
+        Args:
+            pid: the session's process, as its client knew it.
+            age: seconds for which the session has existed at least: a younger one is another client's.
+
+        Raises:
+            PgflowPrefectError: the role may not, or the server does not answer.
+        """
+        async with self._pool.connection() as connection:
+            parameters = {"pid": pid, "own": connection.info.backend_pid, "age": age}
+            with translate_errors():
+                await connection.execute(QUERIES["end_backend"], parameters)
 
     async def check_writable(self) -> None:
         """Make sure that the database can be written.

@@ -1,20 +1,50 @@
-"""The connections that handlers get: plain ones of psycopg's, and one that is opened only when it is used."""
+"""The connections that handlers get: psycopg's own, and one that is opened only when it is used."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 import psycopg
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
 from pgflow_prefect.database.connection import with_timeout
 from pgflow_prefect.database.link import BOUND
 
+T = TypeVar("T")
+
 SyncConnection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
 
 _READ_ONLY = "the database is read-only: a standby, or default_transaction_read_only is on"
+
+
+class _WatchedConnection(psycopg.Connection[TupleRow]):
+    """psycopg's own, which also tells since when it waits for the server, by the monotonic clock."""
+
+    waits_since: float | None = None
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401  as psycopg has it
+        self.waits_since = monotonic()
+        try:
+            return super().wait(gen, *arguments, **options)
+        finally:
+            self.waits_since = None
+
+
+class _WatchedAsyncConnection(psycopg.AsyncConnection[TupleRow]):
+    """Likewise."""
+
+    waits_since: float | None = None
+
+    async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401  as psycopg has it
+        self.waits_since = monotonic()
+        try:
+            return await super().wait(gen, *arguments, **options)
+        finally:
+            self.waits_since = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +55,8 @@ class Connector:
         dsn: what `find_dsn` returned.
         timeout: seconds to wait for the server.
         patience: seconds for which it is tried again while there is no connection to be had.
-        bound: seconds that a statement of ours on it may take.
+        bound: seconds that a statement of ours on it may take, and that its link may be without an answer which the
+            server does not work on.
     """
 
     dsn: str = field(repr=False)
@@ -39,7 +70,7 @@ class Connector:
         Raises:
             psycopg.OperationalError: there is none to be had now.
         """
-        connection = psycopg.Connection.connect(
+        connection: SyncConnection = _WatchedConnection.connect(
             with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
         )
         if _is_read_only(connection):
@@ -53,7 +84,7 @@ class Connector:
         Raises:
             psycopg.OperationalError: there is none to be had now.
         """
-        connection = await psycopg.AsyncConnection.connect(
+        connection: AsyncConnection = await _WatchedAsyncConnection.connect(
             with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
         )
         if _is_read_only(connection):

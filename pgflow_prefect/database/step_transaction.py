@@ -21,7 +21,9 @@ from pgflow_prefect.database.link import cut
 from pgflow_prefect.database.open_transaction import HELD_UP, LoopTransaction, ThreadTransaction
 from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
+from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
+from pgflow_prefect.database.step_link import StepLink
 from pgflow_prefect.database.translation import TransientError, translate_errors
 from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, UsageError
 from pgflow_prefect.models import Report, TaskKey
@@ -52,8 +54,25 @@ class StepTransaction:
             executed again.
     """
 
-    def __init__(self, connector: Connector | None, run_id: UUID, task: TaskKey, logger: Logger) -> None:
+    def __init__(
+        self,
+        connector: Connector | None,
+        run_id: UUID,
+        task: TaskKey,
+        logger: Logger,
+        statements: Statements | None = None,
+    ) -> None:
+        """Prepare a transaction, which begins when it is asked for.
+
+        Args:
+            connector: opens its connection; None where a handler gets none.
+            run_id: the run.
+            task: the task.
+            logger: hears of what takes long.
+            statements: the pool, which finds out whether the connection's link is dead; it is trusted without one.
+        """
         self._connector = connector
+        self._statements = statements
         self._run_id = run_id
         self._task = task
         self._logger = logger
@@ -66,6 +85,8 @@ class StepTransaction:
         self._asked = self._ended = self._abandoned = self.committed = self.lost = False
         self._over = threading.Event()
         self._alarm: asyncio.TimerHandle | None = None
+        self._link: StepLink | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def connection(self) -> SyncConnection | LazyConnection:
@@ -182,8 +203,21 @@ class StepTransaction:
         return self._connector
 
     def _set_alarm(self) -> None:
-        if not self._ended:
-            self._alarm = self._loop.call_later(OPEN_TOO_LONG, self._warn)
+        if self._ended or self._opened is None or self._connector is None:
+            return
+        self._alarm = self._loop.call_later(OPEN_TOO_LONG, self._warn)
+        if self._statements is not None:
+            self._link = StepLink(self._opened.connection, self._connector, self._statements, self._tell_dead)
+            self._watch = self._loop.create_task(self._link.keep_watch())
+
+    def _tell_dead(self, reason: str, seconds: float) -> None:
+        self._logger.warning(
+            "run %s, step %r: the link of context.connection is dead: its handler has waited for %.0f s, and %s",
+            self._run_id,
+            self._task.step_slug,
+            seconds,
+            reason,
+        )
 
     def _warn(self) -> None:
         self._logger.warning(
@@ -345,11 +379,16 @@ class StepTransaction:
         self.lost = self._is_lost_to(error)
         if self._alarm is not None:
             self._alarm.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._asked:
+            is_broken = self._abandoned or (self._opened is not None and self._opened.connection.broken)
             with CancelScope(shield=True):
                 if self._on_loop is not None:
                     await self._on_loop.connection.close()
                 await _run_in_thread(self._end_in_thread)
+                if self._link is not None and is_broken:
+                    await self._link.end_session()
 
     def _is_lost_to(self, error: BaseException | None) -> bool:
         if self._opened is None:

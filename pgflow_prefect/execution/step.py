@@ -214,7 +214,7 @@ class Step:
             again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
             somebody else's and is so no more.
         """
-        transaction = StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger)
+        transaction = self._make_transaction()
         self._is_handed_over = claim.waits
         report: Report | None = None
         try:
@@ -253,6 +253,9 @@ class Step:
     def _connector(self) -> Connector:
         settings = self.host.settings
         return Connector(self.host.dsn, settings.connect_timeout, settings.report_timeout, settings.statement_bound)
+
+    def _make_transaction(self) -> StepTransaction:
+        return StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger, self.host.store)
 
     def _make_execution(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepExecution:
         context = StepContext(
@@ -353,7 +356,7 @@ class Step:
         with shadow.timed():
             payload, results = await self.mirror.read_input(self.task, handler.choose_upstream(self.upstream))
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
-            async with StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger) as transaction:
+            async with self._make_transaction() as transaction:
                 execution = self._make_execution(claim, transaction, shadow=True)
                 shadow.result = await self._work(handler, claim, execution)
         return shadow

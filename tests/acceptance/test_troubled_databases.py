@@ -158,6 +158,54 @@ def test_sigterm_ends_a_service_whose_database_is_silent(
     assert started.wait() == 0
 
 
+STUCK = """
+import time
+from pathlib import Path
+
+from pgflow_prefect import StepContext, Workflow
+
+workflow = Workflow("chain")
+
+
+@workflow.step
+def a(context: StepContext) -> int:
+    context.connection.execute("SELECT 1")
+    with Path("executions").open("a") as file:
+        file.write("a\\n")
+    while Path("gate").exists():
+        time.sleep(0.02)
+    context.connection.execute("SELECT 1")
+    return 1
+
+
+@workflow.step
+async def b(a: int) -> int:
+    return a
+
+
+@workflow.step
+def c(b: int) -> int:
+    return b
+"""
+
+
+def test_one_sigterm_ends_a_worker_whose_handler_waits_on_a_silent_link(
+    services: Services, cli: CommandLine, db: Connection, chain: str, proxy: SilentProxy
+) -> None:
+    gate = cli.write("gate")
+    cli.write(f"flows/{chain}.py", STUCK.replace('Workflow("chain")', f'Workflow("{chain}")'))
+    worker = services.start("worker", PGFLOW_DSN=proxy.dsn, **SOON)
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "a" in cli.executions(), "a executes")
+    proxy.fall_silent()
+    proxy.synchronise()
+    gate.unlink()
+    worker.process.send_signal(signal.SIGTERM)
+    worker.await_line("was handed back: the process ends")
+    assert worker.wait() == 0
+    assert get_run(db, run_id).status == "pending"
+
+
 @pytest.fixture
 def failover(db: Connection, server_dsn: str) -> Iterator[Callable[[bool], None]]:
     """A function that makes the database read-only, or writable again, and cuts all connections as a failover does."""

@@ -94,7 +94,7 @@ async def test_a_sync_handler_gets_psycopgs_own_connection(workflow: Workflow) -
     @workflow.step
     def write(context: StepContext) -> list[Any]:
         connection = context.connection
-        assert type(connection) is psycopg.Connection
+        assert isinstance(connection, psycopg.Connection)
         assert context.connection is connection
         return [connection.execute("SELECT 1").fetchone(), connection.prepare_threshold]
 
@@ -114,7 +114,7 @@ async def test_an_async_handler_may_await_the_connection_or_use_it_at_once(db: C
             await context.connection.execute(INSERT, (3,))
             raise psycopg.Rollback
         connection = await context.connection
-        assert type(connection) is psycopg.AsyncConnection
+        assert isinstance(connection, psycopg.AsyncConnection)
         assert await context.connection is connection
         cursor = await connection.execute("SELECT count(*), count(DISTINCT pid) FROM written")
         return list(await cursor.fetchone())

@@ -51,6 +51,25 @@ SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epo
 -- Hear from the server.
 SELECT 1
 
+-- look_at_backend --
+-- What the server does in the session of another connection of ours. Where even this session's own process is not the
+-- one that its client knows, a pooler stands between.
+SELECT CASE
+           WHEN pg_backend_pid() <> %(own)s THEN 'unknown'
+           WHEN a.pid IS NULL THEN 'gone'
+           WHEN a.state LIKE 'idle%%' AND a.state_change < clock_timestamp() - make_interval(secs => %(seconds)s) THEN 'idle'
+           ELSE 'busy'
+       END AS found
+FROM (VALUES (%(pid)s::int)) AS session (pid)
+LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = session.pid
+
+-- end_backend --
+-- End the session of another connection of ours whose link is dead: it would keep its locks.
+SELECT pg_terminate_backend(a.pid)
+FROM pg_catalog.pg_stat_activity a
+WHERE a.pid = %(pid)s AND pg_backend_pid() = %(own)s AND a.state LIKE 'idle in transaction%%'
+  AND a.backend_start <= clock_timestamp() - make_interval(secs => %(age)s)
+
 -- read_writability --
 -- Whether anything can be written.
 SELECT current_database() AS database, pg_is_in_recovery() AS in_recovery,

@@ -1,0 +1,87 @@
+"""The link of a step's own connection: a handler's statement has no bound, and would wait for ever on a dead one."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+
+import anyio
+from psycopg.pq import TransactionStatus
+
+from pgflow_prefect.database.link import cut
+from pgflow_prefect.database.statements import Backend, Statements
+from pgflow_prefect.database.step_connection import AsyncConnection, Connector, SyncConnection
+from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import PgflowPrefectError
+
+_DEAD = {
+    Backend.IDLE: "the server is idle there",
+    Backend.GONE: "the server has no such session any more",
+    None: "no other connection gets an answer either",
+}
+"""Why a link is dead, by what the server says of its session; None where the server says nothing."""
+
+
+class StepLink:
+    """Cuts the link once its handler waits for an answer that can't come.
+
+    The server may work on a handler's statement for as long as it takes. So the server is asked, on a connection of the
+    pool. A link is dead where the handler waits, and the session has been idle for as long or is not there any more.
+    Behind a pooler, the server can't be asked about one client.
+    """
+
+    def __init__(
+        self,
+        connection: SyncConnection | AsyncConnection,
+        connector: Connector,
+        statements: Statements,
+        tell: Callable[[str, float], None],
+    ) -> None:
+        """Prepare to watch a connection that was opened just now.
+
+        Args:
+            connection: of the step.
+            connector: says how long a handler and its session may be without each other, and how long without a server.
+            statements: the pool that asks the server.
+            tell: hears why the link was cut, and for how many seconds the handler had waited.
+        """
+        self._connection = connection
+        self._connector = connector
+        self._statements = statements
+        self._tell = tell
+        self._pid = connection.info.backend_pid
+        self._opened_at = monotonic()
+
+    async def keep_watch(self) -> None:
+        """Return when the link is cut; until then, go on for ever."""
+        while True:
+            await asyncio.sleep(self._connector.bound)
+            since = self._find_wait()
+            if since is None or monotonic() - since < self._connector.bound:
+                continue
+            reason = await self._find_death(since)
+            if reason is not None and self._find_wait() == since:
+                cut(self._connection)
+                self._tell(reason, monotonic() - since)
+                return
+
+    async def _find_death(self, since: float) -> str | None:
+        """Return why the link is dead; None where it is not, or may not be."""
+        try:
+            return _DEAD.get(await self._statements.look_at_backend(self._pid, self._connector.bound))
+        except TransientError:
+            quiet = monotonic() - max(since, self._statements.answered_at)
+            # For so long, no lease was extended: the transaction is as good as lost.
+            return _DEAD[None] if quiet > self._connector.patience else None
+
+    def _find_wait(self) -> float | None:
+        """Return since when the handler waits for the server; None while it does not."""
+        if self._connection.info.transaction_status is not TransactionStatus.ACTIVE:
+            return None
+        waits_since: float | None = getattr(self._connection, "waits_since", None)
+        return waits_since
+
+    async def end_session(self) -> None:
+        """End the session, after its link broke: a server that has not noticed would keep its locks."""
+        with suppress(PgflowPrefectError), anyio.move_on_after(self._connector.timeout):
+            await self._statements.end_backend(self._pid, monotonic() - self._opened_at)
