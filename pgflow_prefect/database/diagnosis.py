@@ -71,6 +71,22 @@ class SetAsideRun(BaseModel):
     runs: int
 
 
+class DisabledTrigger(BaseModel):
+    """A trigger of ours that does not fire in every session.
+
+    Attributes:
+        trigger: its name, and its table.
+        command: enables it again.
+        sees_edits: it notices edits of definitions.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    trigger: str
+    command: str
+    sees_edits: bool
+
+
 class DiagnosisStatements(InstallationStatements):
     """Questions about the server, the schemas and the rights; about runs where the schemas are there."""
 
@@ -92,6 +108,10 @@ class DiagnosisStatements(InstallationStatements):
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that executing runs needs and that the current user does not have."""
         return [str(row["missing"]) for row in await self._fetch("list_missing_rights")]
+
+    async def list_disabled_triggers(self) -> list[DisabledTrigger]:
+        """Return our triggers that were disabled, those first that notice edits of definitions."""
+        return [DisabledTrigger.model_validate(row) for row in await self._fetch("list_disabled_triggers")]
 
     async def find_power(self) -> str | None:
         """Return what the current user is that a worker need not be: a superuser, or the owner of the tables."""

@@ -16,7 +16,7 @@ from tests.conftest import Connection, route
 from tests.engine import CHAIN, define, run_workflow
 from tests.proxy import proxy_without_websockets
 
-DATABASE = ["database", "writing", "server version", "schema", "rights", "listen", "clock"]
+DATABASE = ["database", "writing", "server version", "schema", "rights", "triggers", "listen", "clock"]
 PREFECT = ["prefect url", "prefect api", "prefect version", "websockets", "task run recorder", "prefect database"]
 WORKFLOWS = ["deployments", "runs", "runs set aside", "work pools"]
 
@@ -66,6 +66,28 @@ def test_a_schema_that_is_missing_is_a_fault_that_init_mends(cli: CommandLine, e
     assert "by --dsn" in findings["database"]["message"]
     assert outcomes(findings, ["rights", *WORKFLOWS]) == {"skipped"}
     assert outcomes(findings, ["websockets"]) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("change", "command"),
+    [
+        ("DISABLE TRIGGER edited_by_update", "ALTER TABLE pgflow.steps ENABLE ALWAYS TRIGGER edited_by_update"),
+        ("ENABLE TRIGGER edited_by_update", "ALTER TABLE pgflow.steps ENABLE ALWAYS TRIGGER edited_by_update"),
+        ("ENABLE REPLICA TRIGGER refuse_slug", "ALTER TABLE pgflow.steps ENABLE TRIGGER refuse_slug"),
+        ("DISABLE TRIGGER ALL", "ALTER TABLE pgflow.steps ENABLE TRIGGER "),
+    ],
+)
+def test_triggers_that_are_disabled_are_named_with_the_commands_that_help(
+    cli: CommandLine, db: Connection, change: str, command: str
+) -> None:
+    db.execute(f"ALTER TABLE pgflow.steps {change}".encode())
+    found = read_findings(cli("doctor", "--no-flow-run", "--json"))["triggers"]
+    assert found["outcome"] == "fault"
+    assert command in found["advice"]
+    assert ("raise_version" in found["advice"]) == ("refuse_slug" not in change)
+    for each in found["details"]:
+        db.execute(each.encode())
+    assert read_findings(cli("doctor", "--no-flow-run", "--json"))["triggers"]["outcome"] == "ok"
 
 
 def test_nobody_answers_and_all_that_can_be_said_without_is_said(cli: CommandLine) -> None:

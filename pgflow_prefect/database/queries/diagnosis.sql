@@ -40,6 +40,26 @@ SELECT missing FROM (
 ) found
 ORDER BY place, missing
 
+-- list_disabled_triggers --
+-- Triggers of ours that do not fire, or not in all sessions, and the command that helps; foreign keys have some, too.
+WITH trigger AS (
+    SELECT t.tgname AS name, t.tgenabled AS enabled, n.nspname AS schema, c.relname AS "table",
+           t.tgname ~ '^(edited_by_|replace_installation$)' AS is_always
+    FROM pg_catalog.pg_trigger t
+    JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+    JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace
+    WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND (t.tgisinternal OR f.nspname IN ('pgflow', 'pgflow_prefect'))
+)
+SELECT format('%%s on %%I.%%I', name, schema, "table") AS trigger,
+       format('ALTER TABLE %%I.%%I ENABLE %%sTRIGGER %%I', schema, "table", CASE WHEN is_always THEN 'ALWAYS ' ELSE '' END, name)
+           AS command,
+       name LIKE 'edited_by_%%' AS sees_edits
+FROM trigger
+WHERE enabled IN ('D', 'R') OR (is_always AND enabled <> 'A')
+ORDER BY sees_edits DESC, schema, "table", name
+
 -- find_power --
 -- Whether the current user is a superuser, and whether it owns the tables.
 SELECT r.rolsuper AS is_superuser,

@@ -112,6 +112,24 @@ async def _check_rights(patient: Patient) -> Verdict:
     )
 
 
+async def _check_triggers(patient: Patient) -> Verdict:
+    disabled = await patient.reached.list_disabled_triggers()
+    if not disabled:
+        return Verdict(Outcome.OK, "all triggers of pgflow and pgflow_prefect are enabled")
+    more = f" and {len(disabled) - _NAMED} more" if len(disabled) > _NAMED else ""
+    names = ", ".join(each.trigger for each in disabled[:_NAMED])
+    advice = "; ".join(each.command for each in disabled)
+    if any(each.sees_edits for each in disabled):
+        # What was edited meanwhile is in no version that a run could begin with.
+        advice += "; then, as the tables' owner, SELECT pgflow.raise_version(array_agg(slug)) FROM pgflow.workflows"
+    return Verdict(
+        Outcome.FAULT,
+        f"triggers are disabled: {names}{more}. Edits may go unseen, and rows unchecked",
+        advice,
+        details=tuple(each.command for each in disabled),
+    )
+
+
 async def _check_hearing(patient: Patient) -> Verdict:
     settings = patient.settings
     if await hears_notifications(patient.dsn, timeout=settings.connect_timeout, patience=_HEARING):
@@ -144,6 +162,7 @@ DATABASE_CHECKS = (
     Check("server version", _check_version, needs=("database",)),
     Check("schema", _check_schema, needs=("database", "server version")),
     Check("rights", _check_rights, needs=("schema",)),
+    Check("triggers", _check_triggers, needs=("schema",)),
     Check("listen", _check_hearing, needs=("database",), patience=30),
     Check("clock", _check_clock, needs=("database",)),
 )
