@@ -9,17 +9,26 @@ import signal
 import sys
 import tempfile
 import time
+from itertools import groupby, islice
 from pathlib import Path
 
 from tests.faults.breaking import LEVELS
-from tests.faults.storm import Storm, run_storm
+from tests.faults.storm import Storm, run_storms
+from tests.faults.weathers import MIXED, WEATHERS
 
-_SHOWN = 40  # violations
+_SHOWN = 20  # violations of each storm
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=200, help="of each storm")
+    parser.add_argument(
+        "--storm",
+        action="append",
+        choices=[*WEATHERS],
+        dest="kinds",
+        help="what goes wrong: everything, where not given; several storms blow on the same servers",
+    )
     parser.add_argument("--seed", type=int, help="of a storm that is to be repeated; random where not given")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="an empty or new directory to work in, which stays with all logs")
@@ -31,7 +40,7 @@ def _parse() -> argparse.Namespace:
         default=0,
         choices=range(1, LEVELS + 1),
         metavar="LEVEL",
-        help="break the first so many fences (all of them, where no number is given), to see that it is found",
+        help="break the fences of each storm, to see that it is found; of those in PostgreSQL, the first so many",
     )
     return parser.parse_args()
 
@@ -39,20 +48,22 @@ def _parse() -> argparse.Namespace:
 def main() -> int:
     options = _parse()
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
-    storm = Storm(options.runs, seed, options.workers, options.break_fence)
+    level = options.break_fence
+    storms = [Storm(kind, options.runs, seed, options.workers, bool(level), level) for kind in options.kinds or [MIXED]]
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
-    print(f"seed {seed}, {storm.runs} runs", flush=True)
+    print(f"seed {seed}, {options.runs} runs", flush=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that nothing is left running
     with tempfile.TemporaryDirectory(prefix="pgflow-faults-") as scratch:
         directory = options.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        violations = run_storm(storm, directory.resolve(), say)
-    for violation in violations[:_SHOWN]:
-        print(f"VIOLATION: {violation}")
+        violations = run_storms(storms, directory.resolve(), say)
+    for _, found in groupby(violations, lambda each: each.partition(": ")[0]):
+        for violation in islice(found, _SHOWN):
+            print(f"VIOLATION: {violation}")
     say(f"{len(violations)} violations; seed {seed}")
     return 1 if violations else 0
 

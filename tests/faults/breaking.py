@@ -12,7 +12,12 @@ the one that the tests look at:
 5. the look at the state before a completion that commits together with rows. Without it, these are there twice, too.
 """
 
+import re
+
 import psycopg
+
+_QUALIFIED = re.compile(r"OPERATOR\(pg_catalog\.([^)]+)\)")
+"""How functions write operators, so that none of another schema takes their place."""
 
 _LEASE = """
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_leased(lease_until timestamptz, lease double precision) RETURNS boolean
@@ -24,15 +29,13 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.is_stale(run_id uuid, epoch int) RETUR
 LANGUAGE sql VOLATILE AS 'SELECT false'
 """
 
+_COMPLETE = "pgflow.complete_step(uuid, text, jsonb, int, int)"
+
 _FENCES = (
     ("pgflow.claim_step(uuid, text, int, text[], boolean)", "claim_step.epoch <> run.epoch", "false"),
-    ("pgflow.complete_step(uuid, text, jsonb, int, int)", "complete_step.epoch = run.epoch", "true"),
-    (
-        "pgflow.complete_step(uuid, text, jsonb, int, int)",
-        "complete_step.attempt = s.attempts AND s.started_at IS NOT NULL",
-        "true",
-    ),
-    ("pgflow.complete_step(uuid, text, jsonb, int, int)", "AND s.status = 'pending'", ""),
+    (_COMPLETE, "complete_step.epoch = run.epoch", "true"),
+    (_COMPLETE, "complete_step.attempt = s.attempts AND s.started_at IS NOT NULL", "true"),
+    (_COMPLETE, "AND s.status = 'pending'", ""),
     ("pgflow.start_step(uuid, text)", "IF FOUND THEN", "IF FOUND THEN state.status := 'pending';"),
 )
 """Functions, what to look for in them, and what to put there instead."""
@@ -48,6 +51,6 @@ def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int 
     for function, fence, gap in _FENCES[: max(0, level) and (0, 0, 2, 3, 4, 5)[level]]:
         row = connection.execute("SELECT pg_get_functiondef(%s::regprocedure)", [function]).fetchone()
         assert row is not None
-        definition = str(row[0])
+        definition = _QUALIFIED.sub(r"\1", str(row[0]))
         assert fence in definition, f"{function} has changed: no longer {fence!r} in it"
         connection.execute(definition.replace(fence, gap).encode())

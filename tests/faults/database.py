@@ -7,13 +7,14 @@ from typing import LiteralString
 from uuid import UUID
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.types.json import Jsonb
 
 from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
+from tests.faults.servers import PATIENCE
 from tests.faults.workflows import Steps
-
-_PATIENCE = 60.0  # seconds for which a statement is tried again
 
 _OBSERVATIONS = """
 CREATE SCHEMA faults;
@@ -30,19 +31,33 @@ CREATE TRIGGER note_completion AFTER UPDATE OF status ON pgflow.step_states FOR 
 WHEN (new.status = 'completed') EXECUTE FUNCTION faults.note_completion();
 """
 
+# What a worker needs; unlike a superuser, it meets the limits that are set for it.
+_RIGHTS = """
+GRANT USAGE ON SCHEMA {schema} TO {role};
+GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role};
+GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {role};
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {role};
+"""
+
 Row = tuple[object, ...]
 
 
 class Database:
-    """A connection that comes back when PostgreSQL does."""
+    """A connection that comes back when PostgreSQL does.
+
+    Attributes:
+        dsn: of a superuser.
+        name: of the database.
+    """
 
     def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+        self.dsn = dsn
+        self.name = str(conninfo_to_dict(dsn)["dbname"])
         self._connection: psycopg.Connection[Row] | None = None
 
     def connect(self) -> psycopg.Connection[Row]:
         if self._connection is None:
-            self._connection = psycopg.connect(self._dsn, autocommit=True, connect_timeout=5)
+            self._connection = psycopg.connect(self.dsn, autocommit=True, connect_timeout=5)
         return self._connection
 
     def close(self) -> None:
@@ -53,22 +68,35 @@ class Database:
 
     def read(self, statement: LiteralString, parameters: Sequence[object] = ()) -> list[Row]:
         """Return what a statement returns that may be executed twice."""
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 return self.connect().execute(statement, parameters).fetchall()
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction):  # down, or a standby
                 self.close()
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.1)
 
-    def install(self, workflows: Mapping[str, Steps]) -> None:
-        """Make everything that the storm needs, with all workflows defined and enabled."""
+    def install(self, workflows: Mapping[str, Steps], role: str) -> None:
+        """Make everything that the storm needs, with all workflows defined and enabled, and the role's rights."""
         connection = self.connect()
         for script in SCRIPTS:
             connection.execute(shipped_path("sql", script).read_bytes())
         connection.execute(_OBSERVATIONS)
+        for schema in ("pgflow", "pgflow_prefect", "faults"):
+            connection.execute(sql.SQL(_RIGHTS).format(schema=sql.Identifier(schema), role=sql.Identifier(role)))
+        self.define(workflows)
+
+    def set_option(self, role: str, option: str, text: str) -> None:
+        """Have a role's sessions begin with a setting."""
+        self.connect().execute(
+            sql.SQL("ALTER ROLE {} SET {} = {}").format(sql.Identifier(role), sql.Identifier(option), sql.Literal(text))
+        )
+
+    def define(self, workflows: Mapping[str, Steps]) -> None:
+        """Define workflows, and enable them."""
+        connection = self.connect()
         for slug, steps in workflows.items():
             connection.execute("INSERT INTO pgflow.workflows VALUES (%s)", [slug])
             for step in steps:

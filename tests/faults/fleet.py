@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,21 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
+from tests.faults.broken import BROKEN
+from tests.faults.servers import PATIENCE
+
 _PAUSE = 3.0  # seconds before a worker that has ended by itself is started again
-_STOP_TIMEOUT = 20.0
+
+
+def make_command(environment: Mapping[str, str], *arguments: str) -> list[str]:
+    """Return `pgflow-prefect` with arguments; with a broken fence, where the environment names one."""
+    module = "tests.faults.broken" if BROKEN in environment else "pgflow_prefect"
+    return [sys.executable, "-m", module, *arguments]
+
+
+def make_worker_command(environment: Mapping[str, str], concurrency: int) -> list[str]:
+    """Return what starts a worker for so many runs at the same time."""
+    return make_command(environment, "worker", "tests.faults.handlers", "--concurrency", str(concurrency))
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ class _Worker:
         """Kill it and whatever it has started; nothing of it gets a chance to tidy up."""
         with suppress(ProcessLookupError):  # it had ended
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(_STOP_TIMEOUT)
+        self.process.wait(PATIENCE)
 
 
 class Fleet:
@@ -45,15 +58,12 @@ class Fleet:
         faults: the workers that have ended though they were ready and nobody had killed them.
     """
 
-    def __init__(self, size: int, concurrency: int, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, size: int, command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:
         self.faults: list[str] = []
         self._size = size
         self._directory = directory
         self._environment = environment
-        self._command = [
-            *(sys.executable, "-m", "pgflow_prefect", "worker", "tests.faults.handlers"),
-            *("--concurrency", str(concurrency)),
-        ]
+        self._command = command
         self._workers: list[_Worker] = []
         self._started = 0
         self._next_start = 0.0

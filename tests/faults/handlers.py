@@ -3,46 +3,84 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pgflow_prefect import StepContext, Workflow
-from tests.faults.workflows import EXECUTIONS, WORKFLOWS, StepPlan, compute_result, read_workflows
+from tests.faults.workflows import (
+    BEGAN,
+    EXECUTIONS,
+    FAILED,
+    RETURNED,
+    STOPPED,
+    WORKFLOWS,
+    StepPlan,
+    compute_result,
+    read_workflows,
+)
 
+# An error in the handler's own statement is the handler's: none of these is to meet the role's time-out.
+_UNHURRIED, _HURRIED = "SET LOCAL statement_timeout = 0", "SET LOCAL statement_timeout TO DEFAULT"
 _WRITE = "INSERT INTO faults.written (run_id, step_slug, attempt) VALUES (%s, %s, %s)"
 
 
-def _note(context: StepContext) -> None:
-    """Note an execution, past everything that is tested: a line appended is there whoever is killed next.
+def _note(context: StepContext, event: str) -> None:
+    """Note what an execution does, past everything that is tested: a line appended is there whoever is killed next.
 
     In a file, and not in a table: an execution while PostgreSQL is down counts, too.
     """
-    line = f"{context.run_id} {context.step_slug} {context.attempt} {time.time()!r}\n"
+    line = f"{context.run_id} {context.step_slug} {context.attempt} {time.time()!r} {event}\n"
     file = os.open(os.environ[EXECUTIONS], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(file, line.encode())
     os.close(file)
 
 
+class _PlannedError(RuntimeError):
+    """The first attempt fails."""
+
+
+@contextmanager
+def _noted(context: StepContext) -> Iterator[None]:
+    """Note an execution's begin, and its end if it comes to one."""
+    _note(context, BEGAN)
+    end = STOPPED
+    try:
+        yield
+        end = RETURNED
+    except _PlannedError:
+        end = FAILED
+        raise
+    finally:
+        _note(context, end)
+
+
 def _make_handler(plan: StepPlan) -> Callable[..., Any]:
     def conclude(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
         if plan.is_flaky and context.attempt == 1:
-            raise RuntimeError("the first attempt fails")
+            raise _PlannedError
         return compute_result(payload["number"], context.step_slug, upstream)
 
     def work(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
-        _note(context)
-        if plan.writes:
-            context.connection.execute(_WRITE, [context.run_id, context.step_slug, context.attempt])
-        time.sleep(plan.seconds)
-        return conclude(upstream, payload, context)
+        with _noted(context):
+            if plan.writes:
+                context.connection.execute(_UNHURRIED)
+                context.connection.execute(_WRITE, [context.run_id, context.step_slug, context.attempt])
+            time.sleep(plan.seconds)
+            if plan.writes:
+                context.connection.execute(_HURRIED)
+            return conclude(upstream, payload, context)
 
     async def work_async(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
-        _note(context)
-        if plan.writes:
-            await context.connection.execute(_WRITE, [context.run_id, context.step_slug, context.attempt])
-        await asyncio.sleep(plan.seconds)
-        return conclude(upstream, payload, context)
+        with _noted(context):
+            if plan.writes:
+                await context.connection.execute(_UNHURRIED)
+                await context.connection.execute(_WRITE, [context.run_id, context.step_slug, context.attempt])
+            await asyncio.sleep(plan.seconds)
+            if plan.writes:
+                await context.connection.execute(_HURRIED)
+            return conclude(upstream, payload, context)
 
     return work_async if plan.is_async else work
 

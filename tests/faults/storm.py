@@ -3,29 +3,34 @@
 import json
 import os
 import subprocess
-import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
-from uuid import UUID
 
 from tests.faults.breaking import break_fences
-from tests.faults.chaos import Chaos, Say
-from tests.faults.check import collect, find_violations
+from tests.faults.broken import BROKEN
+from tests.faults.chaos import Chaos
+from tests.faults.check import Evidence, collect, find_violations
+from tests.faults.copies import Copies
 from tests.faults.database import Database
-from tests.faults.fleet import Fleet
-from tests.faults.servers import Postgres, Prefect
+from tests.faults.fleet import Fleet, make_command, make_worker_command
+from tests.faults.servers import PATIENCE, Postgres, Prefect
+from tests.faults.traffic import Traffic
+from tests.faults.troubles import TROUBLES, Say, Scene
+from tests.faults.weathers import SETTINGS, WEATHERS, Twin, Weather
 from tests.faults.workflows import EXECUTIONS, WORKFLOWS, Steps, draw_workflows, write_workflows
+from tests.silent_proxy import silent_proxy
 
 _WORKFLOWS = 6
-_CONCURRENCY = 4  # runs of a worker at the same time
-_STALLED, _STALLED_BROKEN = 120.0, 15.0  # seconds in which no run has ended: none will
-_READY_TIMEOUT = 90.0
-_RECONCILED = 150.0  # seconds after which Prefect has to show what PostgreSQL has
-_LATE = 5.0  # seconds in which those who lost their run to somebody else report
+_LOOK = 2.0  # seconds between two looks whether a broken fence has been found
+_LINGER = 30.0  # seconds after which the server finds a silent link dead by itself
+_MOST = 30  # times the runs that were asked for, with a broken fence: it has been found by then
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,28 @@ class Storm:
     """What is to happen.
 
     Attributes:
+        kind: of `WEATHERS`.
         runs: how many; more, where these are over before everything has gone wrong once.
         seed: decides the workflows, what goes wrong and when.
-        workers: how many at a time.
-        broken_fences: how many of them are broken on purpose; then nothing else goes wrong.
+        workers: how many at a time; fewer, where the weather says so.
+        broken: break the storm's fence on purpose.
+        level: how many of the fences in PostgreSQL are broken, where they are the storm's; all, where not given.
     """
 
+    kind: str
     runs: int
     seed: int
     workers: int = 3
-    broken_fences: int = 0
+    broken: bool = False
+    level: int | None = None
+
+    @property
+    def weather(self) -> Weather:
+        return WEATHERS[self.kind]
+
+    @property
+    def twin(self) -> Twin | None:
+        return self.weather.twin if self.broken else None
 
 
 def make_environment(directory: Path) -> dict[str, str]:
@@ -61,148 +78,249 @@ def make_environment(directory: Path) -> dict[str, str]:
     }
 
 
-def run_storm(storm: Storm, directory: Path, say: Say) -> list[str]:
-    """Let it blow, in an empty directory, and return what was violated; nothing is left running."""
-    random, mischief = Random(storm.seed), Random(storm.seed)  # noqa: S311  a thread each
-    workflows = draw_workflows(random, _WORKFLOWS, longest=0.5 if storm.broken_fences else 0.05)
-    environment = make_environment(directory)
-    write_workflows(workflows, directory / "workflows.json")
-    (directory / "executions").touch()
+def run_storms(storms: Sequence[Storm], directory: Path, say: Say) -> list[str]:
+    """Let storms blow, in an empty directory, and return what was violated; nothing is left running.
+
+    They share the two servers. Those that leave these alone blow at the same time, each with a database and workers of
+    its own.
+    """
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(directory))
-        database = Database(postgres.dsn)
-        stack.callback(database.close)
-        database.install(workflows)
-        if storm.broken_fences:
-            break_fences(database.connect(), storm.broken_fences)
-        prefect = stack.enter_context(Prefect(directory / "server", postgres.prefect_dsn))
-        environment |= {
-            "PGFLOW_DSN": postgres.dsn,
-            "PREFECT_API_URL": prefect.url,
-            # An owner who extends its lease learns that it has lost its run; where two are wanted, nobody does.
-            "PGFLOW_LEASE": "600" if storm.broken_fences else "3",
-            "PGFLOW_RECONCILE_INTERVAL": "5",
-            "PGFLOW_SWEEP_INTERVAL": "1",
-            "PGFLOW_MAX_RECOVERIES": "50",  # these owners vanish because we kill them
-        }
-        fleet = stack.enter_context(Fleet(storm.workers, _CONCURRENCY, directory, environment))
+        postgres.create_database("prefect")
+        postgres.create_login("faults_hog")
+        prefect = stack.enter_context(Prefect(directory / "server", postgres.make_dsn("prefect")))
         say("PostgreSQL and Prefect are up")
-        _await_workers(fleet, storm.workers if storm.broken_fences else 1)
-        say("the workers are ready")
-        traffic = _Traffic(storm, database, fleet, workflows, random, say)
-        with ExitStack() as blowing:
-            if not storm.broken_fences:
-                chaos = blowing.enter_context(Chaos(mischief, fleet, postgres, prefect, traffic.count_ended, say))
-                traffic.watch, traffic.is_enough = chaos.check, chaos.has_shown_all
-            traffic.start_runs()
-        say("all runs are started")
-        problems = traffic.await_end()
-        say("no run is pending" if not problems else "runs are left over")
-        if storm.broken_fences:
-            time.sleep(_LATE)
-        elif not problems:
-            problems += _await_reconciled(fleet, directory, environment, say)
-        problems += fleet.faults
-        evidence = collect(database, directory / "executions")
-        say(
+        together = [storm for storm in storms if storm.broken or not storm.weather.shakes_servers]
+        violations: list[str] = []
+        calm = threading.Event()
+        with ThreadPoolExecutor(max(1, len(together))) as pool:
+            blown = [pool.submit(_blow, storm, postgres, prefect, directory, say, calm) for storm in together]
+            try:
+                for each in blown:
+                    violations += each.result()
+            except BaseException:
+                calm.set()  # the pool waits for all of them
+                raise
+        for storm in storms:
+            if storm not in together:
+                violations += _blow(storm, postgres, prefect, directory, say, calm)
+        return violations
+
+
+class CalmError(Exception):
+    """The storms are called off."""
+
+
+def _blow(
+    storm: Storm, postgres: Postgres, prefect: Prefect, directory: Path, say: Say, calm: threading.Event
+) -> list[str]:
+    """Let one storm blow, and return what was violated.
+
+    Raises:
+        CalmError: it is called off.
+    """
+    own = directory / storm.kind
+    own.mkdir()
+
+    def say_where(text: str) -> None:
+        say(f"{storm.kind}: {text}")
+
+    with ExitStack() as stack:
+        blowing = _Blowing(storm, postgres, prefect, own, say_where, stack, calm)
+        problems = blowing.blow()
+        evidence = blowing.collect()
+        say_where(
             f"{len(evidence.runs)} runs, {len(evidence.states)} steps, "
             f"{sum(map(len, evidence.executions.values()))} executions"
         )
-        found = find_violations(evidence, workflows, traffic.begun)
-        return problems + [f"run {run_id}: {problem}" for run_id, problem in found]
+        found = blowing.judge(evidence)
+        if storm.twin is not None:
+            verdict = "\n".join(found)
+            say_where(", ".join(f"{sign!r} was {'' if sign in verdict else 'not '}found" for sign in storm.twin.signs))
+        say_where(f"{len(problems) + len(found)} violations")
+        return [f"{storm.kind}: {each}" for each in problems + found]
 
 
-def _await_workers(fleet: Fleet, count: int) -> None:
-    """Return when so many are ready: others come in the middle of it, as those do that replace a killed one."""
-    deadline = time.monotonic() + _READY_TIMEOUT
-    while fleet.count_ready() < count:
-        assert time.monotonic() < deadline, f"there are no {count} workers that are ready"
-        fleet.tend()
-        time.sleep(0.1)
-
-
-class _Traffic:
-    """Starts the runs, no more of them at a time than keep the workers busy."""
+class _Blowing:
+    """One storm while it blows."""
 
     def __init__(
         self,
         storm: Storm,
-        database: Database,
-        fleet: Fleet,
-        workflows: Mapping[str, Steps],
-        random: Random,
+        postgres: Postgres,
+        prefect: Prefect,
+        directory: Path,
         say: Say,
+        stack: ExitStack,
+        calm: threading.Event,
     ) -> None:
-        self.begun: dict[UUID, int] = {}
-        self.watch: Callable[[], None] = lambda: None
-        self.is_enough: Callable[[], bool] = lambda: True
         self._storm = storm
-        self._database = database
-        self._fleet = fleet
-        self._workflows = [*workflows]
-        self._random = random
         self._say = say
-        self._ended = 0
-        self._patience = _STALLED_BROKEN if storm.broken_fences else _STALLED
-        # Who is to take a run away from another needs a free place for it.
-        self._most = storm.workers * _CONCURRENCY // 2 if storm.broken_fences else 2 * storm.workers * _CONCURRENCY
-        self._progress_at = time.monotonic()
-
-    def count_ended(self) -> int:
-        return self._ended
-
-    def start_runs(self) -> None:
-        while (wanted := self._count_wanted()) and not self._is_stalled(pending := self._look()):
-            for _ in range(min(self._most - len(pending), wanted)):
-                run_id = UUID(int=self._random.getrandbits(128), version=4)
-                self.begun[run_id] = len(self.begun)
-                self._database.start_run(self._random.choice(self._workflows), run_id, self.begun[run_id])
-            time.sleep(0.2)
-
-    def _count_wanted(self) -> int:
-        """Return how many runs have still to be started."""
-        return max(self._storm.runs - len(self.begun), 0 if self.is_enough() else 1)
-
-    def await_end(self) -> list[str]:
-        """Return once no run is pending, or none ends any more: those that are left."""
-        while pending := self._look():
-            if self._is_stalled(pending):
-                return [f"run {run_id}: pending, and nothing has ended for {self._patience:g} s" for run_id in pending]
-            time.sleep(0.2)
-        return []
-
-    def _look(self) -> list[UUID]:
-        self._fleet.tend()
-        self.watch()
-        return self._database.list_pending()
-
-    def _is_stalled(self, pending: list[UUID]) -> bool:
-        if (ended := len(self.begun) - len(pending)) != self._ended:
-            if ended // 50 != self._ended // 50:
-                self._say(f"{ended} runs have ended")
-            self._ended, self._progress_at = ended, time.monotonic()
-        return time.monotonic() > self._progress_at + self._patience
-
-
-def _await_reconciled(fleet: Fleet, directory: Path, environment: Mapping[str, str], say: Say) -> list[str]:
-    """Return what Prefect and PostgreSQL still disagree about when the workers have had the time to repair it."""
-    deadline = time.monotonic() + _RECONCILED
-    while True:
-        fleet.tend()
-        looked = subprocess.run(
-            [sys.executable, "-m", "pgflow_prefect", "reconcile", "--all", "--json"],
-            cwd=directory,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
+        self._calm = calm
+        self._directory = directory
+        weather, twin = storm.weather, storm.twin
+        random = Random(f"{storm.seed} runs")  # noqa: S311
+        self._mischief = Random(f"{storm.seed} mischief")  # noqa: S311  for another thread, and other ids
+        name = storm.kind.replace("-", "_")
+        role = f"{name}_worker"
+        self._workflows: Mapping[str, Steps] = draw_workflows(
+            random, _WORKFLOWS, twin.longest if twin else weather.longest, prefix=name
         )
-        found = json.loads(looked.stdout) if looked.stdout.strip() else None
-        if looked.returncode == 0 and found == []:
-            say("reconcile finds nothing")
-            return []
-        say(f"reconcile finds {'nothing' if found is None else len(found)}, exit code {looked.returncode}")
-        if time.monotonic() > deadline:
-            return [f"reconcile still finds, exit code {looked.returncode}: {looked.stdout}{looked.stderr}"]
-        time.sleep(3)
+        write_workflows(self._workflows, directory / "workflows.json")
+        self._executions = directory / "executions"
+        self._executions.touch()
+        postgres.create_login(role)
+        postgres.create_database(name)
+        self._database = self._open(postgres.make_dsn(name), stack)
+        self._shown = self._open(prefect.dsn, stack)
+        self._install(role)
+        proxy = stack.enter_context(silent_proxy(postgres.make_dsn(name, user=role), linger=_LINGER))
+        self._environment = {
+            **make_environment(directory),
+            **SETTINGS,
+            **weather.settings,
+            "PGFLOW_DSN": proxy.dsn,
+            "PREFECT_API_URL": prefect.url,
+        }
+        if twin:
+            self._environment |= twin.settings
+            if not twin.level:
+                self._environment[BROKEN] = storm.kind
+        self._size = min(storm.workers, weather.workers or storm.workers)
+        command = make_worker_command(self._environment, weather.concurrency)
+        self._fleet = stack.enter_context(Fleet(self._size, command, directory, self._environment))
+        copies = Copies(
+            postgres,
+            self._database,
+            self._shown,
+            self._mischief,
+            directory,
+            self._environment,
+            role,
+            say,
+            broken=storm.broken,
+        )
+        self._copies = copies
+        self._traffic = self._make_traffic(random)
+        self._scene = Scene(
+            self._mischief, self._fleet, postgres, prefect, self._database, role, proxy, copies, self._wait, say
+        )
+        self._chaos: Chaos | None = None
+        self._next_look, self._is_known = 0.0, False
+
+    def _open(self, dsn: str, stack: ExitStack) -> Database:
+        database = Database(dsn)
+        stack.callback(database.close)
+        return database
+
+    def _install(self, role: str) -> None:
+        self._database.install(self._workflows, role)
+        for option, text in self._storm.weather.options.items():
+            self._database.set_option(role, option, text)
+        if self._storm.twin and self._storm.twin.level:
+            break_fences(self._database.connect(), self._storm.level or self._storm.twin.level)
+
+    def _make_traffic(self, random: Random) -> Traffic:
+        at_work = self._size * self._storm.weather.concurrency
+        twin = self._storm.twin
+        return Traffic(
+            self._storm.runs,
+            # A worker that is to take a run away from another needs a free place for it.
+            at_work // 2 if twin and twin.level else 2 * at_work,
+            twin.patience if twin else PATIENCE,
+            self._database,
+            self._fleet,
+            self._executions,
+            [*self._workflows],
+            random,
+            self._say,
+        )
+
+    def _wait(self, seconds: float) -> bool:
+        assert self._chaos is not None
+        return self._chaos.wait(seconds)
+
+    def blow(self) -> list[str]:
+        """Blow until everything has gone wrong and all runs are over, and return what is wrong without the check."""
+        self._await_workers(self._size if self._storm.broken else 1)
+        self._say("the workers are ready")
+        with self._make_chaos() as chaos:
+            self._chaos = chaos
+            self._traffic.watch = self._watch
+            if self._storm.broken:
+                self._traffic.is_enough = self._has_tried_enough
+                self._traffic.is_over = self._is_found
+            else:
+                self._traffic.is_enough = chaos.has_shown_all
+            self._traffic.start_runs()
+        self._say("all runs are started")
+        problems = self._traffic.await_end()
+        self._say("no run is pending" if not problems else "runs are left over")
+        if not self._storm.broken and not problems:
+            problems += self._await_reconciled()
+        return problems + self._fleet.faults + self._copies.problems
+
+    def _watch(self) -> None:
+        if self._calm.is_set():
+            raise CalmError
+        if self._chaos is not None:
+            self._chaos.check()
+
+    def _make_chaos(self) -> Chaos:
+        weather, twin = self._storm.weather, self._storm.twin
+        cards = weather.cards if twin is None or twin.cards is None else twin.cards
+        troubles: dict[str, Callable[[], None]] = {card: partial(TROUBLES[card], self._scene) for card in cards}
+        return Chaos(self._mischief, cards, troubles, weather.pauses, self._traffic.count_ended)
+
+    def _has_tried_enough(self) -> bool:
+        return len(self._traffic.begun) >= _MOST * self._storm.runs
+
+    def _is_found(self) -> bool:
+        """Tell whether the verdict has all that the broken fence has to show; a run that is pending is not over yet."""
+        assert self._storm.twin is not None
+        if time.monotonic() > self._next_look:
+            found = "\n".join(each for each in self.judge(self.collect()) if "is pending" not in each)
+            self._is_known = all(sign in found for sign in self._storm.twin.signs)
+            self._next_look = time.monotonic() + _LOOK
+        return self._is_known
+
+    def collect(self) -> Evidence:
+        """Return what there is to judge by."""
+        return collect(self._database, self._executions, self._shown)
+
+    def judge(self, evidence: Evidence) -> list[str]:
+        """Return what is violated."""
+        found = find_violations(evidence, self._workflows, self._traffic.begun, self._storm.weather.redone)
+        return [f"run {run_id}: {problem}" for run_id, problem in found]
+
+    def _await_workers(self, count: int) -> None:
+        """Return when so many are ready: others come in the middle of it, as those do that replace a killed one."""
+        deadline = time.monotonic() + PATIENCE
+        while self._fleet.count_ready() < count:
+            assert time.monotonic() < deadline, f"there are no {count} workers that are ready"
+            self._fleet.tend()
+            self._watch()
+            time.sleep(0.1)
+
+    def _await_reconciled(self) -> list[str]:
+        """Return what Prefect and PostgreSQL still disagree about when the workers have had the time to repair it."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self._fleet.tend()
+            looked = subprocess.run(
+                make_command(self._environment, "reconcile", "--all", "--json"),
+                cwd=self._directory,
+                env=self._environment,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            found = json.loads(looked.stdout) if looked.stdout.strip() else None
+            if looked.returncode == 0 and found == []:
+                self._say("reconcile finds nothing")
+                return []
+            self._say(f"reconcile finds {'nothing' if found is None else len(found)}, exit code {looked.returncode}")
+            if time.monotonic() > deadline:
+                return [f"reconcile still finds, exit code {looked.returncode}: {looked.stdout}{looked.stderr}"]
+            time.sleep(3)

@@ -10,6 +10,9 @@ from random import Random
 WORKFLOWS, EXECUTIONS = "FAULTS_WORKFLOWS", "FAULTS_EXECUTIONS"
 """Environment variables: the file that says what there is to do, and the one that every execution is noted in."""
 
+BEGAN, RETURNED, FAILED, STOPPED = "began", "returned", "failed", "stopped"
+"""What is noted of an execution. It fails where that was planned; whatever else ends it, it is stopped."""
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -35,9 +38,12 @@ Steps = Mapping[str, StepPlan]
 """In an order in which they can be executed."""
 
 
-def draw_workflows(random: Random, count: int, longest: float) -> dict[str, Steps]:
-    """Return so many workflows of 2 to 8 steps, none of which works longer than so many seconds."""
-    return {f"storm_{number}": _draw_steps(random, longest) for number in range(count)}
+def draw_workflows(random: Random, count: int, longest: float, prefix: str = "storm") -> dict[str, Steps]:
+    """Return so many workflows of 2 to 8 steps, none of which works longer than so many seconds.
+
+    On one Prefect server, the workflows of several databases need a prefix each.
+    """
+    return {f"{prefix}_{number}": _draw_steps(random, longest) for number in range(count)}
 
 
 def _draw_steps(random: Random, longest: float) -> Steps:

@@ -1,0 +1,63 @@
+"""The judge of the storms: what it takes for a violation, and what not."""
+
+from uuid import uuid4
+
+import pytest
+
+from tests.faults.check import Evidence, Execution, Place, State, find_violations
+from tests.faults.weathers import WEATHERS, Redone
+from tests.faults.workflows import BEGAN, FAILED, RETURNED, STOPPED, StepPlan, expect_results
+
+RUN = uuid4()
+PLACE = Place(RUN, "a")
+STEPS = {"a": StepPlan(upstream=(), is_async=False, writes=True, is_flaky=False, seconds=0)}
+DRY_STEPS = {"a": StepPlan(upstream=(), is_async=False, writes=False, is_flaky=False, seconds=0)}
+
+
+def judge(
+    executions: list[Execution],
+    redone: Redone,
+    shown: list[str] | None = None,
+    steps: dict[str, StepPlan] = STEPS,
+) -> list[str]:
+    """Return what is wrong with a run whose last execution has completed it."""
+    attempts = executions[-1].attempt
+    evidence = Evidence(
+        runs={RUN: ("w", 0, "completed", None)},
+        states={PLACE: State("completed", expect_results(0, steps)["a"], attempts, 100.0)},
+        completions={PLACE: [attempts]},
+        written={PLACE: [attempts] * steps["a"].writes},
+        executions={PLACE: executions},
+        shown={RUN: shown} if shown else {},
+    )
+    return [problem for _, problem in find_violations(evidence, {"w": steps}, {RUN: 0}, redone)]
+
+
+def test_an_attempt_after_one_that_failed_is_in_order() -> None:
+    assert judge([Execution(1, 1.0, FAILED), Execution(2, 2.0, RETURNED)], Redone.NOTHING) == []
+
+
+@pytest.mark.parametrize("end", [BEGAN, RETURNED, STOPPED])
+def test_an_attempt_after_one_that_did_not_fail_is_a_violation(end: str) -> None:
+    executions = [Execution(1, 1.0, end), Execution(2, 2.0, RETURNED)]
+    assert judge(executions, Redone.NOTHING) == [f"step a: was executed again as attempt 2; attempt 1 {end}"]
+    assert judge(executions, Redone.ANYTHING) == []
+
+
+def test_only_what_had_a_transaction_may_be_done_again_where_connections_break() -> None:
+    executions = [Execution(1, 1.0, RETURNED), Execution(2, 2.0, RETURNED)]
+    assert judge(executions, Redone.WRITTEN) == []
+    assert len(judge(executions, Redone.WRITTEN, steps=DRY_STEPS)) == 1
+
+
+def test_what_prefect_has_shown_of_a_completed_run_counts() -> None:
+    executions = [Execution(1, 1.0, RETURNED)]
+    assert judge(executions, Redone.NOTHING, ["Crashed"]) == [
+        "Prefect has shown the flow run that completed it as Crashed"
+    ]
+    assert judge(executions, Redone.WRITTEN, ["Crashed"]) == []
+
+
+@pytest.mark.parametrize("kind", WEATHERS)
+def test_each_storm_has_a_fence_that_shows_when_it_is_broken(kind: str) -> None:
+    assert WEATHERS[kind].twin.signs
