@@ -103,6 +103,6 @@ def test_a_consumer_of_a_queue_does_nothing(db: Connection, dsn: str, role: str,
     async def find() -> None:
         await store.find_handover(run_id, TaskKey("a"), 1)
 
-    with pytest.raises(HiddenRowsError, match=f'the role "{role}" may not see every row of pgflow.step_states'):
+    with pytest.raises(HiddenRowsError, match=f"role '{role}' may not see every row of pgflow.step_states"):
         anyio.run(find)
     assert get_state(db, run_id, "a").status == "pending"
