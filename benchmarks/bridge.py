@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.commands import WORKFLOW, Site, open_site
 from benchmarks.measure import Report, Row, Target, interleave, ratio
-from pgflow_prefect.deployment.bridge import IN_FLIGHT
+from pgflow_prefect.services.bridge import IN_FLIGHT
 
 RUNS = 400
 REPETITIONS = 4

@@ -18,7 +18,7 @@ from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.database.store import Store, make_tenure
-from pgflow_prefect.graph import build_graph, sort_steps
+from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 

@@ -15,18 +15,18 @@ from uuid import UUID
 from prefect import Flow
 
 from pgflow_prefect.bindings import AnyBinding
+from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
+from pgflow_prefect.definitions.graph import find_problems
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.ahead import open_ahead
 from pgflow_prefect.execution.flow import Execution, parse_run_id
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
-from pgflow_prefect.execution.host import Host
+from pgflow_prefect.execution.process.host import Host
+from pgflow_prefect.execution.process.prewarmed_host import open_ahead
 from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
-from pgflow_prefect.graph import find_problems
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.handlers.dependencies import derive_definition, find_missing_deps
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import WorkflowDefinition, to_identifier
 from pgflow_prefect.settings import Settings

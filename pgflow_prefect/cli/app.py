@@ -31,23 +31,23 @@ app.meta.suppress_keyboard_interrupt = False
 # By name, so that `--help` imports none of them: Prefect alone takes a second. In the order of a first session.
 COMMANDS = {
     "demo": ("demo:demo", "Show it all: a workflow in SQL, run on Prefect, on servers that come with the package."),
-    "init": ("schema:init", "Install or upgrade the schema in the database."),
-    "import": ("handlers:import_", "Write a Python file with a stub for each step of a workflow."),
+    "init": ("init:init", "Install or upgrade the schema in the database."),
+    "import": ("import_:import_", "Write a Python file with a stub for each step of a workflow."),
     "push": ("exchange:push", "Write the workflow that a Python file defines into the database."),
     "list": ("definitions:list_", "List the workflows that the database defines."),
     "validate": ("definitions:validate", "Check a workflow and its handlers; name every problem."),
     "graph": ("pictures:graph", "Draw a workflow, or a run of it."),
     "export": ("exchange:export", "Print the SQL that defines a workflow."),
     "run": ("run:run", "Run a workflow on Prefect, here and now."),
-    "deploy": ("deployments:deploy", "Create or update the Prefect deployment of workflows."),
+    "deploy": ("deploy:deploy", "Create or update the Prefect deployment of workflows."),
     "diff": ("diff:diff", "Name what differs between database, handlers and deployment."),
     "block": ("block:block", "Keep the database's address in Prefect, for flow runs to find."),
-    "bind": ("binding:bind", "Say who does a step: Python, SQL, HTTP, a queue, somebody else."),
+    "bind": ("bind:bind", "Say who does a step: Python, SQL, HTTP, a queue, somebody else."),
     "credentials": ("credentials:credentials", "Show which credentials rows name, and what to set for them."),
-    "observe": ("binding:observe", "Show the runs of a workflow that others execute."),
-    "shadow": ("binding:shadow", "Run a handler beside somebody else's work, and compare."),
-    "enable": ("enabling:enable", "Let workers and bridges take a workflow's new runs."),
-    "disable": ("enabling:disable", "Let no worker and no bridge take a workflow's runs."),
+    "observe": ("bind:observe", "Show the runs of a workflow that others execute."),
+    "shadow": ("bind:shadow", "Run a handler beside somebody else's work, and compare."),
+    "enable": ("enable:enable", "Let workers and bridges take a workflow's new runs."),
+    "disable": ("enable:disable", "Let no worker and no bridge take a workflow's runs."),
     "worker": ("worker:worker", "Execute runs as they come, in this process."),
     "serve": ("serve:serve", "Deploy workflows and execute their runs, each in a process of its own."),
     "bridge": ("bridge:bridge", "Hand runs that SQL starts to Prefect's own workers."),
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _exit(code: int) -> NoReturn:
     """End the process, which is this command's own: at once, where a handler that was given up would keep it."""
-    signals = sys.modules.get("pgflow_prefect.execution.signals")
+    signals = sys.modules.get("pgflow_prefect.execution.process.signals")
     if signals is not None and signals.is_held_up():
         atexit._run_exitfuncs()  # what is still to be logged and sent is
         sys.stdout.flush()

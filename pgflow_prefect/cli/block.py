@@ -1,7 +1,7 @@
 """`block`."""
 
 from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 
 
@@ -19,8 +19,8 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
     name
         Of the block: lower-case letters, digits and dashes. One that exists gets the new address.
     """
-    from pgflow_prefect.execution.database_block import save_block
-    from pgflow_prefect.execution.signals import run_event_loop
+    from pgflow_prefect.execution.process.database_block import save_block
+    from pgflow_prefect.execution.process.signals import run_event_loop
     from pgflow_prefect.settings import BLOCK_TYPE
 
     check_server()

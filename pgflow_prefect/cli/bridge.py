@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, log_to_console
-from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 
 if TYPE_CHECKING:
-    from pgflow_prefect.execution.signals import Switch
+    from pgflow_prefect.execution.process.signals import Switch
 
 
 def bridge(
@@ -35,11 +35,11 @@ def bridge(
     """
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
-    from pgflow_prefect.deployment.health import Health, open_health
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.mirror import persist
-    from pgflow_prefect.execution.signals import run_service
+    from pgflow_prefect.execution.process.signals import run_service
+    from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.services.bridge import IN_FLIGHT, Bridge
+    from pgflow_prefect.services.health import Health, open_health
 
     check_server()
     settings = make_settings(dsn)

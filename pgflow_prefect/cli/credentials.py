@@ -57,7 +57,7 @@ def credentials(
 async def _look(settings: Settings, rename: bool) -> tuple[list[RowCredential], list[str]]:
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.row_credentials import advise, list_row_credentials, rename_credentials
-    from pgflow_prefect.execution.toolbox import make_row_policy
+    from pgflow_prefect.execution.process.resources import make_row_policy
 
     async with open_store(settings, size=1) as store:
         found = await (rename_credentials(store) if rename else list_row_credentials(store))

@@ -58,7 +58,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     """
     import anyio
 
-    from pgflow_prefect.graph import build_graph
+    from pgflow_prefect.definitions.graph import build_graph
     from pgflow_prefect.render.text import describe_graph
     from pgflow_prefect.workflow import to_flow_name
 
@@ -122,7 +122,7 @@ def _describe(workflow: WorkflowSummary) -> tuple[str, ...]:
 def _list_steps(
     definition: WorkflowDefinition, rows: Mapping[str, StepBinding], handlers: str | None, json: bool
 ) -> None:
-    from pgflow_prefect.graph import build_graph
+    from pgflow_prefect.definitions.graph import build_graph
 
     graph = build_graph(definition)
     doers = load_doers(definition, rows, handlers)
@@ -145,9 +145,9 @@ def load_doers(
 
     Handlers that can't be loaded are named on standard error: what rows say is shown all the same.
     """
+    from pgflow_prefect.definitions.graph import order_steps
     from pgflow_prefect.deployment.doers import describe_doers
     from pgflow_prefect.deployment.handler_files import find_handlers
-    from pgflow_prefect.graph import order_steps
 
     try:
         workflow, source = find_handlers(definition.slug, handlers)
@@ -193,10 +193,10 @@ class _Checked(NamedTuple):
 
 async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Checked:
     from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.definitions.graph import order_steps
     from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
     from pgflow_prefect.deployment.doers import describe_doers
     from pgflow_prefect.deployment.handler_files import load_workflow
-    from pgflow_prefect.graph import order_steps
 
     async with open_store(settings, size=1) as store:
         definition = await store.load_definition(workflow)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pgflow_prefect.cli.candidates import Skipped
 from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.enabling import print_older_runs
+from pgflow_prefect.cli.enable import print_older_runs
 from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
 from pgflow_prefect.deployment.deployments.write import Deployed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pgflow_prefect.cli.console import print_json, print_table
-from pgflow_prefect.cli.deployments import check_server, find_enabled
+from pgflow_prefect.cli.deploy import check_server, find_enabled
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: 
         The workflows' slugs; where none is named, all that have handlers here, and all deployments that were made for
         workflows of this database.
     """
-    from pgflow_prefect.execution.signals import run_event_loop
+    from pgflow_prefect.execution.process.signals import run_event_loop
 
     check_server()
     found = run_event_loop(_diff, make_settings(dsn), tuple(dict.fromkeys(workflows)) or None, handlers)

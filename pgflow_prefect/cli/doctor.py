@@ -36,7 +36,7 @@ def doctor(
         Measure, with a flow run of one task, how long Prefect takes to show what has happened. It is deleted again.
     """
     from pgflow_prefect.deployment.diagnosis.findings import Outcome
-    from pgflow_prefect.execution.signals import run_event_loop
+    from pgflow_prefect.execution.process.signals import run_event_loop
 
     settings = make_settings(dsn)
     found = run_event_loop(_examine, settings, _name_source(settings, dsn), flow_run, json)

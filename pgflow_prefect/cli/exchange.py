@@ -57,7 +57,7 @@ def export(
     import anyio
 
     from pgflow_prefect.database.definition_script import write_script
-    from pgflow_prefect.graph import build_graph, find_cycles
+    from pgflow_prefect.definitions.graph import build_graph, find_cycles
 
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
@@ -130,7 +130,7 @@ def push(
 
 
 def _choose(found: Collection[str], slug: str) -> str:
-    from pgflow_prefect.graph import suggest
+    from pgflow_prefect.definitions.graph import suggest
 
     if slug not in found:
         listed = ", ".join(map(repr, found))

@@ -61,6 +61,6 @@ def make_settings(dsn: str | None) -> Settings:
 def _read_block(settings: Settings) -> Settings:
     import anyio
 
-    from pgflow_prefect.execution.database_block import find_settings
+    from pgflow_prefect.execution.process.database_block import find_settings
 
     return anyio.run(find_settings, settings)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
-    from pgflow_prefect.graph import Graph
+    from pgflow_prefect.definitions.graph import Graph
     from pgflow_prefect.render.progress import Look, Progress
     from pgflow_prefect.render.timeline import Timeline
     from pgflow_prefect.settings import Settings
@@ -143,7 +143,7 @@ def _find_drawer(format: str) -> Callable[[Graph, Progress | None], str]:  # noq
 
 async def _load_graph(settings: Settings, workflow: str | None, run: RunName | None) -> tuple[Graph, Progress | None]:
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.graph import build_graph, find_problems
+    from pgflow_prefect.definitions.graph import build_graph, find_problems
 
     async with open_store(settings, size=1, only_reads=True) as store:
         if run is not None:
@@ -163,7 +163,7 @@ async def _load_run(settings: Settings, run: RunName) -> tuple[Graph, Progress]:
 
 
 async def _read_progress(store: Store, run_id: UUID, workflow: str | None = None) -> tuple[Graph, Progress]:
-    from pgflow_prefect.graph import build_graph
+    from pgflow_prefect.definitions.graph import build_graph
     from pgflow_prefect.render.progress import trace_progress
 
     run = await store.read_run(run_id)

@@ -81,10 +81,10 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
 
 
 async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
-    from pgflow_prefect.deployment.heartbeat import Heartbeat
     from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
     from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
     from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.services.heartbeat import Heartbeat
 
     try:
         async with connect_to_prefect() as client:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
-    from pgflow_prefect.execution.host import Host
+    from pgflow_prefect.execution.process.host import Host
     from pgflow_prefect.models import Run, WorkflowDefinition
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
@@ -57,7 +57,7 @@ def run(
         With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
     """
     from pgflow_prefect.database.run_names import parse_run_name
-    from pgflow_prefect.execution.signals import run_event_loop
+    from pgflow_prefect.execution.process.signals import run_event_loop
 
     if (workflow is None) == (resume is None):
         raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
@@ -93,9 +93,9 @@ def read_payload(argument: str) -> str:
 
 
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
-    from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.definitions.graph import find_problems
     from pgflow_prefect.execution.payloads import check_payload
-    from pgflow_prefect.graph import find_problems
+    from pgflow_prefect.execution.process.host import open_host
     from pgflow_prefect.raw_json import RawJson
 
     async with open_host(settings) as host:
@@ -108,7 +108,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
 
 
 async def _resume(settings: Settings, name: RunName, handlers: str | None, json: bool, force: bool) -> int:
-    from pgflow_prefect.execution.host import open_host
+    from pgflow_prefect.execution.process.host import open_host
     from pgflow_prefect.models import Status
 
     async with open_host(settings) as host:
@@ -130,9 +130,9 @@ async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None
         InvalidDefinitionError: definition, handlers and bindings do not fit together.
     """
     from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.definitions.graph import order_steps
     from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
     from pgflow_prefect.deployment.handler_files import load_workflow
-    from pgflow_prefect.graph import order_steps
 
     store, slug = host.store, definition.slug
     workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
@@ -158,9 +158,9 @@ async def _execute(
     force: bool = False,
 ) -> int:
     from pgflow_prefect.cli.progress import make_view
-    from pgflow_prefect.deployment.cancellation import execute_until_cancelled
     from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, has_server
     from pgflow_prefect.models import Status
+    from pgflow_prefect.services.cancellation import execute_until_cancelled
 
     view = make_view(quiet=json)
     store = host.store

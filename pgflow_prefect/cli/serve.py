@@ -11,14 +11,14 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, is_debugging, log_to_console
-from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.database.store import Store
-    from pgflow_prefect.deployment.serving import Served
-    from pgflow_prefect.execution.signals import Switch
+    from pgflow_prefect.execution.process.signals import Switch
+    from pgflow_prefect.services.serve import Served
     from pgflow_prefect.workflow import Workflow
 
 
@@ -61,17 +61,17 @@ def serve(
     """
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.deployment.bridge import IN_FLIGHT, Bridge
     from pgflow_prefect.deployment.deployments.schedules import parse_schedule
     from pgflow_prefect.deployment.deployments.wanted import Options
-    from pgflow_prefect.deployment.flow_run_logs import handlers_logging
-    from pgflow_prefect.deployment.flow_run_processes import FlowRunProcesses
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_directory, load_workflows
-    from pgflow_prefect.deployment.health import Health, open_health
-    from pgflow_prefect.deployment.serving import ServedDeployments, Serving
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.mirror import persist
-    from pgflow_prefect.execution.signals import run_service
+    from pgflow_prefect.execution.process.signals import run_service
+    from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.services.bridge import IN_FLIGHT, Bridge
+    from pgflow_prefect.services.flow_run_logs import handlers_logging
+    from pgflow_prefect.services.flow_run_processes import FlowRunProcesses
+    from pgflow_prefect.services.health import Health, open_health
+    from pgflow_prefect.services.serve import ServedDeployments, Serving
 
     options = Options(schedule=parse_schedule(cron, interval, timezone, remove=False))
     check_server()
@@ -117,7 +117,7 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     """
     from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
     from pgflow_prefect.deployment.binding_problems import find_missing_here
-    from pgflow_prefect.deployment.serving import Served
+    from pgflow_prefect.services.serve import Served
 
     definitions = {slug: await store.load_definition(slug) for slug in workflows}
     candidates = [Candidate(workflow, source, definitions[slug]) for slug, (workflow, source) in workflows.items()]

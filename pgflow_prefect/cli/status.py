@@ -106,7 +106,7 @@ async def _await_end(
 
 
 async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, with_payload: bool = False) -> Snapshot:
-    from pgflow_prefect.graph import build_graph, sort_steps
+    from pgflow_prefect.definitions.graph import build_graph, sort_steps
 
     run = await store.read_run(run_id, with_payload=with_payload)
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}

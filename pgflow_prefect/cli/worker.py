@@ -9,13 +9,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, log_to_console
-from pgflow_prefect.cli.deployments import check_server
+from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
-    from pgflow_prefect.execution.host import Host
-    from pgflow_prefect.execution.signals import Switch
+    from pgflow_prefect.execution.process.host import Host
+    from pgflow_prefect.execution.process.signals import Switch
     from pgflow_prefect.workflow import Workflow
 
 _CONNECTIONS_PER_RUN = 2
@@ -49,13 +49,13 @@ def worker(
         Take pending runs, too, that were begun before their workflow was enabled.
     """
     from pgflow_prefect.deployment.handler_files import load_directory, load_workflows
-    from pgflow_prefect.deployment.health import Health, open_health
-    from pgflow_prefect.deployment.upkeep import name_older_runs
-    from pgflow_prefect.deployment.worker import Worker
-    from pgflow_prefect.execution.host import open_host
     from pgflow_prefect.execution.in_process import connect_to_prefect
-    from pgflow_prefect.execution.mirror import persist
-    from pgflow_prefect.execution.signals import run_service
+    from pgflow_prefect.execution.process.host import open_host
+    from pgflow_prefect.execution.process.signals import run_service
+    from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.services.health import Health, open_health
+    from pgflow_prefect.services.maintenance import name_older_runs
+    from pgflow_prefect.services.worker import Worker
 
     named = bool(sources or workflow)
     workflows = load_workflows(sources) if named else load_directory()
@@ -111,6 +111,7 @@ async def _add_bound(
 
 async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None:
     from pgflow_prefect.bindings import Kind
+    from pgflow_prefect.definitions.graph import order_steps
     from pgflow_prefect.deployment.binding_problems import (
         find_all_problems,
         find_doers,
@@ -118,7 +119,6 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         find_missing_here,
         find_refused_rows,
     )
-    from pgflow_prefect.graph import order_steps
 
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from psycopg import sql
 
-from pgflow_prefect.graph import build_graph, sort_steps
+from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.models import WorkflowDefinition
 
 HEADER = "-- The pgflow workflow {name}. Adds what is missing; again: changes nothing.\nBEGIN;\n"

@@ -22,8 +22,8 @@ from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
+from pgflow_prefect.definitions.graph import suggest
 from pgflow_prefect.errors import RunNotPendingError, SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
-from pgflow_prefect.graph import suggest
 from pgflow_prefect.models import (
     Claim,
     ClaimRequest,

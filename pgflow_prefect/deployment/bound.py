@@ -9,7 +9,7 @@ from prefect.context import FlowRunContext
 
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.database_block import find_settings
+from pgflow_prefect.execution.process.database_block import find_settings
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow, to_flow_name
 

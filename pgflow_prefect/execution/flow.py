@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     InvalidDefinitionError,
@@ -28,27 +29,26 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
-from pgflow_prefect.execution.ahead import open_host_for_run
 from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.console_logs import clean_consoles
-from pgflow_prefect.execution.display import Display
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
 from pgflow_prefect.execution.handler_logs import show_logs
-from pgflow_prefect.execution.host import ActiveRun, Host, Stop
-from pgflow_prefect.execution.mirror import Mirror, persist
-from pgflow_prefect.execution.ownership import find_foreign_tags
 from pgflow_prefect.execution.payloads import check_payload
-from pgflow_prefect.execution.prefect_engine import make_task_runs
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
+from pgflow_prefect.execution.process.prewarmed_host import open_host_for_run
+from pgflow_prefect.execution.reporting.display import Display
+from pgflow_prefect.execution.reporting.task_runs import make_task_runs
+from pgflow_prefect.execution.run_executor import Steps, find_submitted
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
-from pgflow_prefect.execution.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.execution.step import Observer
-from pgflow_prefect.execution.steps import Steps, find_submitted
+from pgflow_prefect.execution.step_writer import Mirror, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
-from pgflow_prefect.graph import Graph, build_graph, find_leaves, find_problems
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Run, RunEnd, Status
+from pgflow_prefect.prefect_api.ownership import find_foreign_tags
+from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 

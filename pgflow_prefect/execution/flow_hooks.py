@@ -14,9 +14,9 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 
-from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.threads import run_in_thread
+from pgflow_prefect.prefect_api.redaction import describe_error
 
 Hook = Callable[..., Any]
 

@@ -18,10 +18,10 @@ from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.execution.flow_run_names import name_flow_run
-from pgflow_prefect.execution.ownership import make_ownership_tag
-from pgflow_prefect.execution.prefect_errors import refuse, unavailable
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.prefect_api.errors import refuse, unavailable
+from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.redaction import describe_error
 
 TAG = "pgflow"
 """What everything of ours is tagged with in Prefect."""

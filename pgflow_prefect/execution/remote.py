@@ -17,15 +17,15 @@ from pydantic import SecretStr
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.handler_logs import show_logs
-from pgflow_prefect.execution.host import ActiveRun, Workplace
-from pgflow_prefect.execution.mirror import Backoff, Mirror
-from pgflow_prefect.execution.prefect_engine import StepTask
-from pgflow_prefect.execution.sharing import Shared, borrow
+from pgflow_prefect.execution.process.host import ActiveRun, Workplace
+from pgflow_prefect.execution.process.resources import open_toolbox
+from pgflow_prefect.execution.process.shared_store import Shared, borrow
+from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.execution.step_task import make_task
-from pgflow_prefect.execution.toolbox import open_toolbox
+from pgflow_prefect.execution.step_writer import Backoff, Mirror
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
-from pgflow_prefect.execution.turns import Turns
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings
 

@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 
+from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.errors import find_first
-from pgflow_prefect.execution.states import StepOutcome
-from pgflow_prefect.execution.turns import Turns
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.prefect_api.states import StepOutcome
 
 Advance = Callable[[], bool]
 """Has the steps begin that waited for one, which is done, and tells whether there are any."""

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.execution.mirror import clean_message
+from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.handlers.base import Deferred
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.shadow import find_differences

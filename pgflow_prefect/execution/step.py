@@ -32,20 +32,20 @@ from pgflow_prefect.errors import (
     StepTimeoutError,
     SupersededError,
 )
-from pgflow_prefect.execution.host import ActiveRun, Stop, Workplace
-from pgflow_prefect.execution.mirror import Backoff, Mirror
-from pgflow_prefect.execution.past import Past
-from pgflow_prefect.execution.prefect_engine import StepTask
+from pgflow_prefect.execution.process.host import ActiveRun, Stop, Workplace
+from pgflow_prefect.execution.reporting.past import Past
+from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
-from pgflow_prefect.execution.states import handed_back, superseded
 from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
+from pgflow_prefect.execution.step_writer import Backoff, Mirror
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.models import AwaitedStep, Claim, Ending, Outcome, Report, Status, StepEnd, TaskKey
+from pgflow_prefect.prefect_api.states import handed_back, superseded
 from pgflow_prefect.state_names import StateName
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from pgflow_prefect.errors import NotRetriableError
-from pgflow_prefect.execution.prefect_engine import StepTask
+from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, TaskKey

@@ -17,8 +17,8 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.execution.prefect_engine import EDGES
 from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.reporting.task_runs import EDGES
 
 AnyTaskRunner: TypeAlias = TaskRunner[Any]
 

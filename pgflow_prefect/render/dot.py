@@ -3,7 +3,7 @@
 Source: https://graphviz.org/doc/info/lang.html
 """
 
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.palette import PAINTS, PLAIN
 from pgflow_prefect.render.progress import Progress

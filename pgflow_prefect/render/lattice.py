@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from pgflow_prefect.graph import Graph, find_layers
+from pgflow_prefect.definitions.graph import Graph, find_layers
 
 MOST_BENDS = 20_000
 """The number of bends can be quadratic: beyond these, the longest edges go straight."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from pgflow_prefect.graph import Graph, find_layers
+from pgflow_prefect.definitions.graph import Graph, find_layers
 from pgflow_prefect.render.lattice import Lattice, make_lattice
 
 BETWEEN_BOXES, BETWEEN_LINES = 16.0, 9.0

@@ -6,7 +6,7 @@ Source: https://mermaid.js.org/syntax/flowchart.html
 import re
 from collections.abc import Iterator
 
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.layout import goes_down
 from pgflow_prefect.render.palette import PAINTS

@@ -2,7 +2,7 @@
 
 import networkx as nx
 
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.render.progress import Progress
 
 

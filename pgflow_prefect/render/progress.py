@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 
-from pgflow_prefect.graph import Graph, find_ancestors, find_last_path
+from pgflow_prefect.definitions.graph import Graph, find_ancestors, find_last_path
 from pgflow_prefect.models import Ending, Held, Run, Status, StepState
 from pgflow_prefect.render.labels import format_seconds
 from pgflow_prefect.state_names import StateName

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from pgflow_prefect.graph import Graph
+from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.render.labels import clean, cut, measure
 from pgflow_prefect.render.layout import Box, Layout, Point, lay_out
 from pgflow_prefect.render.palette import PAINTS, PLAIN, Paint

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from pgflow_prefect.graph import Graph, find_critical_path, find_layers, sort_steps
+from pgflow_prefect.definitions.graph import Graph, find_critical_path, find_layers, sort_steps
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.progress import Look, Progress

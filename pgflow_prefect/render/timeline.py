@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from pgflow_prefect.graph import Graph, sort_steps
+from pgflow_prefect.definitions.graph import Graph, sort_steps
 from pgflow_prefect.render.labels import clean, format_instant, format_seconds
 from pgflow_prefect.render.progress import Mark, Progress
 

@@ -17,7 +17,7 @@ BROKEN = "FAULTS_BROKEN"
 def _forget_own_runs() -> None:
     """Let a process take its own runs, and open a connection for each extension of its leases."""
     from pgflow_prefect.database.leases import LeaseKeeper  # noqa: PLC0415  the whole product is
-    from pgflow_prefect.deployment.worker import Worker  # noqa: PLC0415
+    from pgflow_prefect.services.worker import Worker  # noqa: PLC0415
 
     def send(self: Any, held: Any) -> Any:
         self._disconnect()
@@ -56,7 +56,7 @@ def _fail_when_read_only() -> None:
 
 def _ignore_the_registration() -> None:
     """Let a database use an installation's id that Prefect has for another one; see `copies` for its stamp."""
-    from pgflow_prefect.deployment.heartbeat import Heartbeat  # noqa: PLC0415
+    from pgflow_prefect.services.heartbeat import Heartbeat  # noqa: PLC0415
 
     async def check(self: Any, *others: Any) -> None:
         """Find nothing wrong."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from pgflow_prefect.cli.binding import bind
+from pgflow_prefect.cli.bind import bind
 from tests.acceptance.conftest import CommandLine, Services, wait_until
 from tests.conftest import Connection
 from tests.engine import column, complete, define, run_workflow, value

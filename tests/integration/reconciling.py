@@ -14,7 +14,7 @@ from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
-from pgflow_prefect.execution.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from tests.conftest import Connection
 from tests.engine import wait_until_true
 from tests.integration.conftest import (

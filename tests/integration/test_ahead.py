@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import DatabaseUnavailableError
-from pgflow_prefect.execution import ahead
-from pgflow_prefect.execution.ahead import open_ahead, open_host_for_run
+from pgflow_prefect.execution.process import prewarmed_host as ahead
+from pgflow_prefect.execution.process.prewarmed_host import open_ahead, open_host_for_run
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import value

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect import PgflowDatabase, Settings, Workflow
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.database_block import find_settings, save_block
+from pgflow_prefect.execution.process.database_block import find_settings, save_block
 from tests.conftest import Connection
 from tests.integration.conftest import Define, read_run
 

@@ -12,9 +12,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from pgflow_prefect import Settings, Workflow
 from pgflow_prefect.errors import RunFailedError
-from pgflow_prefect.execution import display
-from pgflow_prefect.execution.artifacts import make_key
-from pgflow_prefect.execution.outbox import Make, Outbox, Related
+from pgflow_prefect.execution.reporting import display
+from pgflow_prefect.execution.reporting.artifacts import make_key
+from pgflow_prefect.prefect_api.event_sender import Make, Outbox, Related
 from pgflow_prefect.settings import Events
 from tests.conftest import Connection
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run

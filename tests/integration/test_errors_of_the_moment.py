@@ -12,14 +12,14 @@ from pgflow_prefect.database import notifications
 from pgflow_prefect.database.notifications import Bell, listen
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.intake import Intake
 from pgflow_prefect.errors import RunFailedError, SupersededError
-from pgflow_prefect.execution.mirror import Mirror
+from pgflow_prefect.execution.process.slots import Place
 from pgflow_prefect.execution.step_task import make_request
-from pgflow_prefect.execution.turns import Place
+from pgflow_prefect.execution.step_writer import Mirror
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Status, TakenRun, TaskKey
+from pgflow_prefect.services.run_fetcher import Intake
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, start_run
 from tests.integration.conftest import Define, make_slug, read_steps

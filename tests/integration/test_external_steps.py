@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import TaskRun
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.bindings import External
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.execution.host import Stop
+from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.models import AwaitedStep, StepEnd
 from tests.conftest import Connection
 from tests.engine import cancel, claim, complete, fail, get_run, get_state, reopen, run_workflow, take, value

@@ -10,8 +10,8 @@ from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.heartbeat import Heartbeat
 from pgflow_prefect.errors import ForeignInstallationError
+from pgflow_prefect.services.heartbeat import Heartbeat
 from tests.conftest import Connection
 from tests.copying import copy_database
 from tests.engine import value

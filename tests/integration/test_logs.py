@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect import StepContext, Workflow
-from pgflow_prefect.execution.signals import Switch, run_service
+from pgflow_prefect.execution.process.signals import Switch, run_service
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]

@@ -12,12 +12,12 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pe
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments import Options, deploy
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
-from pgflow_prefect.deployment.flow_run_processes import ExecutorContext, hand_back
 from pgflow_prefect.deployment.handler_files import load_workflow
-from pgflow_prefect.deployment.serving import Served, ServedDeployments
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import find_run_id
 from pgflow_prefect.models import Held
+from pgflow_prefect.services.flow_run_processes import ExecutorContext, hand_back
+from pgflow_prefect.services.serve import Served, ServedDeployments
 from tests.integration.conftest import Define, make_slug
 
 pytestmark = pytest.mark.anyio

@@ -70,7 +70,7 @@ async def test_a_step_asks_for_a_slot_once_its_upstream_has_given_it_back(
             yield
         log.append("given back")
 
-    monkeypatch.setattr("pgflow_prefect.execution.prefect_engine.concurrency", note)
+    monkeypatch.setattr("pgflow_prefect.execution.reporting.task_runs.concurrency", note)
     workflow = Workflow(make_slug())
     define(workflow.slug, STEPS, [("one", "two"), ("two", "three")])
     for step in STEPS:

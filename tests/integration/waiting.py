@@ -12,8 +12,8 @@ import pytest
 from prefect.client.schemas.objects import State
 
 from pgflow_prefect import Workflow
-from pgflow_prefect.execution import host as hosts
-from pgflow_prefect.execution.host import ActiveRun
+from pgflow_prefect.execution.process import host as hosts
+from pgflow_prefect.execution.process.host import ActiveRun
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
 

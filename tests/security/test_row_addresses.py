@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
 from pgflow_prefect import HttpEndpoint, Workflow
 from pgflow_prefect.errors import NotRetriableError
-from pgflow_prefect.execution.toolbox import make_row_policy
+from pgflow_prefect.execution.process.resources import make_row_policy
 from pgflow_prefect.handlers.guarded_transport import GuardedBackend, GuardedTransport
 from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, describe_internal
 from pgflow_prefect.origins import find_origin

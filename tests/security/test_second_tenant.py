@@ -10,10 +10,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Running
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.cancellation import show_cancelled
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from pgflow_prefect.execution.flow import find_run_id
-from pgflow_prefect.execution.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
+from pgflow_prefect.services.cancellation import show_cancelled
 from tests.conftest import Connection
 from tests.engine import define, refused, value
 from tests.integration.conftest import make_slug

@@ -15,7 +15,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ReleaseRun,
     ShownFlowRun,
 )
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import Held, Status, TaskKey
 from tests.unit.views import (
     FORMER,

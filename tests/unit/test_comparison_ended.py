@@ -15,7 +15,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     CreateTaskRun,
     Kind,
 )
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import Ending, Held, Status, TaskKey
 from tests.unit.views import (
     FORMER,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from pgflow_prefect.deployment.console_lines import HandlersFilter, HandlersFormatter
+from pgflow_prefect.services.console_lines import HandlersFilter, HandlersFormatter
 
 
 def make_record(

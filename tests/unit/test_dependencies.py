@@ -5,8 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 import pytest
 
 from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect.definitions.from_handlers import derive_definition
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.handlers.dependencies import derive_definition
 from pgflow_prefect.models import Dep
 from tests.unit.definitions import define
 

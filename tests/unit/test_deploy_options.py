@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
+from pgflow_prefect.cli.deploy import deploy
 from pgflow_prefect.cli.deploy_options import DeployFlags
-from pgflow_prefect.cli.deployments import deploy
 from pgflow_prefect.deployment.deployments.location import describe_steps, is_said, make_default_steps, parse_location
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
 from pgflow_prefect.errors import UsageError

@@ -12,7 +12,7 @@ from pgflow_prefect.deployment.diagnosis.findings import Check, Finding, Outcome
 from pgflow_prefect.deployment.diagnosis.lag import judge_lag
 from pgflow_prefect.deployment.diagnosis.prefect import PREFECT_CHECKS, judge_recorder, judge_versions
 from pgflow_prefect.errors import DatabaseUnavailableError
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 FAST = {"enabled": True, "read_batch_size": 100, "batch_size": 100, "flush_interval": 1.0}

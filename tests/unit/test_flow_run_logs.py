@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_HOME, PREFECT_LOGGING_SETTINGS_PATH, temporary_settings
 
-from pgflow_prefect.deployment.flow_run_logs import handlers_logging
+from pgflow_prefect.services.flow_run_logs import handlers_logging
 
 
 def test_it_is_the_same_file_each_time(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgflow_prefect.execution.flow_run_names import is_made_up
+from pgflow_prefect.prefect_api.flow_run_names import is_made_up
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,14 @@ from collections import defaultdict
 import networkx as nx
 from hypothesis import given
 
-from pgflow_prefect.graph import build_graph, find_critical_path, find_layers, find_leaves, find_problems, sort_steps
+from pgflow_prefect.definitions.graph import (
+    build_graph,
+    find_critical_path,
+    find_layers,
+    find_leaves,
+    find_problems,
+    sort_steps,
+)
 from pgflow_prefect.models import WorkflowDefinition
 from tests.unit.definitions import dags, define
 

@@ -6,8 +6,8 @@ from time import process_time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgflow_prefect.definitions.graph import CYCLES_SHOWN, build_graph, find_problems, sort_steps, suggest
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.graph import CYCLES_SHOWN, build_graph, find_problems, sort_steps, suggest
 from pgflow_prefect.models import Dep, WorkflowDefinition
 from tests.unit.definitions import dags, define, make_layered
 

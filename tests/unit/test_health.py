@@ -9,9 +9,9 @@ import anyio
 import httpx
 import pytest
 
-from pgflow_prefect.deployment import health as module
-from pgflow_prefect.deployment.health import Health, open_health
 from pgflow_prefect.errors import DatabaseReadOnlyError, DatabaseUnavailableError, UsageError
+from pgflow_prefect.services import health as module
+from pgflow_prefect.services.health import Health, open_health
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pgflow_prefect.graph import build_graph, find_layers
+from pgflow_prefect.definitions.graph import build_graph, find_layers
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.render.lattice import MOST_BENDS, count_crossings, make_lattice
 from pgflow_prefect.render.layout import BETWEEN_BOXES, Box, Layout, Point, fit_ascending, lay_out

@@ -17,8 +17,8 @@ from prefect.events import Event, RelatedResource
 from prefect.events.clients import EventsClient
 from prefect.exceptions import ObjectNotFound
 
-from pgflow_prefect.execution import outbox
-from pgflow_prefect.execution.outbox import Outbox, Related
+from pgflow_prefect.prefect_api import event_sender as outbox
+from pgflow_prefect.prefect_api.event_sender import Outbox, Related
 
 
 class Server:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgflow_prefect.execution.past import Past
-from pgflow_prefect.graph import build_graph
+from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.models import WorkflowDefinition
 from tests.unit.definitions import dags
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from hypothesis import given
 
-from pgflow_prefect.graph import build_graph
+from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.render.layout import lay_out
 from pgflow_prefect.render.mermaid import draw_mermaid

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgflow_prefect.graph import build_graph
+from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.models import Status, WorkflowDefinition
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.svg import draw_svg

@@ -9,7 +9,7 @@ import pytest
 
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.handlers import queue as queues
 from pgflow_prefect.handlers.base import StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.http_endpoint import make_headers

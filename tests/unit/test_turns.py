@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio import CapacityLimiter
 
-from pgflow_prefect.execution.turns import Place, Turns
+from pgflow_prefect.execution.process.slots import Place, Turns
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ShownFlowRun,
     ShownTaskRun,
 )
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import Ending, Held, Status, TaskKey
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -34,9 +34,9 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.ownership import make_ownership_tag
-from pgflow_prefect.execution.redaction import describe_error
 from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 Kept = Callable[[], Awaitable[Collection[str]]]

@@ -21,11 +21,11 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound
 
+from pgflow_prefect.definitions.graph import suggest
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.ownership import OWNERSHIP_PREFIX
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors, unavailable
-from pgflow_prefect.graph import suggest
+from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
 
 _BATCH = 100  # names in one request
 _PAGE = 200  # deployments in one answer: a server gives no more by default

@@ -12,7 +12,7 @@ from pgflow_prefect.deployment.deployments.location import describe_steps, is_sa
 from pgflow_prefect.deployment.deployments.payloads import describe_payload
 from pgflow_prefect.deployment.deployments.schedules import describe_schedule, find_own, is_same
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Options, Wanted
-from pgflow_prefect.execution.ownership import find_foreign_tags
+from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 
 
 class Outcome(StrEnum):

@@ -12,8 +12,8 @@ from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish
 from pgflow_prefect.deployment.handler_files import BY_ROWS
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 DEPLOYMENT = "pgflow"

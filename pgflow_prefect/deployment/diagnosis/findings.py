@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient
 from pydantic import BaseModel, ConfigDict
 
 from pgflow_prefect.database.diagnosis import DiagnosisStatements
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 PATIENCE = 10.0

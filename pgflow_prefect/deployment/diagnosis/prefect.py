@@ -16,8 +16,8 @@ from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient
 from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.execution.prefect_errors import advise, translate_prefect_errors
-from pgflow_prefect.execution.redaction import describe_error, name_server
+from pgflow_prefect.prefect_api.errors import advise, translate_prefect_errors
+from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 
 _OLDEST = (3, 8)
 _RECORDER = "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_"

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import WorkerStatus, WorkPool
 
 from pgflow_prefect.deployment.deployments import find_deployments
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
 _UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second

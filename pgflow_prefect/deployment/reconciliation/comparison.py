@@ -25,7 +25,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     Target,
     describe,
 )
-from pgflow_prefect.execution.prefect_engine import find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import CANCELLED, Ending, Held, Status
 
 START = 6

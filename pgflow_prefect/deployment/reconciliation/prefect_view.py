@@ -25,8 +25,8 @@ from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
 from pgflow_prefect.execution.flow import read_run_id
-from pgflow_prefect.execution.ownership import has_owner, is_owned
-from pgflow_prefect.execution.states import is_cancelled
+from pgflow_prefect.prefect_api.ownership import has_owner, is_owned
+from pgflow_prefect.prefect_api.states import is_cancelled
 
 PAGE = 200
 """What Prefect's API answers at most, by default."""

@@ -28,7 +28,7 @@ from pgflow_prefect.deployment.reconciliation.prefect_view import (
 )
 from pgflow_prefect.deployment.reconciliation.repair import repair
 from pgflow_prefect.deployment.reconciliation.strangers import compare_stranger
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
 GRACE = 10.0

@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect.client.schemas.objects import State, StateType
 
-from pgflow_prefect.execution.host import Stop
+from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.state_names import StateName
 
 OURS = frozenset({StateName.SUPERSEDED, StateName.HANDED_BACK})

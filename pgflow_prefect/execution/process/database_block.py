@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.settings import BLOCK_TYPE, Settings
 
 if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need none

@@ -10,10 +10,10 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled
 
 from pgflow_prefect.errors import DeploymentGoneError, PrefectRefusedError
-from pgflow_prefect.execution.flow_run_names import name_flow_run
-from pgflow_prefect.execution.ownership import find_foreign_tags, make_ownership_tag
-from pgflow_prefect.execution.prefect_errors import translate_prefect_errors
 from pgflow_prefect.models import TakenRun
+from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
+from pgflow_prefect.prefect_api.ownership import find_foreign_tags, make_ownership_tag
 
 
 async def create_submission(

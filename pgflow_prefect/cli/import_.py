@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.definitions import load_definitions
+from pgflow_prefect.cli.deploy import Done, check_server, deploy_all
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
-from pgflow_prefect.cli.deployments import Done, check_server, deploy_all
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
@@ -57,10 +57,10 @@ def import_(
 
     from pgflow_prefect.cli.candidates import collect, raise_all
     from pgflow_prefect.cli.deploy_report import print_found
+    from pgflow_prefect.definitions.graph import find_problems
     from pgflow_prefect.deployment.code_generation import import_workflow
     from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path, refuse_shadowing
-    from pgflow_prefect.execution.signals import run_event_loop
-    from pgflow_prefect.graph import find_problems
+    from pgflow_prefect.execution.process.signals import run_event_loop
 
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")

@@ -12,7 +12,7 @@ from typing import Any
 from prefect.logging.configuration import DEFAULT_LOGGING_SETTINGS_PATH, load_logging_config
 from prefect.settings import PREFECT_HOME, PREFECT_LOGGING_SETTINGS_PATH
 
-from pgflow_prefect.deployment.console_lines import HandlersFilter, HandlersFormatter
+from pgflow_prefect.services.console_lines import HandlersFilter, HandlersFormatter
 
 _LEVEL, _SILENT = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
 """Our commands set it so, for Prefect not to say again what they say: flow runs would inherit that."""

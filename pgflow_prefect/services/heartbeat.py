@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.errors import ForeignInstallationError, PgflowPrefectError
-from pgflow_prefect.execution.ownership import make_ownership_tag
 from pgflow_prefect.models import Installation
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 
 INTERVAL = 15.0
 """Seconds between two signs of life of an installation, whichever of its services gives them."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID, uuid4
 
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.execution.watch import Watch
+from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.settings import Settings
 
 T = TypeVar("T")

@@ -3,8 +3,8 @@
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 
+from pgflow_prefect.definitions.graph import find_problems, suggest_each
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.graph import find_problems, suggest_each
 from pgflow_prefect.models import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
 
 Names = Mapping[str, Collection[str]]

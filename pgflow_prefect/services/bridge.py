@@ -11,21 +11,21 @@ from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.notifications import Bell, listen
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.cancellation import CancelWishes
 from pgflow_prefect.deployment.deployments import find_deployments
-from pgflow_prefect.deployment.heartbeat import Heartbeat
-from pgflow_prefect.deployment.intake import Intake
-from pgflow_prefect.deployment.submission import create_submission
-from pgflow_prefect.deployment.upkeep import keep_reconciled, name_older_runs
 from pgflow_prefect.errors import (
     DeploymentGoneError,
     ForeignInstallationError,
     PgflowPrefectError,
     PrefectRefusedError,
 )
-from pgflow_prefect.execution.ownership import find_foreign_tags
-from pgflow_prefect.execution.turns import Place
+from pgflow_prefect.execution.process.slots import Place
 from pgflow_prefect.models import CANCELLED, TakenRun
+from pgflow_prefect.prefect_api.ownership import find_foreign_tags
+from pgflow_prefect.services.cancellation import CancelWishes
+from pgflow_prefect.services.heartbeat import Heartbeat
+from pgflow_prefect.services.maintenance import keep_reconciled, name_older_runs
+from pgflow_prefect.services.run_fetcher import Intake
+from pgflow_prefect.services.submission import create_submission
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import to_flow_name
 

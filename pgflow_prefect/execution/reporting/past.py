@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
-from pgflow_prefect.graph import Graph, find_layers
+from pgflow_prefect.definitions.graph import Graph, find_layers
 
 _TICK = timedelta(milliseconds=1)
 

@@ -248,7 +248,7 @@ def _print_bindings(bound: _Bound, step: str | None, handlers: str | None, *, js
 
 
 async def _check_step(store: Store, workflow: str, step: str | None) -> None:
-    from pgflow_prefect.graph import suggest
+    from pgflow_prefect.definitions.graph import suggest
 
     steps = (await store.load_definition(workflow)).steps
     if step is not None and step not in steps:

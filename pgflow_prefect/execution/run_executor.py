@@ -14,15 +14,15 @@ from pydantic import SecretStr
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.execution.host import ActiveRun, Host, Stop
-from pgflow_prefect.execution.mirror import Backoff, Mirror
-from pgflow_prefect.execution.past import Past
-from pgflow_prefect.execution.prefect_engine import StepTaskRun, TaskRuns, find_task_run_id
+from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.reporting.past import Past
+from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns, find_task_run_id
 from pgflow_prefect.execution.scheduler import Advance, Schedule
-from pgflow_prefect.execution.states import StepOutcome, find_outcome, find_outcome_of_stop, handed_back
 from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
+from pgflow_prefect.execution.step_writer import Backoff, Mirror
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,
@@ -30,9 +30,9 @@ from pgflow_prefect.execution.task_runner import (
     TaskRunnerGoneError,
     submit,
 )
-from pgflow_prefect.graph import Graph
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, TaskKey
+from pgflow_prefect.prefect_api.states import StepOutcome, find_outcome, find_outcome_of_stop, handed_back
 from pgflow_prefect.state_names import IDLE, StateName
 
 _DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a drained run only waits

@@ -14,11 +14,11 @@ from anyio import CancelScope, move_on_after
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.execution.mirror import persist
-from pgflow_prefect.execution.sharing import lend
-from pgflow_prefect.execution.toolbox import open_toolbox
-from pgflow_prefect.execution.turns import Place, Turns
-from pgflow_prefect.execution.watch import Watch
+from pgflow_prefect.execution.process.external_steps import Watch
+from pgflow_prefect.execution.process.resources import open_toolbox
+from pgflow_prefect.execution.process.shared_store import lend
+from pgflow_prefect.execution.process.slots import Place, Turns
+from pgflow_prefect.execution.step_writer import persist
 from pgflow_prefect.handlers.base import Toolbox
 from pgflow_prefect.models import Installation
 from pgflow_prefect.settings import Settings

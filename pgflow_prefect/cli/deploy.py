@@ -79,7 +79,7 @@ def deploy(
     prune
         With --all: delete the deployments that were made for workflows of this database which it no longer has.
     """
-    from pgflow_prefect.execution.signals import run_event_loop
+    from pgflow_prefect.execution.process.signals import run_event_loop
 
     _check_choice(workflows, all_=all_, prune=prune)
     check_server()
@@ -129,7 +129,7 @@ async def deploy_all(
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
     from pgflow_prefect.cli.deploy_report import show_progress
-    from pgflow_prefect.deployment.heartbeat import Heartbeat
+    from pgflow_prefect.services.heartbeat import Heartbeat
 
     installation = (await store.use_installation()).id
     async with _open_plans(store, candidates, options, prune, installation) as plans:

@@ -26,16 +26,16 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError, UsageError
 from pgflow_prefect.execution.flow import find_run_id, read_run_id
-from pgflow_prefect.execution.ownership import find_foreign_tags
-from pgflow_prefect.execution.redaction import describe_error
-from pgflow_prefect.execution.states import handed_back, is_cancelled
 from pgflow_prefect.models import Ending, Held, Status
+from pgflow_prefect.prefect_api.ownership import find_foreign_tags
+from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.prefect_api.states import handed_back, is_cancelled
 
 QUERY_INTERVAL = 1.0
 """Seconds between two looks at what Prefect has scheduled."""
 
 # -P: the working directory is not first in `sys.path`, where a file in it would hide the standard library from Prefect.
-_ENGINE = shlex.join([sys.executable, "-P", "-m", "pgflow_prefect.deployment.flow_run_engine"])
+_ENGINE = shlex.join([sys.executable, "-P", "-m", "pgflow_prefect.services.flow_run_engine"])
 
 _PAUSE = 0.1  # seconds between two looks whether a process is left
 

@@ -23,7 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.database.pauses import Pauses
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.prefect_api.redaction import describe_error
 
 T = TypeVar("T")
 

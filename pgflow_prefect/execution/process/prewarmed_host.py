@@ -9,9 +9,9 @@ from contextvars import ContextVar
 from anyio import CancelScope
 from pydantic import ValidationError
 
-from pgflow_prefect.execution.database_block import find_settings, is_settled
-from pgflow_prefect.execution.host import Host, open_host
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.execution.process.database_block import find_settings, is_settled
+from pgflow_prefect.execution.process.host import Host, open_host
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import httpx
 from prefect.exceptions import ObjectAlreadyExists, ObjectLimitReached, PrefectHTTPStatusError
 
 from pgflow_prefect.errors import PrefectRefusedError, PrefectUnavailableError
-from pgflow_prefect.execution.redaction import describe_error, name_server
+from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 
 _REFUSALS = range(400, 500)
 _OF_THE_MOMENT = frozenset({401, 403, 408, 425, 429})

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
 from prefect.types import DateTime
 
-from pgflow_prefect.execution.outbox import Outbox
+from pgflow_prefect.prefect_api.event_sender import Outbox
 from pgflow_prefect.settings import Events
 from pgflow_prefect.state_names import DONE, StateName
 from pgflow_prefect.wording import clean

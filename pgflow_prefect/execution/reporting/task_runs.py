@@ -53,13 +53,13 @@ from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
-from pgflow_prefect.execution.mirror import clean_message
-from pgflow_prefect.execution.outbox import Outbox, Related, find_outbox
-from pgflow_prefect.execution.redaction import describe_error
+from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
 from pgflow_prefect.models import TaskKey
+from pgflow_prefect.prefect_api.event_sender import Outbox, Related, find_outbox
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
 EDGES = "upstream"

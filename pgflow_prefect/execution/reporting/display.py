@@ -9,15 +9,15 @@ from urllib.parse import quote
 
 import anyio
 
-from pgflow_prefect.execution.artifacts import ROWS, RunArtifacts
-from pgflow_prefect.execution.events import RunEvents
-from pgflow_prefect.execution.flow_run_names import is_made_up, name_flow_run
-from pgflow_prefect.execution.outbox import Request
-from pgflow_prefect.execution.ownership import make_ownership_tag
-from pgflow_prefect.execution.redaction import describe_error
-from pgflow_prefect.execution.steps import Steps
-from pgflow_prefect.graph import sort_steps
+from pgflow_prefect.definitions.graph import sort_steps
+from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
+from pgflow_prefect.execution.reporting.events import RunEvents
+from pgflow_prefect.execution.run_executor import Steps
 from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.prefect_api.event_sender import Request
+from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
+from pgflow_prefect.prefect_api.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import DONE, StateName
 
 PATIENCE = 5.0

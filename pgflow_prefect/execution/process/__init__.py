@@ -1,0 +1,1 @@
+"""What a process has that executes runs: connections, slots, signals, external steps."""

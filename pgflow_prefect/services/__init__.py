@@ -1,0 +1,1 @@
+"""What runs all the time: worker, bridge, serve, and what they do beside runs."""
