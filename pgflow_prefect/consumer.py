@@ -20,7 +20,6 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.consumer_store import ConsumerStore, Handover
-from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.errors import (
     ArgumentInvalidError,
     DatabaseUnavailableError,
@@ -57,6 +56,7 @@ from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, write_result
 from pgflow_prefect.raw_json import UnreadableJsonError
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.waiting import Pauses
 
 __all__ = ["StepMessage", "consume", "perform", "perform_sync"]
 

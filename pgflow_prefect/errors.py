@@ -201,3 +201,7 @@ def find_first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+class TransientError(DatabaseUnavailableError):
+    """PostgreSQL could not answer at this moment; the same statement may succeed in the next."""

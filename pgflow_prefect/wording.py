@@ -4,7 +4,9 @@ import copy
 import logging
 import re
 import unicodedata
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
+from difflib import get_close_matches
 
 _FORBIDDEN = frozenset("\ufffe\uffff")
 """XML has no way to write these."""
@@ -116,3 +118,19 @@ class CleanBlockFormatter(logging.Formatter):
         if record.stack_info:
             cleaned.stack_info = clean_block(record.stack_info)
         return cleaned
+
+
+COMPARISONS_MADE = 10_000
+"""Comparing all mistyped names with all known ones is quadratic: after these many, about a second, names go without."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the known name nearest to a mistyped one, or nothing."""
+    nearest = get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def suggest_each(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each mistyped name with what `suggest` says of it, as long as that stays affordable."""
+    for made, name in enumerate(names, 1):
+        yield name, suggest(name, known) if made * len(known) <= COMPARISONS_MADE else ""

@@ -17,8 +17,9 @@ from prefect import Flow
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
 from pgflow_prefect.definitions.graph import find_problems
+from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.flow import Execution, parse_run_id
+from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
 from pgflow_prefect.execution.process.host import Host
@@ -28,7 +29,7 @@ from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRun
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import WorkflowDefinition, to_identifier
+from pgflow_prefect.prefect_api.ids import parse_run_id
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.wording import write_code
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from pgflow_prefect.bindings import AnyBinding
     from pgflow_prefect.database.store import Store
-    from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding, WorkflowDefinition
+    from pgflow_prefect.definitions.model import WorkflowDefinition
+    from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding
     from pgflow_prefect.settings import Settings
 
 _Flag = Parameter(negative="", show_default=False)
@@ -248,7 +249,7 @@ def _print_bindings(bound: _Bound, step: str | None, handlers: str | None, *, js
 
 
 async def _check_step(store: Store, workflow: str, step: str | None) -> None:
-    from pgflow_prefect.definitions.graph import suggest
+    from pgflow_prefect.wording import suggest
 
     steps = (await store.load_definition(workflow)).steps
     if step is not None and step not in steps:

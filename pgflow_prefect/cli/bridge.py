@@ -35,9 +35,9 @@ def bridge(
     """
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.execution.in_process import connect_to_prefect
     from pgflow_prefect.execution.process.signals import run_service
     from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.prefect_api.client import connect_to_prefect
     from pgflow_prefect.services.bridge import IN_FLIGHT, Bridge
     from pgflow_prefect.services.health import Health, open_health
 

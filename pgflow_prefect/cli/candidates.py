@@ -11,6 +11,7 @@ from anyio import CapacityLimiter
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import order_steps
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.binding_problems import find_all_problems
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, Options, Wanted, describe_wanted
 from pgflow_prefect.deployment.handler_files import (
@@ -21,7 +22,6 @@ from pgflow_prefect.deployment.handler_files import (
     load_workflow,
 )
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
-from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 CONNECTIONS = 4

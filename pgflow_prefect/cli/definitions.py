@@ -10,8 +10,9 @@ from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
+    from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.deployment.doers import Doer
-    from pgflow_prefect.models import StepBinding, WorkflowDefinition, WorkflowSummary
+    from pgflow_prefect.models import StepBinding, WorkflowSummary
     from pgflow_prefect.settings import Settings
 
 

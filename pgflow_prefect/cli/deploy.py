@@ -94,7 +94,7 @@ def check_server() -> None:
     Raises:
         UsageError: no server is configured.
     """
-    from pgflow_prefect.execution.in_process import has_server
+    from pgflow_prefect.prefect_api.client import has_server
 
     if not has_server():
         raise UsageError(

@@ -24,7 +24,7 @@ def guide(topic: str | None = None, /) -> None:
     if topic is None:
         print_table(("page", "about"), [(name, _find_title(text)) for name, text in pages.items()], whole=("page",))
     elif topic not in pages:
-        from pgflow_prefect.definitions.graph import suggest
+        from pgflow_prefect.wording import suggest
 
         raise UsageError(f"the guide has no page {topic!r}{suggest(topic, pages)}: it has {', '.join(pages)}")
     elif out.is_terminal:

@@ -16,9 +16,9 @@ from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.cli.candidates import Candidate
+    from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.deployment.code_generation import ImportReport
     from pgflow_prefect.deployment.deployments.wanted import Options
-    from pgflow_prefect.models import WorkflowDefinition
     from pgflow_prefect.settings import Settings
 
 

@@ -72,7 +72,7 @@ def _describe(each: Disagreement) -> tuple[str, ...]:
 async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
     """Return what was found, and why Prefect could not be asked."""
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.execution.in_process import has_server
+    from pgflow_prefect.prefect_api.client import has_server
 
     if not has_server():
         err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
@@ -83,7 +83,7 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
 async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
     from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
     from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
-    from pgflow_prefect.execution.in_process import connect_to_prefect
+    from pgflow_prefect.prefect_api.client import connect_to_prefect
     from pgflow_prefect.services.heartbeat import Heartbeat
 
     try:

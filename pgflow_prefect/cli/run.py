@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
+    from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.execution.process.host import Host
-    from pgflow_prefect.models import Run, WorkflowDefinition
+    from pgflow_prefect.models import Run
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
@@ -158,8 +159,9 @@ async def _execute(
     force: bool = False,
 ) -> int:
     from pgflow_prefect.cli.progress import make_view
-    from pgflow_prefect.execution.in_process import connect_to_prefect, create_flow_run, has_server
+    from pgflow_prefect.execution.in_process import create_flow_run
     from pgflow_prefect.models import Status
+    from pgflow_prefect.prefect_api.client import connect_to_prefect, has_server
     from pgflow_prefect.services.cancellation import execute_until_cancelled
 
     view = make_view(quiet=json)

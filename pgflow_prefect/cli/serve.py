@@ -64,9 +64,9 @@ def serve(
     from pgflow_prefect.deployment.deployments.schedules import parse_schedule
     from pgflow_prefect.deployment.deployments.wanted import Options
     from pgflow_prefect.deployment.handler_files import DIRECTORY, load_directory, load_workflows
-    from pgflow_prefect.execution.in_process import connect_to_prefect
     from pgflow_prefect.execution.process.signals import run_service
     from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.prefect_api.client import connect_to_prefect
     from pgflow_prefect.services.bridge import IN_FLIGHT, Bridge
     from pgflow_prefect.services.flow_run_logs import handlers_logging
     from pgflow_prefect.services.flow_run_processes import FlowRunProcesses

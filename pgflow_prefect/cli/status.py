@@ -87,7 +87,7 @@ async def _await_end(
 ) -> Snapshot:
     import anyio
 
-    from pgflow_prefect.database.pauses import Pauses
+    from pgflow_prefect.waiting import Pauses
 
     intervals = Pauses(_SHORTEST_INTERVAL, _LONGEST_INTERVAL, factor=1.5)
     while not found.has_ended:

@@ -98,7 +98,7 @@ async def _cancel(settings: Settings, name: RunName, reason: str | None, with_pa
 
 async def _tell_prefect(store: Store, run: Run) -> str | None:
     """Show a cancellation in Prefect, where that can be done now; else return why it can't."""
-    from pgflow_prefect.execution.in_process import connect_to_prefect, has_server
+    from pgflow_prefect.prefect_api.client import connect_to_prefect, has_server
     from pgflow_prefect.services.cancellation import show_cancelled
 
     if run.flow_run_id is None or not has_server():

@@ -49,10 +49,10 @@ def worker(
         Take pending runs, too, that were begun before their workflow was enabled.
     """
     from pgflow_prefect.deployment.handler_files import load_directory, load_workflows
-    from pgflow_prefect.execution.in_process import connect_to_prefect
     from pgflow_prefect.execution.process.host import open_host
     from pgflow_prefect.execution.process.signals import run_service
     from pgflow_prefect.execution.step_writer import persist
+    from pgflow_prefect.prefect_api.client import connect_to_prefect
     from pgflow_prefect.services.health import Health, open_health
     from pgflow_prefect.services.maintenance import name_older_runs
     from pgflow_prefect.services.worker import Worker

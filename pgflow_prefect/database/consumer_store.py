@@ -7,15 +7,15 @@ from uuid import UUID
 import anyio
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
-from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import escape
-from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import DatabaseUnavailableError, UnstorableTextError
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.errors import DatabaseUnavailableError, TransientError, UnstorableTextError
 from pgflow_prefect.models import Status, TaskKey
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.waiting import Pauses
 
 _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0  # seconds

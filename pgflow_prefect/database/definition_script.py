@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from psycopg import sql
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 
 HEADER = "-- The pgflow workflow {name}. Adds what is missing; again: changes nothing.\nBEGIN;\n"
 FOOTER = "COMMIT;\n"

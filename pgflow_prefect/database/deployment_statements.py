@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable
 
 from pgflow_prefect.database.installation import InstallationStatements
-from pgflow_prefect.models import Enabled, WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.models import Enabled
 
 
 class DeploymentStatements(InstallationStatements):

@@ -5,8 +5,8 @@ from uuid import UUID
 from pgflow_prefect.database.connection import Connection, Row
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.statements import Statements
-from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import ForeignInstallationError, SchemaMissingError
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.errors import ForeignInstallationError, SchemaMissingError, TransientError
 from pgflow_prefect.models import Installation
 from pgflow_prefect.shipped import shipped_path
 

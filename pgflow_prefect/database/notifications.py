@@ -6,32 +6,15 @@ import anyio
 import psycopg
 
 from pgflow_prefect.database.connection import connect
-from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.waiting import Bell, Pauses
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 15.0  # seconds between two tries to connect
 
 _SILENCE = 10.0  # seconds without a notification after which the server has to show that it still answers, in as many
 
 _logger = logging.getLogger(__name__)
-
-
-class Bell:
-    """Wakes whoever waits for something to do; rung while nobody waits, it lets the next one pass at once."""
-
-    def __init__(self) -> None:
-        self._rung = anyio.Event()
-
-    def ring(self) -> None:
-        """Wake them."""
-        self._rung.set()
-
-    async def wait(self, at_most: float) -> None:
-        """Return when it rings, or after so many seconds."""
-        with anyio.move_on_after(at_most):
-            await self._rung.wait()
-        self._rung = anyio.Event()
 
 
 async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:

@@ -11,8 +11,7 @@ from psycopg.pq import TransactionStatus
 from pgflow_prefect.database.link import cut
 from pgflow_prefect.database.statements import Backend, Statements
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, SyncConnection
-from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.errors import PgflowPrefectError, TransientError
 
 _DEAD = {
     Backend.IDLE: "the server is idle there",

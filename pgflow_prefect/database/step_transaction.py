@@ -19,14 +19,14 @@ from psycopg.pq import TransactionStatus
 from pgflow_prefect.database.connection import Row
 from pgflow_prefect.database.link import cut
 from pgflow_prefect.database.open_transaction import HELD_UP, LoopTransaction, ThreadTransaction
-from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.step_link import StepLink
-from pgflow_prefect.database.translation import TransientError, translate_errors
-from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, UsageError
+from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, TransientError, UsageError
 from pgflow_prefect.models import Report, TaskKey
+from pgflow_prefect.waiting import make_pauses
 
 OPEN_TOO_LONG = 60.0
 """Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""

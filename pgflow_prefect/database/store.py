@@ -22,7 +22,7 @@ from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import Tenure
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
-from pgflow_prefect.definitions.graph import suggest
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.errors import RunNotPendingError, SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
 from pgflow_prefect.models import (
     Claim,
@@ -37,11 +37,11 @@ from pgflow_prefect.models import (
     StepState,
     TakenRun,
     TaskKey,
-    WorkflowDefinition,
     WorkflowSummary,
 )
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.wording import suggest
 
 _SIMILAR_SHOWN = 5
 """Ids that an error shows of the runs that a person may mean."""

@@ -12,7 +12,6 @@ from psycopg import errors
 from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
 from pgflow_prefect.errors import (
     DatabaseReadOnlyError,
-    DatabaseUnavailableError,
     HiddenRowsError,
     PgflowPrefectError,
     ResultInvalidError,
@@ -20,6 +19,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     SchemaMissingError,
     SupersededError,
+    TransientError,
     UnstorableTextError,
     UsageError,
 )
@@ -28,10 +28,6 @@ from pgflow_prefect.shipped import shipped_path
 # A line of an error's context that names a function: only the words around the name are translated.
 _FRAME = re.compile(r'^[^"(]{0,20}?PL/\w+[^"(]{0,20}?\s(?P<name>(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)\(')
 _BYTES = re.compile(r"(?:0x[0-9a-f]{2} ?)+")
-
-
-class TransientError(DatabaseUnavailableError):
-    """PostgreSQL could not answer at this moment; the same statement may succeed in the next."""
 
 
 def is_transient(error: psycopg.Error) -> bool:

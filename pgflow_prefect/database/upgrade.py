@@ -19,11 +19,11 @@ from psycopg import errors, sql
 
 from pgflow_prefect.database.connection import Connection, Row
 from pgflow_prefect.database.link import without_bound
-from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.queries import read_statements
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.shipped import shipped_path
+from pgflow_prefect.waiting import make_pauses
 
 LOCK_PATIENCE = 30.0
 """Seconds for which a statement that needs a lock is tried again."""

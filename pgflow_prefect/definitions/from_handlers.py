@@ -3,9 +3,10 @@
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 
-from pgflow_prefect.definitions.graph import find_problems, suggest_each
+from pgflow_prefect.definitions.graph import find_problems
+from pgflow_prefect.definitions.model import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.models import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
+from pgflow_prefect.wording import suggest_each
 
 Names = Mapping[str, Collection[str]]
 """Some names for each step's slug."""

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pgflow_prefect.models import RESERVED_NAMES, WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import RESERVED_NAMES, WorkflowDefinition, to_identifier
+from pgflow_prefect.wording import suggest, suggest_each
 
 # Importing networkx takes as long as all else that a command needs which only reads: it is for those that use it.
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 CYCLES_SHOWN = 20
 """A tangle of n steps can have more than 2**n cycles: nobody reads past these."""
 
-COMPARISONS_MADE = 10_000
-"""Comparing all mistyped names with all known ones is quadratic: after these many, about a second, names go without."""
 
 Graph: TypeAlias = "nx.DiGraph[str]"
 
@@ -129,18 +127,6 @@ def find_cycles(graph: Graph) -> Iterator[str]:
             yield f"its steps wait for each other: {' -> '.join(path)}"
         if next(cycles, None) is not None:
             yield f"there are more cycles among the {len(tangle)} steps around {min(tangle)!r}"
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the known name nearest to a mistyped one, or nothing."""
-    nearest = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
-
-
-def suggest_each(names: Iterable[str], known: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield each mistyped name with what `suggest` says of it, as long as that stays affordable."""
-    for made, name in enumerate(names, 1):
-        yield name, suggest(name, known) if made * len(known) <= COMPARISONS_MADE else ""
 
 
 def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> Iterator[str]:

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Mapping
 
 from pgflow_prefect.bindings import AnyBinding, Kind, Python, Queue, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.row_credentials import find_row_problems
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
-from pgflow_prefect.models import StepBinding, WorkflowDefinition
+from pgflow_prefect.models import StepBinding
 from pgflow_prefect.workflow import Workflow
 
 _PYTHON = Python()

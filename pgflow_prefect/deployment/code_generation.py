@@ -11,9 +11,9 @@ from textwrap import indent
 from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
+from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import WorkflowDefinition, to_identifier
 
 MOST_ARGUMENTS = 8
 """A step with more upstream steps than this gets them all as one argument."""

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from pgflow_prefect.definitions.graph import suggest
+from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.deployment.handler_modules import ModuleClashError, find_loaded, load_file, load_named
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.raised import describe, is_from_signal
-from pgflow_prefect.models import to_identifier
+from pgflow_prefect.wording import suggest
 from pgflow_prefect.workflow import Workflow
 
 T = TypeVar("T")

@@ -9,8 +9,13 @@ from typing import Any
 from uuid import UUID
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import PgflowPrefectError, ResultInvalidError, RunNotPendingError, SupersededError
+from pgflow_prefect.errors import (
+    PgflowPrefectError,
+    ResultInvalidError,
+    RunNotPendingError,
+    SupersededError,
+    TransientError,
+)
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
 
 MOST, MOST_BYTES = 100, 1024 * 1024

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from anyio import CancelScope, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
 from prefect import get_run_logger
@@ -46,6 +46,7 @@ from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import Run, RunEnd, Status
+from pgflow_prefect.prefect_api.ids import find_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
@@ -56,36 +57,8 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-_RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
 
 _RELEASE_TIMEOUT = 2.0  # seconds
-
-
-def find_run_id(flow_run_id: UUID) -> UUID:
-    """Return the id of the run that a flow run creates: after a crash in between, the same one again."""
-    return uuid5(_RUN_NAMESPACE, str(flow_run_id))
-
-
-def read_run_id(flow_run: FlowRun) -> UUID | None:
-    """Return the run that a flow run was told to execute; None where it creates one, or was told nonsense."""
-    try:
-        return parse_run_id(flow_run.parameters.get("run_id"))
-    except UsageError:  # with which the flow run fails when it starts
-        return None
-
-
-def parse_run_id(given: object) -> UUID | None:
-    """Return the id of a run as a flow's parameter has it, as text or not; None where there is none.
-
-    Raises:
-        UsageError: it is no UUID.
-    """
-    if given is None or isinstance(given, UUID):
-        return given
-    try:
-        return UUID(str(given))
-    except ValueError:
-        raise UsageError(f"the parameter run_id is {given!r}, and no UUID: leave it out to begin a run") from None
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,20 @@
 """Executing a run in this process, as a flow run that Prefect's API knows."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect import Flow
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import AsyncClientContext
-from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_engine import run_flow_async
 from prefect.settings import get_current_settings
 from prefect.states import Pending
 from prefect.utilities.urls import url_for
 
-from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.prefect_api.errors import refuse, unavailable
+from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
-from pgflow_prefect.prefect_api.redaction import describe_error
-
-TAG = "pgflow"
-"""What everything of ours is tagged with in Prefect."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +28,6 @@ class CreatedFlowRun:
 
     flow_run: FlowRun
     url: str | None
-
-
-def has_server() -> bool:
-    """Tell whether Prefect is set to use a server; else it starts a temporary one, which takes a while."""
-    return bool(get_current_settings().api.url)  # an empty variable says nothing
-
-
-@asynccontextmanager
-async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
-    """Open a client of Prefect's API; where none is configured, Prefect starts a temporary server for it.
-
-    Raises:
-        PrefectUnavailableError: the API does not answer, or the server does not start.
-    """
-    url = get_current_settings().api.url
-    try:
-        async with get_client() as client:
-            await client.hello()
-        # The flow runs that this event loop executes find this client and share it. Each would make its own: loading
-        # the certificates for that is a quarter of what a small run costs.
-        async with AsyncClientContext() as context:
-            yield context.client
-    except PrefectHTTPStatusError as error:
-        raise refuse(error) from error
-    except httpx.TransportError as error:
-        raise unavailable(describe_error(error)) from error
-    except RuntimeError as error:
-        if url is not None or "ephemeral" not in str(error):
-            raise
-        raise PrefectUnavailableError(
-            f"Prefect's temporary server did not start: {error} Set PREFECT_API_URL to a server that runs, or try "
-            "pip install 'pgflow-prefect[embedded]', which has versions that are known to work together"
-        ) from error
 
 
 async def create_flow_run(

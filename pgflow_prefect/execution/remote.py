@@ -24,10 +24,11 @@ from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.execution.step_task import make_task
-from pgflow_prefect.execution.step_writer import Backoff, Mirror
+from pgflow_prefect.execution.step_writer import Mirror
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.waiting import Backoff
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 

@@ -13,16 +13,17 @@ from pydantic import SecretStr
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
-from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.errors import TransientError
+from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.reporting.past import Past
-from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns, find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
 from pgflow_prefect.execution.scheduler import Advance, Schedule
 from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
-from pgflow_prefect.execution.step_writer import Backoff, Mirror
+from pgflow_prefect.execution.step_writer import Mirror
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,
@@ -32,8 +33,10 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, TaskKey
-from pgflow_prefect.prefect_api.states import StepOutcome, find_outcome, find_outcome_of_stop, handed_back
+from pgflow_prefect.prefect_api.ids import find_task_run_id
+from pgflow_prefect.prefect_api.states import handed_back
 from pgflow_prefect.state_names import IDLE, StateName
+from pgflow_prefect.waiting import Backoff
 
 _DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a drained run only waits
 

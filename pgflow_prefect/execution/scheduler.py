@@ -7,8 +7,8 @@ from functools import partial
 
 from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.errors import find_first
+from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.process.slots import Turns
-from pgflow_prefect.prefect_api.states import StepOutcome
 
 Advance = Callable[[], bool]
 """Has the steps begin that waited for one, which is done, and tells whether there are any."""

@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
-from pgflow_prefect.database.translation import TransientError
 from pgflow_prefect.errors import (
     NotRetriableError,
     PgflowPrefectError,
@@ -31,6 +30,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     StepTimeoutError,
     SupersededError,
+    TransientError,
 )
 from pgflow_prefect.execution.process.host import ActiveRun, Stop, Workplace
 from pgflow_prefect.execution.reporting.past import Past
@@ -38,7 +38,7 @@ from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
-from pgflow_prefect.execution.step_writer import Backoff, Mirror
+from pgflow_prefect.execution.step_writer import Mirror
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
@@ -47,6 +47,7 @@ from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.models import AwaitedStep, Claim, Ending, Outcome, Report, Status, StepEnd, TaskKey
 from pgflow_prefect.prefect_api.states import handed_back, superseded
 from pgflow_prefect.state_names import StateName
+from pgflow_prefect.waiting import Backoff
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
-import anyio
-
-from pgflow_prefect.database.pauses import make_pauses
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import TransientError
 from pgflow_prefect.execution.batch import Batch
 from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd, TaskKey
 from pgflow_prefect.raw_json import RawJson
+from pgflow_prefect.waiting import Backoff
 
 T = TypeVar("T")
 
@@ -111,35 +109,6 @@ class Mirror:
 
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(self.store, self.patience, statement, f"run {self.run_id}")
-
-
-class Backoff:
-    """The pauses between the tries of one thing: ever longer, and at an end when they are no use.
-
-    Attributes:
-        has_begun: this is not the first try.
-    """
-
-    def __init__(self, patience: float, of: str) -> None:
-        """Begin to count with the first pause.
-
-        Args:
-            patience: seconds for which it is tried again.
-            of: what it is for, to be named in the log.
-        """
-        self._of = of
-        self._pauses = make_pauses(patience)
-        self.has_begun = False
-
-    async def pause(self, error: Exception) -> bool:
-        """Wait for the next try, after this error; False at once where there should be none."""
-        self.has_begun = True
-        pause = next(self._pauses, None)
-        if pause is None:
-            return False
-        _logger.warning("%s: %s; trying again in about %.1f s", self._of, error, pause)
-        await anyio.sleep(pause)
-        return True
 
 
 async def persist(store: Store, patience: float, statement: Callable[[], Awaitable[T]], of: str) -> T:

@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
+from pgflow_prefect.definitions.model import Dep, to_identifier
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.json_shapes import Shape, find_misfit, make_object, make_shape
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import Dep, to_identifier
 
 
 def find_type_problems(handlers: Mapping[str, PythonHandler], deps: Collection[Dep]) -> Iterator[str]:

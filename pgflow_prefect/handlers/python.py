@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 from anyio import get_cancelled_exc_class
 from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
+from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext, StepExecution
@@ -17,7 +18,7 @@ from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
-from pgflow_prefect.models import Claim, to_identifier
+from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, UnreadableJsonError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)

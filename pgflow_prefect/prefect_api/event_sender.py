@@ -22,8 +22,8 @@ from prefect.events.clients import EventsClient, get_events_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
-from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.waiting import Pauses
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import anyio
 from anyio import CancelScope
 from prefect.client.orchestration import PrefectClient
 
-from pgflow_prefect.database.notifications import Bell, listen
+from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments import find_deployments
 from pgflow_prefect.errors import (
@@ -27,6 +27,7 @@ from pgflow_prefect.services.maintenance import keep_reconciled, name_older_runs
 from pgflow_prefect.services.run_fetcher import Intake
 from pgflow_prefect.services.submission import create_submission
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.waiting import Bell
 from pgflow_prefect.workflow import to_flow_name
 
 IN_FLIGHT = 8

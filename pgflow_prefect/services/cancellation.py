@@ -23,11 +23,11 @@ from prefect.states import Cancelled, Cancelling
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_runs
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
-from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
 

@@ -23,10 +23,10 @@ from prefect.states import Pending, Scheduled
 from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError, UsageError
-from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.models import Ending, Held, Status
+from pgflow_prefect.prefect_api.client import ask_prefect
+from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled

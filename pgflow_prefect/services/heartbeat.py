@@ -17,9 +17,9 @@ from prefect.exceptions import ObjectAlreadyExists
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.deployments.find import ask_prefect
 from pgflow_prefect.errors import ForeignInstallationError, PgflowPrefectError
 from pgflow_prefect.models import Installation
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 
 INTERVAL = 15.0

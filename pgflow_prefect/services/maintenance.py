@@ -7,10 +7,10 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 
-from pgflow_prefect.database.notifications import Bell
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.waiting import Bell
 
 _logger = logging.getLogger(__name__)
 

@@ -12,12 +12,11 @@ from uuid import UUID
 import anyio
 from anyio.abc import TaskGroup
 
-from pgflow_prefect.database.notifications import Bell
-from pgflow_prefect.database.pauses import Pauses
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.process.slots import Place
 from pgflow_prefect.models import TakenRun
+from pgflow_prefect.waiting import Bell, Pauses
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
 

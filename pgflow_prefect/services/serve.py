@@ -12,10 +12,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.responses import DeploymentResponse
 
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments import Options, deploy
 from pgflow_prefect.deployment.deployments.find import find_flows
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
-from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.services.bridge import Bridge
 from pgflow_prefect.services.flow_run_processes import FlowRunProcesses

@@ -16,7 +16,7 @@ from prefect.exceptions import Abort, ObjectNotFound
 from prefect.states import Pending
 from prefect.utilities.engine import propose_state
 
-from pgflow_prefect.database.notifications import Bell, listen
+from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.deployment.deployments import Deployed, register
 from pgflow_prefect.deployment.deployments.find import find_flows
 from pgflow_prefect.errors import (
@@ -27,12 +27,12 @@ from pgflow_prefect.errors import (
     PrefectRefusedError,
     PrefectUnavailableError,
 )
-from pgflow_prefect.execution.flow import find_run_id, read_run_id
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Place
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancelWishes
@@ -40,6 +40,7 @@ from pgflow_prefect.services.heartbeat import Heartbeat
 from pgflow_prefect.services.maintenance import keep_reconciled
 from pgflow_prefect.services.run_fetcher import Intake
 from pgflow_prefect.services.submission import create_submission
+from pgflow_prefect.waiting import Bell
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
 _OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's

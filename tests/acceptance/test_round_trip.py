@@ -219,5 +219,5 @@ def test_the_stubs_that_import_writes_define_the_workflow_that_they_are_from(cli
 
 
 def test_export_does_not_wait_for_prefect_to_be_imported() -> None:
-    looked = "import sys, pgflow_prefect.cli.exchange; sys.exit('prefect' in sys.modules)"
+    looked = "import sys, pgflow_prefect.cli.push; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", looked], check=False).returncode == 0

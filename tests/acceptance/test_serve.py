@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.prefect_api.ids import find_run_id
 from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service, Services, find_only_run, wait_until
 from tests.conftest import Connection
 from tests.engine import CHAIN, column, define, get_run, run_workflow, statuses, value

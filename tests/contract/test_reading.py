@@ -7,8 +7,9 @@ import pytest
 
 from pgflow_prefect.database.run_names import parse_run_name
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.model import Dep
 from pgflow_prefect.errors import UnknownRunError, UnknownWorkflowError
-from pgflow_prefect.models import Dep, Status
+from pgflow_prefect.models import Status
 from tests.contract.worlds import BrokenError, World
 from tests.engine import DIAMOND
 from tests.json_values import decode

@@ -19,9 +19,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
 from pgflow_prefect.blocks import PgflowDatabase
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments import Deployed, Options, Outcome, deploy, register
 from pgflow_prefect.deployment.deployments.apply import Plans, make_plans, open_plans
-from pgflow_prefect.deployment.deployments.find import check_that_prefect_answers
 from pgflow_prefect.deployment.deployments.location import parse_location
 from pgflow_prefect.deployment.deployments.plan import Plan
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish, parse_schedule
@@ -29,7 +29,7 @@ from pgflow_prefect.deployment.deployments.wanted import NO_LIMIT, NO_POOL, desc
 from pgflow_prefect.deployment.deployments.write import write
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import PrefectUnavailableError, UsageError
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.prefect_api.client import check_that_prefect_answers
 from tests.integration.conftest import make_slug
 
 pytestmark = pytest.mark.anyio
@@ -292,7 +292,7 @@ async def test_a_worker_s_deployment_is_known_as_made_for_its_database(
 
 
 async def test_a_server_that_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgflow_prefect.deployment.deployments.find._PATIENCE", 0.5)
+    monkeypatch.setattr("pgflow_prefect.prefect_api.client._PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         unanswered = pytest.raises(PrefectUnavailableError, match=f"{url} can't be used: no answer")

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.database import notifications
-from pgflow_prefect.database.notifications import Bell, listen
+from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunFailedError, SupersededError
@@ -20,6 +20,7 @@ from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Status, TakenRun, TaskKey
 from pgflow_prefect.services.run_fetcher import Intake
+from pgflow_prefect.waiting import Bell
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, start_run
 from tests.integration.conftest import Define, make_slug, read_steps

@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, RunFailedError
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.prefect_api.ids import find_run_id
 from tests.conftest import Connection
 from tests.engine import claim, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps

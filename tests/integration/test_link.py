@@ -7,7 +7,7 @@ import pytest
 from pgflow_prefect.database.connection import connect, open_pool
 from pgflow_prefect.database.link import UnansweredError, bounded, without_bound
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.database.translation import TransientError
+from pgflow_prefect.errors import TransientError
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.integration.conftest import TENURE

@@ -9,8 +9,7 @@ import pytest
 
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.database.translation import TransientError
-from pgflow_prefect.errors import SupersededError
+from pgflow_prefect.errors import SupersededError, TransientError
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.step_writer import MESSAGE_LIMIT, Mirror, clean_message
 from pgflow_prefect.handlers.choice import StepHandlers
@@ -82,7 +81,7 @@ async def test_one_more_try_is_enough_however_many_connections_were_cut(
 ) -> None:
     assert cut(db) == 3
     assert await claim(mirror) == 1
-    (record,) = [record for record in caplog.records if record.name == "pgflow_prefect.execution.step_writer"]
+    (record,) = [record for record in caplog.records if record.name == "pgflow_prefect.waiting"]
     assert "trying again" in record.message
     assert str(mirror.run_id) in record.message
 

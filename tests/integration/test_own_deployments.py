@@ -13,10 +13,10 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments import Deployed, Options, Outcome, deploy, find_deployments
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError, UsageError
-from pgflow_prefect.models import WorkflowDefinition
 from tests.integration.conftest import make_slug
 
 pytestmark = pytest.mark.anyio

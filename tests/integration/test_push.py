@@ -8,8 +8,8 @@ import pytest
 from pgflow_prefect.database.pruning import ANY_AGE
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError, UsageError
-from pgflow_prefect.models import WorkflowDefinition
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, DIAMOND, cancel, complete, define, finish, run_workflow, start_run, statuses, value
 from tests.unit import definitions

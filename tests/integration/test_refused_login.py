@@ -4,7 +4,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.prefect_api.client import connect_to_prefect
 from tests.http_server import http_server
 
 pytestmark = pytest.mark.anyio

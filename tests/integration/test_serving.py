@@ -14,8 +14,8 @@ from pgflow_prefect.deployment.deployments import Options, deploy
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.flow import find_run_id
 from pgflow_prefect.models import Held
+from pgflow_prefect.prefect_api.ids import find_run_id
 from pgflow_prefect.services.flow_run_processes import ExecutorContext, hand_back
 from pgflow_prefect.services.serve import Served, ServedDeployments
 from tests.integration.conftest import Define, make_slug

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.definitions.model import Dep
 from pgflow_prefect.errors import (
     PgflowPrefectError,
     RunHeldError,
@@ -19,7 +20,7 @@ from pgflow_prefect.errors import (
     UnknownWorkflowError,
     UsageError,
 )
-from pgflow_prefect.models import Dep, Ending, Held, Run, Status, WorkflowSummary
+from pgflow_prefect.models import Ending, Held, Run, Status, WorkflowSummary
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection, execute

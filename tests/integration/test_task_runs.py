@@ -21,9 +21,9 @@ from prefect.transactions import Transaction
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.reporting import task_runs as prefect_engine
 from pgflow_prefect.execution.run_executor import Steps
-from pgflow_prefect.prefect_api.states import StepOutcome
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = pytest.mark.anyio

@@ -14,8 +14,8 @@ from pgflow_prefect.database.connection import run_script
 from pgflow_prefect.database.definition_script import write_script
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import UnknownWorkflowError
-from pgflow_prefect.models import Dep, WorkflowDefinition, to_identifier
 from pgflow_prefect.settings import Settings
 from tests.unit.definitions import define
 

@@ -11,7 +11,7 @@ from prefect.states import Running
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.prefect_api.ids import find_run_id
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.services.cancellation import show_cancelled
 from tests.conftest import Connection

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from hypothesis import strategies as st
 
-from pgflow_prefect.models import Dep, WorkflowDefinition
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
 
 
 def define(steps: Mapping[str, Iterable[str]], slug: str = "workflow") -> WorkflowDefinition:

@@ -7,7 +7,8 @@ from xml.etree.ElementTree import Element, fromstring
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.models import Dep, Ending, Held, Run, Status, StepState, WorkflowDefinition
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
+from pgflow_prefect.models import Ending, Held, Run, Status, StepState
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.render.progress import Progress, trace_progress
 from tests.unit.definitions import dags

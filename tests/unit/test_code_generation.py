@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
 from pgflow_prefect.deployment.code_generation import MOST_ARGUMENTS, ImportReport, import_workflow
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
-from pgflow_prefect.models import WorkflowDefinition, to_identifier
 from tests.unit.definitions import define
 
 CAMPAIGN = define(

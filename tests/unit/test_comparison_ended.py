@@ -15,8 +15,8 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     CreateTaskRun,
     Kind,
 )
-from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import Ending, Held, Status, TaskKey
+from pgflow_prefect.prefect_api.ids import find_task_run_id
 from tests.unit.views import (
     FORMER,
     GRACE,

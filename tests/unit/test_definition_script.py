@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgflow_prefect.database.definition_script import write_script
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from tests.unit.definitions import dags, define, make_layered
 
 GREETING = """\

@@ -6,8 +6,8 @@ import pytest
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.definitions.from_handlers import derive_definition
+from pgflow_prefect.definitions.model import Dep
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
-from pgflow_prefect.models import Dep
 from tests.unit.definitions import define
 
 Names = Mapping[str, Collection[str]]

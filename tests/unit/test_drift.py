@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
 from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
 from pgflow_prefect.deployment.drift import Part, compare_deployment, compare_enabling, compare_handlers
-from pgflow_prefect.models import Dep, WorkflowDefinition
 
 
 def make_workflow(*, after: Iterable[str] = ()) -> Workflow:

@@ -26,10 +26,10 @@ from pydantic import (
     model_validator,
 )
 
+from pgflow_prefect.definitions.model import Dep
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.json_shapes import find_misfit, make_shape
 from pgflow_prefect.handlers.python import PythonHandler
-from pgflow_prefect.models import Dep
 
 
 class Colour(Enum):

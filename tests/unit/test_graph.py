@@ -13,7 +13,7 @@ from pgflow_prefect.definitions.graph import (
     find_problems,
     sort_steps,
 )
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from tests.unit.definitions import dags, define
 
 CAMPAIGN = define(

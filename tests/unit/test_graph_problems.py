@@ -6,9 +6,10 @@ from time import process_time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgflow_prefect.definitions.graph import CYCLES_SHOWN, build_graph, find_problems, sort_steps, suggest
+from pgflow_prefect.definitions.graph import CYCLES_SHOWN, build_graph, find_problems, sort_steps
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
 from pgflow_prefect.errors import InvalidDefinitionError
-from pgflow_prefect.models import Dep, WorkflowDefinition
+from pgflow_prefect.wording import suggest
 from tests.unit.definitions import dags, define, make_layered
 
 CHAIN = define({"fetch": [], "clean": ["fetch"], "store": ["clean"]})

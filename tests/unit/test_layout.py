@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph, find_layers
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.render.lattice import MOST_BENDS, count_crossings, make_lattice
 from pgflow_prefect.render.layout import BETWEEN_BOXES, Box, Layout, Point, fit_ascending, lay_out
 from tests.unit.definitions import dags, define, make_layered

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgflow_prefect.models import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
 from tests.unit.definitions import dags, define
 
 

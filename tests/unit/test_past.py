@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.execution.reporting.past import Past
-from pgflow_prefect.models import WorkflowDefinition
 from tests.unit.definitions import dags
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

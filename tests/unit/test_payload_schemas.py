@@ -9,9 +9,9 @@ from pydantic import BaseModel, Field, JsonValue
 from typing_extensions import TypeAliasType
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
 from pgflow_prefect.deployment.deployments.payloads import describe_payload, make_parameter_schema
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import Dep, WorkflowDefinition
 
 
 class Address(BaseModel):

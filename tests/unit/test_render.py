@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.render.layout import lay_out
 from pgflow_prefect.render.mermaid import draw_mermaid
 from pgflow_prefect.render.svg import find_height, measure_step

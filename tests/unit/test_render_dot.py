@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.render.dot import draw_dot
 from pgflow_prefect.render.labels import clean
 from tests.unit.definitions import define

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph, find_last_path
-from pgflow_prefect.models import Ending, Held, Status, StepState, WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.models import Ending, Held, Status, StepState
 from pgflow_prefect.render.labels import clean, cut, format_seconds, measure
 from pgflow_prefect.render.mermaid import draw_mermaid
 from pgflow_prefect.render.node_link import make_node_link

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.models import Status, WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.models import Status
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.svg import draw_svg
 from pgflow_prefect.render.timeline import make_timeline

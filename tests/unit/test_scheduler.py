@@ -6,9 +6,9 @@ import anyio
 import pytest
 
 from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.process.slots import Place, Turns
 from pgflow_prefect.execution.scheduler import Advance, Schedule, run_in_order
-from pgflow_prefect.prefect_api.states import StepOutcome
 from tests.unit.definitions import define, make_layered
 
 pytestmark = pytest.mark.anyio

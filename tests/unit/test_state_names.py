@@ -8,16 +8,10 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Failed, Pending, Retrying, Running
 
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.models import Ending, Status
-from pgflow_prefect.prefect_api.states import (
-    StepOutcome,
-    find_outcome,
-    find_outcome_of_stop,
-    handed_back,
-    is_cancelled,
-    superseded,
-)
+from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.shipped import shipped_path
 from pgflow_prefect.state_names import DONE, IDLE, WORKING, StateName
 

@@ -9,12 +9,12 @@ import pytest
 
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.handlers import queue as queues
 from pgflow_prefect.handlers.base import StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.http_endpoint import make_headers
 from pgflow_prefect.handlers.queue import QueueHandler, parse_message
 from pgflow_prefect.models import Claim, Status, TaskKey
+from pgflow_prefect.prefect_api.ids import find_task_run_id
 from pgflow_prefect.raw_json import RawJson
 
 pytestmark = pytest.mark.anyio

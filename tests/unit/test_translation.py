@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pgflow_prefect.database.translation import TransientError, find_users_function, is_transient, translate_errors
+from pgflow_prefect.database.translation import find_users_function, is_transient, translate_errors
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     PgflowPrefectError,
@@ -15,6 +15,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     SchemaMissingError,
     SupersededError,
+    TransientError,
     UsageError,
 )
 from tests.conftest import Connect, Connection

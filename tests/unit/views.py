@@ -17,8 +17,8 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     ShownFlowRun,
     ShownTaskRun,
 )
-from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import Ending, Held, Status, TaskKey
+from pgflow_prefect.prefect_api.ids import find_task_run_id
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = timedelta(seconds=10)

@@ -10,14 +10,8 @@ from anyio import CapacityLimiter
 from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.blocks import PgflowDatabase
-from pgflow_prefect.deployment.deployments.find import (
-    FoundFlows,
-    check_block,
-    check_that_prefect_answers,
-    check_work_pool,
-    find_flows,
-    find_owned,
-)
+from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.deployment.deployments.find import FoundFlows, check_block, check_work_pool, find_flows, find_owned
 from pgflow_prefect.deployment.deployments.plan import (
     Outcome,
     Plan,
@@ -33,8 +27,7 @@ from pgflow_prefect.errors import (
     PrefectUnavailableError,
     UsageError,
 )
-from pgflow_prefect.execution.in_process import connect_to_prefect
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.prefect_api.client import check_that_prefect_answers, connect_to_prefect
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.workflow import Workflow, to_flow_name

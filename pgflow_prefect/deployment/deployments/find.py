@@ -1,12 +1,10 @@
 """What Prefect has: deployments of flows, of this database, work pools and blocks, with few requests for many."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-import anyio
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
@@ -21,15 +19,14 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import DeploymentSort
 from prefect.exceptions import ObjectNotFound
 
-from pgflow_prefect.definitions.graph import suggest
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
+from pgflow_prefect.wording import suggest
 
 _BATCH = 100  # names in one request
 _PAGE = 200  # deployments in one answer: a server gives no more by default
-_PATIENCE = 15.0  # seconds for one answer: Prefect's client goes on asking for a minute where nobody gives one
 
 
 @dataclass(frozen=True)
@@ -56,31 +53,6 @@ class FoundFlows:
 
     ids: Mapping[str, UUID]
     own: Mapping[str, DeploymentResponse]
-
-
-@contextmanager
-def ask_prefect(what: str) -> Iterator[None]:
-    """Ask Prefect something, and wait for its answer for a limited time.
-
-    Raises:
-        PrefectUnavailableError: there was none.
-        PrefectRefusedError: it refuses, and would so again.
-    """
-    with anyio.move_on_after(_PATIENCE) as scope, translate_prefect_errors(what):
-        yield
-    if scope.cancelled_caught:
-        raise unavailable(f"no answer in {_PATIENCE:g} s")
-
-
-async def check_that_prefect_answers() -> None:
-    """Ask Prefect's API for a sign of life.
-
-    Raises:
-        PrefectUnavailableError: there was none within a limited time.
-    """
-    with ask_prefect("a sign of life"):
-        async with get_client() as client:
-            await client.hello()
 
 
 async def find_deployments(client: PrefectClient, flow_names: Iterable[str]) -> FoundDeployments:

@@ -10,7 +10,7 @@ from uuid import UUID
 from prefect.utilities.callables import ParameterSchema, generate_parameter_schema
 from pydantic_core import to_json
 
-from pgflow_prefect.models import WorkflowDefinition
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.workflow import Workflow
 
 Schema = Mapping[str, Any]

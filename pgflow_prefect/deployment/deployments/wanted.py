@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments.entrypoint import make_entrypoint
 from pgflow_prefect.deployment.deployments.location import Location, Steps, make_default_steps
 from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish
 from pgflow_prefect.deployment.handler_files import BY_ROWS
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.models import WorkflowDefinition
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.workflow import Workflow, to_flow_name
 

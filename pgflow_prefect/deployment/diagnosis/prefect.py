@@ -15,7 +15,7 @@ from prefect.settings import get_current_settings
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.execution.in_process import connect_to_prefect
+from pgflow_prefect.prefect_api.client import connect_to_prefect
 from pgflow_prefect.prefect_api.errors import advise, translate_prefect_errors
 from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 

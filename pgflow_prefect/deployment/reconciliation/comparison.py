@@ -25,8 +25,8 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     Target,
     describe,
 )
-from pgflow_prefect.execution.reporting.task_runs import find_task_run_id
 from pgflow_prefect.models import CANCELLED, Ending, Held, Status
+from pgflow_prefect.prefect_api.ids import find_task_run_id
 
 START = 6
 """How many times the grace a flow run may take from its start to taking its run: a container may have to be fetched."""

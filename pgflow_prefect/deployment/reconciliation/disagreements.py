@@ -11,7 +11,7 @@ from uuid import UUID
 from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from pydantic import BaseModel, ConfigDict, Field
 
-from pgflow_prefect.execution.flow import find_run_id
+from pgflow_prefect.prefect_api.ids import find_run_id
 
 
 class Kind(StrEnum):

@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, 
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
-from pgflow_prefect.execution.flow import read_run_id
+from pgflow_prefect.prefect_api.ids import read_run_id
 from pgflow_prefect.prefect_api.ownership import has_owner, is_owned
 from pgflow_prefect.prefect_api.states import is_cancelled
 

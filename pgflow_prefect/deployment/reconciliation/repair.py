@@ -19,9 +19,10 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     Target,
 )
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
-from pgflow_prefect.execution.reporting.task_runs import EDGES, find_task_run_id
+from pgflow_prefect.execution.reporting.task_runs import EDGES
 from pgflow_prefect.models import TaskKey
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.ids import find_task_run_id
 from pgflow_prefect.wording import clean
 
 

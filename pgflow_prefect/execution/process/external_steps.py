@@ -8,10 +8,10 @@ from uuid import UUID
 
 import anyio
 
-from pgflow_prefect.database.notifications import Bell
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import AwaitedStep, StepEnd
+from pgflow_prefect.waiting import Bell
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; the longer nothing happens, the longer
 

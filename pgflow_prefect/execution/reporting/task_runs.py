@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from time import time
 from traceback import format_exception
 from typing import Any, cast
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import anyio
 from prefect import Task
@@ -57,7 +57,6 @@ from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
-from pgflow_prefect.models import TaskKey
 from pgflow_prefect.prefect_api.event_sender import Outbox, Related, find_outbox
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
@@ -87,16 +86,6 @@ _TIGHT = 300.0  # seconds after which an event does not follow another one any m
 _PATIENCE = 5.0  # seconds that a run waits for what Prefect's API knows of it
 
 _logger = logging.getLogger(__name__)
-
-
-def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:
-    """Return the id of the Prefect task run of a task: the same each time that the flow run is tried.
-
-    A slug may have any characters, so an index in the name could be another step's slug. The id of the step's first
-    task is a namespace for the others.
-    """
-    first = uuid5(flow_run_id, task.step_slug)
-    return uuid5(first, str(task.index)) if task.index else first
 
 
 class TaskRuns:

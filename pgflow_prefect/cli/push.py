@@ -1,4 +1,4 @@
-"""`export` and `push`: definitions out of the database as SQL, and into it from Python."""
+"""`push`: writes the workflows that Python files define into the database."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_json
-from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.errors import InvalidDefinitionError, UnknownWorkflowError, UsageError
+from pgflow_prefect.errors import UnknownWorkflowError, UsageError
 
 if TYPE_CHECKING:
-    from pgflow_prefect.database.definition_edit import Difference
-    from pgflow_prefect.models import WorkflowDefinition
+    from pgflow_prefect.definitions.difference import Difference
+    from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.settings import Settings
 
 DIFFERENT = 2
@@ -33,42 +32,6 @@ class Change(NamedTuple):
     def is_needed(self) -> bool:
         """Whether there is anything to write."""
         return self.old is None or self.old.definition_hash != self.new.definition_hash
-
-
-def export(
-    *workflows: str,
-    all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
-    json: AsJson = False,
-    dsn: Dsn = None,
-) -> None:
-    """Print the SQL that defines a workflow, for `psql -f`, an SQL editor or a migration.
-
-    It adds what is missing and can be run again. The same definition is printed as the same text.
-
-    Example: `pgflow-prefect export email_campaign > email_campaign.sql`
-
-    Parameters
-    ----------
-    workflows
-        The workflows' slugs.
-    all_
-        All workflows that the database defines.
-    """
-    import anyio
-
-    from pgflow_prefect.database.definition_script import write_script
-    from pgflow_prefect.definitions.graph import build_graph, find_cycles
-
-    if not workflows and not all_:
-        raise UsageError("which workflow? name it, or say --all")
-    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
-    if json:
-        print_json([{**each.model_dump(mode="json"), "definition_hash": each.definition_hash} for each in definitions])
-        return
-    for each in definitions:
-        if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
-            raise InvalidDefinitionError(each.slug, cycles)
-    sys.stdout.write("\n".join(map(write_script, definitions)))
 
 
 def push(
@@ -130,7 +93,7 @@ def push(
 
 
 def _choose(found: Collection[str], slug: str) -> str:
-    from pgflow_prefect.definitions.graph import suggest
+    from pgflow_prefect.wording import suggest
 
     if slug not in found:
         listed = ", ".join(map(repr, found))
@@ -171,7 +134,7 @@ def _confirm() -> bool:
 
 
 def _print_change(change: Change) -> None:
-    from pgflow_prefect.database.definition_edit import compare_definitions
+    from pgflow_prefect.definitions.difference import compare_definitions
 
     name = f"workflow {change.new.slug!r}"
     if not change.is_needed:
@@ -193,7 +156,7 @@ def _describe(difference: Difference) -> list[str]:
 
 
 def _to_json(change: Change, *, written: bool) -> dict[str, object]:
-    from pgflow_prefect.database.definition_edit import compare_definitions
+    from pgflow_prefect.definitions.difference import compare_definitions
 
     return {
         "workflow": change.new.slug,

@@ -1,0 +1,49 @@
+"""`export`: the SQL that defines workflows."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import print_json
+from pgflow_prefect.cli.definitions import load_definitions
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.errors import InvalidDefinitionError, UsageError
+
+
+def export(
+    *workflows: str,
+    all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Print the SQL that defines a workflow, for `psql -f`, an SQL editor or a migration.
+
+    It adds what is missing and can be run again. The same definition is printed as the same text.
+
+    Example: `pgflow-prefect export email_campaign > email_campaign.sql`
+
+    Parameters
+    ----------
+    workflows
+        The workflows' slugs.
+    all_
+        All workflows that the database defines.
+    """
+    import anyio
+
+    from pgflow_prefect.database.definition_script import write_script
+    from pgflow_prefect.definitions.graph import build_graph, find_cycles
+
+    if not workflows and not all_:
+        raise UsageError("which workflow? name it, or say --all")
+    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
+    if json:
+        print_json([{**each.model_dump(mode="json"), "definition_hash": each.definition_hash} for each in definitions])
+        return
+    for each in definitions:
+        if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
+            raise InvalidDefinitionError(each.slug, cycles)
+    sys.stdout.write("\n".join(map(write_script, definitions)))

@@ -1,0 +1,79 @@
+"""Asking Prefect's API: a client, and a bound for each question."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+import httpx
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.context import AsyncClientContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+from pgflow_prefect.errors import PrefectUnavailableError
+from pgflow_prefect.prefect_api.errors import refuse, translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.redaction import describe_error
+
+TAG = "pgflow"
+"""What everything of ours is tagged with in Prefect."""
+
+
+def has_server() -> bool:
+    """Tell whether Prefect is set to use a server; else it starts a temporary one, which takes a while."""
+    return bool(get_current_settings().api.url)  # an empty variable says nothing
+
+
+@asynccontextmanager
+async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
+    """Open a client of Prefect's API; where none is configured, Prefect starts a temporary server for it.
+
+    Raises:
+        PrefectUnavailableError: the API does not answer, or the server does not start.
+    """
+    url = get_current_settings().api.url
+    try:
+        async with get_client() as client:
+            await client.hello()
+        # The flow runs that this event loop executes find this client and share it. Each would make its own: loading
+        # the certificates for that is a quarter of what a small run costs.
+        async with AsyncClientContext() as context:
+            yield context.client
+    except PrefectHTTPStatusError as error:
+        raise refuse(error) from error
+    except httpx.TransportError as error:
+        raise unavailable(describe_error(error)) from error
+    except RuntimeError as error:
+        if url is not None or "ephemeral" not in str(error):
+            raise
+        raise PrefectUnavailableError(
+            f"Prefect's temporary server did not start: {error} Set PREFECT_API_URL to a server that runs, or try "
+            "pip install 'pgflow-prefect[embedded]', which has versions that are known to work together"
+        ) from error
+
+
+_PATIENCE = 15.0  # seconds for one answer: Prefect's client goes on asking for a minute where nobody gives one
+
+
+@contextmanager
+def ask_prefect(what: str) -> Iterator[None]:
+    """Ask Prefect something, and wait for its answer for a limited time.
+
+    Raises:
+        PrefectUnavailableError: there was none.
+        PrefectRefusedError: it refuses, and would so again.
+    """
+    with anyio.move_on_after(_PATIENCE) as scope, translate_prefect_errors(what):
+        yield
+    if scope.cancelled_caught:
+        raise unavailable(f"no answer in {_PATIENCE:g} s")
+
+
+async def check_that_prefect_answers() -> None:
+    """Ask Prefect's API for a sign of life.
+
+    Raises:
+        PrefectUnavailableError: there was none within a limited time.
+    """
+    with ask_prefect("a sign of life"):
+        async with get_client() as client:
+            await client.hello()

@@ -1,0 +1,51 @@
+"""The ids that runs and steps have in Prefect."""
+
+from uuid import UUID, uuid5
+
+from prefect.client.schemas.objects import (
+    FlowRun,
+)
+
+from pgflow_prefect.errors import (
+    UsageError,
+)
+from pgflow_prefect.models import TaskKey
+
+_RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
+
+
+def find_run_id(flow_run_id: UUID) -> UUID:
+    """Return the id of the run that a flow run creates: after a crash in between, the same one again."""
+    return uuid5(_RUN_NAMESPACE, str(flow_run_id))
+
+
+def read_run_id(flow_run: FlowRun) -> UUID | None:
+    """Return the run that a flow run was told to execute; None where it creates one, or was told nonsense."""
+    try:
+        return parse_run_id(flow_run.parameters.get("run_id"))
+    except UsageError:  # with which the flow run fails when it starts
+        return None
+
+
+def parse_run_id(given: object) -> UUID | None:
+    """Return the id of a run as a flow's parameter has it, as text or not; None where there is none.
+
+    Raises:
+        UsageError: it is no UUID.
+    """
+    if given is None or isinstance(given, UUID):
+        return given
+    try:
+        return UUID(str(given))
+    except ValueError:
+        raise UsageError(f"the parameter run_id is {given!r}, and no UUID: leave it out to begin a run") from None
+
+
+def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:
+    """Return the id of the Prefect task run of a task: the same each time that the flow run is tried.
+
+    A slug may have any characters, so an index in the name could be another step's slug. The id of the step's first
+    task is a namespace for the others.
+    """
+    first = uuid5(flow_run_id, task.step_slug)
+    return uuid5(first, str(task.index)) if task.index else first
