@@ -17,7 +17,7 @@ from benchmarks.measure import Report, Row, Sample, Target, ratio
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.schema import SCRIPTS
-from pgflow_prefect.database.store import Store, make_tenure
+from pgflow_prefect.database.store import Store, make_lease_terms
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
@@ -83,7 +83,7 @@ async def translate(dsn: str, steps: int) -> list[float]:
         await pool.wait()
         gc.collect()  # what was left over before is none of this one's business
         times = [perf_counter()]
-        definition = await Store(pool, make_tenure(Settings())).load_definition(workflow.slug)
+        definition = await Store(pool, make_lease_terms(Settings())).load_definition(workflow.slug)
         times.append(perf_counter())
         assert not workflow.find_problems(definition)
         times.append(perf_counter())

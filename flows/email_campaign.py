@@ -78,17 +78,17 @@ def prepare_list() -> list[Recipient]:
 def send_emails(prepare_list: list[Recipient], payload: Campaign, context: StepContext) -> Delivery:
     """Send each recipient a mail. A retry sends no second mail to a recipient whose mail is in the Maildir."""
     sent, already_there = [], []
-    with open_outbox() as outbox:
-        known = outbox.list_message_ids()
+    with open_outbox() as event_sender:
+        known = event_sender.list_message_ids()
         for recipient in prepare_list:
             message = write_mail(recipient, payload, context.idempotency_key)
             if message["Message-ID"] in known:
                 already_there.append(recipient.email)
                 continue
-            outbox.send(message)
+            event_sender.send(message)
             sent.append(recipient.email)
         context.logger.info("sent %d mails, %d were there already", len(sent), len(already_there))
-        return Delivery(sent=sent, already_there=already_there, maildir=outbox.maildir)
+        return Delivery(sent=sent, already_there=already_there, maildir=event_sender.maildir)
 
 
 @workflow.step
@@ -124,7 +124,7 @@ def write_mail(recipient: Recipient, campaign: Campaign, idempotency_key: str) -
     return message
 
 
-class Outbox(Protocol):
+class EventSender(Protocol):
     """Where mails go."""
 
     maildir: Path | None
@@ -170,7 +170,7 @@ class SmtpOutbox:
 
 
 @contextmanager
-def open_outbox() -> Iterator[Outbox]:
+def open_outbox() -> Iterator[EventSender]:
     """Open what the environment names."""
     if not (url := os.environ.get("SMTP_URL")):
         yield MaildirOutbox(Path(os.environ.get("MAILDIR", "Maildir")))

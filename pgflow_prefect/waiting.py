@@ -43,21 +43,21 @@ def make_pauses(patience: float) -> Iterator[float]:
         yield pause
 
 
-class Bell:
+class Wakeup:
     """Wakes whoever waits for something to do; rung while nobody waits, it lets the next one pass at once."""
 
     def __init__(self) -> None:
-        self._rung = anyio.Event()
+        self._woken = anyio.Event()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake them."""
-        self._rung.set()
+        self._woken.set()
 
     async def wait(self, at_most: float) -> None:
         """Return when it rings, or after so many seconds."""
         with anyio.move_on_after(at_most):
-            await self._rung.wait()
-        self._rung = anyio.Event()
+            await self._woken.wait()
+        self._woken = anyio.Event()
 
 
 class Backoff:

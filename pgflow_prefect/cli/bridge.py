@@ -58,7 +58,7 @@ def bridge(
             await service.register()
             await service.refresh()
             err.print(f"ready: {', '.join(service.deployments) or 'no workflow has a deployment yet'}", markup=False)
-            async with health.watched(store, lambda: service.intake.passed_at):
+            async with health.watched(store, lambda: service.fetcher.passed_at):
                 await service.run()
             if service.failure is not None:
                 raise service.failure

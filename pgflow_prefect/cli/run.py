@@ -210,7 +210,7 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
 
     await store.reopen_run(run_id)
     await store.repair_run(run_id)
-    deadline = anyio.current_time() + store.tenure.lease + 1
+    deadline = anyio.current_time() + store.lease_terms.lease + 1
     told = False
     while True:
         await store.expire_dead_holders(run_id)  # each time: a process that was just killed takes a moment to die
@@ -221,7 +221,8 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
                 raise RunHeldError(f"{error}; --force takes it from there") from error
             if not told:
                 err.print(
-                    f"{str(error).rstrip('.')}; waiting {store.tenure.lease:g} s for the lease to run out", markup=False
+                    f"{str(error).rstrip('.')}; waiting {store.lease_terms.lease:g} s for the lease to run out",
+                    markup=False,
                 )
                 told = True
         await anyio.sleep(_HELD_INTERVAL)

@@ -101,7 +101,7 @@ def serve(
             switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))
             await bridge.refresh()
             err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
-            async with health.watched(store, lambda: bridge.intake.passed_at):
+            async with health.watched(store, lambda: bridge.fetcher.passed_at):
                 await service.run()
 
     # With --debug, flow runs write all that Prefect has to say.

@@ -80,7 +80,7 @@ def worker(
                 if not adopt:
                     await name_older_runs(host.store, workflows)
                 err.print(f"ready: {', '.join(workflows)}; {concurrency} runs at a time", markup=False)
-                async with health.watched(host.store, lambda: service.intake.passed_at):
+                async with health.watched(host.store, lambda: service.fetcher.passed_at):
                     await service.run()
 
     return run_service(serve)

@@ -11,7 +11,7 @@ from pgflow_prefect.database.connection import connect, open_pool
 from pgflow_prefect.database.implementations import FoundSchema, read_schema
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.queries import QUERIES
-from pgflow_prefect.database.store import make_tenure
+from pgflow_prefect.database.store import make_lease_terms
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.models import Enabled
 from pgflow_prefect.settings import Settings
@@ -132,12 +132,12 @@ class DiagnosisStatements(InstallationStatements):
 
     async def count_untaken_runs(self, seconds: float) -> list[UntakenRuns]:
         """Return how many pending runs of enabled workflows nobody has taken for so long, by workflow."""
-        rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.tenure.lease)
+        rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.lease_terms.lease)
         return [UntakenRuns.model_validate(row) for row in rows]
 
     async def list_set_aside(self, limit: int) -> list[SetAsideRun]:
         """Return runs that could not be taken, those with the most tries first."""
-        rows = await self._fetch("list_set_aside", limit=limit, lease=self.tenure.lease)
+        rows = await self._fetch("list_set_aside", limit=limit, lease=self.lease_terms.lease)
         return [SetAsideRun.model_validate(row) for row in rows]
 
 
@@ -149,7 +149,7 @@ async def open_diagnosis(dsn: str, settings: Settings) -> AsyncIterator[Diagnosi
         DatabaseUnavailableError: it can't be reached.
     """
     async with open_pool(dsn, size=1, timeout=settings.connect_timeout) as pool:
-        yield DiagnosisStatements(pool, make_tenure(settings))
+        yield DiagnosisStatements(pool, make_lease_terms(settings))
 
 
 async def hears_notifications(dsn: str, *, timeout: float, patience: float) -> bool:  # noqa: ASYNC109  libpq's own

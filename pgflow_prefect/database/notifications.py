@@ -8,7 +8,7 @@ import psycopg
 from pgflow_prefect.database.connection import connect
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.waiting import Bell, Pauses
+from pgflow_prefect.waiting import Pauses, Wakeup
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 15.0  # seconds between two tries to connect
 
@@ -17,7 +17,7 @@ _SILENCE = 10.0  # seconds without a notification after which the server has to 
 _logger = logging.getLogger(__name__)
 
 
-async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
+async def listen(dsn: str, wakeup: Wakeup, *, connect_timeout: float) -> None:
     """Ring whenever a run starts, ends or is handed back, for ever; connect again whenever the connection is lost.
 
     A hint: behind a pooler in transaction mode it stays silent, and what is sent while nobody listens is lost. So
@@ -25,7 +25,7 @@ async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
 
     Args:
         dsn: the database.
-        bell: what to ring.
+        wakeup: what to ring.
         connect_timeout: in seconds.
     """
     pauses = Pauses(_SHORTEST_WAIT, _LONGEST_WAIT)
@@ -34,10 +34,10 @@ async def listen(dsn: str, bell: Bell, *, connect_timeout: float) -> None:
             async with await connect(dsn, timeout=connect_timeout, bound=2 * _SILENCE) as connection:
                 await connection.execute(QUERIES["listen"])
                 pauses.reset()
-                bell.ring()  # for what was missed until now
+                wakeup.wake()  # for what was missed until now
                 while True:
                     async for _ in connection.notifies(timeout=_SILENCE):
-                        bell.ring()
+                        wakeup.wake()
                     await connection.execute(QUERIES["probe"])
         except (psycopg.Error, PgflowPrefectError) as error:
             _logger.warning("not listening to PostgreSQL: %s", str(error).strip())

@@ -17,7 +17,7 @@ from pgflow_prefect.database.translation import ReadOnlyError, translate_errors
 from pgflow_prefect.errors import UnstorableTextError
 
 
-class Tenure(NamedTuple):
+class LeaseTerms(NamedTuple):
     """On which terms this process holds the runs that it takes.
 
     Attributes:
@@ -63,19 +63,19 @@ class Statements:
     """A pool of connections, and the terms on which this process holds runs.
 
     Attributes:
-        tenure: the terms.
+        lease_terms: the terms.
         implementation: of the contract with SQL, which the database has.
         answered_at: when a statement succeeded last, by the monotonic clock.
     """
 
     def __init__(
-        self, pool: Pool, tenure: Tenure, *, in_blocks: bool = False, implementation: Implementation = CLASSIC
+        self, pool: Pool, lease_terms: LeaseTerms, *, in_blocks: bool = False, implementation: Implementation = CLASSIC
     ) -> None:
         self._pool = pool
         self.implementation = implementation
         self._in_blocks = in_blocks  # role or database have another default than READ COMMITTED
         self._is_suspect = False  # the pool's other connections lead to the same silent or read-only server
-        self.tenure = tenure
+        self.lease_terms = lease_terms
         self.answered_at = monotonic()
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
@@ -155,7 +155,9 @@ class Statements:
             Run, epoch, and how it is held: `held`, `lost`, `completed` or `ended`.
         """
         run_ids, epochs = zip(*held, strict=True)
-        rows = await self._fetch("extend_leases", run_ids=list(run_ids), epochs=list(epochs), lease=self.tenure.lease)
+        rows = await self._fetch(
+            "extend_leases", run_ids=list(run_ids), epochs=list(epochs), lease=self.lease_terms.lease
+        )
         return [(UUID(str(row["run_id"])), int(str(row["epoch"])), str(row["holds"])) for row in rows]
 
     async def _fetch_telling(

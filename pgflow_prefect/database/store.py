@@ -19,7 +19,7 @@ from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.run_names import RunName
 from pgflow_prefect.database.schema import check_schema, has_other_isolation
-from pgflow_prefect.database.statements import Tenure
+from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
 from pgflow_prefect.definitions.model import WorkflowDefinition
@@ -135,7 +135,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             workflow_slug=workflow_slug,
             payload=payload,
             flow_run_id=flow_run_id,
-            **self.tenure._asdict(),
+            **self.lease_terms._asdict(),
         )
         return _find_epoch(rows)
 
@@ -152,7 +152,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             UsageError: there is no such run.
         """
         rows = await self._fetch(
-            "take_run", run_id=run_id, flow_run_id=flow_run_id, force=force, **self.tenure._asdict()
+            "take_run", run_id=run_id, flow_run_id=flow_run_id, force=force, **self.lease_terms._asdict()
         )
         return _find_epoch(rows)
 
@@ -173,7 +173,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             wanted=wanted,
             adopt=adopt,
             besides=list(besides),
-            **self.tenure._asdict(),
+            **self.lease_terms._asdict(),
         )
         return [TakenRun.model_validate(row) for row in rows]
 
@@ -191,7 +191,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             run_id=run_id,
             epoch=epoch,
             flow_run_id=flow_run_id,
-            held_by=self.tenure.held_by,
+            held_by=self.lease_terms.held_by,
             queued=queued,
         )
         return bool(rows[0]["linked"])
@@ -210,7 +210,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
         """Return workflow and id of the pending runs that only `adopt` takes: older than their workflow's enabling."""
-        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.tenure.lease)
+        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)
         return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
 
     async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:
@@ -239,7 +239,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         Raises:
             UnknownRunError: there is none of this id.
         """
-        rows = await self._fetch("read_run", run_id=run_id, lease=self.tenure.lease, with_payload=with_payload)
+        rows = await self._fetch("read_run", run_id=run_id, lease=self.lease_terms.lease, with_payload=with_payload)
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
@@ -303,7 +303,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             ended_as=status if status is Ending.CANCELLED else None,
             since=since,
             limit=limit,
-            lease=self.tenure.lease,
+            lease=self.lease_terms.lease,
             with_payload=with_payload,
         )
         return [Run.model_validate(row) for row in rows]
@@ -472,11 +472,11 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
         async with pool.connection() as connection:
             implementation = await check_schema(connection, only_reads=only_reads)
             in_blocks = await has_other_isolation(connection)
-        yield Store(pool, make_tenure(settings), in_blocks=in_blocks, implementation=implementation)
+        yield Store(pool, make_lease_terms(settings), in_blocks=in_blocks, implementation=implementation)
 
 
-def make_tenure(settings: Settings) -> Tenure:
+def make_lease_terms(settings: Settings) -> LeaseTerms:
     """Return the terms on which this process holds runs."""
     identity = find_identity()
     holder = identity.model_dump_json() if identity is not None else None
-    return Tenure(f"{socket.gethostname()}:{os.getpid()}", settings.lease, settings.max_recoveries, holder)
+    return LeaseTerms(f"{socket.gethostname()}:{os.getpid()}", settings.lease, settings.max_recoveries, holder)

@@ -98,7 +98,7 @@ class UnsettledStatements(Statements):
 
     async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
         """Return those of these runs that somebody has taken, as they are now."""
-        rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.tenure.lease)
+        rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.lease_terms.lease)
         return [UnsettledRun.model_validate(row) for row in rows]
 
     async def list_unsettled_steps(self, run_ids: Iterable[UUID]) -> list[UnsettledStep]:

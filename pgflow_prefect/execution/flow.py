@@ -38,10 +38,10 @@ from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.process.prewarmed_host import open_host_for_run
 from pgflow_prefect.execution.reporting.display import Display
 from pgflow_prefect.execution.reporting.task_runs import make_task_runs
-from pgflow_prefect.execution.run_executor import Steps, find_submitted
+from pgflow_prefect.execution.run_executor import RunExecutor, find_submitted
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.step import Observer
-from pgflow_prefect.execution.step_writer import Mirror, persist
+from pgflow_prefect.execution.step_writer import StepWriter, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
@@ -245,14 +245,14 @@ class Execution:
             submitted: frozenset[str] = frozenset()
             if task_runner is not None:
                 submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
-            steps = Steps(
+            steps = RunExecutor(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
                 schedule=Schedule(graph, run.turns),
                 host=host,
                 run=run,
                 flow_run=flow_run,
-                mirror=Mirror(store, run_id, run.epoch, self.settings.report_timeout, batch),
+                writer=StepWriter(store, run_id, run.epoch, self.settings.report_timeout, batch),
                 observe=self.observe,
                 task_runs=await make_task_runs(),
                 submitted=submitted,

@@ -17,14 +17,14 @@ from pydantic import SecretStr
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.handler_logs import show_logs
-from pgflow_prefect.execution.process.host import ActiveRun, Workplace
+from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import Shared, borrow
 from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.execution.step_task import make_task
-from pgflow_prefect.execution.step_writer import Mirror
+from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings
@@ -87,8 +87,8 @@ class RemoteStep:
                 workflow_slug=self.workflow_slug,
                 upstream=self.upstream,
                 task_run_id=context.task_run.id,
-                mirror=Mirror(store, self.run_id, self.epoch, self.settings.report_timeout),
-                host=Workplace(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
+                writer=StepWriter(store, self.run_id, self.epoch, self.settings.report_timeout),
+                host=StepEnvironment(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
             )

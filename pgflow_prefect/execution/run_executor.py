@@ -23,7 +23,7 @@ from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
 from pgflow_prefect.execution.scheduler import Advance, Schedule
 from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
 from pgflow_prefect.execution.step_task import make_request
-from pgflow_prefect.execution.step_writer import Mirror
+from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,
@@ -42,7 +42,7 @@ _DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a
 
 
 @dataclass
-class Steps:
+class RunExecutor:
     """Executes the steps of a run that is under way.
 
     Attributes:
@@ -52,7 +52,7 @@ class Steps:
         host: the process.
         run: the run, which may be stopped.
         flow_run: which executes it.
-        mirror: writes for the run.
+        writer: writes for the run.
         observe: hears of every state that a step enters.
         task_runs: those of the flow run.
         submitted: the steps that the task runner executes.
@@ -65,7 +65,7 @@ class Steps:
     host: Host
     run: ActiveRun
     flow_run: FlowRun
-    mirror: Mirror
+    writer: StepWriter
     observe: Observer
     task_runs: TaskRuns
     submitted: frozenset[str]
@@ -118,7 +118,7 @@ class Steps:
             if downstream in self.submitted:
                 continue
             request = self._requests.pop(downstream, None) or self._make_request(downstream)
-            if (claimed := self.mirror.claim_later(request)) is not None:
+            if (claimed := self.writer.claim_later(request)) is not None:
                 self._claimed[downstream] = ClaimAhead(claimed, monotonic())
                 # Once the statement is on its way: until it is answered, there is nothing else to do.
                 get_running_loop().call_soon(self._prepare_next, downstream)
@@ -139,7 +139,7 @@ class Steps:
             workflow_slug=self.workflow_slug,
             upstream=tuple(self.graph.predecessors(slug)),
             task_run_id=self.find_task_run_id(slug),
-            mirror=self.mirror,
+            writer=self.writer,
             host=self.host,
             observe=self.observe,
             run=self.run,
@@ -184,7 +184,7 @@ class Steps:
             dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,
         )
-        backoff = Backoff(self.mirror.patience, f"run {self.run.run_id}, step {slug!r}")
+        backoff = Backoff(self.writer.patience, f"run {self.run.run_id}, step {slug!r}")
         while True:
             try:
                 submission = await submit(task_runner, step, self._find_edges(slug))
@@ -215,7 +215,7 @@ class Steps:
 
     async def _fail(self, slug: str, message: str) -> State:
         try:
-            await self.mirror.fail(
+            await self.writer.fail(
                 TaskKey(slug),
                 message,
                 state_name=StateName.FAILED,

@@ -32,13 +32,13 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
-from pgflow_prefect.execution.process.host import ActiveRun, Stop, Workplace
+from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
-from pgflow_prefect.execution.step_writer import Mirror
+from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
@@ -93,7 +93,7 @@ class Step:
         workflow_slug: the run's workflow.
         upstream: the slugs of the steps that it waits for.
         task_run_id: Prefect's task run.
-        mirror: writes for the run.
+        writer: writes for the run.
         host: where it is executed.
         observe: hears of every state that the step enters.
         run: the run, which may be stopped.
@@ -108,8 +108,8 @@ class Step:
     workflow_slug: str
     upstream: tuple[str, ...]
     task_run_id: UUID
-    mirror: Mirror
-    host: Workplace
+    writer: StepWriter
+    host: StepEnvironment
     observe: Observer
     run: ActiveRun
     claimed: ClaimAhead | None = None
@@ -164,13 +164,13 @@ class Step:
         except TransientError as error:
             return Crashed(message=str(error))
         except _StoppedError as error:
-            was_done = error.reason is Stop.ENDED and await self.mirror.is_completed(self.slug)
+            was_done = error.reason is Stop.ENDED and await self.writer.is_completed(self.slug)
             return Completed(message=_DONE_BY_OTHERS) if was_done else error.state
         return await self._conclude(end) if isinstance(end, Report) else end
 
     async def _reach_end(self) -> Report | State[None]:
         """Claim the step and have it done, as often as it takes; return the report, or what to show without one."""
-        backoff = Backoff(self.mirror.patience, f"run {self.mirror.run_id}, step {self.slug!r}")
+        backoff = Backoff(self.writer.patience, f"run {self.writer.run_id}, step {self.slug!r}")
         end: Report | State[None] | None = None
         while end is None:
             claim = await self._claim_or_fail(again=backoff.has_begun)
@@ -188,7 +188,7 @@ class Step:
                 raise
             self._task.retries = 0
             message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
-            await self.mirror.fail(
+            await self.writer.fail(
                 self.task, message, state_name=StateName.FAILED, task_run_id=self.task_run_id, attempt=None
             )
             raise ResultInvalidError(message) from error
@@ -200,10 +200,10 @@ class Step:
             with suppress(PgflowPrefectError):  # it was not tried again, and knows nothing of what came after it
                 return await claimed.answer
         try:
-            return await self.mirror.claim(make_request(self.handlers, self.upstream, self.task_run_id))
+            return await self.writer.claim(make_request(self.handlers, self.upstream, self.task_run_id))
         except RunNotPendingError:
             # That COMMIT may have completed the run's last step, and the run with it.
-            if again and await self.mirror.is_completed(self.slug):
+            if again and await self.writer.is_completed(self.slug):
                 return Claim(status=Status.COMPLETED, attempt=0)
             raise
 
@@ -243,7 +243,7 @@ class Step:
         if transaction.is_open and not transaction.committed:
             # Refused, and if it was a stale write, its count was rolled back with the rest: refused once more.
             assert isinstance(result, str)
-            return await self.mirror.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            return await self.writer.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         return report
 
     @cached_property
@@ -256,11 +256,11 @@ class Step:
         return Connector(self.host.dsn, settings.connect_timeout, settings.report_timeout, settings.statement_bound)
 
     def _make_transaction(self) -> StepTransaction:
-        return StepTransaction(self._connector, self.mirror.run_id, self.task, self._logger, self.host.store)
+        return StepTransaction(self._connector, self.writer.run_id, self.task, self._logger, self.host.store)
 
     def _make_execution(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepExecution:
         context = StepContext(
-            run_id=self.mirror.run_id,
+            run_id=self.writer.run_id,
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,
             index=self.task.index,
@@ -294,7 +294,7 @@ class Step:
         if transaction.is_open:
             await transaction.defer(task_run_id=self.task_run_id, state_name=StateName.DEFERRED, message=message)
         else:
-            await self.mirror.note(self.task, StateName.DEFERRED, message, task_run_id=self.task_run_id)
+            await self.writer.note(self.task, StateName.DEFERRED, message, task_run_id=self.task_run_id)
 
     async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
         """Wait until somebody else has ended the step; None where it is to be claimed again.
@@ -342,7 +342,7 @@ class Step:
             with anyio.move_on_after(at_most), self.run.wait():
                 end = await self.host.watch.wait(awaited)
             if end is None and self.run.stopped is Stop.ENDED:  # perhaps with the report that was waited for
-                end = await self.mirror.look(awaited)
+                end = await self.writer.look(awaited)
             if end is None and self.run.drained:
                 raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
         if end is None:
@@ -353,9 +353,9 @@ class Step:
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
-        shadow = Shadow(self.mirror.store, self.mirror.run_id, self.task, self._logger)
+        shadow = Shadow(self.writer.store, self.writer.run_id, self.task, self._logger)
         with shadow.timed():
-            payload, results = await self.mirror.read_input(self.task, handler.choose_upstream(self.upstream))
+            payload, results = await self.writer.read_input(self.task, handler.choose_upstream(self.upstream))
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
             async with self._make_transaction() as transaction:
                 execution = self._make_execution(claim, transaction, shadow=True)
@@ -390,10 +390,10 @@ class Step:
         try:
             if transaction.is_open:
                 return await transaction.complete(
-                    result, epoch=self.mirror.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
+                    result, epoch=self.writer.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
             self.claim_next(self.slug)
-            return await self.mirror.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            return await self.writer.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
         except (TransientError, SupersededError, RunNotPendingError):
@@ -412,9 +412,9 @@ class Step:
             self.observe(self.slug, StateName.AWAITING_RETRY)
             # Where somebody was asked, nobody is any more: the next claim is another attempt.
             if self._task.retry_delay_seconds or self._is_handed_over:
-                await self.mirror.note(self.task, StateName.AWAITING_RETRY, message, task_run_id=self.task_run_id)
+                await self.writer.note(self.task, StateName.AWAITING_RETRY, message, task_run_id=self.task_run_id)
             return None
-        return await self.mirror.fail(
+        return await self.writer.fail(
             self.task,
             message,
             state_name=StateName.TIMED_OUT if isinstance(error, TimeoutError) else StateName.FAILED,
@@ -439,9 +439,9 @@ class Step:
 
     async def _find_refusal(self) -> str:
         """Return why PostgreSQL did not accept a report on a step that is pending still."""
-        if await self.mirror.is_current():
+        if await self.writer.is_current():
             return "another attempt of the step has been claimed since"
-        return str(SupersededError(self.mirror.run_id))
+        return str(SupersededError(self.writer.run_id))
 
     def _give_up(self, reason: str) -> State[None]:
         self._logger.warning("step %r: %s", self.slug, reason)

@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Mirror:
+class StepWriter:
     """The one writer for a run: everything it writes carries the epoch in which its flow run took the run.
 
     A statement that fails for a reason of the moment is tried again. That is safe: a claim that was counted twice only

@@ -35,7 +35,7 @@ class BrokerAddress:
         encrypted: whether TLS is spoken; the certificate has to be valid for the host.
         host: its name, or its address.
         port: None for the usual one.
-        place: the virtual host, or the number of the database.
+        slot: the virtual host, or the number of the database.
         queue: the queue's name.
         via: the address to connect to, where the host was resolved and checked before.
     """

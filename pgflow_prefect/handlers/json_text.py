@@ -32,7 +32,7 @@ def check_size(body: bytes, limit: int, step_slug: str, place: str) -> None:
         body: JSON.
         limit: in bytes.
         step_slug: whose input it is.
-        place: where it would be sent, for people.
+        slot: where it would be sent, for people.
 
     Raises:
         NotRetriableError: it is larger.

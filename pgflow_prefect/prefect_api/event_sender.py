@@ -62,7 +62,7 @@ _TASK_RUN = "prefect.task-run."
 _logger = logging.getLogger(__name__)
 
 
-class Outbox:
+class EventSender:
     """Sends events in the order in which they came, while Prefect can be reached, and keeps them while it can't.
 
     Requests to its API (a name, an artifact) are made beside them, once.
@@ -107,7 +107,7 @@ class Outbox:
         """Send an event, soon; from any thread.
 
         Args:
-            make: returns it; called in the outbox's thread, while a run's event loop waits for PostgreSQL or a handler.
+            make: returns it; called in the sender's thread, while a run's event loop waits for PostgreSQL or a handler.
             related: what else it is related to; it waits until that is known.
         """
         if len(self._waiting) >= MOST_WAITING:
@@ -320,14 +320,14 @@ def _can_be_sent(event: Event) -> bool:
 
 
 @cache
-def _open_outbox(url: str | None) -> Outbox:
-    """Return the outbox for a server; another one for each."""
-    return Outbox()
+def _open_outbox(url: str | None) -> EventSender:
+    """Return the sender for a server; another one for each."""
+    return EventSender()
 
 
 os.register_at_fork(after_in_child=_open_outbox.cache_clear)  # threads stay behind
 
 
-def find_outbox() -> Outbox:
-    """Return the outbox of this process for the Prefect server that the settings name."""
+def find_outbox() -> EventSender:
+    """Return the sender of this process for the Prefect server that the settings name."""
     return _open_outbox(get_current_settings().api.url)

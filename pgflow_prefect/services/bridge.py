@@ -18,16 +18,16 @@ from pgflow_prefect.errors import (
     PgflowPrefectError,
     PrefectRefusedError,
 )
-from pgflow_prefect.execution.process.slots import Place
+from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
-from pgflow_prefect.services.cancellation import CancelWishes
+from pgflow_prefect.services.cancellation import CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
 from pgflow_prefect.services.maintenance import keep_reconciled, name_older_runs
-from pgflow_prefect.services.run_fetcher import Intake
+from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.services.submission import create_submission
 from pgflow_prefect.settings import Settings
-from pgflow_prefect.waiting import Bell
+from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import to_flow_name
 
 IN_FLIGHT = 8
@@ -65,16 +65,16 @@ class Bridge:
     _warned: set[tuple[str, str]] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        self.intake = Intake(
+        self.fetcher = RunFetcher(
             store=self.store,
             handle=self._submit,
             slots=IN_FLIGHT,
             sweep_interval=self.settings.sweep_interval,
             adopt=self.adopt,
             workflow_slugs=[],
-            bell=Bell(),
+            wakeup=Wakeup(),
         )
-        self._reconcile_bell = Bell()
+        self._reconcile_wakeup = Wakeup()
         self._heartbeat = Heartbeat(self.store, self.client)
 
     async def register(self) -> None:
@@ -94,12 +94,12 @@ class Bridge:
             background.start_soon(self._watch_prefect)
             background.start_soon(self._reconcile)
             async with anyio.create_task_group() as submitting:
-                await self.intake.run(submitting)
+                await self.fetcher.run(submitting)
             background.cancel_scope.cancel()
 
     def stop(self) -> None:
         """Take nothing more."""
-        self.intake.stop()
+        self.fetcher.stop()
 
     async def refresh(self) -> None:
         """Look which workflows have a deployment, and name those that have pending runs and none."""
@@ -114,8 +114,8 @@ class Bridge:
         chosen = {name: each.id for name, each in found.chosen.items() if not owners[name]}
         newly = [slug for slug in enabled if names[slug] in chosen and slug not in self.deployments]
         self.deployments = {slug: chosen[name] for slug, name in names.items() if name in chosen}
-        self.intake.workflow_slugs = [slug for slug in enabled if slug in self.deployments]
-        self.intake.bell.ring()
+        self.fetcher.workflow_slugs = [slug for slug in enabled if slug in self.deployments]
+        self.fetcher.wakeup.wake()
         for slug, (count, first) in waiting.items():
             if several := found.ambiguous.get(names[slug]):
                 self._warn(slug, f"has the deployments {', '.join(several)}, and none is called pgflow", count, first)
@@ -139,11 +139,11 @@ class Bridge:
     # What runs all the time
 
     async def _listen(self) -> None:
-        await listen(self.dsn, self.intake.bell, connect_timeout=self.settings.connect_timeout)
+        await listen(self.dsn, self.fetcher.wakeup, connect_timeout=self.settings.connect_timeout)
 
     async def _reconcile(self) -> None:
         with CancelScope() as self._reconciling:
-            await keep_reconciled(self.store, self.client, self._reconcile_bell, self.settings.reconcile_interval)
+            await keep_reconciled(self.store, self.client, self._reconcile_wakeup, self.settings.reconcile_interval)
 
     def _give_up(self, error: ForeignInstallationError) -> None:
         self.failure = error
@@ -151,7 +151,7 @@ class Bridge:
         self.stop()
 
     async def _watch_prefect(self) -> None:
-        wishes = CancelWishes(self.store, self.client)
+        wishes = CancellationRequests(self.store, self.client)
         while True:
             try:
                 await self.refresh()
@@ -165,10 +165,10 @@ class Bridge:
 
     # One run
 
-    async def _submit(self, taken: TakenRun, place: Place) -> None:
+    async def _submit(self, taken: TakenRun, slot: Slot) -> None:
         run_id, epoch = taken.run_id, taken.epoch
         try:
-            if await CancelWishes(self.store, self.client).was_cancelled(taken.former_flow_run_id):
+            if await CancellationRequests(self.store, self.client).was_cancelled(taken.former_flow_run_id):
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
                 return
             flow_run = await create_submission(
@@ -182,7 +182,7 @@ class Bridge:
             await self.store.fail_run(run_id, str(error))
         except (DeploymentGoneError, KeyError):
             self.deployments = {slug: each for slug, each in self.deployments.items() if slug != taken.workflow_slug}
-            self.intake.workflow_slugs = [*self.deployments]
+            self.fetcher.workflow_slugs = [*self.deployments]
             await self.store.release_run(run_id, epoch)
         except PgflowPrefectError:
             await self.store.release_run(run_id, epoch)
@@ -191,4 +191,4 @@ class Bridge:
             await self.store.link_flow_run(run_id, epoch, flow_run.id, queued=True)
             _logger.info("run %s of %r: submitted as flow run %s", run_id, taken.workflow_slug, flow_run.name)
             if taken.former_flow_run_id is not None:
-                self._reconcile_bell.ring()  # it may still be shown as running
+                self._reconcile_wakeup.wake()  # it may still be shown as running

@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class CancelWishes:
+class CancellationRequests:
     """Flow runs that somebody wants to be cancelled.
 
     Attributes:
@@ -125,7 +125,7 @@ async def execute_until_cancelled(
 ) -> State[Any]:
     """Execute a flow run in this process, stop it when somebody cancels it, and return its final state."""
     async with anyio.create_task_group() as group:
-        group.start_soon(CancelWishes(host.store, client).watch, host, flow_run.id, run_id)
+        group.start_soon(CancellationRequests(host.store, client).watch, host, flow_run.id, run_id)
         try:
             return await execute_flow_run(flow, flow_run)
         except Exception as error:  # noqa: BLE001  raised below: here, the group would wrap it

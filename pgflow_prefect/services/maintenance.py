@@ -10,7 +10,7 @@ from prefect.client.orchestration import PrefectClient
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.waiting import Bell
+from pgflow_prefect.waiting import Wakeup
 
 _logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 async def keep_reconciled(
     store: Store,
     client: PrefectClient,
-    bell: Bell,
+    wakeup: Wakeup,
     interval: float,
     *,
     executing: Callable[[], Collection[UUID]] = tuple,
@@ -28,7 +28,7 @@ async def keep_reconciled(
     Args:
         store: the database.
         client: Prefect's API.
-        bell: wakes it.
+        wakeup: wakes it.
         interval: in seconds.
         executing: returns the runs that this process executes.
     """
@@ -41,7 +41,7 @@ async def keep_reconciled(
                     _logger.warning("not reconciled: %s", found)
         except PgflowPrefectError as error:
             _logger.warning("not reconciled: %s", error)
-        await bell.wait(interval)
+        await wakeup.wait(interval)
 
 
 async def name_older_runs(store: Store, workflow_slugs: Collection[str]) -> None:

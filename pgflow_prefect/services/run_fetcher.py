@@ -14,9 +14,9 @@ from anyio.abc import TaskGroup
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
-from pgflow_prefect.execution.process.slots import Place
+from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import TakenRun
-from pgflow_prefect.waiting import Bell, Pauses
+from pgflow_prefect.waiting import Pauses, Wakeup
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
 
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Intake:
+class RunFetcher:
     """Takes pending runs while there are free slots, and has each one handled.
 
     Attributes:
@@ -37,17 +37,17 @@ class Intake:
         sweep_interval: seconds after which to look without having been woken.
         adopt: take pending runs that are older than their workflow's enabling, too.
         workflow_slugs: whose runs to take; may change.
-        bell: wakes it.
+        wakeup: wakes it.
         executing: returns the runs that this process executes: these it never takes.
     """
 
     store: Store
-    handle: Callable[[TakenRun, Place], Awaitable[None]]
+    handle: Callable[[TakenRun, Slot], Awaitable[None]]
     slots: int
     sweep_interval: float
     adopt: bool
     workflow_slugs: Collection[str]
-    bell: Bell
+    wakeup: Wakeup
     executing: Callable[[], Collection[UUID]] = tuple
     stopping: anyio.Event = field(default_factory=anyio.Event, init=False)
     _pause: float = field(default=0, init=False)
@@ -82,18 +82,18 @@ class Intake:
     def stop(self) -> None:
         """Take nothing more; a sweep that is under way gets a little time for its answer."""
         self.stopping.set()
-        self.bell.ring()
+        self.wakeup.wake()
         self._taking.deadline = min(self._taking.deadline, asyncio.get_running_loop().time() + _LAST_ANSWER)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[Place]:
+    async def slot(self) -> AsyncIterator[Slot]:
         """Occupy a slot, once one is free."""
-        place = Place(self._limiter, self.bell.ring)
-        await place.take()
+        slot = Slot(self._limiter, self.wakeup.wake)
+        await slot.take()
         try:
-            yield place
+            yield slot
         finally:
-            place.leave()
+            slot.leave()
 
     async def run(self, group: TaskGroup) -> None:
         """Take runs until `stop`; what was taken is handled in the group."""
@@ -103,7 +103,7 @@ class Intake:
                 await anyio.sleep(self._pause)
             if self.free and self.workflow_slugs and not self.stopped:
                 await self._take(group)
-            await self.bell.wait(self.sweep_interval)
+            await self.wakeup.wait(self.sweep_interval)
 
     async def _take(self, group: TaskGroup) -> None:
         # Before asking: a run that goes on after waiting may want a slot in the meantime.
@@ -135,23 +135,23 @@ class Intake:
             self._next_look = anyio.current_time() + self.sweep_interval
 
     @contextmanager
-    def _occupy(self, slots: int) -> Iterator[list[Place]]:
+    def _occupy(self, slots: int) -> Iterator[list[Slot]]:
         """Occupy free slots, and give back those that are still in the list at the end."""
-        places: list[Place] = []
+        places: list[Slot] = []
         with suppress(anyio.WouldBlock):
             for _ in range(slots):
-                place = Place(self._limiter, self.bell.ring)
-                place.take_nowait()
-                places.append(place)
+                slot = Slot(self._limiter, self.wakeup.wake)
+                slot.take_nowait()
+                places.append(slot)
         try:
             yield places
         finally:
-            for place in places:
-                place.leave(quietly=True)  # they were free before: no news
+            for slot in places:
+                slot.leave(quietly=True)  # they were free before: no news
 
-    async def _handle(self, taken: TakenRun, place: Place) -> None:
+    async def _handle(self, taken: TakenRun, slot: Slot) -> None:
         try:
-            await self.handle(taken, place)
+            await self.handle(taken, slot)
             self._pause = 0
             self._pauses.reset()
         except PrefectUnavailableError as error:
@@ -160,4 +160,4 @@ class Intake:
         except PgflowPrefectError as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and somebody takes it again
         finally:
-            place.leave()
+            slot.leave()

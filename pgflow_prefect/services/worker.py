@@ -29,18 +29,18 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
-from pgflow_prefect.execution.process.slots import Place
+from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
-from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancelWishes
+from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
 from pgflow_prefect.services.maintenance import keep_reconciled
-from pgflow_prefect.services.run_fetcher import Intake
+from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.services.submission import create_submission
-from pgflow_prefect.waiting import Bell
+from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
 _OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's
@@ -74,19 +74,19 @@ class Worker:
 
     def __post_init__(self) -> None:
         settings = self.host.settings
-        self.intake = Intake(
+        self.fetcher = RunFetcher(
             store=self.host.store,
             handle=self._execute_taken,
             slots=self.concurrency,
             sweep_interval=settings.sweep_interval,
             adopt=self.adopt,
             workflow_slugs=[*self.workflows],
-            bell=Bell(),
+            wakeup=Wakeup(),
             executing=self._list_executing,
         )
-        self._wishes = CancelWishes(self.host.store, self.client)
+        self._cancellation_requests = CancellationRequests(self.host.store, self.client)
         self._heartbeat = Heartbeat(self.host.store, self.client)
-        self._reconcile_bell = Bell()
+        self._reconcile_wakeup = Wakeup()
         self._flows = {
             slug: workflow.make_flow(settings, host=self.host) for slug, (workflow, _) in self.workflows.items()
         }
@@ -122,15 +122,15 @@ class Worker:
             background.start_soon(self._reconcile, settings.reconcile_interval)
             async with anyio.create_task_group() as executing:
                 executing.start_soon(self._watch_schedule, executing)
-                await self.intake.run(executing)
-                _logger.info("draining: %d runs under way", self.intake.busy)
+                await self.fetcher.run(executing)
+                _logger.info("draining: %d runs under way", self.fetcher.busy)
             background.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
 
     def drain(self) -> None:
         """Take nothing more, let the steps that are under way finish, and hand their runs back."""
-        self.intake.stop()
+        self.fetcher.stop()
         self.host.drain()
 
     def stop(self) -> None:
@@ -141,12 +141,12 @@ class Worker:
     # What runs all the time
 
     async def _listen(self) -> None:
-        await listen(self.host.dsn, self.intake.bell, connect_timeout=self.host.settings.connect_timeout)
+        await listen(self.host.dsn, self.fetcher.wakeup, connect_timeout=self.host.settings.connect_timeout)
 
     async def _reconcile(self, interval: float) -> None:
         with CancelScope() as self._reconciling:
             await keep_reconciled(
-                self.host.store, self.client, self._reconcile_bell, interval, executing=self._list_executing
+                self.host.store, self.client, self._reconcile_wakeup, interval, executing=self._list_executing
             )
 
     def _list_executing(self) -> set[UUID]:
@@ -178,17 +178,17 @@ class Worker:
     def _leave(self, slug: str) -> None:
         if self.deployments.pop(slug, None) is not None:
             _logger.error("workflow %r: another installation has taken its deployment over; no runs are taken", slug)
-        self.intake.workflow_slugs = [*self.deployments]
+        self.fetcher.workflow_slugs = [*self.deployments]
 
     async def _watch_cancellations(self) -> None:
         while True:
             try:
                 deployments = [each.id for each in self.deployments.values()]
-                for flow_run in await self._wishes.find(deployments, [*self._executing]):
+                for flow_run in await self._cancellation_requests.find(deployments, [*self._executing]):
                     if (run_id := self._executing.get(flow_run.id)) is None:
-                        await self._wishes.fulfil(flow_run, self._find_slug(flow_run))
+                        await self._cancellation_requests.fulfil(flow_run, self._find_slug(flow_run))
                     else:
-                        await self._wishes.stop(self.host, run_id)
+                        await self._cancellation_requests.stop(self.host, run_id)
             except PgflowPrefectError as error:
                 _logger.warning("not watching for what is cancelled in Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
@@ -197,26 +197,26 @@ class Worker:
         return next((slug for slug, each in self.deployments.items() if each.id == flow_run.deployment_id), None)
 
     async def _watch_schedule(self, group: TaskGroup) -> None:
-        while not self.intake.stopped:
+        while not self.fetcher.stopped:
             try:
                 await self._take_scheduled(group)
             except PgflowPrefectError as error:
                 _logger.warning("not watching Prefect's schedule: %s", error)
             with anyio.move_on_after(POLL_INTERVAL):
-                await self.intake.stopping.wait()
+                await self.fetcher.stopping.wait()
 
     async def _take_scheduled(self, group: TaskGroup) -> None:
         """Execute what Prefect has scheduled, a Run, a Retry or a schedule, unless a work pool is to do it."""
         ours = {each.id: slug for slug, each in self.deployments.items() if each.work_pool is None}
-        if not ours or not self.intake.free:
+        if not ours or not self.fetcher.free:
             return
         with translate_prefect_errors(), _bounded():
             scheduled = await self.client.get_scheduled_flow_runs_for_deployments(
-                [*ours], scheduled_before=datetime.now(UTC), limit=self.intake.free + len(self._foreign)
+                [*ours], scheduled_before=datetime.now(UTC), limit=self.fetcher.free + len(self._foreign)
             )
         self._foreign = {each.id for each in scheduled if self._is_foreign(each)}
         for flow_run in scheduled:
-            if self.intake.stopped or not self.intake.free:
+            if self.fetcher.stopped or not self.fetcher.free:
                 return
             if flow_run.id in self._foreign:
                 continue
@@ -238,20 +238,20 @@ class Worker:
 
     # One run
 
-    async def _execute_taken(self, taken: TakenRun, place: Place) -> None:
+    async def _execute_taken(self, taken: TakenRun, slot: Slot) -> None:
         # It may take Prefect longer than a lease to create a flow run and to let it begin.
         with self.host.reserve(taken.run_id, taken.epoch):
             flow_run = await self._submit(taken)
             # Where PostgreSQL was away for longer than a lease, this process may have taken it a second time.
             if flow_run is not None and flow_run.id not in self._executing:
-                await self._execute(taken.workflow_slug, flow_run, taken.run_id, place)
+                await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot)
 
     async def _submit(self, taken: TakenRun) -> FlowRun | None:
         """Create the flow run of a run, and link it; None where there is nothing to execute."""
         store = self.host.store
         try:
             with _bounded():
-                was_cancelled = await self._wishes.was_cancelled(taken.former_flow_run_id)
+                was_cancelled = await self._cancellation_requests.was_cancelled(taken.former_flow_run_id)
             if was_cancelled:
                 await store.cancel_run(taken.run_id, f"{CANCELLED} in Prefect")
                 return None
@@ -277,24 +277,24 @@ class Worker:
             return None
         _logger.info("run %s of %r, flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
         if taken.former_flow_run_id is not None:
-            self._reconcile_bell.ring()  # it may still be shown as running
+            self._reconcile_wakeup.wake()  # it may still be shown as running
         return flow_run
 
     async def _execute_scheduled(self, slug: str, flow_run: FlowRun) -> None:
-        async with self.intake.slot() as place:
+        async with self.fetcher.slot() as slot:
             run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
             self.host.requested.add(flow_run.id)
             try:
-                await self._execute(slug, flow_run, run_id, place)
+                await self._execute(slug, flow_run, run_id, slot)
             finally:
                 self.host.requested.discard(flow_run.id)
 
-    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, place: Place) -> None:
+    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, slot: Slot) -> None:
         if flow_run.id in self._executing:
             return  # creating it took longer than the lease, and this worker has taken the run again meanwhile
         self._executing[flow_run.id] = run_id
-        self.host.places[flow_run.id] = place
+        self.host.places[flow_run.id] = slot
         try:
             state = await execute_flow_run(self._flows[slug], flow_run)
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
@@ -302,7 +302,7 @@ class Worker:
             _logger.log(level, "run %s of %r: %s%s", run_id, slug, state.name, reason)
         except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
             _logger.warning("flow run %s of run %s broke off: %s", flow_run.id, run_id, _describe(error))
-            self._reconcile_bell.ring()
+            self._reconcile_wakeup.wake()
             await self._release(run_id, flow_run.id)
         finally:
             self._executing.pop(flow_run.id, None)
@@ -327,7 +327,7 @@ class Worker:
         except ForeignDeploymentError:
             self._leave(slug)
             raise
-        self.intake.workflow_slugs = [*self.deployments]
+        self.fetcher.workflow_slugs = [*self.deployments]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.faults.weathers import Redone
 from tests.faults.workflows import BEGAN, FAILED, Steps, expect_results
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """One step of one run."""
 
     run_id: UUID
@@ -57,10 +57,10 @@ class Evidence:
     """
 
     runs: Mapping[UUID, tuple[str, int, str, str | None]]
-    states: Mapping[Place, State]
-    completions: Mapping[Place, list[int]]
-    written: Mapping[Place, list[int]]
-    executions: Mapping[Place, list[Execution]]
+    states: Mapping[Slot, State]
+    completions: Mapping[Slot, list[int]]
+    written: Mapping[Slot, list[int]]
+    executions: Mapping[Slot, list[Execution]]
     shown: Mapping[UUID, list[str]]
 
     def of(self, run_ids: Collection[UUID]) -> "Evidence":
@@ -102,8 +102,8 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
     )
 
 
-def _read_executions(file: Path) -> dict[Place, list[Execution]]:
-    executed: dict[Place, list[Execution]] = defaultdict(list)
+def _read_executions(file: Path) -> dict[Slot, list[Execution]]:
+    executed: dict[Slot, list[Execution]] = defaultdict(list)
     for line in file.read_text(encoding="utf-8").splitlines():
         run_id, slug, attempt, at, event = line.split()
         found = executed[_place(run_id, slug)]
@@ -132,8 +132,8 @@ def _read_shown(database: Database, prefect: Database) -> dict[UUID, list[str]]:
     return shown
 
 
-def _place(run_id: object, step_slug: object) -> Place:
-    return Place(UUID(str(run_id)), str(step_slug))
+def _place(run_id: object, step_slug: object) -> Slot:
+    return Slot(UUID(str(run_id)), str(step_slug))
 
 
 def find_violations(
@@ -159,15 +159,15 @@ def find_violations(
         steps = workflows[workflow]
         expected = expect_results(number, steps)
         for slug, plan in steps.items():
-            problems = _check_step(evidence, Place(run_id, slug), expected[slug], writes=plan.writes)
+            problems = _check_step(evidence, Slot(run_id, slug), expected[slug], writes=plan.writes)
             found += [(run_id, f"step {slug}: {problem}") for problem in problems]
             if redone is Redone.NOTHING or (redone is Redone.WRITTEN and not plan.writes):
-                problems = _find_repeated(evidence.executions[Place(run_id, slug)])
+                problems = _find_repeated(evidence.executions[Slot(run_id, slug)])
                 found += [(run_id, f"step {slug}: {problem}") for problem in problems]
     return found
 
 
-def _check_step(evidence: Evidence, place: Place, expected: str, *, writes: bool) -> Iterator[str]:
+def _check_step(evidence: Evidence, place: Slot, expected: str, *, writes: bool) -> Iterator[str]:
     state = evidence.states.get(place)
     if state is None or state.status != "completed":
         yield f"is {state.status if state else 'not there'}"

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment import upkeep, worker
+from pgflow_prefect.services import maintenance, worker
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.handlers.python import PythonHandler
@@ -63,7 +63,7 @@ stop("claimed", Store, "complete_and_claim", where=lambda *args: args[4] and arg
 stop("handled", PythonHandler, "execute", where=lambda handler, *_: handler.step_slug == "b")
 stop("finished", Step, "_perform", where=lambda step: step.slug == "b")
 stop("ended", Execution, "execute")
-upkeep.reconcile = functools.partial(upkeep.reconcile, grace=1, lag=2)  # nobody else is at work here
+maintenance.reconcile = functools.partial(maintenance.reconcile, grace=1, lag=2)  # nobody else is at work here
 
 
 def note(step: str, payload: dict[str, bool]) -> None:

@@ -12,7 +12,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from pgflow_prefect.database.connection import open_pool
-from pgflow_prefect.database.statements import Tenure
+from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
 
@@ -29,7 +29,7 @@ def insert_workflow(
         cursor.executemany("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [(slug, *dep) for dep in deps])
 
 
-TENURE = Tenure("the tests", lease=60, max_recoveries=3)
+TENURE = LeaseTerms("the tests", lease=60, max_recoveries=3)
 
 
 @pytest.fixture

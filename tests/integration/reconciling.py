@@ -10,7 +10,7 @@ from prefect.states import Running, Scheduled
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
-from pgflow_prefect.database.statements import Tenure
+from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
@@ -31,7 +31,7 @@ COMPLETED = {"first": "Completed", "second": "Completed"}
 async def open_impatient_store(dsn: str) -> AsyncIterator[Store]:
     """Open a store with leases of a second: they hold for their own length after the server's start, too."""
     async with open_pool(dsn, size=4, timeout=10) as pool:
-        yield Store(pool, Tenure("the tests", lease=1, max_recoveries=3))
+        yield Store(pool, LeaseTerms("the tests", lease=1, max_recoveries=3))
 
 
 def make_workflow(define: Define) -> Workflow:

@@ -46,7 +46,7 @@ def identify(process: "subprocess.Popen[bytes]") -> ProcessIdentity:
 def held_by(store: Store, holder: ProcessIdentity | None) -> Store:
     """Return the same database as another process sees it."""
     noted = holder.model_dump_json() if holder is not None else None
-    return Store(store._pool, store.tenure._replace(holder=noted, held_by="the other"))
+    return Store(store._pool, store.lease_terms._replace(holder=noted, held_by="the other"))
 
 
 @needs_linux

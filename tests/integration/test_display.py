@@ -14,7 +14,7 @@ from pgflow_prefect import Settings, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.reporting import display
 from pgflow_prefect.execution.reporting.artifacts import make_key
-from pgflow_prefect.prefect_api.event_sender import Make, Outbox, Related
+from pgflow_prefect.prefect_api.event_sender import EventSender, Make, Related
 from pgflow_prefect.settings import Events
 from tests.conftest import Connection
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
@@ -36,13 +36,13 @@ def slug(define: Define, pgflow_dsn: str) -> str:
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
     """The events of ours that were sent to Prefect's API, in their order."""
     sent: list[Any] = []
-    send = Outbox.send
+    send = EventSender.send
 
-    def note(stream: Outbox, make: Make, related: Related | None = None) -> None:
+    def note(stream: EventSender, make: Make, related: Related | None = None) -> None:
         sent.append(event := make())
         send(stream, lambda: event, related)
 
-    monkeypatch.setattr(Outbox, "send", note)
+    monkeypatch.setattr(EventSender, "send", note)
     return lambda: [event for event in sent if event.event.startswith("pgflow.")]
 
 
@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What of a run Prefect's API is asked to show, and is not asked; no run is long, however slow this machine is."""
     monkeypatch.setattr(display, "LONG", 600.0)
     asked: list[str] = []
-    monkeypatch.setattr(Outbox, "request", lambda outbox, act, what: asked.append(what.partition(": ")[2]))
+    monkeypatch.setattr(EventSender, "request", lambda event_sender, act, what: asked.append(what.partition(": ")[2]))
     return asked
 
 
@@ -123,7 +123,7 @@ async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
 async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
     slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Outbox, "give_way", lambda outbox: asked.append("way is given"))
+    monkeypatch.setattr(EventSender, "give_way", lambda event_sender: asked.append("way is given"))
     await make_workflow(slug).flow({})
     assert asked == ["its name", "its link", "way is given", "its table"], "and no progress, of a short run"
 
@@ -131,7 +131,7 @@ async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
 async def test_the_end_of_a_run_that_did_not_complete_is_preceded_by_all_that_led_to_it(
     slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Outbox, "give_way", lambda outbox: asked.append("way is given"))
+    monkeypatch.setattr(EventSender, "give_way", lambda event_sender: asked.append("way is given"))
     with pytest.raises(RunFailedError):
         await make_workflow(slug).flow({"broken": True})
     assert "way is given" not in asked

@@ -13,14 +13,14 @@ from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunFailedError, SupersededError
-from pgflow_prefect.execution.process.slots import Place
+from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.step_task import make_request
-from pgflow_prefect.execution.step_writer import Mirror
+from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Status, TakenRun, TaskKey
-from pgflow_prefect.services.run_fetcher import Intake
-from pgflow_prefect.waiting import Bell
+from pgflow_prefect.services.run_fetcher import RunFetcher
+from pgflow_prefect.waiting import Wakeup
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, start_run
 from tests.integration.conftest import Define, make_slug, read_steps
@@ -81,42 +81,42 @@ def run_id(db: Connection) -> UUID:
 
 
 @pytest.fixture
-async def mirror(store: Store, run_id: UUID) -> Mirror:
+async def writer(store: Store, run_id: UUID) -> StepWriter:
     epoch = await store.take_run(run_id, uuid4())
     assert epoch is not None
-    return Mirror(store, run_id, epoch, patience=20)
+    return StepWriter(store, run_id, epoch, patience=20)
 
 
-async def claim(mirror: Mirror) -> int:
+async def claim(writer: StepWriter) -> int:
     handlers = StepHandlers("a", PythonHandler("a", lambda upstream, payload: None))
-    claimed = await mirror.claim(make_request(handlers, [], TASK_RUN))
+    claimed = await writer.claim(make_request(handlers, [], TASK_RUN))
     assert claimed.status is Status.PENDING
     return claimed.attempt
 
 
 @EACH
-async def test_a_claim_is_made_again(sqlstate: str, mirror: Mirror, db: Connection) -> None:
+async def test_a_claim_is_made_again(sqlstate: str, writer: StepWriter, db: Connection) -> None:
     prepare(db, sqlstate, ON_CLAIM)
-    assert await claim(mirror) == 1
+    assert await claim(writer) == 1
     assert count_tries(db) == 2
 
 
 @EACH
-async def test_both_kinds_of_report_are_made_again(sqlstate: str, mirror: Mirror, db: Connection) -> None:
-    attempt = await claim(mirror)
+async def test_both_kinds_of_report_are_made_again(sqlstate: str, writer: StepWriter, db: Connection) -> None:
+    attempt = await claim(writer)
     prepare(db, sqlstate, ON_REPORT)
-    report = await mirror.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt)
+    report = await writer.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt)
     assert report.status is Status.COMPLETED
     db.execute("ALTER SEQUENCE tries RESTART")
-    report = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=None)
+    report = await writer.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=None)
     assert (report.status, report.error_message) == (Status.FAILED, "broken")
 
 
 @EACH
-async def test_an_extension_is_made_again(sqlstate: str, mirror: Mirror, db: Connection) -> None:
+async def test_an_extension_is_made_again(sqlstate: str, writer: StepWriter, db: Connection) -> None:
     prepare(db, sqlstate, ON_EXTENSION)
-    held = (mirror.run_id, mirror.epoch)
-    extended = await mirror._persist(lambda: mirror.store.extend_leases([held]))
+    held = (writer.run_id, writer.epoch)
+    extended = await writer._persist(lambda: writer.store.extend_leases([held]))
     assert extended == [(*held, "held")]
     assert count_tries(db) == 2
 
@@ -130,15 +130,17 @@ async def test_a_sweep_is_made_again(
     monkeypatch.setitem(QUERIES, "take_runs", f"{raising}{QUERIES['take_runs']}) taken")
     taken: list[UUID] = []
 
-    async def note(run: TakenRun, place: Place) -> None:
+    async def note(run: TakenRun, place: Slot) -> None:
         taken.append(run.run_id)
-        intake.stop()
+        fetcher.stop()
 
-    intake = Intake(store, note, slots=2, sweep_interval=0.01, adopt=True, workflow_slugs=["chain"], bell=Bell())
+    fetcher = RunFetcher(
+        store, note, slots=2, sweep_interval=0.01, adopt=True, workflow_slugs=["chain"], wakeup=Wakeup()
+    )
     await store.enable_workflow("chain")
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            await intake.run(group)
+            await fetcher.run(group)
     assert taken == [run_id]
 
 
@@ -147,11 +149,11 @@ async def test_listening_begins_again(sqlstate: str, dsn: str, db: Connection, m
     prepare(db, sqlstate)
     monkeypatch.setattr(notifications, "_SHORTEST_WAIT", 0.01)
     monkeypatch.setitem(QUERIES, "listen", "SELECT raise_once()")
-    bell = Bell()
+    wakeup = Wakeup()
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: listen(dsn, bell, connect_timeout=10))
-            await bell.wait(60)
+            group.start_soon(lambda: listen(dsn, wakeup, connect_timeout=10))
+            await wakeup.wait(60)
             group.cancel_scope.cancel()
     assert count_tries(db) == 2
 
@@ -237,9 +239,9 @@ async def test_a_report_that_is_refused_for_good_fails_the_step_and_executes_not
 
 
 async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
-    mirror: Mirror, db: Connection, connect: Connect
+    writer: StepWriter, db: Connection, connect: Connect
 ) -> None:
-    attempt = await claim(mirror)
+    attempt = await claim(writer)
     db.execute(sql.SQL("ALTER DATABASE {} SET statement_timeout = 50").format(sql.Identifier(db.info.dbname)))
     db.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -252,7 +254,7 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
     async with anyio.create_task_group() as group:
 
         async def complete() -> None:
-            report = await mirror.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt)
+            report = await writer.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt)
             assert report.status is Status.COMPLETED
 
         group.start_soon(complete)
@@ -265,7 +267,7 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
         holder.execute("ROLLBACK")
 
 
-async def test_who_lost_the_run_is_not_kept_waiting(mirror: Mirror, db: Connection) -> None:
-    db.execute("SELECT pgflow.take_run(%s)", [mirror.run_id])
+async def test_who_lost_the_run_is_not_kept_waiting(writer: StepWriter, db: Connection) -> None:
+    db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
     with anyio.fail_after(60), pytest.raises(SupersededError):
-        await claim(mirror)
+        await claim(writer)

@@ -139,7 +139,7 @@ async def test_the_doctor_counts_what_is_set_aside(store: Store, db: Connection,
     run_workflow(db, workflow, "bad")
     add_trigger(db, TRIGGERS["raises an error"])
     await take(store)
-    doctor = DiagnosisStatements(store._pool, store.tenure)
+    doctor = DiagnosisStatements(store._pool, store.lease_terms)
     first, second = await doctor.list_set_aside(10)
     assert run_id in (first.run_id, second.run_id)
     assert (first.workflow_slug, first.runs) == (workflow, 2)

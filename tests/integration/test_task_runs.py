@@ -23,7 +23,7 @@ from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.reporting import task_runs as prefect_engine
-from pgflow_prefect.execution.run_executor import Steps
+from pgflow_prefect.execution.run_executor import RunExecutor
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = pytest.mark.anyio
@@ -204,13 +204,13 @@ async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of
 async def test_a_step_begins_in_the_flow_run_and_not_in_the_task_run_of_its_upstream(
     define: Define, pgflow_dsn: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    perform, found = Steps.perform, list[object]()
+    perform, found = RunExecutor.perform, list[object]()
 
-    async def note(steps: Steps, *arguments: Any) -> StepOutcome:
+    async def note(steps: RunExecutor, *arguments: Any) -> StepOutcome:
         found.append(TaskRunContext.get())
         return await perform(steps, *arguments)
 
-    monkeypatch.setattr(Steps, "perform", note)
+    monkeypatch.setattr(RunExecutor, "perform", note)
     slug = make_slug()
     define(slug, ["first", "second"], [("first", "second")])
     await make_ours(slug).flow()

@@ -4,12 +4,12 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.check import Evidence, Execution, Place, State, find_violations
+from tests.faults.check import Evidence, Execution, Slot, State, find_violations
 from tests.faults.weathers import WEATHERS, Redone
 from tests.faults.workflows import BEGAN, FAILED, RETURNED, STOPPED, StepPlan, expect_results
 
 RUN = uuid4()
-PLACE = Place(RUN, "a")
+PLACE = Slot(RUN, "a")
 STEPS = {"a": StepPlan(upstream=(), is_async=False, writes=True, is_flaky=False, seconds=0)}
 DRY_STEPS = {"a": StepPlan(upstream=(), is_async=False, writes=False, is_flaky=False, seconds=0)}
 

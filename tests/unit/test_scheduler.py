@@ -7,7 +7,7 @@ import pytest
 
 from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.execution.outcomes import StepOutcome
-from pgflow_prefect.execution.process.slots import Place, Turns
+from pgflow_prefect.execution.process.slots import Slot, Turns
 from pgflow_prefect.execution.scheduler import Advance, Schedule, run_in_order
 from tests.unit.definitions import define, make_layered
 
@@ -200,7 +200,7 @@ async def test_what_is_foreseen_is_what_a_step_makes_ready_as_far_as_there_are_t
 
 async def test_nothing_is_foreseen_where_a_run_may_lose_its_place() -> None:
     graph = build_graph(define({"a": [], "outside": [], "b": ["a"]}))
-    place = Place(anyio.CapacityLimiter(1), lambda: None)
+    place = Slot(anyio.CapacityLimiter(1), lambda: None)
     turns = Turns(3, place)
     schedule = Schedule(graph, turns)
     async with turns.take("a"), anyio.create_task_group() as group:

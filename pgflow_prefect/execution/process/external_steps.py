@@ -11,7 +11,7 @@ import anyio
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import AwaitedStep, StepEnd
-from pgflow_prefect.waiting import Bell
+from pgflow_prefect.waiting import Wakeup
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; the longer nothing happens, the longer
 
@@ -35,13 +35,13 @@ class Watch:
         """Prepare to watch: the poller runs while there is something to wait for."""
         self._store = store
         self._waits: dict[UUID, _Wait] = {}
-        self._news = Bell()
+        self._news = Wakeup()
         self._poller: asyncio.Task[None] | None = None
 
     async def wait(self, step: AwaitedStep) -> StepEnd:
         """Return when a step need not be waited for any more, and why."""
         wait = self._waits[step.task_run_id] = _Wait(step)
-        self._news.ring()
+        self._news.wake()
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
         try:

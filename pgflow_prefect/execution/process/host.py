@@ -17,7 +17,7 @@ from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import lend
-from pgflow_prefect.execution.process.slots import Place, Turns
+from pgflow_prefect.execution.process.slots import Slot, Turns
 from pgflow_prefect.execution.step_writer import persist
 from pgflow_prefect.handlers.base import Toolbox
 from pgflow_prefect.models import Installation
@@ -129,7 +129,7 @@ class ActiveRun:
 
 
 @dataclass
-class Workplace:
+class StepEnvironment:
     """What it takes to execute steps.
 
     Attributes:
@@ -148,7 +148,7 @@ class Workplace:
 
 
 @dataclass
-class Host(Workplace):
+class Host(StepEnvironment):
     """One process, as far as it executes runs.
 
     Attributes:
@@ -163,7 +163,7 @@ class Host(Workplace):
     keeper: LeaseKeeper
     token: UUID
     installation: Installation
-    places: dict[UUID, Place] = field(default_factory=dict)
+    places: dict[UUID, Slot] = field(default_factory=dict)
     requested: set[UUID] = field(default_factory=set)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False

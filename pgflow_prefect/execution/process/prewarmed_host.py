@@ -17,7 +17,7 @@ from pgflow_prefect.settings import Settings
 _logger = logging.getLogger(__name__)
 
 
-class HostAhead:
+class PrewarmedHost:
     """A host that is opened for one run which is about to begin.
 
     Attributes:
@@ -71,7 +71,7 @@ class HostAhead:
             _logger.warning("the database was not closed properly: %s", describe_error(error))
 
 
-_AHEAD: ContextVar[HostAhead | None] = ContextVar("pgflow_host_ahead", default=None)
+_AHEAD: ContextVar[PrewarmedHost | None] = ContextVar("pgflow_host_ahead", default=None)
 
 
 @asynccontextmanager
@@ -87,7 +87,7 @@ async def open_ahead(settings: Settings | None) -> AsyncIterator[None]:
     if settings is None or not is_settled(settings):
         yield
         return
-    ahead = HostAhead(settings)
+    ahead = PrewarmedHost(settings)
     token = _AHEAD.set(ahead)
     try:
         yield

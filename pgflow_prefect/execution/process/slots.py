@@ -8,7 +8,7 @@ from anyio import CapacityLimiter, WouldBlock
 from anyio.lowlevel import checkpoint_if_cancelled
 
 
-class Place:
+class Slot:
     """The place of one run among those that a process executes at the same time."""
 
     def __init__(self, limiter: CapacityLimiter, on_leave: Callable[[], None]) -> None:
@@ -53,15 +53,15 @@ class Place:
 class Turns:
     """The steps of one run that work at the same time."""
 
-    def __init__(self, at_most: int, place: Place | None = None) -> None:
+    def __init__(self, at_most: int, slot: Slot | None = None) -> None:
         """Let so many steps work at once.
 
         Args:
             at_most: steps.
-            place: the run's, which it leaves while none of its steps works.
+            slot: the run's, which it leaves while none of its steps works.
         """
         self._limiter = CapacityLimiter(at_most)
-        self._place = place
+        self._place = slot
         self._working: set[str] = set()
         self._pausing = 0
         self._waiting = 0

@@ -12,7 +12,7 @@ import anyio
 from pgflow_prefect.definitions.graph import sort_steps
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.reporting.events import RunEvents
-from pgflow_prefect.execution.run_executor import Steps
+from pgflow_prefect.execution.run_executor import RunExecutor
 from pgflow_prefect.models import RunEnd, Status
 from pgflow_prefect.prefect_api.event_sender import Request
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 class Display:
     """Shows one run. Whatever goes wrong here is logged, and harms no run."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: RunExecutor) -> None:
         """Prepare to show a run, and to hear of every state that a step of it enters."""
         self._settings = steps.host.settings
         self._store = steps.host.store
@@ -44,14 +44,14 @@ class Display:
         self._flow_run = steps.flow_run
         self._tag = make_ownership_tag(steps.host.installation.id)
         self._graph = steps.graph
-        self._outbox = steps.task_runs.outbox
+        self._event_sender = steps.task_runs.event_sender
         self._events = RunEvents(
             self._run_id,
             self._workflow_slug,
             self._flow_run,
             steps.find_task_run_id,
             self._settings.events,
-            self._outbox,
+            self._event_sender,
         )
         self._artifacts = RunArtifacts(self._flow_run.id, self._run_id, self._workflow_slug)
         self._done = 0
@@ -81,7 +81,7 @@ class Display:
             # The flow run is about to enter its last state, and whoever started it waits for that. Only where all steps
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
-                self._outbox.give_way()
+                self._event_sender.give_way()
 
     def _find_url(self) -> str | None:
         if self._settings.run_url is None:
@@ -136,7 +136,7 @@ class Display:
         self._request("its table", lambda client: self._artifacts.tabulate(client, slugs, states))
 
     def _request(self, what: str, act: Request) -> None:
-        self._outbox.request(act, f"run {self._run_id}: {what}")
+        self._event_sender.request(act, f"run {self._run_id}: {what}")
 
 
 def _describe(run: RunEnd) -> str:

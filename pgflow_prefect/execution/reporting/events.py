@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
 from prefect.types import DateTime
 
-from pgflow_prefect.prefect_api.event_sender import Outbox
+from pgflow_prefect.prefect_api.event_sender import EventSender
 from pgflow_prefect.settings import Events
 from pgflow_prefect.state_names import DONE, StateName
 from pgflow_prefect.wording import clean
@@ -34,7 +34,7 @@ class RunEvents:
         flow_run: which executes it.
         find_task_run_id: returns a step's task run.
         wanted: which events.
-        outbox: sends them.
+        event_sender: sends them.
     """
 
     run_id: UUID
@@ -42,17 +42,17 @@ class RunEvents:
     flow_run: FlowRun
     find_task_run_id: Callable[[str], UUID]
     wanted: Events
-    outbox: Outbox
+    event_sender: EventSender
 
     def tell_of_run(self, what: str) -> None:
         """Tell what happened to the run: a state's name."""
         if self.wanted is not Events.NONE:
-            self.outbox.send(partial(self._make_event_of_run, what, datetime.now(UTC)))
+            self.event_sender.send(partial(self._make_event_of_run, what, datetime.now(UTC)))
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
         if self.wanted is Events.ALL or (self.wanted is Events.ENDS and what in _ENDS):
-            self.outbox.send(
+            self.event_sender.send(
                 partial(self._make_event_of_step, step_slug, self.find_task_run_id(step_slug), what, datetime.now(UTC))
             )
 

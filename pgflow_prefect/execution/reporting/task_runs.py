@@ -57,7 +57,7 @@ from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
-from pgflow_prefect.prefect_api.event_sender import Outbox, Related, find_outbox
+from pgflow_prefect.prefect_api.event_sender import EventSender, Related, find_outbox
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
@@ -91,7 +91,9 @@ _logger = logging.getLogger(__name__)
 class TaskRuns:
     """The task runs of the current flow run, and what they have in common."""
 
-    def __init__(self, context: FlowRunContext, limits: Iterable[str], outbox: Outbox, related: Related) -> None:
+    def __init__(
+        self, context: FlowRunContext, limits: Iterable[str], event_sender: EventSender, related: Related
+    ) -> None:
         """Take what `make_task_runs` has found out."""
         assert context.flow_run is not None
         self.context = context
@@ -99,7 +101,7 @@ class TaskRuns:
         self.tags = sorted(TagsContext.get().current_tags)
         self.limits = [*limits]
         self.related = related
-        self.outbox = outbox
+        self.event_sender = event_sender
         # What those of all steps have in common: to validate that for each of them takes longer than a copy.
         self._task_run = TaskRun(
             flow_run_id=self.flow_run.id,
@@ -191,9 +193,9 @@ async def make_task_runs() -> TaskRuns:
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    outbox = find_outbox()
-    related = outbox.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
-    return TaskRuns(context, await _find_limits(context), outbox, related)
+    event_sender = find_outbox()
+    related = event_sender.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
+    return TaskRuns(context, await _find_limits(context), event_sender, related)
 
 
 async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
@@ -352,7 +354,7 @@ class StepTaskRun:
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
         told = run if state.is_final() else run.model_copy()  # as it is now, for that is told later
-        self._runs.outbox.send(partial(_make_event, told, state, before), self._runs.related)
+        self._runs.event_sender.send(partial(_make_event, told, state, before), self._runs.related)
 
 
 def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:

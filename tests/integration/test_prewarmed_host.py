@@ -103,13 +103,13 @@ async def test_a_call_uses_it(
     db: Connection, define: Define, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    original = ahead.HostAhead.take
+    original = ahead.PrewarmedHost.take
 
-    def take(self: ahead.HostAhead) -> object:
+    def take(self: ahead.PrewarmedHost) -> object:
         opened.append("ahead")
         return original(self)
 
-    monkeypatch.setattr(ahead.HostAhead, "take", take)
+    monkeypatch.setattr(ahead.PrewarmedHost, "take", take)
     slug = make_slug()
     define(slug, ["first"])
     workflow = Workflow(slug)

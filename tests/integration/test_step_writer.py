@@ -11,7 +11,7 @@ from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import SupersededError, TransientError
 from pgflow_prefect.execution.step_task import make_request
-from pgflow_prefect.execution.step_writer import MESSAGE_LIMIT, Mirror, clean_message
+from pgflow_prefect.execution.step_writer import MESSAGE_LIMIT, StepWriter, clean_message
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Report, Status, TaskKey
@@ -32,7 +32,7 @@ def run_id(db: Connection) -> UUID:
 
 
 @pytest.fixture
-async def mirror(dsn: str, run_id: UUID) -> AsyncIterator[Mirror]:
+async def writer(dsn: str, run_id: UUID) -> AsyncIterator[StepWriter]:
     """What writes for that run, over several connections that are open."""
     async with open_pool(dsn, size=3, timeout=30) as pool:
         await pool.resize(3, 3)
@@ -40,7 +40,7 @@ async def mirror(dsn: str, run_id: UUID) -> AsyncIterator[Mirror]:
         store = Store(pool, TENURE)
         epoch = await store.take_run(run_id, uuid4())
         assert epoch is not None
-        yield Mirror(store, run_id, epoch, patience=20)
+        yield StepWriter(store, run_id, epoch, patience=20)
 
 
 def cut(db: Connection) -> int:
@@ -52,41 +52,41 @@ def cut(db: Connection) -> int:
     return len(db.execute(statement).fetchall())
 
 
-async def claim(mirror: Mirror, step: str = "a") -> int:
+async def claim(writer: StepWriter, step: str = "a") -> int:
     handlers = StepHandlers(step, PythonHandler(step, lambda upstream, payload: None))
-    claimed = await mirror.claim(make_request(handlers, [], TASK_RUN))
+    claimed = await writer.claim(make_request(handlers, [], TASK_RUN))
     assert claimed.status is Status.PENDING
     return claimed.attempt
 
 
-async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(mirror: Mirror, db: Connection) -> None:
+async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(writer: StepWriter, db: Connection) -> None:
     with anyio.fail_after(60):
         assert cut(db) == 3
-        attempt = await claim(mirror)
+        attempt = await claim(writer)
         assert attempt == 1, "nothing had arrived: nothing was counted"
         assert cut(db) > 0
-        await mirror.note(TaskKey("a"), "AwaitingRetry", "not yet", task_run_id=TASK_RUN)
+        await writer.note(TaskKey("a"), "AwaitingRetry", "not yet", task_run_id=TASK_RUN)
         assert cut(db) > 0
-        assert await mirror.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
-        await claim(mirror, "b")
+        assert await writer.complete(TaskKey("a"), '"done"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+        await claim(writer, "b")
         assert cut(db) > 0
-        failed = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=1)
+        failed = await writer.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=1)
     assert failed == Report(status=Status.FAILED, error_message="broken")
-    assert get_state(db, mirror.run_id, "a").step_result == "done"
-    assert get_run(db, mirror.run_id).error_message == 'step "b" failed: broken'
+    assert get_state(db, writer.run_id, "a").step_result == "done"
+    assert get_run(db, writer.run_id).error_message == 'step "b" failed: broken'
 
 
 async def test_one_more_try_is_enough_however_many_connections_were_cut(
-    mirror: Mirror, db: Connection, caplog: pytest.LogCaptureFixture
+    writer: StepWriter, db: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert cut(db) == 3
-    assert await claim(mirror) == 1
+    assert await claim(writer) == 1
     (record,) = [record for record in caplog.records if record.name == "pgflow_prefect.waiting"]
     assert "trying again" in record.message
-    assert str(mirror.run_id) in record.message
+    assert str(writer.run_id) in record.message
 
 
-async def test_patience_has_an_end(mirror: Mirror, db: Connection, connect: Connect) -> None:
+async def test_patience_has_an_end(writer: StepWriter, db: Connection, connect: Connect) -> None:
     """A lock that is never let go stands for a database that does not come back; it is not waited for either."""
     dbname = db.info.dbname
     db.execute(f'ALTER DATABASE "{dbname}" SET lock_timeout = 50')
@@ -94,17 +94,17 @@ async def test_patience_has_an_end(mirror: Mirror, db: Connection, connect: Conn
     holder = connect()
     holder.execute("BEGIN")
     holder.execute("SELECT FROM pgflow.runs FOR UPDATE")
-    impatient = Mirror(mirror.store, mirror.run_id, mirror.epoch, patience=1)
+    impatient = StepWriter(writer.store, writer.run_id, writer.epoch, patience=1)
     with anyio.fail_after(60), pytest.raises(TransientError, match="lock timeout"):
         await claim(impatient)
     holder.execute("ROLLBACK")
-    assert await claim(mirror) == 1
+    assert await claim(writer) == 1
 
 
 async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
-    mirror: Mirror, db: Connection, connect: Connect
+    writer: StepWriter, db: Connection, connect: Connect
 ) -> None:
-    attempt = await claim(mirror)
+    attempt = await claim(writer)
     db.execute(f'ALTER DATABASE "{db.info.dbname}" SET lock_timeout = 50')
     cut(db)
     holder = connect()
@@ -113,7 +113,7 @@ async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
     async with anyio.create_task_group() as group:
 
         async def complete() -> None:
-            assert await mirror.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+            assert await writer.complete(TaskKey("a"), "1", task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
 
         group.start_soon(complete)
         waiting: LiteralString = (
@@ -122,44 +122,44 @@ async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
         with anyio.fail_after(60):
             while db.execute(waiting).fetchone() == (0,):
                 await anyio.lowlevel.checkpoint()
-        assert get_state(db, mirror.run_id, "a").status == "pending"
+        assert get_state(db, writer.run_id, "a").status == "pending"
         holder.execute("ROLLBACK")
-    assert get_state(db, mirror.run_id, "a").status == "completed"
+    assert get_state(db, writer.run_id, "a").status == "completed"
 
 
-async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(mirror: Mirror, db: Connection) -> None:
-    attempt = await claim(mirror)
+async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(writer: StepWriter, db: Connection) -> None:
+    attempt = await claim(writer)
     for _ in range(2):  # as if the answer to the first had been lost
-        assert await mirror.complete(TaskKey("a"), '"once"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
-    attempt = await claim(mirror, "b")
+        assert await writer.complete(TaskKey("a"), '"once"', task_run_id=TASK_RUN, attempt=attempt) == COMPLETED
+    attempt = await claim(writer, "b")
     for _ in range(2):
-        failed = await mirror.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+        failed = await writer.fail(TaskKey("b"), "broken", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
         assert failed == Report(status=Status.FAILED, error_message="broken")
-    assert get_state(db, mirror.run_id, "a").step_result == "once"
-    assert get_run(db, mirror.run_id).remaining == 2
+    assert get_state(db, writer.run_id, "a").step_result == "once"
+    assert get_run(db, writer.run_id).remaining == 2
 
 
-async def test_who_came_first_wins_and_is_returned(mirror: Mirror, db: Connection) -> None:
-    attempt = await claim(mirror)
-    db.execute("SELECT pgflow.complete_step(%s, 'a', '\"by hand\"')", [mirror.run_id])
-    late = await mirror.fail(TaskKey("a"), "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
+async def test_who_came_first_wins_and_is_returned(writer: StepWriter, db: Connection) -> None:
+    attempt = await claim(writer)
+    db.execute("SELECT pgflow.complete_step(%s, 'a', '\"by hand\"')", [writer.run_id])
+    late = await writer.fail(TaskKey("a"), "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
     assert late == COMPLETED
-    assert get_state(db, mirror.run_id, "a").step_result == "by hand"
+    assert get_state(db, writer.run_id, "a").step_result == "by hand"
 
 
-async def test_what_is_no_matter_of_the_moment_is_raised_at_once(mirror: Mirror, db: Connection) -> None:
-    db.execute("SELECT pgflow.take_run(%s)", [mirror.run_id])
+async def test_what_is_no_matter_of_the_moment_is_raised_at_once(writer: StepWriter, db: Connection) -> None:
+    db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
     with anyio.fail_after(60), pytest.raises(SupersededError):
-        await claim(mirror)
+        await claim(writer)
 
 
-async def test_any_message_can_be_stored(mirror: Mirror, db: Connection) -> None:
-    attempt = await claim(mirror)
-    await mirror.note(TaskKey("a"), "AwaitingRetry", "odd \0 \ud800", task_run_id=TASK_RUN)
-    await mirror.fail(
+async def test_any_message_can_be_stored(writer: StepWriter, db: Connection) -> None:
+    attempt = await claim(writer)
+    await writer.note(TaskKey("a"), "AwaitingRetry", "odd \0 \ud800", task_run_id=TASK_RUN)
+    await writer.fail(
         TaskKey("a"), "odd \0 \ud800 " + "x" * 20_000, state_name="Failed", task_run_id=TASK_RUN, attempt=attempt
     )
-    message = get_state(db, mirror.run_id, "a").error_message
+    message = get_state(db, writer.run_id, "a").error_message
     assert message is not None
     assert message.startswith("odd \\0 \\ud800 xxx")
     assert len(message) == MESSAGE_LIMIT + 2

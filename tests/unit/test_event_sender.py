@@ -17,8 +17,8 @@ from prefect.events import Event, RelatedResource
 from prefect.events.clients import EventsClient
 from prefect.exceptions import ObjectNotFound
 
-from pgflow_prefect.prefect_api import event_sender as outbox
-from pgflow_prefect.prefect_api.event_sender import Outbox, Related
+from pgflow_prefect.prefect_api import event_sender
+from pgflow_prefect.prefect_api.event_sender import EventSender, Related
 
 
 class Server:
@@ -70,14 +70,14 @@ class Client(EventsClient):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(outbox, "get_events_client", lambda: Client(server))
-    monkeypatch.setattr(outbox, "_SHORTEST_WAIT", 0.01)
+    monkeypatch.setattr(event_sender, "get_events_client", lambda: Client(server))
+    monkeypatch.setattr(event_sender, "_SHORTEST_WAIT", 0.01)
     return server
 
 
 @pytest.fixture
-def stream(server: Server) -> Iterator[Outbox]:
-    stream = Outbox()
+def stream(server: Server) -> Iterator[EventSender]:
+    stream = EventSender()
     yield stream
     stream.close()
     assert not stream._thread.is_alive()
@@ -87,7 +87,7 @@ def make_event(name: str) -> Event:
     return Event(event=name, resource={"prefect.resource.id": "some.thing"})
 
 
-def send(stream: Outbox, *names: str) -> None:
+def send(stream: EventSender, *names: str) -> None:
     for name in names:
         stream.send(partial(make_event, name))
 
@@ -95,7 +95,7 @@ def send(stream: Outbox, *names: str) -> None:
 NAMES = [f"event {number}" for number in range(50)]
 
 
-def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Outbox, server: Server) -> None:
+def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: EventSender, server: Server) -> None:
     send(stream, *NAMES)
     stream.close()
     assert server.names == NAMES
@@ -103,9 +103,9 @@ def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Out
 
 
 def test_what_comes_after_a_while_without_anything_is_sent_as_well(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_LONGEST_ATTENTION", 0.1)
+    monkeypatch.setattr(event_sender, "_LONGEST_ATTENTION", 0.1)
     for name in NAMES[:3]:
         send(stream, name)
         deadline = time.monotonic() + 60
@@ -115,7 +115,7 @@ def test_what_comes_after_a_while_without_anything_is_sent_as_well(
 
 
 def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away(
-    stream: Outbox, server: Server
+    stream: EventSender, server: Server
 ) -> None:
     server.unreachable = 3
     send(stream, *NAMES)
@@ -123,7 +123,7 @@ def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away
     assert server.names == NAMES
 
 
-def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: Outbox, server: Server) -> None:
+def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: EventSender, server: Server) -> None:
     failures = iter([OSError("broken pipe")])
     server.refuses = lambda event: next(failures, None) if event.event == NAMES[7] else None
     send(stream, *NAMES)
@@ -131,7 +131,9 @@ def test_an_event_that_a_broken_connection_has_swallowed_is_sent_again(stream: O
     assert server.names == NAMES
 
 
-def test_what_a_server_has_not_got_that_was_not_there_any_more_is_sent_again(stream: Outbox, server: Server) -> None:
+def test_what_a_server_has_not_got_that_was_not_there_any_more_is_sent_again(
+    stream: EventSender, server: Server
+) -> None:
     server.is_gone_unnoticed = True
 
     def refuse(event: Event) -> Exception | None:
@@ -147,7 +149,7 @@ def test_what_a_server_has_not_got_that_was_not_there_any_more_is_sent_again(str
 
 
 @pytest.mark.parametrize("error", [ValueError("502"), OSError("broken pipe")], ids=["refused", "broken"])
-def test_an_event_is_not_to_blame_for_a_connection(stream: Outbox, server: Server, error: Exception) -> None:
+def test_an_event_is_not_to_blame_for_a_connection(stream: EventSender, server: Server, error: Exception) -> None:
     errors = iter([error, error])
     server.refuses = lambda event: next(errors, None)
     send(stream, *NAMES[:3])
@@ -155,14 +157,14 @@ def test_an_event_is_not_to_blame_for_a_connection(stream: Outbox, server: Serve
     assert server.names == NAMES[:3]
 
 
-def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: Outbox, server: Server) -> None:
+def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: EventSender, server: Server) -> None:
     stream.send(lambda: make_event("no JSON").model_copy(update={"payload": {"key": object()}}))
     send(stream, *NAMES[:3])
     stream.close()
     assert server.names == NAMES[:3]
 
 
-def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: Outbox, server: Server) -> None:
+def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: EventSender, server: Server) -> None:
     related: Related = Future()
     stream.send(partial(make_event, "first"), related)
     send(stream, "second")
@@ -174,9 +176,9 @@ def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: Outbox, 
 
 
 def test_what_is_never_known_keeps_no_other_event_back(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_LONGEST_LOOK", 0.01)
+    monkeypatch.setattr(event_sender, "_LONGEST_LOOK", 0.01)
     stream.send(partial(make_event, "of which nobody says"), Future())
     send(stream, "second")
     stream.close()
@@ -184,9 +186,9 @@ def test_what_is_never_known_keeps_no_other_event_back(
 
 
 def test_an_outage_without_end_fills_no_memory(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outbox, "MOST_WAITING", 10)
+    monkeypatch.setattr(event_sender, "MOST_WAITING", 10)
     server.is_away = True
     send(stream, *NAMES)
     assert [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()], "and says so"
@@ -195,7 +197,7 @@ def test_an_outage_without_end_fills_no_memory(
     assert server.names == NAMES[:10]
 
 
-def test_events_of_many_threads_all_arrive(stream: Outbox, server: Server) -> None:
+def test_events_of_many_threads_all_arrive(stream: EventSender, server: Server) -> None:
     threads = [threading.Thread(target=send, args=(stream, *[f"{number}.{each}" for each in range(200)]))
                for number in range(8)]  # fmt: skip
     for thread in threads:
@@ -210,9 +212,9 @@ def test_events_of_many_threads_all_arrive(stream: Outbox, server: Server) -> No
 
 
 def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for_it(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_PAUSE", 3600.0)
+    monkeypatch.setattr(event_sender, "_PAUSE", 3600.0)
     waits = threading.Event()
     await_way = stream._await_way
 
@@ -230,9 +232,9 @@ def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for
 
 
 def test_events_go_on_however_many_are_given_way_to(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "_PAUSE", 0.02)
+    monkeypatch.setattr(event_sender, "_PAUSE", 0.02)
     send(stream, *NAMES)
     deadline = time.monotonic() + 60
     while server.names != NAMES:
@@ -254,7 +256,7 @@ class Api:
 
 
 def test_no_more_is_sent_than_the_server_has_room_for(
-    stream: Outbox, server: Server, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
 
@@ -265,9 +267,9 @@ def test_no_more_is_sent_than_the_server_has_room_for(
                 raise ObjectNotFound(OSError())
             return SimpleNamespace(state=SimpleNamespace(timestamp=datetime.max.replace(tzinfo=UTC)))
 
-    monkeypatch.setattr(outbox, "_STRIDE", 10)
-    monkeypatch.setattr(outbox, "_LOOK_INTERVAL", 0.01)
-    monkeypatch.setattr(outbox, "get_client", Slow)
+    monkeypatch.setattr(event_sender, "_STRIDE", 10)
+    monkeypatch.setattr(event_sender, "_LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(event_sender, "get_client", Slow)
     for name in NAMES:
         event = Event(event=name, resource={"prefect.resource.id": f"prefect.task-run.{uuid4()}"})
         stream.send(partial(Event.model_copy, event))
@@ -277,10 +279,10 @@ def test_no_more_is_sent_than_the_server_has_room_for(
 
 
 def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_in_the_log(
-    stream: Outbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stream: EventSender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     api = Api()
-    monkeypatch.setattr(outbox, "get_client", lambda: api)
+    monkeypatch.setattr(event_sender, "get_client", lambda: api)
 
     async def succeed(client: PrefectClient) -> None:
         assert client is not None
@@ -300,10 +302,10 @@ def test_requests_are_made_before_the_process_ends_and_one_that_fails_is_a_line_
 
 
 def test_what_is_looked_up_has_another_answer_where_prefect_gives_none(
-    stream: Outbox, monkeypatch: pytest.MonkeyPatch
+    stream: EventSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "get_client", Api)
-    monkeypatch.setattr(outbox, "PATIENCE", 0.1)
+    monkeypatch.setattr(event_sender, "get_client", Api)
+    monkeypatch.setattr(event_sender, "PATIENCE", 0.1)
 
     async def answer(client: PrefectClient) -> str:
         assert isinstance(client, Api)

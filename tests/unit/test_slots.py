@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio import CapacityLimiter
 
-from pgflow_prefect.execution.process.slots import Place, Turns
+from pgflow_prefect.execution.process.slots import Slot, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -19,8 +19,8 @@ class Desk:
         self.limiter = CapacityLimiter(places)
         self.left = 0
 
-    def make_place(self) -> Place:
-        return Place(self.limiter, self._note)
+    def make_place(self) -> Slot:
+        return Slot(self.limiter, self._note)
 
     def _note(self) -> None:
         self.left += 1
@@ -74,23 +74,23 @@ async def test_so_many_steps_work_and_any_number_waits() -> None:
 
 async def test_a_run_that_only_waits_holds_no_place() -> None:
     desk, gate = Desk(1), anyio.Event()
-    place = desk.make_place()
-    place.take_nowait()
+    slot = desk.make_place()
+    slot.take_nowait()
     async with anyio.create_task_group() as group:
-        group.start_soon(make_waiter(Turns(5, place), gate), "a")
+        group.start_soon(make_waiter(Turns(5, slot), gate), "a")
         await settle()
-        assert (desk.taken, desk.left, place.taken) == (0, 1, False)
+        assert (desk.taken, desk.left, slot.taken) == (0, 1, False)
         gate.set()
         await settle()
-        assert (desk.taken, place.taken) == (1, True), "it went on, and keeps its place to its end"
+        assert (desk.taken, slot.taken) == (1, True), "it went on, and keeps its place to its end"
 
 
 @pytest.mark.parametrize("limit", [1, 5])
 async def test_it_does_not_matter_which_step_ends_its_work_first(limit: int) -> None:
     desk, gate, work = Desk(1), anyio.Event(), anyio.Event()
-    place = desk.make_place()
-    place.take_nowait()
-    turns = Turns(limit, place)
+    slot = desk.make_place()
+    slot.take_nowait()
+    turns = Turns(limit, slot)
 
     async def step() -> None:
         async with turns.take("works"):
@@ -126,9 +126,9 @@ async def test_who_goes_on_waits_for_a_place_and_two_never_have_it() -> None:
 
 async def test_several_steps_that_go_on_share_the_place_of_their_run() -> None:
     desk, gate = Desk(1), anyio.Event()
-    place = desk.make_place()
-    place.take_nowait()
-    wait = make_waiter(Turns(5, place), gate)
+    slot = desk.make_place()
+    slot.take_nowait()
+    wait = make_waiter(Turns(5, slot), gate)
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for step in "abc":
@@ -137,7 +137,7 @@ async def test_several_steps_that_go_on_share_the_place_of_their_run() -> None:
             assert desk.taken == 0
             gate.set()
     assert desk.taken == 1
-    place.leave()
+    slot.leave()
     assert desk.taken == 0
 
 
@@ -163,12 +163,12 @@ async def test_without_a_place_only_the_steps_are_counted() -> None:
 
 async def test_leaving_twice_is_leaving_once() -> None:
     desk = Desk(2)
-    place = desk.make_place()
-    place.leave()
-    place.take_nowait()
-    place.leave()
-    place.leave()
+    slot = desk.make_place()
+    slot.leave()
+    slot.take_nowait()
+    slot.leave()
+    slot.leave()
     assert (desk.taken, desk.left) == (0, 1)
-    await place.take()
-    place.leave(quietly=True)
+    await slot.take()
+    slot.leave(quietly=True)
     assert (desk.taken, desk.left) == (0, 1)
