@@ -72,7 +72,7 @@ def find_downstream(graph: Graph) -> Graph:
 
 
 class Trace:
-    """What the handlers of one run did, in order: whoever executed them, each exactly once, after its upstream."""
+    """What the handlers of one run did, in order: each exactly once, after its upstream."""
 
     def __init__(self) -> None:
         self._begun: list[tuple[str, int]] = []  # with how many steps had ended by then

@@ -19,7 +19,7 @@ _SECRET_IN_QUERY = re.compile(
     r"|(?:[\w-]*[_-])?(?:o?auth|pass|sas)|(?:(?:access|api|auth|function|secret)[_-]?)?code)=",
     re.IGNORECASE,
 )
-"""Parameters of a URL that carry what nobody should read in a row."""
+"""Parameters of a URL that carry what no reader of a row should see."""
 
 _IDENTIFIER = re.compile(r'"(?:[^"]|"")+"|[^\W\d][\w$]*')
 _FUNCTION = re.compile(rf"(?:{_IDENTIFIER.pattern})\.(?:{_IDENTIFIER.pattern})")
@@ -49,12 +49,12 @@ def check_url(url: str) -> str:
         raise ValueError("it has no scheme, such as https:// or redis://")
     if "@" in parts.netloc:
         raise ValueError(
-            "it has credentials in it, which a row would show to whoever reads it: name the environment "
+            "it has credentials in it, which a row would show to its readers: name the environment "
             "variable or the Prefect block that holds them instead"
         )
     if secret := _SECRET_IN_QUERY.search(unquote(url)):
         raise ValueError(
-            f"its parameter {secret[1]!r} looks like a secret, which a row would show to whoever reads "
+            f"its parameter {secret[1]!r} looks like a secret, which a row would show to readers of "
             "it: name the environment variable or the Prefect block that holds it instead"
         )
     return url
@@ -98,7 +98,7 @@ class Binding:
         retries: attempts after the first one.
         retry_delay_seconds: before each of them, or one for each; the last one repeats.
         retry_jitter_factor: spreads a delay at random, by up to this factor.
-        timeout_seconds: for each attempt, waiting for somebody else's report included; None for no limit.
+        timeout_seconds: for each attempt, the wait for a report included; None for no limit.
     """
 
     kind: ClassVar[Kind]
@@ -138,7 +138,7 @@ class Python(Binding):
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class External(Binding):
-    """Somebody else does the work and calls `complete_step`; Prefect waits, and shows it.
+    """An external worker does the work and calls `complete_step`. Prefect waits, and shows it.
 
     Attributes:
         shadow: the function in the file of handlers runs beside it, and their results are compared.
@@ -175,7 +175,7 @@ class HttpEndpoint(Binding):
         token_env: the environment variable with the bearer token.
         token_block: the Prefect Secret block with it.
         request_timeout_seconds: for the request; `timeout_seconds` is for the whole attempt, where the endpoint answers
-            202 and somebody reports later.
+            202 and the endpoint reports later.
     """
 
     kind = Kind.HTTP

@@ -129,7 +129,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
     step = message.run_id, message.task, message.attempt
     handover = await store.find_handover(*step)
     if handover is None:
-        _log.info("run %s, step %s, attempt %d: nobody waits for it any more; skipped", *step)
+        _log.info("run %s, step %s, attempt %d: no run waits for it any more; skipped", *step)
         return
     if not _is_handed_over(message, handover, queue):
         _log.warning("run %s, step %s, attempt %d: it was not handed to this queue; skipped", *step)
@@ -161,7 +161,7 @@ async def _report(report: Callable[..., Any], step: tuple[object, ...], what: st
         status = await report(*step, what)
         _log.info("run %s, step %s, attempt %d: reported; it is %s", *step, status)
     except (UsageError, RunNotPendingError) as error:  # deleted, or reopened, while the work was done
-        _log.warning("run %s, step %s, attempt %d: nobody takes its report: %s", *step, error)
+        _log.warning("run %s, step %s, attempt %d: its report is refused: %s", *step, error)
 
 
 async def _call(function: Function, message: StepMessage) -> object:

@@ -90,7 +90,7 @@ class InvalidDefinitionError(UsageError):
 
 
 class DefinitionChangedError(PgflowPrefectError):
-    """Somebody has edited a workflow since its definition was read."""
+    """Another session has edited a workflow since its definition was read."""
 
 
 class NotRetriableError(PgflowPrefectError):
@@ -136,7 +136,7 @@ class UnstorableTextError(ResultInvalidError):
 
 
 class RetryLaterError(PgflowPrefectError):
-    """A step failed in a way that may pass, and whoever refused said when.
+    """A step failed in a way that may pass, and the server that refused said when.
 
     Attributes:
         after: seconds from now; None for the step's own delay.

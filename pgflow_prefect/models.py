@@ -107,9 +107,9 @@ class WorkflowSummary(BaseModel):
     completed: int
     failed: int
     enabled: bool | None
-    """Whether workers and bridges take its runs; None: nobody has said."""
+    """Whether workers and bridges take its runs; None: neither was said."""
     bound: dict[str, int] | None = None
-    """How many steps rows bind to which kind of handler; the others are the file's, or somebody else's."""
+    """How many steps rows bind to which kind of handler; the others are the file's, or external."""
 
 
 class Run(BaseModel):
@@ -155,7 +155,7 @@ class RunEnd(BaseModel):
 
     Attributes:
         id: the run.
-        status: completed or failed; pending where it is left to somebody else.
+        status: completed or failed; pending where it is left to another process.
         ended_as: how it ended.
         epoch: in which it was taken last.
         error_message: why it has failed.
@@ -184,7 +184,7 @@ class TakenRun(BaseModel):
         run_id: the run.
         workflow_slug: its workflow.
         epoch: in which it was taken.
-        former_flow_run_id: whose lease has run out; None for a run that nobody has executed before.
+        former_flow_run_id: whose lease has run out; None for a run that was never executed before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -270,19 +270,19 @@ class StepState(BaseModel):
 
 
 class Claim(BaseModel):
-    """What whoever executes a step gets: which attempt it is, and the step's input.
+    """What the process that executes a step gets: which attempt it is, and the step's input.
 
     Attributes:
         status: pending, or completed already.
-        attempt: which execution this is; where somebody else does the step, the latest one there was.
-        payload: None where it was not asked for, and where the step is completed or somebody else does it.
+        attempt: which execution this is; where an external worker does the step, the latest one there was.
+        payload: None where it was not asked for, and where the step is completed or an external worker does it.
         upstream_results: an object, by the upstream step's slug; None likewise.
         kind: of the row that binds the step; None where there is none.
         target: of that row.
         options: of that row.
-        waits: somebody else does the step, and nothing was claimed.
+        waits: an external worker does the step, and nothing was claimed.
         waited: seconds for which that has been so.
-        began_at: when the work on a completed step that somebody else did began.
+        began_at: when the work on a completed step that an external worker did began.
         ended_at: when it ended.
         note: its result, shortened.
     """
@@ -381,11 +381,11 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     LOST = "lost"
-    """Somebody else has taken the run."""
+    """Another owner has taken the run."""
     ENDED = "ended"
-    """The run has, and the step has not: nobody will do it."""
+    """The run has, and the step has not: no process will do it."""
     REBOUND = "rebound"
-    """From now on whoever waits is to do it."""
+    """From now on the process that waits is to do it."""
 
 
 class StepEnd(BaseModel):
@@ -395,7 +395,7 @@ class StepEnd(BaseModel):
         task_run_id: what has waited.
         outcome: why it need not any more.
         message: the result, shortened, or the reason.
-        began_at: when the work began; where nobody claimed the step, when it was started.
+        began_at: when the work began; where the step was never claimed, when it was started.
         ended_at: when it ended.
     """
 
@@ -434,7 +434,7 @@ class BindingChange(BaseModel):
 
 
 class ShadowSummary(BaseModel):
-    """What came of running a step's handler beside somebody else's work."""
+    """What came of running a step's handler beside an external worker."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -44,7 +44,7 @@ def make_pauses(patience: float) -> Iterator[float]:
 
 
 class Wakeup:
-    """Wakes whoever waits for something to do; rung while nobody waits, it lets the next one pass at once."""
+    """Ends a wait early. If no task is waiting, the next wait returns at once."""
 
     def __init__(self) -> None:
         self._woken = anyio.Event()

@@ -191,9 +191,9 @@ class Workflow:
             retry_delay_seconds: before each of them, or one for each (the last one repeats).
             retry_jitter_factor: spreads a delay at random, by up to this factor.
             timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
-            unimplemented: there is no work here yet: the function counts as no handler, and the step as somebody
+            unimplemented: there is no work here yet: the function counts as no handler, and the step as external
                 else's. `pgflow-prefect import` writes this into its stubs; take it out when the function does the work.
-            shadow: the function may run beside somebody else's work, to compare their results: see
+            shadow: the function may run beside an external worker, to compare their results: see
                 `pgflow-prefect shadow`. What it writes through `context.connection` is rolled back then; whatever else
                 it does, it has to leave out where `context.shadow` is set.
 
@@ -276,7 +276,7 @@ class Workflow:
 
     @property
     def handlers(self) -> Mapping[str, PythonHandler]:
-        """The handlers by step slug; stubs that nobody has filled in are not among them."""
+        """The handlers by step slug; stubs that are not filled in are not among them."""
         return {slug: handler for slug, handler in self._handlers.items() if not handler.unimplemented}
 
     def find_function(self, slug: str) -> PythonHandler | None:
@@ -306,7 +306,7 @@ class Workflow:
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
         """Return everything that keeps these handlers from executing this definition, a sentence each.
 
-        A step without a handler is no problem, and neither is a stub: somebody else does it.
+        A step without a handler is external, and so is a stub: neither is a problem.
         """
         problems = []
         for handler in self.handlers.values():
@@ -363,7 +363,7 @@ class Workflow:
     def make_flow(
         self, settings: Settings | None = None, observe: Observer | None = None, host: Host | None = None
     ) -> AsyncFlow:
-        """Return the flow with settings of its own, and with somebody who hears of every state that a step enters.
+        """Return the flow with settings of its own, and with a hook that hears of every state that a step enters.
 
         It has the options and the hooks of `given_flow`.
 

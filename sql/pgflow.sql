@@ -21,7 +21,7 @@
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
-SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than queue everybody up behind us
+SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than make all other sessions queue behind us
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
 
@@ -397,7 +397,7 @@ BEGIN
         CREATE INDEX runs_pending ON pgflow.runs (workflow_slug, created_at) WHERE status = 'pending';
     END IF;
     IF to_regclass('pgflow.runs_ended') IS NULL THEN
-        -- For whoever deletes old runs: the oldest of a workflow, without a look at the others.
+        -- For the deletion of old runs: the oldest of a workflow, without a look at the others.
         CREATE INDEX runs_ended ON pgflow.runs (workflow_slug, status, finished_at) WHERE status <> 'pending';
     END IF;
     IF to_regclass('pgflow.definition_steps_roots') IS NULL THEN
@@ -1664,7 +1664,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.claim_step(uuid, text, int, text[], boolean) IS
-    'For whoever executes a step: counts the attempt and gives the payload and the results of the upstream steps '
+    'For the process that executes a step: counts the attempt and gives the payload and the results of the upstream steps '
     '(upstream: only of these); of a completed step the stored result. Refuses a finished run and a stale epoch.';
 
 
@@ -2066,7 +2066,7 @@ COMMENT ON FUNCTION pgflow.repair_run(uuid) IS
 
 
 ------------------------------------------------------------------------------------------------------------
--- Rights: nobody but the owner calls these until somebody is granted to (the README says how)
+-- Rights: only the owner calls these until a role is granted to (the README says how)
 ------------------------------------------------------------------------------------------------------------
 
 DO $rights$

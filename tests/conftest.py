@@ -71,7 +71,7 @@ def server_dsn() -> Iterator[str]:
     # A short path: the socket's name has at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:
         server = start_embedded(Path(directory) / "data")
-        # Nobody pulls its plug: hundreds of databases are created on it, and need not be on disk.
+        # Its power does not fail: hundreds of databases are created on it, and need not be on disk.
         execute(server.get_uri(), sql.SQL("ALTER SYSTEM SET fsync = off"))
         execute(server.get_uri(), sql.SQL("SELECT pg_reload_conf()"))
         yield server.get_uri()

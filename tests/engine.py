@@ -107,7 +107,7 @@ def start_run(db: Connection, workflow: str, steps: Mapping[str, Sequence[str]])
 
 
 def insert_run(db: Connection, workflow: str) -> UUID:
-    """Insert a run as somebody would who does not know of `run_workflow`."""
+    """Insert a run as a user would who does not know of `run_workflow`."""
     statement = "INSERT INTO pgflow.runs (workflow_slug, id, payload) VALUES (%s, gen_random_uuid(), '{}') RETURNING id"
     inserted = value(db, statement, workflow)
     assert isinstance(inserted, UUID)

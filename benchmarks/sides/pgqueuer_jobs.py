@@ -54,7 +54,7 @@ class Run:
 
 @dataclass
 class Worker:
-    """The worker of the queue, and whoever gives it work.
+    """The worker of the queue, and the process that gives it work.
 
     Attributes:
         db: a connection of our own: with asyncpg, which hears of new jobs at once; with psycopg a chain is slow.

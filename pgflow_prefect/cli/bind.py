@@ -64,7 +64,7 @@ def bind(
     step
         The step's slug.
     external
-        Somebody else does it and calls complete_step; Prefect waits, and shows it.
+        An external worker does it and calls complete_step. Prefect waits, and shows it.
     python
         The function in the file of handlers.
     sql
@@ -78,7 +78,7 @@ def bind(
     undo
         Take the last change back that was not taken back yet.
     timeout
-        Seconds for each attempt, waiting for somebody else's report included.
+        Seconds for each attempt, the wait for a report included.
     retries
         Attempts after the first one.
     retry_delay
@@ -166,7 +166,7 @@ def shadow(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Run a step's handler beside somebody else's work and compare their results; without a step, show what came of it.
+    """Run a step's handler beside an external worker and compare their results; without a step, show what came of it.
 
     The step becomes external, if it is not. The handler has to say that it may: `@workflow.step(shadow=True)`. What it
     writes through `context.connection` is rolled back, its result is compared and never stored.
@@ -291,7 +291,7 @@ def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
         raise UsageError(f"{source} has no handler of step {step!r} that could be its shadow: write it")
     if not handler.shadow:
         raise UsageError(
-            f"the handler of step {step!r} in {source} does not say that it may run beside somebody else's work: "
+            f"the handler of step {step!r} in {source} does not say that it may run beside an external worker: "
             "@workflow.step(shadow=True), once nothing that it does can be seen from outside"
         )
 
@@ -306,7 +306,7 @@ async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) ->
         options = dict(row.options) if row is not None and row.kind == Kind.EXTERNAL else {}
         had_one = options.pop("shadow", False)
         if not (wanted or had_one):
-            return False  # whoever does it now goes on
+            return False  # the present worker goes on
         return await store.bind_step(
             workflow, step, Kind.EXTERNAL, options=options | {"shadow": True} if wanted else options
         )

@@ -59,7 +59,7 @@ class Candidate:
 
     @property
     def stubs(self) -> list[str]:
-        """The steps whose handlers are yet to be written: until then somebody else does them."""
+        """The steps whose handlers are yet to be written: until then they are external."""
         stubs = set(self.workflow.stubs)
         return [slug for slug in order_steps(self.definition) if slug in stubs]
 
@@ -74,7 +74,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The workflows that somebody named, or all.
+    """The workflows that the user named, or all.
 
     Attributes:
         candidates: those with handlers.

@@ -57,7 +57,7 @@ class CleanConsole(Console):
             yield Segment(text if control else clean_lines(text), style, control)
 
 
-# No wrapping where nobody looks at it: a script that reads the lines wants one a thing.
+# No wrapping where the output is no terminal: a script wants one line for each thing.
 out = CleanConsole(soft_wrap=not sys.stdout.isatty(), highlight=False)
 err = CleanConsole(stderr=True, soft_wrap=True, highlight=False)
 

@@ -30,7 +30,7 @@ class Report:
         changes: what differed of it.
         enabled: whether workers and bridges take its runs.
         problems: why it was not enabled.
-        stubs: the steps that somebody else does until their handlers are written.
+        stubs: the steps that are external until their handlers are written.
         older_runs: pending ones that are not taken, for they are older than the enabling.
     """
 
@@ -58,7 +58,7 @@ class Report:
         _print_changes(self.changes)
         print_older_runs(list(self.older_runs))
         if self.stubs:
-            out.print(f"done by somebody else until their stubs are filled in: {', '.join(self.stubs)}", markup=False)
+            out.print(f"external until their stubs are filled in: {', '.join(self.stubs)}", markup=False)
         if self.problems:
             todo = "see `pgflow-prefect validate`"
             state = "is enabled all the same, and its runs will fail" if self.enabled else "is not enabled yet"

@@ -47,8 +47,8 @@ def import_(
     directory
         Where the files are; flows where not given.
     deploy
-        Create or update each workflow's Prefect deployment, too, and enable it. What is still a stub, somebody else
-        does: Prefect waits for that, and shows it.
+        Create or update each workflow's Prefect deployment, too, and enable it. A stub is an external
+        step: Prefect waits for its report, and shows it.
     code_directory
         What stands for the current directory on the workers' machine or in the image; with --source, the directory
         of the repository.

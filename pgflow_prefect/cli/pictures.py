@@ -92,7 +92,7 @@ def timeline(
 ) -> None:
     """Show when each step of a run began, how long it took, and which steps decided when the run ended.
 
-    A bar is a step's latest attempt, until now where it goes on; a step that nobody claimed has none. The critical
+    A bar is a step's latest attempt, until now where it goes on; a step that was never claimed has none. The critical
     path goes back from the step that ended last, each time to the upstream step that ended last. On a pipe, start and
     duration are in seconds, counted from the beginning of the run.
 

@@ -18,7 +18,7 @@ ROWS = 15
 
 
 class View(Protocol):
-    """Somebody who shows a run."""
+    """A view that shows a run."""
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Hear that a step entered a state."""

@@ -26,7 +26,7 @@ def reconcile(
 ) -> int:
     """Compare PostgreSQL with Prefect: name every disagreement, and the repair.
 
-    PostgreSQL is the truth, but for somebody's Cancel in Prefect. What has changed within the last seconds is left
+    PostgreSQL is the truth, except for Cancel in Prefect. What has changed within the last seconds is left
     alone. The exit code is 1 where something is left to be repaired, and where Prefect can't be asked.
 
     Example: `pgflow-prefect reconcile --apply`

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
-_HELD_INTERVAL = 0.5  # seconds between two looks at a run that somebody else holds
+_HELD_INTERVAL = 0.5  # seconds between two looks at a run that another process holds
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
         Go on with this run instead of starting one: its id, the beginning of its id, or latest. Completed steps are
         not executed again; a failed run is reopened.
     force
-        With --resume: take the run from whoever executes it now, instead of waiting for them to vanish.
+        With --resume: take the run from the process that executes it now, instead of waiting for its lease.
     """
     from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.execution.process.signals import run_event_loop
@@ -125,7 +125,7 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
 
 
 async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
-    """Load the handlers of a workflow, and say which of its steps somebody else has to do.
+    """Load the handlers of a workflow, and say which of its steps are external.
 
     Raises:
         InvalidDefinitionError: definition, handlers and bindings do not fit together.
@@ -144,7 +144,7 @@ async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None
     if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
         stubs = [step for step in external if step in workflow.stubs]
         note = f" ({', '.join(stubs)}: still a stub, `unimplemented`)" if stubs else ""
-        err.print(f"somebody else has to complete these steps: {', '.join(external)}{note}", markup=False)
+        err.print(f"external workers have to complete these steps: {', '.join(external)}{note}", markup=False)
     return workflow, source
 
 
@@ -169,7 +169,7 @@ async def _execute(
     flow = workflow.make_flow(host.settings, view.observe, host)
     if not has_server():
         err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
-    async with connect_to_prefect() as client:  # before there is a run that nobody would execute
+    async with connect_to_prefect() as client:  # before there is a run that no process would execute
         if payload is not None:
             epoch = await store.create_run(workflow.slug, payload, run_id)
         else:

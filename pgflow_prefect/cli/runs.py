@@ -80,7 +80,7 @@ def runs(
 def _describe_run(run: Run) -> tuple[str, ...]:
     took = format_duration(run.created_at, run.finished_at)
     error = shorten(run.error_message or "", 60)
-    # One that somebody inserted has no definition, and nothing that remains, until it begins.
+    # One that was inserted by hand has no definition, and nothing that remains, until it begins.
     steps = "-" if run.steps is None or run.remaining is None else f"{run.steps - run.remaining}/{run.steps}"
     return (str(run.id), run.workflow_slug, describe_run_status(run), format_time(run.created_at), took, steps, error)
 

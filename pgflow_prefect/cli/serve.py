@@ -80,7 +80,7 @@ def serve(
         raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
     settings = make_settings(dsn)
     if dsn is not None:
-        os.environ["PGFLOW_DSN"] = dsn  # where flow runs find it: everybody may read a command line
+        os.environ["PGFLOW_DSN"] = dsn  # where flow runs find it: all users may read a command line
     log_to_console()
 
     async def work(switch: Switch) -> None:

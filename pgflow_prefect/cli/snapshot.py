@@ -221,7 +221,7 @@ def _describe_left(run: Run, enabled: Enabled | None) -> list[str]:
     """Return who takes a pending run that no process holds."""
     resume = f"`pgflow-prefect run --resume {run.id}`"
     slug = run.workflow_slug
-    left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "nobody holds it"
+    left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "no process holds it"
     if enabled is not None and not enabled.enabled:
         # A run that no process has owned counts as older than the enabling that is to come.
         adopt = ", then `pgflow-prefect worker --adopt`" if run.held is None or run.is_older else ""

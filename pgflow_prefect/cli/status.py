@@ -94,7 +94,7 @@ async def _await_end(
         await anyio.sleep(intervals.draw())
         try:
             latest = await _read(store, found.run.id, found.order, with_payload=with_payload)
-        except DatabaseUnavailableError:  # it may come back; whoever watches can end it
+        except DatabaseUnavailableError:  # it may come back; the user can end it
             await store.drop_broken_connections()
             latest = found
         if latest != found:
@@ -126,7 +126,7 @@ async def _find_enabled(store: Store, run: Run) -> Enabled | None:
 
 
 class _View:
-    """A line for each change, where nobody draws."""
+    """A line for each change, where nothing is drawn."""
 
     def update(self, before: Snapshot, after: Snapshot) -> None:
         for slug, state in after.states.items():

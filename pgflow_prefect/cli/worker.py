@@ -123,7 +123,7 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
         if problems := await find_all_problems(
-            host.store, workflow, definition, somebody_has_functions=True, judge_rows=False
+            host.store, workflow, definition, others_have_functions=True, judge_rows=False
         ):
             raise InvalidDefinitionError(slug, problems)
         for refused in await find_refused_rows(host.store, slug, host.toolbox.rows):
@@ -132,7 +132,7 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         for problem in await find_missing_here(host.store, workflow):  # those steps fail; others need nothing of it
             err.print(f"{slug}: {problem}", markup=False)
         if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
-            err.print(f"{slug}: somebody else has to complete {', '.join(external)}", markup=False)
+            err.print(f"{slug}: external workers have to complete {', '.join(external)}", markup=False)
         if missing := find_missing_functions(workflow, doers):
             named = ", ".join(missing)
             err.print(f"{slug}: bound to Python, and has no handler here, so runs wait there: {named}", markup=False)

@@ -111,7 +111,7 @@ class BindingStatements(Statements):
     async def report_shadow(
         self, run_id: UUID, task: TaskKey, *, outcome: str, details: list[str], seconds: float
     ) -> None:
-        """Note what came of a handler that ran beside somebody else's work: same, different or failed."""
+        """Note what came of a handler that ran beside an external worker: same, different or failed."""
         await self._fetch_telling(
             "report_shadow",
             {"details": details},

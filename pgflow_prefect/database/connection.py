@@ -161,7 +161,7 @@ async def open_pool(
     Pooled.bound = bound
     try:
         async with pool:
-            await pool.wait()  # the pool would open another one for whoever asks before it has got this one
+            await pool.wait()  # the pool would open another one for a caller that asks before it has got this one
             yield pool
     finally:
         for connection in opened:  # the pool was closed before it took it

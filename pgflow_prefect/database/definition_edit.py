@@ -73,7 +73,7 @@ async def _find_help(
 
 
 async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow_slug: str) -> None:
-    """Keep everybody else from editing the workflow, and make sure that nobody has since `old` was read."""
+    """Keep other sessions from editing the workflow, and make sure that none has since `old` was read."""
     named = {"workflow_slug": workflow_slug}
     if old is None:
         inserted = await (await connection.execute(QUERIES["insert_workflow"], named)).fetchone()
@@ -84,7 +84,7 @@ async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow
         is_as_read = row is not None and WorkflowDefinition.model_validate(row).definition_hash == old.definition_hash
     if not is_as_read:
         raise DefinitionChangedError(
-            f"workflow {workflow_slug!r} was edited by somebody else in the meantime: nothing was written; "
+            f"workflow {workflow_slug!r} was edited by another session in the meantime: nothing was written; "
             "push again to see what differs now"
         )
 

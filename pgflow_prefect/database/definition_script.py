@@ -55,7 +55,7 @@ def _list_rows(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _quote(text: str) -> str:
-    """Return a literal of characters that survive a clipboard, and everybody's notion of where a line ends."""
+    """Return a literal of characters that survive a clipboard, and every editor's notion of where a line ends."""
     literal = sql.Literal(text).as_string(None).lstrip()  # E'…' if it has a backslash, and then a space before it
     if text.isprintable():
         return literal

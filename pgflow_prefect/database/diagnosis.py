@@ -38,7 +38,7 @@ class Server(BaseModel):
 
 
 class UntakenRuns(BaseModel):
-    """Pending runs of a workflow that nobody executes.
+    """Pending runs of a workflow that no process executes.
 
     Attributes:
         workflow_slug: the workflow.
@@ -131,7 +131,7 @@ class DiagnosisStatements(InstallationStatements):
         return {each.workflow_slug: each for each in found}
 
     async def count_untaken_runs(self, seconds: float) -> list[UntakenRuns]:
-        """Return how many pending runs of enabled workflows nobody has taken for so long, by workflow."""
+        """Return how many pending runs of enabled workflows no process has taken for so long, by workflow."""
         rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.lease_terms.lease)
         return [UntakenRuns.model_validate(row) for row in rows]
 

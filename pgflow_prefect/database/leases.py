@@ -21,7 +21,7 @@ from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 
 Lost = Callable[[str], None]
-"""Called, from the keeper's thread, with why a run needs no owner any more: `lost` to somebody else, `ended`, or
+"""Called, from the keeper's thread, with why a run needs no owner any more: `lost` to another owner, `ended`, or
 `completed`, by whomever: then its owner still shows that, and keeps the lease for it."""
 
 _Holding = tuple[UUID, int, str]
@@ -78,7 +78,7 @@ class LeaseKeeper:
     ) -> None:
         self._closing.set()
         if self._connection is not None:
-            # It is a daemon: where the database hangs, nobody waits for it; nor where it has nothing to close.
+            # It is a daemon: where the database hangs, no exit waits for it; nor where it has nothing to close.
             self._thread.join(timeout=1)
 
     @property
@@ -122,7 +122,7 @@ class LeaseKeeper:
             try:
                 self._extend(held)
             except (psycopg.Error, PgflowPrefectError, TimeoutError) as error:
-                # The epoch is what protects the run; a lease that runs out only lets somebody else take it.
+                # The epoch is what protects the run; a lease that runs out only lets another process take it.
                 _logger.warning("the leases of %d runs could not be extended: %s", len(held), str(error).strip())
                 wait = self._lease / 10
         self._disconnect()

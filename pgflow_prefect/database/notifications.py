@@ -20,8 +20,8 @@ _logger = logging.getLogger(__name__)
 async def listen(dsn: str, wakeup: Wakeup, *, connect_timeout: float) -> None:
     """Ring whenever a run starts, ends or is handed back, for ever; connect again whenever the connection is lost.
 
-    A hint: behind a pooler in transaction mode it stays silent, and what is sent while nobody listens is lost. So
-    whoever is woken looks at the rows, and also does so now and then without being woken.
+    A hint: behind a pooler in transaction mode it stays silent, and what is sent while no session listens is lost. So
+    a task that is woken looks at the rows, and also does so now and then without being woken.
 
     Args:
         dsn: the database.

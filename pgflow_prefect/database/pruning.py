@@ -11,7 +11,7 @@ from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.models import Status
 
 GRACE = timedelta(days=1)
-"""How much longer a run stays that somebody holds, or whose end Prefect was not yet seen to show."""
+"""How much longer a run stays that a process holds, or whose end Prefect was not yet seen to show."""
 
 ANY_AGE = timedelta(microseconds=1)
 """Older than this is every run that has ended. Such runs go at once, whatever Prefect was seen to show."""
@@ -70,7 +70,7 @@ class PruningStatements(Statements):
 
         Raises:
             UsageError: `older_than` or `at_most` is not positive.
-            PgflowPrefectError: this user may not delete runs, or a table of somebody else's refers to one.
+            PgflowPrefectError: this user may not delete runs, or another table refers to one.
         """
         with without_bound():
             [row] = await self._fetch(

@@ -338,7 +338,7 @@ class StepTransaction:
         return "null" if row is None or row[0] is None else str(row[0])
 
     async def defer(self, **note: object) -> None:
-        """Note that somebody else is to report the step, and commit that with what the handler wrote.
+        """Note that another program is to report the step, and commit that with what the handler wrote.
 
         Args:
             note: `task_run_id`, `state_name` and `message`.
@@ -364,7 +364,7 @@ class StepTransaction:
             )
 
     def abandon(self) -> None:
-        """Note that the handler's thread goes on though nobody waits for it: what it writes is not to count."""
+        """Note that the handler's thread goes on without the step: what it writes is not to count."""
         self._abandoned = self._ended = True
         self._over.set()
 

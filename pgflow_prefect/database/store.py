@@ -127,7 +127,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
         Raises:
             UsageError: unknown workflow, no steps, a cycle.
-            RunHeldError: it exists, and somebody else holds it.
+            RunHeldError: it exists, and another process holds it.
         """
         rows = await self._fetch(
             "create_run",
@@ -145,10 +145,10 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         Args:
             run_id: the run.
             flow_run_id: the owner; without one, the run is reserved for a flow run that is about to be created.
-            force: take it from whoever holds it.
+            force: take it from the process that holds it.
 
         Raises:
-            RunHeldError: somebody else holds it.
+            RunHeldError: another process holds it.
             UsageError: there is no such run.
         """
         rows = await self._fetch(
@@ -159,7 +159,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def take_runs(
         self, workflow_slugs: Iterable[str], wanted: int, *, adopt: bool = False, besides: Iterable[UUID] = ()
     ) -> list[TakenRun]:
-        """Reserve pending runs that nobody holds, the oldest of each workflow first.
+        """Reserve pending runs that no process holds, the oldest of each workflow first.
 
         Args:
             workflow_slugs: of these workflows, as far as they are enabled.
@@ -178,7 +178,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return [TakenRun.model_validate(row) for row in rows]
 
     async def link_flow_run(self, run_id: UUID, epoch: int, flow_run_id: UUID, *, queued: bool) -> bool:
-        """Name the flow run that a run was reserved for; False where somebody else has taken the run meanwhile.
+        """Name the flow run that a run was reserved for; False where another process has taken the run meanwhile.
 
         Args:
             run_id: the run.
@@ -205,7 +205,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return bool(row["made"])
 
     async def release_run(self, run_id: UUID, epoch: int) -> None:
-        """Hand a run back, for whoever takes it next."""
+        """Hand a run back, for its next owner."""
         await self._fetch("release_run", run_id=run_id, epoch=epoch)
 
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
@@ -214,7 +214,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
 
     async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:
-        """Return how many pending runs nobody has ever taken, and the oldest, by workflow; not of disabled ones."""
+        """Return how many pending runs no process has ever taken, and the oldest, by workflow; not of disabled ones."""
         rows = await self._fetch("list_waiting_runs")
         return {str(row["workflow_slug"]): (int(str(row["runs"])), UUID(str(row["first"]))) for row in rows}
 
@@ -341,7 +341,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return RawJson(str(rows[0]["results"])).split()
 
     async def claim_step(self, run_id: UUID, epoch: int, request: ClaimRequest) -> Claim:
-        """Count an attempt of a step and return its input; of a step that is completed or somebody else's, that.
+        """Count an attempt of a step and return its input; of a step that is completed or external, that.
 
         Args:
             run_id: the run.

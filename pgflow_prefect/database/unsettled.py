@@ -12,7 +12,7 @@ from pgflow_prefect.models import EndedAs, Ending, Held, Status, TaskKey
 
 
 class UnsettledRun(BaseModel):
-    """A run that somebody has taken at least once. Times are the database's.
+    """A run that a process has taken at least once. Times are the database's.
 
     Attributes:
         id: the run.
@@ -86,7 +86,7 @@ class UnsettledStatements(Statements):
     """The part of the store that is about runs which are compared with Prefect."""
 
     async def list_unsettled(self, *, after: UUID | None, limit: int, everything: bool = False) -> list[UUID]:
-        """Return runs that somebody has taken and that Prefect was not yet seen to agree on, by id.
+        """Return runs that a process has taken and that Prefect was not yet seen to agree on, by id.
 
         Args:
             after: those behind this one; from the first one where not given.
@@ -97,7 +97,7 @@ class UnsettledStatements(Statements):
         return [UUID(str(row["run_id"])) for row in rows]
 
     async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
-        """Return those of these runs that somebody has taken, as they are now."""
+        """Return those of these runs that a process has taken, as they are now."""
         rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.lease_terms.lease)
         return [UnsettledRun.model_validate(row) for row in rows]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 CYCLES_SHOWN = 20
-"""A tangle of n steps can have more than 2**n cycles: nobody reads past these."""
+"""A tangle of n steps can have more than 2**n cycles: no reader gets past these."""
 
 
 Graph: TypeAlias = "nx.DiGraph[str]"
@@ -112,7 +112,7 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
 
 
 def find_cycles(graph: Graph) -> Iterator[str]:
-    """Yield a sentence for each cycle, and for each tangle of more cycles than anybody reads."""
+    """Yield a sentence for each cycle, and for each tangle of more cycles than a reader can use."""
     import networkx as nx  # noqa: PLC0415
 
     if nx.is_directed_acyclic_graph(graph):
@@ -146,7 +146,7 @@ def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> I
 
 def _find_handler_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]]) -> Iterator[str]:
     known = set(definition.steps)
-    # A step without a handler is no problem: somebody else does it.
+    # A step without a handler is external, and no problem.
     uncovered = [slug for slug in definition.steps if slug not in handlers]
     unused = [slug for slug in handlers if slug not in known]
     for slug, suggestion in suggest_each(unused, uncovered or known):

@@ -29,7 +29,7 @@ def to_identifier(slug: str) -> str:
         name = "".join(character if f"_{character}".isidentifier() else "_" for character in normal)
         if not name[:1].isidentifier():
             name = f"_{name}"
-    if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # which nobody may assign to
+    if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # which can't be assigned to
         name = f"{name}_"
     return name
 

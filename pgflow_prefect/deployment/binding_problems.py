@@ -22,7 +22,7 @@ async def find_all_problems(
     workflow: Workflow,
     definition: WorkflowDefinition,
     *,
-    somebody_has_functions: bool = False,
+    others_have_functions: bool = False,
     policy: RowPolicy | None = None,
     judge_rows: bool = True,
 ) -> list[str]:
@@ -32,7 +32,7 @@ async def find_all_problems(
         store: whose bindings count, and whose functions steps may be bound to.
         workflow: the handlers, and what `bind` says.
         definition: its steps and dependencies.
-        somebody_has_functions: a step that is bound to Python and has no handler here may wait for another process.
+        others_have_functions: a step that is bound to Python and has no handler here may wait for another process.
         policy: what rows may name where steps are executed; without it, only the names are looked at.
         judge_rows: whether a row that names what it may not is a problem: it stops its own step, and no other.
 
@@ -42,7 +42,7 @@ async def find_all_problems(
     rows = await store.list_bindings(definition.slug)
     bindings, problems = _parse_rows(rows)
     in_force = {**workflow.bindings, **bindings}
-    if not somebody_has_functions:
+    if not others_have_functions:
         problems += [
             f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
             for slug in find_missing_functions(workflow, await find_doers(store, workflow, definition))

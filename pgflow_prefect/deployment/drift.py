@@ -100,7 +100,7 @@ def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Differe
 
 
 def compare_enabling(workflow_slug: str, enabled: Collection[str]) -> Iterator[Difference]:
-    """Yield that nobody takes a workflow's runs, where that is so."""
+    """Yield that no process takes a workflow's runs, where that is so."""
     if workflow_slug not in enabled:
         message = f"no worker and no bridge takes its runs: `pgflow-prefect enable {workflow_slug}`"
         yield Difference(workflow_slug, Part.ENABLED, message)

@@ -1,4 +1,4 @@
-"""A Prefect server of our own, for as long as somebody needs it: its data in PostgreSQL, its settings as measured."""
+"""A Prefect server of our own, for as long as it is needed: its data in PostgreSQL, its settings as measured."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ RECORDER_SETTINGS = {
 }
 
 _START_TIMEOUT = 300.0  # seconds; a new database takes all of Prefect's migrations, and a busy machine its time
-_STOP_TIMEOUT = 5.0  # it would wait for everybody who is connected, a browser too
+_STOP_TIMEOUT = 5.0  # it would wait for every open connection, a browser's too
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Batch:
             self._sending = create_task(self._send())
 
     async def close(self) -> None:
-        """Leave what is not answered yet: nobody waits for it."""
+        """Leave what is not answered yet: no step waits for it."""
         if self._sending is not None:
             self._sending.cancel()
             await wait([self._sending])
@@ -164,7 +164,7 @@ async def open_batch(store: Store, run_id: UUID, epoch: int) -> AsyncIterator[Ba
 
 
 def _answer(waiting: "Future[Any]", answer: object) -> None:
-    if not waiting.done():  # whoever asked may have been cancelled
+    if not waiting.done():  # the caller may have been cancelled
         waiting.set_result(answer)
 
 

@@ -90,7 +90,7 @@ class Execution:
 
     Attributes:
         workflow_slug: the workflow.
-        handlers: who may do the work, by step slug; of a step that is not there, nobody here does it.
+        handlers: who may do the work, by step slug; a step that is not there is external.
         settings: where the database is, and the limits.
         observe: hears of every state that a step enters.
         host: the process, where it executes several runs; else one is made for this run.
@@ -136,7 +136,7 @@ class Execution:
             get_run_logger().warning("%s", error)
             return superseded(str(error))
         except DatabaseUnavailableError as error:
-            # The run stays pending in PostgreSQL, for whoever takes it next: as if this process had died.
+            # The run stays pending in PostgreSQL, for its next owner: as if this process had died.
             return Crashed(message=str(error))
 
     async def _execute_in_time(
@@ -302,7 +302,7 @@ async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
 
 
 async def _release(store: Store, run: ActiveRun) -> None:
-    """Let go of a run at once: whoever goes on with it need not wait for the lease to run out."""
+    """Let go of a run at once: its next owner need not wait for the lease to run out."""
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
             await store.release_run(run.run_id, run.epoch)
@@ -319,7 +319,7 @@ def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonVal
 
     Raises:
         RunFailedError: the run has failed.
-        SupersededError: somebody else has it.
+        SupersededError: another owner has it.
     """
     if active is not None and end.epoch != active.epoch:
         raise SupersededError(end.id)

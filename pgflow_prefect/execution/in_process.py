@@ -49,7 +49,7 @@ async def create_flow_run(
 
 async def execute_flow_run(flow: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
     """Execute a flow run in this process and return its final state, whatever it is."""
-    # Of a flow run of a deployment, Prefect's engine watches in a thread and an event loop of its own whether somebody
+    # Of a flow run of a deployment, Prefect's engine watches in a thread and an event loop of its own whether a user
     # suspends it, and has our event loop wait for that thread: at its start until the API answers, so that in an
     # outage one flow run would stop all others of this process; at its end 0.2 s. Nothing here can be suspended.
     unwatched = flow_run.model_copy(update={"deployment_id": None})

@@ -121,4 +121,4 @@ def _is_installed(module: Any) -> bool:  # noqa: ANN401  a module's attributes a
 
 
 def _ignore(step_slug: str, state_name: str) -> None:
-    """Hear of a state, and do nothing: whoever waits for the step tells of it."""
+    """Hear of a state, and do nothing: the process that waits for the step tells of it."""

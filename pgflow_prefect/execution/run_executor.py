@@ -157,7 +157,7 @@ class RunExecutor:
     async def _perform_here(self, slug: str, advance: Advance) -> StepOutcome:
         async def conclude(state: State) -> None:
             self._show(slug, state)
-            # They begin first: what is left of this one, nobody waits for, unless it is a slot.
+            # They begin first: nothing waits for what is left of this one, unless it is a slot.
             if find_outcome(state).is_done and not self.task_runs.limits and advance():
                 await sleep(0)
 
@@ -198,7 +198,7 @@ class RunExecutor:
                     return Crashed(message=str(error))
 
     async def _await_submission(self, slug: str, submission: Submission) -> State:
-        """Return how a submitted step ended; one that only waits is left to whoever goes on, once the run is drained.
+        """Return how a submitted step ended; one that only waits is left to the next owner, once the run is drained.
 
         What it would do after that is not accepted any more.
         """

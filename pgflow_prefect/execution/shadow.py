@@ -1,4 +1,4 @@
-"""A handler in Python that runs beside somebody else's work, to see whether it would have done the same."""
+"""A handler in Python that runs beside an external worker, to see whether it would have done the same."""
 
 import time
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Shadow:
         began = time.perf_counter()
         try:
             yield
-        except Exception as error:  # noqa: BLE001  whatever it is: nobody depends on a shadow
+        except Exception as error:  # noqa: BLE001  whatever it is: nothing depends on a shadow
             self._error = describe(error)
         finally:
             self._seconds = time.perf_counter() - began
@@ -59,7 +59,7 @@ class Shadow:
             await self.store.report_shadow(
                 self.run_id, self.task, outcome=outcome, details=details, seconds=self._seconds
             )
-        except Exception as error:  # noqa: BLE001  nobody depends on it
+        except Exception as error:  # noqa: BLE001  nothing depends on it
             self.logger.warning("step %s: its shadow is not reported: %s", self.task, error)
         self.logger.info("step %s: its shadow: %s %s", self.task, outcome, "; ".join(details))
         return f"shadow: {outcome}"

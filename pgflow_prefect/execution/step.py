@@ -150,7 +150,7 @@ class Step:
             return await self._perform()
 
     def _adopt(self, policy: RetryPolicy) -> None:
-        """Have Prefect try again as whoever does the step has it: that may have changed since the last attempt."""
+        """Have Prefect try again as the step's handler has it: that may have changed since the last attempt."""
         self._policy = policy
         set_policy(self._task, policy)
 
@@ -211,9 +211,9 @@ class Step:
         """Have the work done and report how it ended; raise what the handler raised where that report was accepted.
 
         Returns:
-            The report; where somebody else has reported, the state to show; None where the step is to be claimed
+            The report; where another program has reported, the state to show; None where the step is to be claimed
             again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
-            somebody else's and is so no more.
+            external and is so no more.
         """
         transaction = self._make_transaction()
         self._is_handed_over = claim.waits
@@ -287,7 +287,7 @@ class Step:
     # Steps that others do
 
     async def _defer(self, deferred: Deferred, transaction: StepTransaction) -> None:
-        """Note that somebody else was asked: whoever takes the run next need not ask again."""
+        """Note that another program was asked: the next owner need not ask again."""
         self._is_handed_over = True
         message = f"handed over: {deferred.reason}"
         self._logger.info("%s", message)
@@ -297,10 +297,10 @@ class Step:
             await self.writer.note(self.task, StateName.DEFERRED, message, task_run_id=self.task_run_id)
 
     async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
-        """Wait until somebody else has ended the step; None where it is to be claimed again.
+        """Wait until another program has ended the step; None where it is to be claimed again.
 
         Raises:
-            SupersededError: somebody else has taken the run.
+            SupersededError: another owner has taken the run.
             StepTimeoutError: it takes too long.
         """
         self.observe(self.slug, StateName.WAITING)
@@ -347,12 +347,12 @@ class Step:
                 raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
         if end is None:
             raise StepTimeoutError(
-                f"step {self.slug!r}: nobody has reported it within {self._policy.timeout_seconds:g} s"
+                f"step {self.slug!r}: no program has reported it within {self._policy.timeout_seconds:g} s"
             )
         return end
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
-        """Run the handler in Python beside somebody else's work; whatever it writes is rolled back."""
+        """Run the handler in Python beside an external worker; whatever it writes is rolled back."""
         shadow = Shadow(self.writer.store, self.writer.run_id, self.task, self._logger)
         with shadow.timed():
             payload, results = await self.writer.read_input(self.task, handler.choose_upstream(self.upstream))
@@ -410,7 +410,7 @@ class Step:
             if isinstance(error, RetryLaterError) and error.after is not None:
                 self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
             self.observe(self.slug, StateName.AWAITING_RETRY)
-            # Where somebody was asked, nobody is any more: the next claim is another attempt.
+            # The program that was asked is not asked any more: the next claim is another attempt.
             if self._task.retry_delay_seconds or self._is_handed_over:
                 await self.writer.note(self.task, StateName.AWAITING_RETRY, message, task_run_id=self.task_run_id)
             return None
@@ -449,7 +449,7 @@ class Step:
 
 
 def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:
-    """Return the seconds for which a step that somebody else does is waited for; None for any number."""
+    """Return the seconds for which a step that another program does is waited for; None for any number."""
     if policy.timeout_seconds is None or (claim.waits and claim.waited is None):
         return None
     return max(0.0, policy.timeout_seconds - (claim.waited or 0))

@@ -79,7 +79,7 @@ class StepWriter:
         )
 
     async def note(self, task: TaskKey, state_name: str, message: str, *, task_run_id: UUID) -> None:
-        """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for somebody's report."""
+        """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for a report."""
         await self._persist(
             lambda: self.store.note_state(
                 self.run_id,

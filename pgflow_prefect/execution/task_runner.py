@@ -147,7 +147,7 @@ async def _await_future(future: PrefectFuture[Any]) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def wake(_: PrefectFuture[Any]) -> None:
-        with suppress(RuntimeError):  # the event loop has ended, and nobody waits any more
+        with suppress(RuntimeError):  # the event loop has ended, and no caller waits any more
             loop.call_soon_threadsafe(done.set)
 
     future.add_done_callback(wake)

@@ -30,7 +30,7 @@ class StepContext:
         index: which of the step's tasks this is; a plain step has one, 0.
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
-        shadow: somebody else does the step, this is only compared with it: do nothing that can be seen from outside.
+        shadow: the step is external, this is only compared with it: do nothing that can be seen from outside.
     """
 
     run_id: UUID
@@ -46,9 +46,10 @@ class StepContext:
     def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks
         """A psycopg connection whose writes commit together with the step's completion: exactly once, or not at all.
 
-        It is opened when it is first used, in a transaction that ends with the step. Where the step fails, or somebody
-        else has ended it, everything is rolled back; where PostgreSQL ends the transaction for a reason of the moment,
-        such as a serialization failure, the step is executed again. `connection.transaction()` sets a savepoint.
+        It is opened when it is first used, in a transaction that ends with the step. Where the step fails, or another
+        program has ended it, everything is rolled back. Where PostgreSQL ends the transaction for a reason of the
+        moment, such as a serialization failure, the step is executed again. `connection.transaction()` sets a
+        savepoint.
 
         Returns:
             In a sync handler a `psycopg.Connection`. In an async one what `await` makes a `psycopg.AsyncConnection`,
@@ -104,7 +105,7 @@ class StepExecution:
         return cls(replace(context, _connect=lambda: transaction.connection), transaction, settle)
 
     def abandon(self) -> None:
-        """Note that the handler goes on in its thread though nobody waits for it: its writes are not to count."""
+        """Note that the handler goes on in its thread without the step: its writes are not to count."""
         if self.transaction is not None:
             self.transaction.abandon()
 
@@ -128,7 +129,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Deferred:
-    """What a handler returns when somebody else does the work and reports it: the step waits for that.
+    """What a handler returns when another program does the work and reports it: the step waits for that.
 
     Attributes:
         reason: who was asked, for people: `on queue 'mails' of redis://localhost`.

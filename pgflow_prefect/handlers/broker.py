@@ -175,7 +175,7 @@ def missing_package(name: str) -> NotRetriableError:
 def declare_queue(connection: Any, address: BrokerAddress) -> Any:  # noqa: ANN401
     """Make sure that a queue is there, durable where it is new, and return a channel.
 
-    A queue that somebody has made of another type, such as a quorum queue, stays as it is.
+    A queue that exists with another type, such as a quorum queue, stays as it is.
     """
     channel = connection.channel()
     if address.transport == "redis":
@@ -216,7 +216,7 @@ def _try_to_send(kombu: Any, connection: Any, address: BrokerAddress, body: byte
     try:
         _send(kombu, connection, address, body)
     except Exception as error:  # noqa: BLE001  returned
-        connection.collect()  # drops the link: whatever the broker may still answer is for nobody
+        connection.collect()  # drops the link: whatever the broker may still answer is not read
         return error
     return None
 

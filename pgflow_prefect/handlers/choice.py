@@ -1,4 +1,4 @@
-"""Which handler does a step: what a row says, else what Python says, else somebody else."""
+"""Which handler does a step: what a row says, else what Python says, else an external worker."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Chosen:
 
     Attributes:
         policy: when to try again.
-        handler: what does it; None where somebody else does.
-        shadow: what is to run beside somebody else's work.
+        handler: what does it; None where an external worker does.
+        shadow: what is to run beside an external worker.
     """
 
     policy: RetryPolicy

@@ -12,7 +12,7 @@ def check_json(body: bytes) -> str:
     Raises:
         ValueError: it is none; NaN and Infinity are not JSON.
     """
-    text = body.decode("utf-8-sig")  # RFC 8259: UTF-8, and whoever reads may ignore a byte order mark
+    text = body.decode("utf-8-sig")  # RFC 8259: UTF-8, and a reader may ignore a byte order mark
     try:
         # Numbers stay text: Python refuses whole ones of thousands of digits, which are fine.
         json.loads(text, parse_constant=_refuse, parse_int=str, parse_float=str)

@@ -47,7 +47,7 @@ class PythonHandler:
         function: what was decorated; sync functions run in a thread.
         policy: when to try again.
         unimplemented: made by `pgflow-prefect import` and not filled in yet: it is no handler.
-        shadow: may run beside somebody else's work, to be compared with it.
+        shadow: may run beside an external worker, to be compared with it.
     """
 
     step_slug: str

@@ -1,4 +1,4 @@
-"""Comparing what a handler would have returned with what somebody else has."""
+"""Comparing what a handler would have returned with what the external worker reported."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from itertools import islice
 from pgflow_prefect.raw_json import RawJson
 
 DIFFERENCES_SHOWN = 20
-"""Nobody reads past these."""
+"""No reader gets past these."""
 
 
 def find_differences(theirs: RawJson, ours: RawJson) -> list[str]:

@@ -51,7 +51,7 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
         ) from error
 
 
-_PATIENCE = 15.0  # seconds for one answer: Prefect's client goes on asking for a minute where nobody gives one
+_PATIENCE = 15.0  # seconds for one answer: Prefect's client goes on asking for a minute where no server gives one
 
 
 @contextmanager

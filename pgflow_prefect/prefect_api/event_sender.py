@@ -1,4 +1,4 @@
-"""The way to Prefect of what is only shown: one thread of this process, which nobody waits for."""
+"""The way to Prefect of what is only shown: one thread of this process, which no run waits for."""
 
 import asyncio
 import atexit
@@ -46,15 +46,15 @@ events, or 30 s. An event that is sent twice has the same id, by which the serve
 
 _STRIDE = 1_000
 """Events after which it looks how far the server is: a Prefect server drops what it has no room for, 10,000 at a time,
-and tells nobody. All processes that send to it share that room."""
+and does not say so. All processes that send to it share that room."""
 
-_LONGEST_STRIDE = 30.0  # seconds; a task run that somebody has deleted never shows
+_LONGEST_STRIDE = 30.0  # seconds; a task run that a user has deleted never shows
 _LOOK_INTERVAL = 0.2  # seconds
 
-_PAUSE = 0.25  # seconds; requests that somebody waits for take less, unless the server has other things to do
+_PAUSE = 0.25  # seconds; requests that a run waits for take less, unless the server has other things to do
 _LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
 _LONGEST_ATTENTION = 1.0  # seconds without an event, after which it has to be woken
-_LONGEST_LOOK = 10.0  # seconds, more than it takes to find out what events are related to, or that nobody says
+_LONGEST_LOOK = 10.0  # seconds, more than it takes to find out what events are related to, or that there is no answer
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
 _TASK_RUN = "prefect.task-run."
@@ -91,7 +91,7 @@ class EventSender:
         self._opening = asyncio.Lock()
         self._asked: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
         self._requests: set[asyncio.Task[None]] = set()  # that are under way
-        # Of the context of whoever sends the first event, nothing but the settings: the rest would never be let go.
+        # Of the context of the sender of the first event, nothing but the settings: the rest would never be let go.
         current = get_settings_context()
         self._context = Context()
         self._context.run(SettingsContext(profile=current.profile, settings=current.settings).__enter__)
@@ -146,7 +146,7 @@ class EventSender:
         self._loop.call_soon_threadsafe(self._begin, context=self._context)
 
     def give_way(self) -> None:
-        """Send nothing for a moment, for somebody waits for an answer of the server; from any thread.
+        """Send nothing for a moment, for a run waits for an answer of the server; from any thread.
 
         A server that digests a run's events answers ten times as late. At most half of the time is given away, however
         many ask for it.
@@ -186,7 +186,7 @@ class EventSender:
 
     async def _perform(self, act: Request, what: str) -> None:
         try:
-            await self._sleep(_LINGER)  # whoever asks has more to do
+            await self._sleep(_LINGER)  # the caller has more to do
             client = await self._open_client()
             await self._await_way()
             await act(client)
@@ -236,7 +236,7 @@ class EventSender:
         """Return once there is an event to be sent; False where there will be none."""
         bored_at = monotonic() + _LONGEST_ATTENTION
         while not self._waiting and not self._made:
-            # Waking a thread takes the interpreter from whoever does it, who is between two steps: rather look again.
+            # Waking a thread takes the interpreter from the caller, who is between two steps: rather look again.
             if monotonic() > bored_at or self._closing.done():
                 self._is_awake = False
                 if self._waiting:  # it came just before that
@@ -252,7 +252,7 @@ class EventSender:
         return True
 
     async def _await_way(self) -> None:
-        """Return once nobody is to be given way to."""
+        """Return once no run is to be given way to."""
         while (left := self._resumes_at - monotonic()) > 0 and not self._closing.done():
             await self._sleep(left)
 

@@ -7,7 +7,7 @@ from prefect.client.schemas.objects import State, StateType
 from pgflow_prefect.state_names import StateName
 
 OURS = frozenset({StateName.SUPERSEDED, StateName.HANDED_BACK})
-"""Names of states of the type CANCELLED that nobody asked for: the run itself is not cancelled, and goes on."""
+"""Names of states of the type CANCELLED that no user asked for: the run itself is not cancelled, and goes on."""
 
 
 def superseded(message: str) -> State[Any]:

@@ -19,7 +19,7 @@ class Look(StrEnum):
     """Its upstream steps are not all completed."""
 
     PENDING = "pending"
-    """It was started, and nobody has begun the work."""
+    """It was started, and no process has begun the work."""
 
     RUNNING = "running"
 
@@ -27,7 +27,7 @@ class Look(StrEnum):
     """An attempt has failed, and the next one is to come."""
 
     ELSEWHERE = "elsewhere"
-    """Somebody else does it, and the flow run waits."""
+    """An external worker, a queue or an endpoint does it, and the flow run waits."""
 
     COMPLETED = "completed"
 
@@ -58,7 +58,7 @@ class Mark:
     Attributes:
         look: its state.
         attempts: how often the work was begun.
-        started_at: when the latest attempt began; None where nobody claimed the step.
+        started_at: when the latest attempt began; None where the step was never claimed.
         ended_at: when the step ended, or the moment of the picture while it goes on; None where it has done nothing.
         handler: who does it.
         error: the first line of its error, or why it was skipped.
@@ -130,7 +130,7 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
         states: the steps that have started, by slug.
         now: by the database's clock, which the times of run and states are from, too.
     """
-    # A step that was left behind by a run that has ended and that nobody holds has no end of its own.
+    # A step that was left behind by a run that has ended and that no process holds has no end of its own.
     ended = run.status is not Status.PENDING and run.held is not Held.LEASED
     latest = run.finished_at if ended and run.finished_at else now
     marks = {slug: _mark(states[slug], latest) if slug in states else Mark() for slug in graph}

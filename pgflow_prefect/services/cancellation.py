@@ -1,4 +1,4 @@
-"""Prefect's Cancel button, as far as nobody executes the flow run who would notice by himself."""
+"""Handles Cancel for flow runs that no process is executing."""
 
 import logging
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
 
 POLL_INTERVAL = 2.0
-"""Seconds between two looks at what somebody pressed in Prefect's UI. Its events may get lost; this decides."""
+"""Seconds between two looks at what users pressed in Prefect's UI. Its events may get lost; this decides."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CancellationRequests:
-    """Flow runs that somebody wants to be cancelled.
+    """Flow runs that a user wants to be cancelled.
 
     Attributes:
         store: the database.
@@ -52,7 +52,7 @@ class CancellationRequests:
     async def find(self, deployments: Sequence[UUID], executing: Sequence[UUID]) -> list[FlowRun]:
         """Return the flow runs of these deployments that are being cancelled, and those of `executing` that were.
 
-        A forced Cancelled, unlike Cancelling, waits for nobody: of what this process executes, it is looked for.
+        A forced Cancelled, unlike Cancelling, waits for no process: of what this process executes, it is looked for.
         """
         found: dict[UUID, FlowRun] = {}
         with translate_prefect_errors():
@@ -87,7 +87,7 @@ class CancellationRequests:
         host.end(run_id)
 
     async def watch(self, host: Host, flow_run_id: UUID, run_id: UUID) -> None:
-        """Stop the one run that this process executes when somebody cancels it; until then, go on for ever."""
+        """Stop the one run that this process executes when a user cancels it; until then, go on for ever."""
         while True:
             await anyio.sleep(POLL_INTERVAL)
             try:
@@ -115,7 +115,7 @@ class CancellationRequests:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         with translate_prefect_errors():
             await self.client.set_flow_run_state(
-                flow_run.id, Cancelled(message="nobody was executing it any more"), force=True
+                flow_run.id, Cancelled(message="no process was executing it any more"), force=True
             )
         _logger.info("run %s: cancelled, as wished in Prefect", run_id)
 
@@ -123,7 +123,7 @@ class CancellationRequests:
 async def execute_until_cancelled(
     host: Host, client: PrefectClient, flow: AsyncFlow, flow_run: FlowRun, run_id: UUID
 ) -> State[Any]:
-    """Execute a flow run in this process, stop it when somebody cancels it, and return its final state."""
+    """Execute a flow run in this process, stop it when a user cancels it, and return its final state."""
     async with anyio.create_task_group() as group:
         group.start_soon(CancellationRequests(host.store, client).watch, host, flow_run.id, run_id)
         try:
@@ -150,7 +150,7 @@ async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) ->
             [shown] = await show_flow_runs(client, [flow_run], installation)
             if not shown.is_of(run.id):
                 return  # rows name it, and they alone don't make it this installation's
-            # Whoever executes it stops, and then says that it is cancelled; else there is nobody to wait for.
+            # The process that executes it stops, and then says that it is cancelled. Without one, nothing waits.
             lives = run.held is Held.LEASED
             state: State[Any] = Cancelling() if lives else Cancelled(message=run.error_message)
             await client.set_flow_run_state(flow_run.id, state, force=not lives)

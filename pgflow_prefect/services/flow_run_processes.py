@@ -223,7 +223,7 @@ class FlowRunProcesses:
 async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> None:
     """Hand back the run of a flow run whose process was ended, unless the process had done so, or was through.
 
-    A flow run that had not begun its run yet is scheduled again: nobody else would know of a run to begin.
+    A flow run that had not begun its run yet is scheduled again: no other process would know of a run to begin.
 
     Raises:
         DatabaseUnavailableError: PostgreSQL does not answer; the run's lease runs out.
@@ -250,9 +250,9 @@ async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> N
                 return
             await propose_state(client, state, flow_run_id=flow_run.id)
         except (Abort, ObjectNotFound):
-            return  # it had come to its end, or somebody has deleted it
+            return  # it had come to its end, or a user has deleted it
 
 
 def _is_decided(state: State[Any]) -> bool:
-    """Tell whether a flow run has come to an end that is its own, or is wanted by somebody."""
+    """Tell whether a flow run has come to an end that is its own, or is wanted by a user."""
     return is_cancelled(state) or (state.is_final() and not state.is_crashed())

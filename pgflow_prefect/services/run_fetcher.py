@@ -158,6 +158,6 @@ class RunFetcher:
             self._pause = self._pauses.draw()
             _logger.warning("run %s: %s; trying again in %.1f s", taken.run_id, error, self._pause)
         except PgflowPrefectError as error:
-            _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and somebody takes it again
+            _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and a process takes it again
         finally:
             slot.leave()

@@ -64,7 +64,7 @@ class ServedDeployments:
         """Create or update the deployment of each workflow, and enable those that were never enabled or disabled.
 
         Raises:
-            UsageError: a deployment has a work pool: that pool's workers execute its flow runs, and nobody else is to.
+            UsageError: a deployment has a work pool: that pool's workers execute its flow runs, and no others do.
             PrefectUnavailableError: Prefect does not answer.
             PrefectRefusedError: Prefect refuses a deployment.
         """

@@ -44,7 +44,7 @@ from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
 _OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's
-_PATIENCE = 10.0  # seconds for a question to Prefect: its client goes on asking for a minute where nobody answers
+_PATIENCE = 10.0  # seconds for a question to Prefect: its client goes on asking for a minute where no server answers
 
 _logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ class Worker:
             self.host.places.pop(flow_run.id, None)
 
     async def _release(self, run_id: UUID, flow_run_id: UUID) -> None:
-        """Hand a run back that nobody executes here any more."""
+        """Hand a run back that this process executes no more."""
         try:
             run = await self.host.store.read_run(run_id)
             if run.flow_run_id == flow_run_id and run.held is Held.LEASED:

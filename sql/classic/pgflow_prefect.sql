@@ -130,7 +130,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue')),
     CONSTRAINT bindings_target CHECK ((kind IN ('sql', 'http', 'queue')) = (target IS NOT NULL)),
     CONSTRAINT bindings_options CHECK (jsonb_typeof(options) = 'object'),
-    -- Whoever may look at a run may look at these rows: what is secret has no place in them.
+    -- A role that may look at a run may look at these rows: what is secret has no place in them.
     CONSTRAINT bindings_secret CHECK (
         kind NOT IN ('http', 'queue')
         OR (target !~ '^[^/?#]*//[^/?#]*@'
@@ -139,7 +139,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     CONSTRAINT bindings_options_secret CHECK (NOT options ?| ARRAY['token', 'password', 'secret', 'login', 'key'])
 );
 
--- Every change of a binding, for `--undo` and for whoever asks later: NULL is no row.
+-- Every change of a binding, for `--undo` and for later questions: NULL is no row.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.binding_changes (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
@@ -152,7 +152,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.binding_changes (
     undone_by TEXT
 );
 
--- Steps that somebody outside Prefect has claimed by claim_external_step: nobody else begins them until then.
+-- Steps that an external worker has claimed by claim_external_step: no other worker begins them until then.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.external_claims (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     step_slug TEXT NOT NULL,
@@ -172,7 +172,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.set_aside_runs (
     next_try TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp() + interval '1 second'
 );
 
--- What came of running a handler beside somebody else's work. Never its result.
+-- What came of running a handler beside an external worker. Never its result.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     workflow_slug TEXT NOT NULL,
@@ -532,15 +532,15 @@ COMMENT ON FUNCTION pgflow_prefect.is_under_policies() IS
 
 
 ------------------------------------------------------------------------------------------------------------
--- Ownership. Whoever takes a run gets the next epoch, and everything that carries an older one is refused: that is
--- what keeps two writers apart. A lease only says when somebody else may take it.
+-- Ownership. A process that takes a run gets the next epoch, and everything that carries an older one is refused: that is
+-- what keeps two writers apart. A lease only says when another process may take it.
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_leased(lease_until timestamptz, lease double precision) RETURNS boolean
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
-    -- While this server was down nobody could extend a lease: its return must not start a storm of takeovers.
+    -- While this server was down no process could extend a lease: its return must not start a storm of takeovers.
     SELECT lease_until > clock_timestamp()
         OR (lease_until > 'epoch' AND clock_timestamp() < pg_postmaster_start_time() + make_interval(secs => lease))
 $$;
@@ -612,7 +612,7 @@ BEGIN
         END IF;
         recoveries := owner.recoveries;
         IF owner.flow_run_id IS NULL AND NOT pgflow_prefect.is_leased(owner.lease_until, lease) THEN
-            -- Reserved, and nobody has begun to execute it: the same epoch again, so that a flow run which was
+            -- Reserved, and no process has begun to execute it: the same epoch again, so that a flow run which was
             -- created under its idempotency key, though the answer was lost, is found and not made twice.
             taken := run.epoch;
         ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) OPERATOR(pg_catalog.=) 'expired' THEN
@@ -646,7 +646,7 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.take_run(uuid, uuid, text, double precision, int, boolean) IS
     'Makes a flow run the owner of a pending run for `lease` seconds and returns the new epoch; NULL where the run '
     'has ended, or ends now because too many owners vanished. Without a flow run: reserves it for one to be created. '
-    'A run that somebody else holds is refused, unless forced.';
+    'A run that another process holds is refused, unless forced.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.give_up_run(run_id uuid, reason text) RETURNS void
@@ -862,7 +862,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[]) IS
-    'Reserves pending runs that nobody holds, the oldest first, at most so many: of enabled workflows, begun since '
+    'Reserves pending runs that no process holds, the oldest first, at most so many: of enabled workflows, begun since '
     'they were enabled (adopt: older ones, too). A run that raises an error is set aside for a while. Never those '
     'of besides, which the caller executes.';
 
@@ -892,7 +892,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.link_flow_run(uuid, int, uuid, text, boolean) IS
     'Names the flow run that a reserved run was reserved for (queued: the lease has no end, Prefect decides when it '
-    'starts); false where somebody else has taken the run meanwhile.';
+    'starts); false where another process has taken the run meanwhile.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.extend_leases(
@@ -923,7 +923,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.extend_leases(uuid[], int[], double precision) IS
-    'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost, to somebody '
+    'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost, to another owner '
     'else; completed, which may be yet to be shown; ended otherwise, with no report outstanding.';
 
 
@@ -988,7 +988,7 @@ BEGIN
     WHERE o.run_id OPERATOR(pg_catalog.=) run.id AND o.epoch OPERATOR(pg_catalog.=) release_run.epoch;
     IF FOUND AND run.status OPERATOR(pg_catalog.=) 'pending' AND run.epoch OPERATOR(pg_catalog.=) release_run.epoch
     THEN
-        PERFORM pgflow.announce_run(run); -- for whoever takes it next
+        PERFORM pgflow.announce_run(run); -- for its next owner
         RETURN true;
     END IF;
     RETURN false;
@@ -1044,7 +1044,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
-    'Tells whether somebody has taken the run since this epoch, and counts it where that is so.';
+    'Tells whether another owner has taken the run since this epoch, and counts it where that is so.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_task(step_slug text, task_index int) RETURNS void
@@ -1164,8 +1164,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, int, uuid, text[], boolean, text, boolean, text) IS
-    'pgflow.claim_step for whoever the step is bound to, by its row, else as `bound` says; and which task run claimed '
-    'it. Where somebody outside Prefect does it (waits), no attempt is counted. All NULL for a former owner.';
+    'pgflow.claim_step for what the step is bound to, by its row, else as `bound` says; and which task run claimed '
+    'it. Where an external worker does it (waits), no attempt is counted. All NULL for a former owner.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_state(
@@ -1528,7 +1528,7 @@ COMMENT ON FUNCTION pgflow_prefect.observe_workflow(text) IS
 
 
 ------------------------------------------------------------------------------------------------------------
--- Steps that somebody outside Prefect does.
+-- Steps that external workers do.
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.shorten(result jsonb) RETURNS text
@@ -1548,7 +1548,7 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$ SELECT kind = 'external' OR (kind = 'python' AND NOT has_function) $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_others(text, boolean) IS
-    'True where the process that asks can only wait: somebody else does the step, or a process that has its function.';
+    'True where the process that asks can only wait: an external worker does the step, or a process that has its function.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states, task_index int) RETURNS boolean
@@ -1566,7 +1566,7 @@ COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states, int) I
     'True while an external worker does this task of a step, having claimed it by claim_external_step.';
 
 
--- Steps that wait for somebody outside Prefect to claim them: what a worker of yours polls, or is sent. A view reads
+-- Steps that wait for an external worker to claim them: what a worker of yours polls, or is sent. A view reads
 -- with the rights of its owner, and would show a role the rows that policies hide from it: it raises an error instead.
 CREATE OR REPLACE VIEW pgflow_prefect.external_steps AS
 SELECT s.run_id, r.workflow_slug, s.step_slug, s.created_at, r.created_at AS run_created_at
@@ -1589,7 +1589,7 @@ WHERE r.status = 'pending'
            THEN pgflow.refuse_policies('pgflow', 'pgflow_prefect') ELSE true END;
 
 COMMENT ON VIEW pgflow_prefect.external_steps IS
-    'Pending steps that are bound to somebody outside Prefect, and that nobody has claimed.';
+    'Pending steps that are external, and that are not claimed.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
@@ -1626,7 +1626,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, int, interval) IS
     'For workers outside Prefect: counts the attempt and gives the task''s input; no row where the step is not theirs '
-    '(any more). Nobody else begins it until it is reported, or until the lease is over, where one is given.';
+    '(any more). No other worker begins it until it is reported, or until the lease is over, where one is given.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
@@ -1777,7 +1777,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, int, text[]) IS
-    'What a claim would give, without claiming: for a handler that runs beside somebody else''s work.';
+    'What a claim would give, without claiming: for a handler that runs beside an external worker.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_shadow(
@@ -1797,7 +1797,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, int, text, text[], double precision) IS
-    'Notes what came of running a handler beside somebody else''s work: same, different, failed.';
+    'Notes what came of running a handler beside an external worker: same, different, failed.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -1872,7 +1872,7 @@ DECLARE
     claim pg_catalog.record;
     state pgflow.step_states;
 BEGIN
-    -- One after the other: both lock the run's row, and nobody waits for himself. What the completions make ready is
+    -- One after the other: both lock the run's row, and no transaction waits for itself. What the completions make ready is
     -- there to be claimed.
     FOR completion IN
         SELECT * FROM pg_catalog.jsonb_to_recordset(completions) AS c(
@@ -1938,7 +1938,7 @@ COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, text, text[], doubl
 
 
 ------------------------------------------------------------------------------------------------------------
--- Old runs. Whoever owns the tables calls these, by `pgflow-prefect prune` or from pg_cron.
+-- Old runs. The owner of the tables calls these, by `pgflow-prefect prune` or from pg_cron.
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_let_go(run_id uuid) RETURNS boolean
@@ -1950,7 +1950,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_let_go(uuid) IS
-    'True where nobody holds a run that has ended, and Prefect is known to show its end, or never knew of it.';
+    'True where no process holds a run that has ended, and Prefect is known to show its end, or never knew of it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_prunable(
@@ -2050,7 +2050,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.prune_runs(interval, int, text[], text, interval) IS
     'Deletes runs that ended longer ago than that, with all that is theirs, and returns how many: fewer than `at_most`, '
-    'and there are no more. One that somebody holds, or whose end Prefect was not yet seen to show, stays for `grace` '
+    'and there are no more. One that a process holds, or whose end Prefect was not yet seen to show, stays for `grace` '
     'longer; one without finished_at stays. Several may prune at once.';
 
 
@@ -2090,7 +2090,7 @@ BEGIN
     FROM pgflow.definitions d
     JOIN pgflow.workflows w ON w.slug = d.workflow_slug AND w.version > d.version
     WHERE (workflow_slugs IS NULL OR d.workflow_slug = ANY (workflow_slugs))
-      -- A transaction that looked before the edit may be starting a run of it, which nobody can see yet.
+      -- A transaction that looked before the edit may be starting a run of it, which no other session can see yet.
       AND EXISTS (SELECT FROM pgflow.definitions n
                   WHERE n.workflow_slug = d.workflow_slug AND n.version > d.version
                     AND n.created_at < clock_timestamp() - grace);

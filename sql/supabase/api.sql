@@ -1,10 +1,10 @@
 -- pgflow_api: what an application calls to start, cancel and reopen runs.
 --
--- The engine's own functions run with their caller's rights, so whoever may call pgflow.run_workflow may also
+-- The engine's own functions run with their caller's rights, so a role that may call pgflow.run_workflow may also
 -- write runs and step states by hand, and under row-level security they answer with an error rather than
 -- with half of the rows. Here a caller needs no more than INSERT on three columns of pgflow.runs, or on a request;
 -- PostgreSQL checks grants and policies as for any INSERT, and then a trigger does the rest as the tables' owner.
--- It is the triggers alone that have the owner's rights, and nobody can call a trigger.
+-- It is the triggers alone that have the owner's rights, and no role can call a trigger.
 --
 -- Needs pgflow.sql. Paste this file into an SQL editor as the owner of the schema pgflow, or psql -f api.sql.
 -- One transaction, safe to run again. On Supabase, add pgflow_api (and, to read runs, pgflow) to the exposed schemas:
@@ -32,7 +32,7 @@ BEGIN
 END
 $guard$;
 
--- What was asked of a run, and by which role. Nobody is granted id, requested_by or requested_at: they are true.
+-- What was asked of a run, and by which role. No role is granted id, requested_by or requested_at: they are true.
 CREATE TABLE IF NOT EXISTS pgflow_api.requests (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,

@@ -2,7 +2,7 @@
 --
 -- Adds pgflow.runs and pgflow.step_states to the publication supabase_realtime; where there is no such publication,
 -- or they are in it already, it does nothing. Realtime shows a subscriber the rows that row_level_security.sql lets him
--- read, so run that first: without it, whoever may SELECT a table hears of all its rows.
+-- read, so run that first: without it, a role that may SELECT a table hears of all its rows.
 --
 -- The replica identity stays what it is, the primary key, and that is enough: the new row is sent whole with every
 -- INSERT and UPDATE, and the old one as its key. FULL would write payloads and results into the log a second time at

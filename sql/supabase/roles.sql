@@ -1,4 +1,4 @@
--- Four roles of least privilege, to be granted to whoever logs in: GRANT pgflow_work TO my_worker;
+-- Four roles of least privilege, to be granted to login roles: GRANT pgflow_work TO my_worker;
 --
 --   pgflow_define   edits workflows, steps and deps, and who does a step (its binding); sees no run
 --   pgflow_run      starts, cancels and reopens runs by pgflow_api; reads runs and step states
@@ -59,7 +59,7 @@ BEGIN
             WHEN insufficient_privilege THEN
                 RAISE EXCEPTION 'the role % is missing, and % may not create roles', wanted, current_user
                     USING ERRCODE = 'insufficient_privilege',
-                          HINT = 'Let somebody with CREATEROLE say: CREATE ROLE pgflow_define; CREATE ROLE pgflow_run; '
+                          HINT = 'Let a role with CREATEROLE say: CREATE ROLE pgflow_define; CREATE ROLE pgflow_run; '
                                  'CREATE ROLE pgflow_work; CREATE ROLE pgflow_observe; then run this again.';
         END;
     END LOOP;
@@ -105,13 +105,13 @@ DECLARE
         'change_binding,lock_schema,close_schema,reserve_pages,write_snapshot,new_installation,move_installation}';
 BEGIN
     FOR granted IN
-        WITH adapter AS ( -- what somebody who runs SQL workers only does not have
+        WITH adapter AS ( -- what a role that runs SQL workers only does not have
             SELECT oid, nspname FROM pg_catalog.pg_namespace WHERE nspname = 'pgflow_prefect'
         ), relation AS (
             SELECT c.oid, c.oid::regclass AS name, c.relname, c.relkind, c.relname ~ binding_relations AS of_bindings
             FROM pg_catalog.pg_class c JOIN adapter ON adapter.oid = c.relnamespace
             WHERE c.relkind IN ('r', 'v', 'm', 'p')
-        ), routine AS ( -- a trigger's function is nobody's to use for a trigger of his own
+        ), routine AS ( -- no role may use a trigger's function for a trigger of its own
             SELECT p.oid::regprocedure AS name, n.nspname AS schema, p.proname, p.provolatile <> 'v' AS only_reads,
                    p.proname = ANY (defining) AND n.nspname = 'pgflow_prefect' AS changes,
                    p.proname = ANY (of_definitions) AND n.nspname = 'pgflow_prefect' AS reads_definitions

@@ -1,12 +1,12 @@
--- Row-level security: a user of the application sees his own runs and nobody else's.
+-- Row-level security: a user of the application sees only its own runs.
 --
 --   authenticated   reads all definitions; starts runs; reads and cancels those that are his, with their step states;
 --                   reopening, snapshots and everything in pgflow_prefect are not for him
 --   service_role and the roles of roles.sql: every row, for what their grants allow
---   anon, and anybody else: nothing
+--   anon, and all other roles: nothing
 --
 -- Whose a run is, you choose. Out of the box it is a column, owner_id, filled with auth.uid() when a run starts; runs
--- from before have none, and are nobody's until you fill it. Or it is an expression of your own over the columns of
+-- from before have none, and belong to no user until you fill it. Or it is an expression of your own over the columns of
 -- pgflow.runs, evaluated with the user's rights; write out the schema of what it names:
 --
 --     SELECT pgflow_api.protect_runs($$ payload ->> 'team' = (SELECT auth.jwt() ->> 'team') $$);
@@ -17,7 +17,7 @@
 -- Workers. The engine's functions are set to row_security = off: where a policy applies to the caller, they raise an
 -- error, and would even if it hid nothing, because half of the rows is worse than none. So a worker has to be the
 -- tables' owner or have BYPASSRLS. This script gives pgflow_define, pgflow_work and pgflow_observe BYPASSRLS if it may:
--- a superuser may, and from PostgreSQL 16 on whoever has CREATEROLE and BYPASSRLS himself, as Supabase's postgres has.
+-- a superuser may, and from PostgreSQL 16 on a role that has CREATEROLE and BYPASSRLS itself, as Supabase's postgres has.
 -- Members do not inherit it. Who logs in is to become the role, which also works behind a pooler:
 --
 --     GRANT pgflow_work TO my_worker;  ALTER ROLE my_worker SET role = 'pgflow_work';
@@ -85,7 +85,7 @@ BEGIN
             CREATE INDEX runs_owner ON pgflow.runs (owner_id, created_at);
         END IF;
         IF to_regrole('service_role') IS NOT NULL THEN
-            GRANT INSERT (owner_id), UPDATE (owner_id) ON pgflow.runs TO service_role; -- starts runs for somebody
+            GRANT INSERT (owner_id), UPDATE (owner_id) ON pgflow.runs TO service_role; -- starts runs for a user
         END IF;
         -- In a subquery it is evaluated once a statement, not once a row.
         chosen := 'owner_id = (SELECT auth.uid())';
@@ -173,7 +173,7 @@ BEGIN
         ('pgflow.workflows', 'read_definitions', 'FOR SELECT TO authenticated USING (true)'),
         ('pgflow.steps', 'read_definitions', 'FOR SELECT TO authenticated USING (true)'),
         ('pgflow.deps', 'read_definitions', 'FOR SELECT TO authenticated USING (true)'),
-        -- Through the policy of pgflow.runs: whoever sees the run sees its steps.
+        -- Through the policy of pgflow.runs: a user who sees the run sees its steps.
         ('pgflow.step_states', 'of_own_runs',
          'FOR SELECT TO authenticated USING (EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run_id))'),
         ('pgflow_api.requests', 'cancel_own_runs',

@@ -162,7 +162,7 @@ def find_browser() -> str:
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Start a browser that nobody looks at."""
+    """Start a browser without a window."""
     as_root = ["--no-sandbox"] if os.getuid() == 0 else []
     program = find_browser()
     with sync_playwright() as playwright:

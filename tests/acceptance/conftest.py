@@ -72,7 +72,7 @@ class CommandLine:
             out.seek(0)
             err.seek(0)
             ended = Ended(code, out.read().decode(), err.read().decode())
-        assert "\x1b" not in ended.out + ended.err, "escape codes where nobody draws them"
+        assert "\x1b" not in ended.out + ended.err, "escape codes where nothing is drawn them"
         assert debug or "Traceback" not in ended.out + ended.err, ended.err
         return ended
 
@@ -280,7 +280,7 @@ def prefect(prefect_api: str, db: Connection) -> PrefectView:
 
 @pytest.fixture
 def chain(cli: CommandLine, db: Connection) -> str:
-    """A workflow a -> b -> c with handlers; its slug is this test's own, for Prefect's server is everybody's."""
+    """A workflow a -> b -> c with handlers; its slug is this test's own, for all tests share Prefect's server."""
     slug = f"chain_{uuid4().hex[:8]}"
     define(db, slug, CHAIN)
     cli.write(f"flows/{slug}.py", CHAIN_HANDLERS.replace('Workflow("chain")', f'Workflow("{slug}")'))

@@ -74,7 +74,7 @@ def _become_command(connection: socket.socket) -> list[str]:
 
 def _watch(command: int, connection: socket.socket) -> NoReturn:
     """Tell who the command is, and how it ends; end with it."""
-    with suppress(BrokenPipeError):  # nobody wants to know
+    with suppress(BrokenPipeError):  # no one reads it any more
         connection.sendall(b"%d\n" % command)
         _, status = os.waitpid(command, 0)
         connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))

@@ -38,7 +38,7 @@ def test_an_unreachable_database_is_named_without_its_password(outside: CommandL
 
 @pytest.fixture
 def checked_dsn(server_dsn: str, dsn: str) -> Iterator[str]:
-    """This test's database as a role whose password the server checks, which it does for nobody else."""
+    """This test's database as a role whose password the server checks, which it does for no other role."""
     if "PGFLOW_TEST_DSN" in os.environ:
         pytest.skip("this test changes who may connect: unset PGFLOW_TEST_DSN, for a server of the tests' own")
     name = f"checked_{uuid4().hex[:8]}"

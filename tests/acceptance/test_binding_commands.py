@@ -118,7 +118,7 @@ def test_a_shadow_is_for_handlers_that_say_so(cli: CommandLine, db: Connection, 
     assert column(db, "SELECT options FROM pgflow_prefect.bindings") == [{}]
     cli("bind", chain, "a", "--python")
     cli("shadow", chain, "a", "--off")
-    assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == ["python"], "whoever does it goes on"
+    assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == ["python"], "its present worker goes on"
 
 
 def test_list_shows_who_does_each_step(cli: CommandLine, db: Connection, chain: str) -> None:

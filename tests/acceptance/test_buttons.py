@@ -159,7 +159,7 @@ def test_without_prefect_retry_and_cancel_work_on_the_rows(cli: CommandLine, db:
     retried = cli("retry", str(run_id), PREFECT_API_URL=away)
     assert retried.code == 0
     assert retried.lines[0] == f"run {run_id} is pending"
-    assert f"`pgflow-prefect enable {chain}`" in retried.lines[1], "who takes it, where nobody does by himself"
+    assert f"`pgflow-prefect enable {chain}`" in retried.lines[1], "what takes it, where no service does"
     assert get_run(db, run_id).status == "pending"
 
 

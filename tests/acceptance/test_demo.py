@@ -30,7 +30,7 @@ def temporary() -> Iterator[Path]:
 
 @pytest.fixture
 def visitor(outside: CommandLine, temporary: Path) -> CommandLine:
-    """Somebody who has just installed the package."""
+    """A user who has just installed the package."""
     kept = {name: text for name, text in outside.environment.items() if name != "XDG_RUNTIME_DIR"}
     return replace(outside, environment={**kept, "TMPDIR": str(temporary)})
 
@@ -43,7 +43,7 @@ def find_processes(directory: Path) -> list[str]:
 def _belongs_to(process: psutil.Process, directory: str) -> bool:
     try:
         words = [process.cwd(), *process.cmdline(), *process.environ().values()]
-    except psutil.Error:  # it is gone, or somebody else's
+    except psutil.Error:  # it is gone, or external
         return False
     return process.status() != psutil.STATUS_ZOMBIE and any(directory in word for word in words)
 

@@ -114,7 +114,7 @@ def test_deploying_again_updates_what_has_changed_and_keeps_the_work_pool(
     assert found["work_pool_name"] == pool
 
 
-def test_deploy_names_the_pending_runs_that_nobody_will_take(cli: CommandLine, db: Connection, chain: str) -> None:
+def test_deploy_names_the_pending_runs_that_no_process_will_take(cli: CommandLine, db: Connection, chain: str) -> None:
     older = {start_run(db, chain), start_run(db, chain)}
 
     deployed = cli("deploy", chain)
@@ -190,7 +190,7 @@ def test_an_api_that_does_not_answer_is_named(cli: CommandLine, db: Connection, 
     assert column(db, ENABLED) == []
 
 
-def test_import_deploys_what_it_wrote_and_leaves_the_stubs_to_somebody_else(
+def test_import_deploys_what_it_wrote_and_leaves_the_stubs_external(
     cli: CommandLine, db: Connection, pool: str, prefect_api: str
 ) -> None:
     slug = f"chain_{uuid4().hex[:8]}"
@@ -202,7 +202,7 @@ def test_import_deploys_what_it_wrote_and_leaves_the_stubs_to_somebody_else(
     assert (imported.code, len(imported.lines)) == (0, 3)
     assert imported.lines[0] == f"wrote flows/{slug}.py: 3 stubs to fill in"
     assert imported.lines[1].startswith(f"created deployment {slug}/pgflow (work pool '{pool}'): http")
-    assert imported.lines[2] == "done by somebody else until their stubs are filled in: a, b, c"
+    assert imported.lines[2] == "external until their stubs are filled in: a, b, c"
     assert found["entrypoint"] == f"flows/{slug}.py:flow"
     assert column(db, ENABLED) == [slug]
 
@@ -224,7 +224,7 @@ def test_import_says_that_an_enabled_workflow_does_not_fit_any_more(
     imported = cli("import", chain, "--deploy")
 
     assert imported.lines[0] == f"added to flows/{chain}.py: d"
-    assert imported.lines[2] == "done by somebody else until their stubs are filled in: d"
+    assert imported.lines[2] == "external until their stubs are filled in: d"
     assert imported.lines[3] == (
         f"workflow {chain!r} is enabled all the same, and its runs will fail: "
         f"see `pgflow-prefect validate`, then `pgflow-prefect deploy {chain}`"

@@ -22,7 +22,7 @@ def installation(db: Connection) -> None:
 
 @pytest.fixture
 def several(cli: CommandLine, db: Connection, chain: str) -> tuple[str, str, str]:
-    """Three workflows: with a file of handlers, done as rows say, and done by nobody here."""
+    """Three workflows: with a file of handlers, done as rows say, and external."""
     by_rows, nowhere = f"rows_{uuid4().hex[:8]}", f"nowhere_{uuid4().hex[:8]}"
     for slug in (by_rows, nowhere):
         define(db, slug, {"only": []})

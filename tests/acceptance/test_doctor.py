@@ -90,7 +90,7 @@ def test_triggers_that_are_disabled_are_named_with_the_commands_that_help(
     assert read_findings(cli("doctor", "--no-flow-run", "--json"))["triggers"]["outcome"] == "ok"
 
 
-def test_nobody_answers_and_all_that_can_be_said_without_is_said(cli: CommandLine) -> None:
+def test_no_server_answers_and_all_that_can_be_said_without_is_said(cli: CommandLine) -> None:
     nowhere = "postgresql://somebody:topsecret@127.0.0.1:1/nowhere"
     ended = cli("doctor", "--json", PGFLOW_DSN=nowhere, PREFECT_API_URL="http://user:topsecret@127.0.0.1:1/api")
     assert ended.code == 1

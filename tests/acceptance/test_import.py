@@ -24,9 +24,7 @@ flow = jobs.flow
 '''
 
 
-def test_import_writes_a_stub_for_each_step_and_what_is_a_stub_somebody_else_does(
-    cli: CommandLine, db: Connection
-) -> None:
+def test_import_writes_a_stub_for_each_step_and_a_stub_is_external(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", {**CHAIN, "the-join": ["a", "c"]})
 
     imported = cli("import", "chain")

@@ -1,4 +1,4 @@
-"""Workflows that rows bind from the first step to the last: nobody writes a file."""
+"""Workflows that rows bind from the first step to the last: no file is needed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`prune`: old runs go, it says how many, and whoever stops it loses nothing that it has done."""
+"""`prune`: old runs go, it says how many, and a user who stops it loses nothing that it has done."""
 
 import json
 import signal
@@ -107,7 +107,7 @@ def test_what_can_not_be_meant_is_refused_in_one_message(
     assert count_runs(db) == 7
 
 
-def test_whoever_stops_it_is_told_what_is_gone(
+def test_a_user_who_stops_it_is_told_what_is_gone(
     prune: CommandLine, connect: Connect, db: Connection, old_runs: list[UUID]
 ) -> None:
     *others, youngest = old_runs

@@ -101,4 +101,4 @@ def test_a_terminated_run_stays_pending_without_a_traceback(
     assert f"pgflow-prefect run --resume {find_only_run(db)}" in out
     assert statuses(db, find_only_run(db)) == {"a": "completed", "b": "pending"}
     cli.remove("gate")
-    assert cli("run", "--resume", str(find_only_run(db))).code == 0, "nobody has it"
+    assert cli("run", "--resume", str(find_only_run(db))).code == 0, "no process has it"

@@ -190,7 +190,7 @@ def test_export_tells_scripts_the_definition(cli: CommandLine, db: Connection) -
     assert chain == {"slug": "chain", "steps": ["a", "b", "c"], "deps": [["a", "b"], ["b", "c"]]}
 
 
-def test_export_of_nothing_and_of_nobody_is_refused(cli: CommandLine, db: Connection) -> None:
+def test_export_of_nothing_and_of_an_unknown_workflow_is_refused(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
     nothing, nobody = cli("export"), cli("export", "chian")
 

@@ -45,7 +45,7 @@ def hold_imports(cli: CommandLine, workflow: str) -> None:
 
 
 def add_deployment(prefect_api: str, workflow: str) -> None:
-    """Give a workflow a deployment that nobody here serves."""
+    """Give a workflow a deployment that no process here serves."""
     flow = httpx.post(f"{prefect_api}/flows/", json={"name": workflow}, timeout=TIMEOUT).raise_for_status().json()
     wish = {"name": "pgflow", "flow_id": flow["id"]}
     httpx.post(f"{prefect_api}/deployments/", json=wish, timeout=TIMEOUT).raise_for_status()
@@ -94,7 +94,7 @@ def test_sigterm_lets_what_a_schedule_began_come_to_its_end_and_the_schedule_out
 
     assert serve.wait() == 0
     assert get_run(db, run_id).status == "completed"
-    assert statuses(db, later) == {"a": "pending"}, "for whoever serves next"
+    assert statuses(db, later) == {"a": "pending"}, "for the next process that serves"
     assert cli.executions() == ["a", "b", "c"]
     [schedule] = prefect.find_deployment(chain)["schedules"]
     assert schedule["active"], "the next start goes on with it"
@@ -118,7 +118,7 @@ def test_a_second_signal_stops_flow_runs_and_the_next_one_to_serve_goes_on_with_
 
     assert serve.wait() == 1
     assert statuses(db, run_id) == {"a": "completed", "b": "pending"}
-    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for the lease"
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "the lease is over"
     assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
     assert prefect.read_flow_run(flow_run_id)["state_name"] == "Scheduled", "it had not begun its run"
 
@@ -144,7 +144,7 @@ def test_the_end_of_the_grace_kills_flow_runs_that_do_not_end_and_hands_their_ru
 
     assert serve.wait() == 0
     assert statuses(db, run_id) == {"a": "completed", "b": "pending"}
-    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for the lease"
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "the lease is over"
     assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
 
 

@@ -36,16 +36,16 @@ def test_a_watched_run_that_fails_says_so_with_its_exit_code(cli: CommandLine, d
     assert cli("status", str(run_id)).code == 0, "looking at it is no failure"
 
 
-def test_what_nobody_holds_is_told(cli: CommandLine, db: Connection, chain: str) -> None:
+def test_what_no_process_holds_is_told(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     assert cli("status", str(run_id)).lines[1] == (
-        f"nobody holds it, and no worker or bridge has served workflow '{chain}' yet: "
+        f"no process holds it, and no worker or bridge has served workflow '{chain}' yet: "
         f"`pgflow-prefect worker --adopt` takes it, or `pgflow-prefect run --resume {run_id}`"
     )
     assert cli("enable", chain).code == 0
     later = run_workflow(db, chain, {}).id
     assert cli("status", str(later)).lines[1] == (
-        "nobody holds it: a worker or a bridge takes it, or `pgflow-prefect run --resume`"
+        "no process holds it: a worker or a bridge takes it, or `pgflow-prefect run --resume`"
     )
 
 
@@ -151,7 +151,7 @@ def test_a_run_of_a_disabled_workflow_says_why_it_waits(cli: CommandLine, db: Co
     run_id = run_workflow(db, chain, {}).id
     assert cli("disable", chain).code == 0
     assert cli("status", str(run_id)).lines[1] == (
-        f"nobody holds it, and workflow {chain!r} is disabled: no worker and no bridge takes it. "
+        f"no process holds it, and workflow {chain!r} is disabled: no worker and no bridge takes it. "
         f"`pgflow-prefect enable {chain}`, then `pgflow-prefect worker --adopt`; "
         f"or `pgflow-prefect run --resume {run_id}`"
     )

@@ -142,7 +142,7 @@ def project(cli: CommandLine, prefect_api: str, postbox: tuple[Postbox, int], sh
 
 def approve(db: Connection, run_id: UUID) -> None:
     """Be the person who approves."""
-    wait_until(lambda: bool(find_waiting(db, run_id)), "somebody has to approve")
+    wait_until(lambda: bool(find_waiting(db, run_id)), "a person has to approve")
     db.execute("SELECT pgflow.complete_step(%s, 'approve', %s)", (run_id, '{"by": "Ada"}'))
 
 

@@ -1,4 +1,4 @@
-"""What somebody sees who sits at a terminal: colours, and a run as it goes on."""
+"""What a user sees at a terminal: colours, and a run as it goes on."""
 
 import os
 import pty

@@ -110,7 +110,7 @@ def test_a_run_under_way_has_bars_until_now_by_the_clock_of_the_database(
 
 def test_steps_without_times_have_no_bar(cli: CommandLine, db: Connection, diamond: UUID) -> None:
     run_id = run_workflow(db, "diamond", {}).id
-    complete(db, run_id, "a", 1)  # by somebody who claims nothing
+    complete(db, run_id, "a", 1)  # by a worker that claims nothing
     cancel(db, run_id)
 
     rows = [line.split("\t") for line in cli("timeline", str(run_id)).lines[1:]]

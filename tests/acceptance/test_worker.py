@@ -106,7 +106,7 @@ def test_a_second_signal_stops_at_once(services: Services, db: Connection, cli: 
 
     assert worker.wait() != 0
     assert statuses(db, run_id) == {"a": "completed", "b": "pending"}
-    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for the lease"
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "the lease is over"
 
 
 def test_the_run_of_a_killed_worker_is_taken_over(

@@ -148,7 +148,7 @@ def find_violations(
         redone: what may have been done again though its handler had not failed.
     """
     found = [(run_id, "was started, and is not there") for run_id in begun.keys() - evidence.runs.keys()]
-    found += [(run_id, "nobody has started it") for run_id in evidence.runs.keys() - begun.keys()]
+    found += [(run_id, "the storm has not started it") for run_id in evidence.runs.keys() - begun.keys()]
     strange = {place.run_id for place in evidence.executions} - evidence.runs.keys()
     found += [(run_id, "was executed here, and is not of this database") for run_id in strange]
     for run_id, (workflow, number, status, error) in evidence.runs.items():

@@ -55,7 +55,7 @@ class Fleet:
     """So many workers; may be used from several threads.
 
     Attributes:
-        faults: the workers that have ended though they were ready and nobody had killed them.
+        faults: the workers that have ended though they were ready and were not killed.
     """
 
     def __init__(self, size: int, command: Sequence[str], directory: Path, environment: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ _WRITE = "INSERT INTO faults.written (run_id, step_slug, attempt) VALUES (%s, %s
 
 
 def _note(context: StepContext, event: str) -> None:
-    """Note what an execution does, past everything that is tested: a line appended is there whoever is killed next.
+    """Note what an execution does, past everything that is tested: a line appended is there whatever is killed next.
 
     In a file, and not in a table: an execution while PostgreSQL is down counts, too.
     """

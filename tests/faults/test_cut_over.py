@@ -1,4 +1,4 @@
-"""Steps that go from Prefect to somebody else and back all the time, under load: each is done once, by one of them."""
+"""Steps that go from Prefect to external workers and back all the time, under load: each is done once."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of a step leaves a run that somebody else can finish."""
+"""A process that is killed in the middle of a step leaves a run that another process can finish."""
 
 import mailbox
 
@@ -13,7 +13,7 @@ $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN new; END $$;
 CREATE TRIGGER late_report BEFORE UPDATE ON pgflow.step_states FOR EACH ROW
 WHEN (new.step_slug = 'send_emails' AND new.status = 'completed') EXECUTE FUNCTION wait_for_the_test();
 """
-"""Keeps the report that the mails are sent from arriving, for as long as somebody holds the lock."""
+"""Keeps the report that the mails are sent from arriving, for as long as the test holds the lock."""
 
 WAITING = """
 SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
@@ -70,7 +70,7 @@ def test_mails_that_were_sent_before_a_crash_are_not_sent_again(
     resumed = cli("run", "--resume", str(run_id), *handlers)
 
     assert resumed.code == 0
-    assert len(mailbox.Maildir(cli.directory / "Maildir", create=False)) == 20, "nobody has a second one"
+    assert len(mailbox.Maildir(cli.directory / "Maildir", create=False)) == 20, "each recipient has one"
     sent = get_state(db, run_id, "send_emails")
     assert sent.attempts == 2
     assert isinstance(sent.step_result, dict)

@@ -63,7 +63,7 @@ stop("claimed", Store, "complete_and_claim", where=lambda *args: args[4] and arg
 stop("handled", PythonHandler, "execute", where=lambda handler, *_: handler.step_slug == "b")
 stop("finished", Step, "_perform", where=lambda step: step.slug == "b")
 stop("ended", Execution, "execute")
-maintenance.reconcile = functools.partial(maintenance.reconcile, grace=1, lag=2)  # nobody else is at work here
+maintenance.reconcile = functools.partial(maintenance.reconcile, grace=1, lag=2)  # no other process is at work here
 
 
 def note(step: str, payload: dict[str, bool]) -> None:
@@ -97,7 +97,7 @@ $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END $$;
 CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON pgflow.step_states DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
 WHEN (new.step_slug = 'b' AND new.status = 'completed') EXECUTE FUNCTION wait_for_the_test();
 """
-"""Keeps the COMMIT of a completion of `b` from happening, for as long as somebody holds the lock."""
+"""Keeps the COMMIT of a completion of `b` from happening, for as long as the test holds the lock."""
 
 WAITING = """
 SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted

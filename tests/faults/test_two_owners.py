@@ -125,7 +125,7 @@ def test_a_run_that_a_living_worker_holds_is_taken_by_force_only(
     assert f"run {run_id} is held by {holder}" in refused.err
     assert "waiting 2 s for the lease to run out" in refused.err
     assert "--force takes it from there" in refused.err
-    assert cli.executions() == ["a", "b"], "the worker goes on, and nobody else has begun"
+    assert cli.executions() == ["a", "b"], "the worker goes on, and no other process has begun"
 
     process = cli.start("run", "--resume", str(run_id), "--force", PGFLOW_LEASE="2")
     worker.await_line("it was taken over")

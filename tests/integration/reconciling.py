@@ -67,7 +67,7 @@ async def repair_all(store: Store, client: PrefectClient) -> list[Kind]:
 
 
 async def complete_run(client: PrefectClient, db: Connection, workflow: Workflow) -> tuple[FlowRun, dict[str, TaskRun]]:
-    """Run a workflow to its end, and wait until Prefect shows all of it and nobody holds it any more."""
+    """Run a workflow to its end, and wait until Prefect shows all of it and no process holds it any more."""
     await workflow.flow()
     flow_run = await read_flow_run(client, workflow.flow.name)
     tasks = await await_task_runs(client, flow_run, COMPLETED)

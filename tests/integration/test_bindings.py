@@ -256,7 +256,7 @@ async def test_a_row_wins_over_python(define: Define, db: Connection, bind: Bind
 
     @workflow.step
     def handled() -> None:
-        raise AssertionError("a row says that somebody else does it")
+        raise AssertionError("a row says that an external worker does it")
 
     for step in ("handled", "bound"):
         bind(workflow.slug, step, "external")
@@ -284,7 +284,7 @@ async def test_a_row_that_says_python_wins_over_bind(define: Define, db: Connect
 
 
 @flows
-async def test_a_row_that_says_python_where_there_is_none_waits_for_whoever_has_it(
+async def test_a_row_that_says_python_where_there_is_none_waits_for_a_process_that_has_it(
     define: Define, db: Connection, bind: Bind
 ) -> None:
     workflow = Workflow(make_slug())
@@ -346,7 +346,7 @@ async def test_a_step_that_waits_is_done_by_a_function_once_it_is_bound_to_it(
 
 
 @flows
-async def test_between_two_attempts_a_step_goes_to_somebody_else_and_back(
+async def test_between_two_attempts_a_step_goes_to_an_external_worker_and_back(
     define: Define, db: Connection, bind: Bind
 ) -> None:
     workflow = Workflow(make_slug())
@@ -390,7 +390,7 @@ async def test_an_attempt_that_is_under_way_is_left_alone(define: Define, db: Co
 
 
 @flows
-async def test_retries_and_time_are_those_of_whoever_does_it(define: Define, db: Connection, bind: Bind) -> None:
+async def test_retries_and_time_are_those_of_its_handler(define: Define, db: Connection, bind: Bind) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
 

@@ -82,7 +82,7 @@ async def test_a_write_and_the_completion_are_one_transaction(db: Connection, wo
     seen: list[object] = []
     add_writer(workflow, kind, lambda _: seen.extend(read_attempts(db)))
     assert await workflow.flow() == {"write": 1}
-    assert seen == [], "nobody else sees it before the step is completed"
+    assert seen == [], "no other session sees it before the step is completed"
     assert read_attempts(db) == [1]
     transactions = db.execute("SELECT w.xmin, s.xmin FROM written w, pgflow.step_states s").fetchone()
     assert transactions is not None
@@ -167,7 +167,7 @@ async def test_a_result_that_can_not_be_stored_takes_the_writes_with_it(
 
 
 @both_kinds
-async def test_a_write_is_rolled_back_where_somebody_else_has_completed_the_step(
+async def test_a_write_is_rolled_back_where_another_program_has_completed_the_step(
     db: Connection, workflow: Workflow, kind: str
 ) -> None:
     def complete(context: StepContext) -> None:

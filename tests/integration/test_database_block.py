@@ -48,7 +48,7 @@ async def test_a_block_that_is_saved_again_has_the_new_address_and_keeps_its_siz
     assert (found.dsn, found.pool_size) == (SecretStr(ADDRESS.replace("hush", "quiet")), 7)
 
 
-async def test_prefect_shows_the_connection_string_to_nobody(client: PrefectClient, block_name: str) -> None:
+async def test_prefect_shows_the_connection_string_to_no_user(client: PrefectClient, block_name: str) -> None:
     await save_block(block_name, Settings(dsn=SecretStr(ADDRESS)))
     shown = await client.read_block_document_by_name(block_name, "pgflow-database", include_secrets=False)
     assert "hush" not in shown.model_dump_json()

@@ -136,7 +136,7 @@ async def test_prefect_refuses_a_payload_that_does_not_fit_the_handler(project: 
         assert (await client.create_flow_run_from_deployment(made.id, parameters=parameters)).deployment_id == made.id
 
 
-async def test_a_schedule_that_somebody_paused_stays_paused_and_theirs_stay(
+async def test_a_schedule_that_a_user_paused_stays_paused_and_theirs_stay(
     project: Project, client: PrefectClient
 ) -> None:
     made = await project.deploy(schedule=cron("0 3 * * *"))
@@ -214,7 +214,7 @@ async def test_tags_job_variables_and_limits_are_put_beside_what_people_set(
     assert (await project.read(made.id)).global_concurrency_limit is None
 
 
-async def test_where_the_code_is_stays_once_somebody_said_so(project: Project) -> None:
+async def test_where_the_code_is_stays_once_a_user_said_so(project: Project) -> None:
     location = parse_location("git+https://example.org/shop.git@main", None, None)
     made = await project.deploy(location=location)
     cloned = (await project.read(made.id)).pull_steps
@@ -354,7 +354,7 @@ async def test_what_prefect_refuses_of_one_keeps_the_others_from_nothing(
     assert f"Prefect refuses the deployment of workflow {several[1].slug!r}" in str(failure)
 
 
-async def test_what_nobody_foresaw_of_one_keeps_the_others_from_nothing(
+async def test_what_is_unforeseen_in_one_keeps_the_others_from_nothing(
     several: list[Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail_once(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID]) -> Deployed:
@@ -372,7 +372,7 @@ async def test_what_nobody_foresaw_of_one_keeps_the_others_from_nothing(
     ]
 
 
-async def test_what_somebody_deletes_in_prefect_meanwhile_is_made_anew_or_named(
+async def test_what_a_user_deletes_in_prefect_meanwhile_is_made_anew_or_named(
     several: list[Project], client: PrefectClient
 ) -> None:
     made = [await each.deploy(schedule=cron("0 3 * * *")) for each in several]
@@ -395,7 +395,7 @@ async def test_what_somebody_deletes_in_prefect_meanwhile_is_made_anew_or_named(
     assert (removed.failures, await several[2].find_schedules(made[2].id)) == ([], {})
 
 
-async def test_what_somebody_makes_in_prefect_meanwhile_is_updated_and_not_replaced(
+async def test_what_a_user_makes_in_prefect_meanwhile_is_updated_and_not_replaced(
     project: Project, client: PrefectClient
 ) -> None:
     plans = await plan_all([project], tags=("mine",))

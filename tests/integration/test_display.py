@@ -87,7 +87,7 @@ async def read_artifacts(client: PrefectClient, flow_run_id: UUID) -> dict[str, 
 
 
 async def await_artifacts(client: PrefectClient, slug: str, count: int = 2) -> dict[str, Any]:
-    """Return the artifacts of a workflow's only flow run, once there are so many: nobody waits for them."""
+    """Return the artifacts of a workflow's only flow run, once there are so many: the run does not wait for them."""
     flow_run = await read_flow_run(client, slug)
     with anyio.fail_after(60):
         while len(found := await read_artifacts(client, flow_run.id)) < count:

@@ -1,4 +1,4 @@
-"""claim_step: what whoever executes a step is told, and when it is sent away."""
+"""claim_step: what the process that executes a step is told, and when it is refused."""
 
 import pytest
 
@@ -110,7 +110,7 @@ def test_a_claim_of_a_stale_epoch_is_sent_away(db: Connection) -> None:
     assert claim(db, run_id, "a", epoch=new).attempt == 1
 
 
-def test_a_claim_without_an_epoch_is_anybodys(db: Connection) -> None:
+def test_a_claim_without_an_epoch_needs_no_owner(db: Connection) -> None:
     run_id = start_run(db, "chain", CHAIN)
     take(db, run_id)
     assert claim(db, run_id, "a").attempt == 1

@@ -83,7 +83,7 @@ def test_two_that_complete_both_upstreams_of_a_join_at_once(db: Connection, late
     assert finish(db, run_id) == ["join"]
 
 
-def test_a_step_that_somebody_else_has_just_started(db: Connection, late: Connection) -> None:
+def test_a_step_that_another_session_has_just_started(db: Connection, late: Connection) -> None:
     run_id = start_run(db, "chain", CHAIN)
     db.execute("DELETE FROM pgflow.step_states")
     look(late)
@@ -92,7 +92,7 @@ def test_a_step_that_somebody_else_has_just_started(db: Connection, late: Connec
         start_step(late, run_id, "a")
 
 
-def test_a_run_that_somebody_else_has_just_started(db: Connection, late: Connection) -> None:
+def test_a_run_that_another_session_has_just_started(db: Connection, late: Connection) -> None:
     define(db, "chain", CHAIN)
     look(late)
     run = run_workflow(db, "chain")
@@ -100,7 +100,7 @@ def test_a_run_that_somebody_else_has_just_started(db: Connection, late: Connect
         run_workflow(late, "chain", run_id=run.id)
 
 
-def test_the_first_run_of_a_version_that_somebody_else_has_just_run(db: Connection, late: Connection) -> None:
+def test_the_first_run_of_a_version_that_another_session_has_just_run(db: Connection, late: Connection) -> None:
     define(db, "chain", CHAIN)
     look(late)
     run_workflow(db, "chain")

@@ -156,7 +156,7 @@ def test_a_report_of_a_stale_attempt_is_not_accepted(db: Connection) -> None:
     assert complete(db, run_id, "a", "new", attempt=new).step_result == "new"
 
 
-def test_a_report_of_an_attempt_that_nobody_claimed_is_not_accepted(db: Connection) -> None:
+def test_a_report_of_an_attempt_that_was_never_claimed_is_not_accepted(db: Connection) -> None:
     run_id = start_run(db, "chain", CHAIN)
     assert complete(db, run_id, "a", attempt=0).status == "pending"
     assert fail(db, run_id, "a", attempt=1).status == "pending"

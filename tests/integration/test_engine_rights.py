@@ -1,4 +1,4 @@
-"""Who may do what: nobody by accident, a role that was granted it everything; row-level security is never silent."""
+"""Who may do what: no role by accident, a role that was granted it everything; row-level security is never silent."""
 
 from collections.abc import Iterator
 from uuid import uuid4
@@ -68,7 +68,7 @@ def functions(db: Connection, condition: str) -> list[object]:
     return column(db, f"SELECT proname FROM pg_proc WHERE {ours} ORDER BY 1")  # noqa: S608  ours, above
 
 
-def test_nobody_may_execute_anything_by_default(db: Connection) -> None:
+def test_no_role_may_execute_anything_by_default(db: Connection) -> None:
     assert functions(db, "has_function_privilege('public', oid, 'EXECUTE')") == []
 
 
@@ -122,7 +122,7 @@ def test_a_role_that_may_only_edit_needs_no_right_on_our_own_tables(
         run_workflow(editor, "chain")
 
 
-def test_an_object_in_somebodys_own_schema_is_never_taken_for_ours(db: Connection, connect: Connect) -> None:
+def test_an_object_in_a_users_own_schema_is_never_taken_for_ours(db: Connection, connect: Connect) -> None:
     define(db, "chain", CHAIN)
     trapped = connect()
     trapped.execute("CREATE TEMP TABLE runs (id int); CREATE TEMP TABLE step_states (id int)")

@@ -1,4 +1,4 @@
-"""The script may be run again at any time: on a live database, in anybody's session."""
+"""The script may be run again at any time: on a live database, in any role's session."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

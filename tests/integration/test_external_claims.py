@@ -1,4 +1,4 @@
-"""Workers outside Prefect: who claims a step does it, and nobody else does meanwhile."""
+"""Workers outside Prefect: the worker that claims a step does it, and no other does meanwhile."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +69,7 @@ def outlast_lease(db: Connection, run_id: UUID, step: str) -> None:
 
 
 def claim_for_prefect(db: Connection, run_id: UUID, step: str, bound: str = "python") -> tuple[Any, ...]:
-    """Claim as a flow run does and return status, attempt and whether somebody else does it."""
+    """Claim as a flow run does and return status, attempt and whether an external worker does it."""
     statement: LiteralString = """
         SELECT status, attempt, waits FROM pgflow_prefect.claim_step(
             %s, %s, (SELECT epoch FROM pgflow.runs WHERE id = %s), gen_random_uuid(), NULL, true, %s, %s, %s)
@@ -147,7 +147,7 @@ def test_what_is_claimed_outside_has_the_time_that_it_takes_wherever_it_is_moved
         SELECT waits, waited FROM pgflow_prefect.claim_step(
             %s, 'a', (SELECT epoch FROM pgflow.runs), gen_random_uuid(), NULL, true, 'python', true, 'python')
     """
-    assert db.execute(waited, [run_id]).fetchone() == (True, 0), "bound to whoever claimed it: that time-out counts"
+    assert db.execute(waited, [run_id]).fetchone() == (True, 0), "bound to who claimed it: that time-out counts"
     bind(db, chain, "a", "python")
     assert db.execute(waited, [run_id]).fetchone() == (True, None), "the function's time-out is not theirs"
 
@@ -170,7 +170,7 @@ def test_a_step_that_prefect_does_at_this_moment_is_not_given(chain: str, db: Co
     bind(db, chain, "a", "external")
     assert claim_outside(db, run_id, "a") is None
     assert take(db, chain) == []
-    assert claim_for_prefect(db, run_id, "a") == ("pending", 1, True), "its next attempt is somebody else's"
+    assert claim_for_prefect(db, run_id, "a") == ("pending", 1, True), "its next attempt is an external worker's"
     attempt = claim_outside(db, run_id, "a")
     assert attempt is not None
     assert attempt[0] == 2
@@ -328,7 +328,7 @@ async def test_after_a_cut_over_a_claimed_step_is_waited_for(define: Define, db:
 
     @workflow.step
     def only() -> str:
-        raise AssertionError("somebody outside has claimed it")
+        raise AssertionError("an external worker has claimed it")
 
     bind(db, workflow.slug, "only", "external")
     async with going(workflow, db) as run:

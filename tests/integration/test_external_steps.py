@@ -1,4 +1,4 @@
-"""Steps that somebody else does: Prefect executes nothing, waits, and shows what PostgreSQL says of them."""
+"""Steps that external workers do: Prefect executes nothing, waits, and shows what PostgreSQL says of them."""
 
 from datetime import timedelta
 from typing import LiteralString
@@ -28,7 +28,7 @@ SECOND: LiteralString = "SELECT max(state_name) FROM pgflow_prefect.task_runs WH
 
 @pytest.fixture
 def outside(define: Define) -> Workflow:
-    """A workflow first -> second that nobody here does."""
+    """A workflow first -> second that is external."""
     workflow = Workflow(make_slug())
     define(workflow.slug, ["first", "second"], [("first", "second")])
     return workflow
@@ -178,7 +178,7 @@ async def test_waiting_has_an_end_where_it_was_given_one(define: Define, db: Con
     async with going(workflow, db) as run:
         pass
     assert run.ended.is_failed()
-    message = "step 'only': nobody has reported it within 0.5 s"
+    message = "step 'only': no program has reported it within 0.5 s"
     assert read_steps(db) == {"only": ("failed", 0, None, message)}
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "TimedOut"})
 
@@ -277,7 +277,7 @@ async def test_draining_hands_a_waiting_run_back_and_the_next_one_waits_on(
         since = value(db, "SELECT updated_at FROM pgflow_prefect.task_runs")
         begun[0].drain()
     assert first.ended.name == "HandedBack"
-    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "nobody has to wait for the lease"
+    assert value(db, "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"), "the lease is over"
 
     async with going_on(workflow, first.run_id) as second:
         await await_value(db, 2, "SELECT epoch FROM pgflow_prefect.owners")
@@ -287,7 +287,7 @@ async def test_draining_hands_a_waiting_run_back_and_the_next_one_waits_on(
     assert second.ended.is_completed()
 
 
-async def test_the_time_counts_from_the_first_wait_whoever_waits(
+async def test_the_time_counts_from_the_first_wait_of_any_process(
     define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workflow = Workflow(make_slug())
@@ -302,7 +302,7 @@ async def test_the_time_counts_from_the_first_wait_whoever_waits(
         async with going_on(workflow, run.run_id) as second:
             pass
     assert second.ended.is_failed()
-    assert get_state(db, run.run_id, "only").error_message == "step 'only': nobody has reported it within 600 s"
+    assert get_state(db, run.run_id, "only").error_message == "step 'only': no program has reported it within 600 s"
 
 
 @pytest.mark.parametrize("seen", [True, False])

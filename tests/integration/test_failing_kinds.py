@@ -112,7 +112,7 @@ async def test_an_endpoint_that_recovers_is_asked_again(db: Connection, workflow
 
 
 @pytest.mark.parametrize("kind", ["http", "redis", "amqp"])
-async def test_where_nobody_listens_the_step_fails_once_its_retries_are_used_up(
+async def test_without_a_listener_the_step_fails_once_its_retries_are_used_up(
     kind: str, db: Connection, workflow: Workflow
 ) -> None:
     with socket.socket() as taken:
@@ -176,7 +176,7 @@ async def test_202_and_no_report_is_a_time_out_and_asked_again(
 
     status, attempts, _, message = read_steps(db)["ask"]
     assert (status, attempts, len(server.requests)) == ("failed", 2, 2)
-    assert "nobody has reported it within 2 s" in str(message)
+    assert "no program has reported it within 2 s" in str(message)
     assert state.is_failed()
 
 

@@ -87,7 +87,7 @@ async def test_a_step_starts_when_its_own_upstream_is_done_and_not_its_layer(def
         await workflow.flow()
 
 
-async def test_whoever_observes_hears_of_a_steps_end_before_the_next_one_begins(define: Define) -> None:
+async def test_an_observer_hears_of_a_steps_end_before_the_next_one_begins(define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, "abc", [("a", "b"), ("b", "c")])
     heard: list[str] = []

@@ -131,7 +131,7 @@ async def test_a_run_is_handed_back_where_prefects_signal_meets_a_step(
     assert heard == [signal.SIGTERM], "Prefect's engine knew it, and passed it on"
     assert read_run(db)[0] == "pending"
     released = "SELECT lease_until = '-infinity' FROM pgflow_prefect.owners"
-    assert value(db, released) is answers, "nobody has to wait for its lease"
+    assert value(db, released) is answers, "the lease is over"
     assert (await read_flow_run(client, workflow.slug)).state_name == "Crashed"
 
 
@@ -179,7 +179,7 @@ async def test_a_flow_run_that_lost_its_run_stops_and_leaves_it_alone(
     await await_task_runs(client, flow_run, {"work": "Superseded"})
 
 
-async def test_a_step_that_somebody_else_completed_meanwhile_keeps_that_result(db: Connection, define: Define) -> None:
+async def test_a_step_that_another_completed_meanwhile_keeps_that_result(db: Connection, define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["race"])
 

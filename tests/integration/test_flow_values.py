@@ -100,7 +100,7 @@ async def test_null_from_sql_and_null_in_json_are_both_none(db: Connection, defi
 
         @workflow.step(slug)
         def never() -> None:
-            raise AssertionError("somebody else has completed it")
+            raise AssertionError("another program has completed it")
 
     @workflow.step
     def join(sql_null: object, json_null: object, payload: object) -> None:

@@ -197,7 +197,7 @@ async def test_a_flow_s_deployment_is_ours_or_the_only_one(client: PrefectClient
     assert found.ambiguous == {several: ("nightly", "weekly")}
 
 
-async def test_nobody_s_deployments_are_found_for_no_flow(client: PrefectClient) -> None:
+async def test_no_deployments_are_found_for_no_flow(client: PrefectClient) -> None:
     await make_deployments(client, "nightly")
 
     found = await find_deployments(client, [])

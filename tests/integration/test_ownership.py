@@ -234,7 +234,7 @@ async def test_a_flow_run_that_starts_before_it_is_linked_has_its_run(
     assert (run.epoch, run.held) == (epoch, Held.LEASED), "the late link does not take it back"
 
 
-async def test_a_run_that_was_reopened_is_nobodys(store: Store, db: Connection, workflow: str) -> None:
+async def test_a_run_that_was_reopened_has_no_owner(store: Store, db: Connection, workflow: str) -> None:
     run_id = run_workflow(db, workflow).id
     await take(store, run_id)
     await store.cancel_run(run_id, "cancelled")

@@ -77,7 +77,7 @@ async def test_what_keeps_it_from_opening_is_raised_in_the_run() -> None:
             async with open_host_for_run(settings):
                 pass
     async with open_ahead(settings):
-        pass  # nobody asks, nobody hears
+        pass  # nothing asks, nothing hears
 
 
 async def test_who_is_cancelled_waits_for_no_database_that_does_not_answer() -> None:

@@ -95,7 +95,7 @@ def test_only_runs_that_ended_before_then_go(db: Connection, chain: str) -> None
     by_hand = end_run(db, chain, 31)
     db.execute("UPDATE pgflow.runs SET finished_at = NULL WHERE id = %s", [by_hand])
     assert prune(db) == len(old)
-    assert run_ids(db) == {*young, pending, by_hand}, "nobody knows when the last one ended"
+    assert run_ids(db) == {*young, pending, by_hand}, "the time at which the last one ended is unknown"
 
 
 def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: str) -> None:
@@ -213,7 +213,7 @@ def test_a_run_that_is_being_reopened_stays(connect: Connect, db: Connection, ch
     assert run_ids(db) == {run_id}
 
 
-def test_whoever_reopens_a_run_that_is_just_pruned_hears_that_it_is_gone(
+def test_a_session_that_reopens_a_run_that_is_just_pruned_hears_that_it_is_gone(
     connect: Connect, db: Connection, chain: str
 ) -> None:
     run_id = end_run(db, chain, 31, "failed")
@@ -284,7 +284,7 @@ def test_a_batch_reads_what_it_deletes_among_however_many_runs(db: Connection, c
     assert count_read(100, None, "failed") < 100 * 6 + 50
 
 
-def test_snapshots_that_nobody_refers_to_go_a_day_after_a_newer_one_came(db: Connection, chain: str) -> None:
+def test_snapshots_that_no_run_refers_to_go_a_day_after_a_newer_one_came(db: Connection, chain: str) -> None:
     def edit(step: str) -> None:
         db.execute("INSERT INTO pgflow.steps VALUES (%s, %s)", [chain, step])
 
@@ -298,7 +298,7 @@ def test_snapshots_that_nobody_refers_to_go_a_day_after_a_newer_one_came(db: Con
 
     assert prune(db) == 1
     assert unused not in run_ids(db)
-    assert value(db, statement) == 0, "somebody may have read the version before it was edited"
+    assert value(db, statement) == 0, "a session may have read the version before it was edited"
     db.execute("UPDATE pgflow.definitions SET created_at = created_at - interval '2 days'")
     assert value(db, "SELECT pgflow_prefect.prune_definitions('{another}')") == 0
     assert value(db, statement) == 1

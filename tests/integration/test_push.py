@@ -1,4 +1,4 @@
-"""Making a stored definition another one: all that differs or nothing, and never over somebody else's edit."""
+"""Making a stored definition another one: all that differs or nothing, and never over another session's edit."""
 
 from typing import LiteralString
 
@@ -156,7 +156,7 @@ async def test_a_step_can_be_removed_once_the_runs_that_executed_it_are_deleted(
 async def test_a_definition_that_was_edited_since_it_was_read_is_left_alone(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
     await store.replace_definition(CHAINED, SHORTENED)
-    with pytest.raises(DefinitionChangedError, match="workflow 'chain' was edited by somebody else"):
+    with pytest.raises(DefinitionChangedError, match="workflow 'chain' was edited by another session"):
         await store.replace_definition(CHAINED, EDITED)
     with pytest.raises(DefinitionChangedError):
         await store.replace_definition(None, EDITED)

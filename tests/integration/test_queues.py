@@ -332,7 +332,7 @@ async def test_a_result_that_can_not_be_stored_fails_the_step(
     assert get_state(db, run_id, "a").error_message
 
 
-async def test_messages_that_are_none_of_a_step_stop_nobody(
+async def test_messages_that_are_none_of_a_step_stop_no_consumer(
     queue_url: str, db: Connection, dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     for body in (b"", b"no json", b"\xff\xfe", b"{}", b'{"run_id": "x", "secret": "hunter2"}', b"[1]"):
@@ -346,7 +346,7 @@ async def test_messages_that_are_none_of_a_step_stop_nobody(
     assert take(queue_url) is None
 
 
-async def test_what_nobody_waits_for_is_skipped(redis_queue: str, db: Connection, dsn: str) -> None:
+async def test_what_no_run_waits_for_is_skipped(redis_queue: str, db: Connection, dsn: str) -> None:
     cancelled, done, again, gone = (start(db, redis_queue) for _ in range(4))
     for each in (cancelled, done, again, gone):
         await send(redis_queue, *each)

@@ -1,4 +1,4 @@
-"""Runs that nobody executes any more: PostgreSQL and Prefect are brought together."""
+"""Runs that no process executes any more: PostgreSQL and Prefect are brought together."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
@@ -51,7 +51,7 @@ def workflow(define: Define) -> Workflow:
     return make_workflow(define)
 
 
-async def test_a_run_that_somebody_executes_is_never_touched(
+async def test_a_run_that_a_process_executes_is_never_touched(
     store: Store, client: PrefectClient, db: Connection, workflow: Workflow
 ) -> None:
     run_id, flow_run = await begin_run(store, client, workflow)
@@ -87,7 +87,7 @@ async def test_a_flow_run_whose_process_was_killed_is_shown_as_crashed(
     assert await read_state(client, flow_run) == "Crashed"
     assert (await client.read_task_run(working.id)).state_name == "Crashed"
     run = await store.read_run(run_id)
-    assert (run.status, run.held) == (Status.PENDING, Held.EXPIRED), "left to whoever takes it next"
+    assert (run.status, run.held) == (Status.PENDING, Held.EXPIRED), "left to the next owner"
 
 
 async def test_a_flow_run_that_lost_its_run_is_shown_as_crashed(

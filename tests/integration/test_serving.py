@@ -46,7 +46,7 @@ async def deployments(store: Store, client: PrefectClient, define: Define, tmp_p
 
 @pytest.fixture
 async def flow_run(client: PrefectClient, deployments: ServedDeployments) -> FlowRun:
-    """What somebody's Run has scheduled."""
+    """What a user's Run has scheduled."""
     await deployments.deploy()
     [deployment_id] = deployments.flows
     return await client.create_flow_run_from_deployment(deployment_id, parameters={"payload": {"n": 1}})
@@ -58,7 +58,7 @@ async def make_pool(client: PrefectClient) -> str:
     return pool
 
 
-async def test_a_deployment_that_somebody_deletes_is_made_again_with_its_schedule(
+async def test_a_deployment_that_a_user_deletes_is_made_again_with_its_schedule(
     client: PrefectClient, deployments: ServedDeployments
 ) -> None:
     await deployments.deploy()
@@ -72,7 +72,7 @@ async def test_a_deployment_that_somebody_deletes_is_made_again_with_its_schedul
     assert len(made.schedules) == 1
 
 
-async def test_a_deployment_that_somebody_made_again_is_served_from_then_on(
+async def test_a_deployment_that_a_user_made_again_is_served_from_then_on(
     client: PrefectClient, deployments: ServedDeployments
 ) -> None:
     await deployments.deploy()
@@ -112,7 +112,7 @@ async def test_a_deployment_with_a_work_pool_is_left_to_its_workers(
     assert (await client.read_deployment(made.id)).schedules == [], "nothing was changed"
 
 
-async def test_somebody_elses_deployment_with_a_work_pool_does_not_keep_ours_from_being_served(
+async def test_a_users_deployment_with_a_work_pool_does_not_keep_ours_from_being_served(
     client: PrefectClient, deployments: ServedDeployments
 ) -> None:
     [served] = deployments.served
@@ -130,7 +130,7 @@ async def test_a_flow_run_that_had_not_begun_its_run_is_scheduled_again(
     await client.set_flow_run_state(flow_run.id, state, force=True)
     await hand_back(store, client, flow_run)
     found = await client.get_scheduled_flow_runs_for_deployments([*deployments.flows])
-    assert flow_run.id in [each.id for each in found], "for whoever serves next"
+    assert flow_run.id in [each.id for each in found], "for the next process that serves"
 
 
 async def test_a_flow_run_that_had_not_taken_the_run_it_was_submitted_for_is_scheduled_again(
@@ -184,7 +184,7 @@ async def test_a_flow_run_that_can_t_be_cancelled_leaves_the_others_alone(
     prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with ExecutorContext() as context:
-        context._observer.on_cancelling(uuid4())  # somebody has deleted it
+        context._observer.on_cancelling(uuid4())  # a user has deleted it
     assert "could not be cancelled" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Handlers that run beside somebody else's work: compared, reported, and without any effect."""
+"""Handlers that run beside an external worker: compared, reported, and without any effect."""
 
 from typing import Any, LiteralString
 
@@ -21,7 +21,7 @@ REPORTS: LiteralString = "SELECT count(*) FROM pgflow_prefect.shadow_reports"
 
 @pytest.fixture
 def workflow(define: Define) -> Workflow:
-    """A workflow of one step that somebody else does, and that a shadow may be compared with."""
+    """A workflow of one step that an external worker does, and that a shadow may be compared with."""
     made = Workflow(make_slug())
     define(made.slug, ["only"])
     made.bind("only", External(shadow=True))
@@ -34,7 +34,7 @@ def read_report(db: Connection) -> tuple[Any, ...]:
 
 
 async def run(workflow: Workflow, db: Connection, result: object, payload: object = None) -> None:
-    """Run the workflow; somebody else completes its step."""
+    """Run the workflow; an external worker completes its step."""
     async with going(workflow, db, payload) as under_way:
         await await_value(db, 1, WAITING)
         complete(db, under_way.run_id, "only", result)
@@ -166,7 +166,7 @@ async def test_nothing_runs_beside_unless_both_say_so(define: Define, db: Connec
 
     @workflow.step("only", shadow=not how.startswith("the handler"))
     def only() -> None:
-        raise AssertionError("nobody has asked for it")
+        raise AssertionError("it was not asked for")
 
     await run(workflow, db, 1)
     assert value(db, REPORTS) == 0

@@ -103,7 +103,7 @@ async def test_what_it_writes_is_there_exactly_when_the_step_is_completed(define
 
 
 @flows
-@pytest.mark.parametrize("by", ["cancelled", "taken", "completed by somebody else"])
+@pytest.mark.parametrize("by", ["cancelled", "taken", "completed by another program"])
 async def test_what_it_wrote_is_gone_where_its_completion_is_refused(
     define: Define, db: Connection, connect: Connect, by: str
 ) -> None:
@@ -114,13 +114,13 @@ async def test_what_it_wrote_is_gone_where_its_completion_is_refused(
     change: LiteralString = {
         "cancelled": "SELECT pgflow.cancel_run(id, 'cancelled') FROM pgflow.runs",
         "taken": "SELECT pgflow.take_run(id) FROM pgflow.runs",
-        "completed by somebody else": "SELECT pgflow.complete_step(id, 'only', '2') FROM pgflow.runs",
+        "completed by another program": "SELECT pgflow.complete_step(id, 'only', '2') FROM pgflow.runs",
     }[by]
     async with going(make_workflow(define, "only"), db) as run:
         await await_value(db, 1, LOCKED)
         db.execute(change)
         holder.execute("SELECT pg_advisory_unlock(1)")
-    states = {"cancelled": "Cancelled", "taken": "Superseded", "completed by somebody else": "Completed"}
+    states = {"cancelled": "Cancelled", "taken": "Superseded", "completed by another program": "Completed"}
     assert run.ended.name == states[by]
     assert value(db, WRITTEN) == 0
     assert get_state(db, run.run_id, "only").step_result == (2 if by.startswith("completed") else None)

@@ -1,4 +1,4 @@
-"""What starting takes: a command imports what it needs, and nobody who does not use Prefect waits for it."""
+"""What starting takes: a command imports what it needs, and a command without Prefect does not wait for it."""
 
 import json
 import subprocess

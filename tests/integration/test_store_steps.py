@@ -1,4 +1,4 @@
-"""A run's steps through the store: claimed, completed, failed, and refused to whoever comes late."""
+"""A run's steps through the store: claimed, completed, failed, and refused if it comes late."""
 
 from uuid import UUID, uuid4
 
@@ -142,7 +142,7 @@ async def test_a_failed_step_fails_its_run_and_both_say_why(store: Store, db: Co
     assert (state.status, state.error_message, state.task_state) == (Status.FAILED, "broken", "Failed")
 
 
-async def test_whoever_lost_the_run_claims_and_reports_nothing_more(store: Store, db: Connection) -> None:
+async def test_a_process_that_lost_the_run_claims_and_reports_nothing_more(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
     run_id, stale = await start(store)
     await claim(store, run_id, "a", stale)

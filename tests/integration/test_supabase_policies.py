@@ -1,4 +1,4 @@
-"""Row-level security: users see and start their own runs only, and whoever works goes on to work."""
+"""Row-level security: users see and start their own runs only, and workers go on to work."""
 
 from collections.abc import Iterator
 from typing import LiteralString
@@ -148,7 +148,7 @@ def visible(db: Connection) -> list[object]:
     return column(db, "SELECT id FROM pgflow.runs ORDER BY 1")
 
 
-def test_everybody_may_do_what_the_table_says(protected: Connection) -> None:
+def test_each_role_may_do_what_the_table_says(protected: Connection) -> None:
     assert tabulate(protected, ACTORS, OPERATIONS) == table(ALLOWED)
 
 
@@ -178,7 +178,7 @@ def test_two_users_see_their_own_runs_and_steps(protected: Connection, connect: 
     assert column(protected, "SELECT owner_id FROM pgflow.runs ORDER BY id = %s", his) == [ALICE, BOB]
 
 
-def test_a_run_of_somebody_else_is_an_unknown_run(protected: Connection, connect: Connect) -> None:
+def test_a_run_of_another_user_is_an_unknown_run(protected: Connection, connect: Connect) -> None:
     bob = sign_in(connect(), BOB)
     with refused(UNKNOWN, f"unknown run {RUN}"):
         bob.execute("SELECT pgflow_api.cancel_run(%s)", [RUN])
@@ -220,7 +220,7 @@ def test_the_server_starts_runs_in_a_users_name(protected: Connection, connect: 
     assert statuses(sign_in(connect(), BOB), his) == {"a": "pending"}
 
 
-def test_runs_from_before_are_nobodys_until_they_are_given_to_somebody(supabase: Connection, connect: Connect) -> None:
+def test_runs_from_before_have_no_owner_until_they_are_given_one(supabase: Connection, connect: Connect) -> None:
     supabase.execute("SELECT pgflow.run_workflow('chain', '{}', %s)", [RUN])
     run_script(supabase, "row_level_security")
     alice = sign_in(connect(), ALICE)

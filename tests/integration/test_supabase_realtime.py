@@ -29,7 +29,7 @@ def test_runs_and_step_states_are_published_once(db: Connection) -> None:
     assert "published chats" in before
 
 
-def test_what_somebody_published_already_stays_as_it_is(db: Connection) -> None:
+def test_what_a_user_published_already_stays_as_it_is(db: Connection) -> None:
     db.execute("CREATE PUBLICATION supabase_realtime FOR TABLE pgflow.runs")
     run_script(db, "realtime")
     assert column(db, PUBLISHED) == ["runs", "step_states"]

@@ -151,7 +151,7 @@ def test_each_role_may_do_what_the_table_says(kit: Connection) -> None:
     assert tabulate(kit, KIT, OPERATIONS) == table(ALLOWED)
 
 
-def test_nobody_else_may_do_anything(kit: Connection) -> None:
+def test_no_other_role_may_do_anything(kit: Connection) -> None:
     stranger = become(kit, create_role(kit))
     assert {attempt(stranger, statement) for statement in OPERATIONS.values()} == {"-"}
 
@@ -163,7 +163,7 @@ def test_service_role_may_do_what_all_four_may(kit: Connection) -> None:
                 assert attempt(become(kit, "service_role"), statement) == "yes", (name, operation)
 
 
-def test_only_triggers_have_the_owners_rights_and_nobody_may_use_them(kit: Connection) -> None:
+def test_only_triggers_have_the_owners_rights_and_no_role_may_use_them(kit: Connection) -> None:
     ours = """
         SELECT proname, prosecdef, prorettype = 'trigger'::regtype FROM pg_proc
         WHERE pronamespace = 'pgflow_api'::regnamespace AND (prosecdef OR prorettype = 'trigger'::regtype) ORDER BY 1

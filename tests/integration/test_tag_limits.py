@@ -1,4 +1,4 @@
-"""Limits on tags, which Prefect keeps: how many tasks run at the same time, and nobody who waits for ever."""
+"""Limits on tags, which Prefect keeps: how many tasks run at the same time, and no task that waits for ever."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

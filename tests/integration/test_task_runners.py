@@ -272,8 +272,8 @@ async def test_a_handler_that_cannot_travel_fails_its_step_and_says_so(
     assert read_steps(db)["locked"][0] == "failed"
 
 
-@pytest.mark.parametrize("how", ["cancelled", "completed by somebody else", "taken over"])
-async def test_a_run_that_ends_while_a_thread_works_holds_up_nobody(define: Define, db: Connection, how: str) -> None:
+@pytest.mark.parametrize("how", ["cancelled", "completed by another program", "taken over"])
+async def test_a_run_that_ends_while_a_thread_works_holds_up_no_other(define: Define, db: Connection, how: str) -> None:
     threads: AnyTaskRunner = ThreadPoolTaskRunner()
     workflow = Workflow(make_slug(), task_runner=threads)
     define(workflow.slug, ["slow"])
@@ -304,9 +304,9 @@ async def test_a_run_that_ends_while_a_thread_works_holds_up_nobody(define: Defi
                 value(db, "SELECT pgflow.complete_step(%s, 'slow', '2')", run_id)
             # The event loop goes on meanwhile, and the thread's report finds it doing so.
             threading.Timer(2, released.set).start()
-    shown = {"cancelled": "Cancelled", "completed by somebody else": "Completed", "taken over": "Superseded"}
+    shown = {"cancelled": "Cancelled", "completed by another program": "Completed", "taken over": "Superseded"}
     assert ends[0].name == shown[how]
-    assert read_steps(db)["slow"][2] == {"cancelled": None, "completed by somebody else": 2, "taken over": None}[how]
+    assert read_steps(db)["slow"][2] == {"cancelled": None, "completed by another program": 2, "taken over": None}[how]
 
 
 async def test_what_libpq_is_told_here_holds_elsewhere(

@@ -32,7 +32,7 @@ ENDS = {"first": "Completed", "second": "Completed"}
 
 
 async def run_stock(slug: str) -> None:
-    """Run the same two steps as somebody would write them without us."""
+    """Run the same two steps as a user would write them without us."""
 
     @task(name="first", task_run_name="first", persist_result=False)
     async def first() -> int:
@@ -169,7 +169,7 @@ async def test_what_a_handler_finds_in_its_context_is_its_task_run(
     assert str(shown["first"].id) == task_run_id
 
 
-async def test_a_handler_that_blocks_the_event_loop_keeps_nobody_from_hearing_of_it_and_its_upstream(
+async def test_a_handler_that_blocks_the_event_loop_keeps_no_other_task_from_hearing_of_it_and_its_upstream(
     define: Define, pgflow_dsn: str, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def find_late(client: PrefectClient) -> list[RelatedResource]:

@@ -1,4 +1,4 @@
-"""What default privileges of the owner give away, and what a trigger function does on a table of somebody else's."""
+"""What default privileges of the owner give away, and what a trigger function does on another role's table."""
 
 from collections.abc import Iterator
 from typing import LiteralString
@@ -74,7 +74,7 @@ def attacker(roles: None, db: Connection, connect: Connect) -> Iterator[Connecti
 
 
 @pytest.mark.parametrize("grantee", ["public", "authenticated"])
-def test_default_privileges_give_nobody_a_right_on_what_the_scripts_create(generous: Connection, grantee: str) -> None:
+def test_default_privileges_give_no_role_a_right_on_what_the_scripts_create(generous: Connection, grantee: str) -> None:
     assert column(generous, OPEN_FUNCTIONS, [*OURS], grantee) == []
     for privilege in ("SELECT", "INSERT", "UPDATE"):
         assert column(generous, OPEN_TABLES, [*OURS], grantee, privilege) == []

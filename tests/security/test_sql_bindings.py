@@ -34,7 +34,7 @@ DIRECT_WRITES: dict[str, LiteralString] = {
 
 
 def make_function(db: Connection, name: str, *, public: bool = True) -> None:
-    """Create a function of the superuser's that everybody, or nobody else, may execute."""
+    """Create a function of the superuser's that every role, or no other role, may execute."""
     db.execute("CREATE SCHEMA IF NOT EXISTS app; GRANT USAGE ON SCHEMA app TO PUBLIC")
     db.execute(f"CREATE FUNCTION app.{name}(jsonb) RETURNS jsonb LANGUAGE sql AS 'SELECT $1'".encode())
     if not public:

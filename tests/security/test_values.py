@@ -1,4 +1,4 @@
-"""What a payload or a result of a few bytes may cost everybody else."""
+"""What a payload or a result of a few bytes may cost all other users."""
 
 import json
 from typing import Any

@@ -22,7 +22,7 @@ def test_a_ratio_with_a_noisy_row_is_neither_met_nor_missed(sample: Sample, refe
     assert not row.is_missed
 
 
-def test_of_two_values_nobody_knows_whether_they_are_noisy() -> None:
+def test_whether_two_values_are_noisy_is_unknown() -> None:
     pair = Sample((2.0, 2.0), "s")
     assert Row("", ratio(pair, pair), Target(at_most=0.01)).verdict == "too few"
 

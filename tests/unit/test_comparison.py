@@ -40,7 +40,7 @@ def test_a_flow_run_whose_owner_has_vanished_has_crashed(type_: StateType) -> No
     zombie = only(compare(view(a_run(), a_flow_run(type_))))
 
     assert zombie.kind is Kind.ZOMBIE
-    assert len(zombie.actions) == 1, "the run is left to whoever takes it next"
+    assert len(zombie.actions) == 1, "the run is left to the next owner"
     assert flow_run_targets(zombie) == {LATEST: StateType.CRASHED}
     assert zombie.repair == "flow run to Crashed"
 
@@ -116,7 +116,7 @@ def test_a_lease_that_holds_is_respected() -> None:
         a_flow_run(StateType.RUNNING, age=GRACE / 2),
     ],
 )
-def test_a_flow_run_that_somebody_has_started_again_is_left_alone(starting: ShownFlowRun) -> None:
+def test_a_flow_run_that_a_user_has_started_again_is_left_alone(starting: ShownFlowRun) -> None:
     assert compare(view(a_run(), starting)) == []
 
 
@@ -160,14 +160,14 @@ def test_a_run_whose_flow_run_is_being_created_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("held", [Held.QUEUED, Held.EXPIRED, Held.RELEASED])
-def test_a_persons_cancel_ends_a_run_that_nobody_executes(held: Held) -> None:
+def test_a_persons_cancel_ends_a_run_that_no_process_executes(held: Held) -> None:
     wish = only(compare(view(a_run(held=held), a_flow_run(StateType.CANCELLED, cancelled=True))))
 
     assert wish.kind is Kind.CANCELLED_IN_PREFECT
     assert wish.actions == (CancelRun("cancelled in Prefect"),)
 
 
-def test_a_cancel_that_waits_for_somebody_dead_is_concluded() -> None:
+def test_a_cancel_that_waits_for_a_dead_process_is_concluded() -> None:
     cancelling = a_flow_run(StateType.CANCELLING, cancelled=True)
 
     wish = only(compare(view(a_run(), cancelling, a_task_run(StateType.RUNNING))))

@@ -22,7 +22,7 @@ REFUSED = f"postgresql://me:{SECRET}@127.0.0.1:1/app"
 
 
 def show(error: PgflowPrefectError) -> str:
-    """Return everything that anybody prints of an error."""
+    """Return everything that a program prints of an error."""
     return f"{error} {error!r} {error.args} {''.join(traceback.format_exception(error))}"
 
 

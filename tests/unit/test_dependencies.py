@@ -73,7 +73,7 @@ def test_a_name_that_fits_no_step_is_told_with_the_nearest() -> None:
     ]
 
 
-def test_all_results_of_nobody_is_a_mistake() -> None:
+def test_all_results_of_no_step_is_a_mistake() -> None:
     [problem] = find_problems({"load": [], "join": ["upstream"]})
     assert problem.startswith("the handler of step 'join' takes the results of all its upstream steps, and nothing")
     assert problem.endswith("@workflow.step(after=[…])")

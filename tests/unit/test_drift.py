@@ -57,6 +57,6 @@ def test_a_deployment_is_missing_outdated_without_handlers_or_without_workflow()
     assert say(Outcome.DELETED, defined=[])[0].startswith("it has a deployment, and is gone from the database")
 
 
-def test_a_workflow_whose_runs_nobody_takes_is_named() -> None:
+def test_a_workflow_whose_runs_no_process_takes_is_named() -> None:
     assert [*compare_enabling("shop", {"shop"})] == []
     assert [each.part for each in compare_enabling("shop", set())] == [Part.ENABLED]

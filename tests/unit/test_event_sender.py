@@ -114,9 +114,7 @@ def test_what_comes_after_a_while_without_anything_is_sent_as_well(
             time.sleep(0.01)
 
 
-def test_nobody_who_sends_waits_for_prefect_and_nothing_is_lost_while_it_is_away(
-    stream: EventSender, server: Server
-) -> None:
+def test_no_sender_waits_for_prefect_and_nothing_is_lost_while_it_is_away(stream: EventSender, server: Server) -> None:
     server.unreachable = 3
     send(stream, *NAMES)
     stream.close()
@@ -179,7 +177,7 @@ def test_what_is_never_known_keeps_no_other_event_back(
     stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_sender, "_LONGEST_LOOK", 0.01)
-    stream.send(partial(make_event, "of which nobody says"), Future())
+    stream.send(partial(make_event, "of which nothing says"), Future())
     send(stream, "second")
     stream.close()
     assert server.names == ["second"]
@@ -211,7 +209,7 @@ def test_events_of_many_threads_all_arrive(stream: EventSender, server: Server) 
         assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
 
 
-def test_who_is_given_way_to_is_not_disturbed_and_whoever_ends_does_not_wait_for_it(
+def test_who_is_given_way_to_is_not_disturbed_and_a_process_that_ends_does_not_wait_for_it(
     stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_sender, "_PAUSE", 3600.0)

@@ -60,12 +60,12 @@ def test_a_dep_on_an_unknown_step_is_named_with_the_nearest() -> None:
     ]
 
 
-def test_steps_that_would_be_one_argument_are_told_apart_by_nobody() -> None:
+def test_steps_that_would_be_one_argument_can_not_be_told_apart() -> None:
     (problem,) = find_problems(define({"a-b": [], "a_b": [], "a b": [], "c": []}))
     assert problem == "the steps 'a b', 'a-b', 'a_b' have the same Python name 'a_b': rename all but one"
 
 
-def test_a_step_without_a_handler_is_somebody_elses_and_a_handler_without_a_step_a_mistake() -> None:
+def test_a_step_without_a_handler_is_external_and_a_handler_without_a_step_a_mistake() -> None:
     assert find_problems(CHAIN, {"fetch": [], "store": []}) == []
     assert find_problems(CHAIN, {"fetch": [], "cleen": [], "store": []}) == [
         "handler 'cleen' fits no step (did you mean 'clean'?)"

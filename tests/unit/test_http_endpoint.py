@@ -24,7 +24,7 @@ from tests.http_server import HttpServer, drip, http_server, send
 
 pytestmark = pytest.mark.anyio
 
-TOKEN = "s3cr3t-t0ken"  # noqa: S105  of nobody
+TOKEN = "s3cr3t-t0ken"  # noqa: S105  a made-up one
 LIMIT = 10_000
 RUN = UUID(int=7)
 CLAIM = Claim(
@@ -136,7 +136,7 @@ async def test_an_answer_that_is_no_json_fails_at_once(server: HttpServer, toolb
         await call(server, toolbox)
 
 
-async def test_accepted_means_that_somebody_reports_later(server: HttpServer, toolbox: Toolbox) -> None:
+async def test_accepted_means_that_the_endpoint_reports_later(server: HttpServer, toolbox: Toolbox) -> None:
     server.respond(202, b"<not read>")
     assert await call(server, toolbox) == Deferred(f"accepted by {server.url}/send")
 

@@ -16,7 +16,7 @@ def test_a_file_is_replaced_as_a_whole_and_keeps_its_mode(tmp_path: Path) -> Non
     file.chmod(0o600)
     with file.open() as old:
         write_output("größe\n", file)
-        assert old.read() == "before", "whoever reads it still has the old one"
+        assert old.read() == "before", "a reader still has the old one"
     assert file.read_text(encoding="utf-8") == "größe\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["picture"]  # noqa: PTH208

@@ -91,7 +91,7 @@ def test_a_payload_has_to_fit_all_roots_where_they_take_different_objects() -> N
 @pytest.mark.parametrize(
     "annotations", [(Any,), (dict[str, Any],), (int, str), (Any, dict[str, Any]), (JsonValue,), (dict[str, JsonValue],)]
 )
-def test_any_json_is_taken_where_nobody_says_otherwise_or_all_differ(annotations: tuple[Any, ...]) -> None:
+def test_any_json_is_taken_where_no_annotation_says_otherwise_or_all_differ(annotations: tuple[Any, ...]) -> None:
     schema = make_schema(*annotations)
 
     for payload in (None, 7, "seven", [1], {"n": 1}):

@@ -124,7 +124,7 @@ def test_only_what_is_taken_is_fetched() -> None:
     assert not handler.wants_payload
 
 
-def test_whoever_takes_upstream_gets_the_results_of_all() -> None:
+def test_a_handler_that_takes_upstream_gets_the_results_of_all() -> None:
     assert PythonHandler("send", lambda upstream, first: upstream).choose_upstream(["first", "second"]) is None
 
 

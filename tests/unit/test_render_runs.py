@@ -175,7 +175,7 @@ def test_a_timeline_begins_with_what_began_first_and_ends_with_what_has_not_begu
     )
 
 
-def test_a_step_that_nobody_claimed_has_no_bar() -> None:
+def test_a_step_that_was_never_claimed_has_no_bar() -> None:
     chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, make_state("a", end=4)))
     assert [draw_bar(row, chart, 10) for row in chart.rows] == [("", "")] * 4
     assert next(iter(write_rows(chart))) == ("a", "", "", "1", "completed", "yes")

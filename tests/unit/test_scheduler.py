@@ -191,7 +191,7 @@ async def test_what_is_foreseen_is_what_a_step_makes_ready_as_far_as_there_are_t
             for number in range(waiting):
                 group.start_soon(take_and_leave, turns, f"z{number}")
             await anyio.wait_all_tasks_blocked()
-            assert schedule.foresee("a") == [], "somebody waits for its turn already"
+            assert schedule.foresee("a") == [], "a step waits for its turn already"
             group.cancel_scope.cancel()
     assert schedule.conclude("a") == ["b", "c", "d"]
     assert schedule.conclude("a") == [], "it is done once"

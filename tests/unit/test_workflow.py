@@ -95,7 +95,7 @@ def test_a_function_that_can_t_be_bound_by_name_is_refused_where_it_is_decorated
         Workflow("campaign").step("send")(lambda *results: None)
 
 
-def test_a_stub_is_no_handler_and_its_step_somebody_elses() -> None:
+def test_a_stub_is_no_handler_and_its_step_is_external() -> None:
     workflow = Workflow("campaign")
 
     @workflow.step(unimplemented=True)

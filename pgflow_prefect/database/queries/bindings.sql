@@ -44,7 +44,7 @@ CROSS JOIN LATERAL (
 ) f
 
 -- report_shadow --
--- Note what came of a handler that ran beside somebody else's work.
+-- Note what came of a handler that ran beside an external worker.
 SELECT pgflow_prefect.report_shadow(%(run_id)s, %(step_slug)s, %(task_index)s, %(outcome)s, %(details)s, %(seconds)s)
 
 -- list_shadows --

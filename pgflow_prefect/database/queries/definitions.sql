@@ -21,8 +21,8 @@ SELECT set_config('lock_timeout', '10s', true)
 SELECT pgflow_prefect.insert_workflow(%(workflow_slug)s) AS is_new
 
 -- lock_workflow --
--- Let nobody else edit a workflow, nor start a run of it. As strong as the deletion of a step needs it, and from the
--- start: a weaker lock, made stronger later, would deadlock with whoever inserts a step meanwhile.
+-- Let no other session edit a workflow, nor start a run of it. As strong as the deletion of a step needs it, and from the
+-- start: a weaker lock, made stronger later, would deadlock with a session that inserts a step meanwhile.
 SELECT pgflow_prefect.lock_workflow(%(workflow_slug)s)
 
 -- insert_steps --

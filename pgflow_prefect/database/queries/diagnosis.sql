@@ -1,4 +1,4 @@
--- What `pgflow-prefect doctor` asks. Only what everybody may look at, as far as that is possible.
+-- What `pgflow-prefect doctor` asks. Only what every role may look at, as far as that is possible.
 
 -- read_server --
 -- Which server and database this is, and who asks.
@@ -6,7 +6,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        current_database() AS database, current_user AS "user", clock_timestamp() AS now
 
 -- list_missing_rights --
--- What whoever executes runs needs, and this user does not have: as sql/supabase/roles.sql grants it to pgflow_work.
+-- What a role that executes runs needs, and this user does not have: as sql/supabase/roles.sql grants it to pgflow_work.
 WITH ours AS (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('pgflow', 'pgflow_prefect')
 ), relation AS (
@@ -80,7 +80,7 @@ LISTEN pgflow_doctor
 UNLISTEN pgflow_doctor
 
 -- notify_doctor --
--- Send something to whoever listens.
+-- Send something to the sessions that listen.
 SELECT pg_notify('pgflow_doctor', 'heard')
 
 -- count_untaken_runs --

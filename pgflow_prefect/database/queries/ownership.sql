@@ -88,7 +88,7 @@ SELECT workflow_slug, enabled, since FROM pgflow_prefect.enable_workflow(%(workf
 SELECT workflow_slug, enabled, since FROM pgflow_prefect.list_enabled()
 
 -- list_waiting_runs --
--- How many pending runs of each workflow nobody has ever taken, and the oldest one; disabled workflows left out.
+-- How many pending runs of each workflow no process has ever taken, and the oldest one; disabled workflows left out.
 SELECT workflow_slug, runs, first FROM pgflow_prefect.list_waiting_runs()
 
 -- list_older_runs --

@@ -11,7 +11,7 @@ FROM pgflow_prefect.read_run(%(run_id)s, %(lease)s, %(with_payload)s)
 SELECT id, status, ended_as, epoch, error_message, results FROM pgflow_prefect.read_end(%(run_id)s, %(step_slugs)s)
 
 -- list_runs --
--- The newest runs, of one workflow or of all; a run that somebody inserted has no definition until it begins.
+-- The newest runs, of one workflow or of all; a run that was inserted by hand has no definition until it begins.
 SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,
        finished_at, flow_run_id, held_by, recoveries, stale_writes, held
 FROM pgflow_prefect.list_runs(%(workflow_slug)s, %(status)s, %(ended_as)s, %(since)s, %(limit)s, %(lease)s, %(with_payload)s)
@@ -54,7 +54,7 @@ SAVEPOINT pgflow_report; SELECT pgflow_prefect.lock_run(%(run_id)s); RELEASE SAV
 
 -- complete_pending_step --
 -- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
--- the step is in under that lock, where nobody else can complete it any more.
+-- the step is in under that lock, where no other transaction can complete it any more.
 SELECT status, ended_as, error_message, accepted
 FROM pgflow_prefect.complete_pending_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s,
                                           %(attempt)s, %(task_run_id)s)

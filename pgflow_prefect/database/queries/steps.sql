@@ -1,14 +1,14 @@
--- One step: its claim, its report, and waiting for somebody else's.
+-- One step: its claim, its report, and waiting for external.
 
 -- claim_step --
--- Count an attempt and get the step's input, or hear that somebody else does it.
+-- Count an attempt and get the step's input, or hear that an external worker does it.
 SELECT status, attempt, payload::text, upstream_results::text, kind, target, options, waits, waited, began_at, ended_at,
        note
 FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoch)s, %(task_run_id)s, %(upstream)s,
                                %(with_payload)s, %(bound)s, %(has_function)s, %(handler)s)
 
 -- complete_step --
--- Store a result. The result itself need not come back: whoever reads it gets it with its claim.
+-- Store a result. The result itself need not come back: the step that reads it gets it with its claim.
 SELECT status, ended_as::text, error_message
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
                                   %(task_run_id)s)

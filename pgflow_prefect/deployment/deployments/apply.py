@@ -43,7 +43,7 @@ class Carried:
     """What came of several plans.
 
     Attributes:
-        plans: as they were carried out: what somebody else had made meanwhile is updated, and not created.
+        plans: as they were carried out: what another process had made meanwhile is updated, and not created.
         deployed: what was done, in the order of the plans.
         failures: why others were not.
     """
@@ -69,7 +69,7 @@ class Plans:
             notice: is told of each that is done.
 
         Raises:
-            UsageError: somebody made one of them meanwhile, and it can't get what is wanted; nothing is written then.
+            UsageError: one of them was made meanwhile, and it can't get what is wanted; nothing is written then.
             PrefectUnavailableError: the API does not answer; nothing is written then.
         """
         fresh = await self._look_again()

@@ -49,7 +49,7 @@ class GitSource:
 
 @dataclass(frozen=True)
 class Location:
-    """Where somebody said that the code is: a repository, a directory of it, or a directory of a machine or image."""
+    """Where the user said that the code is: a repository, a directory of it, or a directory of a machine or image."""
 
     source: GitSource | None = None
     directory: str | None = None
@@ -67,7 +67,7 @@ class Location:
 
 
 def parse_location(source: str | None, credentials: str | None, directory: str | None) -> Location | None:
-    """Return where the code is; None where nobody says so.
+    """Return where the code is; None where it is not said.
 
     Args:
         source: the URL of a git repository, `git+https://…` or plain, with `@ref` for a branch, tag or commit.
@@ -94,7 +94,7 @@ def make_default_steps(here: Path) -> Steps:
 
 
 def is_said(steps: Steps | None) -> bool:
-    """Tell whether somebody said where the code is, by an option or in Prefect; else it was `make_default_steps`."""
+    """Tell whether a user said where the code is, by an option or in Prefect; else it was `make_default_steps`."""
     if not steps:
         return False
     first = steps[0].get(_SET_DIRECTORY) or {}
@@ -141,7 +141,7 @@ def _split_url(url: str) -> tuple[str, str | None]:
     # Before anything else is said of it: no message may have a secret.
     if parts.password is not None or parts.query or (parts.username and parts.scheme != "ssh"):
         raise UsageError(
-            "--source has credentials in it, and everybody who may read the deployment would: leave them out, "
+            "--source has credentials in it, and every reader of the deployment would: leave them out, "
             "and name the Prefect block that has them with --source-credentials"
         )
     path, at, ref = parts.path.partition("@")

@@ -1,4 +1,4 @@
-"""What a workflow's deployment should be, as far as the workflow and whoever deploys it say."""
+"""What a workflow's deployment should be, as far as the workflow and the deploying user say."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ NO_POOL = ""
 
 @dataclass(frozen=True)
 class Options:
-    """What whoever deploys says beyond the workflows themselves. What is not said stays as it is in Prefect.
+    """What the deploying user says beyond the workflows themselves. What is not said stays as it is in Prefect.
 
     Attributes:
         work_pool: whose workers execute the flow runs; `NO_POOL` takes it away.
@@ -81,7 +81,7 @@ class Wanted:
         description: the workflow's; None: it has none, and what people wrote stays.
         first_description: what a new deployment gets in its place.
         tags: those that it has to have; others stay.
-        options: what whoever deploys says.
+        options: what the deploying user says.
         installation: the id of the database that it is made for, if it is to be known.
     """
 
@@ -107,7 +107,7 @@ def describe_wanted(
         workflow: the handlers.
         definition: whose hash becomes the deployment's version.
         source: the file or module that the handlers were loaded from, or `BY_ROWS`.
-        options: what whoever deploys says.
+        options: what the deploying user says.
         installation: the id of the database, if the deployment is to be known as made for it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Doing to one deployment what its plan says, whatever somebody else does to it in Prefect's UI meanwhile."""
+"""Doing to one deployment what its plan says, whatever a user does to it in Prefect's UI meanwhile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ async def _delete(client: PrefectClient, deployment_id: UUID) -> None:
     try:
         await client.delete_deployment(deployment_id)
     except ObjectNotFound:
-        return  # somebody else was faster
+        return  # another process was faster
 
 
 async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
@@ -129,7 +129,7 @@ def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
 
 
 async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
-    """Change our schedule alone. Whether it is active is left as it is: somebody may have paused it in the UI."""
+    """Change our schedule alone. Whether it is active is left as it is: a user may have paused it in the UI."""
     schedules = _make_schedules(plan)
     if plan.schedule_id is not None:
         try:
@@ -141,7 +141,7 @@ async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUI
             else:
                 await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
         except ObjectNotFound:
-            pass  # somebody deleted it meanwhile: there is one to be made anew, or nothing to be done
+            pass  # a user deleted it meanwhile: there is one to be made anew, or nothing to be done
         else:
             return
     if schedules:

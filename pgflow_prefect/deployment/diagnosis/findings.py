@@ -15,7 +15,7 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 PATIENCE = 10.0
-"""Seconds for a check that has no limit of its own: Prefect's client goes on for a minute where nobody answers."""
+"""Seconds for a check that has no limit of its own: Prefect's client goes on for a minute where no server answers."""
 
 
 class Outcome(StrEnum):

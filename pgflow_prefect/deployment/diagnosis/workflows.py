@@ -45,7 +45,7 @@ async def _check_runs(patient: Patient) -> Verdict:
     if waiting:
         return Verdict(
             Outcome.WARNING,
-            f"nobody has taken these runs for more than a minute: {_list_counts(waiting)}",
+            f"no process has taken these runs for more than a minute: {_list_counts(waiting)}",
             "start `pgflow-prefect worker` or `pgflow-prefect bridge`, or more of them",
             details=tuple(waiting),
         )

@@ -1,6 +1,6 @@
 """The rules by which PostgreSQL and Prefect are compared: from what both say of a run to what they disagree about.
 
-PostgreSQL is the truth, but for somebody's Cancel and Retry in Prefect, which are wishes.
+PostgreSQL is the truth, except for Cancel and Retry in Prefect, which are wishes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ from pgflow_prefect.prefect_api.ids import find_task_run_id
 START = 6
 """How many times the grace a flow run may take from its start to taking its run: a container may have to be fetched."""
 
-_VANISHED = Target(StateType.CRASHED, "nobody executes it any more, according to PostgreSQL")
+_VANISHED = Target(StateType.CRASHED, "no process executes it any more, according to PostgreSQL")
 _IN_PREFECT = f"{CANCELLED} in Prefect"
 _NOT_BEGUN = frozenset({StateType.SCHEDULED, StateType.PENDING})
 
@@ -44,7 +44,7 @@ class View:
         run: the run.
         steps: those of its steps that a task run has claimed.
         flow_runs: those of its flow runs that Prefect knows, by id.
-        task_runs: by id: of a run that has ended, those of its steps; of a flow run that nobody executes, those that
+        task_runs: by id: of a run that has ended, those of its steps; of a flow run without a process, those that
             have not ended.
         grace: for how long the two may differ.
         lag: for how long task runs may be behind: their states are events, which Prefect writes down one by one.
@@ -69,14 +69,14 @@ class View:
 
 
 def is_over(run: UnsettledRun, grace: timedelta) -> bool:
-    """Tell whether a run has ended for long enough that Prefect should show it, with nobody at work on it."""
+    """Tell whether a run has ended for long enough that Prefect should show it, with no process at work on it."""
     if run.status is Status.PENDING or run.held is Held.LEASED:  # a failed run's claimed steps may still finish
         return False
     return run.finished_at is None or run.now - run.finished_at >= grace
 
 
 def list_dead(run: UnsettledRun, grace: timedelta) -> list[UUID]:
-    """Return the run's flow runs that nobody should be executing: what Prefect has to be asked for."""
+    """Return the run's flow runs that no process should be executing: what Prefect has to be asked for."""
     if run.status is not Status.PENDING and not is_over(run, grace):
         return []
     alive = run.flow_run_id if run.held is Held.LEASED else None
@@ -167,7 +167,7 @@ def _compare_queued(view: View, shown: ShownFlowRun) -> Iterator[Disagreement]:
         yield _make(run, Kind.ZOMBIE, shown.id, found, SetFlowRun(shown.id, _VANISHED), ReleaseRun(run.epoch))
 
 
-# Flow runs that nobody executes
+# Flow runs that no process executes
 
 
 def _compare_former(view: View) -> Iterator[Disagreement]:
@@ -229,7 +229,7 @@ def _compare_ended(view: View) -> Iterator[Disagreement]:
 
 
 def _is_tried_again(view: View, shown: ShownFlowRun) -> bool:
-    """Tell whether somebody has pressed Retry, and the flow run is yet to reopen its run."""
+    """Tell whether a user has pressed Retry, and the flow run is yet to reopen its run."""
     run = view.run
     if run.status is not Status.FAILED or run.finished_at is None or shown.since < run.finished_at:
         return False
@@ -303,6 +303,6 @@ def _make(run: UnsettledRun, kind: Kind, flow_run_id: UUID | None, found: str, *
         workflow_slug=run.workflow_slug,
         flow_run_id=flow_run_id,
         found=found,
-        repair=describe(actions) or "left to whoever takes the run next",
+        repair=describe(actions) or "left to the next owner of the run",
         actions=actions,
     )

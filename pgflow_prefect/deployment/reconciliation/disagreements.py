@@ -18,7 +18,7 @@ class Kind(StrEnum):
     """The classes of disagreement."""
 
     ZOMBIE = "zombie"
-    """Prefect shows a flow run, or task runs of one, as alive, and nobody lives."""
+    """Prefect shows a flow run, or task runs of one, as alive, and its process is gone."""
 
     ORPHANED_RUN = "orphaned_run"
     """A run waits for a flow run that will not execute it."""
@@ -30,10 +30,10 @@ class Kind(StrEnum):
     """The run is completed, and its flow run shows that it failed."""
 
     CANCELLED_IN_PREFECT = "cancelled_in_prefect"
-    """Somebody has cancelled the flow run, and the run is pending."""
+    """A user has cancelled the flow run, and the run is pending."""
 
     CANCELLED_IN_POSTGRES = "cancelled_in_postgres"
-    """Somebody has cancelled the run, and its flow run has not ended."""
+    """A user has cancelled the run, and its flow run has not ended."""
 
     LAGGING = "lagging"
     """The run has ended, and Prefect shows an earlier or another state of it or its steps."""
@@ -49,7 +49,7 @@ class ShownFlowRun:
         type: the type of its state.
         state: the name of its state.
         since: when it entered that state.
-        is_cancelled: somebody has cancelled it, or is doing so.
+        is_cancelled: a user has cancelled it, or is doing so.
         deployed: it has a deployment, so that something starts it when its time has come.
         run_id: its parameter of that name.
         owned: it is this installation's: its tags say so, or those of its deployment.
@@ -146,7 +146,7 @@ class CancelRun:
 
 @dataclass(frozen=True)
 class ReleaseRun:
-    """Hand the run back, for whoever takes it next."""
+    """Hand the run back, for its next owner."""
 
     epoch: int
 

@@ -56,7 +56,7 @@ class ActiveRun:
     _awaiting: set[CancelScope] = field(default_factory=set)  # steps that others do
 
     def drain(self) -> None:
-        """Begin no further step, none of those that wait for their next attempt, and wait for nobody else's."""
+        """Begin no further step, none of those that wait for their next attempt, and wait for no external step."""
         self.drained = True
         for scope in [*self._waiting.values(), *self._awaiting]:
             scope.cancel()
@@ -101,7 +101,7 @@ class ActiveRun:
 
     @contextmanager
     def wait(self) -> Iterator[CancelScope]:
-        """Wait for somebody else to do a step, until the run is drained or stopped."""
+        """Wait for another program to do a step, until the run is drained or stopped."""
         with CancelScope() as scope:
             self._awaiting.add(scope)
             if self.drained:

@@ -42,7 +42,7 @@ class Slot:
                 self.taken = True
 
     def leave(self, *, quietly: bool = False) -> None:
-        """Let somebody else have it."""
+        """Let another run have it."""
         if self.taken:
             self.taken = False
             self._limiter.release_on_behalf_of(self)

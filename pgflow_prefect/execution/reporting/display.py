@@ -78,7 +78,7 @@ class Display:
             yield
         finally:
             progress.cancel()
-            # The flow run is about to enter its last state, and whoever started it waits for that. Only where all steps
+            # The flow run is about to enter its last state, and its caller waits for that. Only where all steps
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
                 self._event_sender.give_way()
@@ -91,7 +91,7 @@ class Display:
     async def show_end(self, run: RunEnd) -> None:
         """Show how the run has ended, as PostgreSQL has it."""
         if run.status is Status.PENDING or run.epoch != self._run.epoch:
-            return  # somebody else goes on with it, or has done so
+            return  # another process goes on with it, or has done so
         try:
             self._events.tell_of_run(_describe(run))
             if self._settings.artifacts:

@@ -287,7 +287,7 @@ class StepTaskRun:
                 self.logger.error("Crash detected! %s", state.message)  # noqa: TRY400  as Prefect has it
                 self._enter(state)
                 raise
-            # Nobody reads a thousand lines that say of each step that it is completed: a quarter of what a step costs.
+            # A thousand lines that say that each step is completed help no reader: a quarter of what a step costs.
             if not state.is_completed():
                 self.logger.error("Finished in state %s", state)
         return state
