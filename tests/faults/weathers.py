@@ -120,6 +120,8 @@ WEATHERS: dict[str, Weather] = {
         cards=("silent links", "silent database"),
         redone=Redone.WRITTEN,
         settings=_SILENCE,
+        # A step whose transaction is lost over and over for as long as its patience fails: not so densely.
+        pauses=(15.0, 25.0),
         twin=Twin(signs=("is pending",), cards=("silent links",), patience=45.0),
     ),
     "read-only": Weather(
@@ -145,8 +147,8 @@ WEATHERS[MIXED] = Weather(
         *("locked runs", "locked leases", "silent links", "silent database", "read-only role", "standby", "copy"),
     ),
     redone=Redone.ANYTHING,
-    # Found within five seconds, a silent link costs little of the storm.
-    settings={"PGFLOW_REPORT_TIMEOUT": "15", "PGFLOW_CONNECT_TIMEOUT": "5"},
+    # A silent link is found after a third of this; see `silence` for why it is no less.
+    settings={"PGFLOW_REPORT_TIMEOUT": "60", "PGFLOW_CONNECT_TIMEOUT": "5"},
     options=_IMPATIENT,
     workers=None,
     concurrency=4,
