@@ -14,12 +14,13 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
-from pgflow_prefect.raw_json import ExactNumbers
 from pgflow_prefect.render.labels import format_seconds, measure
 from pgflow_prefect.wording import CleanFormatter, clean, clean_lines, escape_json
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pgflow_prefect.raw_json import ExactNumbers
 
 STYLES = {
     "completed": "green",
@@ -122,6 +123,8 @@ def print_error(message: str, *, hint: str | None = None, code: int) -> int:
 def print_json(value: object) -> None:
     """Print a value as JSON, models included."""
     _scripts.printed = True
+    from pgflow_prefect.raw_json import ExactNumbers
+
     numbers = ExactNumbers()
     printed = json.dumps(_to_plain(value, numbers), indent=2, ensure_ascii=False)
     sys.stdout.write(escape_json(numbers.restore(printed)) + "\n")

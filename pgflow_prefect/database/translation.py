@@ -105,23 +105,40 @@ def find_users_function(context: str | None) -> str | None:
     """
     frames = [frame for line in (context or "").splitlines() if (frame := _FRAME.search(line)) is not None]
     names = [frame["name"].rpartition(".") for frame in frames]
-    # All names are written for one search_path: of a schema that one of them is qualified with, each one is.
+    # A name is written for the search_path in which the function was compiled. Our functions that set their own path
+    # have a bare name; the others of one session are all bare, or all qualified.
     hidden = {schema for schema, _, _ in names if schema}
     for frame, (schema, _, function) in zip(frames, names, strict=True):
         takes_nothing = frame.string[frame.end() :].startswith(")")  # as a trigger's function does
         ours = {each for each, name, empty in _list_our_functions() if (name, empty) == (function, takes_nothing)}
-        if not (schema in ours if schema else ours - hidden):
+        if schema:
+            is_ours = schema in ours
+        else:
+            is_ours = (function, takes_nothing) in _list_functions_with_a_path() or bool(ours - hidden)
+        if not is_ours:
             return f"{frame['name']}()"
     return None
 
 
 @cache
+def _read_scripts() -> str:
+    scripts = shipped_path("sql", "pgflow.sql").parent.rglob("*.sql")
+    return "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+
+
+@cache
 def _list_our_functions() -> frozenset[tuple[str, str, bool]]:
     """Return schema and name of the functions that our scripts create, and whether they take no argument."""
-    scripts = shipped_path("sql", "pgflow.sql").parent.rglob("*.sql")
-    texts = [script.read_text(encoding="utf-8") for script in scripts]
-    found = re.findall(r"FUNCTION (pgflow\w*)\.(\w+)\((\)?)", "\n".join(texts))
+    found = re.findall(r"FUNCTION (pgflow\w*)\.(\w+)\((\)?)", _read_scripts())
     return frozenset((schema, name, bool(closed)) for schema, name, closed in found)
+
+
+@cache
+def _list_functions_with_a_path() -> frozenset[tuple[str, bool]]:
+    """Return the names of those of our functions that set their own search_path, and whether they take no argument."""
+    pattern = re.compile(r"CREATE OR REPLACE FUNCTION pgflow\w*\.(\w+)\((\)?)(.*?)\nAS \$", re.DOTALL)
+    created = pattern.findall(_read_scripts())
+    return frozenset((name, bool(closed)) for name, closed, head in created if "SET search_path" in head)
 
 
 def _is_of_encoding(error: psycopg.Error) -> bool:

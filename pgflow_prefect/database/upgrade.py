@@ -41,6 +41,8 @@ _KEYS_FOLLOW = b"SET LOCAL pgflow.keys_follow = 'on'; "
 
 _UPGRADES = read_statements("upgrades")
 
+_GIVES_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)  # two `init` may wait for each other
+
 
 async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
     """Install or upgrade by these scripts; changes nothing where all is current.
@@ -51,15 +53,20 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
         psycopg.Error: whatever a script raises.
     """
     with translate_errors(), without_bound():
-        unkeyed = [str(row["name"]) for row in await _fetch(connection, "find_unkeyed_tables")]
+        unkeyed = await _list_unkeyed(connection)
         for table in unkeyed:
             await _prepare_key(connection, table)
         for script in scripts:
             await _run_script(connection, shipped_path("sql", script).read_bytes())
         if unkeyed:
             await _await_former_statements(connection)
-        for table in unkeyed:
+        # Again: in an empty database, it is the scripts that have made the tables.
+        for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]
+
+
+async def _list_unkeyed(connection: Connection) -> list[str]:
+    return [str(row["name"]) for row in await _fetch(connection, "find_unkeyed_tables")]
 
 
 async def _prepare_key(connection: Connection, table: str) -> None:
@@ -68,9 +75,14 @@ async def _prepare_key(connection: Connection, table: str) -> None:
     await _give_way(connection, lambda: _add_task_index(connection, table))
     while not await _is_prepared(connection, index):
         await _give_way(connection, lambda: _drop_unfinished(connection, table, index))
-        with _bounded_build(connection, table), suppress(errors.DuplicateTable):  # another `init` was faster
-            async with asyncio.timeout(BUILD_PATIENCE):
-                await connection.execute(_name("build_prepared_index", table=table, index=index))
+        with suppress(errors.DuplicateTable):  # another `init` was faster
+            await _give_way(connection, lambda: _build(connection, table, index))
+
+
+async def _build(connection: Connection, table: str, index: str) -> None:
+    with _bounded_build(connection, table):
+        async with asyncio.timeout(BUILD_PATIENCE):
+            await connection.execute(_name("build_prepared_index", table=table, index=index))
 
 
 async def _is_prepared(connection: Connection, index: str) -> bool:
@@ -121,7 +133,7 @@ async def _run_script(connection: Connection, script: bytes) -> None:
         try:
             # In one message, so that a pooler sends it to one server.
             await connection.execute(_KEYS_FOLLOW + script.replace(_SCRIPTS_PATIENCE, _SHORT_PATIENCE))
-        except errors.LockNotAvailable:
+        except _GIVES_WAY:
             await connection.rollback()
             raise
 
@@ -134,7 +146,7 @@ async def _give_way(connection: Connection, change: Callable[[], Awaitable[None]
     while True:
         try:
             return await change()
-        except errors.LockNotAvailable as error:
+        except _GIVES_WAY as error:
             pause = next(pauses, None)
             if pause is None:
                 raise PgflowPrefectError(

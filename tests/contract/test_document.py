@@ -45,8 +45,9 @@ SHOWN_TO_PEOPLE = {
     "database/definition_script.py": "`export` writes the SQL that defines a workflow",
     "database/implementations/classic.py": "messages say where to insert a workflow, and how to start a run in SQL",
     "database/schema.py": "a message says what a database of another program has not",
-    "execution/artifacts.py": "an artifact says in which table its run is",
-    "graph.py": "a message says where to insert steps",
+    "definitions/graph.py": "a message says where to insert steps",
+    "deployment/diagnosis/database.py": "`doctor` shows the commands that enable triggers",
+    "execution/reporting/artifacts.py": "an artifact says in which table its run is",
 }
 """The files of the package that name objects of the schema `pgflow` in text for people, and why."""
 

@@ -1,5 +1,6 @@
 """The four roles of the kit: what each may do, in a table, and that each can do the whole of its work."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import LiteralString
@@ -203,7 +204,7 @@ def test_a_workflow_goes_from_hand_to_hand(kit: Connection, connect: Connect) ->
     for step in DIAMOND:
         task = ours | {"step_slug": step, "task_index": 0, "task_run_id": uuid4()}
         claimed = ask(worker, "claim_step", with_payload=True, bound="python", **task)
-        assert (claimed["status"], claimed["payload"]) == ("pending", {"n": 1})
+        assert (claimed["status"], json.loads(claimed["payload"])) == ("pending", {"n": 1})
         ask(worker, "note_state", state_name="Running", **task)
         done = ask(worker, "complete_step", result='"done"', attempt=claimed["attempt"], **task)
         assert done["status"] == "completed"
@@ -214,7 +215,7 @@ def test_a_workflow_goes_from_hand_to_hand(kit: Connection, connect: Connect) ->
     observer = become(connect(), "pgflow_observe")
     seen = ask(observer, "read_run", run_id=run_id, lease=60)
     assert (seen["status"], seen["flow_run_id"], seen["held_by"]) == ("completed", flow_run_id, "the worker")
-    assert ask(observer, "read_results", run_id=run_id, step_slugs=["d"])["results"] == {"d": "done"}
+    assert json.loads(ask(observer, "read_results", run_id=run_id, step_slugs=["d"])["results"]) == {"d": "done"}
     result = "SELECT step_result FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'd'"
     assert value(runner, result, run_id) == "done"
 

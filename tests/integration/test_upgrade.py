@@ -164,6 +164,16 @@ async def test_an_index_that_was_left_unfinished_is_built_anew(old: Connection, 
     assert are_keyed_by_task(old)
 
 
+async def test_init_makes_an_empty_database_with_the_keys_of_tasks(empty_dsn: str) -> None:
+    await init(empty_dsn)
+
+    with psycopg.connect(empty_dsn, autocommit=True) as db:
+        assert are_keyed_by_task(db)
+        define(db, "chain", {"a": []})
+        run = run_workflow(db, "chain", {}).id
+        assert db.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1)
+
+
 async def test_two_upgrades_at_once_end_as_one_does(old: Connection, old_dsn: str) -> None:
     async with anyio.create_task_group() as group:
         for _ in range(2):

@@ -4,7 +4,7 @@ from typing import LiteralString
 
 import pytest
 
-from pgflow_prefect.database.schema import SCRIPTS
+from pgflow_prefect.database.schema import ENGINE_VERSION, SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 from tests.engine import column, finish, refused, run_workflow, statuses, value
@@ -23,7 +23,7 @@ def test_no_advisory_lock_of_a_role_keeps_an_installation_waiting(kit: Connectio
         kit.execute(shipped_path("sql", script).read_bytes().replace(b"lock_timeout = '10s'", b"lock_timeout = '1ms'"))
     run_script(kit, "api")
     run_script(kit, "roles")
-    assert value(kit, "SELECT pgflow.engine_version()") == 2
+    assert value(kit, "SELECT pgflow.engine_version()") == ENGINE_VERSION
 
 
 @pytest.mark.parametrize("role", ["define", "run", "work", "observe"])
