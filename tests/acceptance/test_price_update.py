@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlencode
 from uuid import UUID
 
+import httpx
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
@@ -72,6 +73,14 @@ Start = Callable[[str, list[object], dict[str, str]], None]
 """Starts a command in the example's folder, with its log's name, its arguments and its environment."""
 
 FOLDER = shipped_path("flows", "price_update")
+
+
+@pytest.fixture(autouse=True)
+def undeployed(prefect: PrefectView) -> None:
+    """Delete the deployment that another test has left: its database was another installation."""
+    found = httpx.get(f"{prefect.url}/deployments/name/price_update/pgflow", timeout=TIMEOUT)
+    if found.status_code == httpx.codes.OK:
+        httpx.delete(f"{prefect.url}/deployments/{found.json()['id']}", timeout=TIMEOUT).raise_for_status()
 
 
 @pytest.fixture
