@@ -356,7 +356,7 @@ def _flatten(fields: dict[str, object]) -> dict[str, object]:
 
 
 class AwaitedStep(NamedTuple):
-    """A task that somebody else does, and what of ours waits for it.
+    """A task that another program does, and what of ours waits for it.
 
     Attributes:
         run_id: the run.

@@ -50,11 +50,11 @@ class Wakeup:
         self._woken = anyio.Event()
 
     def wake(self) -> None:
-        """Wake them."""
+        """End the present wait, or the next one."""
         self._woken.set()
 
     async def wait(self, at_most: float) -> None:
-        """Return when it rings, or after so many seconds."""
+        """Return when it is woken, or after so many seconds."""
         with anyio.move_on_after(at_most):
             await self._woken.wait()
         self._woken = anyio.Event()
