@@ -1,11 +1,8 @@
 """`demo`: everything once, and nothing left behind."""
 
 import re
-import resource
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,9 +13,6 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
-
-MOST = 12
-"""Times the processor time of one import of Prefect's server that the demonstration may take, on any machine."""
 
 
 @pytest.fixture
@@ -48,22 +42,11 @@ def _belongs_to(process: psutil.Process, directory: str) -> bool:
     return process.status() != psutil.STATUS_ZOMBIE and any(directory in word for word in words)
 
 
-def measure_children() -> float:
-    """Return the seconds of CPU time of all processes that have ended: what these tests started, and what that did."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
-    began = measure_children()
-    subprocess.run([sys.executable, "-c", "import prefect.server.api.server"], env=visitor.environment, check=True)
-    before = measure_children()
     process = visitor.start("demo")
     out, err = process.communicate(timeout=TIMEOUT * 2)
 
     assert (process.returncode, err) == (0, "")
-    print("demo", measure_children() - before, "import", before - began)
-    assert measure_children() - before < MOST * (before - began)
     lines = out.splitlines()
     assert "$ pgflow-prefect init" in lines
     assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in lines

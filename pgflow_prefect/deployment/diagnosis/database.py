@@ -107,6 +107,8 @@ async def _check_rights(patient: Patient) -> Verdict:
     advice = f'GRANT pgflow_work TO "{user}", which has them'
     if not await patient.reached.has_work_role():
         advice = f"run sql/supabase/api.sql and sql/supabase/roles.sql as the tables' owner, then {advice}"
+    if any(each.startswith("BYPASSRLS") for each in missing):  # which no role gets by membership
+        advice += f""". Then ALTER ROLE "{user}" SET role = 'pgflow_work', so that no policy hides a row"""
     return Verdict(
         Outcome.FAULT, f"user {user!r} lacks {', '.join(missing[:_NAMED])}{more}", advice, details=tuple(missing)
     )
