@@ -95,7 +95,7 @@ class Copies:
         database.connect().execute(_AGE)
         if self._broken:
             database.connect().execute(_BREAK_FENCE)
-        refused = self._reconcile(environment)
+        refused = self._reconcile_once_connected(environment)
         if not self._broken and (refused.returncode != 1 or "this database is a copy" not in refused.stderr):
             self.problems.append(f"a copy was not refused, exit code {refused.returncode}: {refused.stderr}")
 
@@ -121,6 +121,15 @@ class Copies:
         found = find_violations(evidence, workflows, begun, Redone.NOTHING)
         self.problems += [f"run {run_id} of a second installation: {problem}" for run_id, problem in found]
         self._say("the copy is gone")
+
+    def _reconcile_once_connected(self, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+        """Call it until it gets a connection: another storm may have filled the server."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            done = self._reconcile(environment)
+            if "can't connect to PostgreSQL" not in done.stderr or time.monotonic() > deadline:
+                return done
+            time.sleep(_POLL)
 
     def _reconcile(self, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
