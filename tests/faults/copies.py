@@ -113,7 +113,7 @@ class Copies:
                 begun[run_id] = number
                 database.start_run(self._random.choice([*workflows]), run_id, number)
             _await_end(fleet, database, begun)
-            looked = self._reconcile(environment)
+            looked = self._reconcile_once_connected(environment)
             if looked.returncode != 0:
                 self.problems.append(f"a second installation does not agree with Prefect: {looked.stderr}")
             self.problems += fleet.faults
