@@ -31,15 +31,16 @@ def visitor(outside: CommandLine, temporary: Path) -> CommandLine:
 
 def find_processes(directory: Path) -> list[str]:
     """Return what runs in a directory, or was started with it as the temporary directory."""
-    return [each.name() for each in psutil.process_iter() if _belongs_to(each, str(directory))]
+    return [str(each) for each in psutil.process_iter() if _belongs_to(each, str(directory))]
 
 
 def _belongs_to(process: psutil.Process, directory: str) -> bool:
     try:
         words = [process.cwd(), *process.cmdline(), *process.environ().values()]
-    except psutil.Error:  # it is gone, or external
+        has_ended = process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:  # it is gone, or another user's
         return False
-    return process.status() != psutil.STATUS_ZOMBIE and any(directory in word for word in words)
+    return not has_ended and any(directory in word for word in words)
 
 
 def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, temporary: Path) -> None:
