@@ -73,7 +73,7 @@ class HeldRun:
         return row
 
     def fill(self, parameters: Mapping[str, object]) -> Mapping[str, object]:
-        """Return the parameters of a statement about this run; those that nobody names are NULL."""
+        """Return the parameters of a statement about this run; those that the caller does not name are NULL."""
         known = {"run_id": self.run_id, "task_index": 0, "task_run_id": self.run_id}
         return defaultdict(lambda: None, known | {"epoch": getattr(self, "epoch", None)} | dict(parameters))
 

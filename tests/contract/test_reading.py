@@ -65,7 +65,7 @@ async def test_a_run_begins_pending_with_its_root_steps(store: Store, world: Wor
     [state] = await store.list_step_states(run_id)
     assert (state.step_slug, state.status, state.attempts) == ("a", Status.PENDING, 0)
     assert (state.started_at, state.finished_at, state.tasks) == (None, None, None)
-    assert (await store.read_run(run_id)).payload is None, "nobody asked for it"
+    assert (await store.read_run(run_id)).payload is None, "the caller did not ask for it"
 
 
 async def test_a_run_is_completed_after_its_last_step(store: Store, world: World) -> None:

@@ -39,7 +39,7 @@ def _wait_for_ever() -> None:
 
 
 def _fail(sqlstate: str) -> None:
-    """Take an error of the moment for a failure, whoever's statement met it."""
+    """Take an error of the moment for a failure, whichever statement met it."""
     from pgflow_prefect.database import sqlstates  # noqa: PLC0415
 
     sqlstates.TABLE[sqlstate] = sqlstates._Rule(sqlstates.Verdict.FAILURE, sqlstates.Verdict.FAILURE)
