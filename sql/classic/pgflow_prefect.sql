@@ -2019,6 +2019,7 @@ DECLARE
     ended_before pg_catalog.timestamptz := pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) older_than;
     among pg_catalog.record;
     chosen pg_catalog.uuid[];
+    one pg_catalog.uuid;
     pruned int := 0;
 BEGIN
     IF older_than IS NULL OR older_than OPERATOR(pg_catalog.<=) '0' OR at_most IS NULL
@@ -2039,8 +2040,11 @@ BEGIN
         chosen := pgflow_prefect.choose_prunable(among.workflow_slug, among.status, ended_before, grace,
                                                  at_most OPERATOR(pg_catalog.-) pruned);
         CONTINUE WHEN chosen IS NULL;
-        DELETE FROM pgflow.step_states s WHERE s.run_id OPERATOR(pg_catalog.=) ANY (chosen);
-        DELETE FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) ANY (chosen);
+        -- One run at a time: for a list of them, the planner may rather read a whole table.
+        FOREACH one IN ARRAY chosen LOOP
+            DELETE FROM pgflow.step_states s WHERE s.run_id OPERATOR(pg_catalog.=) one;
+            DELETE FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) one;
+        END LOOP;
         pruned := pruned OPERATOR(pg_catalog.+) pg_catalog.cardinality(chosen);
         EXIT WHEN pruned OPERATOR(pg_catalog.>=) at_most;
     END LOOP;
