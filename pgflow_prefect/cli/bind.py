@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import format_time, out, print_json, print_table
-from pgflow_prefect.cli.definitions import load_doers, print_stubs
 from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.cli.validate import load_doers, print_stubs
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:

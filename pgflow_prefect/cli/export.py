@@ -8,8 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import print_json
-from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.validate import load_definitions
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 

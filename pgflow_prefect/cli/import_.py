@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.definitions import load_definitions
 from pgflow_prefect.cli.deploy import Done, check_server, deploy_all
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.validate import load_definitions
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
