@@ -1,4 +1,4 @@
-"""`bind`, `observe`, `shadow`: who does the steps of a workflow."""
+"""`bind`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import format_time, out, print_json, print_table
-from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
-from pgflow_prefect.cli.validate import load_doers, print_stubs
+from pgflow_prefect.cli.doers import load_doers, print_stubs
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from pgflow_prefect.bindings import AnyBinding
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.definitions.model import WorkflowDefinition
-    from pgflow_prefect.models import BindingChange, ShadowSummary, StepBinding
+    from pgflow_prefect.models import BindingChange, StepBinding
     from pgflow_prefect.settings import Settings
 
-_Flag = Parameter(negative="", show_default=False)
+
 _Text = Annotated[str | None, Parameter(show_default=False)]
 
 
@@ -30,13 +30,13 @@ def bind(
     step: str | None = None,
     /,
     *,
-    external: Annotated[bool, _Flag] = False,
-    python: Annotated[bool, _Flag] = False,
+    external: Annotated[bool, Flag] = False,
+    python: Annotated[bool, Flag] = False,
     sql: _Text = None,
     http: _Text = None,
     queue: _Text = None,
-    remove: Annotated[bool, _Flag] = False,
-    undo: Annotated[bool, _Flag] = False,
+    remove: Annotated[bool, Flag] = False,
+    undo: Annotated[bool, Flag] = False,
     timeout: Annotated[float | None, Parameter(show_default=False)] = None,
     retries: Annotated[int | None, Parameter(show_default=False)] = None,
     retry_delay: Annotated[list[float] | None, Parameter(show_default=False)] = None,
@@ -130,74 +130,6 @@ def bind(
     _print_bindings(done, step, handlers, json=json)
 
 
-def observe(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Have Prefect show the runs of a workflow that others execute: all its steps are external, and it is enabled.
-
-    Nothing is executed: a worker or a bridge takes each run, waits for the states of its steps, and shows them with the
-    times that PostgreSQL has. Step by step, `bind` moves the work; `bind … --undo` moves it back.
-
-    Example: `pgflow-prefect observe email_campaign`
-
-    Parameters
-    ----------
-    workflow
-        The workflow's slug.
-    """
-    import anyio
-
-    changed = anyio.run(_observe, make_settings(dsn), workflow)
-    if json:
-        print_json({"workflow": workflow, "changed": changed})
-        return
-    out.print(
-        f"workflow {workflow!r} is observed: its steps are external ({changed} changed), and its runs are shown by a "
-        f"worker (`pgflow-prefect worker --workflow {workflow}`) or, with `pgflow-prefect deploy {workflow}`, a bridge",
-        markup=False,
-    )
-
-
-def shadow(
-    workflow: str,
-    step: str | None = None,
-    /,
-    *,
-    off: Annotated[bool, _Flag] = False,
-    handlers: Handlers = None,
-    json: AsJson = False,
-    dsn: Dsn = None,
-) -> None:
-    """Run a step's handler beside an external worker and compare their results; without a step, show what came of it.
-
-    The step becomes external, if it is not. The handler has to say that it may: `@workflow.step(shadow=True)`. What it
-    writes through `context.connection` is rolled back, its result is compared and never stored.
-
-    Example: `pgflow-prefect shadow email_campaign prepare_list`
-
-    Parameters
-    ----------
-    workflow
-        The workflow's slug.
-    step
-        The step's slug.
-    off
-        Let the other one do it alone again.
-    """
-    import anyio
-
-    settings = make_settings(dsn)
-    if step is None:
-        _print_shadows(anyio.run(_list_shadows, settings, workflow), json)
-        return
-    if not off:
-        _check_shadow(workflow, step, handlers)
-    changed = anyio.run(_shadow, settings, workflow, step, not off)
-    if json:
-        print_json({"workflow": workflow, "step": step, "shadow": not off, "changed": changed})
-        return
-    state = "has no shadow any more" if off else "has a shadow: `pgflow-prefect shadow` shows what comes of it"
-    out.print(f"step {step!r} of workflow {workflow!r} {state}", markup=False)
-
-
 class _Bound(NamedTuple):
     """What binds the steps of a workflow, and what has changed of that."""
 
@@ -217,7 +149,7 @@ async def _bind(  # noqa: PLR0917
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
-        await _check_step(store, workflow, step)
+        await check_step(store, workflow, step)
         if step is not None and undo:
             if not await store.undo_binding(workflow, step):
                 raise UsageError(f"there is no change of step {step!r} to take back: `pgflow-prefect bind {workflow}`")
@@ -248,7 +180,8 @@ def _print_bindings(bound: _Bound, step: str | None, handlers: str | None, *, js
         print_table(columns, [_describe_change(each) for each in changes])
 
 
-async def _check_step(store: Store, workflow: str, step: str | None) -> None:
+async def check_step(store: Store, workflow: str, step: str | None) -> None:
+    """Raise a UsageError if the workflow does not define this step."""
     from pgflow_prefect.wording import suggest
 
     steps = (await store.load_definition(workflow)).steps
@@ -270,72 +203,6 @@ async def _check_target(store: Store, binding: AnyBinding | None) -> None:
 
         assert binding.target is not None
         check_queue_url(binding.target)
-
-
-async def _observe(settings: Settings, workflow: str) -> int:
-    from pgflow_prefect.database.store import open_store
-
-    async with open_store(settings, size=1) as store:
-        await store.load_definition(workflow)
-        changed = await store.observe_workflow(workflow)
-        await store.enable_workflow(workflow)
-        return changed
-
-
-def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
-    from pgflow_prefect.deployment.handler_files import load_workflow
-
-    loaded, source = load_workflow(workflow, handlers)
-    handler = loaded.handlers.get(step)
-    if handler is None:
-        raise UsageError(f"{source} has no handler of step {step!r} that could be its shadow: write it")
-    if not handler.shadow:
-        raise UsageError(
-            f"the handler of step {step!r} in {source} does not say that it may run beside an external worker: "
-            "@workflow.step(shadow=True), once nothing that it does can be seen from outside"
-        )
-
-
-async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) -> bool:
-    from pgflow_prefect.bindings import Kind
-    from pgflow_prefect.database.store import open_store
-
-    async with open_store(settings, size=1) as store:
-        await _check_step(store, workflow, step)
-        row = (await store.list_bindings(workflow)).get(step)
-        options = dict(row.options) if row is not None and row.kind == Kind.EXTERNAL else {}
-        had_one = options.pop("shadow", False)
-        if not (wanted or had_one):
-            return False  # the present worker goes on
-        return await store.bind_step(
-            workflow, step, Kind.EXTERNAL, options=options | {"shadow": True} if wanted else options
-        )
-
-
-async def _list_shadows(settings: Settings, workflow: str) -> list[ShadowSummary]:
-    from pgflow_prefect.database.store import open_store
-
-    async with open_store(settings, size=1) as store:
-        await store.load_definition(workflow)
-        return await store.list_shadows(workflow)
-
-
-def _print_shadows(shadows: list[ShadowSummary], json: bool) -> None:
-    if json:
-        print_json(shadows)
-    elif not shadows:
-        out.print("no shadow has run yet: `pgflow-prefect shadow WORKFLOW STEP` lets one")
-    else:
-        columns = ("step", "same", "different", "failed", "took", "last difference")
-        print_table(columns, [_describe_shadow(each) for each in shadows])
-
-
-def _describe_shadow(found: ShadowSummary) -> tuple[str, ...]:
-    from pgflow_prefect.render.labels import format_seconds
-
-    took = format_seconds(found.seconds) if found.seconds is not None else "-"
-    counts = (str(found.same), str(found.different), str(found.failed))
-    return (found.step_slug, *counts, took, "; ".join(found.details))
 
 
 def _describe_change(change: BindingChange) -> tuple[str, ...]:

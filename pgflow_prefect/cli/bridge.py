@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deploy import check_server
-from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
+from pgflow_prefect.cli.options import Dsn, Flag, HealthFile, HealthPort, make_settings
 
 if TYPE_CHECKING:
     from pgflow_prefect.execution.process.signals import Switch
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 def bridge(
     *,
-    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    adopt: Annotated[bool, Flag] = False,
     health_port: HealthPort = None,
     health_file: HealthFile = None,
     dsn: Dsn = None,

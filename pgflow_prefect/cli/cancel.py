@@ -1,4 +1,4 @@
-"""`retry` and `cancel`."""
+"""`cancel`."""
 
 from __future__ import annotations
 
@@ -13,28 +13,6 @@ if TYPE_CHECKING:
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.models import Run
     from pgflow_prefect.settings import Settings
-
-
-def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Make a failed or cancelled run pending again, for a worker or a bridge: what completed is not executed again.
-
-    Example: `pgflow-prefect retry latest`
-    """
-    import anyio
-
-    from pgflow_prefect.database.run_names import parse_run_name
-
-    run, taken = anyio.run(_retry, make_settings(dsn), parse_run_name(run_id), json)
-    if json:
-        print_json({"run": run, "enabled": taken})
-        return
-    out.print(f"run {run.id} is pending", markup=False)
-    if not taken:
-        out.print(
-            f"no worker or bridge takes it: `pgflow-prefect enable {run.workflow_slug}`, "
-            f"or go on with it here: `pgflow-prefect run --resume {run.id}`",
-            markup=False,
-        )
 
 
 def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -61,22 +39,6 @@ def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False,
     out.print(f"run {run.id} is cancelled", markup=False)
     if unshown is not None:
         err.print(f"not shown in Prefect yet, `pgflow-prefect reconcile --apply` does it: {unshown}", markup=False)
-
-
-async def _retry(settings: Settings, name: RunName, with_payload: bool) -> tuple[Run, bool]:
-    """Reopen a run; return it, and whether workers and bridges take runs of its workflow."""
-    from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.models import Status
-
-    async with open_store(settings, size=1) as store:
-        run_id = await store.find_run_id(name)
-        run = await store.read_run(run_id)
-        if run.status is Status.COMPLETED:
-            raise RunNotPendingError(f"run {run_id} is completed: there is nothing to retry")
-        if run.status is Status.FAILED:
-            await store.reopen_run(run_id)
-        enabled = (await store.list_enabled()).get(run.workflow_slug)
-        return await store.read_run(run_id, with_payload=with_payload), enabled is not None and enabled.enabled
 
 
 async def _cancel(settings: Settings, name: RunName, reason: str | None, with_payload: bool) -> tuple[Run, str | None]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import out, print_json, print_table
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 
 if TYPE_CHECKING:
     from pgflow_prefect.deployment.row_credentials import RowCredential
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 
 def credentials(
     *,
-    rename: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    rename: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`demo`: everything once, on servers of its own, and nothing left behind."""
+"""`demo`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import out, print_table, shorten
+from pgflow_prefect.cli.options import Flag
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.shipped import shipped_path
 
@@ -26,7 +25,7 @@ RUN = """SELECT id FROM pgflow.run_workflow('email_campaign', '{"campaign_id": 1
 ROWS = "SELECT step_slug, status, attempts, step_result::text FROM pgflow.step_states ORDER BY created_at;"
 
 
-def demo(*, keep: Annotated[bool, Parameter(negative="", show_default=False)] = False) -> None:
+def demo(*, keep: Annotated[bool, Flag] = False) -> None:
     """Show it all: a workflow in SQL, run on Prefect, on servers that come with the package.
 
     Starts an embedded PostgreSQL and a Prefect server, installs the schema, defines the workflow `email_campaign` in

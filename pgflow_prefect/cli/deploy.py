@@ -11,7 +11,7 @@ from uuid import UUID
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
-from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_settings
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def deploy(
     handlers: Handlers = None,
     flags: DeployFlags = NO_FLAGS,
     directory: str | None = None,
-    plan: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    prune: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    plan: Annotated[bool, Flag] = False,
+    prune: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:

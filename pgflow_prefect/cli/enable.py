@@ -1,4 +1,4 @@
-"""`enable` and `disable`."""
+"""`enable`."""
 
 from __future__ import annotations
 
@@ -35,35 +35,13 @@ def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     """
     import anyio
 
-    switched = anyio.run(_switch, make_settings(dsn), workflow, True)
+    switched = anyio.run(switch, make_settings(dsn), workflow, True)
     if json:
-        _print_json(switched)
+        print_switched(switched)
         return
     since = format_time(switched.state.since)
     out.print(f"workflow {workflow!r} is enabled: workers and bridges take its runs begun since {since}", markup=False)
     print_older_runs(switched.older_runs)
-
-
-def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Let no worker and no bridge take a workflow's runs; those that execute go on.
-
-    Example: `pgflow-prefect disable email_campaign`
-
-    Parameters
-    ----------
-    workflow
-        The workflow's slug.
-    """
-    import anyio
-
-    switched = anyio.run(_switch, make_settings(dsn), workflow, False)
-    if json:
-        _print_json(switched)
-        return
-    out.print(
-        f"workflow {workflow!r} is disabled: no worker and no bridge takes its runs; those that execute go on",
-        markup=False,
-    )
 
 
 async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
@@ -88,11 +66,13 @@ def print_older_runs(older_runs: list[UUID]) -> None:
     )
 
 
-def _print_json(switched: Switched) -> None:
+def print_switched(switched: Switched) -> None:
+    """Print whether workers and bridges take a workflow's runs, as JSON."""
     print_json({**switched.state.model_dump(mode="json"), "older_runs": [str(each) for each in switched.older_runs]})
 
 
-async def _switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switched:
+async def switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switched:
+    """Enable or disable a workflow."""
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:

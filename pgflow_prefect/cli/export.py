@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.cli.validate import load_definitions
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
+
+if TYPE_CHECKING:
+    from pgflow_prefect.definitions.model import WorkflowDefinition
+    from pgflow_prefect.settings import Settings
 
 
 def export(
@@ -47,3 +51,16 @@ def export(
         if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
             raise InvalidDefinitionError(each.slug, cycles)
     sys.stdout.write("\n".join(map(write_script, definitions)))
+
+
+async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
+    """Return these workflows as they are defined now, each once; all of them where none is named.
+
+    Raises:
+        UnknownWorkflowError: the database does not define one of them.
+    """
+    from pgflow_prefect.database.store import open_store
+
+    async with open_store(settings, size=1) as store:
+        wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
+        return [await store.load_definition(slug) for slug in wanted]

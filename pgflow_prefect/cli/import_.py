@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.deploy import Done, check_server, deploy_all
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
-from pgflow_prefect.cli.validate import load_definitions
+from pgflow_prefect.cli.export import load_definitions
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def import_(
     *workflows: str,
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     directory: Path | None = None,
-    deploy: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    deploy: Annotated[bool, Flag] = False,
     flags: DeployFlags = NO_FLAGS,
     code_directory: str | None = None,
     json: AsJson = False,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import err, out, print_json
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 if TYPE_CHECKING:
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
 
 def init(
     *,
-    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    new_installation: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    moved: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    dry_run: Annotated[bool, Flag] = False,
+    new_installation: Annotated[bool, Flag] = False,
+    moved: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:

@@ -13,6 +13,9 @@ from pgflow_prefect.errors import UsageError
 if TYPE_CHECKING:
     from pgflow_prefect.settings import Settings
 
+Flag = Parameter(negative="", show_default=False)
+"""A switch: `--name`, without a `--no-name`."""
+
 Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database: postgresql://USER@HOST/DATABASE.")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON, for scripts.")]
 Handlers = Annotated[

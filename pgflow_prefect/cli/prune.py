@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, out, print_json, print_table
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.wording import parse_duration
 
@@ -70,12 +70,12 @@ def read_age(text: str) -> timedelta:
 def prune(
     *,
     older_than: str | None = None,
-    any_age: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    any_age: Annotated[bool, Flag] = False,
     run: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     workflow: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     status: Literal["completed", "failed"] | None = None,
     batch: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 1000,
-    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    dry_run: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:

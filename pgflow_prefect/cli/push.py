@@ -7,10 +7,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import err, out, print_json
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.errors import UnknownWorkflowError, UsageError
 
 if TYPE_CHECKING:
@@ -37,8 +35,8 @@ class Change(NamedTuple):
 def push(
     *sources: str,
     workflow: str | None = None,
-    dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    yes: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    dry_run: Annotated[bool, Flag] = False,
+    yes: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_error, print_json, print_table
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.errors import PrefectUnavailableError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def reconcile(
     *,
-    apply: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    apply: Annotated[bool, Flag] = False,
     everything: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     json: AsJson = False,
     dsn: Dsn = None,

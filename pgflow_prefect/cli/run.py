@@ -11,7 +11,7 @@ from uuid import uuid4
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
-from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(
     *,
     payload: Annotated[str, Parameter(allow_leading_hyphen=True)] = "{}",  # `-` alone
     resume: Annotated[str | None, Parameter(show_default=False)] = None,
-    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    force: Annotated[bool, Flag] = False,
     handlers: Handlers = None,
     json: AsJson = False,
     dsn: Dsn = None,

@@ -12,7 +12,7 @@ from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, is_debugging, log_to_console
 from pgflow_prefect.cli.deploy import check_server
-from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
+from pgflow_prefect.cli.options import Dsn, Flag, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def serve(
     interval: str | None = None,
     timezone: str | None = None,
     grace: Annotated[float, Parameter(validator=Number(gte=0))] = 30.0,
-    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    adopt: Annotated[bool, Flag] = False,
     health_port: HealthPort = None,
     health_file: HealthFile = None,
     dsn: Dsn = None,

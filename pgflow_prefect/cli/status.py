@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
-
 from pgflow_prefect.cli.console import out, print_cells, print_json, print_table
-from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, RunId, make_settings
 from pgflow_prefect.cli.snapshot import COLUMNS, Snapshot, count
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import Held, Run, Status
@@ -32,7 +30,7 @@ def status(
     run_id: RunId,
     /,
     *,
-    watch: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    watch: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:

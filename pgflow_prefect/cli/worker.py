@@ -10,7 +10,7 @@ from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deploy import check_server
-from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
+from pgflow_prefect.cli.options import Dsn, Flag, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def worker(
     *sources: str,
     workflow: Annotated[list[str] | None, Parameter(show_default=False)] = None,
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 10,
-    adopt: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    adopt: Annotated[bool, Flag] = False,
     health_port: HealthPort = None,
     health_file: HealthFile = None,
     dsn: Dsn = None,

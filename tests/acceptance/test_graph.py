@@ -77,7 +77,7 @@ def test_what_is_to_be_drawn_has_to_be_clear(cli: CommandLine, db: Connection, h
 
     assert [neither.code, both.code, unknown.code] == [2, 2, 2]
     assert neither.find_error() == "name a WORKFLOW to draw, or give --run RUN_ID to draw a run"
-    assert both.find_error() == f"run {half} is one of workflow 'diamond', not of 'other': leave that out"
+    assert both.find_error() == f"run {half} belongs to workflow 'diamond', not to 'other'. Name the run alone"
     assert unknown.find_error() == f"unknown run {missing}; `pgflow-prefect runs` shows the newest"
 
 

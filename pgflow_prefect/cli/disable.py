@@ -1,0 +1,29 @@
+"""`disable`."""
+
+from __future__ import annotations
+
+from pgflow_prefect.cli.console import out
+from pgflow_prefect.cli.enable import print_switched, switch
+from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+
+
+def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+    """Let no worker and no bridge take a workflow's runs; those that execute go on.
+
+    Example: `pgflow-prefect disable email_campaign`
+
+    Parameters
+    ----------
+    workflow
+        The workflow's slug.
+    """
+    import anyio
+
+    switched = anyio.run(switch, make_settings(dsn), workflow, False)
+    if json:
+        print_switched(switched)
+        return
+    out.print(
+        f"workflow {workflow!r} is disabled: no worker and no bridge takes its runs; those that execute go on",
+        markup=False,
+    )
