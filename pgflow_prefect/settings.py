@@ -3,7 +3,7 @@
 from enum import StrEnum
 from uuid import UUID
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pgflow_prefect.origins import parse_credential_origins, parse_origins
@@ -23,6 +23,18 @@ class Events(StrEnum):
     ENDS = "ends"
     RUNS = "runs"
     NONE = "none"
+
+
+class Artifacts(StrEnum):
+    """Which runs Prefect's UI gets artifacts of."""
+
+    ALL = "all"
+    NOTABLE = "notable"
+    NONE = "none"
+
+
+_FORMER_ARTIFACTS = TypeAdapter(bool)
+"""What the setting was in former versions: made for each run, or for none."""
 
 
 class HttpBody(StrEnum):
@@ -103,8 +115,12 @@ class Settings(BaseSettings):
     events: Events = Events.ENDS
     """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
 
-    artifacts: bool = True
-    """Whether Prefect's UI gets a table of a run's steps, a link to the run, and the progress of a long one."""
+    artifacts: Artifacts = Artifacts.NOTABLE
+    """Runs of which Prefect's UI gets a table of the steps, a link to the run, and the progress of a long one.
+
+    `all` runs; `notable` ones, which did not complete or took longer than ten seconds; `none`. `true` and `false`, of
+    former versions, mean `all` and `none`.
+    """
 
     run_url: str | None = None
     """The address of a run's page, for a link in Prefect's UI. `{run_id}` and `{workflow}` are filled in."""
@@ -113,6 +129,14 @@ class Settings(BaseSettings):
     def queue_key_bytes(self) -> bytes | None:
         """The key of messages for queues; None where they are not signed."""
         return None if self.queue_key is None else self.queue_key.get_secret_value().encode()
+
+    @field_validator("artifacts", mode="before")
+    @classmethod
+    def _read_former_artifacts(cls, given: object) -> object:
+        try:
+            return Artifacts.ALL if _FORMER_ARTIFACTS.validate_python(given) else Artifacts.NONE
+        except ValidationError:
+            return given
 
     @field_validator("http_allow")
     @classmethod

@@ -15,7 +15,7 @@ from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.reporting import display
 from pgflow_prefect.execution.reporting.artifacts import make_key
 from pgflow_prefect.prefect_api.event_sender import EventSender, Make, Related
-from pgflow_prefect.settings import Events
+from pgflow_prefect.settings import Artifacts, Events
 from tests.conftest import Connection
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
 
@@ -96,7 +96,7 @@ async def await_artifacts(client: PrefectClient, slug: str, count: int = 2) -> d
 
 
 async def test_a_table_has_the_steps_in_their_order(slug: str, client: PrefectClient, db: Connection) -> None:
-    await make_workflow(slug).flow({})
+    await make_workflow(slug).make_flow(Settings(artifacts=Artifacts.ALL))({})
     artifacts = await await_artifacts(client, slug)
     rows = json.loads(artifacts[f"{make_key(slug)}-steps"].data)
     assert [row["step"] for row in rows] == ["top", "left", "right", "bottom"]
@@ -124,8 +124,54 @@ async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(
     slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EventSender, "give_way", lambda event_sender: asked.append("way is given"))
-    await make_workflow(slug).flow({})
+    await make_workflow(slug).make_flow(Settings(artifacts=Artifacts.ALL))({})
     assert asked == ["its name", "its link", "way is given", "its table"], "and no progress, of a short run"
+
+
+async def test_a_short_run_that_completes_has_no_artifacts(slug: str, prefect_api: str, asked: list[str]) -> None:
+    await make_workflow(slug).flow({})
+    assert asked == ["its name"]
+
+
+async def test_a_run_that_failed_has_artifacts(slug: str, prefect_api: str, asked: list[str]) -> None:
+    with pytest.raises(RunFailedError):
+        await make_workflow(slug).flow({"broken": True})
+    assert asked == ["its name", "its link", "its table"]
+
+
+async def test_a_run_that_took_long_has_artifacts_though_its_handler_kept_the_event_loop(
+    slug: str, prefect_api: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_long(step_slug: str, state_name: str) -> None:
+        monkeypatch.setattr(display, "LONG", 0.0)  # the timer of the progress has been set before
+
+    await make_workflow(slug).make_flow(observe=take_long)({})
+    assert asked == ["its name", "its link", "its table"]
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ("true", Artifacts.ALL),
+        ("1", Artifacts.ALL),
+        ("false", Artifacts.NONE),
+        ("0", Artifacts.NONE),
+        ("all", Artifacts.ALL),
+        ("notable", Artifacts.NOTABLE),
+        ("none", Artifacts.NONE),
+    ],
+)
+def test_the_former_words_for_artifacts_are_understood(
+    given: str, means: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_ARTIFACTS", given)
+    assert Settings().artifacts is means
+
+
+def test_an_unknown_word_for_artifacts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGFLOW_ARTIFACTS", "some")
+    with pytest.raises(ValueError, match="notable"):
+        Settings()
 
 
 async def test_the_end_of_a_run_that_did_not_complete_is_preceded_by_all_that_led_to_it(
@@ -138,7 +184,8 @@ async def test_the_end_of_a_run_that_did_not_complete_is_preceded_by_all_that_le
 
 
 async def test_the_link_leads_to_where_the_settings_say(slug: str, client: PrefectClient, db: Connection) -> None:
-    settings = Settings(run_url="https://app.example.org/{workflow}/{run_id}?tab=steps")
+    url = "https://app.example.org/{workflow}/{run_id}?tab=steps"
+    settings = Settings(run_url=url, artifacts=Artifacts.ALL)
     await make_workflow(slug).make_flow(settings)({})
     artifacts = await await_artifacts(client, slug)
     run_id = read_run(db)[2]
@@ -174,7 +221,7 @@ async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, m
 async def test_nothing_is_made_where_nothing_is_wanted(
     slug: str, prefect_api: str, told: Callable[[], list[Any]], asked: list[str]
 ) -> None:
-    await make_workflow(slug).make_flow(Settings(artifacts=False, events=Events.NONE))({})
+    await make_workflow(slug).make_flow(Settings(artifacts=Artifacts.NONE, events=Events.NONE))({})
     assert asked == ["its name"]
     assert not told()
 
@@ -194,7 +241,7 @@ async def test_a_name_that_a_person_gave_stays(slug: str, client: PrefectClient,
     flow = make_workflow(slug).flow.with_options(flow_run_name="The one of Monday")
     await flow({})
     assert (await read_flow_run(client, slug)).name == "The one of Monday"
-    assert asked == ["its tag", "its link", "its table"], "the tag of the installation is added, and nothing renamed"
+    assert asked == ["its tag"], "the tag of the installation is added, and nothing renamed"
 
 
 async def test_automations_hear_of_runs_and_steps(

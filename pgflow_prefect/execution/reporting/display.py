@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -18,13 +19,14 @@ from pgflow_prefect.prefect_api.event_sender import Request
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.settings import Artifacts
 from pgflow_prefect.state_names import DONE, StateName
 
 PATIENCE = 5.0
 """Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
 
 LONG = 10.0
-"""Seconds after which a run counts as long, and shows its progress."""
+"""Seconds after which a run counts as long: it shows its progress, and is notable however it ends."""
 
 _INTERVAL = 5.0  # seconds between two pictures of the progress
 
@@ -55,6 +57,8 @@ class Display:
         )
         self._artifacts = RunArtifacts(self._flow_run.id, self._run_id, self._workflow_slug)
         self._done = 0
+        self._began_at = monotonic()
+        self._is_linked = False
         self._is_progress_shown = False
         self._observer, steps.observe = steps.observe, self.observe
 
@@ -70,9 +74,8 @@ class Display:
         """Show a run that is executed in the block; it waits for no answer of Prefect's."""
         self._events.tell_of_run(StateName.RUNNING)
         self._label()
-        if self._settings.artifacts:
-            url = self._find_url()
-            self._request("its link", lambda client: self._artifacts.link(client, url))
+        if self._settings.artifacts is Artifacts.ALL:
+            self._link()
         progress = asyncio.create_task(self._show_progress())
         try:
             yield
@@ -82,6 +85,13 @@ class Display:
             # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
             if self._done == len(self._graph):
                 self._event_sender.give_way()
+
+    def _link(self) -> None:
+        """Show which run this is, once."""
+        if not self._is_linked:
+            self._is_linked = True
+            url = self._find_url()
+            self._request("its link", lambda client: self._artifacts.link(client, url))
 
     def _find_url(self) -> str | None:
         if self._settings.run_url is None:
@@ -94,13 +104,19 @@ class Display:
             return  # another process goes on with it, or has done so
         try:
             self._events.tell_of_run(_describe(run))
-            if self._settings.artifacts:
+            if self._is_worth_artifacts(run):
+                self._link()
                 if self._is_progress_shown:
                     self._request_progress()
                 with anyio.move_on_after(PATIENCE):
                     await self._show_table()
         except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
             _logger.warning("run %s: its end is not shown: %s", self._run_id, describe_error(error))
+
+    def _is_worth_artifacts(self, run: RunEnd) -> bool:
+        if self._settings.artifacts is not Artifacts.NOTABLE:
+            return self._settings.artifacts is Artifacts.ALL
+        return run.status is not Status.COMPLETED or monotonic() >= self._began_at + LONG
 
     def _label(self) -> None:
         """Name and tag a flow run that Prefect created as those that we create; a name that a user gave it stays."""
@@ -115,10 +131,11 @@ class Display:
             self._request(what, lambda client: client.update_flow_run(self._flow_run.id, **changes))
 
     async def _show_progress(self) -> None:
-        if not self._settings.artifacts:
+        if self._settings.artifacts is Artifacts.NONE:
             return
         shown = -1
         await anyio.sleep(LONG)
+        self._link()
         while True:
             if self._done != shown:
                 shown = self._done
