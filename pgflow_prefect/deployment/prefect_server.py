@@ -23,6 +23,10 @@ RECORDER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
 
+POOL_SETTING, POOL_SIZE = "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE", 20
+"""Connections that a server keeps. With its default, 5, it opens and closes connections all the time under load: the
+same flow runs cost PostgreSQL twice as much."""
+
 _START_TIMEOUT = 300.0  # seconds; a new database takes all of Prefect's migrations, and a busy machine its time
 _STOP_TIMEOUT = 5.0  # it would wait for every open connection, a browser's too
 
@@ -47,6 +51,7 @@ def prefect_server(home: Path, dsn: str, *, port: int | None = None, auth: str |
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
         **RECORDER_SETTINGS,
+        POOL_SETTING: str(POOL_SIZE),
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_API_DATABASE_CONNECTION_URL": to_sqlalchemy_url(dsn),

@@ -17,7 +17,10 @@ from tests.engine import CHAIN, define, run_workflow
 from tests.proxy import proxy_without_websockets
 
 DATABASE = ["database", "writing", "server version", "schema", "rights", "triggers", "listen", "clock"]
-PREFECT = ["prefect url", "prefect api", "prefect version", "websockets", "task run recorder", "prefect database"]
+PREFECT = [
+    *("prefect url", "prefect api", "prefect version", "websockets"),
+    *("task run recorder", "prefect database", "prefect connections"),
+]
 WORKFLOWS = ["deployments", "runs", "runs set aside", "work pools"]
 
 Findings = dict[str, dict[str, Any]]

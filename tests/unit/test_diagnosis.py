@@ -10,7 +10,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pgflow_prefect.deployment.diagnosis.findings import Check, Finding, Outcome, Patient, Verdict, carry_out
 from pgflow_prefect.deployment.diagnosis.lag import judge_lag
-from pgflow_prefect.deployment.diagnosis.prefect import PREFECT_CHECKS, judge_recorder, judge_versions
+from pgflow_prefect.deployment.diagnosis.prefect import PREFECT_CHECKS, judge_pool, judge_recorder, judge_versions
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
@@ -123,3 +123,15 @@ def test_the_recorder_settings_of_a_server_are_compared_with_the_fast_ones(
     verdict = judge_recorder(values)
     assert verdict.outcome is outcome
     assert (verdict.advice is None) if advice is None else (advice in (verdict.advice or ""))
+
+
+@pytest.mark.parametrize(
+    ("size", "outcome"),
+    [(5, Outcome.WARNING), (20, Outcome.OK), (0, Outcome.OK), (None, Outcome.SKIPPED)],
+)
+def test_a_server_that_keeps_few_connections_is_advised_by_the_name_of_its_setting(
+    size: int | None, outcome: Outcome
+) -> None:
+    verdict = judge_pool(size)
+    assert verdict.outcome is outcome
+    assert (outcome is Outcome.WARNING) == ("PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE=20" in (verdict.advice or ""))

@@ -13,7 +13,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
-from pgflow_prefect.deployment.prefect_server import RECORDER_SETTINGS
+from pgflow_prefect.deployment.prefect_server import POOL_SETTING, POOL_SIZE, RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api.client import connect_to_prefect
 from pgflow_prefect.prefect_api.errors import advise, translate_prefect_errors
@@ -150,6 +150,24 @@ async def _check_store(patient: Patient) -> Verdict:
     )
 
 
+async def _check_pool(patient: Patient) -> Verdict:
+    return judge_pool(_find(patient.api_settings, "server", "database", "sqlalchemy", "pool_size"))
+
+
+def judge_pool(size: object) -> Verdict:
+    """Compare how many connections a server keeps, as `/admin/settings` has it, with what many flow runs need."""
+    if not isinstance(size, int):
+        return Verdict(Outcome.SKIPPED, "the server does not tell how many connections it keeps")
+    kept = f"Prefect's server keeps {size} connections to its database"
+    if size >= POOL_SIZE or size == 0:  # no limit
+        return Verdict(Outcome.OK, kept)
+    return Verdict(
+        Outcome.WARNING,
+        f"{kept}, and opens and closes others all the time under load",
+        f"set on its server: {POOL_SETTING}={POOL_SIZE}",
+    )
+
+
 def _writes_here(patient: Patient) -> bool:
     """Tell whether a server of this machine writes the file that is Prefect's default."""
     home = patient.api_settings.get("home")
@@ -172,4 +190,5 @@ PREFECT_CHECKS = (
     Check("websockets", _check_websockets, needs=("prefect api",)),
     Check("task run recorder", _check_recorder, needs=("prefect api",)),
     Check("prefect database", _check_store, needs=("prefect api",)),
+    Check("prefect connections", _check_pool, needs=("prefect api",)),
 )

@@ -26,7 +26,7 @@ class RunEvents:
     An event is called `pgflow.run.…` or `pgflow.step.…`, with what happened in Prefect's words, in lower case and with
     dashes: `pgflow.run.completed`, `pgflow.step.awaiting-retry`. Its resource is `pgflow.run.<run id>` or
     `pgflow.step.<run id>.<step slug>`, with the labels `pgflow.workflow`, `pgflow.run` and `pgflow.step`; the flow run
-    is a related resource, and so is a step's task run.
+    is a related resource, and so is the task run of a step that did not complete.
 
     Attributes:
         run_id: the run.
@@ -80,13 +80,8 @@ class RunEvents:
                 "pgflow.step": name,
                 **self._labels,
             },
-            related=[
-                self._related_flow_run,
-                {
-                    "prefect.resource.id": f"prefect.task-run.{task_run_id}",
-                    "prefect.resource.role": "task-run",
-                },
-            ],
+            # Each is a row of the server's. Of what went well, the flow run is enough.
+            related=[self._related_flow_run] if what in DONE else [self._related_flow_run, _relate(task_run_id)],
             payload={"state": what},
         )
 
@@ -101,6 +96,10 @@ class RunEvents:
             "prefect.resource.role": "flow-run",
             "prefect.resource.name": self.flow_run.name,
         }
+
+
+def _relate(task_run_id: UUID) -> dict[str, str]:
+    return {"prefect.resource.id": f"prefect.task-run.{task_run_id}", "prefect.resource.role": "task-run"}
 
 
 def _make_event(

@@ -57,7 +57,9 @@ from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
+from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.event_sender import EventSender, Related, find_outbox
+from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
@@ -201,9 +203,15 @@ async def make_task_runs() -> TaskRuns:
 async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
     """Return what events are related to, as those of other tasks are: flow run, flow, deployment and so on."""
     with context.model_copy():
-        found = await related_resources_from_run_context(client)
+        found = [each for each in await related_resources_from_run_context(client) if not _is_own_tag(each)]
     # A server closes the connection over an event that has more: the flow run, and what else comes first, is kept.
     return found[: get_current_settings().server.events.maximum_related_resources]
+
+
+def _is_own_tag(related: RelatedResource) -> bool:
+    """Tell whether it is a tag that everything of ours has: a row for each event, for which no automation asks."""
+    name = related.id.removeprefix("prefect.tag.")
+    return name != related.id and (name == TAG or name.startswith(OWNERSHIP_PREFIX))
 
 
 def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:
