@@ -117,6 +117,7 @@ class StepTransaction:
             try:
                 with translate_errors(self._run_id):
                     self._in_thread = ThreadTransaction(connector.open(), connector.bound)
+                self._link = self._make_link(connector, self._in_thread.connection)
             except TransientError as error:
                 if (pause := self._find_pause(pauses, error)) is None:
                     raise self._refuse(error) from error
@@ -134,6 +135,7 @@ class StepTransaction:
                 try:
                     with translate_errors(self._run_id):
                         self._on_loop = await self._begin_on_loop(connector)
+                    self._link = self._make_link(connector, self._on_loop.connection)
                 except TransientError as error:
                     if (pause := self._find_pause(pauses, error)) is None:
                         raise self._refuse(error) from error
@@ -202,12 +204,17 @@ class StepTransaction:
         self._asked = True
         return self._connector
 
+    def _make_link(self, connector: Connector, connection: SyncConnection | AsyncConnection) -> StepLink | None:
+        """Return the link of a connection that the handler does not have yet: it may close it at once."""
+        if self._statements is None:
+            return None
+        return StepLink(connection, connector, self._statements, self._tell_dead)
+
     def _set_alarm(self) -> None:
-        if self._ended or self._opened is None or self._connector is None:
+        if self._ended:
             return
         self._alarm = self._loop.call_later(OPEN_TOO_LONG, self._warn)
-        if self._statements is not None:
-            self._link = StepLink(self._opened.connection, self._connector, self._statements, self._tell_dead)
+        if self._link is not None:
             self._watch = self._loop.create_task(self._link.keep_watch())
 
     def _tell_dead(self, reason: str, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """`context.connection`: what is written through it is there exactly once, with the step's completion, or not at all."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from threading import Event
@@ -20,6 +21,7 @@ from pgflow_prefect.database.connection import Row
 from pgflow_prefect.errors import RunFailedError, UsageError
 from tests.conftest import Connect, Connection, execute
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
+from tests.integration.waiting import TIMEOUT
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -601,6 +603,30 @@ async def test_a_handler_that_ends_the_transaction_itself_fails(
         await workflow.flow()
     assert read_attempts(db) == []
     assert read_steps(db)["write"][0] == "failed"
+
+
+async def test_a_connection_that_is_closed_before_the_loop_has_heard_of_it_harms_no_loop(workflow: Workflow) -> None:
+    loop = asyncio.get_running_loop()
+    heard: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, happened: heard.append(happened))
+    held, closed = Event(), Event()
+
+    def hold() -> None:
+        held.set()
+        closed.wait(TIMEOUT)
+
+    @workflow.step
+    def write(context: StepContext) -> None:
+        loop.call_soon_threadsafe(hold)
+        held.wait(TIMEOUT)
+        try:
+            context.connection.close()
+        finally:
+            closed.set()
+
+    with pytest.raises(RunFailedError, match="has ended the transaction"):
+        await workflow.flow()
+    assert heard == []
 
 
 async def test_a_handler_that_passes_over_a_failed_statement_fails(db: Connection, workflow: Workflow) -> None:
