@@ -1,7 +1,10 @@
 """JSON that another program has written, or is to read: nothing that only Python would take."""
 
 import json
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from pgflow_prefect.errors import NotRetriableError
 
@@ -42,3 +45,25 @@ def check_size(body: bytes, limit: int, step_slug: str, place: str) -> None:
             f"step {step_slug!r}: the message for {place} has {len(body):,} bytes, more than the limit of {limit:,} "
             "(PGFLOW_RESULT_LIMIT): store the data elsewhere and send its address"
         )
+
+
+def dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401  any value
+    """Return a value as JSON text, as its annotation has it; without one, as pydantic writes it.
+
+    Raises:
+        PydanticSerializationError: pydantic has no form for it.
+        ValueError: JSON has none.
+    """
+    if adapter is None:
+        return write_json(to_jsonable_python(value, inf_nan_mode="constants"))
+    return write_json(adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False))
+
+
+def write_json(plain: Any, *, sort_keys: bool = False) -> str:  # noqa: ANN401
+    """Return plain data as standard JSON: pydantic would write NaN as null, and a wrong number would pass for none.
+
+    Raises:
+        TypeError: it is not plain.
+        ValueError: JSON has no form for a number.
+    """
+    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)

@@ -1,13 +1,25 @@
 """Where a value that was read again from JSON is not the value that was written."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.dataclasses import is_pydantic_dataclass
 
+from pgflow_prefect.handlers.json_text import dump
 from pgflow_prefect.handlers.schemas import SchemaView
-from pgflow_prefect.handlers.unstorable import SECRETS, Found, find_clashes, find_secrets, find_unstorable, list_fields
+from pgflow_prefect.handlers.unstorable import (
+    PLAIN,
+    SECRETS,
+    Found,
+    find_clashes,
+    find_secrets,
+    find_unstorable,
+    list_fields,
+    list_parts,
+)
 
 _PRIVATE = (
     "is a private attribute, which JSON leaves out, and it comes back as another value: make it a field, or return the "
@@ -22,7 +34,8 @@ _NOT_READ = (
 def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401  any value
     """Yield the places where something was lost, and what.
 
-    Where the annotation says `Any`, a value is what its JSON says: only what JSON has no form for is lost there.
+    Where the annotation says `Any`, a value is what its JSON says. Lost is what JSON has no form for, and what a model
+    leaves out of its JSON.
 
     Args:
         before: what was written.
@@ -37,6 +50,7 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
         if not _is_same(before, after):  # pydantic writes null for a number that is none
             yield from find_unstorable(before)
             yield from find_clashes(before)
+            yield from find_losses_in_models(before)
     elif is_dataclass(before) or isinstance(before, BaseModel):
         yield from _compare_fields(before, after, schema)
     elif isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -46,6 +60,28 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
             yield from _place(f"[{number}]", find_losses(one, other, schema.item(number)))
     elif not _is_same(before, after):
         yield "", _explain(before, after)
+
+
+def find_losses_in_models(value: Any) -> Iterator[Found]:  # noqa: ANN401
+    """Yield what the models in a value leave out of their JSON; what is not a model is what its JSON says."""
+    adapters: dict[type, TypeAdapter[Any]] = {}
+    for place, model in _find_models(value):
+        kind = type(model)
+        adapter = adapters[kind] = adapters.get(kind) or TypeAdapter(kind)
+        with suppress(ValidationError):  # a step that reads it as such a model hears of that
+            again = adapter.validate_json(dump(model, adapter))
+            if not _is_same(model, again):
+                yield from _place(place, find_losses(model, again, SchemaView.of(adapter)))
+
+
+def _find_models(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the outermost models of pydantic in a value, each with its place."""
+    if isinstance(value, BaseModel) or is_pydantic_dataclass(type(value)):
+        yield "", value
+        return
+    for name, each in list_parts(value):
+        if not isinstance(each, PLAIN):
+            yield from ((f"{name}{beneath}", found) for beneath, found in _find_models(each))
 
 
 def _are_sequences(before: list[Any] | tuple[Any, ...], after: Any, schema: SchemaView) -> bool:  # noqa: ANN401

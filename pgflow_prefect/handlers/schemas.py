@@ -12,6 +12,8 @@ _SAFE = {
 }
 """What comes back from JSON as it was."""
 
+_COLLECTIONS = {"list", "set", "frozenset", "tuple"}
+
 _LISTS = {"list", "generator"}
 """What a tuple may come back as a list of: `Sequence` and `Iterable` make no difference between the two."""
 
@@ -30,6 +32,8 @@ def _is_safe(schema: Any) -> bool:  # noqa: ANN401  a dictionary of pydantic's
     if schema["type"] not in _SAFE or "serialization" in schema:
         return False
     if schema["type"] == "dict" and "keys_schema" not in schema:  # of any keys, of which two may be one in JSON
+        return False
+    if schema["type"] in _COLLECTIONS and "items_schema" not in schema:  # of any items, such as models
         return False
     return all(_is_safe(schema[name]) for name in _INNER if name in schema)
 

@@ -107,11 +107,12 @@ def _walk(value: Any, place: str = "", above: frozenset[int] = frozenset()) -> I
         raise RecursionError
     yield place, value
     within = above | {id(value)}
-    for name, each in _list_parts(value):
+    for name, each in list_parts(value):
         yield from _walk(each, f"{place}{name}", within)
 
 
-def _list_parts(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+def list_parts(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
+    """Yield the fields of an object, the values of a mapping, or the items of a collection, each with its place."""
     if isinstance(value, BaseModel) or (is_dataclass(value) and not isinstance(value, type)):
         yield from ((f".{name}", getattr(value, name, None)) for name in list_fields(value))
     elif isinstance(value, Mapping):

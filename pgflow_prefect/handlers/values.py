@@ -1,16 +1,16 @@
 """A handler's result as JSON: what can't be stored is refused with its place, and so is what would not come back."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_jsonable_python
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
-from pgflow_prefect.handlers.losses import find_losses
+from pgflow_prefect.handlers.json_text import dump, write_json
+from pgflow_prefect.handlers.losses import find_losses, find_losses_in_models
 from pgflow_prefect.handlers.schemas import SchemaView, is_lossless
-from pgflow_prefect.handlers.unstorable import DEEPEST, PLAIN, Found, find_replaced, find_secrets, find_unstorable
+from pgflow_prefect.handlers.unstorable import DEEPEST, Found, find_replaced, find_secrets, find_unstorable
 
 _STARS = '"**********"'
 """What pydantic writes for a secret."""
@@ -37,10 +37,10 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
         checked = adapter.validate_python(value)
     except TypeError as error:  # pandas' NaT is a datetime that has no year
         raise _make_error(value, error) from error
-    text = _write(checked, lambda: _dump(checked, adapter))
+    text = _write(checked, lambda: dump(checked, adapter))
     if not is_lossless(adapter):
         try:
-            _check_comes_back(checked, adapter, "", text)
+            _check_comes_back(checked, adapter, text)
         except (ValidationError, TypeError, AttributeError) as error:
             raise UnstorableError(_explain_unreadable(error)) from None
     return text
@@ -49,19 +49,14 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
 def _write_unchecked(value: Any) -> str:  # noqa: ANN401
     with suppress(TypeError, ValueError, RecursionError):
         # Most results are plain JSON already: there is nothing to lose. Keys that can't be sorted are not all texts.
-        return _write_json(value, sort_keys=True)
+        return write_json(value, sort_keys=True)
     _refuse(_find_replaced(value))
     with suppress(TypeError, ValueError, RecursionError):
-        return _write_json(value)
-    text = _write(value, lambda: _dump(value, None))
+        return write_json(value)
+    text = _write(value, lambda: dump(value, None))
     if "NaN" in text or "Infinity" in text:  # what pydantic writes for a Decimal that is none
         _refuse(find_unstorable(value))
-    adapters: dict[type, TypeAdapter[Any]] = {}
-    for place, model in _find_models(value):
-        kind = type(model)
-        adapters[kind] = adapters.get(kind) or TypeAdapter(kind)
-        with suppress(ValidationError):  # a step that reads it as such a model hears of that
-            _check_comes_back(model, adapters[kind], place)
+    _refuse(find_losses_in_models(value))
     return text
 
 
@@ -100,19 +95,6 @@ def describe_unstorable(value: Any) -> str:  # noqa: ANN401
     return ""
 
 
-def _dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401
-    if adapter is None:
-        plain = to_jsonable_python(value, inf_nan_mode="constants")
-    else:
-        plain = adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
-    return _write_json(plain)
-
-
-def _write_json(plain: Any, *, sort_keys: bool = False) -> str:  # noqa: ANN401
-    # Standard JSON only: pydantic would write NaN as null, and a wrong number would pass for none.
-    return json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
-
-
 def _find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
     try:
         yield from find_replaced(value)
@@ -120,38 +102,23 @@ def _find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
         return  # what can't be written says so by itself
 
 
-def _find_models(value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Yield the outermost models in a value."""
-    if isinstance(value, BaseModel):
-        yield "", value
-        return
-    parts: Iterator[tuple[str, Any]] = iter(())
-    if isinstance(value, Mapping):
-        parts = ((f".{name}", each) for name, each in value.items())
-    elif isinstance(value, list | tuple):
-        parts = ((f"[{number}]", each) for number, each in enumerate(value))
-    for place, each in parts:
-        if not isinstance(each, PLAIN):
-            yield from ((f"{place}{beneath}", found) for beneath, found in _find_models(each))
-
-
-def _check_comes_back(value: Any, adapter: TypeAdapter[Any], place: str, text: str | None = None) -> None:  # noqa: ANN401
+def _check_comes_back(value: Any, adapter: TypeAdapter[Any], text: str) -> None:  # noqa: ANN401
     """Read what was written as the next step reads it, and compare.
 
     Raises:
         ValidationError: it can't be read.
         UnstorableError: it is another value.
     """
-    again = adapter.validate_json(_dump(value, adapter) if text is None else text)
+    again = adapter.validate_json(text)
     with suppress(Exception):  # an object's own comparison; its parts are compared
         if bool(again == value):
             return
-    _refuse(find_losses(value, again, SchemaView.of(adapter)), place)
+    _refuse(find_losses(value, again, SchemaView.of(adapter)))
 
 
-def _refuse(found: Iterator[Found], above: str = "") -> None:
+def _refuse(found: Iterator[Found]) -> None:
     for place, reason in found:
-        raise UnstorableError(f"{_name(above + place)} {reason}")
+        raise UnstorableError(f"{_name(place)} {reason}")
 
 
 def _name(place: str) -> str:

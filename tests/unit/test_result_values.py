@@ -26,6 +26,7 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
 )
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
@@ -60,6 +61,12 @@ class TwoAliases(BaseModel):
 
 
 class Leaving(BaseModel):
+    kept: int
+    left: int = Field(default=1, exclude=True)
+
+
+@pydantic_dataclass
+class LeavingItem:
     kept: int
     left: int = Field(default=1, exclude=True)
 
@@ -218,6 +225,13 @@ def write(value: object, annotation: object = None) -> str:
         (Open(extra={1: "a", "1": "b"}), Open, "extra has the keys 1 and '1'", "one key in JSON"),
         (Keeping.with_left("a"), Keeping, "_left is a private attribute", "make it a field"),
         ({"k": Keeping.with_left("a")}, None, "k._left is a private attribute", "make it a field"),
+        ((Leaving(kept=1, left=5),), list, "[0].left comes back as another value", "leaves something out"),
+        ({"a": [Leaving(kept=1, left=5)]}, dict, "a[0].left comes back as another value", "leaves something out"),
+        ({"a": Leaving(kept=1, left=5)}, dict[str, Any], "a.left comes back as another value", "leaves something out"),
+        (Leaving(kept=1, left=5), object, "left comes back as another value", "leaves something out"),
+        ([{"k": Keeping.with_left("a")}], list[dict[str, Any]], "[0].k._left is a private attribute", "a field"),
+        (Open(extra=[Batch(events=[Sale(at="b", amount=7)])]), Open, "extra[0].events[0] is a Sale", "name what it is"),
+        ([LeavingItem(1, 5)], None, "[0].left comes back as another value", "leaves something out"),
         ([change(Doubled(1), y=7)], list[Doubled], "[0].y is a field with init=False", "leave out init=False"),
         (change(Doubled(1), seen=7), Doubled, "seen is a field with init=False", "leave out init=False"),
         (Holder([Derived(1)]), Holder, "items[0] is a Derived", "comes back as a Base"),
