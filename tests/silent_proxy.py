@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
 from psycopg.conninfo import make_conninfo
+
+Hear = Callable[[bytes], None]
 
 
 @dataclass
@@ -54,12 +56,15 @@ class SilentProxy:
 
 
 @contextmanager
-def silent_proxy(dsn: str, linger: float = 0) -> Iterator[SilentProxy]:
+def silent_proxy(
+    dsn: str, linger: float = 0, hear: Callable[[], Hear] = lambda: lambda part: None
+) -> Iterator[SilentProxy]:
     """Put a proxy in front of the server that a connection string names.
 
     Args:
         dsn: of the server.
         linger: seconds after which one side of a silent link learns that the other one has closed it.
+        hear: called for each new link, and returns what hears all that its client sends.
     """
     with psycopg.connect(dsn) as connection:
         host, port = connection.info.host, connection.info.port
@@ -74,8 +79,8 @@ def silent_proxy(dsn: str, linger: float = 0) -> Iterator[SilentProxy]:
             else:
                 server = await asyncio.open_connection(host, port)
             writers.append(server[1])
-            there = _forward(reader, server[1], silent, linger)
-            await asyncio.gather(there, _forward(server[0], writer, silent, linger))
+            there = _forward(reader, server[1], silent, linger, hear())
+            await asyncio.gather(there, _forward(server[0], writer, silent, linger, lambda part: None))
         for each in writers:
             each.close()
 
@@ -103,12 +108,13 @@ def silent_proxy(dsn: str, linger: float = 0) -> Iterator[SilentProxy]:
 
 
 async def _forward(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event, linger: float
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event, linger: float, hear: Hear
 ) -> None:
     """Forward until one side closes. On a silent link, what comes is read and thrown away: TCP looks healthy."""
     with suppress(ConnectionError):
         while part := await reader.read(65536):
             if not silent.is_set():
+                hear(part)
                 writer.write(part)
                 await writer.drain()
     if silent.is_set():

@@ -34,18 +34,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Choose the tests and the number of processes before pytest-xdist reads its options."""
-    if hasattr(config, "workerinput"):
-        return  # pytest-xdist's own process, which the first one has told what to run
     if _are_paths_named(config):
         if config.getoption("run_all"):
             raise pytest.UsageError("--all runs every test: name no paths with it")
         return
+    # pytest-xdist's own processes choose again: they are told the arguments only, and they are who collects.
     if config.getoption("run_all"):
         config.args[:] = [WHOLE]
+    elif not config.option.markexpr:
+        config.option.markexpr = f"not {PROCESSES}"
+    if not hasattr(config, "workerinput"):
+        _choose_processes(config)
+
+
+def _choose_processes(config: pytest.Config) -> None:
     if config.getoption("numprocesses") is None and not config.getoption("usepdb"):
         config.option.numprocesses = count_processes()
-    if not config.getoption("run_all") and not config.option.markexpr:
-        config.option.markexpr = f"not {PROCESSES}"
     if config.option.numprocesses and config.option.dist == "no":
         config.option.dist = "worksteal"  # tests differ a hundredfold in their length
 

@@ -1,6 +1,6 @@
 """What the tests of flows share: workflows in the database, and what Prefect's API says of a flow run."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
+from tests.statement_counter import StatementCounter, count_statements
 
 Define = Callable[..., None]
 
@@ -49,6 +50,15 @@ def pgflow_dsn(dsn: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """This test's database, as a flow in this process finds it."""
     monkeypatch.setenv("PGFLOW_DSN", dsn)
     return dsn
+
+
+@pytest.fixture
+def counter(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StatementCounter]:
+    """Counts the statements on this test's database of all flows in this process."""
+    monkeypatch.setenv("PGFLOW_LEASE", "600")  # or a slow machine extends it meanwhile
+    with count_statements(dsn) as counter:
+        monkeypatch.setenv("PGFLOW_DSN", counter.dsn)
+        yield counter
 
 
 @pytest.fixture

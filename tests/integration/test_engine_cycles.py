@@ -2,13 +2,14 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import count, pairwise
 from time import perf_counter
 
 import pytest
 
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, INVALID, LATE, define, refused, value, wait_until_blocked
+from tests.growth import is_linear
 
 CLOSE_CHAIN = "INSERT INTO pgflow.deps VALUES ('chain', 'c', 'a')"
 
@@ -150,25 +151,20 @@ LOAD_CHAIN = """
     END $$;
 """
 
-ATTEMPTS = 3
-
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_loading_ten_thousand_steps_one_by_one_is_linear(db: Connection, backwards: bool) -> None:
-    def seconds(steps: int, attempt: int) -> float:
-        begun = perf_counter()
-        db.execute("SELECT load_chain(%s, %s, %s)", [f"chain of {steps}, {attempt}", steps, backwards])
-        return perf_counter() - begun
+    def load(steps: int) -> None:
+        db.execute("SELECT load_chain(%s, %s, %s)", [f"chain {next(numbers)}", steps, backwards])
 
+    numbers = count()
     db.execute(LOAD_CHAIN)
-    # Once is enough: what else runs on this machine makes it slower, and never faster.
-    assert any(seconds(2_000, attempt) * 5 * 3 > seconds(10_000, attempt) for attempt in range(ATTEMPTS))
+    assert is_linear(load, 2_000, 5, clock=perf_counter)  # the time of another process
 
 
 def test_loading_ten_thousand_deps_in_one_statement_is_linear(db: Connection) -> None:
-    def seconds(workflow: str, steps: int) -> float:
-        begun = perf_counter()
-        define(db, workflow, {f"s{n}": [f"s{n - 1}"] if n else [] for n in range(steps)})
-        return perf_counter() - begun
+    def load(steps: int) -> None:
+        define(db, f"long {next(numbers)}", {f"s{n}": [f"s{n - 1}"] if n else [] for n in range(steps)})
 
-    assert any(seconds(f"long {n}", 10_000) < 3 * 5 * seconds(f"short {n}", 2_000) for n in range(ATTEMPTS))
+    numbers = count()
+    assert is_linear(load, 2_000, 5, clock=perf_counter)

@@ -2,13 +2,13 @@
 
 import re
 from random import Random
-from time import process_time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgflow_prefect.database.definition_script import write_script
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from tests.growth import is_linear
 from tests.unit.definitions import dags, define, make_layered
 
 GREETING = """\
@@ -63,10 +63,9 @@ def test_a_character_that_is_not_seen_is_written_as_its_number() -> None:
 
 
 def test_ten_times_the_steps_take_about_ten_times_as_long() -> None:
-    times = []
-    for steps in (1_000, 10_000):
-        definition = make_layered(steps)
-        start = process_time()
-        assert write_script(definition).count("INSERT") == 3
-        times.append(process_time() - start)
-    assert times[1] < 40 * times[0] + 0.5, times
+    definitions = {steps: make_layered(steps) for steps in (1_000, 10_000)}
+
+    def write(steps: int) -> None:
+        assert write_script(definitions[steps]).count("INSERT") == 3
+
+    assert is_linear(write, 1_000, 10)

@@ -1,0 +1,53 @@
+"""Which tests each of the README's commands runs, in one process and in several."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITES = Path(__file__).parents[1] / "suites.py"
+TESTS = {
+    "unit/test_quick.py": "def test_quick(): pass",
+    "unit/test_starter.py": "import pytest\n\n\n@pytest.mark.processes\ndef test_marked(): pass",
+    "unit/test_forking.py": "def test_forking(forker): pass",
+    "acceptance/test_command.py": "def test_command(): pass",
+}
+CONFTEST = """
+import pytest
+from suites import *
+
+@pytest.fixture
+def forker(): pass
+"""
+CONFIGURATION = """
+[pytest]
+testpaths = tests/unit
+addopts = --strict-markers
+markers = processes: starts some
+"""
+
+
+def run(project: Path, *options: str) -> set[str]:
+    """Run pytest, and return the names of the tests that have passed."""
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-p", "xdist", *options]
+    environment = {**os.environ, "PYTHONPATH": str(SUITES.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return {line.rpartition("::")[2] for line in done.stdout.splitlines() if line.startswith("PASSED")}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("processes", ["0", "2"])
+def test_quick_leaves_out_what_starts_processes_and_all_leaves_out_nothing(tmp_path: Path, processes: str) -> None:
+    (tmp_path / "pytest.ini").write_text(CONFIGURATION)
+    for path, text in {"conftest.py": CONFTEST, **TESTS}.items():
+        file = tmp_path / "tests" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    everything = {"test_quick", "test_marked", "test_forking", "test_command"}
+    assert run(tmp_path, "-n", processes) == {"test_quick"}
+    assert run(tmp_path, "-n", processes, "--all") == everything
+    assert run(tmp_path, "-n", processes, "-m", "processes") == {"test_marked", "test_forking"}
+    assert run(tmp_path, "-n", processes, "tests/acceptance") == {"test_command"}
