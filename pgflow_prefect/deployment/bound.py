@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.process.database_block import find_settings
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -35,8 +36,9 @@ async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None
-        async with get_client() as client:
-            name = (await client.read_flow(context.flow_run.flow_id)).name
+        with ask_prefect(f"the flow of flow run {context.flow_run.name}"):
+            async with get_client() as client:
+                name = (await client.read_flow(context.flow_run.flow_id)).name
         slugs = [slug for slug in await store.list_slugs() if to_flow_name(slug) == name]
         if run_id is not None and (slug := (await store.read_run(run_id)).workflow_slug) not in slugs:
             raise UsageError(f"run {run_id} is one of workflow {slug!r}, and this is a flow run of {name!r}")

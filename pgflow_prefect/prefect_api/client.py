@@ -1,4 +1,4 @@
-"""Asking Prefect's API: a client, and a bound for each question."""
+"""Asks Prefect's API: opens a client, and bounds the wait for each answer."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -51,21 +51,29 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
         ) from error
 
 
-_PATIENCE = 15.0  # seconds for one answer: Prefect's client goes on asking for a minute where no server gives one
+PATIENCE = 15.0
+"""Seconds to wait for an answer. Prefect's client alone retries for a minute if no server answers."""
+
+STARTING = 90.0
+"""Seconds to wait if no server is configured: Prefect may have to start a temporary one first."""
 
 
 @contextmanager
-def ask_prefect(what: str) -> Iterator[None]:
-    """Ask Prefect something, and wait for its answer for a limited time.
+def ask_prefect(what: str = "this") -> Iterator[None]:
+    """Bound the wait for Prefect's answer to the requests in this block, and translate Prefect's errors.
+
+    Args:
+        what: the subject of the request, for the error message.
 
     Raises:
-        PrefectUnavailableError: there was none.
-        PrefectRefusedError: it refuses, and would so again.
+        PrefectUnavailableError: Prefect's API does not answer in time, or can't answer now.
+        PrefectRefusedError: Prefect refuses the request, and would refuse it again.
     """
-    with anyio.move_on_after(_PATIENCE) as scope, translate_prefect_errors(what):
+    bound = PATIENCE if has_server() else STARTING
+    with anyio.move_on_after(bound) as scope, translate_prefect_errors(what):
         yield
     if scope.cancelled_caught:
-        raise unavailable(f"no answer in {_PATIENCE:g} s")
+        raise unavailable(f"no answer in {bound:g} s")
 
 
 async def check_that_prefect_answers() -> None:

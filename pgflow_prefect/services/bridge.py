@@ -20,6 +20,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import CANCELLED, TakenRun
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.services.cancellation import CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -171,12 +172,9 @@ class Bridge:
             if await CancellationRequests(self.store, self.client).was_cancelled(taken.former_flow_run_id):
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
                 return
-            flow_run = await create_submission(
-                self.client,
-                self.deployments[taken.workflow_slug],
-                taken,
-                installation=await self.store.read_installation(),
-            )
+            deployment, installation = self.deployments[taken.workflow_slug], await self.store.read_installation()
+            with ask_prefect(f"a flow run of run {run_id}"):
+                flow_run = await create_submission(self.client, deployment, taken, installation=installation)
         except PrefectRefusedError as error:
             _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
             await self.store.fail_run(run_id, str(error))

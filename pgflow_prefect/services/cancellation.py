@@ -26,7 +26,7 @@ from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
@@ -55,7 +55,7 @@ class CancellationRequests:
         A forced Cancelled, unlike Cancelling, waits for no process: of what this process executes, it is looked for.
         """
         found: dict[UUID, FlowRun] = {}
-        with translate_prefect_errors():
+        with ask_prefect("a look at cancelled flow runs"):
             if deployments:
                 for flow_run in await self.client.read_flow_runs(
                     flow_run_filter=_in_state(StateType.CANCELLING),
@@ -74,7 +74,7 @@ class CancellationRequests:
         """Tell whether the flow run whose lease has run out was stopped on purpose."""
         if flow_run_id is None:
             return False
-        with translate_prefect_errors():
+        with ask_prefect(f"flow run {flow_run_id}"):
             try:
                 former = await self.client.read_flow_run(flow_run_id)
             except ObjectNotFound:
@@ -113,7 +113,7 @@ class CancellationRequests:
                 return  # its process lives, and will see it
             if run.flow_run_id in (flow_run.id, None) and run.workflow_slug == workflow_slug:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
-        with translate_prefect_errors():
+        with ask_prefect(f"flow run {flow_run.id}"):
             await self.client.set_flow_run_state(
                 flow_run.id, Cancelled(message="no process was executing it any more"), force=True
             )
@@ -142,7 +142,7 @@ async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) ->
         PrefectUnavailableError: Prefect does not answer.
     """
     assert run.flow_run_id is not None
-    with translate_prefect_errors():
+    with ask_prefect(f"flow run {run.flow_run_id}"):
         try:
             flow_run = await client.read_flow_run(run.flow_run_id)
             if flow_run.state is not None and flow_run.state.is_final():

@@ -292,7 +292,7 @@ async def test_a_worker_s_deployment_is_known_as_made_for_its_database(
 
 
 async def test_a_server_that_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgflow_prefect.prefect_api.client._PATIENCE", 0.5)
+    monkeypatch.setattr("pgflow_prefect.prefect_api.client.PATIENCE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         unanswered = pytest.raises(PrefectUnavailableError, match=f"{url} can't be used: no answer")

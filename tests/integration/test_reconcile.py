@@ -221,7 +221,7 @@ async def test_a_repair_that_prefect_refuses_is_named(store: Store, client: Pref
     failed = await repair(store, client, gone)
 
     assert not failed.repaired
-    assert failed.error == "Prefect refuses this: Not Found"
+    assert failed.error == "Prefect refuses the repair: Not Found"
 
 
 async def test_without_prefect_the_rows_tell_who_has_vanished(

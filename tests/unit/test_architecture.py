@@ -1,7 +1,10 @@
 """The rooms of the package: no circles, and a picture of them that is current."""
 
+from pathlib import Path
+
 import networkx as nx
 
+import pgflow_prefect
 from tests.architecture import draw_rooms, find_rooms, read_picture
 
 
@@ -11,3 +14,15 @@ def test_no_rooms_import_each_other() -> None:
 
 def test_the_picture_of_the_rooms_is_current() -> None:
     assert read_picture() == draw_rooms(), "python -m tests.architecture draws it anew"
+
+
+def test_requests_to_prefect_have_a_bound() -> None:
+    package = Path(pgflow_prefect.__file__).parent
+    users = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if "translate_prefect_errors(" in file.read_text(encoding="utf-8")
+    }
+    bounded_by_their_callers = {"services/submission.py", "services/worker.py"}
+
+    assert users - bounded_by_their_callers == {"prefect_api/client.py", "prefect_api/errors.py"}, "use ask_prefect"

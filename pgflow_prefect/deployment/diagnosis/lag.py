@@ -21,6 +21,7 @@ from prefect.states import Pending
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.deployment.diagnosis.prefect import RECORDER_ADVICE
 from pgflow_prefect.execution.in_process import execute_flow_run
+from pgflow_prefect.waiting import Pauses
 
 FLOW = "pgflow-doctor"
 """The name of the flow; it is deleted again, too, unless it has other flow runs."""
@@ -93,15 +94,14 @@ def _make_body(probe: Probe) -> Callable[[], Awaitable[None]]:
 
 async def _await_shown(client: PrefectClient, task_run_id: UUID, ended: float) -> float | None:
     """Return the seconds from a task's end until Prefect's API shows its task run as completed; None for never."""
-    wait = _SHORTEST_WAIT
+    pauses = Pauses(_SHORTEST_WAIT, _LONGEST_WAIT, factor=1.5)
     while (waited := time.monotonic() - ended) < _LONGEST:
         try:
             if (await client.read_task_run(task_run_id)).state_type is StateType.COMPLETED:
                 return time.monotonic() - ended
         except ObjectNotFound:
             pass  # nothing of it has come yet
-        await anyio.sleep(min(wait, _LONGEST - waited))
-        wait = min(1.5 * wait, _LONGEST_WAIT)
+        await anyio.sleep(min(pauses.draw(), _LONGEST - waited))
     return None
 
 

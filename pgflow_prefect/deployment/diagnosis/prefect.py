@@ -15,8 +15,8 @@ from prefect.settings import get_current_settings
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.deployment.prefect_server import POOL_SETTING, POOL_SIZE, RECORDER_SETTINGS
 from pgflow_prefect.errors import PrefectUnavailableError
-from pgflow_prefect.prefect_api.client import connect_to_prefect
-from pgflow_prefect.prefect_api.errors import advise, translate_prefect_errors
+from pgflow_prefect.prefect_api.client import ask_prefect, connect_to_prefect
+from pgflow_prefect.prefect_api.errors import advise
 from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 
 _OLDEST = (3, 8)
@@ -87,7 +87,7 @@ def judge_versions(server: str, client: str) -> Verdict:
 
 async def _check_version(patient: Patient) -> Verdict:
     try:
-        with translate_prefect_errors("a look at its version"):
+        with ask_prefect("a look at its version"):
             server = await patient.prefect.api_version()
     except Exception as error:  # noqa: BLE001  not every API has one
         return Verdict(Outcome.SKIPPED, f"it does not tell its version: {describe_error(error)}")

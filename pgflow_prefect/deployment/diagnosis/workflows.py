@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import WorkerStatus, WorkPool
 
 from pgflow_prefect.deployment.deployments import find_deployments
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.workflow import to_flow_name
 
 _UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second
@@ -83,7 +83,7 @@ async def _check_work_pools(patient: Patient) -> Verdict:
     names = sorted({each.work_pool_name for each in found.chosen.values() if each.work_pool_name})
     if not names:
         return Verdict(Outcome.OK, "no deployment has a work pool: `pgflow-prefect worker` executes the runs")
-    with translate_prefect_errors("a look at the work pools"):
+    with ask_prefect("a look at the work pools"):
         idle = await _find_idle(patient.prefect, names)
     if not idle:
         return Verdict(Outcome.OK, f"work pools with a worker: {', '.join(names)}")

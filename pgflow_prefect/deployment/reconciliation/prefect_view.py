@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType, 
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 
 from pgflow_prefect.deployment.reconciliation.disagreements import ShownFlowRun, ShownTaskRun
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import read_run_id
 from pgflow_prefect.prefect_api.ownership import has_owner, is_owned
 from pgflow_prefect.prefect_api.states import is_cancelled
@@ -41,7 +42,8 @@ async def read_flow_runs(client: PrefectClient, ids: Iterable[UUID], installatio
     found: dict[UUID, ShownFlowRun] = {}
     for some in _split([*ids]):
         chosen = FlowRunFilter(id=FlowRunFilterId(any_=some))
-        page = await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
+        with ask_prefect("a look at flow runs"):
+            page = await client.read_flow_runs(flow_run_filter=chosen, limit=PAGE)
         found |= {shown.id: shown for shown in await show_flow_runs(client, page, installation)}
     return found
 
@@ -51,8 +53,9 @@ async def read_task_runs(client: PrefectClient, ids: Iterable[UUID]) -> dict[UUI
     found: dict[UUID, ShownTaskRun] = {}
     for some in _split([*ids]):
         chosen = TaskRunFilter(id=TaskRunFilterId(any_=some))
-        for task_run in await client.read_task_runs(task_run_filter=chosen, limit=PAGE):
-            found[task_run.id] = _show_task_run(task_run)
+        with ask_prefect("a look at task runs"):
+            page = await client.read_task_runs(task_run_filter=chosen, limit=PAGE)
+        found |= {task_run.id: _show_task_run(task_run) for task_run in page}
     return found
 
 
@@ -65,13 +68,14 @@ async def read_open_task_runs(client: PrefectClient, flow_run_ids: Iterable[UUID
         page: list[TaskRun] = []
         offset = 0
         while offset == 0 or len(page) == PAGE:
-            page = await client.read_task_runs(
-                flow_run_filter=chosen,
-                task_run_filter=unfinished,
-                sort=TaskRunSort.ID_DESC,
-                limit=PAGE,
-                offset=offset,
-            )
+            with ask_prefect("a look at task runs"):
+                page = await client.read_task_runs(
+                    flow_run_filter=chosen,
+                    task_run_filter=unfinished,
+                    sort=TaskRunSort.ID_DESC,
+                    limit=PAGE,
+                    offset=offset,
+                )
             found |= {task_run.id: _show_task_run(task_run) for task_run in page}
             offset += PAGE
     return found
@@ -83,17 +87,19 @@ async def list_open_flow_runs(
     """Return the flow runs of these flows that have not ended, in portions, each with its flow's name."""
     for some in _split([*flow_names]):
         named = FlowFilter(name=FlowFilterName(any_=some))
-        names = {flow.id: flow.name for flow in await client.read_flows(flow_filter=named, limit=PAGE)}
+        with ask_prefect("a look at flows"):
+            names = {flow.id: flow.name for flow in await client.read_flows(flow_filter=named, limit=PAGE)}
         page: list[FlowRun] = []
         offset = 0
         while names and (offset == 0 or len(page) == PAGE):
-            page = await client.read_flow_runs(
-                flow_filter=FlowFilter(id=FlowFilterId(any_=[*names])),
-                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))),
-                sort=FlowRunSort.ID_DESC,
-                limit=PAGE,
-                offset=offset,
-            )
+            with ask_prefect("a look at flow runs"):
+                page = await client.read_flow_runs(
+                    flow_filter=FlowFilter(id=FlowFilterId(any_=[*names])),
+                    flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))),
+                    sort=FlowRunSort.ID_DESC,
+                    limit=PAGE,
+                    offset=offset,
+                )
             shown = await show_flow_runs(client, page, installation)
             yield [(names[flow_run.flow_id], each) for flow_run, each in zip(page, shown, strict=True)]
             offset += PAGE
@@ -106,7 +112,8 @@ async def show_flow_runs(client: PrefectClient, flow_runs: Sequence[FlowRun], in
     """
     asked = {each.deployment_id for each in flow_runs if not has_owner(each.tags)} - {None}
     chosen = DeploymentFilter(id=DeploymentFilterId(any_=[each for each in asked if each is not None]))
-    found = await client.read_deployments(deployment_filter=chosen, limit=PAGE) if asked else []
+    with ask_prefect("a look at deployments"):
+        found = await client.read_deployments(deployment_filter=chosen, limit=PAGE) if asked else []
     own = {each.id for each in found if is_owned(each.tags, installation)}
     return [_show_flow_run(each, installation, own) for each in flow_runs]
 

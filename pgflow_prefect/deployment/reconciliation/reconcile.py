@@ -28,7 +28,6 @@ from pgflow_prefect.deployment.reconciliation.prefect_view import (
 )
 from pgflow_prefect.deployment.reconciliation.repair import repair
 from pgflow_prefect.deployment.reconciliation.strangers import compare_stranger
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.workflow import to_flow_name
 
 GRACE = 10.0
@@ -129,11 +128,10 @@ class _Comparer:
         steps = await self._read_steps([run.id for run in runs if list_dead(run, self.grace)])
         over = [step.task_run_id for run in runs if is_over(run, self.lag) for step in steps[run.id]]
         dead = {each for run in runs for each in list_dead(run, self.grace)}
-        with translate_prefect_errors():
-            flow_runs = await read_flow_runs(self.client, dead, self.installation)
-            started = [each.id for each in flow_runs.values() if each.type is not StateType.SCHEDULED]
-            task_runs = await read_open_task_runs(self.client, started)
-            task_runs |= await read_task_runs(self.client, over)
+        flow_runs = await read_flow_runs(self.client, dead, self.installation)
+        started = [each.id for each in flow_runs.values() if each.type is not StateType.SCHEDULED]
+        task_runs = await read_open_task_runs(self.client, started)
+        task_runs |= await read_task_runs(self.client, over)
         by_flow_run: dict[UUID | None, dict[UUID, ShownTaskRun]] = defaultdict(dict)
         for task_run in task_runs.values():
             by_flow_run[task_run.flow_run_id][task_run.id] = task_run
@@ -159,10 +157,9 @@ class _Comparer:
         """Compare from Prefect's side: flow runs that have not ended, and of which the rows may know nothing."""
         slugs = {to_flow_name(slug): slug for slug in await self.store.list_slugs()}
         differing: list[Disagreement] = []
-        with translate_prefect_errors():
-            async for page in list_open_flow_runs(self.client, slugs, self.installation):
-                found = await self._find_strangers([(slugs[name], shown) for name, shown in page])
-                differing += [each for each in found if strangers or each.run_id is not None]
+        async for page in list_open_flow_runs(self.client, slugs, self.installation):
+            found = await self._find_strangers([(slugs[name], shown) for name, shown in page])
+            differing += [each for each in found if strangers or each.run_id is not None]
         return [await repair(self.store, self.client, each) for each in differing] if apply else differing
 
     async def _find_strangers(self, page: Iterable[tuple[str, ShownFlowRun]]) -> list[Disagreement]:

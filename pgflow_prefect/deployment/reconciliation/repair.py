@@ -21,7 +21,7 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.reporting.task_runs import EDGES
 from pgflow_prefect.models import TaskKey
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import find_task_run_id
 from pgflow_prefect.wording import clean
 
@@ -52,7 +52,7 @@ async def _perform(store: Store, client: PrefectClient, run_id: UUID | None, act
         else:
             await store.release_run(run_id, action.epoch)
         return
-    with translate_prefect_errors():
+    with ask_prefect("the repair"):
         try:
             # The server gives a state the time at which it gets it: an event of before, which the task run recorder
             # may still have in its queue, is older, and changes nothing any more.

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.settings import BLOCK_TYPE, Settings
 
 if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need none
@@ -61,7 +61,7 @@ async def save_block(name: str, settings: Settings) -> bool:
     from pgflow_prefect.blocks import PgflowDatabase  # noqa: PLC0415
 
     find_dsn(settings)  # what could not be used later is refused now
-    with translate_prefect_errors(f"the block {name!r}"):
+    with ask_prefect(f"the block {name!r}"):
         former = await _read(name)
         kept = former.get("pool_size") if former and "pool_size" not in settings.model_fields_set else None
         size = kept if isinstance(kept, int) else settings.pool_size
@@ -74,7 +74,7 @@ async def save_block(name: str, settings: Settings) -> bool:
 
 
 async def _load(name: str) -> "PgflowDatabase | None":
-    with translate_prefect_errors(f"the block {name!r}"):
+    with ask_prefect(f"the block {name!r}"):
         values = await _read(name)
     if values is None:
         return None

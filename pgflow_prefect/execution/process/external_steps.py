@@ -1,4 +1,4 @@
-"""Waiting for steps that others do: one poller for all of them, however many there are."""
+"""Waits for external steps: one poller looks at all of them."""
 
 import asyncio
 import logging
@@ -11,9 +11,9 @@ import anyio
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import AwaitedStep, StepEnd
-from pgflow_prefect.waiting import Wakeup
+from pgflow_prefect.waiting import Pauses, Wakeup
 
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; the longer nothing happens, the longer
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; they grow while nothing changes
 
 _logger = logging.getLogger(__name__)
 
@@ -28,18 +28,18 @@ class _Wait:
 class Watch:
     """Looks at all awaited steps with one statement, on one connection of the pool.
 
-    PostgreSQL could notify of each step, but takes a lock of the whole database for that at every commit.
+    PostgreSQL could notify of each step, but each NOTIFY takes a database-wide lock at commit.
     """
 
     def __init__(self, store: Store) -> None:
-        """Prepare to watch: the poller runs while there is something to wait for."""
+        """Prepare to watch. The poller runs only while a step is awaited."""
         self._store = store
         self._waits: dict[UUID, _Wait] = {}
         self._news = Wakeup()
         self._poller: asyncio.Task[None] | None = None
 
     async def wait(self, step: AwaitedStep) -> StepEnd:
-        """Return when a step need not be waited for any more, and why."""
+        """Wait for a step, and return how the wait ended."""
         wait = self._waits[step.task_run_id] = _Wait(step)
         self._news.wake()
         if self._poller is None or self._poller.done():
@@ -58,26 +58,25 @@ class Watch:
             self._poller.cancel()
 
     async def _poll(self) -> None:
-        interval = _SHORTEST_INTERVAL
+        intervals = Pauses(_SHORTEST_INTERVAL, _LONGEST_INTERVAL, factor=1.5)
         while self._waits:
             known = len(self._waits)
-            interval = min(interval * 1.5, _LONGEST_INTERVAL)
             if await self._look() or len(self._waits) > known:
-                interval = _SHORTEST_INTERVAL
-            # However many begin to wait, or end, in the meantime: the next look is for all of them.
+                intervals.reset()
+            # One look serves all steps that begin to wait, or end, during this pause.
             await anyio.sleep(_SHORTEST_INTERVAL)
-            await self._news.wait(interval - _SHORTEST_INTERVAL)
+            await self._news.wait(max(0.0, intervals.draw() - _SHORTEST_INTERVAL))
 
     async def _look(self) -> bool:
         try:
             ends = await self._store.watch_steps([wait.step for wait in self._waits.values()])
         except DatabaseUnavailableError as error:
-            _logger.warning("not looking at %d steps that others do: %s", len(self._waits), error)
-            with suppress(Exception):  # it is looked at again in any case
+            _logger.warning("not looking at %d external steps: %s", len(self._waits), error)
+            with suppress(Exception):  # the next look comes in any case
                 await self._store.drop_broken_connections()
             return False
-        except Exception:  # whatever it is, those that wait must not do so for ever
-            _logger.exception("not looking at %d steps that others do", len(self._waits))
+        except Exception:  # no error may leave the waiting steps without a poller
+            _logger.exception("not looking at %d external steps", len(self._waits))
             return False
         for end in ends:
             if wait := self._waits.get(end.task_run_id):
