@@ -204,4 +204,12 @@ def find_first(error: BaseException) -> BaseException:
 
 
 class TransientError(DatabaseUnavailableError):
-    """PostgreSQL could not answer at this moment; the same statement may succeed in the next."""
+    """PostgreSQL could not answer at this moment; the same statement may succeed in the next.
+
+    Attributes:
+        is_of_rows: the statement met a lock, a time-out or a conflict: a statement about other rows may succeed now.
+    """
+
+    def __init__(self, message: str, *, is_of_rows: bool = False) -> None:
+        self.is_of_rows = is_of_rows
+        super().__init__(message)

@@ -349,6 +349,42 @@ class Completion(NamedTuple):
         return _flatten(self._asdict())
 
 
+class Failure(NamedTuple):
+    """That a task has failed, and its run with it.
+
+    Attributes:
+        task: of the run.
+        error_message: the reason, for people.
+        state_name: what Prefect shows of the task run.
+        attempt: what the claim has returned; None for any attempt.
+        task_run_id: Prefect's task run of it.
+    """
+
+    task: TaskKey
+    error_message: str
+    state_name: str
+    attempt: int | None
+    task_run_id: UUID
+
+    def as_parameters(self) -> dict[str, object]:
+        """Return it as the parameters of a statement."""
+        return _flatten(self._asdict())
+
+
+class TaskElement(NamedTuple):
+    """What is to be done to a task of a run, as one of several in a statement.
+
+    Attributes:
+        run_id: the run.
+        epoch: in which it was taken.
+        asked: what is to be done.
+    """
+
+    run_id: UUID
+    epoch: int
+    asked: Completion | Failure | ClaimRequest
+
+
 def _flatten(fields: dict[str, object]) -> dict[str, object]:
     task = fields.pop("task")
     assert isinstance(task, TaskKey)

@@ -74,6 +74,9 @@ TABLE: dict[str, _Rule] = {
 
 _OTHER = _Rule(_FAILURE, _FAILURE)
 
+_OF_ROWS = {"40001", "40P01", "55P03", "57014", "XX000"}
+"""Conflicts, locks and time-outs: those lines of the table that a statement about other rows need not meet."""
+
 
 def judge(error: psycopg.Error, whose: Whose, *, is_cut: bool = True) -> Verdict:
     """Return what follows from an error.
@@ -87,6 +90,13 @@ def judge(error: psycopg.Error, whose: Whose, *, is_cut: bool = True) -> Verdict
     if whose.is_ours:
         return rule.ours
     return _FAILURE if rule.is_link and not is_cut else rule.work
+
+
+def is_of_rows(error: psycopg.Error) -> bool:
+    """Tell whether a statement failed for the rows that it met, such as locked ones: not for the server's state."""
+    # What took too long was cancelled for it: the server's error is the cause of ours.
+    found = {each.sqlstate for each in (error, error.__cause__) if isinstance(each, psycopg.Error)}
+    return not found.isdisjoint(_OF_ROWS)
 
 
 def _find_rule(error: psycopg.Error) -> _Rule:

@@ -78,6 +78,11 @@ class Statements:
         self.lease_terms = lease_terms
         self.answered_at = monotonic()
 
+    @property
+    def connections(self) -> int:
+        """How many connections the pool opens at most."""
+        return self._pool.max_size
+
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
             # Without a block of the connection's own: it would end a transaction, and here there never is one.

@@ -23,25 +23,36 @@ from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.unsettled import UnsettledStatements
 from pgflow_prefect.definitions.model import WorkflowDefinition
-from pgflow_prefect.errors import RunNotPendingError, SupersededError, UnknownRunError, UnknownWorkflowError, UsageError
+from pgflow_prefect.errors import (
+    PgflowPrefectError,
+    RunNotPendingError,
+    SupersededError,
+    UnknownRunError,
+    UnknownWorkflowError,
+    UsageError,
+)
 from pgflow_prefect.models import (
     Claim,
     ClaimRequest,
     Completion,
     Enabled,
     Ending,
+    Failure,
     Report,
     Run,
     RunEnd,
     Status,
     StepState,
     TakenRun,
+    TaskElement,
     TaskKey,
     WorkflowSummary,
 )
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.wording import suggest
+
+_DOING = {Completion: "complete", Failure: "fail", ClaimRequest: "claim"}
 
 _SIMILAR_SHOWN = 5
 """Ids that an error shows of the runs that a person may mean."""
@@ -375,25 +386,31 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **completion.as_parameters())
         return Report.model_validate(row)
 
-    async def complete_and_claim(
-        self, run_id: UUID, epoch: int, completions: Sequence[Completion], claims: Sequence[ClaimRequest]
-    ) -> tuple[list[Report], list[Claim | SupersededError | RunNotPendingError]]:
-        """Store results, and then claim steps, those that became ready by it too: all in one transaction, or nothing.
+    async def perform_tasks(
+        self, elements: Sequence[TaskElement], *, lock_timeout: float | None = None
+    ) -> list[Report | Claim | PgflowPrefectError | None]:
+        """Complete, fail and claim tasks of several runs, in this order: all in one transaction, or nothing.
+
+        Args:
+            elements: those of one run together, and the runs by id.
+            lock_timeout: seconds to wait for each lock; None for what the database says.
 
         Returns:
-            What each of them alone would return; for a claim of a former owner, or of a run that has ended, what it
-            alone would raise.
+            What each of them alone would return. An error where its run is gone; for a claim of a former owner, or of
+            a run that has ended, what it alone would raise. None where, of several runs, another transaction has
+            locked this one: then nothing was done for this run.
 
         Raises:
             PgflowPrefectError: what one of them alone would raise.
         """
-        elements = [_to_element("complete", run_id, epoch, each) for each in completions]
-        elements += [_to_element("claim", run_id, epoch, each) for each in claims]
-        rows = await self._fetch("perform_tasks", run_id=run_id, elements=f"[{','.join(elements)}]")
-        if any(row["outcome"] == "gone" for row in rows):
-            raise _unknown_run(run_id)
-        reports = [Report.model_validate(row) for row in rows[: len(completions)]]
-        return reports, [_read_claim(run_id, row) for row in rows[len(completions) :]]
+        runs = {each.run_id for each in elements}
+        rows = await self._fetch(
+            "perform_tasks",
+            run_id=elements[0].run_id if len(runs) == 1 else None,
+            elements=f"[{','.join(map(_to_element, elements))}]",
+            lock_timeout=None if lock_timeout is None else f"{lock_timeout * 1000:.0f}ms",
+        )
+        return [_to_answer(element, row) for element, row in zip(elements, rows, strict=True)]
 
     async def fail_step(
         self, run_id: UUID, task: TaskKey, error_message: str, *, state_name: str, **fence: object
@@ -432,15 +449,22 @@ def _to_claim(row: Row) -> Claim | None:
     return None if row["status"] is None else Claim.model_validate(row)
 
 
-def _read_claim(run_id: UUID, row: Row) -> Claim | SupersededError | RunNotPendingError:
+def _to_answer(element: TaskElement, row: Row) -> Report | Claim | PgflowPrefectError | None:
+    if row["outcome"] == "locked":
+        return None
+    if row["outcome"] == "gone":
+        return _unknown_run(element.run_id)
+    if not isinstance(element.asked, ClaimRequest):
+        return Report.model_validate(row)
     if row["outcome"] == "ended":
         return RunNotPendingError(str(row["error_message"]))
-    return _to_claim(row) or SupersededError(run_id)
+    return _to_claim(row) or SupersededError(element.run_id)
 
 
-def _to_element(do: str, run_id: UUID, epoch: int, task: Completion | ClaimRequest) -> str:
+def _to_element(element: TaskElement) -> str:
     """Return what is to be done to a task as JSON text; a result is that already."""
-    fields = {"do": do, "run_id": run_id, "epoch": epoch} | task.as_parameters()
+    asked = element.asked
+    fields = {"do": _DOING[type(asked)], "run_id": element.run_id, "epoch": element.epoch} | asked.as_parameters()
     result = fields.pop("result", None)
     text = to_json(fields).decode()
     return text if result is None else f'{text.removesuffix("}")},"result":{result}}}'

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg import errors
 
-from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
+from pgflow_prefect.database.sqlstates import Verdict, Whose, is_of_rows, judge
 from pgflow_prefect.errors import (
     DatabaseReadOnlyError,
     HiddenRowsError,
@@ -60,7 +60,7 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ReadOnlyError(f"PostgreSQL: {message}")
     if is_transient(error):
-        return TransientError(f"PostgreSQL: {message}")
+        return TransientError(f"PostgreSQL: {message}", is_of_rows=is_of_rows(error))
     if function is not None:  # as a rule a trigger's: its error does not mean what the same one of ours would mean
         return PgflowPrefectError(f"PostgreSQL: {message}")
     return _translate_refusal(error, message, run_id)

@@ -1,11 +1,14 @@
-"""Claims and completions of a run that come at the same time, in one statement and one transaction."""
+"""Claims and reports of all runs of a process: those that come at the same time go in one statement."""
 
 import logging
-from asyncio import CancelledError, Future, Task, create_task, get_running_loop, wait
+from asyncio import CancelledError, Future, Task, TimerHandle, get_running_loop, wait
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgflow_prefect.database.store import Store
@@ -16,11 +19,22 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
-from pgflow_prefect.models import Claim, ClaimRequest, Completion, Report
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Failure, Report, TaskElement
 
 MOST, MOST_BYTES = 100, 1024 * 1024
-"""Of a batch: steps, and what their results may have together; a larger one travels alone."""
+"""Of a statement: elements, and what their results may have together; a larger result travels alone."""
 
+LOCK_TIMEOUT = 0.25
+"""Seconds that a statement waits for a lock, until a run's own statement waits for it patiently."""
+
+LATE = 0.25
+"""Seconds after which a statement that has no answer keeps other runs waiting no more."""
+
+_SLOW = 1.0  # seconds after which the runs of a statement are suspected: each one's next statement is its own
+_MOST_AT_ONCE = 3  # statements of several runs, and as many of suspected ones, where the pool has the connections
+_SHORT_LOCK_TIMEOUT = 0.02  # seconds, where other runs wait patiently already
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at a locked run
+_MOST_LOOKS = 25  # at a locked run: after about as long as a statement may take, its steps hear of it
 
 _OF_ONE = (ResultInvalidError, RunNotPendingError, SupersededError)
 """What is to be expected: one of several is refused."""
@@ -28,142 +42,366 @@ _OF_ONE = (ResultInvalidError, RunNotPendingError, SupersededError)
 _logger = logging.getLogger(__name__)
 
 
-class Batch:
-    """What is on its way to the database while the former statement is being answered goes with the next one.
+class _Element(NamedTuple):
+    """What waits for an answer, and where the answer goes."""
 
-    A run's transitions lock its row, one after the other: several connections would make none of them faster. A
-    statement that fails is no whole: then each goes alone, so that only the one that is to blame hears of it.
+    run: "RunBatch"
+    asked: Completion | Failure | ClaimRequest
+    answer: "Future[Any]"
+
+    @property
+    def size(self) -> int:
+        return len(self.asked.result) if isinstance(self.asked, Completion) else 0
+
+
+@dataclass(eq=False)
+class RunBatch:
+    """What the steps of one run ask for.
+
+    A run's elements are in one statement at a time: its transitions lock its row, one after the other.
+
+    Attributes:
+        batch: what they travel with.
+        run_id: the run.
+        epoch: in which it was taken.
+        looks: how often in a row the run was found locked, or suspected of it; such a run goes alone.
     """
 
-    def __init__(self, store: Store, run_id: UUID, epoch: int) -> None:
-        """Begin with nothing.
-
-        Args:
-            store: the database.
-            run_id: the run.
-            epoch: in which it was taken.
-        """
-        self._store = store
-        self._run_id = run_id
-        self._epoch = epoch
-        self._completions: deque[tuple[Completion, Future[Report]]] = deque()
-        self._claims: deque[tuple[ClaimRequest, Future[Claim]]] = deque()
-        self._sending: Task[None] | None = None
+    batch: "Batch"
+    run_id: UUID
+    epoch: int
+    looks: int = field(default=0, init=False)
+    reports: deque[_Element] = field(default_factory=deque, init=False)
+    claims: deque[_Element] = field(default_factory=deque, init=False)
+    sending: Task[None] | None = field(default=None, init=False)  # the statement that has some of them
+    pause: TimerHandle | None = field(default=None, init=False)  # until the next look at a locked run
+    is_closed: bool = field(default=False, init=False)
 
     async def complete(self, completion: Completion) -> Report:
         """Store a step's result; see `Store.complete_step`."""
-        answer: Future[Report] = get_running_loop().create_future()
-        self._completions.append((completion, answer))
-        self._send_soon()
-        return await answer
+        return await self._ask(completion, self.reports)  # type: ignore[no-any-return]
+
+    async def fail(self, failure: Failure) -> Report:
+        """Fail a step and its run; see `Store.fail_step`."""
+        return await self._ask(failure, self.reports)  # type: ignore[no-any-return]
 
     async def claim(self, request: ClaimRequest) -> Claim:
         """Claim a step; see `Store.claim_step`."""
         return await self.claim_later(request)
 
     def claim_later(self, request: ClaimRequest) -> "Future[Claim]":
-        """Claim a step with the next statement, after whatever is completed with it."""
-        answer: Future[Claim] = get_running_loop().create_future()
-        self._claims.append((request, answer))
-        self._send_soon()
+        """Claim a step with the next statement, after whatever is reported with it."""
+        return self._ask(request, self.claims)
+
+    def _ask(self, asked: Completion | Failure | ClaimRequest, waiting: deque[_Element]) -> "Future[Any]":
+        answer: Future[Any] = get_running_loop().create_future()
+        waiting.append(_Element(self, asked, answer))
+        self.batch.note(self)
         return answer
 
-    def _send_soon(self) -> None:
-        if self._sending is None or self._sending.done():
-            self._sending = create_task(self._send())
+    @property
+    def waits(self) -> bool:
+        """Whether a statement could take something of it now."""
+        return self.sending is None and self.pause is None and bool(self.reports or self.claims)
 
-    async def close(self) -> None:
-        """Leave what is not answered yet: no step waits for it."""
-        if self._sending is not None:
-            self._sending.cancel()
-            await wait([self._sending])
-            if not self._sending.cancelled():
-                self._sending.exception()  # raised to those who waited
+    @property
+    def goes_alone(self) -> bool:
+        """Whether its next statement is to be its own: others would have to wait for it."""
+        return self.looks > 0 or (bool(self.reports) and self.reports[0].size > MOST_BYTES)
 
-    async def _send(self) -> None:
-        completions: list[tuple[Completion, Future[Report]]] = []
-        claims: list[tuple[ClaimRequest, Future[Claim]]] = []
+    def take(self, room: int, size: int) -> tuple[list[_Element], int]:
+        """Take what goes next, at most so many elements and so many bytes; return the bytes that are left.
+
+        The first element may be larger. A claim may be of a step that a report makes ready: it goes with that or later.
+        """
+        taken: list[_Element] = []
+        while self.reports and len(taken) < room:
+            if self.reports[0].size > size and (taken or size < MOST_BYTES):
+                return taken, 0
+            size -= self.reports[0].size
+            taken.append(self.reports.popleft())
+        while self.claims and not self.reports and len(taken) < room:
+            taken.append(self.claims.popleft())
+        return taken, max(0, size)
+
+    def give_back(self, elements: Sequence[_Element]) -> None:
+        """Let elements that were taken wait again, as the first ones."""
+        if self.is_closed:
+            for element in elements:
+                element.answer.cancel()
+            return
+        for element in reversed(elements):
+            (self.claims if isinstance(element.asked, ClaimRequest) else self.reports).appendleft(element)
+
+    def drop(self) -> list[_Element]:
+        """Take all that waits."""
+        dropped = [*self.reports, *self.claims]
+        self.reports.clear()
+        self.claims.clear()
+        return dropped
+
+
+class Batch:
+    """What a process asks of its runs: what comes while a statement is being answered goes with the next one.
+
+    No run keeps another one waiting. A run that another transaction has locked goes alone, and so does one that an
+    error was met with: a statement that fails is halved until the one that is to blame hears of it. Runs with much to
+    ask for share a statement with those that have little.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Begin with nothing, in the event loop that runs.
+
+        Args:
+            store: the database.
+        """
+        self._store = store
+        self._waiting: dict[RunBatch, None] = {}  # in their order
+        self._context = copy_context()  # no statement of several runs belongs to the step that asked first
+        self._is_due = False
+        self._together: set[Task[None]] = set()
+        self._late: set[Task[None]] = set()  # of those
+        self._alone: set[Task[None]] = set()
+        self._patient = 0
+        self._at_once = max(1, min(_MOST_AT_ONCE, store.connections // 2))
+
+    @asynccontextmanager
+    async def open(self, run_id: UUID, epoch: int) -> AsyncIterator[RunBatch]:
+        """Take what the steps of a run ask for, for as long as the block takes.
+
+        Args:
+            run_id: the run.
+            epoch: in which it was taken.
+        """
+        run = RunBatch(self, run_id, epoch)
         try:
-            while self._completions or self._claims:
-                completions = self._take_completions()
-                # A claim may be of a step that one of the completions makes ready: it comes with that one or later.
-                room = 0 if self._completions else MOST - len(completions)
-                claims = [self._claims.popleft() for _ in range(min(room, len(self._claims)))]
-                if len(completions) + len(claims) == 1:
-                    await self._send_each(completions, claims)
-                else:
-                    await self._send_all(completions, claims)
+            yield run
+        finally:
+            run.is_closed = True
+            await self._leave(run)
+
+    def note(self, run: RunBatch) -> None:
+        """Hear that a run asks for something: it goes with what else is asked for in this moment."""
+        self._waiting.setdefault(run)
+        self._send_soon()
+
+    async def _leave(self, run: RunBatch) -> None:
+        """Drop what is not answered yet: no step waits for it."""
+        for element in run.drop():
+            element.answer.cancel()
+        self._waiting.pop(run, None)
+        if run.pause is not None:
+            run.pause.cancel()
+        if run.sending is not None:
+            if run.sending in self._alone:
+                run.sending.cancel()
+            # Of a run that is let go of, no claim may come after that.
+            await wait([run.sending], timeout=_SLOW)
+
+    # Which goes next
+
+    def _send_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            get_running_loop().call_soon(self._send, context=self._context)
+
+    def _send(self) -> None:
+        self._is_due = False
+        for run in [each for each in self._waiting if each.waits and each.goes_alone]:
+            if len(self._alone) >= self._at_once:
+                break
+            self._send_run(run)
+        is_free = len(self._together) < self._at_once and not self._together - self._late
+        if is_free and (elements := self._take()):
+            self._send_elements(elements)
+
+    def _take(self) -> list[_Element]:
+        """Take elements of the runs that wait, of each the same number, as far as it has so many."""
+        elements: dict[RunBatch, list[_Element]] = {}
+        room, size = MOST, MOST_BYTES
+        runs = [run for run in self._waiting if run.waits and not run.goes_alone]
+        while runs and room and size:
+            share = max(1, room // len(runs))
+            for run in runs[:room]:
+                taken, size = run.take(min(share, room), size)
+                elements.setdefault(run, []).extend(taken)
+                room -= len(taken)
+                if not room or not size:
+                    break
+            runs = [run for run in runs if run.waits]
+        for run in elements:  # it waits for its next turn behind those that had none
+            self._waiting.pop(run)
+            if run.waits:
+                self._waiting[run] = None
+        # The locks are taken run by run, so that two processes never wait for each other.
+        ordered = sorted(elements, key=lambda run: run.run_id)
+        return [element for run in ordered for element in elements[run]]
+
+    # Sending
+
+    def _send_elements(self, elements: list[_Element]) -> None:
+        task = self._begin(self._send_together(elements), elements, self._together)
+
+        def keep_waiting_no_more() -> None:
+            if not task.done():
+                self._late.add(task)
+                self._send_soon()
+
+        timer = get_running_loop().call_later(LATE, keep_waiting_no_more, context=self._context)
+        task.add_done_callback(lambda _: timer.cancel())
+
+    def _send_run(self, run: RunBatch) -> None:
+        self._waiting.pop(run)  # the next one's turn is first
+        elements, _ = run.take(MOST, MOST_BYTES)
+        if run.waits:
+            self._waiting[run] = None
+        self._begin(self._send_alone(run, elements), elements, self._alone)
+
+    def _begin(
+        self, sending: Coroutine[Any, Any, None], elements: list[_Element], under_way: set[Task[None]]
+    ) -> Task[None]:
+        task = get_running_loop().create_task(self._answer_all(sending, elements), context=self._context)
+        under_way.add(task)
+        for element in elements:
+            element.run.sending = task
+
+        def end(_: object) -> None:
+            under_way.discard(task)
+            self._late.discard(task)
+            for run in {element.run for element in elements}:
+                run.sending = None
+                if (run.reports or run.claims) and not run.is_closed:
+                    self._waiting.setdefault(run)
+            if not task.cancelled():
+                task.exception()  # raised to those who waited
+            self._send_soon()
+
+        task.add_done_callback(end)
+        return task
+
+    async def _answer_all(self, sending: Coroutine[Any, Any, None], elements: list[_Element]) -> None:
+        try:
+            await sending
         except BaseException as error:
             # A signal, which Prefect raises wherever the event loop is at that moment: those who wait are to hear it.
-            for _, reported in (*completions, *self._completions):
-                _break_off(reported, error)
-            for _, asked in (*claims, *self._claims):
-                _break_off(asked, error)
-            self._completions.clear()
-            self._claims.clear()
+            waiting = [*elements]
+            if not isinstance(error, CancelledError):
+                waiting += [element for run in self._waiting for element in run.drop()]
+            for element in waiting:
+                _break_off(element.answer, error)
             raise
 
-    def _take_completions(self) -> list[tuple[Completion, "Future[Report]"]]:
-        taken: list[tuple[Completion, Future[Report]]] = []
-        size = 0
-        while self._completions and len(taken) < MOST:
-            size += len(self._completions[0][0].result)
-            if taken and size > MOST_BYTES:
-                break
-            taken.append(self._completions.popleft())
-        return taken
-
-    async def _send_all(
-        self, completions: list[tuple[Completion, "Future[Report]"]], claims: list[tuple[ClaimRequest, "Future[Claim]"]]
-    ) -> None:
+    async def _send_together(self, elements: list[_Element]) -> None:
+        """Send elements of any runs in one statement, or in halves where they can't go in one."""
+        runs = {element.run for element in elements}
+        begun = monotonic()
         try:
-            reports, claimed = await self._store.complete_and_claim(
-                self._run_id, self._epoch, [each for each, _ in completions], [each for each, _ in claims]
-            )
+            answers = await self._perform(elements, LOCK_TIMEOUT)
         except TransientError as error:
-            for _, reported in completions:
-                _refuse(reported, error)
-            for _, asked in claims:
-                _refuse(asked, error)
+            if error.is_of_rows and (len(runs) > 1 or monotonic() - begun < _SLOW):
+                _logger.info("%d runs: what comes together is sent run by run: %s", len(runs), error)
+                self._suspect(runs, elements)
+            else:
+                for element in elements:
+                    _refuse(element.answer, error)
         except Exception as error:  # noqa: BLE001  of whichever it is, it alone is to hear
-            level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
-            _logger.log(level, "run %s: what comes together is sent one by one: %s", self._run_id, error)
-            await self._send_each(completions, claims)
+            await self._send_halves(elements, error)
         else:
-            for (_, reported), report in zip(completions, reports, strict=True):
-                _answer(reported, report)
-            for (_, asked), claim in zip(claims, claimed, strict=True):
-                if isinstance(claim, PgflowPrefectError):
-                    _refuse(asked, claim)
-                else:
-                    _answer(asked, claim)
+            self._answer(elements, answers)
+            if len(runs) > 1 and monotonic() - begun > _SLOW:
+                self._suspect(runs, [])
 
-    async def _send_each(
-        self, completions: list[tuple[Completion, "Future[Report]"]], claims: list[tuple[ClaimRequest, "Future[Claim]"]]
-    ) -> None:
-        for completion, reported in completions:
-            try:
-                _answer(reported, await self._store.complete_step(self._run_id, self._epoch, completion))
-            except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-                _refuse(reported, error)
-        for request, asked in claims:
-            try:
-                _answer(asked, await self._store.claim_step(self._run_id, self._epoch, request))
-            except Exception as error:  # noqa: BLE001  likewise
-                _refuse(asked, error)
+    async def _send_halves(self, elements: list[_Element], error: Exception) -> None:
+        if len(elements) == 1:
+            await self._send_one(elements[0])
+            return
+        level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
+        _logger.log(level, "run %s: what comes together is sent in two: %s", elements[0].run.run_id, error)
+        middle = len(elements) // 2
+        for half in (elements[:middle], elements[middle:]):
+            # What was to go after elements that are to be tried again goes after them.
+            again = {element.run for element in half if element.run.looks}
+            for run in again:
+                run.give_back([element for element in half if element.run is run])
+            rest = [element for element in half if element.run not in again]
+            if rest:
+                await self._send_together(rest)
+
+    async def _send_one(self, element: _Element) -> None:
+        run_id, epoch, asked = element.run.run_id, element.run.epoch, element.asked
+        try:
+            if isinstance(asked, Completion):
+                _give(element.answer, await self._store.complete_step(run_id, epoch, asked))
+            elif isinstance(asked, Failure):
+                given = asked.as_parameters() | {"epoch": epoch}
+                task, message = asked.task, given.pop("error_message")
+                del given["step_slug"], given["task_index"]
+                _give(element.answer, await self._store.fail_step(run_id, task, str(message), **given))  # type: ignore[arg-type]
+            else:
+                _give(element.answer, await self._store.claim_step(run_id, epoch, asked))
+        except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+            _refuse(element.answer, error)
+
+    async def _send_alone(self, run: RunBatch, elements: list[_Element]) -> None:
+        """Send elements of a run in a statement of their own, and look again later where the run stays locked."""
+        first, begun = run.looks <= 1, monotonic()
+        patient = not first and self._patient < self._at_once - 1
+        self._patient += patient
+        try:
+            answers = await self._perform(elements, None if patient else LOCK_TIMEOUT if first else _SHORT_LOCK_TIMEOUT)
+        except TransientError as error:
+            is_worth_it = not patient and run.looks < _MOST_LOOKS and monotonic() - begun < _SLOW
+            if error.is_of_rows and is_worth_it:
+                self._suspect({run}, elements)
+                if not first:
+                    self._pause(run)
+            else:
+                for element in elements:
+                    _refuse(element.answer, error)
+        except Exception as error:  # noqa: BLE001  as above
+            run.looks = 0
+            await self._send_halves(elements, error)
+        else:
+            run.looks = int(monotonic() - begun > _SLOW)  # a slow trigger of a user, say: it would hold up the others
+            self._answer(elements, answers)
+        finally:
+            self._patient -= patient
+
+    async def _perform(
+        self, elements: list[_Element], lock_timeout: float | None
+    ) -> list[Report | Claim | PgflowPrefectError | None]:
+        asked = [TaskElement(each.run.run_id, each.run.epoch, each.asked) for each in elements]
+        return await self._store.perform_tasks(asked, lock_timeout=lock_timeout)
+
+    # What comes back
+
+    def _answer(self, elements: list[_Element], answers: Sequence[Report | Claim | PgflowPrefectError | None]) -> None:
+        locked: list[_Element] = []
+        for element, answer in zip(elements, answers, strict=True):
+            if answer is None:
+                locked.append(element)
+            elif isinstance(answer, PgflowPrefectError):
+                _refuse(element.answer, answer)
+            else:
+                _give(element.answer, answer)
+        self._suspect({element.run for element in locked}, locked)
+
+    def _suspect(self, runs: set[RunBatch], elements: list[_Element]) -> None:
+        """Have each of these runs go alone, and these elements of theirs once more."""
+        for run in runs:
+            run.looks += 1
+            run.give_back([element for element in elements if element.run is run])
+
+    def _pause(self, run: RunBatch) -> None:
+        def look_again() -> None:
+            run.pause = None
+            self._send_soon()
+
+        pause = min(_SHORTEST_PAUSE * 2**run.looks, _LONGEST_PAUSE)
+        run.pause = get_running_loop().call_later(pause, look_again, context=self._context)
 
 
-@asynccontextmanager
-async def open_batch(store: Store, run_id: UUID, epoch: int) -> AsyncIterator[Batch]:
-    """Take claims and completions of a run for as long as the block takes."""
-    batch = Batch(store, run_id, epoch)
-    try:
-        yield batch
-    finally:
-        await batch.close()
-
-
-def _answer(waiting: "Future[Any]", answer: object) -> None:
+def _give(waiting: "Future[Any]", answer: object) -> None:
     if not waiting.done():  # the caller may have been cancelled
         waiting.set_result(answer)
 
@@ -171,12 +409,11 @@ def _answer(waiting: "Future[Any]", answer: object) -> None:
 def _break_off(waiting: "Future[Any]", error: BaseException) -> None:
     if isinstance(error, CancelledError):
         waiting.cancel()
-    elif not waiting.done():
-        waiting.set_exception(error)
-        waiting.exception()
+    else:
+        _refuse(waiting, error)
 
 
-def _refuse(waiting: "Future[Any]", error: Exception) -> None:
+def _refuse(waiting: "Future[Any]", error: BaseException) -> None:
     if not waiting.done():
         waiting.set_exception(error)
         waiting.exception()  # a step that was claimed ahead may never ask

@@ -29,7 +29,6 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
-from pgflow_prefect.execution.batch import open_batch
 from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
 from pgflow_prefect.execution.handler_logs import show_logs
@@ -240,7 +239,7 @@ class Execution:
             return graph, None
         async with (
             open_task_runner() as task_runner,
-            open_batch(store, run_id, run.epoch) as batch,
+            host.batch.open(run_id, run.epoch) as batch,
         ):
             submitted: frozenset[str] = frozenset()
             if task_runner is not None:

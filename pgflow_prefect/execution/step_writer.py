@@ -9,8 +9,18 @@ from uuid import UUID
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import TransientError
-from pgflow_prefect.execution.batch import Batch
-from pgflow_prefect.models import AwaitedStep, Claim, ClaimRequest, Completion, Report, Status, StepEnd, TaskKey
+from pgflow_prefect.execution.batch import RunBatch
+from pgflow_prefect.models import (
+    AwaitedStep,
+    Claim,
+    ClaimRequest,
+    Completion,
+    Failure,
+    Report,
+    Status,
+    StepEnd,
+    TaskKey,
+)
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.waiting import Backoff
 
@@ -41,7 +51,7 @@ class StepWriter:
     run_id: UUID
     epoch: int
     patience: float
-    batch: Batch | None = None
+    batch: RunBatch | None = None
 
     async def claim(self, request: ClaimRequest) -> Claim:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
@@ -66,6 +76,10 @@ class StepWriter:
         self, task: TaskKey, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None
     ) -> Report:
         """Fail a step and its run, in this attempt or in any; see `Store.fail_step`."""
+        batch = self.batch
+        if batch is not None:
+            failure = Failure(task, clean_message(message), state_name, attempt, task_run_id)
+            return await self._persist(lambda: batch.fail(failure))
         return await self._persist(
             lambda: self.store.fail_step(
                 self.run_id,

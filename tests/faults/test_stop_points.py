@@ -27,14 +27,15 @@ from pgflow_prefect.services import maintenance, worker
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.models import ClaimRequest
 
 workflow = Workflow("chain")
 arrived = 0
 
 
-async def arrive():
+async def arrive(runs=1):
     global arrived
-    arrived += 1
+    arrived += runs
     if arrived == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     await asyncio.Event().wait()
@@ -48,8 +49,8 @@ def stop(point, owner, name, *, before=False, where=lambda *args, **kwargs: True
         if before:
             await arrive()
         result = await function(*args, **kwargs)
-        if where(*args, **kwargs):
-            await arrive()
+        if runs := where(*args, **kwargs):
+            await arrive(runs)
         return result
 
     if os.environ.get("STOP_AT") == point:
@@ -59,7 +60,8 @@ def stop(point, owner, name, *, before=False, where=lambda *args, **kwargs: True
 stop("taken", worker, "create_submission", before=True)
 stop("created", worker, "create_submission")
 stop("linked", Store, "link_flow_run")
-stop("claimed", Store, "complete_and_claim", where=lambda *args: args[4] and args[4][0].task.step_slug == "b")
+stop("claimed", Store, "perform_tasks", where=lambda _, elements, **__: sum(
+    isinstance(each.asked, ClaimRequest) and each.asked.task.step_slug == "b" for each in elements))
 stop("handled", PythonHandler, "execute", where=lambda handler, *_: handler.step_slug == "b")
 stop("finished", Step, "_perform", where=lambda step: step.slug == "b")
 stop("ended", Execution, "execute")
@@ -100,9 +102,11 @@ WHEN (new.step_slug = 'b' AND new.status = 'completed') EXECUTE FUNCTION wait_fo
 """Keeps the COMMIT of a completion of `b` from happening, for as long as the test holds the lock."""
 
 WAITING = """
-SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+SELECT pid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND NOT granted
 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+AND query_start < clock_timestamp() - interval '1 second'
 """
+"""Those that wait for as long as it takes: a statement about several runs first waits for a moment only."""
 
 LIMITS = {"PGFLOW_LEASE": "2", "PGFLOW_RECONCILE_INTERVAL": "2", "PGFLOW_SWEEP_INTERVAL": "0.5"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunHeldError, SupersededError
-from pgflow_prefect.models import ClaimRequest, Completion, Held, Status, TaskKey
+from pgflow_prefect.models import ClaimRequest, Completion, Held, Report, Status, TaskElement, TaskKey
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, complete, define, run_workflow, value
 from tests.integration.conftest import TENURE
@@ -88,9 +88,9 @@ async def test_refused_writes_are_counted(store: Store, db: Connection, workflow
         await store.claim_step(run_id, stale, ClaimRequest(TaskKey("a"), uuid4(), [], with_payload=True))
     assert (await store.read_run(run_id)).stale_writes == 3
     claim = ClaimRequest(TaskKey("a"), uuid4(), [], with_payload=True)
-    reports, claims = await store.complete_and_claim(run_id, stale, [completion], [claim])
-    assert [each.status for each in reports] == [Status.PENDING]
-    assert [type(each) for each in claims] == [SupersededError]
+    report, refused = await store.perform_tasks([TaskElement(run_id, stale, each) for each in (completion, claim)])
+    assert isinstance(report, Report)
+    assert (report.status, type(refused)) == (Status.PENDING, SupersededError)
     assert (await store.read_run(run_id)).stale_writes == 5
 
     await store.claim_step(run_id, epoch, claim)

@@ -20,7 +20,7 @@ from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, inst
 from pgflow_prefect.database.step_connection import Connector, LazyConnection
 from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.models import ClaimRequest, Completion, TaskKey
+from pgflow_prefect.models import ClaimRequest, Completion, Report, TaskElement, TaskKey
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
@@ -86,7 +86,8 @@ async def execute_run(store: Store, db: Connection) -> None:
         completion = Completion(
             request.task, '{"ratio": 0.12345678901234567, "text": "\\\\d+ \\"x\\""}', claim.attempt, flow_run_id
         )
-        [report], _ = await store.complete_and_claim(run_id, epoch, [completion], [])
+        [report] = await store.perform_tasks([TaskElement(run_id, epoch, completion)])
+        assert isinstance(report, Report)
         ended.append(report.status)
     assert ended == ["completed"] * 4
 

@@ -14,10 +14,13 @@ FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(r
                                   %(task_run_id)s)
 
 -- perform_tasks --
--- Completions, failures and claims of one or several runs, in one transaction: a row for each.
-SELECT outcome, status, ended_as, error_message, attempt, payload::text, upstream_results::text, kind, target, options,
-       waits, waited, began_at, ended_at, note
-FROM pgflow_prefect.perform_tasks(%(elements)s::jsonb)
+-- Completions, failures and claims of one or several runs, in one transaction: a row for each. The time-out is set for
+-- this transaction alone, before the function begins.
+WITH bound AS MATERIALIZED (SELECT pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true) AS lock_timeout)
+SELECT p.outcome, p.status, p.ended_as, p.error_message, p.attempt, p.payload::text, p.upstream_results::text, p.kind,
+       p.target, p.options, p.waits, p.waited, p.began_at, p.ended_at, p.note
+FROM bound, LATERAL pgflow_prefect.perform_tasks(
+    CASE WHEN bound.lock_timeout IS NOT NULL THEN %(elements)s::jsonb END) AS p
 
 -- fail_step --
 -- Fail a step and its run.

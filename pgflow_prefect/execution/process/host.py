@@ -14,6 +14,7 @@ from anyio import CancelScope, move_on_after
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.execution.batch import Batch
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import lend
@@ -155,6 +156,7 @@ class Host(StepEnvironment):
         keeper: extends the leases.
         token: by which threads of this process borrow the store.
         installation: the database, among those that share a Prefect server.
+        batch: what claims and reports of the runs travel with.
         places: of the flow runs that are executed now, where only so many are at the same time.
         requested: flow runs that Prefect started, and not this process.
         active: the runs that are executed now, by id.
@@ -163,6 +165,7 @@ class Host(StepEnvironment):
     keeper: LeaseKeeper
     token: UUID
     installation: Installation
+    batch: Batch
     places: dict[UUID, Slot] = field(default_factory=dict)
     requested: set[UUID] = field(default_factory=set)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
@@ -265,7 +268,7 @@ async def open_host(
         ):
             if is_service:
                 await keeper.open()
-            host = Host(settings, dsn, store, toolbox, watch, keeper, token, installation)
+            host = Host(settings, dsn, store, toolbox, watch, keeper, token, installation, Batch(store))
             try:
                 yield host
             finally:
