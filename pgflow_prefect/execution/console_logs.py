@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterator
 
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.formatters import JsonFormatter
 
+from pgflow_prefect.prefect_api.internals import JsonFormatter
 from pgflow_prefect.wording import CleanBlockFormatter, CleanFormatter, escape_json
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.logging.handlers import APILogHandler
+
+from pgflow_prefect.prefect_api.internals import APILogHandler
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 

@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager, contextmanager
 import anyio
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.context import AsyncClientContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api.errors import refuse, translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.internals import AsyncClientContext
 from pgflow_prefect.prefect_api.redaction import describe_error
 
 TAG = "pgflow"

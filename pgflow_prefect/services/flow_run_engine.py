@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 from prefect.exceptions import ScriptError, TerminationSignal
-from prefect.utilities import importtools
 
 from pgflow_prefect.deployment.handler_modules import load_file
+from pgflow_prefect.prefect_api.internals import importtools
 
 
 def _load_script(path: str) -> ModuleType:

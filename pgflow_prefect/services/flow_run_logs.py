@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from prefect.logging.configuration import DEFAULT_LOGGING_SETTINGS_PATH, load_logging_config
 from prefect.settings import PREFECT_HOME, PREFECT_LOGGING_SETTINGS_PATH
 
+from pgflow_prefect.prefect_api.internals import DEFAULT_LOGGING_SETTINGS_PATH, load_logging_config
 from pgflow_prefect.services.console_lines import HandlersFilter, HandlersFormatter
 
 _LEVEL, _SILENT = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"

@@ -17,18 +17,17 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, ObjectNotFound
 
 # Not public, and what Prefect's own process worker is made of: the one place where pgflow-prefect uses it.
-from prefect.runner._flow_run_executor import FlowRunExecutorContext
-from prefect.runner._starter_engine import EngineCommandStarter
 from prefect.states import Pending, Scheduled
-from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError, UsageError
 from pgflow_prefect.models import Ending, Held, Status
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
+from pgflow_prefect.prefect_api.internals import propose_state
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.prefect_api.runner_internals import EngineCommandStarter, FlowRunExecutorContext
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled
 
 QUERY_INTERVAL = 1.0

@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from prefect.utilities.callables import ParameterSchema, generate_parameter_schema
 from pydantic_core import to_json
 
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.prefect_api.internals import ParameterSchema, generate_parameter_schema
 from pgflow_prefect.workflow import Workflow
 
 Schema = Mapping[str, Any]

@@ -8,13 +8,13 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from prefect.utilities.urls import url_for
 
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.deployment.deployments.schedules import name_schedule
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import PrefectRefusedError
 from pgflow_prefect.prefect_api.client import ask_prefect
+from pgflow_prefect.prefect_api.internals import url_for
 
 _NOT_FOUND = 404
 

@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 import anyio
 import prefect
-from prefect.events.clients import get_events_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
@@ -17,6 +16,7 @@ from pgflow_prefect.deployment.prefect_server import POOL_SETTING, POOL_SIZE, RE
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api.client import ask_prefect, connect_to_prefect
 from pgflow_prefect.prefect_api.errors import advise
+from pgflow_prefect.prefect_api.internals import get_events_client
 from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 
 _OLDEST = (3, 8)

@@ -16,10 +16,10 @@ from types import FrameType
 from typing import Generic, TypeVar
 
 import anyio
-from prefect.logging.loggers import patch_print
 
 from pgflow_prefect.errors import PgflowPrefectError, find_first
 from pgflow_prefect.handlers.threads import count_given_up
+from pgflow_prefect.prefect_api.internals import patch_print
 
 T = TypeVar("T")
 

@@ -1,0 +1,141 @@
+"""Prefect's internals are where this package expects them, and take the arguments that it passes."""
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.concurrency.asyncio import concurrency
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.flows import Flow
+
+import pgflow_prefect
+from pgflow_prefect.prefect_api import internals, runner_internals
+from pgflow_prefect.prefect_api.runner_internals import (
+    CancellationManager,
+    ControlChannel,
+    EngineCommandStarter,
+    FlowRunExecutorContext,
+    ProcessManager,
+)
+
+PACKAGE = Path(pgflow_prefect.__file__).parent
+
+PUBLIC = {
+    "prefect",
+    "prefect.blocks.core",
+    "prefect.blocks.system",
+    "prefect.cache_policies",
+    "prefect.client.orchestration",
+    "prefect.client.schemas.actions",
+    "prefect.client.schemas.filters",
+    "prefect.client.schemas.objects",
+    "prefect.client.schemas.responses",
+    "prefect.client.schemas.schedules",
+    "prefect.client.schemas.sorting",
+    "prefect.concurrency.asyncio",
+    "prefect.context",
+    "prefect.events",
+    "prefect.exceptions",
+    "prefect.futures",
+    "prefect.runtime",
+    "prefect.settings",
+    "prefect.states",
+    "prefect.task_runners",
+    "prefect.types",
+}
+"""Modules that Prefect's documentation and examples import from."""
+
+CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
+    "AsyncClientContext": (internals.AsyncClientContext, 0, set()),
+    "AsyncTransaction": (internals.AsyncTransaction, 0, {"store", "write_on_commit", "logger"}),
+    "ConcurrencyContext": (internals.ConcurrencyContext, 0, set()),
+    "SettingsContext": (internals.SettingsContext, 0, {"profile", "settings"}),
+    "clamped_poisson_interval": (internals.clamped_poisson_interval, 1, {"clamping_factor"}),
+    "concurrency": (concurrency, 1, {"occupy", "holder", "strict"}),
+    "exception_to_crashed_state": (internals.exception_to_crashed_state, 1, set()),
+    "generate_parameter_schema": (internals.generate_parameter_schema, 2, set()),
+    "get_events_client": (internals.get_events_client, 0, {"reconnection_attempts"}),
+    "get_settings_context": (internals.get_settings_context, 0, set()),
+    "load_logging_config": (internals.load_logging_config, 1, set()),
+    "load_script_as_module": (internals.importtools.load_script_as_module, 0, {"path"}),
+    "patch_print": (internals.patch_print, 0, set()),
+    "propose_state": (internals.propose_state, 2, {"flow_run_id"}),
+    "related_resources_from_run_context": (internals.related_resources_from_run_context, 1, set()),
+    "run_flow_async": (internals.run_flow_async, 1, {"flow_run", "parameters", "return_type"}),
+    "task_run_logger": (internals.task_run_logger, 4, set()),
+    "url_for": (internals.url_for, 1, set()),
+    "runner: cancel": (CancellationManager.cancel_by_id, 2, set()),
+    "runner: flow_run_ids": (ProcessManager.flow_run_ids, 1, set()),
+    "runner: kill": (ProcessManager.kill, 3, set()),
+    "runner: process": (ProcessManager.get, 2, set()),
+    "runner: signal": (ControlChannel.signal, 3, set()),
+    "runner: starter": (
+        EngineCommandStarter,
+        0,
+        {"command", "control_channel", "isolate_process_group", "env"},
+    ),
+    "runner: executor": (FlowRunExecutorContext.create_executor, 3, {"resolve_flow", "propose_submitting"}),
+}
+"""Each call: what is called, the number of arguments by place (`self` included), and the arguments by name."""
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_an_internal_takes_the_arguments_that_it_gets(call: tuple[Callable[..., Any], int, set[str]]) -> None:
+    called, by_place, by_name = call
+
+    inspect.signature(called).bind(*[None] * by_place, **dict.fromkeys(by_name))
+
+
+def test_a_runner_s_context_has_the_parts_that_serve_uses() -> None:
+    source = inspect.getsource(FlowRunExecutorContext)
+
+    for part in ("client", "control_channel", "process_manager", "_cancellation_manager"):
+        assert f"self.{part} = " in source
+    assert "self._cancellation_manager.cancel_by_id" in source, "cancellations no longer pass our replacement"
+
+
+def test_contexts_have_the_fields_that_steps_use() -> None:
+    assert {"flow", "flow_run", "client", "result_store", "task_runner"} <= {*FlowRunContext.model_fields}
+    assert {"task", "task_run", "client"} <= {*TaskRunContext.model_fields}
+    assert "current_tags" in internals.TagsContext.model_fields
+
+
+def test_a_flow_has_the_hooks_that_are_contained() -> None:
+    names = {"on_running_hooks", "on_completion_hooks", "on_failure_hooks", "on_cancellation_hooks", "on_crashed_hooks"}
+
+    assert names <= {*vars(Flow(lambda: None, name="flow"))}
+
+
+def test_every_internal_is_exported_and_compared() -> None:
+    functions = {name for name in internals.__all__ if inspect.isfunction(getattr(internals, name))}
+
+    assert functions <= {*CALLS}
+    assert {*runner_internals.__all__} <= {each[0].__qualname__.split(".")[0] for each in CALLS.values()}
+
+
+def test_internals_are_imported_in_one_place() -> None:
+    own_rooms = {"prefect_api/internals.py", "prefect_api/runner_internals.py"}
+    own_rooms |= {"execution/in_process.py", "prefect_api/event_sender.py", "services/worker.py"}
+    own_rooms |= {f"execution/reporting/{name}.py" for name in ("artifacts", "events", "task_runs")}
+    found = {
+        f"{file.relative_to(PACKAGE)}: {module}"
+        for file in PACKAGE.rglob("*.py")
+        if str(file.relative_to(PACKAGE)) not in own_rooms
+        for module, names in find_imports(file)
+        if module not in PUBLIC or names & {*internals.__all__, *runner_internals.__all__}
+    }
+
+    assert found == set(), "import these names from pgflow_prefect.prefect_api.internals"
+
+
+def find_imports(file: Path) -> list[tuple[str, set[str]]]:
+    """Return what a file imports from Prefect: modules, each with the names."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    imported = [
+        (each.module or "", {name.name for name in each.names}) for each in nodes if isinstance(each, ast.ImportFrom)
+    ]
+    imported += [(name.name, set()) for each in nodes if isinstance(each, ast.Import) for name in each.names]
+    return [(module, names) for module, names in imported if module.split(".")[0] == "prefect"]
