@@ -5,7 +5,7 @@
 
 from prefect.runner._cancellation_manager import CancellationManager
 from prefect.runner._control_channel import ControlChannel
-from prefect.runner._flow_run_executor import FlowRunExecutorContext
+from prefect.runner._flow_run_executor import FlowRunExecutor, FlowRunExecutorContext
 from prefect.runner._process_manager import ProcessManager
 from prefect.runner._starter_engine import EngineCommandStarter
 
@@ -13,6 +13,7 @@ __all__ = [
     "CancellationManager",
     "ControlChannel",
     "EngineCommandStarter",
+    "FlowRunExecutor",
     "FlowRunExecutorContext",
     "ProcessManager",
 ]

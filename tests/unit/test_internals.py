@@ -17,6 +17,7 @@ from pgflow_prefect.prefect_api.runner_internals import (
     CancellationManager,
     ControlChannel,
     EngineCommandStarter,
+    FlowRunExecutor,
     FlowRunExecutorContext,
     ProcessManager,
 )
@@ -77,6 +78,7 @@ CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
         0,
         {"command", "control_channel", "isolate_process_group", "env"},
     ),
+    "runner: submit": (FlowRunExecutor.submit, 1, set()),
     "runner: executor": (FlowRunExecutorContext.create_executor, 3, {"resolve_flow", "propose_submitting"}),
 }
 """Each call: what is called, the number of arguments by place (`self` included), and the arguments by name."""
@@ -95,6 +97,10 @@ def test_a_runner_s_context_has_the_parts_that_serve_uses() -> None:
     for part in ("client", "control_channel", "process_manager", "_cancellation_manager"):
         assert f"self.{part} = " in source
     assert "self._cancellation_manager.cancel_by_id" in source, "cancellations no longer pass our replacement"
+
+
+def test_an_executor_returns_how_its_process_ended() -> None:
+    assert "FlowRunExecutionResult" in str(inspect.signature(FlowRunExecutor.submit).return_annotation)
 
 
 def test_contexts_have_the_fields_that_steps_use() -> None:
