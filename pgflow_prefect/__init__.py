@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
     from pgflow_prefect.blocks import PgflowDatabase
-    from pgflow_prefect.errors import PgflowPrefectError
+    from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
     from pgflow_prefect.handlers.base import StepContext
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "External",
     "HttpEndpoint",
+    "NotRetriableError",
     "PgflowDatabase",
     "PgflowPrefectError",
     "Queue",
@@ -26,6 +27,7 @@ __all__ = [
 _ORIGINS = {
     "External": "pgflow_prefect.bindings",
     "HttpEndpoint": "pgflow_prefect.bindings",
+    "NotRetriableError": "pgflow_prefect.errors",
     "PgflowDatabase": "pgflow_prefect.blocks",
     "PgflowPrefectError": "pgflow_prefect.errors",
     "Queue": "pgflow_prefect.bindings",

@@ -1,7 +1,7 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
 import sys
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from copy import copy
 from functools import cached_property, partial
@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any, TypeAlias, TypeVar, overload
 from uuid import UUID
 
-from prefect import Flow
+from prefect import Flow, Task
+from prefect.client.schemas.objects import State, TaskRun
 
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
@@ -34,6 +35,9 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RetryCondition: TypeAlias = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
+"""Prefect's `retry_condition_fn`."""
 
 AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
 
@@ -161,6 +165,7 @@ class Workflow:
         retry_delay_seconds: float | list[float] = 0,
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
+        retry_condition_fn: RetryCondition | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
     ) -> Callable[[F], F]: ...
@@ -175,6 +180,7 @@ class Workflow:
         retry_delay_seconds: float | list[float] = 0,
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
+        retry_condition_fn: RetryCondition | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
     ) -> F | Callable[[F], F]:
@@ -182,7 +188,8 @@ class Workflow:
 
         The function's arguments are bound by name: an upstream step's slug, as an identifier, gets that step's result;
         `payload` the run's payload; `upstream` the results of all upstream steps by slug; `context` a `StepContext`.
-        Annotations are checked by pydantic, on the way in and on the way out. A sync function runs in a thread.
+        An argument with a default may name no upstream step: it keeps its default then. Annotations are checked by
+        pydantic, on the way in and on the way out. A sync function runs in a thread.
 
         Args:
             slug: the step; the function's name where it is not given.
@@ -191,6 +198,8 @@ class Workflow:
             retry_delay_seconds: before each of them, or one for each (the last one repeats).
             retry_jitter_factor: spreads a delay at random, by up to this factor.
             timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
+            retry_condition_fn: called with the task, the task run and the failed state, as in Prefect, while attempts
+                are left. The step is tried again only if it returns true. It may be async.
             unimplemented: there is no work here yet: the function counts as no handler, and the step as external
                 else's. `pgflow-prefect import` writes this into its stubs; take it out when the function does the work.
             shadow: the function may run beside an external worker, to compare their results: see
@@ -204,7 +213,11 @@ class Workflow:
             return self.step()(slug)
         if isinstance(after, str):  # a collection too, of letters
             raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
-        policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds)
+        if retry_condition_fn is not None and not callable(retry_condition_fn):
+            raise UsageError(
+                f"retry_condition_fn={retry_condition_fn!r} is no function: give one as for Prefect's tasks"
+            )
+        policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
 
         def register(function: F) -> F:
             step_slug = slug if slug is not None else getattr(function, "__name__", None)
@@ -301,7 +314,8 @@ class Workflow:
             InvalidDefinitionError: with everything that is wrong with it, a sentence each.
         """
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
-        return derive_definition(self.slug, self.known_steps, arguments, self._after)
+        optional = {slug: handler.optional for slug, handler in self._handlers.items()}
+        return derive_definition(self.slug, self.known_steps, arguments, self._after, optional)
 
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
         """Return everything that keeps these handlers from executing this definition, a sentence each.
@@ -316,7 +330,7 @@ class Workflow:
                 problems.append(str(error))
         problems += self._find_flow_problems() if self._flow_is_made else []
         # A stub's arguments count all the same: it is to become a handler.
-        arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
+        arguments = {slug: handler.required for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
         return [*find_problems(definition, arguments), *find_missing_deps(definition, self._after), *problems]
 

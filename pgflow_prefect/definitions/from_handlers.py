@@ -12,7 +12,9 @@ Names = Mapping[str, Collection[str]]
 """Some names for each step's slug."""
 
 
-def derive_definition(workflow_slug: str, steps: Collection[str], arguments: Names, after: Names) -> WorkflowDefinition:
+def derive_definition(
+    workflow_slug: str, steps: Collection[str], arguments: Names, after: Names, optional: Names | None = None
+) -> WorkflowDefinition:
     """Return the definition that handlers make: a step waits for the steps that its handler's arguments name.
 
     Args:
@@ -20,6 +22,7 @@ def derive_definition(workflow_slug: str, steps: Collection[str], arguments: Nam
         steps: the slugs of all its steps.
         arguments: the names of the arguments of each handler that has any.
         after: the slugs of the steps that a step waits for beyond those, where there are any.
+        optional: those of the arguments that have a default, and so may name no step.
 
     Returns:
         The definition, its steps in the order given, its deps in the order of the steps that wait.
@@ -38,7 +41,7 @@ def derive_definition(workflow_slug: str, steps: Collection[str], arguments: Nam
     definition = WorkflowDefinition(slug=workflow_slug, steps=tuple(steps), deps=tuple(deps))
     problems = [
         *_find_unstorable(workflow_slug, steps),
-        *_find_unknown_arguments(arguments, slugs),
+        *_find_unknown_arguments(arguments, slugs, optional or {}),
         *_find_unknown_upstream(after, known),
         *_find_joins_of_nothing(definition, arguments),
         *(find_problems(definition) if steps else ["it has no steps: decorate a function with @workflow.step"]),
@@ -68,12 +71,12 @@ def _find_unstorable(workflow_slug: str, steps: Collection[str]) -> Iterator[str
             yield f"the slug {slug!r} has a control character: rename it"
 
 
-def _find_unknown_arguments(arguments: Names, slugs: Mapping[str, str]) -> Iterator[str]:
+def _find_unknown_arguments(arguments: Names, slugs: Mapping[str, str], optional: Names) -> Iterator[str]:
     unknown = [
         (slug, name)
         for slug, names in arguments.items()
         for name in names
-        if name not in slugs and name not in RESERVED_NAMES
+        if name not in slugs and name not in RESERVED_NAMES and name not in optional.get(slug, ())
     ]
     suggestions = suggest_each((name for _, name in unknown), slugs.keys() | RESERVED_NAMES)
     for (slug, name), (_, suggestion) in zip(unknown, suggestions, strict=True):

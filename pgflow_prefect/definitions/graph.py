@@ -96,7 +96,7 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
 
     Args:
         definition: the workflow.
-        handlers: for each step that has a handler, the names of the handler's arguments.
+        handlers: for each step that has a handler, the names of the handler's arguments that have no default.
 
     Returns:
         A sentence for each problem, empty where there is none. Linear in steps and deps.

@@ -232,7 +232,7 @@ class Execution:
         store, run_id = host.store, run.run_id
         definition = await self._persist(store, lambda: store.load_run_definition(run_id))
         graph = build_graph(definition)
-        arguments = {slug: each.function.arguments for slug, each in self.handlers.items() if each.function}
+        arguments = {slug: each.function.required for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.fail_run(run_id, reason))

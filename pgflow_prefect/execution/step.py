@@ -37,7 +37,7 @@ from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
-from pgflow_prefect.execution.step_task import make_request, make_task, set_policy
+from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
@@ -406,7 +406,7 @@ class Step:
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
         """Write down that an attempt failed; None where Prefect will try again, which is no end of the step."""
         message = describe(error)
-        if self._is_retried(error):
+        if await self._is_retried(error):
             if isinstance(error, RetryLaterError) and error.after is not None:
                 self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
             self.observe(self.slug, StateName.AWAITING_RETRY)
@@ -422,10 +422,16 @@ class Step:
             attempt=None if claim.waits else claim.attempt,  # whose attempt it was: no matter
         )
 
-    def _is_retried(self, error: Exception) -> bool:
+    async def _is_retried(self, error: Exception) -> bool:
         context = TaskRunContext.get()
         assert context is not None
-        return context.task_run.run_count <= self._policy.retries and not isinstance(error, NotRetriableError)
+        if context.task_run.run_count > self._policy.retries or isinstance(error, NotRetriableError):
+            return False
+        condition = self._policy.retry_condition
+        if condition is None or await may_retry(condition, self._task, error, self._logger):
+            return True
+        self._task.retries = 0  # Prefect is not to ask again
+        return False
 
     async def _conclude(self, report: Report) -> State[None] | None:
         """Return what Prefect shows for a step whose report was answered; the first report has won."""

@@ -1,17 +1,25 @@
 """A step as a Prefect task, and what it is claimed with."""
 
+import inspect
 from collections.abc import Awaitable, Callable, Collection
 from copy import copy
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.states import Failed
 
-from pgflow_prefect.errors import NotRetriableError
+from pgflow_prefect.database.step_transaction import Logger
+from pgflow_prefect.errors import HandlerRaisedError, NotRetriableError
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.models import ClaimRequest, TaskKey
 from pgflow_prefect.wording import clean
 
@@ -46,6 +54,24 @@ def set_policy(task: StepTask, policy: RetryPolicy) -> None:
     task.retries = policy.retries
     task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
     task.retry_jitter_factor = policy.retry_jitter_factor
+
+
+async def may_retry(condition: Callable[..., Any], task: StepTask, error: Exception, logger: Logger) -> bool:
+    """Ask the user's condition, as Prefect's engine asks it, whether a step is to be tried again after an error.
+
+    A sync condition is called in a thread. One that raises is logged, and ends the step.
+    """
+    context = TaskRunContext.get()
+    assert context is not None
+    raised = error.__cause__ if isinstance(error, HandlerRaisedError) and error.__cause__ is not None else error
+    state: State[Any] = Failed(data=raised, message=f"Task run encountered an exception {describe(error)}")
+    ask = partial(condition, task, context.task_run, state)
+    try:
+        answer = ask() if inspect.iscoroutinefunction(condition) else await run_in_thread(ask)
+        return bool(await answer if inspect.isawaitable(answer) else answer)
+    except Exception:  # the user's code
+        logger.exception("retry_condition_fn of step %r failed: the step is not tried again", task.name)
+        return False
 
 
 async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[object]) -> bool:

@@ -119,12 +119,14 @@ class RetryPolicy:
         retry_delay_seconds: before each of them, or one for each; the last one repeats.
         retry_jitter_factor: spreads a delay at random, by up to this factor.
         timeout_seconds: for each attempt; None for no limit.
+        retry_condition: of Python code, Prefect's `retry_condition_fn`: says whether to try again after this error.
     """
 
     retries: int = 0
     retry_delay_seconds: float | list[float] = 0
     retry_jitter_factor: float | None = None
     timeout_seconds: float | None = None
+    retry_condition: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,16 @@ class PythonHandler:
         """The names of the function's arguments, in their order."""
         return tuple(self._parameters)
 
+    @cached_property
+    def optional(self) -> tuple[str, ...]:
+        """The names of the arguments that have a default: one that names no upstream step keeps it."""
+        return tuple(name for name, each in self._parameters.items() if each.default is not inspect.Parameter.empty)
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """The names of the arguments that have no default."""
+        return tuple(name for name in self.arguments if name not in self.optional)
+
     @property
     def wants_payload(self) -> bool:
         """Whether the function takes `payload`."""
@@ -150,7 +160,7 @@ class PythonHandler:
                 yield name, self._read_payload(claim.payload or _NULL)
             elif name == "upstream":
                 yield name, self._read(name, results)
-            else:
+            elif name in slugs:
                 members = self._split(results) if members is None else members
                 yield name, self._read(name, members[slugs[name]])
 

@@ -1,12 +1,15 @@
 """Handlers that raise, take too long or are missing: what both sides say of it."""
 
 from threading import Event
+from typing import Any
 
 import anyio
 import pytest
+from prefect import Task
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State, TaskRun
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import NotRetriableError, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
@@ -98,6 +101,62 @@ async def test_a_failed_attempt_is_tried_again_and_counted(
     flow_run = await read_flow_run(client, workflow.slug)
     shown = await await_task_runs(client, flow_run, {"shaky": "Completed", "hopeless": "Failed"})
     assert shown["shaky"].run_count == 3
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "broken"])
+async def test_a_step_is_tried_again_only_after_the_errors_that_its_condition_names(
+    db: Connection, define: Define, client: PrefectClient, kind: str
+) -> None:
+    asked: list[tuple[str, int, str]] = []
+
+    def decide(task: Task[..., Any], task_run: TaskRun, error: Exception) -> bool:
+        asked.append((task.name, task_run.run_count, repr(error)))
+        if kind == "broken" and len(asked) == 2:
+            raise error
+        return isinstance(error, ConnectionError)
+
+    def is_worth_it(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        try:
+            state.result()
+        except Exception as error:  # noqa: BLE001  as Prefect's documentation has it
+            return decide(task, task_run, error)
+        raise AssertionError("the state has failed")
+
+    async def is_worth_it_async(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+        try:
+            await state.aresult()
+        except Exception as error:  # noqa: BLE001  likewise
+            return decide(task, task_run, error)
+        raise AssertionError("the state has failed")
+
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["shaky"])
+
+    @workflow.step(retries=5, retry_condition_fn=is_worth_it_async if kind == "async" else is_worth_it)
+    def shaky(context: StepContext) -> None:
+        if context.attempt == 1:
+            raise ConnectionError("away")
+        raise ValueError("wrong")
+
+    with pytest.raises(RunFailedError, match="wrong"):
+        await workflow.flow()
+    assert read_steps(db)["shaky"] == ("failed", 2, None, "ValueError: wrong")
+    assert asked == [("shaky", 1, "ConnectionError('away')"), ("shaky", 2, "ValueError('wrong')")]
+    shown = await await_task_runs(client, await read_flow_run(client, workflow.slug), {"shaky": "Failed"})
+    assert shown["shaky"].run_count == 2
+
+
+async def test_a_handler_that_says_that_it_is_not_retriable_ends_its_step(db: Connection, define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["pay"])
+
+    @workflow.step(retries=5)
+    def pay() -> None:
+        raise NotRetriableError("the card is stolen")
+
+    with pytest.raises(RunFailedError, match="the card is stolen"):
+        await workflow.flow()
+    assert read_steps(db)["pay"][:2] == ("failed", 1)
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])

@@ -43,6 +43,25 @@ async def test_a_step_sees_what_its_upstream_returned_through_its_annotations(de
     assert taken == [Order(number=7, day=dt.date(2026, 2, 28))]
 
 
+async def test_an_argument_with_a_default_keeps_it_unless_it_names_an_upstream_step(define: Define) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["fetch", "report", "publish"], [("fetch", "publish")])
+
+    @workflow.step
+    def fetch(payload: object, page_size: int = 100) -> int:
+        return page_size
+
+    @workflow.step
+    def report() -> int:
+        return 7
+
+    @workflow.step
+    async def publish(fetch: int | None = None, report: int | None = None, *, dry: bool = True) -> list[object]:
+        return [fetch, report, dry]
+
+    assert await workflow.flow() == {"report": 7, "publish": [100, None, True]}
+
+
 async def test_a_value_that_does_not_fit_fails_the_step_at_once_and_names_it(db: Connection, define: Define) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["count"])

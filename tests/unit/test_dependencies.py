@@ -35,6 +35,19 @@ def test_an_argument_that_names_a_step_is_a_dep() -> None:
     assert workflow.definition == define({"send": ["prepare-list", "2nd"], "prepare-list": [], "2nd": []}, "campaign")
 
 
+def test_an_argument_with_a_default_is_a_dep_only_if_it_names_a_step() -> None:
+    workflow = Workflow("report")
+
+    @workflow.step
+    def fetch(payload: object, page_size: int = 100) -> None: ...
+
+    @workflow.step
+    def publish(fetch: object = None, *, dry: bool = False) -> None: ...
+
+    assert workflow.definition == define({"fetch": [], "publish": ["fetch"]}, "report")
+    assert workflow.find_problems(define({"fetch": [], "publish": []}, "report")) == []
+
+
 def test_after_names_what_no_argument_does() -> None:
     workflow = Workflow("join")
 
