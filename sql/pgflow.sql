@@ -24,6 +24,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than make all other sessions queue behind us
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
+SET LOCAL pgflow.script_version = 3;     -- engine_version refuses an older one, and one that does not say it
 
 DO $guard$
 DECLARE
@@ -106,11 +107,13 @@ BEGIN
         (SELECT string_agg(classid || '/' || objid, ' ') FROM pg_depend
          WHERE refclassid = 'pg_namespace'::regclass
            AND refobjid = to_regnamespace(quote_ident(schema_name)))), true);
+    PERFORM pgflow.engine_version();
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.lock_schema(text) IS
-    'Creates a schema, locks it against other scripts until the transaction ends, and remembers what is in it. Internal.';
+    'Creates a schema, locks it against other scripts until the transaction ends, and remembers what is in it. Refuses a '
+    'script of an older version. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.close_schema(schema_name text, also_known boolean DEFAULT false) RETURNS void
@@ -181,6 +184,37 @@ COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
     'Takes every right from others than the owner on what a script has created since lock_schema; also_known: from '
     'PUBLIC on the functions that were there before, too. Who may call one of those may call the new ones that it calls. '
     'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.pause_reactions(VARIADIC tables regclass[]) RETURNS text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    reaction record;
+    restore text := 'SELECT';
+BEGIN
+    FOR reaction IN
+        SELECT found.*, format('%I.%I', n.nspname, c.relname) AS on_table -- for the caller's search_path
+        FROM (SELECT 'TRIGGER' AS kind, tgname AS name, tgrelid AS relation, tgenabled AS state
+              FROM pg_trigger WHERE NOT tgisinternal
+              UNION ALL
+              SELECT 'RULE', rulename, ev_class, ev_enabled FROM pg_rewrite) found
+        JOIN pg_class c ON c.oid = found.relation JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = ANY (tables) AND found.state <> 'D'
+    LOOP
+        EXECUTE format('ALTER TABLE %s DISABLE %s %I', reaction.on_table, reaction.kind, reaction.name);
+        restore := restore || format('; ALTER TABLE %s ENABLE %s %s %I', reaction.on_table,
+                                     CASE reaction.state WHEN 'A' THEN 'ALWAYS' WHEN 'R' THEN 'REPLICA' ELSE '' END,
+                                     reaction.kind, reaction.name);
+    END LOOP;
+    RETURN restore;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.pause_reactions(regclass[]) IS
+    'Disables the triggers and rules of tables, so that an upgrade writes a note into rows of the past and nothing '
+    'reacts to it. Returns the SQL that enables them as they were, for the same transaction. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.reserve_pages(schema_name text, table_names text[]) RETURNS void
@@ -411,25 +445,48 @@ END
 $columns$;
 
 -- Version 2 told a cancelled run by its message alone. These are the ones that it can be told of: cancel_run gave the run
--- and its steps one reason, and the failure of a step begins with the step.
+-- and its steps one reason, and the failure of a step begins with the step. A database that was version 3 before may have
+-- notes that version 2 has outlived.
 DO $cancelled$
+DECLARE
+    noted uuid[];
+    outlived uuid[];
+    restore text;
 BEGIN
     IF current_setting('pgflow.former_version')::int NOT BETWEEN 1 AND 2 THEN
         RETURN;
     END IF;
-    UPDATE pgflow.runs r SET ended_as = 'cancelled'
-    WHERE r.status = 'failed' AND r.error_message NOT LIKE 'step "%" failed: %'
-      AND r.error_message NOT LIKE 'given up: %' -- the adapter had given up: its owners had vanished
-      AND (r.error_message LIKE 'cancelled%'
-           OR EXISTS (SELECT FROM pgflow.step_states s
-                      WHERE s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message));
+    -- By the index of ended runs, one workflow after the other: the table is locked, and most of its runs have completed.
+    SELECT array_agg(found.id) FILTER (WHERE found.is_cancelled), array_agg(found.id) FILTER (WHERE found.is_outlived)
+    INTO noted, outlived
+    FROM pgflow.workflows w CROSS JOIN LATERAL (
+        SELECT r.id, r.ended_as IS NOT NULL AND r.error_message LIKE ANY (failures.messages) AS is_outlived,
+               r.ended_as IS NULL AND r.error_message NOT LIKE ALL (failures.messages)
+               AND (r.error_message LIKE 'cancelled%'
+                    OR EXISTS (SELECT FROM pgflow.step_states s
+                               WHERE s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message
+                               OFFSET 0)) AS is_cancelled
+        -- 'given up': the adapter had given up, for its owners had vanished.
+        FROM (SELECT ARRAY['step "%" failed: %', 'given up: %', 'the run can''t begin: %'] AS messages) failures,
+             pgflow.runs r
+        WHERE r.workflow_slug = w.slug AND r.status = 'failed'
+        OFFSET 0) found;
+    IF noted IS NULL AND outlived IS NULL THEN
+        RETURN;
+    END IF;
+    restore := pgflow.pause_reactions('pgflow.runs', 'pgflow.step_states');
+    UPDATE pgflow.runs r SET ended_as = 'cancelled' FROM unnest(noted) AS n (id) WHERE r.id = n.id;
     UPDATE pgflow.step_states s SET ended_as = 'cancelled'
-    FROM pgflow.runs r
-    WHERE r.ended_as = 'cancelled' AND s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message;
+    FROM unnest(noted) AS n (id) JOIN pgflow.runs r ON r.id = n.id
+    WHERE s.run_id = r.id AND s.status = 'failed' AND s.error_message = r.error_message;
+    UPDATE pgflow.runs r SET ended_as = NULL FROM unnest(outlived) AS o (id) WHERE r.id = o.id;
+    UPDATE pgflow.step_states s SET ended_as = NULL FROM unnest(outlived) AS o (id)
+    WHERE s.run_id = o.id AND s.ended_as IS NOT NULL;
+    EXECUTE restore;
 EXCEPTION
     WHEN lock_not_available OR deadlock_detected THEN
         RAISE;
-    WHEN OTHERS THEN -- a trigger of a user's: those runs still show as failed
+    WHEN OTHERS THEN -- a constraint of a user's: those runs still show as failed
         RAISE WARNING 'which runs were cancelled before this upgrade can''t be noted: %', SQLERRM;
 END
 $cancelled$;
@@ -442,10 +499,25 @@ END
 $pages$;
 
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow, pg_temp
-AS $$ SELECT 3 $$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+DECLARE
+    version CONSTANT int := 3; -- programs read the first number of this text
+    script CONSTANT text := coalesce(nullif(current_setting('pgflow.script_version', true), ''), '2');
+BEGIN
+    -- A script asks after it has looked at the schema and before it replaces anything. Those of version 2 replace what
+    -- is newer than they are, unless this stops them.
+    IF coalesce(current_setting('pgflow.known_objects', true), '') <> '' AND script::int < version THEN
+        RAISE EXCEPTION 'the schema pgflow has version %, and this script is of an older version', version
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
+    END IF;
+    RETURN version;
+END
+$$;
 
-COMMENT ON FUNCTION pgflow.engine_version() IS 'Version of this script: a higher one upgrades a lower one.';
+COMMENT ON FUNCTION pgflow.engine_version() IS
+    'Version of this script: a higher one upgrades a lower one, and a lower one is refused.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -613,15 +685,54 @@ COMMENT ON FUNCTION pgflow.closes_cycle(text, text, text) IS
     'Whether this one dep is part of a cycle. Costs twice the smaller of what is above it and below it.';
 
 
-CREATE OR REPLACE FUNCTION pgflow.refuse_cycle(workflow_slug text) RETURNS void
+-- The name of this argument stops the script of version 1, which asks for no version: PostgreSQL replaces no function
+-- under another name of an argument. So the former function goes, and its rights and its owner come back.
+DO $renamed$
+DECLARE
+    former pg_catalog.pg_proc;
+    created oid;
+    granted record;
+BEGIN
+    SELECT * INTO former FROM pg_catalog.pg_proc
+    WHERE oid = to_regprocedure('pgflow.refuse_cycle(text)') AND proargnames[1] = 'workflow_slug';
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    DROP FUNCTION pgflow.refuse_cycle(text);
+    CREATE FUNCTION pgflow.refuse_cycle(of_workflow text) RETURNS void LANGUAGE sql AS '';
+    created := 'pgflow.refuse_cycle(text)'::regprocedure;
+    FOR granted IN
+        SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+        FROM pg_catalog.pg_proc p
+        CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+        WHERE p.oid = created AND a.grantee <> p.proowner
+    LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION pgflow.refuse_cycle(text) FROM %s', granted.grantee);
+    END LOOP;
+    FOR granted IN
+        SELECT a.is_grantable, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS grantee
+        FROM aclexplode(coalesce(former.proacl, acldefault('f', former.proowner))) a
+        WHERE a.grantee <> former.proowner
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION pgflow.refuse_cycle(text) TO %s%s', granted.grantee,
+                       CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+    EXECUTE format('ALTER FUNCTION pgflow.refuse_cycle(text) OWNER TO %s', former.proowner::regrole);
+    -- To close_schema it is the function that was there before.
+    PERFORM set_config('pgflow.known_objects', concat_ws(' ', current_setting('pgflow.known_objects'),
+                                                         'pg_proc'::regclass::oid || '/' || created), true);
+END
+$renamed$;
+
+CREATE OR REPLACE FUNCTION pgflow.refuse_cycle(of_workflow text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
-    path text[] := pgflow.find_cycle(workflow_slug);
+    path text[] := pgflow.find_cycle(of_workflow);
 BEGIN
     IF path IS NOT NULL THEN
-        RAISE EXCEPTION 'workflow "%" has a cycle: %', workflow_slug, array_to_string(path, ' -> ')
+        RAISE EXCEPTION 'workflow "%" has a cycle: %', of_workflow, array_to_string(path, ' -> ')
             USING ERRCODE = 'invalid_parameter_value',
                   HINT = 'Steps of a cycle would wait for each other for ever: leave one of these deps out.';
     END IF;

@@ -10,6 +10,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
+SET LOCAL pgflow.script_version = 3;
 
 DO $guard$
 DECLARE
@@ -185,6 +186,8 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
 );
 
 DO $columns$
+DECLARE
+    restore text;
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_constraint
                WHERE conrelid = 'pgflow_prefect.bindings'::regclass AND conname = 'bindings_secret'
@@ -252,14 +255,18 @@ BEGIN
         FROM pgflow.runs r JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
         WHERE r.id = o.run_id AND r.status = 'pending';
     END IF;
-    IF current_setting('pgflow.former_version')::int BETWEEN 1 AND 6 THEN
+    IF current_setting('pgflow.former_version')::int BETWEEN 1 AND 6
+       AND EXISTS (SELECT FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.given_up_in
+                   WHERE r.ended_as = 'cancelled') THEN
         -- Version 6 gave a run up by cancel_run, which the upgrade of pgflow.sql can't tell from a cancellation.
+        restore := pgflow.pause_reactions('pgflow.runs', 'pgflow.step_states');
         UPDATE pgflow.step_states s SET ended_as = NULL
         FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.given_up_in
         WHERE r.ended_as = 'cancelled' AND s.run_id = r.id AND s.ended_as = 'cancelled';
         UPDATE pgflow.runs r SET ended_as = NULL
         FROM pgflow_prefect.owners o
         WHERE o.run_id = r.id AND o.given_up_in = r.epoch AND r.ended_as = 'cancelled';
+        EXECUTE restore;
     END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings

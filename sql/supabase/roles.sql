@@ -28,6 +28,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
+SET LOCAL pgflow.script_version = 3;
 
 DO $guard$
 BEGIN
@@ -102,7 +103,8 @@ DECLARE
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,load_definitions,list_bindings,list_network_bindings,'
         'list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_prunable,choose_prunable,'
-        'change_binding,lock_schema,close_schema,reserve_pages,write_snapshot,new_installation,move_installation}';
+        'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
+        'move_installation}';
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what a role that runs SQL workers only does not have

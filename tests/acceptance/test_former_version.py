@@ -103,6 +103,15 @@ def test_a_former_worker_finishes_its_run_and_takes_further_ones_after_an_upgrad
     assert worker.wait(TIMEOUT) == 0
     assert "Traceback" not in (new.directory / "former.log").read_text()
 
+    refused = subprocess.run(
+        [sys.executable, "-m", "pgflow_prefect", "init"],
+        cwd=new.directory, env={**new.environment, **path}, capture_output=True, text=True, timeout=TIMEOUT,
+        check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "this script is of an older version" in refused.stderr
+    assert "current" in new("init").out, "the former program has changed nothing"
+
     gate = new.write("gate")
     third = run_workflow(database, slug, {}).id
     worker = start(new, "worker", log="new.log")

@@ -17,6 +17,8 @@ DROP FUNCTION pgflow.fail_run(uuid, text), pgflow.break_off_run(uuid, text, pgfl
 ALTER TABLE pgflow.runs DROP COLUMN ended_as;
 ALTER TABLE pgflow.step_states DROP COLUMN ended_as;
 DROP TYPE pgflow.ending;
+"""
+FORMER_FUNCTIONS = """
 CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 2';
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 6';
 """
@@ -45,7 +47,7 @@ def end_by_hand(db: Connection, reason: str, *, step_reason: str | None) -> UUID
 
 
 def upgrade(db: Connection) -> None:
-    db.execute(OLDER)
+    db.execute(OLDER + FORMER_FUNCTIONS)
     db.execute(read_scripts().encode())
 
 
@@ -83,19 +85,68 @@ def test_an_upgrade_does_not_take_what_this_product_gave_up_for_cancelled(older:
     assert (get_run(older, run_id).ended_as, get_state(older, run_id, "a").ended_as) == (None, None)
 
 
-def test_a_trigger_that_refuses_the_note_does_not_keep_the_upgrade_from_its_end(
-    older: Connection,
-) -> None:
-    run_id = end_by_hand(older, "cancelled", step_reason="cancelled")
+REACT = """
+    CREATE TABLE reactions (what text);
+    CREATE FUNCTION react() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN INSERT INTO reactions VALUES (TG_NAME); RETURN NEW; END $$;
+    CREATE TRIGGER usual AFTER UPDATE ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION react();
+    CREATE TRIGGER always BEFORE UPDATE ON pgflow.step_states FOR EACH ROW EXECUTE FUNCTION react();
+    ALTER TABLE pgflow.step_states ENABLE ALWAYS TRIGGER always;
+    CREATE TRIGGER off AFTER UPDATE ON pgflow.step_states FOR EACH ROW EXECUTE FUNCTION react();
+    ALTER TABLE pgflow.step_states DISABLE TRIGGER off;
+    CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON pgflow.runs DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION react();
+    CREATE RULE noted AS ON UPDATE TO pgflow.runs DO ALSO INSERT INTO reactions VALUES ('noted');
+"""
+REACTIONS = """
+    SELECT tgname::text, tgenabled::text FROM pg_trigger
+    WHERE tgrelid IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass) AND NOT tgisinternal
+    UNION ALL SELECT rulename, ev_enabled::text FROM pg_rewrite WHERE ev_class = 'pgflow.runs'::regclass ORDER BY 1
+"""
+
+
+def test_no_trigger_or_rule_reacts_to_the_note_and_each_is_afterwards_as_before(older: Connection) -> None:
+    cancelled = end_by_hand(older, "cancelled", step_reason="cancelled")
+    given_up = end_by_hand(older, "its handlers do not fit", step_reason="its handlers do not fit")
     older.execute(
-        "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not here'; END $$; "
-        "CREATE TRIGGER guard BEFORE UPDATE ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION guard()"
+        "INSERT INTO pgflow_prefect.owners (run_id, epoch, held_by, lease_until, given_up_in) "
+        "VALUES (%s, 0, 'the tests', '-infinity', 0)",
+        [given_up],
     )
+    older.execute(REACT)
+    before = older.execute(REACTIONS).fetchall()
+    upgrade(older)
+    assert (get_run(older, cancelled).ended_as, get_run(older, given_up).ended_as) == ("cancelled", None)
+    assert value(older, "SELECT count(*) FROM reactions") == 0
+    assert older.execute(REACTIONS).fetchall() == before
+
+
+def test_a_constraint_that_refuses_the_note_does_not_keep_the_upgrade_from_its_end(older: Connection) -> None:
+    run_id = end_by_hand(older, "cancelled", step_reason="cancelled")
+    older.execute("ALTER TABLE pgflow.runs ADD CONSTRAINT mine CHECK (status <> 'failed') NOT VALID")
     said: list[str | None] = []
     older.add_notice_handler(lambda notice: said.append(notice.message_primary))
     upgrade(older)
-    assert said == ["which runs were cancelled before this upgrade can't be noted: not here"]
+    assert [text and text.partition(": ")[0] for text in said] == [
+        "which runs were cancelled before this upgrade can't be noted"
+    ]
     assert get_run(older, run_id).ended_as is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "ended_as"),
+    [('step "a" failed: broken', None), ("given up: 4 owners", None), ("changed our mind", "cancelled")],
+)
+def test_an_upgrade_takes_back_a_note_that_the_former_functions_have_outlived(
+    db: Connection, reason: str, ended_as: str | None
+) -> None:
+    define(db, "chain", CHAIN)
+    run_id = run_workflow(db, "chain").id
+    cancel(db, run_id, "changed our mind")
+    db.execute(FORMER_FUNCTIONS)
+    db.execute("UPDATE pgflow.runs SET error_message = %s WHERE id = %s", [reason, run_id])
+    db.execute(read_scripts().encode())
+    assert (get_run(db, run_id).ended_as, get_state(db, run_id, "a").ended_as) == (ended_as, ended_as)
 
 
 def test_a_role_that_wrote_single_columns_can_go_on_after_the_upgrade(older: Connection) -> None:

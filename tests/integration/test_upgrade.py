@@ -25,7 +25,8 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 from tests.engine import define, run_workflow, value, wait_until_blocked
-from tests.former import install_former
+from tests.former import SCRIPTS as FORMER_SCRIPTS
+from tests.former import install_former, read_former
 
 pytestmark = pytest.mark.anyio
 
@@ -286,6 +287,61 @@ def test_a_script_refuses_a_database_that_is_newer(script: str, db: Connection) 
     make_newer(db, "pgflow_prefect", "adapter")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="version"):
         db.execute(shipped_path("sql", script).read_bytes())
+
+
+def describe_functions(db: Connection) -> list[str]:
+    found = db.execute(
+        """SELECT concat_ws(' ', p.oid, md5(p.prosrc), p.proacl::text, p.proargnames::text) FROM pg_proc p
+           WHERE p.pronamespace IN ('pgflow'::regnamespace, 'pgflow_prefect'::regnamespace) ORDER BY 1"""
+    ).fetchall()
+    return [str(described) for (described,) in found]
+
+
+@pytest.mark.parametrize("script", FORMER_SCRIPTS)
+async def test_a_script_of_the_former_version_is_refused_by_an_upgraded_database(
+    script: str, old: Connection, old_dsn: str
+) -> None:
+    await init(old_dsn)
+    before = describe_functions(old)
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="this script is of an older version"):
+        old.execute(read_former(script))
+    old.rollback()
+    assert describe_functions(old) == before
+    await init(old_dsn)
+    assert describe_functions(old) == before, "the present script is not refused, and changes nothing"
+
+
+def test_a_script_that_asks_for_no_version_is_refused(db: Connection) -> None:
+    """The script of version 1 replaced functions without a look. This is what it does first to one of them."""
+    before = describe_functions(db)
+    with pytest.raises(psycopg.errors.InvalidFunctionDefinition, match="cannot change name of input parameter"):
+        db.execute("CREATE OR REPLACE FUNCTION pgflow.refuse_cycle(workflow_slug text) RETURNS void LANGUAGE sql AS ''")
+    assert describe_functions(db) == before
+
+
+async def test_a_function_that_an_upgrade_makes_anew_keeps_its_rights_and_its_owner(
+    old: Connection, old_dsn: str
+) -> None:
+    mark = uuid4().hex[:8]
+    owner, granted = sql.Identifier(f"owner_{mark}"), sql.Identifier(f"granted_{mark}")
+    rights = "SELECT proowner::regrole::text, proacl::text FROM pg_proc WHERE proname = 'refuse_cycle'"
+    old.execute(sql.SQL("CREATE ROLE {}; CREATE ROLE {}").format(owner, granted))
+    try:
+        old.execute(
+            sql.SQL(
+                "ALTER FUNCTION pgflow.refuse_cycle(text) OWNER TO {0}; "
+                "GRANT EXECUTE ON FUNCTION pgflow.refuse_cycle(text) TO {1} WITH GRANT OPTION"
+            ).format(owner, granted)
+        )
+        before = old.execute(rights).fetchall()
+        await init(old_dsn)
+        after = old.execute(rights).fetchall()
+        assert [(name, sorted(acl.strip("{}").split(","))) for name, acl in after] == [
+            (name, sorted(acl.strip("{}").split(","))) for name, acl in before
+        ]
+    finally:
+        for role in (owner, granted):
+            old.execute(sql.SQL("REASSIGN OWNED BY {0} TO CURRENT_USER; DROP OWNED BY {0}; DROP ROLE {0}").format(role))
 
 
 def test_every_script_says_how_long_it_waits_for_a_lock() -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import LiteralString
 
+import psycopg
 import pytest
 
-from pgflow_prefect.database.schema import SCRIPTS
+from pgflow_prefect.database.schema import ENGINE_VERSION, SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connect, Connection
 from tests.engine import CHAIN, column, define, get_run, refused, run_workflow, value
@@ -134,3 +135,12 @@ def test_the_triggers_still_do_their_own_work(roles: None, db: Connection) -> No
     run_id = run_workflow(db, "chain").id
     db.execute("SELECT pgflow_api.cancel_run(%s)", [run_id])
     assert get_run(db, run_id).status == "failed"
+
+
+@pytest.mark.parametrize("script", ["api", "roles", "row_level_security"])
+def test_a_script_of_the_kit_is_refused_if_it_is_older(script: str, kit: Connection) -> None:
+    text = shipped_path("sql", f"supabase/{script}.sql").read_text(encoding="utf-8")
+    older = text.replace(f"SET LOCAL pgflow.script_version = {ENGINE_VERSION};", "")
+    assert older != text, "the script says its version"
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="this script is of an older version"):
+        kit.execute(older.encode())

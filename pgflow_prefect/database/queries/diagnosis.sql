@@ -24,7 +24,8 @@ WITH ours AS (
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
                             'lock_workflow', 'insert_steps', 'insert_deps', 'delete_steps', 'delete_deps', 'prune_runs',
                             'prune_run', 'prune_definitions', 'find_prunable', 'choose_prunable', 'lock_schema',
-                            'close_schema', 'reserve_pages', 'write_snapshot', 'new_installation', 'move_installation')
+                            'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
+                            'move_installation')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')
