@@ -7,7 +7,7 @@ import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType
-from prefect.states import Crashed, Running
+from prefect.states import Completed, Crashed, Failed, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
 
 from pgflow_prefect import Workflow
@@ -53,6 +53,8 @@ async def test_a_run_that_ended_in_order_is_not_looked_at_again(
     flow_run, _ = await complete_run(client, db, workflow)
 
     assert await compare(store, client) == []
+    assert count_settled(db) == 0, "looking writes nothing"
+    assert await compare(store, client, apply=True) == []
     assert count_settled(db) == 1
 
     await client.set_flow_run_state(flow_run.id, Crashed(), force=True)
@@ -85,6 +87,21 @@ async def test_a_completed_run_does_not_show_as_crashed(
 async def test_a_cancel_in_postgres_ends_the_flow_run(store: Store, client: PrefectClient, workflow: Workflow) -> None:
     run_id, flow_run = await submit_run(store, client, workflow)
     await store.cancel_run(run_id, "cancelled by ann")
+
+    assert await repair_all(store, client) == [Kind.CANCELLED_IN_POSTGRES]
+    ended = await client.read_flow_run(flow_run.id)
+    assert ended.state is not None
+    assert (ended.state_name, ended.state.message) == ("Cancelled", "cancelled by ann")
+
+
+@pytest.mark.parametrize("shown", [Failed(), Crashed(), Completed()], ids=lambda state: str(state.name))
+async def test_a_cancelled_run_does_not_show_another_end(
+    shown: State[None], store: Store, client: PrefectClient, db: Connection, workflow: Workflow
+) -> None:
+    run_id, flow_run = await begin_run(store, client, workflow)
+    await store.cancel_run(run_id, "cancelled by ann")
+    await store.release_run(run_id, 1)
+    await client.set_flow_run_state(flow_run.id, shown, force=True)
 
     assert await repair_all(store, client) == [Kind.CANCELLED_IN_POSTGRES]
     ended = await client.read_flow_run(flow_run.id)

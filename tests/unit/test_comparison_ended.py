@@ -51,6 +51,19 @@ def test_a_run_that_was_cancelled_takes_its_flow_run_along(held: Held, type_: St
     assert [*task_run_targets(found).values()] == [StateType.CANCELLED]
 
 
+@pytest.mark.parametrize("type_", [StateType.FAILED, StateType.CRASHED, StateType.COMPLETED])
+def test_a_run_that_was_cancelled_shows_no_other_end(type_: StateType) -> None:
+    run = a_run(Status.FAILED, error_message="changed my mind", ended_as=Ending.CANCELLED)
+    steps = [a_step(Status.FAILED, error="changed my mind", ended_as=Ending.CANCELLED)]
+
+    found = only(compare(view(run, a_flow_run(type_), a_task_run(StateType.FAILED), steps=steps)))
+
+    assert found.kind is Kind.CANCELLED_IN_POSTGRES
+    assert flow_run_targets(found) == {LATEST: StateType.CANCELLED}
+    assert [*task_run_targets(found).values()] == [StateType.CANCELLED]
+    assert compare(view(run, a_flow_run(StateType.CANCELLED), a_task_run(StateType.CANCELLED), steps=steps)) == []
+
+
 def test_a_run_whose_reason_only_reads_like_a_cancellation_has_failed() -> None:
     run = a_run(Status.FAILED, error_message="cancelled by the carrier")
     shown = a_flow_run(StateType.RUNNING, deployed=True), a_task_run(StateType.RUNNING)

@@ -240,8 +240,10 @@ def _is_tried_again(view: View, shown: ShownFlowRun) -> bool:
 
 
 def _judge(run: UnsettledRun, shown: ShownFlowRun) -> Kind | None:
+    if run.is_cancelled:  # a worker of a former version showed it as failed
+        return None if shown.type is StateType.CANCELLED else Kind.CANCELLED_IN_POSTGRES
     if not shown.is_final:
-        return Kind.CANCELLED_IN_POSTGRES if run.is_cancelled else Kind.LAGGING
+        return Kind.LAGGING
     if run.status is Status.COMPLETED:
         return None if shown.type is StateType.COMPLETED else Kind.CRASHED_THEN_COMPLETED
     # Failed, Crashed, Cancelled: each is an end without success.
@@ -272,6 +274,8 @@ def _create_task(view: View, step: UnsettledStep, target: Target) -> Iterator[Cr
 def _is_right(task: ShownTaskRun, step: UnsettledStep) -> bool:
     if step.status is Status.COMPLETED:
         return task.type is StateType.COMPLETED
+    if step.ended_as is Ending.CANCELLED and task.type is StateType.FAILED:
+        return False
     return task.is_final and (step.status is Status.PENDING or task.type is not StateType.COMPLETED)
 
 

@@ -52,12 +52,12 @@ async def reconcile(
 ) -> list[Disagreement]:
     """Return what PostgreSQL and Prefect disagree about; repaired, where it is to be applied.
 
-    Several processes may do so at the same time. Runs that have ended and agree are not looked at again.
+    Several processes may do so at the same time. Runs that were seen to agree since they ended are not looked at again.
 
     Args:
         store: the database.
         client: Prefect's API.
-        apply: repair it.
+        apply: repair it, and note which runs agree; without it, nothing is written.
         everything: look at runs, too, that were seen to agree.
         strangers: look for flow runs of this installation, too, whose run the database does not have.
         grace: seconds for which Prefect may be behind.
@@ -108,7 +108,7 @@ class _Comparer:
             differing = compare(view)
             if differing and apply:
                 differing = await self._repair_run(view.run.id)
-            elif not differing and is_settled(view):
+            elif apply and not differing and is_settled(view):
                 settled.append(view.run)
             found += differing
         if settled:
