@@ -449,17 +449,23 @@ $columns$;
 -- notes that version 2 has outlived.
 DO $cancelled$
 DECLARE
+    seen uuid[];
+    since timestamptz;
     noted uuid[];
     outlived uuid[];
     restore text;
 BEGIN
+    IF to_regclass('pgflow.ended_before') IS NOT NULL THEN -- `init` has looked, before any table was locked
+        EXECUTE 'SELECT array_agg(run_id), min(looked_at) - interval ''1 hour'' FROM pgflow.ended_before' INTO seen, since;
+        DROP TABLE pgflow.ended_before;
+    END IF;
     IF current_setting('pgflow.former_version')::int NOT BETWEEN 1 AND 2 THEN
         RETURN;
     END IF;
-    -- By the index of ended runs, one workflow after the other: the table is locked, and most of its runs have completed.
+    -- What `init` has seen, and what failed since then; or all, by the index of ended runs: most runs have completed.
     SELECT array_agg(found.id) FILTER (WHERE found.is_cancelled), array_agg(found.id) FILTER (WHERE found.is_outlived)
     INTO noted, outlived
-    FROM pgflow.workflows w CROSS JOIN LATERAL (
+    FROM (
         SELECT r.id, r.ended_as IS NOT NULL AND r.error_message LIKE ANY (failures.messages) AS is_outlived,
                r.ended_as IS NULL AND r.error_message NOT LIKE ALL (failures.messages)
                AND (r.error_message LIKE 'cancelled%'
@@ -468,9 +474,13 @@ BEGIN
                                OFFSET 0)) AS is_cancelled
         -- 'given up': the adapter had given up, for its owners had vanished.
         FROM (SELECT ARRAY['step "%" failed: %', 'given up: %', 'the run can''t begin: %'] AS messages) failures,
-             pgflow.runs r
-        WHERE r.workflow_slug = w.slug AND r.status = 'failed'
-        OFFSET 0) found;
+             (SELECT r.id FROM pgflow.workflows w CROSS JOIN LATERAL (
+                  SELECT r.id FROM pgflow.runs r
+                  WHERE r.workflow_slug = w.slug AND r.status = 'failed' AND (since IS NULL OR r.finished_at >= since)
+                  OFFSET 0) r
+              UNION SELECT unnest(seen)) looked_at
+        JOIN pgflow.runs r ON r.id = looked_at.id
+        WHERE r.status = 'failed') found;
     IF noted IS NULL AND outlived IS NULL THEN
         RETURN;
     END IF;

@@ -99,6 +99,11 @@ def is_of_rows(error: psycopg.Error) -> bool:
     return not found.isdisjoint(_OF_ROWS)
 
 
+def is_link_loss(error: psycopg.Error) -> bool:
+    """Tell whether an error says that the link is lost, and nothing of the statement."""
+    return _find_rule(error).is_link
+
+
 def _find_rule(error: psycopg.Error) -> _Rule:
     if isinstance(error, PoolTimeout):
         return _BROKEN

@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from pgflow_prefect.database.connection import Row
 from pgflow_prefect.database.link import cut
 from pgflow_prefect.database.open_transaction import HELD_UP, LoopTransaction, ThreadTransaction
-from pgflow_prefect.database.sqlstates import Verdict, Whose, judge
+from pgflow_prefect.database.sqlstates import Verdict, Whose, is_link_loss, judge
 from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.database.step_connection import AsyncConnection, Connector, LazyConnection, SyncConnection
 from pgflow_prefect.database.step_link import StepLink
@@ -52,6 +52,8 @@ class StepTransaction:
         committed: the step's completion was accepted, and all that was written with it.
         lost: after the block: PostgreSQL ended the transaction for a reason of the moment, and the step may be
             executed again.
+        is_cut_off: after the block: that reason was its link, or the server was not to be reached. However often that
+            happens, it is no failure of the handler.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class StepTransaction:
         self._on_loop: LoopTransaction | None = None
         self._opening_in_thread = threading.Lock()
         self._opening_on_loop = asyncio.Lock()
-        self._asked = self._ended = self._abandoned = self.committed = self.lost = False
+        self._asked = self._ended = self._abandoned = self.committed = self.lost = self.is_cut_off = False
         self._over = threading.Event()
         self._alarm: asyncio.TimerHandle | None = None
         self._link: StepLink | None = None
@@ -383,6 +385,7 @@ class StepTransaction:
     ) -> None:
         self._ended = True
         self._over.set()
+        self.is_cut_off = self._is_cut_off_by(error)
         self.lost = self._is_lost_to(error)
         if self._alarm is not None:
             self._alarm.cancel()
@@ -402,9 +405,20 @@ class StepTransaction:
             return False  # nothing was lost: the work is not to be done again
         if isinstance(error, TransientError):  # of the completion
             return True
+        if self.is_cut_off:
+            return True
         if not isinstance(error, psycopg.Error):
             return False
         return judge(error, Whose.HANDLER, is_cut=self._opened.connection.broken) is Verdict.LOST
+
+    def _is_cut_off_by(self, error: BaseException | None) -> bool:
+        """Tell whether the lost link is behind an error, which a handler may have raised as one of its own."""
+        causes = _list_causes(error)
+        if self._opened is None:
+            is_refused = any(isinstance(each, NoConnectionError) for each in causes)
+        else:
+            is_refused = self._opened.connection.broken
+        return is_refused and any(isinstance(each, psycopg.Error) and is_link_loss(each) for each in causes)
 
     def _end_in_thread(self) -> None:
         with self._opening_in_thread:  # an abandoned thread may be opening it now
@@ -414,6 +428,15 @@ class StepTransaction:
                 self._in_thread.cut()
             else:
                 self._in_thread.connection.close()
+
+
+def _list_causes(error: BaseException | None) -> list[BaseException]:
+    """Return an error, and what it was raised from."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
 
 
 async def _interrupt(connection: SyncConnection | AsyncConnection) -> None:

@@ -1,10 +1,11 @@
 """Upgrading a database that is in use: no claim and no report waits for longer than a moment.
 
-The scripts upgrade what they find, each in one transaction. Two things would be too much for a transaction:
+The scripts upgrade what they find, each in one transaction. Three things would be too much for a transaction:
 
 - A big table stays locked while its new key is built. So the index is built before, `CONCURRENTLY`.
 - A statement that began before the scripts goes on with the former functions, and those look for the former key. So the
   key is exchanged after the scripts, once such statements have ended.
+- Former versions told a cancelled run by its message. All ended runs are read for it before the scripts.
 
 A script, or an exchange, that meets a lock gives way after half a second, and tries again.
 """
@@ -56,6 +57,7 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
         unkeyed = await _list_unkeyed(connection)
         for table in unkeyed:
             await _prepare_key(connection, table)
+        await _look_for_cancelled(connection)
         for script in scripts:
             await _run_script(connection, shipped_path("sql", script).read_bytes())
         if unkeyed:
@@ -63,6 +65,14 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
         # Again: in an empty database, it is the scripts that have made the tables.
         for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]
+
+
+async def _look_for_cancelled(connection: Connection) -> None:
+    """Read which runs of a former version may have been cancelled, and keep it for the script that notes them."""
+    [row] = await _fetch(connection, "find_unnoted_endings")
+    if row["found"]:
+        with suppress(errors.DuplicateTable):  # of another `init`, or of one that was interrupted
+            await connection.execute(_UPGRADES["look_for_cancelled"], {})
 
 
 async def _list_unkeyed(connection: Connection) -> list[str]:

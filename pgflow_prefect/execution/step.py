@@ -234,6 +234,8 @@ class Step:
         except Exception as error:
             if transaction.lost and await backoff.pause(error):
                 return None
+            if transaction.is_cut_off:
+                raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
             if isinstance(error, TransientError | SupersededError | _StoppedError):
                 raise  # not of the handler's making: its work is done, and not to be done again for this
             failed = await self._fail(claim, error)

@@ -140,6 +140,28 @@ async def test_a_statement_inside_a_former_function_finds_the_former_key(
     assert are_keyed_by_task(old)
 
 
+async def test_init_notes_what_was_cancelled_before_and_while_it_looked(
+    old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, while_it_looked, reopened = (run_workflow(old, "chain", {}).id for _ in range(3))
+    cancel = "SELECT pgflow.cancel_run(%s, 'changed our mind')"
+    for run in (before, reopened):
+        old.execute(cancel, [run])
+    look = upgrades._look_for_cancelled
+
+    async def look_slowly(connection: Any) -> None:
+        await look(connection)
+        assert value(old, "SELECT count(*) FROM pgflow.ended_before WHERE run_id IS NOT NULL") == 2
+        old.execute(cancel, [while_it_looked])
+        old.execute("SELECT pgflow.reopen_run(%s)", [reopened])
+
+    monkeypatch.setattr(upgrades, "_look_for_cancelled", look_slowly)
+    await init(old_dsn)
+    noted = old.execute("SELECT id FROM pgflow.runs WHERE ended_as = 'cancelled'").fetchall()
+    assert {run for (run,) in noted} == {before, while_it_looked}
+    assert value(old, "SELECT to_regclass('pgflow.ended_before')") is None
+
+
 async def test_an_interrupted_upgrade_goes_on_where_it_was(
     old: Connection, old_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
