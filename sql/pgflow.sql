@@ -434,6 +434,11 @@ BEGIN
         -- For the deletion of old runs: the oldest of a workflow, without a look at the others.
         CREATE INDEX runs_ended ON pgflow.runs (workflow_slug, status, finished_at) WHERE status <> 'pending';
     END IF;
+    IF to_regclass('pgflow.definitions_by_version') IS NULL THEN
+        -- Not unique: of two first runs at once, the later one would wait for the transaction of the earlier one.
+        ALTER TABLE pgflow.definitions DROP CONSTRAINT IF EXISTS definitions_workflow_slug_version_key;
+        CREATE INDEX definitions_by_version ON pgflow.definitions (workflow_slug, version, id);
+    END IF;
     IF to_regclass('pgflow.definition_steps_roots') IS NULL THEN
         CREATE INDEX definition_steps_roots ON pgflow.definition_steps (definition_id) WHERE in_degree = 0;
     END IF;
@@ -981,7 +986,8 @@ BEGIN
         RAISE EXCEPTION 'unknown workflow "%"', workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
     SELECT * INTO definition
-    FROM pgflow.definitions d WHERE d.workflow_slug = write_snapshot.workflow_slug AND d.version = current_version;
+    FROM pgflow.definitions d WHERE d.workflow_slug = write_snapshot.workflow_slug AND d.version = current_version
+    ORDER BY d.id LIMIT 1;
     IF NOT FOUND THEN
         IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = write_snapshot.workflow_slug) THEN
             RAISE EXCEPTION 'workflow "%" has no steps', workflow_slug
@@ -989,18 +995,13 @@ BEGIN
         END IF;
         PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
 
-        -- Of two first runs, the later one waits here for the earlier one, before it locks the workflow: an edit in
-        -- the earlier one's transaction would wait for that lock.
+        -- Of two first runs at once, each writes a snapshot, and neither waits for the other's transaction. They are
+        -- alike, and later runs begin with the one that was begun first.
         INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
         SELECT w.slug, w.version, (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
         FROM pgflow.workflows w WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
-        ON CONFLICT (workflow_slug, version) DO NOTHING -- REPEATABLE READ gets 40001, not 23505
         RETURNING * INTO definition;
         is_new := FOUND;
-        IF NOT is_new THEN
-            SELECT * INTO definition FROM pgflow.definitions d
-            WHERE d.workflow_slug = write_snapshot.workflow_slug AND d.version = current_version;
-        END IF;
     END IF;
 
     -- Until the run is there to be seen, no step of this version is deleted. Other edits do not wait for this lock.
@@ -1073,8 +1074,7 @@ BEGIN
             WHEN lock_not_available THEN
                 RAISE EXCEPTION 'workflow "%" is locked by another transaction', workflow_slug
                     USING ERRCODE = 'lock_not_available',
-                          HINT = 'Another transaction is deleting a step or starts the first run since an edit. '
-                                 'Try again when it has ended.';
+                          HINT = 'Another transaction is deleting a step. Try again when it has ended.';
         END;
     END LOOP;
     RAISE EXCEPTION 'the snapshot of workflow "%" was not stored: a trigger or rule skipped it', workflow_slug
@@ -1083,8 +1083,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.snapshot(text) IS
-    'The immutable copy of the workflow as it is now; made once a version, with every step''s in-degree. It alone '
-    'writes one, with the owner''s rights.';
+    'The immutable copy of the workflow as it is now, with every step''s in-degree; made once a version, or once more by a '
+    'first run that does not see the other''s yet. It alone writes one, with the owner''s rights.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.find_definition(workflow_slug text) RETURNS pgflow.definitions
@@ -1098,7 +1098,9 @@ DECLARE
     definition pgflow.definitions;
 BEGIN
     SELECT d.* INTO definition
-    FROM pgflow.workflows w LEFT JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
+    FROM pgflow.workflows w LEFT JOIN LATERAL (
+        SELECT d.* FROM pgflow.definitions d
+        WHERE d.workflow_slug = w.slug AND d.version = w.version ORDER BY d.id LIMIT 1) d ON true
     WHERE w.slug = find_definition.workflow_slug;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
@@ -1115,7 +1117,8 @@ BEGIN
             SELECT w.version INTO current_version FROM pgflow.workflows w WHERE w.slug = find_definition.workflow_slug;
             IF current_version IS DISTINCT FROM definition.version THEN
                 SELECT * INTO definition FROM pgflow.definitions d
-                WHERE d.workflow_slug = find_definition.workflow_slug AND d.version = current_version;
+                WHERE d.workflow_slug = find_definition.workflow_slug AND d.version = current_version
+                ORDER BY d.id LIMIT 1;
             END IF;
         END IF;
     END IF;

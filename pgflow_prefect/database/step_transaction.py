@@ -52,8 +52,8 @@ class StepTransaction:
         committed: the step's completion was accepted, and all that was written with it.
         lost: after the block: PostgreSQL ended the transaction for a reason of the moment, and the step may be
             executed again.
-        is_cut_off: after the block: that reason was its link, or the server was not to be reached. However often that
-            happens, it is no failure of the handler.
+        is_cut_off: after the block: that reason was its link. However often that happens, it is no failure of the
+            handler.
     """
 
     def __init__(
@@ -413,12 +413,9 @@ class StepTransaction:
 
     def _is_cut_off_by(self, error: BaseException | None) -> bool:
         """Tell whether the lost link is behind an error, which a handler may have raised as one of its own."""
-        causes = _list_causes(error)
-        if self._opened is None:
-            is_refused = any(isinstance(each, NoConnectionError) for each in causes)
-        else:
-            is_refused = self._opened.connection.broken
-        return is_refused and any(isinstance(each, psycopg.Error) and is_link_loss(each) for each in causes)
+        if self._opened is None or not self._opened.connection.broken:
+            return False
+        return any(isinstance(each, psycopg.Error) and is_link_loss(each) for each in _list_causes(error))
 
     def _end_in_thread(self) -> None:
         with self._opening_in_thread:  # an abandoned thread may be opening it now

@@ -22,6 +22,7 @@ from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import (
+    NoConnectionError,
     NotRetriableError,
     PgflowPrefectError,
     ReportRefusedError,
@@ -234,7 +235,7 @@ class Step:
         except Exception as error:
             if transaction.lost and await backoff.pause(error):
                 return None
-            if transaction.is_cut_off:
+            if transaction.is_cut_off or (backoff.has_begun and isinstance(error, NoConnectionError)):
                 raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
             if isinstance(error, TransientError | SupersededError | _StoppedError):
                 raise  # not of the handler's making: its work is done, and not to be done again for this

@@ -911,10 +911,15 @@ SET plan_cache_mode = force_custom_plan -- as in watch_steps
 AS $$
 #variable_conflict use_column
 BEGIN
+    -- One that another transaction holds is left to the next extension: the others do not wait for it, and no two
+    -- sessions for each other.
     UPDATE pgflow_prefect.owners o
     SET lease_until = clock_timestamp() + make_interval(secs => lease)
-    FROM unnest(run_ids, epochs) AS held (run_id, epoch)
-    WHERE o.run_id = held.run_id AND o.epoch = held.epoch;
+    FROM (SELECT f.run_id
+          FROM unnest(run_ids, epochs) AS held (run_id, epoch)
+          JOIN pgflow_prefect.owners f ON f.run_id = held.run_id AND f.epoch = held.epoch
+          FOR NO KEY UPDATE OF f SKIP LOCKED) free
+    WHERE o.run_id = free.run_id;
     RETURN QUERY
         SELECT held.run_id, held.epoch,
                CASE WHEN r.epoch IS DISTINCT FROM held.epoch THEN 'lost'

@@ -124,21 +124,25 @@ def test_a_run_that_meets_a_deletion_begins_with_the_new_definition(db: Connecti
     assert finish(db, started) == ["a", "d", "b"]
 
 
-def test_a_first_run_that_is_followed_by_a_deletion_does_not_deadlock_with_another_first_run(
+def test_a_deletion_behind_two_first_runs_at_once_waits_for_no_lock_and_respects_both(
     db: Connection, connect: Connect
 ) -> None:
     define(db, "chain", CHAIN)
     first, second = connect(), connect()
-    with ThreadPoolExecutor(1) as pool:
-        first.execute("BEGIN")
-        cancel(first, run_workflow(first, "chain").id)
-        run = pool.submit(run_workflow, second, "chain")
-        wait_until_blocked(db, second.info.backend_pid)
-        first.execute("DELETE FROM pgflow.deps WHERE to_step_slug = 'c'")
+    for each in (first, second):
+        each.execute("SET lock_timeout = '1ms'")
+    first.execute("BEGIN")
+    cancel(first, run_workflow(first, "chain").id)
+    other = run_workflow(second, "chain").id
+    first.execute("DELETE FROM pgflow.deps WHERE to_step_slug = 'c'; SAVEPOINT before")
+    with refused(NOT_READY, 'step "c" of workflow "chain" can\'t be deleted'):
         first.execute("DELETE FROM pgflow.steps WHERE slug = 'c'")
-        first.execute("COMMIT")
-        assert finish(db, run.result().id) == ["a", "b"]
-    assert value(db, "SELECT count(*) FROM pgflow.definitions") == 2
+    first.execute("ROLLBACK TO before")
+    assert finish(db, other) == ["a", "b", "c"]
+    db.execute("DELETE FROM pgflow.step_states WHERE step_slug = 'c'")
+    first.execute("DELETE FROM pgflow.steps WHERE slug = 'c'; COMMIT")
+    assert finish(db, run_workflow(db, "chain").id) == ["a", "b"]
+    assert value(db, "SELECT count(*) FROM pgflow.definitions") == 3
 
 
 def test_a_snapshot_amid_edits_is_of_one_version(db: Connection, connect: Connect) -> None:

@@ -355,12 +355,9 @@ async def test_a_function_that_an_upgrade_makes_anew_keeps_its_rights_and_its_ow
                 "GRANT EXECUTE ON FUNCTION pgflow.refuse_cycle(text) TO {1} WITH GRANT OPTION"
             ).format(owner, granted)
         )
-        before = old.execute(rights).fetchall()
+        before = [(owned, sorted(str(acl).strip("{}").split(","))) for owned, acl in old.execute(rights)]
         await init(old_dsn)
-        after = old.execute(rights).fetchall()
-        assert [(name, sorted(acl.strip("{}").split(","))) for name, acl in after] == [
-            (name, sorted(acl.strip("{}").split(","))) for name, acl in before
-        ]
+        assert [(owned, sorted(str(acl).strip("{}").split(","))) for owned, acl in old.execute(rights)] == before
     finally:
         for role in (owner, granted):
             old.execute(sql.SQL("REASSIGN OWNED BY {0} TO CURRENT_USER; DROP OWNED BY {0}; DROP ROLE {0}").format(role))

@@ -79,16 +79,28 @@ def test_a_first_run_that_is_left_open_keeps_no_edit_waiting(kit: Connection, pa
     assert finish(kit, newer) == ["a", "b", "d", "c"]
 
 
-def test_a_first_run_that_is_left_open_keeps_no_other_one_waiting_for_ever(kit: Connection, party: Party) -> None:
+@pytest.mark.parametrize("role", ["run", "work"])
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_first_run_that_is_left_open_keeps_no_other_one_waiting(
+    kit: Connection, party: Party, role: str, end: LiteralString
+) -> None:
     kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
-    kit.execute("ALTER FUNCTION pgflow.snapshot(text) SET lock_timeout = '10ms'")
-    worker = party("work")
-    worker.execute("BEGIN")
-    run_workflow(worker, "chain")
-    with refused(BUSY, 'workflow "chain" is locked by another transaction'):
-        run_workflow(kit, "chain")
-    worker.execute("ROLLBACK")
-    assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending"}
+    holder = party(role)
+    holder.execute("BEGIN")
+    if role == "run":
+        holder.execute("SELECT pgflow_api.run_workflow('chain', '{}')")
+    else:
+        run_workflow(holder, "chain")
+    kit.execute("SET lock_timeout = '1ms'; SET statement_timeout = '60s'")
+    kit.execute("ALTER FUNCTION pgflow.snapshot(text) SET lock_timeout = '1ms'")
+    second, third = run_workflow(kit, "chain").id, run_workflow(kit, "chain").id
+    holder.execute(end)
+    for run_id in (second, third, run_workflow(kit, "chain").id):
+        assert sorted(finish(kit, run_id)) == ["a", "b", "c", "d"]
+    expected = 2 if end == "COMMIT" else 1
+    assert value(kit, "SELECT count(*) FROM pgflow.definitions WHERE step_count = 4") == expected
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'e')")
+    assert "e" in finish(kit, run_workflow(kit, "chain").id)
 
 
 def test_an_edit_that_is_left_open_counts_from_a_later_run(kit: Connection, party: Party) -> None:
