@@ -1,5 +1,6 @@
 """The host of a flow that is called is opened while Prefect creates the flow run, for that run and no other."""
 
+import gc
 import socket
 
 import anyio
@@ -59,6 +60,21 @@ async def test_it_goes_where_no_run_begins(db: Connection) -> None:
     async with open_ahead(Settings()):
         pass  # before it is open
     await await_connections(db, 0)
+
+
+async def test_a_connection_that_is_still_being_opened_is_closed_at_once() -> None:
+    gc.disable()  # as it is closed by the collector at the latest, and that may be in hours
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener, anyio.fail_after(60):
+            port = listener.getsockname()[1]
+            async with open_ahead(Settings(dsn=SecretStr(f"postgresql://nobody@127.0.0.1:{port}/silent"))):
+                accepted, _ = await anyio.to_thread.run_sync(listener.accept)
+            with accepted:
+                accepted.settimeout(60)
+                while await anyio.to_thread.run_sync(accepted.recv, 4096):
+                    pass  # until the other side has closed it
+    finally:
+        gc.enable()
 
 
 async def test_it_is_for_one_run_with_the_same_settings() -> None:

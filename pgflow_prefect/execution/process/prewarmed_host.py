@@ -30,13 +30,16 @@ class PrewarmedHost:
         self._is_taken = False
         self._left = asyncio.Event()
         self._opened: asyncio.Future[Host] = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep())
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._keep())
 
     async def _keep(self) -> None:
         try:
             async with open_host(self.settings) as host:
                 self._opened.set_result(host)
                 await self._left.wait()
+        except asyncio.CancelledError:
+            self._opened.cancel()
+            raise
         except BaseException as error:
             if self._opened.done():
                 raise
@@ -59,14 +62,17 @@ class PrewarmedHost:
     async def close(self) -> None:
         """Return once it is closed, whether it was taken or not."""
         self._left.set()
+        # A task that was cancelled keeps a half-open connection, by way of its error's traceback: let it go.
+        task, self._task = self._task, None
+        assert task is not None
         if not self._opened.done():
-            self._task.cancel()
+            task.cancel()
         with CancelScope(shield=True):
-            await asyncio.wait([self._task])
-        if self._task.cancelled():
+            await asyncio.wait([task])
+        if task.cancelled():
             return
         try:
-            self._task.result()
+            task.result()
         except Exception as error:  # noqa: BLE001  the run is over
             _logger.warning("the database was not closed properly: %s", describe_error(error))
 
