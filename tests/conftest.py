@@ -49,8 +49,11 @@ for name in [*os.environ]:
         del os.environ[name]
 
 
-# No example has to be quick: on a busy machine, any may take long.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No example has to be quick: on a busy machine, any may take long. What passed once passes again: for other examples
+# each time, add `--hypothesis-profile=explore`.
+_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", _ANY_MACHINE)
+settings.register_profile("any machine", _ANY_MACHINE, derandomize=True, database=None)
 settings.load_profile("any machine")
 
 # A shell that starts this in the background has it ignore Ctrl-C, and so would all commands that tests interrupt.

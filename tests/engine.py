@@ -210,7 +210,7 @@ def refused(sqlstate: str, message: str | None = None) -> Iterator[pytest.Except
 
 def wait_until_true(db: Connection, condition: LiteralString, *parameters: object) -> None:
     """Return once this statement returns true: what PostgreSQL's clock or another session makes true."""
-    deadline = monotonic() + 60
+    deadline = monotonic() + 180
     while not value(db, condition, *parameters):
         assert monotonic() < deadline, f"never true: {condition.strip()}"
 

@@ -23,7 +23,7 @@ from tests.acceptance.forked import ForkedProcess, Forker, open_forker
 from tests.conftest import PREFECT_HOME, Connection
 from tests.engine import CHAIN, define, value
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 """Seconds after which something that is waited for will not come any more."""
 
 

@@ -76,7 +76,7 @@ async def read_flow_run(client: PrefectClient, flow_name: str) -> FlowRun:
 async def await_task_runs(client: PrefectClient, flow_run: FlowRun, states: dict[str, str]) -> dict[str, TaskRun]:
     """Wait until Prefect shows exactly these task runs in these states: its view comes a little later."""
     shown: dict[str, TaskRun] = {}
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while {name: run.state_name for name, run in shown.items()} != states:
             await anyio.sleep(0.1)
             found = await client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [flow_run.id]}))

@@ -198,7 +198,7 @@ async def test_a_signal_that_meets_the_statement_is_heard_by_all_who_wait_for_it
             await batch.claim(ask(step))
         heard.append(step)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             for step in STEPS:
                 group.start_soon(claim, step)
@@ -326,7 +326,7 @@ async def test_a_run_with_a_locked_row_keeps_no_other_run_waiting(
             with holder.transaction():
                 holder.execute(LOCKS[locked].encode(), [run_ids[0]])
                 waiting.start_soon(runs[0].complete, Completion(TaskKey("a"), "1", 1, uuid4()))
-                with anyio.fail_after(60):  # the lock is held until they are done
+                with anyio.fail_after(180):  # the lock is held until they are done
                     async with anyio.create_task_group() as group:
                         for run in runs[1:]:
                             group.start_soon(work, run)
@@ -344,7 +344,7 @@ async def test_more_locked_runs_than_there_are_connections_keep_no_other_run_wai
                 holder.execute("SELECT FROM pgflow.runs WHERE id = ANY(%s) FOR UPDATE", [locked])
                 for run in runs[:20]:
                     waiting.start_soon(run.claim, ask("a"))
-                with anyio.fail_after(60):
+                with anyio.fail_after(180):
                     for _ in range(5):
                         for run in runs[20:]:
                             await run.claim(ask("a"))

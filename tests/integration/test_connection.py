@@ -162,7 +162,7 @@ async def test_a_result_that_can_not_be_stored_takes_the_writes_with_it(
 ) -> None:
     monkeypatch.setenv("PGFLOW_RESULT_LIMIT", "50")
     add_writer(workflow, kind, lambda _: result, retries=1)
-    with anyio.fail_after(60), pytest.raises(RunFailedError, match=reason):
+    with anyio.fail_after(180), pytest.raises(RunFailedError, match=reason):
         await workflow.flow()
     assert read_attempts(db) == []
     assert read_steps(db)["write"][:2] == ("failed", 1)
@@ -193,7 +193,7 @@ async def test_a_completion_that_waits_for_another_one_comes_second(
         waiting: LiteralString = """
             SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
         """
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while db.execute(waiting).fetchone() is None:
                 await anyio.sleep(0.01)
         other.execute("COMMIT")
@@ -291,7 +291,7 @@ async def test_serialization_failures_without_an_end_fail_the_step(
 
     monkeypatch.setenv("PGFLOW_REPORT_TIMEOUT", "2")
     add_writer(workflow, "sync", fail)
-    with anyio.fail_after(60), pytest.raises(RunFailedError, match="again and again"):
+    with anyio.fail_after(180), pytest.raises(RunFailedError, match="again and again"):
         await workflow.flow()
     assert read_attempts(db) == []
     status, attempts, _, message = read_steps(db)["write"]
@@ -725,7 +725,7 @@ async def test_after_a_time_out_an_abandoned_thread_writes_nothing_more(
 
     with pytest.raises(RunFailedError, match="longer than 3 s"):
         await workflow.flow()
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while db.execute(TRANSACTIONS).fetchone() is not None:
             await anyio.sleep(0.01)
     abandoned.may_go_on.set()
@@ -749,7 +749,7 @@ async def test_a_time_out_of_an_async_handler_rolls_back(db: Connection, workflo
             await context.connection.execute("SELECT pg_sleep(600)")
         return context.attempt
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         written = (await workflow.flow())["write"]
     assert written > 1
     assert read_attempts(db) == [written]

@@ -145,7 +145,7 @@ async def test_a_served_flow_completes(
     (project / "serve.py").write_text(SERVE)
     with started(project, environment, "serve.py"):
         this_flow = FlowFilter(name={"any_": [slug]})
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while not (deployments := await client.read_deployments(flow_filter=this_flow)):
                 await anyio.sleep(0.2)
         assert deployments[0].entrypoint == "flows/campaign.py:campaign.flow"

@@ -89,7 +89,7 @@ async def read_artifacts(client: PrefectClient, flow_run_id: UUID) -> dict[str, 
 async def await_artifacts(client: PrefectClient, slug: str, count: int = 2) -> dict[str, Any]:
     """Return the artifacts of a workflow's only flow run, once there are so many: the run does not wait for them."""
     flow_run = await read_flow_run(client, slug)
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while len(found := await read_artifacts(client, flow_run.id)) < count:
             await anyio.sleep(0.05)
     return found
@@ -205,7 +205,7 @@ async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, m
     @waiting.step
     async def bottom() -> None:
         flow_run = await read_flow_run(client, slug)
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while key not in (found := await read_artifacts(client, flow_run.id)):
                 await anyio.sleep(0.05)
         seen.append(float(found[key].data))
@@ -213,7 +213,7 @@ async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, m
     await waiting.flow({})
     [before] = seen
     assert 0 <= before <= 75
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while float((await await_artifacts(client, slug, 3))[key].data) != 100:
             await anyio.sleep(0.05)
 
@@ -232,7 +232,7 @@ async def test_a_flow_run_that_prefect_named_is_named_for_its_run(
     workflow = make_workflow(slug)
     await workflow.flow({})
     run_id = str(read_run(db)[2])
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while (await read_flow_run(client, slug)).name != f"{slug}-{run_id[:8]}":
             await anyio.sleep(0.05)
 

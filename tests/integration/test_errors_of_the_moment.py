@@ -138,7 +138,7 @@ async def test_a_sweep_is_made_again(
         store, note, slots=2, sweep_interval=0.01, adopt=True, workflow_slugs=["chain"], wakeup=Wakeup()
     )
     await store.enable_workflow("chain")
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             await fetcher.run(group)
     assert taken == [run_id]
@@ -150,7 +150,7 @@ async def test_listening_begins_again(sqlstate: str, dsn: str, db: Connection, m
     monkeypatch.setattr(notifications, "_SHORTEST_WAIT", 0.01)
     monkeypatch.setitem(QUERIES, "listen", "SELECT raise_once()")
     wakeup = Wakeup()
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             group.start_soon(lambda: listen(dsn, wakeup, connect_timeout=10))
             await wakeup.wait(60)
@@ -261,7 +261,7 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
         waiting: LiteralString = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while db.execute(waiting).fetchone() == (0,):
                 await anyio.lowlevel.checkpoint()
         holder.execute("ROLLBACK")
@@ -269,5 +269,5 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
 
 async def test_who_lost_the_run_is_not_kept_waiting(writer: StepWriter, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
-    with anyio.fail_after(60), pytest.raises(SupersededError):
+    with anyio.fail_after(180), pytest.raises(SupersededError):
         await claim(writer)

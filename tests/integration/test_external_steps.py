@@ -298,7 +298,7 @@ async def test_the_time_counts_from_the_first_wait_of_any_process(
         await await_value(db, 1, WAITING)
         begun[0].drain()
     db.execute("UPDATE pgflow_prefect.task_runs SET updated_at = updated_at - interval '10 minutes'")
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with going_on(workflow, run.run_id) as second:
             pass
     assert second.ended.is_failed()

@@ -138,7 +138,7 @@ async def test_a_slow_endpoint_is_given_up_in_time(db: Connection, workflow: Wor
     server.answer = answer
     workflow.bind("ask", HttpEndpoint(server.url, request_timeout_seconds=0.2, retries=0))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await workflow.flow(return_state=True)
 
     status, attempts, _, message = read_steps(db)["ask"]
@@ -216,6 +216,6 @@ async def test_a_run_that_is_cancelled_waits_for_no_endpoint(
 
 async def _until(db: Connection, count: str) -> None:
     """Return once this statement counts something."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while not (row := db.execute(count).fetchone()) or not row[0]:
             await anyio.sleep(0.02)

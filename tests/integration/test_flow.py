@@ -83,7 +83,7 @@ async def test_a_step_starts_when_its_own_upstream_is_done_and_not_its_layer(def
     async def after_quick() -> None:
         done.set()
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await workflow.flow()
 
 

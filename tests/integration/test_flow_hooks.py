@@ -28,7 +28,7 @@ AnyFlow = Flow[..., Any]
 
 
 async def execute(workflow: Workflow, payload: str = "well") -> State[Any]:
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         state: State[Any] = await workflow.make_flow()(payload, return_state=True)
     return state
 

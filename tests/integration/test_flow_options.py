@@ -103,7 +103,7 @@ flow = workflow.flow.with_options(
 async def execute(workflow: Workflow, payload: str, settings: Settings | None = None) -> State[Any]:
     """Execute a run as `run` and `worker` do: with a flow of their own."""
     flow = workflow.make_flow(settings or Settings())
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         state: State[Any] = await flow(payload, return_state=True)
     return state
 
@@ -118,7 +118,7 @@ async def test_each_hook_runs_once_for_the_end_that_it_is_for(
         await execute(workflow, "fail" if end == "failure" else "well")
     else:
         executing = asyncio.create_task(execute(workflow, "wait", Settings(lease=1)))
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while not module.begun:
                 await anyio.sleep(0.01)
         if end == "cancellation":
@@ -229,7 +229,7 @@ async def test_log_prints_decides_whether_what_a_handler_prints_is_logged(
     await execute(workflow, "fail")
     flow_run = await read_flow_run(client, workflow.slug)
     shown: list[str] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while not any("failed with exception" in message for message in shown):  # which comes after it
             logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
             shown = [log.message for log in logs]

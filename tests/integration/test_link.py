@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_a_slow_statement_is_cancelled_and_its_connection_stays(dsn: str) -> None:
     async with await connect(dsn, timeout=10, bound=0.2) as connection:
-        with anyio.fail_after(60), pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.2 s") as raised:
+        with anyio.fail_after(180), pytest.raises(psycopg.OperationalError, match=r"no answer within 0\.2 s") as raised:
             await connection.execute("SELECT pg_sleep(600)")
         assert not isinstance(raised.value, UnansweredError)
         with without_bound():
@@ -30,7 +30,7 @@ async def test_a_silent_link_is_cut(dsn: str) -> None:
     with silent_proxy(dsn) as proxy:
         connection = await connect(proxy.dsn, timeout=10, bound=0.2)
         proxy.fall_silent(for_new_ones=True)
-        with anyio.fail_after(60), pytest.raises(UnansweredError):
+        with anyio.fail_after(180), pytest.raises(UnansweredError):
             await connection.execute("SELECT 1")
         assert connection.broken
 

@@ -49,7 +49,7 @@ async def replace_behind(
         except PgflowPrefectError as error:
             refused.append(error)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as tasks:
             with editor.transaction():
                 editor.execute(edit)
@@ -66,7 +66,7 @@ async def test_a_new_workflow_is_written(store: Store) -> None:
 
 async def test_what_is_the_same_already_costs_no_statement(store: Store, db: Connection) -> None:
     define(db, "chain", CHAIN)
-    with anyio.fail_after(60), db.transaction():
+    with anyio.fail_after(180), db.transaction():
         db.execute("LOCK TABLE pgflow.workflows, pgflow.steps, pgflow.deps")  # not even a look would pass
         await store.replace_definition(CHAINED, CHAINED)
 

@@ -75,7 +75,7 @@ def take(url: str) -> bytes | None:
         return message.body.encode() if isinstance(message.body, str) else bytes(message.body)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, "it did not come to that"
@@ -507,7 +507,7 @@ async def test_pgqueuers_own_worker_does_the_step(db: Connection, dsn: str) -> N
         async def mails(job: Any) -> None:
             await perform(job.payload, lambda given: given["payload"]["n"] + 1, dsn)
 
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             await manager.run(mode=QueueExecutionMode.drain)
     assert get_state(db, run_id, "a").step_result == 2
     assert db.execute("SELECT count(*) FROM pgqueuer").fetchone() == (0,)

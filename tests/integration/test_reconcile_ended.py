@@ -139,7 +139,7 @@ async def test_an_event_that_arrives_late_does_not_undo_a_repair(
     earlier = State[None](type=StateType.RUNNING, timestamp=datetime.now(UTC) - timedelta(minutes=1))
     emit_task_run_state_change_event(tasks["first"], None, earlier)
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while not any(each.is_running() for each in await client.read_task_run_states(tasks["first"].id)):
             await anyio.sleep(0.1)
     await await_task_runs(client, flow_run, COMPLETED)

@@ -175,7 +175,7 @@ async def test_a_default_isolation_level_does_not_make_claims_fail(
 def wait_until_waiting(db: Connection) -> None:
     """Return once a session waits for a lock in this database."""
     waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    deadline = monotonic() + 60
+    deadline = monotonic() + 180
     while (row := db.execute(waiting).fetchone()) is None:
         assert monotonic() < deadline, "no session waits"
     assert isinstance(row[0], int)

@@ -60,7 +60,7 @@ async def claim(writer: StepWriter, step: str = "a") -> int:
 
 
 async def test_a_claim_a_retry_and_both_kinds_of_report_survive_a_cut(writer: StepWriter, db: Connection) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         assert cut(db) == 3
         attempt = await claim(writer)
         assert attempt == 1, "nothing had arrived: nothing was counted"
@@ -95,7 +95,7 @@ async def test_patience_has_an_end(writer: StepWriter, db: Connection, connect: 
     holder.execute("BEGIN")
     holder.execute("SELECT FROM pgflow.runs FOR UPDATE")
     impatient = StepWriter(writer.store, writer.run_id, writer.epoch, patience=1)
-    with anyio.fail_after(60), pytest.raises(TransientError, match="lock timeout"):
+    with anyio.fail_after(180), pytest.raises(TransientError, match="lock timeout"):
         await claim(impatient)
     holder.execute("ROLLBACK")
     assert await claim(writer) == 1
@@ -119,7 +119,7 @@ async def test_a_report_goes_through_once_the_lock_in_its_way_is_gone(
         waiting: LiteralString = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             while db.execute(waiting).fetchone() == (0,):
                 await anyio.lowlevel.checkpoint()
         assert get_state(db, writer.run_id, "a").status == "pending"
@@ -149,7 +149,7 @@ async def test_who_came_first_wins_and_is_returned(writer: StepWriter, db: Conne
 
 async def test_what_is_no_matter_of_the_moment_is_raised_at_once(writer: StepWriter, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
-    with anyio.fail_after(60), pytest.raises(SupersededError):
+    with anyio.fail_after(180), pytest.raises(SupersededError):
         await claim(writer)
 
 

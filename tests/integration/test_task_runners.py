@@ -168,7 +168,7 @@ async def test_a_handler_that_exits_ends_its_attempt_and_no_process(
     def exits() -> None:
         raise SystemExit(0)
 
-    with anyio.fail_after(60), pytest.raises(RunFailedError, match="SystemExit: 0"):
+    with anyio.fail_after(180), pytest.raises(RunFailedError, match="SystemExit: 0"):
         await workflow.flow({})
     assert read_steps(db)["exits"][:2] == ("failed", 2)
 
@@ -291,7 +291,7 @@ async def test_a_run_that_ends_while_a_thread_works_holds_up_no_other(define: De
     async def execute() -> None:
         ends.append(await flow({}, return_state=True))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             group.start_soon(execute)
             await anyio.to_thread.run_sync(begun.wait)

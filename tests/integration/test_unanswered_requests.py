@@ -56,7 +56,7 @@ async def test_a_request_without_an_answer_ends(store: Store, silent_server: str
     unavailable = pytest.raises(PrefectUnavailableError, match=f"{silent_server} can't be used: no answer")
     with temporary_settings({PREFECT_API_URL: silent_server}):
         async with get_client() as client:
-            with anyio.fail_after(60), unavailable:
+            with anyio.fail_after(180), unavailable:
                 await request_(store, client)
 
 
@@ -73,7 +73,7 @@ async def test_a_bridge_hands_a_run_back_that_it_could_not_submit(
             bridge = Bridge(store, client, Settings(), dsn, adopt=True)
             bridge.deployments = {"one": ID}
 
-            with anyio.fail_after(60), unavailable:
+            with anyio.fail_after(180), unavailable:
                 await bridge._submit(taken, Slot(CapacityLimiter(1), lambda: None))
 
     assert (await store.read_run(run.id)).held is Held.RELEASED

@@ -131,7 +131,7 @@ async def test_a_statement_inside_a_former_function_finds_the_former_key(
         await anyio.to_thread.run_sync(wait_until_blocked, old, worker.info.backend_pid)
         async with anyio.create_task_group() as group:
             group.start_soon(init, old_dsn)
-            with anyio.fail_after(60):
+            with anyio.fail_after(180):
                 while value(old, "SELECT pgflow_prefect.adapter_version()") != ADAPTER_VERSION:
                     await anyio.sleep(0.02)
             assert not are_keyed_by_task(old), "the former key stays as long as the statement"

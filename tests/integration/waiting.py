@@ -17,7 +17,7 @@ from pgflow_prefect.execution.process.host import ActiveRun
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
 
-TIMEOUT = 60
+TIMEOUT = 180
 
 WAITING: LiteralString = "SELECT count(*) FROM pgflow_prefect.task_runs WHERE state_name = 'Waiting'"
 STARTED_HERE: LiteralString = "SELECT count(*) FROM pgflow_prefect.owners"

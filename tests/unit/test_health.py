@@ -51,7 +51,7 @@ async def ask(port: int, path: str) -> tuple[int, str]:
 
 
 async def await_answer(port: int, path: str, expected: tuple[int, str]) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while await ask(port, path) != expected:
             await anyio.sleep(0.02)
 
@@ -102,7 +102,7 @@ def read(file: Path) -> tuple[str, int]:
 
 
 async def await_text(file: Path, expected: str) -> None:
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         while read(file)[0] != expected:
             await anyio.sleep(0.02)
 
@@ -114,7 +114,7 @@ async def test_a_file_says_how_it_is_and_is_gone_with_the_service(health: Health
         async with health.watched(Database(), monotonic):  # type: ignore[arg-type]
             await await_text(file, "ready\n")
             before = read(file)
-            with anyio.fail_after(60):
+            with anyio.fail_after(180):
                 while read(file) == before:
                     await anyio.sleep(0.02)
     assert not any(tmp_path.iterdir())  # noqa: ASYNC240  nothing else runs

@@ -39,7 +39,7 @@ async def test_a_step_does_not_wait_for_its_layer() -> None:
             last_is_done.set()
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(Schedule(graph, Turns(10)), perform)
 
 
@@ -55,7 +55,7 @@ async def test_the_next_step_may_begin_before_this_one_has_returned() -> None:
         log.append(f"{slug} is over")
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(schedule, perform)
     assert log.index("b begins") < log.index("a is over")
     assert Counter(log).most_common(1)[0][1] == 1, "once each, though it was said twice that a step is done"
@@ -73,7 +73,7 @@ async def test_a_signal_that_meets_a_step_is_raised_as_what_it_is() -> None:
         return StepOutcome.COMPLETED
 
     graph = build_graph(define({"met": [], "other": []}))
-    with anyio.fail_after(60), pytest.raises(Signal):
+    with anyio.fail_after(180), pytest.raises(Signal):
         await run_in_order(Schedule(graph, Turns(10)), perform)
 
 
@@ -88,7 +88,7 @@ async def test_a_step_that_others_may_follow_early_still_has_its_turn() -> None:
         log.append(f"{slug} is over")
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(schedule, perform)
     assert log == ["a begins", "a is over", "b begins", "b is over"]
 
@@ -105,7 +105,7 @@ async def test_steps_side_by_side_are_performed_at_the_same_time() -> None:
         await all_started.wait()
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(Schedule(graph, Turns(3)), perform)
 
 
@@ -145,7 +145,7 @@ async def test_after_a_failure_those_under_way_end_and_nothing_starts() -> None:
         log.append(f"{slug} ends")
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(Schedule(graph, Turns(2)), perform)
     assert log == ["fails starts", "slow starts", "slow ends"]
 
@@ -172,7 +172,7 @@ async def test_ten_thousand_steps_are_no_problem(shape: str) -> None:
         done.add(slug)
         return StepOutcome.COMPLETED
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         await run_in_order(Schedule(build_graph(definition), Turns(100)), perform)
     assert len(done) == 10_000
 

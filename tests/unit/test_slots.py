@@ -62,7 +62,7 @@ async def test_so_many_steps_work_and_any_number_waits() -> None:
             await anyio.lowlevel.checkpoint()
             working -= 1
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             for number in range(50):
                 group.start_soon(step, str(number))
@@ -129,7 +129,7 @@ async def test_several_steps_that_go_on_share_the_place_of_their_run() -> None:
     slot = desk.make_place()
     slot.take_nowait()
     wait = make_waiter(Turns(5, slot), gate)
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with anyio.create_task_group() as group:
             for step in "abc":
                 group.start_soon(wait, step)
@@ -146,7 +146,7 @@ async def test_a_wait_that_fails_takes_no_turn_again() -> None:
     with pytest.raises(ValueError, match="over"):
         async with turns.take("a"), turns.pause("a"):
             raise ValueError("over")
-    with anyio.fail_after(60):
+    with anyio.fail_after(180):
         async with turns.take("b"):
             pass
 
@@ -156,7 +156,7 @@ async def test_without_a_place_only_the_steps_are_counted() -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(make_waiter(turns, gate), "a")
         await settle()
-        with anyio.fail_after(60):
+        with anyio.fail_after(180):
             async with turns.take("b"):
                 gate.set()
 
