@@ -1,8 +1,6 @@
 """What Prefect has scheduled for some deployments, each flow run in a process of its own."""
 
 import logging
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,8 +13,6 @@ from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, ObjectNotFound
-
-# Not public, and what Prefect's own process worker is made of: the one place where pgflow-prefect uses it.
 from prefect.states import Pending, Scheduled
 
 from pgflow_prefect.database.store import Store
@@ -27,14 +23,18 @@ from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.internals import propose_state
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
-from pgflow_prefect.prefect_api.runner_internals import EngineCommandStarter, FlowRunExecutorContext
+from pgflow_prefect.prefect_api.runner_internals import (
+    FlowRunExecutorContext,
+    make_starter,
+    read_exit_code,
+    relinquish,
+)
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled
 
 QUERY_INTERVAL = 1.0
 """Seconds between two looks at what Prefect has scheduled."""
 
-# -P: the working directory is not first in `sys.path`, where a file in it would hide the standard library from Prefect.
-_ENGINE = shlex.join([sys.executable, "-P", "-m", "pgflow_prefect.services.flow_run_engine"])
+_ENGINE = "pgflow_prefect.services.flow_run_engine"
 
 _PAUSE = 0.1  # seconds between two looks whether a process is left
 
@@ -121,7 +121,7 @@ class FlowRunProcesses:
 
     async def _end(self, flow_run_id: UUID) -> None:
         # Prefect's engine leaves the flow run's state to us then.
-        await self._context.control_channel.signal(flow_run_id, "relinquish")
+        await relinquish(self._context.control_channel, flow_run_id)
         await self._context.process_manager.kill(flow_run_id, _KILL_AFTER)
 
     async def _take_scheduled(self, group: TaskGroup) -> None:
@@ -177,18 +177,11 @@ class FlowRunProcesses:
 
     async def _await_process(self, flow_run: FlowRun) -> int | None:
         """Start a flow run's process, and return its exit code when it has ended."""
-        # A group of its own: Ctrl-C is for us, and what works goes on to its end.
-        starter = EngineCommandStarter(
-            command=_ENGINE,
-            control_channel=self._context.control_channel,
-            isolate_process_group=True,
-            env=dict(self.environment),
-        )
+        starter = make_starter(_ENGINE, self._context.control_channel, self.environment)
         executor = self._context.create_executor(
             flow_run, starter, resolve_flow=self._find_flow, propose_submitting=False
         )
-        result = await executor.submit()
-        return result.status_code if result else None
+        return read_exit_code(await executor.submit())
 
     async def _describe_outcome(self, flow_run_id: UUID, run_id: UUID) -> tuple[int, str]:
         """Return the log's level and how a flow run has ended: as PostgreSQL has it, else as Prefect shows it."""

@@ -2,6 +2,9 @@
 
 import ast
 import inspect
+import os
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 from prefect.concurrency.asyncio import concurrency
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flows import Flow
+from prefect.runner import _flow_run_executor
 
 import pgflow_prefect
 from pgflow_prefect.prefect_api import internals, runner_internals
@@ -73,11 +77,7 @@ CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
     "runner: kill": (ProcessManager.kill, 3, set()),
     "runner: process": (ProcessManager.get, 2, set()),
     "runner: signal": (ControlChannel.signal, 3, set()),
-    "runner: starter": (
-        EngineCommandStarter,
-        0,
-        {"command", "control_channel", "isolate_process_group", "env"},
-    ),
+    "runner: starter": (EngineCommandStarter, 0, {"command", "control_channel", "env"}),
     "runner: submit": (FlowRunExecutor.submit, 1, set()),
     "runner: executor": (FlowRunExecutorContext.create_executor, 3, {"resolve_flow", "propose_submitting"}),
 }
@@ -99,8 +99,20 @@ def test_a_runner_s_context_has_the_parts_that_serve_uses() -> None:
     assert "self._cancellation_manager.cancel_by_id" in source, "cancellations no longer pass our replacement"
 
 
-def test_an_executor_returns_how_its_process_ended() -> None:
-    assert "FlowRunExecutionResult" in str(inspect.signature(FlowRunExecutor.submit).return_annotation)
+def test_an_exit_code_is_where_it_is_read_if_prefect_tells_it() -> None:
+    told = getattr(_flow_run_executor, "FlowRunExecutionResult", None)  # since 3.8.4
+
+    assert told is None or "status_code" in told.__annotations__
+
+
+def test_a_process_can_make_a_group_of_its_own() -> None:
+    command = runner_internals.make_command("tests.unit.group_leader", makes_group=True)
+
+    written = subprocess.run(
+        shlex.split(command), env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)}, capture_output=True, check=True
+    )
+
+    assert written.stdout.strip() == b"it leads its group"
 
 
 def test_contexts_have_the_fields_that_steps_use() -> None:
