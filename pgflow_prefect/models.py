@@ -200,6 +200,40 @@ class TakenRun(BaseModel):
         return f"pgflow/{self.run_id}/{self.epoch}"
 
 
+class LinkRequest(NamedTuple):
+    """The flow run that a run was reserved for.
+
+    Attributes:
+        run_id: the run.
+        epoch: in which it was reserved.
+        flow_run_id: what was created for it.
+    """
+
+    run_id: UUID
+    epoch: int
+    flow_run_id: UUID
+
+
+class LinkedRun(BaseModel):
+    """What is known of a run whose flow run was named.
+
+    Attributes:
+        run_id: the run.
+        linked: false: another process has taken it meanwhile.
+        status: of the run; None for a run that is gone.
+        remaining: how many of its steps are not completed.
+        definition_id: the definition that it began with.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    linked: bool
+    status: Status | None
+    remaining: int | None
+    definition_id: int | None
+
+
 class Installation(BaseModel):
     """A database among those that share a Prefect server.
 

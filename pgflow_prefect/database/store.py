@@ -38,6 +38,8 @@ from pgflow_prefect.models import (
     Enabled,
     Ending,
     Failure,
+    LinkedRun,
+    LinkRequest,
     Report,
     Run,
     RunEnd,
@@ -207,6 +209,29 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         )
         return bool(rows[0]["linked"])
 
+    async def link_flow_runs(
+        self, links: Sequence[LinkRequest], *, lock_timeout: float | None = None
+    ) -> list[LinkedRun]:
+        """Name the flow runs that runs were reserved for, all in one statement.
+
+        Args:
+            links: of each run one.
+            lock_timeout: seconds to wait for each lock; None for what the database says.
+
+        Returns:
+            What is known of each run, in the order of `links`.
+        """
+        rows = await self._fetch(
+            "link_flow_runs",
+            run_ids=[each.run_id for each in links],
+            epochs=[each.epoch for each in links],
+            flow_run_ids=[each.flow_run_id for each in links],
+            held_by=self.lease_terms.held_by,
+            lock_timeout=_to_setting(lock_timeout),
+        )
+        found = {each.run_id: each for each in map(LinkedRun.model_validate, rows)}
+        return [found[each.run_id] for each in links]
+
     async def is_made_for(self, run_id: UUID, flow_run_id: UUID) -> bool:
         """Tell whether a flow run that Prefect started may take a run.
 
@@ -288,6 +313,23 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         if not rows:
             raise _unknown_run(run_id)
         return RunEnd.model_validate(rows[0])
+
+    async def read_ends(self, asked: Sequence[tuple[UUID, Sequence[str]]]) -> list[RunEnd]:
+        """Return how several runs stand, as `read_end` does, all in one statement.
+
+        Args:
+            asked: runs and the steps whose results are wanted; each run once.
+
+        Raises:
+            UnknownRunError: there is none of one of these ids.
+        """
+        elements = [{"run_id": run_id, "step_slugs": [*slugs]} for run_id, slugs in asked]
+        rows = await self._fetch("read_ends", asked=to_json(elements).decode())
+        found = {each.id: each for each in map(RunEnd.model_validate, rows)}
+        for run_id, _ in asked:
+            if run_id not in found:
+                raise _unknown_run(run_id)
+        return [found[run_id] for run_id, _ in asked]
 
     async def read_clock(self) -> datetime:
         """Return the database's time, which those of runs and steps are from."""
@@ -408,7 +450,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             "perform_tasks",
             run_id=elements[0].run_id if len(runs) == 1 else None,
             elements=f"[{','.join(map(_to_element, elements))}]",
-            lock_timeout=None if lock_timeout is None else f"{lock_timeout * 1000:.0f}ms",
+            lock_timeout=_to_setting(lock_timeout),
         )
         return [_to_answer(element, row) for element, row in zip(elements, rows, strict=True)]
 
@@ -438,6 +480,11 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             state_name=state_name,
             **task.as_parameters(),
         )
+
+
+def _to_setting(seconds: float | None) -> str | None:
+    """Return a time-out as the server reads it; None for what the database says."""
+    return None if seconds is None else f"{seconds * 1000:.0f}ms"
 
 
 def _find_epoch(rows: list[Row]) -> int | None:

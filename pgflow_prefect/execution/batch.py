@@ -65,6 +65,7 @@ class RunBatch:
         run_id: the run.
         epoch: in which it was taken.
         looks: how often in a row the run was found locked, or suspected of it; such a run goes alone.
+        sizes: bytes of the results that were reported, by step slug.
     """
 
     batch: "Batch"
@@ -75,10 +76,12 @@ class RunBatch:
     claims: deque[_Element] = field(default_factory=deque, init=False)
     sending: Task[None] | None = field(default=None, init=False)  # the statement that has some of them
     pause: TimerHandle | None = field(default=None, init=False)  # until the next look at a locked run
+    sizes: dict[str, int] = field(default_factory=dict, init=False)
     is_closed: bool = field(default=False, init=False)
 
     async def complete(self, completion: Completion) -> Report:
         """Store a step's result; see `Store.complete_step`."""
+        self.sizes[completion.task.step_slug] = len(completion.result)
         return await self._ask(completion, self.reports)  # type: ignore[no-any-return]
 
     async def fail(self, failure: Failure) -> Report:

@@ -44,7 +44,7 @@ from pgflow_prefect.execution.step_writer import StepWriter, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import Run, RunEnd, Status
+from pgflow_prefect.models import RunEnd, Status
 from pgflow_prefect.prefect_api.ids import find_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
@@ -125,11 +125,14 @@ class Execution:
         try:
             async with self._open_host() as host:
                 _check_installation(flow_run, host.installation.id)
-                epoch = await self._take(host.store, payload, run_id, flow_run)
+                begun = host.begin(run_id, flow_run.id) if run_id is not None else None
+                epoch, linked = begun or (None, None)
+                if epoch is None:
+                    epoch = await self._take(host.store, payload, run_id, flow_run)
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
                     return await self._read_ended(host.store, run_id)
-                with host.execute(run_id, epoch, flow_run.id) as run:
+                with host.execute(run_id, epoch, flow_run.id, linked) as run:
                     return await self._execute_in_time(host, run, flow_run, limit)
         except (SupersededError, RunHeldError) as error:
             get_run_logger().warning("%s", error)
@@ -176,7 +179,7 @@ class Execution:
                 raise UsageError(f"run {run_id} is one of workflow {run.workflow_slug!r}, not {self.workflow_slug!r}")
             if self._is_requested(flow_run):
                 await self._check_request(store, given, flow_run.id)
-            _tell_of_past(run)
+            _tell_of_past(run.steps, run.remaining)
             epoch = await self._persist(store, lambda: store.take_run(given, flow_run.id))
         if epoch is None and flow_run.run_count > 1:  # Prefect tries the flow run again: it failed before
             epoch = await self._persist(store, lambda: self._reopen(store, run_id, flow_run.id))
@@ -214,7 +217,7 @@ class Execution:
         store = host.store
         try:
             graph, display = await self._run_steps(host, run, flow_run)
-            end = await self._persist(store, lambda: store.read_end(run.run_id, find_leaves(graph)))
+            end = await self._persist(store, lambda: host.read_end(run, find_leaves(graph)))
             if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
                 await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
             if display is not None:
@@ -230,8 +233,10 @@ class Execution:
         A run that these handlers do not fit fails, and there is nothing to show.
         """
         store, run_id = host.store, run.run_id
-        definition = await self._persist(store, lambda: store.load_run_definition(run_id))
-        graph = build_graph(definition)
+        plan = await self._persist(store, lambda: host.load_plan(run))
+        definition, graph = plan.definition, plan.graph
+        if run.linked is not None:
+            _tell_of_past(len(definition.steps), run.linked.remaining)
         arguments = {slug: each.function.required for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
@@ -260,6 +265,7 @@ class Execution:
             display = Display(steps)
             with display.show():
                 await run_in_order(steps.schedule, steps.perform)
+            run.result_sizes = batch.sizes
         return graph, display
 
     async def _read_ended(self, store: Store, run_id: UUID) -> dict[str, JsonValue] | State[Any]:
@@ -284,11 +290,11 @@ def _check_installation(flow_run: FlowRun, installation: UUID) -> None:
         )
 
 
-def _tell_of_past(run: Run) -> None:
-    """Log how many steps of the run are completed already."""
-    if run.steps is not None and run.remaining is not None and run.remaining < run.steps:
-        done = run.steps - run.remaining
-        get_run_logger().info("%d of %d steps were completed before and are not executed again", done, run.steps)
+def _tell_of_past(steps: int | None, remaining: int | None) -> None:
+    """Log how many steps of a run are completed already."""
+    if steps is not None and remaining is not None and remaining < steps:
+        done = steps - remaining
+        get_run_logger().info("%d of %d steps were completed before and are not executed again", done, steps)
 
 
 async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:

@@ -273,7 +273,7 @@ class Worker:
         except PrefectUnavailableError:
             await store.release_run(taken.run_id, taken.epoch)
             raise
-        if not await store.link_flow_run(taken.run_id, taken.epoch, flow_run.id, queued=False):
+        if not await self.host.link(taken, flow_run.id):
             return None
         _logger.info("run %s of %r, flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
         if taken.former_flow_run_id is not None:

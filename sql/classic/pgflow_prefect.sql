@@ -902,6 +902,38 @@ COMMENT ON FUNCTION pgflow_prefect.link_flow_run(uuid, int, uuid, text, boolean)
     'starts); false where another process has taken the run meanwhile.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_runs(
+    run_ids uuid[], epochs int[], flow_run_ids uuid[], held_by text
+) RETURNS TABLE (run_id uuid, linked boolean, status text, remaining int, definition_id bigint)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_custom_plan -- as in watch_steps
+AS $$
+#variable_conflict use_column
+DECLARE
+    link record;
+BEGIN
+    FOR link IN
+        SELECT u.run_id, u.epoch, u.flow_run_id FROM unnest(run_ids, epochs, flow_run_ids) AS u (run_id, epoch, flow_run_id)
+        ORDER BY u.run_id -- so that two processes never wait for each other
+    LOOP
+        run_id := link.run_id;
+        linked := pgflow_prefect.link_flow_run(link.run_id, link.epoch, link.flow_run_id, held_by, false);
+        status := NULL;
+        remaining := NULL;
+        definition_id := NULL;
+        SELECT r.status, r.remaining, r.definition_id INTO status, remaining, definition_id
+        FROM pgflow.runs r WHERE r.id = link.run_id;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.link_flow_runs(uuid[], int[], uuid[], text) IS
+    'link_flow_run for several runs, by id, and what their first claims need to know of each: how it stands, how many '
+    'steps are left, which definition it began with.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.extend_leases(
     run_ids uuid[], epochs int[], lease double precision
 ) RETURNS TABLE (run_id uuid, epoch int, holds text)

@@ -59,7 +59,7 @@ def stop(point, owner, name, *, before=False, where=lambda *args, **kwargs: True
 
 stop("taken", worker, "create_submission", before=True)
 stop("created", worker, "create_submission")
-stop("linked", Store, "link_flow_run")
+stop("linked", Store, "link_flow_runs", where=lambda _, links, **__: len(links))
 stop("claimed", Store, "perform_tasks", where=lambda _, elements, **__: sum(
     isinstance(each.asked, ClaimRequest) and each.asked.task.step_slug == "b" for each in elements))
 stop("handled", PythonHandler, "execute", where=lambda handler, *_: handler.step_slug == "b")

@@ -31,6 +31,14 @@ SELECT pgflow_prefect.expire_lease(%(run_id)s, %(epoch)s, %(holder)s::jsonb) AS 
 -- Name the flow run that a run was reserved for.
 SELECT pgflow_prefect.link_flow_run(%(run_id)s, %(epoch)s, %(flow_run_id)s, %(held_by)s, %(queued)s) AS linked
 
+-- link_flow_runs --
+-- Name the flow runs that runs were reserved for, and hear what their first claims need to know.
+WITH bound AS MATERIALIZED (SELECT pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true) AS lock_timeout)
+SELECT l.run_id, l.linked, l.status, l.remaining, l.definition_id
+FROM bound, LATERAL pgflow_prefect.link_flow_runs(
+    CASE WHEN bound.lock_timeout IS NOT NULL THEN %(run_ids)s::uuid[] END, %(epochs)s, %(flow_run_ids)s::uuid[],
+    %(held_by)s) AS l
+
 -- is_made_for --
 -- Whether a flow run that Prefect started may take a run.
 SELECT pgflow_prefect.is_made_for(%(run_id)s, %(flow_run_id)s) AS made

@@ -10,6 +10,12 @@ FROM pgflow_prefect.read_run(%(run_id)s, %(lease)s, %(with_payload)s)
 -- How a run stands, and the results of these steps if it is completed: one look at both.
 SELECT id, status, ended_as, epoch, error_message, results FROM pgflow_prefect.read_end(%(run_id)s, %(step_slugs)s)
 
+-- read_ends --
+-- Likewise of several runs. What is asked of each is an element: its id and the slugs of its steps.
+SELECT e.id, e.status, e.ended_as, e.epoch, e.error_message, e.results
+FROM jsonb_to_recordset(%(asked)s::jsonb) AS a (run_id uuid, step_slugs text[]),
+     LATERAL pgflow_prefect.read_end(a.run_id, a.step_slugs) AS e
+
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that was inserted by hand has no definition until it begins.
 SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,

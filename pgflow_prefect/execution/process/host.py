@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,15 +15,24 @@ from anyio import CancelScope, move_on_after
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.execution.batch import Batch
+from pgflow_prefect.definitions.graph import Graph, build_graph
+from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.execution.batch import LOCK_TIMEOUT, Batch
 from pgflow_prefect.execution.process.external_steps import Watch
+from pgflow_prefect.execution.process.gathering import Gathering
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import lend
 from pgflow_prefect.execution.process.slots import Slot, Turns
 from pgflow_prefect.execution.step_writer import persist
 from pgflow_prefect.handlers.base import Toolbox
-from pgflow_prefect.models import Installation
+from pgflow_prefect.models import Installation, LinkedRun, LinkRequest, RunEnd, Status, TakenRun
 from pgflow_prefect.settings import Settings
+
+MOST_STEPS = 100_000
+"""Steps of the definitions that a process keeps; of the latest one, any number."""
+
+SMALL = 64 * 1024
+"""Bytes that the results of a run may have where runs that end together share a statement."""
 
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +55,8 @@ class ActiveRun:
         turns: how many of its steps work at the same time.
         drained: no further step begins; those that work go on to their end.
         stopped: those that work are stopped as well, for this reason.
+        linked: what this process knows of it without a look; None where it did not reserve the run.
+        result_sizes: bytes of the results that were reported here, by step slug.
     """
 
     run_id: UUID
@@ -52,6 +64,8 @@ class ActiveRun:
     turns: Turns
     drained: bool = False
     stopped: Stop | None = None
+    linked: LinkedRun | None = None
+    result_sizes: Mapping[str, int] = field(default_factory=dict)
     _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks before an attempt, by slug
     _working: set[CancelScope] = field(default_factory=set)  # handlers
     _awaiting: set[CancelScope] = field(default_factory=set)  # steps that others do
@@ -129,6 +143,19 @@ class ActiveRun:
                 self._working.discard(scope)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A definition as the runs that began with it are executed.
+
+    Attributes:
+        definition: what the database says.
+        graph: the same; nothing changes it.
+    """
+
+    definition: WorkflowDefinition
+    graph: Graph
+
+
 @dataclass
 class StepEnvironment:
     """What it takes to execute steps.
@@ -171,6 +198,17 @@ class Host(StepEnvironment):
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
     _drained: bool = False
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
+    _linked: dict[UUID, tuple[LinkRequest, LinkedRun]] = field(default_factory=dict)  # by run
+    _plans: OrderedDict[int, Plan] = field(default_factory=OrderedDict)  # by definition, the latest last
+
+    def __post_init__(self) -> None:
+        self._loading = asyncio.Lock()
+        self._links: Gathering[LinkRequest, LinkedRun] = Gathering(
+            lambda links, patient: self.store.link_flow_runs(links, lock_timeout=None if patient else LOCK_TIMEOUT)
+        )
+        self._ends: Gathering[tuple[UUID, Sequence[str]], RunEnd] = Gathering(
+            lambda asked, _: self.store.read_ends(asked)
+        )
 
     @property
     def executing(self) -> set[UUID]:
@@ -184,14 +222,78 @@ class Host(StepEnvironment):
         try:
             yield
         finally:
+            self._linked.pop(run_id, None)
             self.keeper.drop(run_id, epoch)
 
+    async def link(self, taken: TakenRun, flow_run_id: UUID) -> bool:
+        """Name the flow run that is to execute a run here, which this process has reserved; see `Store.link_flow_run`.
+
+        Until `begin`, and while it is reserved, the host remembers what the answer says of the run.
+        """
+        link = LinkRequest(taken.run_id, taken.epoch, flow_run_id)
+        linked = await self._links.ask(link)
+        if linked.linked and linked.status is Status.PENDING and linked.definition_id is not None:
+            self._linked[taken.run_id] = (link, linked)
+        return linked.linked
+
+    def begin(self, run_id: UUID, flow_run_id: UUID) -> tuple[int, LinkedRun] | None:
+        """Return epoch and run where this process has reserved the run for this flow run; to be taken no second time.
+
+        Only once: a flow run that Prefect tries again takes its run in the next epoch.
+        """
+        link, linked = self._linked.pop(run_id, (None, None))
+        if link is None or linked is None or link.flow_run_id != flow_run_id:
+            return None
+        return link.epoch, linked
+
+    async def load_plan(self, run: ActiveRun) -> Plan:
+        """Return the definition that a run began with; one that other runs began with was read before.
+
+        Raises:
+            UnknownRunError: there is no such run.
+        """
+        if run.linked is None or run.linked.definition_id is None:
+            return await self._read_plan(run.run_id)
+        definition_id = run.linked.definition_id
+        async with self._loading:  # of runs that begin together, one reads it
+            if definition_id not in self._plans:
+                self._plans[definition_id] = await self._read_plan(run.run_id)
+            self._plans.move_to_end(definition_id)
+            while (
+                len(self._plans) > 1 and sum(len(each.definition.steps) for each in self._plans.values()) > MOST_STEPS
+            ):
+                self._plans.popitem(last=False)
+            return self._plans[definition_id]
+
+    async def _read_plan(self, run_id: UUID) -> Plan:
+        definition = await self.store.load_run_definition(run_id)
+        return Plan(definition, build_graph(definition))
+
+    async def read_end(self, run: ActiveRun, step_slugs: Sequence[str]) -> RunEnd:
+        """Return how a run stands, and these results if it is completed; see `Store.read_end`.
+
+        Runs that end together share a statement, where their results are known to be small.
+        """
+        sizes = [run.result_sizes.get(slug, SMALL + 1) for slug in step_slugs]
+        if sum(sizes) > SMALL:
+            return await self.store.read_end(run.run_id, step_slugs)
+        return await self._ends.ask((run.run_id, step_slugs))
+
     @contextmanager
-    def execute(self, run_id: UUID, epoch: int, flow_run_id: UUID) -> Iterator[ActiveRun]:
-        """Hold a run that was taken just now by a flow run, for as long as the block takes."""
+    def execute(
+        self, run_id: UUID, epoch: int, flow_run_id: UUID, linked: LinkedRun | None = None
+    ) -> Iterator[ActiveRun]:
+        """Hold a run that was taken just now by a flow run, for as long as the block takes.
+
+        Args:
+            run_id: the run.
+            epoch: in which it was taken.
+            flow_run_id: its owner.
+            linked: what `begin` returned.
+        """
         loop = asyncio.get_running_loop()
         turns = Turns(self.settings.concurrency, self.places.get(flow_run_id))
-        run = ActiveRun(run_id, epoch, turns, drained=self._drained)
+        run = ActiveRun(run_id, epoch, turns, drained=self._drained, linked=linked)
         self.active[run_id] = run
 
         def stop(why: str) -> None:

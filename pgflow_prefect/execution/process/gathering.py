@@ -1,0 +1,120 @@
+"""Questions to the database that come at the same time, in one statement."""
+
+from asyncio import Future, Task, gather, get_running_loop
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import copy_context
+from typing import Generic, TypeVar
+
+from pgflow_prefect.errors import PgflowPrefectError, TransientError
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+MOST = 100
+"""Questions of a statement."""
+
+LATE = 0.25
+"""Seconds after which a statement that has no answer keeps later questions waiting no more."""
+
+
+class Gathering(Generic[Q, A]):
+    """Asks one kind of question for all runs of a process.
+
+    What is asked while a statement is being answered goes with the next one. A statement that fails for one of its
+    questions is sent again for each alone: only the one that is to blame hears of it, and only those that meet a lock
+    wait for it.
+    """
+
+    def __init__(self, ask_all: Callable[[Sequence[Q], bool], Awaitable[Sequence[A]]]) -> None:
+        """Begin with no questions, in the event loop that runs.
+
+        Args:
+            ask_all: asks the database, and returns an answer for each question, in their order. The second argument
+                says whether to wait for a lock, as a question alone does.
+        """
+        self._ask_all = ask_all
+        self._waiting: deque[tuple[Q, Future[A]]] = deque()
+        self._context = copy_context()  # no statement of several runs belongs to the one that asked first
+        self._is_due = False
+        self._under_way: set[Task[None]] = set()
+        self._keeping: Task[None] | None = None  # the statement that later questions wait for
+
+    async def ask(self, question: Q) -> A:
+        """Return the answer to a question.
+
+        Raises:
+            PgflowPrefectError: what the question alone would raise.
+        """
+        answer: Future[A] = get_running_loop().create_future()
+        self._waiting.append((question, answer))
+        self._send_soon()
+        return await answer
+
+    def _send_soon(self) -> None:
+        if not self._is_due and self._keeping is None:
+            self._is_due = True
+            get_running_loop().call_soon(self._send, context=self._context)
+
+    def _send(self) -> None:
+        self._is_due = False
+        asked: list[tuple[Q, Future[A]]] = []
+        while self._waiting and len(asked) < MOST:
+            question, answer = self._waiting.popleft()
+            if not answer.done():  # the run that asked was cancelled
+                asked.append((question, answer))
+        if not asked:
+            return
+        loop = get_running_loop()
+        task = self._keeping = loop.create_task(self._answer(asked), context=self._context)
+        self._under_way.add(task)
+
+        def go_on() -> None:
+            timer.cancel()
+            if self._keeping is task:
+                self._keeping = None
+                if self._waiting:
+                    self._send_soon()
+
+        def end(_: object) -> None:
+            self._under_way.discard(task)
+            if not task.cancelled():
+                task.exception()  # raised to those who asked
+            go_on()
+
+        timer = loop.call_later(LATE, go_on, context=self._context)
+        task.add_done_callback(end)
+
+    async def _answer(self, asked: list[tuple[Q, "Future[A]"]]) -> None:
+        """Answer questions, those that meet a lock after all others."""
+        try:
+            locked = await self._try(asked, patient=len(asked) == 1)
+            await gather(*(self._try([each], patient=True) for each in locked))
+        except BaseException as error:  # a signal, or the end of the process: those who wait are to hear it
+            for _, waiting in asked:
+                _refuse(waiting, error)
+            raise
+
+    async def _try(self, asked: list[tuple[Q, "Future[A]"]], *, patient: bool) -> list[tuple[Q, "Future[A]"]]:
+        """Answer questions in one statement, or each alone, and return those that met a lock."""
+        try:
+            answers = await self._ask_all([question for question, _ in asked], patient)
+        except PgflowPrefectError as error:
+            is_of_rows = isinstance(error, TransientError) and error.is_of_rows
+            if len(asked) > 1 and (is_of_rows or not isinstance(error, TransientError)):
+                return [locked for each in asked for locked in await self._try([each], patient=False)]
+            if is_of_rows and not patient:
+                return asked
+            for _, waiting in asked:
+                _refuse(waiting, error)
+            return []
+        for (_, waiting), answer in zip(asked, answers, strict=True):
+            if not waiting.done():
+                waiting.set_result(answer)
+        return []
+
+
+def _refuse(waiting: "Future[A]", error: BaseException) -> None:
+    if not waiting.done():
+        waiting.set_exception(error)
+        waiting.exception()  # the run that asked may not look any more
