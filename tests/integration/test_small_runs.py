@@ -9,7 +9,7 @@ import anyio
 import pytest
 from pydantic import SecretStr
 
-from pgflow_prefect.database.store import Store
+from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.definitions.graph import find_leaves
 from pgflow_prefect.errors import SupersededError, UnknownRunError
 from pgflow_prefect.execution.process import host as hosts
@@ -215,3 +215,21 @@ async def test_a_process_keeps_the_definitions_that_it_used_last(
             assert begun is not None
             await host.load_plan(ActiveRun(taken.run_id, begun[0], Turns(1), linked=begun[1]))
     assert sent["load_run_definition"] == 4, "room for one of them: both are read again"
+
+
+async def test_two_processes_share_the_runs_that_wait_and_take_each_once(
+    host: Host, db: Connection, run_ids: list[UUID]
+) -> None:
+    run_ids += [run_workflow(db, slug, {}).id for slug in WORKFLOWS for _ in range(250)]
+    taken: list[list[UUID]] = [[], []]
+
+    async def take_all(store: Store, mine: list[UUID]) -> None:
+        while runs := await store.take_runs(WORKFLOWS, 20):
+            mine += [each.run_id for each in runs]
+
+    async with open_store(host.settings) as other, anyio.create_task_group() as group:
+        group.start_soon(take_all, host.store, taken[0])
+        group.start_soon(take_all, other, taken[1])
+    # One of them may have found those that the other was about to take locked, and looked no more.
+    rest = [each.run_id for each in await host.store.take_runs(WORKFLOWS, len(run_ids))]
+    assert sorted([*taken[0], *taken[1], *rest]) == sorted(run_ids)
