@@ -104,6 +104,8 @@ class Preview:
             out.print(f"would leave deployment {self.plan.name} as it is", markup=False)
         else:
             why = f": {_GONE}" if self.plan.outcome is Outcome.DELETED else ""
+            if self.plan.outcome is Outcome.CREATED and not self.plan.work_pool:
+                why = f" ({_NO_POOL})"
             out.print(f"would {_VERBS[self.plan.outcome]} deployment {self.plan.name}{why}", markup=False)
         if self.plan.outcome is Outcome.CREATED:  # of others, what changes is said
             given = {"work pool": self.plan.work_pool, "schedule": self.plan.schedule}

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def print_stubs(doers: Mapping[str, Doer]) -> None:
-    """Name the steps that have only a stub, and say how to turn a stub into a handler."""
-    if stubs := [each.place for each in doers.values() if each.is_stub]:
-        out.print(f"stubs, which stay external until you remove `unimplemented=True`: {', '.join(stubs)}", markup=False)
+    """Say how many steps have only a stub, below a table that names them, and how to turn a stub into a handler."""
+    if count := sum(each.is_stub for each in doers.values()):
+        stubs = "1 step is still a stub: it stays" if count == 1 else f"{count} steps are still stubs: they stay"
+        out.print(f"{stubs} external until you remove `unimplemented=True`", markup=False)
 
 
 def load_doers(

@@ -39,9 +39,9 @@ def test_a_plan_writes_nothing_and_says_that_there_is_nothing_to_do_once_it_was_
     assert (plan.code, plan.err) == (2, "")
     skipped = f"skipped workflow {nowhere!r}: it has no handlers here: flows/{nowhere}.py does not exist"
     assert plan.lines == [
-        f"would create deployment {chain}/pgflow",
+        f"would create deployment {chain}/pgflow (no work pool: `pgflow-prefect worker` runs it)",
         f"would enable workflow {chain!r}",
-        f"would create deployment {by_rows}/pgflow",
+        f"would create deployment {by_rows}/pgflow (no work pool: `pgflow-prefect worker` runs it)",
         f"would enable workflow {by_rows!r}",
         skipped,
     ]

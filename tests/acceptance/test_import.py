@@ -39,7 +39,9 @@ def test_import_writes_a_stub_for_each_step_and_a_stub_is_external(cli: CommandL
     assert "async def the_join(a: JsonValue, c: JsonValue) -> JsonValue:" in source
     assert again.lines == ["flows/chain.py has a handler for every step: nothing added"]
     assert checked.code == 0
-    assert checked.lines[-1] == "done by external workers, which call complete_step: a, b, c, the-join"
+    assert checked.lines[-1] == "4 steps are still stubs: they stay external until you remove `unimplemented=True`"
+    assert checked.out.count("a in flows/chain.py") == 1, "each is named once"
+    assert "complete_step" not in checked.out, "no external worker is meant to do it"
 
 
 def test_importing_again_adds_the_new_steps_and_leaves_what_a_person_wrote(cli: CommandLine, db: Connection) -> None:
