@@ -14,6 +14,7 @@ from benchmarks.measure import Report
 from benchmarks.results import describe_machine, write_results
 from benchmarks.scale import measure_scale
 from benchmarks.server import statistics_server
+from benchmarks.small_runs import measure_small_runs
 from benchmarks.startup import measure_startup
 from benchmarks.translation import measure_translation
 from benchmarks.visibility import measure_visibility
@@ -25,6 +26,7 @@ SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "engine": measure_engine,
     "translation": measure_translation,
     "worker": measure_worker,
+    "small-runs": measure_small_runs,
     "bridge": measure_bridge,
     "deploy": measure_deploy,
     "startup": measure_startup,

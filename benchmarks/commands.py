@@ -58,11 +58,11 @@ class Site:
     api_url: str
 
     @contextmanager
-    def service(self, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    def service(self, *arguments: str, **variables: str) -> Iterator["subprocess.Popen[bytes]"]:
         """Run a command that goes on until it is told to stop, from its being ready to the end of the block."""
         log = self.directory / f"{arguments[0]}_{uuid4().hex[:8]}.log"
         with log.open("wb") as output:
-            process = self._start(output, *arguments)
+            process = self._start(output, *arguments, **variables)
         try:
             self.wait_until(lambda: "ready: " in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()
@@ -106,11 +106,16 @@ class Site:
         }
         return {**inherited, **configured}
 
-    def _start(self, output: Any, *arguments: str) -> "subprocess.Popen[bytes]":  # noqa: ANN401  a file
+    def _start(
+        self,
+        output: Any,  # noqa: ANN401  a file
+        *arguments: str,
+        **variables: str,
+    ) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "pgflow_prefect", *arguments],
             cwd=self.directory,
-            env=self.environment,
+            env={**self.environment, **variables},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -118,8 +123,13 @@ class Site:
 
 
 @contextmanager
-def open_site(server: str) -> Iterator[Site]:
-    """Set up a site on a PostgreSQL server, for as long as the block takes."""
+def open_site(server: str, sources: Path | None = None) -> Iterator[Site]:
+    """Set up a site on a PostgreSQL server, for as long as the block takes.
+
+    Args:
+        server: how to connect to it.
+        sources: of another version, whose scripts the database gets.
+    """
     name = uuid4().hex[:8]
     dsn = create_database(server, f"benchmark_{name}")
     with (
@@ -128,7 +138,8 @@ def open_site(server: str) -> Iterator[Site]:
         prefect_server(Path(temporary), create_database(server, f"prefect_{name}")) as api_url,
     ):
         for script in SCRIPTS:
-            db.execute(shipped_path("sql", script).read_bytes())
+            path = shipped_path("sql", script) if sources is None else sources / "sql" / script
+            db.execute(path.read_bytes())
         define(db, WORKFLOW, GRAPH)
         flows = Path(temporary) / "flows"
         flows.mkdir()

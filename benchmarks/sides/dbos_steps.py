@@ -21,15 +21,20 @@ from benchmarks.sides import Job, Prepare
 @contextmanager
 def open_side(dsn: str) -> Iterator[Prepare]:
     """Launch DBOS on a database of its own."""
-    parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
-    place = {str(name): parts[name] for name in ("host", "port") if name in parts}
-    url = URL.create("postgresql+psycopg", username=parts.get("user"), database=parts["dbname"], query=place)
-    DBOS(config={"name": "benchmark", "system_database_url": url.render_as_string(hide_password=False)})
+    DBOS(config={"name": "benchmark", "system_database_url": to_url(dsn)})
     DBOS.launch()
     try:
         yield prepare
     finally:
         DBOS.destroy()
+
+
+def to_url(dsn: str) -> str:
+    """Return how SQLAlchemy connects to a database."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
+    place = {str(name): parts[name] for name in ("host", "port") if name in parts}
+    url = URL.create("postgresql+psycopg", username=parts.get("user"), database=parts["dbname"], query=place)
+    return url.render_as_string(hide_password=False)
 
 
 def prepare(name: str, graph: Graph, pause: float, trace: Trace) -> Job:

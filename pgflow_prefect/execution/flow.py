@@ -118,9 +118,10 @@ class Execution:
         trim_tracebacks()
         clean_consoles()
         limit = _TimeOut.find(context)
-        what = (run_id or find_run_id(flow_run.id), self.workflow_slug)
-        # While the database is being opened: a line of the log takes half as long as that.
-        get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))
+        if run_id is None:  # else it is a parameter of the flow run
+            what = (find_run_id(flow_run.id), self.workflow_slug)
+            # While the database is being opened: a line of the log takes half as long as that.
+            get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))
         show_logs(each.function.function for each in self.handlers.values() if each.function)
         try:
             async with self._open_host() as host:

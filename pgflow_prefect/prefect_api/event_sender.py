@@ -121,6 +121,23 @@ class EventSender:
             self._is_awake = True
             self._loop.call_soon_threadsafe(self._wake.set)
 
+    def repeat(self, make: Make, interval: float) -> Callable[[], None]:
+        """Send an event again and again, from any thread, until the function that is returned is called.
+
+        Args:
+            make: returns it; called in the sender's thread, each time.
+            interval: seconds before the first time, and between two of them.
+        """
+        is_over = threading.Event()
+
+        def beat() -> None:
+            if not is_over.is_set() and not self._closing.done():
+                self.send(make)
+                self._loop.call_later(interval, beat)
+
+        self._loop.call_soon_threadsafe(self._loop.call_later, interval, beat)
+        return is_over.set
+
     def request(self, act: Request, what: str) -> None:
         """Ask something of Prefect's API, soon; from any thread. Where that fails, a line in the log says so.
 

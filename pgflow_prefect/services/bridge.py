@@ -20,7 +20,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import CANCELLED, TakenRun
-from pgflow_prefect.prefect_api.client import ask_prefect
+from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.services.cancellation import CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -77,6 +77,7 @@ class Bridge:
         )
         self._reconcile_wakeup = Wakeup()
         self._heartbeat = Heartbeat(self.store, self.client)
+        self._writer = FlowRunWriter(self.client)
 
     async def register(self) -> None:
         """Register this installation in Prefect.
@@ -172,9 +173,13 @@ class Bridge:
             if await CancellationRequests(self.store, self.client).was_cancelled(taken.former_flow_run_id):
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
                 return
-            deployment, installation = self.deployments[taken.workflow_slug], await self.store.read_installation()
-            with ask_prefect(f"a flow run of run {run_id}"):
-                flow_run = await create_submission(self.client, deployment, taken, installation=installation)
+            flow_run = await create_submission(
+                self._writer,
+                self.client,
+                self.deployments[taken.workflow_slug],
+                taken,
+                installation=await self.store.read_installation(),
+            )
         except PrefectRefusedError as error:
             _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
             await self.store.fail_run(run_id, str(error))

@@ -1,5 +1,6 @@
 """From a run that was taken to the one flow run that is created for it."""
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -7,33 +8,39 @@ import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Scheduled
 
 from pgflow_prefect.errors import DeploymentGoneError, PrefectRefusedError
 from pgflow_prefect.models import TakenRun
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
+from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
+from pgflow_prefect.prefect_api.internals import to_state_create
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags, make_ownership_tag
 
 
 async def create_submission(
+    writer: FlowRunWriter,
     client: PrefectClient,
     deployment_id: UUID,
     run: TakenRun,
     state: State[Any] | None = None,
     *,
     installation: UUID | None = None,
+    policy: Mapping[str, Any] | None = None,
 ) -> FlowRun:
     """Create the flow run of a run, or find the one that was created in the same epoch.
 
     It gets the run's id only: the payload stays in PostgreSQL.
 
     Args:
+        writer: creates flow runs, together with those of other runs.
         client: Prefect's API.
         deployment_id: what to run.
         run: the run, in the epoch in which it was taken.
         state: the flow run's first state; scheduled for now where not given.
         installation: the id of the database, which the flow run is tagged with.
+        policy: how often Prefect tries the flow run again, in its words.
 
     Raises:
         PrefectUnavailableError: Prefect does not answer.
@@ -41,16 +48,17 @@ async def create_submission(
         PrefectRefusedError: Prefect refuses it for good.
     """
     parameters = {"run_id": str(run.run_id)}
+    body = {
+        "name": name_flow_run(run.workflow_slug, run.run_id),
+        "parameters": parameters,
+        "state": to_state_create(state or Scheduled()).model_dump(mode="json", exclude_unset=True),
+        "idempotency_key": run.idempotency_key,
+        "tags": [make_ownership_tag(installation)] if installation is not None else [],
+        "empirical_policy": {**(policy or {})},
+    }
     with translate_prefect_errors(f"a flow run of run {run.run_id}"):
         try:
-            created = await client.create_flow_run_from_deployment(
-                deployment_id,
-                name=name_flow_run(run.workflow_slug, run.run_id),
-                parameters=parameters,
-                state=state,
-                idempotency_key=run.idempotency_key,
-                tags=[make_ownership_tag(installation)] if installation is not None else None,
-            )
+            created = await writer.create(deployment_id, body)
         except (ObjectNotFound, PrefectHTTPStatusError) as error:
             if isinstance(error, ObjectNotFound) or error.response.status_code == httpx.codes.NOT_FOUND:
                 raise DeploymentGoneError(f"deployment {deployment_id} is not there any more") from error

@@ -1,19 +1,20 @@
 """A process that executes runs itself: those that SQL started, and those that Prefect wants done."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import Abort, ObjectNotFound
-from prefect.states import Pending
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import Abort, ObjectNotFound, PrefectSignal
+from prefect.states import Pending, Running
 from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.notifications import listen
@@ -30,8 +31,10 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
+from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
@@ -87,9 +90,11 @@ class Worker:
         self._cancellation_requests = CancellationRequests(self.host.store, self.client)
         self._heartbeat = Heartbeat(self.host.store, self.client)
         self._reconcile_wakeup = Wakeup()
+        self._writer = FlowRunWriter(self.client)
         self._flows = {
             slug: workflow.make_flow(settings, host=self.host) for slug, (workflow, _) in self.workflows.items()
         }
+        self._engines = {slug: FlowRunEngine(flow, self._writer, self.client) for slug, flow in self._flows.items()}
 
     async def register(self) -> None:
         """Create or update the deployment of each workflow, and enable those that were never enabled or disabled.
@@ -244,7 +249,7 @@ class Worker:
             flow_run = await self._submit(taken)
             # Where PostgreSQL was away for longer than a lease, this process may have taken it a second time.
             if flow_run is not None and flow_run.id not in self._executing:
-                await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot)
+                await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot, self._execute_created)
 
     async def _submit(self, taken: TakenRun) -> FlowRun | None:
         """Create the flow run of a run, and link it; None where there is nothing to execute."""
@@ -259,10 +264,16 @@ class Worker:
             if deployment is None:  # another installation has taken it over
                 await store.release_run(taken.run_id, taken.epoch)
                 return None
-            with _bounded():
-                flow_run = await create_submission(
-                    self.client, deployment.id, taken, Pending(), installation=self.host.installation.id
-                )
+            flow = self._flows[taken.workflow_slug]
+            flow_run = await create_submission(
+                self._writer,
+                self.client,
+                deployment.id,
+                taken,
+                Running(),  # no other process could have taken it: the run is this worker's
+                installation=self.host.installation.id,
+                policy={"retries": flow.retries, "retry_delay": flow.retry_delay_seconds},
+            )
         except PrefectRefusedError as error:
             await store.fail_run(taken.run_id, str(error))
             return None
@@ -286,21 +297,37 @@ class Worker:
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
             self.host.requested.add(flow_run.id)
             try:
-                await self._execute(slug, flow_run, run_id, slot)
+                await self._execute(slug, flow_run, run_id, slot, self._execute_requested)
             finally:
                 self.host.requested.discard(flow_run.id)
 
-    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, slot: Slot) -> None:
+    async def _execute_requested(self, slug: str, flow_run: FlowRun) -> State[Any]:
+        return await execute_flow_run(self._flows[slug], flow_run)
+
+    async def _execute_created(self, slug: str, flow_run: FlowRun) -> State[Any]:
+        # One that was created before, in the same epoch, may be in any state: Prefect's engine begins with that.
+        if flow_run.state is None or not flow_run.state.is_running():
+            return await execute_flow_run(self._flows[slug], flow_run)
+        return await self._engines[slug].execute(flow_run)
+
+    async def _execute(
+        self,
+        slug: str,
+        flow_run: FlowRun,
+        run_id: UUID,
+        slot: Slot,
+        execute: Callable[[str, FlowRun], Awaitable[State[Any]]],
+    ) -> None:
         if flow_run.id in self._executing:
             return  # creating it took longer than the lease, and this worker has taken the run again meanwhile
         self._executing[flow_run.id] = run_id
         self.host.places[flow_run.id] = slot
         try:
-            state = await execute_flow_run(self._flows[slug], flow_run)
+            state = await execute(slug, flow_run)
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
             level = logging.ERROR if state.is_failed() or state.is_crashed() else logging.INFO
             _logger.log(level, "run %s of %r: %s%s", run_id, slug, state.name, reason)
-        except Exception as error:  # noqa: BLE001  Prefect's own: the run is as far as PostgreSQL says
+        except (Exception, PrefectSignal) as error:  # noqa: BLE001  Prefect's own: PostgreSQL says how far the run is
             _logger.warning("flow run %s of run %s broke off: %s", flow_run.id, run_id, _describe(error))
             self._reconcile_wakeup.wake()
             await self._release(run_id, flow_run.id)
@@ -343,6 +370,6 @@ def _bounded() -> Iterator[None]:
         raise unavailable(f"no answer in {_PATIENCE:g} s")
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     # Prefect's own errors have the whole URL.
     return f"{type(error).__name__}: {describe_error(error)}" if str(error) else type(error).__name__

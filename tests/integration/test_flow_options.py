@@ -1,6 +1,7 @@
 """What users say of the flow itself, its options and its hooks: each works wherever runs execute, or is refused."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import value
 from tests.integration.conftest import Define, insert_workflow, make_slug, read_flow_run, read_run, read_steps
+from tests.integration.live import Engine, execute_by
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -66,7 +68,7 @@ FLOW
 
 
 @pytest.fixture
-def write(tmp_path: Path, db: Connection) -> Callable[[str], tuple[ModuleType, Workflow]]:
+def write(tmp_path: Path, db: Connection, engine: Engine) -> Callable[[str], tuple[ModuleType, Workflow]]:
     """A function that loads a file which says this of its flow."""
 
     def load(text: str) -> tuple[ModuleType, Workflow]:
@@ -100,10 +102,23 @@ flow = workflow.flow.with_options(
 """
 
 
+@pytest.fixture(params=list(Engine))
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Whose engine executes the flow runs of `execute`."""
+    chosen = Engine(request.param)
+    monkeypatch.setattr(sys.modules[__name__], "chosen", chosen)
+    return chosen
+
+
+chosen = Engine.PREFECT
+
+
 async def execute(workflow: Workflow, payload: str, settings: Settings | None = None) -> State[Any]:
     """Execute a run as `run` and `worker` do: with a flow of their own."""
     flow = workflow.make_flow(settings or Settings())
     with anyio.fail_after(180):
+        if chosen is Engine.OURS:
+            return (await execute_by(chosen, flow, {"payload": payload}))[0]
         state: State[Any] = await flow(payload, return_state=True)
     return state
 

@@ -1,0 +1,300 @@
+"""Flow runs of several runs of one process, created and ended with one request of Prefect's API each time."""
+
+import logging
+from asyncio import CancelledError, Future, Task, gather, get_running_loop
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+from uuid import UUID
+
+import anyio
+import httpx
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
+from prefect.exceptions import Pause, PrefectHTTPStatusError
+
+from pgflow_prefect.prefect_api.errors import unavailable
+from pgflow_prefect.prefect_api.internals import propose_state, to_state_create
+from pgflow_prefect.prefect_api.redaction import describe_error
+
+MOST_CREATED, MOST_ENDED = 100, 50
+"""Flow runs in one request, as Prefect's server has it."""
+
+_PATIENCE, _PATIENCE_EACH = 10.0, 0.2
+"""Seconds for an answer: its client goes on asking for a minute where no server answers."""
+
+_NO_ROUTE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
+_OF_ALL = frozenset({401, 403, 408, 425, 429, 502, 503, 504})
+"""What no flow run of several is to blame for."""
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+Json: TypeAlias = dict[str, Any]
+Asked: TypeAlias = "tuple[Item, Future[Answer]]"
+
+_logger = logging.getLogger(__name__)
+
+
+class FlowRunWriter:
+    """Creates flow runs of deployments, and writes their states, for all runs of this process.
+
+    What comes while a request is being answered goes with the next one. An error is told to the run that is to blame:
+    what can't be done together is done one by one. A server without these routes is asked once.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        """Begin with nothing.
+
+        Args:
+            client: Prefect's API.
+        """
+        self._client = client
+        self._creations: dict[UUID, _Collected[Json, FlowRun]] = {}
+        self._completions: _Collected[_Entry, State[Any]] = _Collected(self._complete, MOST_ENDED)
+        self._creates_together = True
+        self._ends_together = True
+
+    async def create(self, deployment_id: UUID, body: Json) -> FlowRun:
+        """Create a flow run of a deployment, or return the one that has its idempotency key.
+
+        Args:
+            deployment_id: the deployment.
+            body: what Prefect's API takes for one flow run.
+
+        Raises:
+            PrefectUnavailableError: there was no answer in time.
+            PrefectHTTPStatusError: Prefect refuses it.
+        """
+        if deployment_id not in self._creations:
+            send = _bind(self._create, deployment_id)
+            self._creations[deployment_id] = _Collected(send, MOST_CREATED)
+        return await self._creations[deployment_id].ask(body)
+
+    async def enter(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> State[Any]:
+        """Have a flow run enter a state, and return the one that it is in then: see `propose_state` of Prefect.
+
+        Raises:
+            Abort: Prefect's server says that the process is to leave the flow run alone.
+            Pause: it says that the flow run is paused.
+            PrefectUnavailableError: there was no answer in time.
+            PrefectHTTPStatusError: Prefect refuses it.
+        """
+        if self._ends_together and not force and _is_plain_completion(state):
+            return await self._completions.ask((flow_run_id, state))
+        return await propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+
+    # Creation
+
+    async def _create(self, deployment_id: UUID, asked: Sequence["Asked[Json, FlowRun]"]) -> None:
+        made: list[FlowRun | None] = [None] * len(asked)
+        if self._creates_together and len(asked) > 1:
+            made = await self._create_together(deployment_id, [body for body, _ in asked])
+        for (_, answer), flow_run in zip(asked, made, strict=True):
+            if flow_run is not None:
+                _answer(answer, flow_run)
+        left = [each for each, flow_run in zip(asked, made, strict=True) if flow_run is None]
+        await _send_each(left, lambda body: self._create_one(deployment_id, body))
+
+    async def _create_together(self, deployment_id: UUID, bodies: Sequence[Json]) -> list[FlowRun | None]:
+        """Return the flow runs that were created, and None for each that is to be created alone."""
+        with _bounded(len(bodies)):
+            try:
+                answer = await self._post(f"/deployments/{deployment_id}/create_flow_run/bulk", [*bodies])
+            except PrefectHTTPStatusError as error:
+                self._creates_together = not _lacks_route(error)
+                _judge(error, "flow runs")
+                return [None] * len(bodies)
+        ids = [UUID(each["flow_run_id"]) if each.get("flow_run_id") else None for each in answer["results"]]
+        if len(ids) != len(bodies):
+            return [None] * len(bodies)
+        found = await self._read([each for each in ids if each is not None])
+        return [None if each is None else found.get(each) for each in ids]
+
+    async def _read(self, ids: Sequence[UUID]) -> dict[UUID, FlowRun]:
+        """Return flow runs by id: a transaction that broke at its end has created nothing, whatever it answered."""
+        if not ids:
+            return {}
+        with _bounded(len(ids)):
+            chosen = FlowRunFilter(id=FlowRunFilterId(any_=[*ids]))
+            return {each.id: each for each in await self._client.read_flow_runs(flow_run_filter=chosen, limit=len(ids))}
+
+    async def _create_one(self, deployment_id: UUID, body: Json) -> FlowRun:
+        with _bounded():
+            return FlowRun.model_validate(await self._post(f"/deployments/{deployment_id}/create_flow_run", body))
+
+    async def _post(self, path: str, body: Json | list[Json]) -> Any:  # noqa: ANN401  JSON
+        # Not all of these routes are among those that its client's types know.
+        response = await cast("Any", self._client).request("POST", path, json=body)
+        return response.json()
+
+    # Ends
+
+    async def _complete(self, asked: Sequence["Asked[_Entry, State[Any]]"]) -> None:
+        results: Mapping[UUID, OrchestrationResult[Any]] = {}
+        if self._ends_together and len(asked) > 1:
+            results = await self._complete_together([flow_run_id for (flow_run_id, _), _ in asked])
+        left: list[Asked[_Entry, State[Any]]] = []
+        for (flow_run_id, state), answer in asked:
+            result = results.get(flow_run_id)
+            if result is None or result.status not in (SetStateStatus.ACCEPT, SetStateStatus.REJECT):
+                left.append(((flow_run_id, state), answer))  # why, it says where it is asked alone
+            else:
+                _conclude(answer, state, result)
+        await _send_each(left, self._complete_one)
+
+    async def _complete_together(self, ids: Sequence[UUID]) -> dict[UUID, OrchestrationResult[Any]]:
+        body = {
+            "flow_runs": {"id": {"any_": [str(each) for each in ids]}},
+            "state": {"type": StateType.COMPLETED.value, "name": "Completed"},
+            "force": False,
+            "limit": len(ids),
+        }
+        with _bounded(len(ids)):
+            try:
+                answer = await self._post("/flow_runs/bulk_set_state", body)
+            except PrefectHTTPStatusError as error:
+                self._ends_together = not _lacks_route(error)
+                _judge(error, "ends of flow runs")
+                return {}
+        return {UUID(each["flow_run_id"]): OrchestrationResult.model_validate(each) for each in answer["results"]}
+
+    async def _complete_one(self, entry: "_Entry") -> State[Any]:
+        flow_run_id, state = entry
+        return await propose_state(self._client, state, flow_run_id=flow_run_id)
+
+
+_Entry: TypeAlias = tuple[UUID, State[Any]]
+
+
+class _Collected(Generic[Item, Answer]):
+    """What waits for the next request, which is made once the former one is answered."""
+
+    def __init__(self, send: Callable[[Sequence["Asked[Item, Answer]"]], Awaitable[None]], most: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            send: asks for several, and answers each.
+            most: in one request.
+        """
+        self._send = send
+        self._most = most
+        self._waiting: deque[Asked[Item, Answer]] = deque()
+        self._sending: Task[None] | None = None
+        self._context = copy_context()  # what a flow run has in its context is not for the others
+
+    async def ask(self, item: Item) -> Answer:
+        answer: Future[Answer] = get_running_loop().create_future()
+        self._waiting.append((item, answer))
+        if self._sending is None or self._sending.done():
+            self._sending = get_running_loop().create_task(self._send_all(), context=self._context)
+        return await answer
+
+    async def _send_all(self) -> None:
+        taken: list[Asked[Item, Answer]] = []
+        try:
+            while self._waiting:
+                count = min(len(self._waiting), self._most)
+                # The caller may have been cancelled: what it wanted, no run needs.
+                taken = [each for each in (self._waiting.popleft() for _ in range(count)) if not each[1].done()]
+                try:
+                    await self._send(taken)
+                except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+                    _refuse_all(taken, error)
+        except BaseException as error:
+            _refuse_all([*taken, *self._waiting], error)
+            self._waiting.clear()
+            raise
+
+
+async def _send_each(asked: Sequence["Asked[Item, Answer]"], send: Callable[[Item], Awaitable[Answer]]) -> None:
+    async def send_one(item: Item, answer: "Future[Answer]") -> None:
+        try:
+            _answer(answer, await send(item))
+        except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+            _refuse_all([(item, answer)], error)
+
+    await gather(*(send_one(*each) for each in asked))
+
+
+def _conclude(answer: "Future[State[Any]]", state: State[Any], result: OrchestrationResult[Any]) -> None:
+    """Answer as `propose_state` does."""
+    found = result.state
+    if result.status is SetStateStatus.ACCEPT and found is not None:
+        state.id, state.timestamp = found.id, found.timestamp
+        state.state_details = found.state_details or state.state_details
+        _answer(answer, state)
+    elif found is not None and found.is_paused():
+        _refuse_all([(None, answer)], Pause(getattr(result.details, "reason", None), state=found))
+    else:
+        _answer(answer, state if found is None else found)
+
+
+def _is_plain_completion(state: State[Any]) -> bool:
+    """Tell whether it is the state that most flow runs end in, so that one is as good as another."""
+    if state.type is not StateType.COMPLETED or state.name != "Completed" or state.message is not None:
+        return False
+    return to_state_create(state).data is None  # in the flow run's context, which says whether results are persisted
+
+
+def _lacks_route(error: PrefectHTTPStatusError) -> bool:
+    """Tell whether the server knows no such route; a deployment that it does not know, it names."""
+    if error.response.status_code not in _NO_ROUTE:
+        return False
+    try:
+        detail = error.response.json().get("detail")
+    except (ValueError, AttributeError):
+        return True
+    return detail in (None, "Not Found", "Method Not Allowed")
+
+
+def _judge(error: PrefectHTTPStatusError, what: str) -> None:
+    """Go on one by one, unless all would be answered the same.
+
+    Raises:
+        PrefectHTTPStatusError: they would.
+    """
+    if error.response.status_code in _OF_ALL:
+        raise error
+    level = logging.DEBUG if _lacks_route(error) else logging.WARNING
+    _logger.log(level, "%s are sent one by one, for Prefect refuses them together: %s", what, describe_error(error))
+
+
+@contextmanager
+def _bounded(count: int = 1) -> Iterator[None]:
+    """Wait for an answer about so many flow runs for a limited time.
+
+    Raises:
+        PrefectUnavailableError: there was none.
+    """
+    seconds = _PATIENCE + _PATIENCE_EACH * (count - 1)
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise unavailable(f"no answer in {seconds:g} s")
+
+
+def _bind(
+    send: Callable[[UUID, Sequence["Asked[Json, FlowRun]"]], Awaitable[None]], deployment_id: UUID
+) -> Callable[[Sequence["Asked[Json, FlowRun]"]], Awaitable[None]]:
+    return lambda asked: send(deployment_id, asked)
+
+
+def _answer(waiting: "Future[Any]", answer: object) -> None:
+    if not waiting.done():  # the caller may have been cancelled
+        waiting.set_result(answer)
+
+
+def _refuse_all(asked: Sequence[tuple[Any, "Future[Any]"]], error: BaseException) -> None:
+    for _, waiting in asked:
+        if waiting.done():
+            continue
+        if isinstance(error, CancelledError):
+            waiting.cancel()
+        else:
+            waiting.set_exception(error)
+            waiting.exception()  # its caller may be gone
