@@ -1138,7 +1138,7 @@ COMMENT ON FUNCTION pgflow.find_definition(text) IS
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow.find_json_problem(document jsonb, is_payload boolean, of_others boolean DEFAULT true)
-RETURNS text
+RETURNS text -- of_others: of version 2, and looked at no more
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
@@ -1152,10 +1152,9 @@ BEGIN
                                           limits.depth)::jsonpath) THEN
         RETURN format('nests arrays and objects more than %s deep', limits.depth);
     END IF;
-    -- A number of ten bytes may have 131,072 digits as text. A small document is read as text all the same, for
-    -- that is faster than a look at each number; a large one might fill the memory with it.
-    IF of_others AND pg_column_size(document) > 16000
-       AND pgflow.has_long_number(document, limits.digits) THEN
+    -- Before it is written as text: a number of ten bytes may have 131,072 digits there, and a document of a few bytes
+    -- may be stored compressed.
+    IF pgflow.has_long_number(document, limits.digits) THEN
         RETURN format('has a number of more than %s digits', limits.digits);
     END IF;
     BEGIN
@@ -1163,10 +1162,6 @@ BEGIN
     EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
         RETURN 'is too large to be written as text';
     END;
-    IF of_others AND size > limits.digits AND pg_column_size(document) <= 16000 AND document::text ~ '[0-9]{250}'
-       AND pgflow.has_long_number(document, limits.digits) THEN
-        RETURN format('has a number of more than %s digits', limits.digits);
-    END IF;
     most := CASE WHEN is_payload THEN limits.payload_bytes ELSE limits.result_bytes END;
     IF size > most THEN
         RETURN format('has %s bytes as text, more than the limit of %s', size, most);
@@ -1176,18 +1171,18 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.find_json_problem(jsonb, boolean, boolean) IS
-    'In what a payload or a result is beyond pgflow.limits, as the end of a sentence; NULL where it is not. Looks at '
-    'numbers only for of_others: not where the document has been looked at before.';
+    'In what a payload or a result is beyond pgflow.limits, as the end of a sentence; NULL where it is not. A document '
+    'with a long number is not written as text to find that out.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.has_long_number(document jsonb, digits int) RETURNS boolean
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
-    -- 0 has few digits however it was written, up to 16,383 zeros after its point.
-    SELECT jsonb_path_exists(document, format(
-        'strict $.** ? (!(@ >= 1e-%1$s && @ < 1e%1$s) && !(@ <= -1e-%1$s && @ > -1e%1$s) && @ != 0)',
-        digits)::jsonpath)
+    -- 0 has few digits however it was written, up to 16,383 zeros after its point. By abs(), which fails at once for what
+    -- is no number, this takes a sixth of the time that comparisons with both signs take.
+    SELECT jsonb_path_exists(document, format('strict $.** ? (@.abs() >= 1e%1$s || (@.abs() < 1e-%1$s && @ != 0))',
+                                              digits)::jsonpath)
 $$;
 
 COMMENT ON FUNCTION pgflow.has_long_number(jsonb, int) IS
@@ -1199,7 +1194,7 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
-    problem text := pgflow.find_json_problem(document, is_payload, of_others => false);
+    problem text := pgflow.find_json_problem(document, is_payload);
 BEGIN
     IF problem IS NOT NULL THEN
         RAISE EXCEPTION '% %', what, problem
@@ -1759,6 +1754,7 @@ BEGIN
 
     IF with_payload THEN
         payload := CASE WHEN pg_catalog.pg_column_size(run.payload) OPERATOR(pg_catalog.>) 2000
+                             OR pg_catalog.jsonb_path_exists(run.payload, 'strict $.** ? (@.abs() >= 1e1000)')
                              OR pg_catalog.octet_length(run.payload::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
                              OR pg_catalog.jsonb_path_exists(run.payload, 'strict $.**{100}')
                         THEN pgflow.check_json(run.payload, true, pg_catalog.format('the payload of run %s', run.id))
@@ -1767,6 +1763,7 @@ BEGIN
     IF claim_step.upstream IS NULL OR pg_catalog.cardinality(claim_step.upstream) OPERATOR(pg_catalog.>) 0 THEN
         SELECT pg_catalog.jsonb_object_agg(s.step_slug, CASE
                    WHEN pg_catalog.pg_column_size(s.step_result) OPERATOR(pg_catalog.>) 2000
+                        OR pg_catalog.jsonb_path_exists(s.step_result, 'strict $.** ? (@.abs() >= 1e1000)')
                         OR pg_catalog.octet_length(s.step_result::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
                         OR pg_catalog.jsonb_path_exists(s.step_result, 'strict $.**{100}')
                    THEN pgflow.check_json(s.step_result, false,

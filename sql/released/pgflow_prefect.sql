@@ -81,8 +81,7 @@ BEGIN
     -- The limits that the classic schema has out of the box; here, nothing keeps a document from being beyond them.
     IF jsonb_path_exists(document, 'strict $.**{200} ? (@.type() == "array" || @.type() == "object")') THEN
         RETURN 'nests arrays and objects more than 200 deep';
-    ELSIF jsonb_path_exists(
-        document, 'strict $.** ? (!(@ >= 1e-1000 && @ < 1e1000) && !(@ <= -1e-1000 && @ > -1e1000) && @ != 0)') THEN
+    ELSIF jsonb_path_exists(document, 'strict $.** ? (@.abs() >= 1e1000 || (@.abs() < 1e-1000 && @ != 0))') THEN
         RETURN 'has a number of more than 1000 digits';
     END IF;
     BEGIN

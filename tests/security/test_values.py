@@ -109,7 +109,7 @@ def plant(db: Connection, workflow: str, payload: str) -> UUID:
     insert = "INSERT INTO pgflow.runs (workflow_slug, id, payload) VALUES (%s, %s, %s)"
     db.execute(insert, [workflow, run_id, payload])
     db.execute("RESET session_replication_role")
-    db.execute("SELECT pgflow.repair_run(%s)", [run_id])
+    db.execute("SELECT (pgflow.repair_run(%s)).id", [run_id])
     return run_id
 
 
@@ -121,6 +121,26 @@ def plant_result(db: Connection, run_id: UUID, result: str) -> None:
 
 
 OLD = ["a huge number", "an integer of 5001 digits", "many huge numbers", "5000 arrays", "300 objects"]
+
+
+@pytest.mark.parametrize("times", [2000, 200_000])
+def test_a_planted_value_is_never_written_as_text_to_find_out_its_size(db: Connection, times: int) -> None:
+    """It says which number is long, and not how many bytes the text has: 262 MB or more, of some kB that are stored."""
+    define(db, "join", {"a": [], "b": ["a"], "other": []})
+    stored = repeat("1e131000", times)
+    run_id = plant(db, "join", stored)
+    assert value(db, "SELECT pg_column_size(payload) FROM pgflow.runs") < 100_000
+    told = "has a number of more than 1000 digits"
+    with refused(TOO_LARGE, f"the payload of run {run_id} {told}"):
+        db.execute("SELECT pgflow.claim_step(%s, 'other')", [run_id])
+    plant_result(db, run_id, stored)
+    with refused(TOO_LARGE, f'the result of step "a" {told}'):
+        db.execute("SELECT pgflow.claim_step(%s, 'b', NULL, NULL, false)", [run_id])
+    for statement in (
+        "SELECT payload_problem FROM pgflow_prefect.read_run(%s, 60, true)",
+        "SELECT result_problem FROM pgflow_prefect.list_step_states(%s) WHERE step_slug = 'a'",
+    ):
+        assert value(db, statement, run_id) == told
 
 
 @pytest.mark.parametrize("name", OLD)
