@@ -113,6 +113,10 @@ class DiagnosisStatements(InstallationStatements):
         """Return our triggers that were disabled, those first that notice edits of definitions."""
         return [DisabledTrigger.model_validate(row) for row in await self._fetch("list_disabled_triggers")]
 
+    async def list_unlike_snapshots(self) -> list[str]:
+        """Return the workflows whose next run would begin with a definition that their rows do not have."""
+        return [str(row["slug"]) for row in await self._fetch("list_unlike_snapshots")]
+
     async def find_power(self) -> str | None:
         """Return what the current user is that a worker need not be: a superuser, or the owner of the tables."""
         [row] = await self._fetch("find_power")

@@ -81,6 +81,33 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.list_slugs() IS 'The slugs of all workflows.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_unlike_snapshots() RETURNS SETOF text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT DISTINCT w.slug
+        FROM pgflow.workflows w
+        JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
+        WHERE EXISTS (SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug
+                      EXCEPT SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
+           OR EXISTS (SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id
+                      EXCEPT SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
+           OR EXISTS (SELECT e.from_step_slug, e.to_step_slug FROM pgflow.deps e WHERE e.workflow_slug = w.slug
+                      EXCEPT SELECT e.from_step_slug, e.to_step_slug FROM pgflow.definition_deps e
+                      WHERE e.definition_id = d.id)
+           OR EXISTS (SELECT e.from_step_slug, e.to_step_slug FROM pgflow.definition_deps e WHERE e.definition_id = d.id
+                      EXCEPT SELECT e.from_step_slug, e.to_step_slug FROM pgflow.deps e WHERE e.workflow_slug = w.slug)
+        ORDER BY 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_unlike_snapshots() IS
+    'Workflows whose next run begins with a snapshot that is unlike the rows of steps and deps: these were edited while the '
+    'triggers were disabled.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
 RETURNS TABLE (slug text, steps text[], deps text[])
 LANGUAGE plpgsql STABLE

@@ -100,8 +100,8 @@ DECLARE
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
         'insert_deps,delete_steps,delete_deps}';
-    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,load_definitions,list_bindings,list_network_bindings,'
-        'list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
+    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,list_unlike_snapshots,load_definitions,list_bindings,'
+        'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_prunable,choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
         'move_installation}';

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import httpx
@@ -13,10 +13,10 @@ from psycopg.conninfo import make_conninfo
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, Ended, PrefectView
 from tests.conftest import Connection, route
-from tests.engine import CHAIN, define, run_workflow
+from tests.engine import CHAIN, cancel, define, run_workflow
 from tests.proxy import proxy_without_websockets
 
-DATABASE = ["database", "writing", "server version", "schema", "rights", "triggers", "listen", "clock"]
+DATABASE = ["database", "writing", "server version", "schema", "rights", "triggers", "snapshots", "listen", "clock"]
 PREFECT = [
     *("prefect url", "prefect api", "prefect version", "websockets"),
     *("task run recorder", "prefect database", "prefect connections"),
@@ -69,6 +69,40 @@ def test_a_schema_that_is_missing_is_a_fault_that_init_mends(cli: CommandLine, e
     assert "by --dsn" in findings["database"]["message"]
     assert outcomes(findings, ["rights", *WORKFLOWS]) == {"skipped"}
     assert outcomes(findings, ["websockets"]) == {"ok"}
+
+
+EDITS: dict[str, LiteralString] = {
+    "a step more": "INSERT INTO pgflow.steps VALUES ({0}, 'd')",
+    "a dep less": "DELETE FROM pgflow.deps WHERE workflow_slug = {0} AND to_step_slug = 'c'",
+    "a dep more": "INSERT INTO pgflow.deps VALUES ({0}, 'a', 'c')",
+    "another name": "INSERT INTO pgflow.steps VALUES ({0}, 'd'); "
+    "UPDATE pgflow.deps SET to_step_slug = 'd' WHERE workflow_slug = {0} AND to_step_slug = 'c'; "
+    "DELETE FROM pgflow.steps WHERE workflow_slug = {0} AND slug = 'c'",
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_that_no_trigger_saw_is_named_with_the_command_that_helps(
+    cli: CommandLine, db: Connection, chain: str, edit: str
+) -> None:
+    cancel(db, run_workflow(db, chain).id)
+    define(db, "alike", {"a": []})
+    cancel(db, run_workflow(db, "alike").id)
+    switch = "ALTER TABLE pgflow.{} {} TRIGGER {}"
+    events = ("insert", "update", "delete")
+    triggers = [(table, f"edited_by_{event}") for table in ("steps", "deps") for event in events]
+    for how in ("DISABLE", "ENABLE ALWAYS"):
+        for table, trigger in triggers:
+            names = sql.Identifier(table), sql.SQL(how), sql.Identifier(trigger)
+            db.execute(sql.SQL(switch).format(*names))
+        if how == "DISABLE":
+            db.execute(sql.SQL(EDITS[edit]).format(chain))
+
+    found = read_findings(cli("doctor", "--no-flow-run", "--json"))["snapshots"]
+    assert found["outcome"] == "fault"
+    assert f"a former definition of {chain!r}: " in found["message"]
+    db.execute(found["advice"].partition(", ")[2].encode())
+    assert read_findings(cli("doctor", "--no-flow-run", "--json"))["snapshots"]["outcome"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,10 @@ FROM trigger
 WHERE enabled IN ('D', 'R') OR (is_always AND enabled <> 'A')
 ORDER BY sees_edits DESC, schema, "table", name
 
+-- list_unlike_snapshots --
+-- Workflows whose next run would begin with a definition that their rows do not have.
+SELECT slug FROM pgflow_prefect.list_unlike_snapshots() AS slug
+
 -- find_power --
 -- Whether the current user is a superuser, and whether it owns the tables.
 SELECT r.rolsuper AS is_superuser,

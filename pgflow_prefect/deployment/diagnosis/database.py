@@ -132,6 +132,21 @@ async def _check_triggers(patient: Patient) -> Verdict:
     )
 
 
+async def _check_snapshots(patient: Patient) -> Verdict:
+    unlike = await patient.reached.list_unlike_snapshots()
+    if not unlike:
+        return Verdict(Outcome.OK, "runs begin with the steps and dependencies that the rows have")
+    more = f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else ""
+    names = ", ".join(repr(each) for each in unlike[:_NAMED])
+    return Verdict(
+        Outcome.FAULT,
+        f"runs begin with a former definition of {names}{more}: it was edited while no trigger saw it",
+        "as the tables' owner, SELECT pgflow.raise_version(array_agg(slug)) FROM "
+        "pgflow_prefect.list_unlike_snapshots() AS slug",
+        details=tuple(unlike),
+    )
+
+
 async def _check_hearing(patient: Patient) -> Verdict:
     settings = patient.settings
     if await hears_notifications(patient.dsn, timeout=settings.connect_timeout, patience=_HEARING):
@@ -165,6 +180,7 @@ DATABASE_CHECKS = (
     Check("schema", _check_schema, needs=("database", "server version")),
     Check("rights", _check_rights, needs=("schema",)),
     Check("triggers", _check_triggers, needs=("schema",)),
+    Check("snapshots", _check_snapshots, needs=("schema",)),
     Check("listen", _check_hearing, needs=("database",), patience=30),
     Check("clock", _check_clock, needs=("database",)),
 )
