@@ -1,10 +1,10 @@
-"""Which handler a step has, where that is not a function in Python: a row of `pgflow_prefect.bindings`, or `bind`."""
+"""The kinds of steps: what a row of `pgflow_prefect.bindings`, or `Workflow.bind`, binds a step to."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, fields
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
@@ -49,13 +49,13 @@ def check_url(url: str) -> str:
         raise ValueError("it has no scheme, such as https:// or redis://")
     if "@" in parts.netloc:
         raise ValueError(
-            "it has credentials in it, which a row would show to its readers: name the environment "
-            "variable or the Prefect block that holds them instead"
+            "it has credentials, which every reader of the row would see. Name an environment "
+            "variable or a Prefect block instead"
         )
     if secret := _SECRET_IN_QUERY.search(unquote(url)):
         raise ValueError(
-            f"its parameter {secret[1]!r} looks like a secret, which a row would show to readers of "
-            "it: name the environment variable or the Prefect block that holds it instead"
+            f"its parameter {secret[1]!r} looks like a secret, which every reader of the row would "
+            "see. Name an environment variable or a Prefect block instead"
         )
     return url
 
@@ -92,13 +92,13 @@ Delays: TypeAlias = Delay | tuple[Delay, ...]
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Binding:
-    """What every kind of handler has.
+    """The options of every kind.
 
     Attributes:
         retries: attempts after the first one.
-        retry_delay_seconds: before each of them, or one for each; the last one repeats.
+        retry_delay_seconds: the delay before each retry, or one for each. The last one repeats.
         retry_jitter_factor: spreads a delay at random, by up to this factor.
-        timeout_seconds: for each attempt, the wait for a report included; None for no limit.
+        timeout_seconds: the limit of each attempt, including the wait for a report. None for no limit.
     """
 
     kind: ClassVar[Kind]
@@ -111,12 +111,12 @@ class Binding:
 
     @property
     def target(self) -> str | None:
-        """What it is bound to, as its row has it: a function's name, or a URL."""
+        """The target in its row: a function's name, or a URL."""
         return None if self.target_field is None else str(getattr(self, self.target_field))
 
     @property
     def options(self) -> dict[str, JsonValue]:
-        """Everything else that differs from the defaults, as its row has it."""
+        """The options in its row: all other fields that differ from the defaults."""
         defaults = {each.name: each.default for each in fields(self)}
         chosen = {name: value for name, value in asdict(self).items() if value != defaults[name]}
         chosen.pop(self.target_field or "", None)
@@ -128,7 +128,7 @@ class Binding:
 
 @dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Python(Binding):
-    """The function in the file of handlers: a row says so where another one, or `bind`, said otherwise before.
+    """The function in the file of handlers. A row with this kind overrides `Workflow.bind`.
 
     Retries and time-out are those of the function's decorator.
     """
@@ -213,9 +213,7 @@ class Queue(Binding):
 
 AnyBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue
 
-_CLASSES: dict[Kind, type[AnyBinding]] = {
-    each.kind: each for each in (Python, External, SqlFunction, HttpEndpoint, Queue)
-}
+_CLASSES: dict[Kind, type[AnyBinding]] = {each.kind: each for each in get_args(AnyBinding)}
 
 
 def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> AnyBinding:
@@ -227,7 +225,7 @@ def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> 
         options: the other fields of the kind's class.
 
     Raises:
-        UsageError: with everything that is wrong with it.
+        UsageError: the message names every problem.
     """
     if kind not in _CLASSES:
         raise UsageError(f"a step can't be bound to {kind!r}: the kinds are {', '.join(Kind)}")

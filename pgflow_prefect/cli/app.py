@@ -1,4 +1,4 @@
-"""The commands by name, and what becomes of their errors."""
+"""Finds a command by its name, runs it, and prints its errors."""
 
 import atexit
 import gc
@@ -22,43 +22,43 @@ that [{_CODE}]PGFLOW_BLOCK[/] names, else of libpq's [{_CODE}]PG*[/] variables, 
 app = App(
     name="pgflow-prefect",
     help=HELP,
-    help_format="rich",  # Markdown, as in the docstrings of commands, takes longer to import than it all to show
+    help_format="rich",  # rich's Markdown takes longer to import than the whole help takes to print
     version_flags=["--version", "-V"],
     suppress_keyboard_interrupt=False,  # `main` says what happened
 )
 app.meta.suppress_keyboard_interrupt = False
 
-# By name, so that `--help` imports none of them: Prefect alone takes a second. In the order of a first session.
+# By name, so that `--help` imports no command: Prefect alone takes a second. The order is that of a first session.
 COMMANDS = {
-    "demo": ("demo:demo", "Show it all: a workflow in SQL, run on Prefect, on servers that come with the package."),
+    "demo": ("demo:demo", "Show an example: a workflow in SQL, run on Prefect, on servers that come with the package."),
     "init": ("init:init", "Install or upgrade the schema in the database."),
     "import": ("import_:import_", "Write a Python file with a stub for each step of a workflow."),
     "push": ("push:push", "Write the workflow that a Python file defines into the database."),
     "list": ("list_:list_", "List the workflows that the database defines."),
-    "validate": ("validate:validate", "Check a workflow and its handlers; name every problem."),
+    "validate": ("validate:validate", "Check a workflow and its handlers, and name every problem."),
     "graph": ("graph:graph", "Draw a workflow, or a run of it."),
     "export": ("export:export", "Print the SQL that defines a workflow."),
     "run": ("run:run", "Run a workflow on Prefect, here and now."),
     "deploy": ("deploy:deploy", "Create or update the Prefect deployment of workflows."),
     "diff": ("diff:diff", "Name what differs between database, handlers and deployment."),
-    "block": ("block:block", "Keep the database's address in Prefect, for flow runs to find."),
-    "bind": ("bind:bind", "Say who does a step: Python, SQL, HTTP, a queue, an external worker."),
-    "credentials": ("credentials:credentials", "Show which credentials rows name, and what to set for them."),
-    "observe": ("observe:observe", "Show the runs of a workflow that others execute."),
+    "block": ("block:block", "Save the database's address in Prefect, where flow runs find it."),
+    "bind": ("bind:bind", "Choose who does a step: Python, SQL, HTTP, a queue, an external worker."),
+    "credentials": ("credentials:credentials", "Show which credentials the rows name, and which settings they need."),
+    "observe": ("observe:observe", "Show a workflow in Prefect that external workers execute."),
     "shadow": ("shadow:shadow", "Run a handler beside an external worker, and compare."),
     "enable": ("enable:enable", "Let workers and bridges take a workflow's new runs."),
-    "disable": ("disable:disable", "Let no worker and no bridge take a workflow's runs."),
+    "disable": ("disable:disable", "Stop workers and bridges from taking a workflow's runs."),
     "worker": ("worker:worker", "Execute runs as they come, in this process."),
     "serve": ("serve:serve", "Deploy workflows and execute their runs, each in a process of its own."),
-    "bridge": ("bridge:bridge", "Hand runs that SQL starts to Prefect's own workers."),
+    "bridge": ("bridge:bridge", "Submit the runs that SQL starts to Prefect's own workers."),
     "runs": ("runs:runs", "List the newest runs."),
     "status": ("status:status", "Show a run and its steps."),
     "timeline": ("timeline:timeline", "Show when each step of a run began and how long it took."),
     "retry": ("retry:retry", "Make a failed run pending again."),
     "cancel": ("cancel:cancel", "End a run, in PostgreSQL and in Prefect."),
-    "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair what differs."),
+    "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair the differences."),
     "prune": ("prune:prune", "Delete runs that have ended: old ones, a workflow's, or one."),
-    "doctor": ("doctor:doctor", "Check the database, Prefect, and what is between them."),
+    "doctor": ("doctor:doctor", "Check the database, Prefect, and the connections between them."),
     "guide": ("guide:guide", "Show a page of the guide: the engine, scaling, Supabase, …"),
 }
 for place, (command, (target, summary)) in enumerate(COMMANDS.items()):
@@ -70,7 +70,7 @@ def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative="", show_default=False)] = False,
 ) -> object:
-    """Take what belongs to every command, and run the one that is named.
+    """Handle the options that every command has, and run the named command.
 
     Args:
         tokens: the command and its arguments.
@@ -90,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _collect_less()
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--debug" not in arguments:
-        # Prefect would say again what a command says itself, with tracebacks. What goes to its API is not affected.
-        # Here, before anything imports Prefect, which looks at this once.
+        # Prefect's console would repeat our messages, with tracebacks. Logs that go to its API are not affected.
+        # Prefect reads this setting once, when it is imported.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
         if named := next((argument for argument in arguments if argument in COMMANDS), None):
-            app[named].help = None  # the summary is for the list of commands; here its docstring says more
+            app[named].help = None  # the summary is for the list of commands; a command's own help shows its docstring
             app[named].help_format = "markdown"
         result = app.meta(arguments, exit_on_error=False, print_error=False)
         code = result if isinstance(result, int) else 0
@@ -120,10 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _exit(code: int) -> NoReturn:
-    """End the process, which is this command's own: at once, where a handler that was given up would keep it."""
+    """End the process. If an abandoned handler would keep it alive, end it at once."""
     signals = sys.modules.get("pgflow_prefect.execution.process.signals")
     if signals is not None and signals.is_held_up():
-        atexit._run_exitfuncs()  # what is still to be logged and sent is
+        atexit._run_exitfuncs()  # logs and events that are still waiting are sent
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -131,9 +131,9 @@ def _exit(code: int) -> NoReturn:
 
 
 def _collect_less() -> None:
-    """Look for garbage less often: there is next to none in what is imported, and at the end it goes with the process.
+    """Collect garbage less often: imports leave almost none.
 
-    Of a command that imports Prefect, a fifth of the time went into that.
+    Collecting took a fifth of the time of a command that imports Prefect.
     """
     gc.set_threshold(20_000, 10, 10)
     atexit.register(gc.freeze)

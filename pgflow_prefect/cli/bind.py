@@ -48,12 +48,11 @@ def bind(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Say who does a step, in force from its next claim; without saying who, show who does which step, and since when.
+    """Choose who does a step, from its next claim on. Without a choice, show who does each step, and since when.
 
-    One transaction, recorded with time and database user. What is secret stays out of it: name an environment variable
-    of the worker, or a Prefect Secret block.
-
-    Its name begins with `PGFLOW_TOKEN_`, or with `pgflow-`, and the worker's settings say where it may go.
+    The change is one transaction. It records the time and the database user. Secrets stay out of the database: name an
+    environment variable of the worker (`PGFLOW_TOKEN_…`) or a Prefect Secret block (`pgflow-…`). The worker's settings
+    say which hosts may get it.
 
     Example: `pgflow-prefect bind greeting greet --http https://example.org/send`
 
@@ -74,15 +73,15 @@ def bind(
     queue
         A queue: pgqueuer:NAME, amqp://HOST/VHOST?queue=NAME, redis://HOST/DB?queue=NAME.
     remove
-        No row says so any more: what the file of handlers says counts.
+        Delete the row. Then the file of handlers decides who does the step.
     undo
-        Take the last change back that was not taken back yet.
+        Undo the last change that was not undone yet.
     timeout
-        Seconds for each attempt, the wait for a report included.
+        Seconds for each attempt, including the wait for a report.
     retries
         Attempts after the first one.
     retry_delay
-        Seconds before each of them; given several times, one for each.
+        Seconds before each retry. Give it several times for different delays.
     token_env
         With --http: the environment variable with the bearer token, PGFLOW_TOKEN_….
     token_block
@@ -116,9 +115,11 @@ def bind(
     }
     options = {name: value for name, value in options.items() if value is not None}
     if len(given) + remove + undo > 1:
-        raise UsageError("only one of --external, --python, --sql, --http, --queue, --remove and --undo at a time")
+        raise UsageError(
+            "--external, --python, --sql, --http, --queue, --remove and --undo exclude each other: name one"
+        )
     if options and python:
-        raise UsageError("--python takes no options: those of the function's decorator count")
+        raise UsageError("--python takes no options. Set them in the function's decorator")
     if options and not given:
         raise UsageError("options of a binding go with --external, --python, --sql, --http or --queue")
     if step is None and (given or remove or undo):
@@ -131,7 +132,7 @@ def bind(
 
 
 class _Bound(NamedTuple):
-    """What binds the steps of a workflow, and what has changed of that."""
+    """The bindings of a workflow's steps, and the changes of them."""
 
     definition: WorkflowDefinition
     rows: Mapping[str, StepBinding]
@@ -152,7 +153,9 @@ async def _bind(  # noqa: PLR0917
         await check_step(store, workflow, step)
         if step is not None and undo:
             if not await store.undo_binding(workflow, step):
-                raise UsageError(f"there is no change of step {step!r} to take back: `pgflow-prefect bind {workflow}`")
+                raise UsageError(
+                    f"step {step!r} has no change to undo. `pgflow-prefect bind {workflow}` lists the changes"
+                )
         elif step is not None and (binding is not None or remove):
             await _check_target(store, binding)
             if binding is None:

@@ -6,10 +6,10 @@ from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 
 
 def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Keep the address of the database in Prefect, as a block: flow runs that read it need no PGFLOW_DSN.
+    """Save the database's address in Prefect, as a block. Flow runs that read it need no PGFLOW_DSN.
 
-    The connection string of --dsn or PGFLOW_DSN is kept as a secret, and PGFLOW_POOL_SIZE beside it. A flow run reads
-    the block only where its deployment (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK names it.
+    The block has the connection string of --dsn or PGFLOW_DSN, as a secret, and PGFLOW_POOL_SIZE. A flow run reads the
+    block only if its deployment (`pgflow-prefect deploy --block NAME`) or the variable PGFLOW_BLOCK names it.
     PGFLOW_DSN overrides both.
 
     Example: `pgflow-prefect block production`
@@ -17,7 +17,7 @@ def block(name: str = "default", /, *, json: AsJson = False, dsn: Dsn = None) ->
     Parameters
     ----------
     name
-        Of the block: lower-case letters, digits and dashes. One that exists gets the new address.
+        The block's name: lower-case letters, digits and dashes. An existing block gets the new address.
     """
     from pgflow_prefect.execution.process.database_block import save_block
     from pgflow_prefect.execution.process.signals import run_event_loop

@@ -19,17 +19,17 @@ def bridge(
     health_file: HealthFile = None,
     dsn: Dsn = None,
 ) -> int:
-    """Hand the runs that SQL starts to Prefect: one flow run of the workflow's deployment for each.
+    """Submit the runs that SQL starts to Prefect: each becomes a flow run of its workflow's deployment.
 
-    Prefect's own workers execute them, on as many machines as there are. Several bridges at once are safe.
-    SIGTERM or Ctrl-C: what is being submitted is, and then it ends.
+    Prefect's own workers execute them, on any number of machines. You can run several bridges at once.
+    After SIGTERM or Ctrl-C, the bridge finishes the submissions under way and ends.
 
     Example: `pgflow-prefect bridge`
 
     Parameters
     ----------
     adopt
-        Take pending runs, too, that were begun before their workflow was enabled.
+        Also take pending runs that began before their workflow was enabled.
     """
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store

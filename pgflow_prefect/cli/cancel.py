@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False, dsn: Dsn = None) -> None:
-    """End a run and its steps as failed, and its flow run in Prefect as Cancelled; again: changes nothing.
+    """Cancel a run: it and its steps end as failed, its flow run in Prefect as Cancelled.
 
-    A process that executes it stops within a third of the lease; async handlers are interrupted, sync ones go on,
-    and what they return is dropped.
+    A process that executes the run stops within a third of the lease. Async handlers are interrupted. Sync handlers go
+    on, and their results are dropped. Cancelling a cancelled run again changes nothing.
 
     Example: `pgflow-prefect cancel latest --reason "wrong list"`
 
@@ -38,11 +38,13 @@ def cancel(run_id: RunId, /, *, reason: str | None = None, json: AsJson = False,
         return
     out.print(f"run {run.id} is cancelled", markup=False)
     if unshown is not None:
-        err.print(f"not shown in Prefect yet, `pgflow-prefect reconcile --apply` does it: {unshown}", markup=False)
+        err.print(
+            f"Prefect does not show it yet: {unshown}. `pgflow-prefect reconcile --apply` repairs that", markup=False
+        )
 
 
 async def _cancel(settings: Settings, name: RunName, reason: str | None, with_payload: bool) -> tuple[Run, str | None]:
-    """Cancel a run; return it, and why Prefect does not show it yet."""
+    """Cancel a run. Return it, and the reason if Prefect does not show it yet."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.models import CANCELLED, Status
 
@@ -59,7 +61,7 @@ async def _cancel(settings: Settings, name: RunName, reason: str | None, with_pa
 
 
 async def _tell_prefect(store: Store, run: Run) -> str | None:
-    """Show a cancellation in Prefect, where that can be done now; else return why it can't."""
+    """Show a cancellation in Prefect. If that is impossible now, return the reason."""
     from pgflow_prefect.prefect_api.client import connect_to_prefect, has_server
     from pgflow_prefect.services.cancellation import show_cancelled
 

@@ -1,4 +1,4 @@
-"""The workflows that are to be deployed: all are loaded and looked at before anything is written."""
+"""Loads and checks all workflows to deploy, before anything is written."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, Un
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 CONNECTIONS = 4
-"""Workflows that are looked at in the database at the same time."""
+"""How many workflows are checked in the database at the same time."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,13 +33,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A workflow that is to be deployed.
+    """A workflow to deploy.
 
     Attributes:
         workflow: the handlers.
         source: the file or module that they are in, or `BY_ROWS`.
         definition: the workflow as the database defines it now.
-        problems: what keeps it from being executed, a sentence each.
+        problems: the reasons why it can't be executed, a sentence each.
     """
 
     workflow: Workflow
@@ -59,14 +59,14 @@ class Candidate:
 
     @property
     def stubs(self) -> list[str]:
-        """The steps whose handlers are yet to be written: until then they are external."""
+        """The steps with a stub instead of a handler. They are external until the handler is written."""
         stubs = set(self.workflow.stubs)
         return [slug for slug in order_steps(self.definition) if slug in stubs]
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A workflow that is not deployed, and why."""
+    """A workflow that is not deployed, with the reason."""
 
     slug: str
     reason: str
@@ -78,8 +78,8 @@ class Chosen:
 
     Attributes:
         candidates: those with handlers.
-        skipped: of all, those without.
-        errors: what keeps others from being loaded.
+        skipped: those without.
+        errors: the reasons why others can't be loaded.
     """
 
     candidates: Sequence[Candidate]
@@ -90,7 +90,7 @@ class Chosen:
         """Refuse workflows that can't be loaded or executed.
 
         Raises:
-            UsageError: with everything that is wrong with any of them.
+            UsageError: the message names every problem of every workflow.
         """
         invalid = [InvalidDefinitionError(each.slug, each.problems) for each in self.candidates if each.problems]
         raise_all([*self.errors, *invalid])
@@ -101,7 +101,7 @@ async def choose(store: Store, slugs: Iterable[str] | None, handlers: str | None
 
     Args:
         store: the database.
-        slugs: these workflows; None: all that have handlers here.
+        slugs: these workflows, or None for all that have handlers here.
         handlers: the file or module of them all.
 
     Raises:
@@ -134,7 +134,7 @@ def describe_all(candidates: Sequence[Candidate], options: Options, installation
     """Return what the deployments of workflows should be.
 
     Raises:
-        UsageError: with everything that keeps one of them from being deployed.
+        UsageError: the message names every workflow that can't be deployed, and why.
     """
     by_name: dict[str, list[str]] = {}
     for each in candidates:
@@ -149,7 +149,7 @@ def describe_all(candidates: Sequence[Candidate], options: Options, installation
 
 
 def collect(make: Callable[[S], T], things: Iterable[S]) -> tuple[list[T], list[UsageError]]:
-    """Return what is made of things, as far as that is possible, and why it is not of others."""
+    """Apply a function to each thing. Return the results, and the errors of those that failed."""
     made: list[T] = []
     errors: list[UsageError] = []
     for each in things:
@@ -161,7 +161,7 @@ def collect(make: Callable[[S], T], things: Iterable[S]) -> tuple[list[T], list[
 
 
 def raise_all(errors: Sequence[PgflowPrefectError]) -> None:
-    """Raise errors as one, if there are any: a `UsageError` where all of them are."""
+    """Raise several errors as one: a `UsageError` if all of them are."""
     if len(errors) == 1:
         raise errors[0]
     if errors:

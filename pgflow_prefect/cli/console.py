@@ -1,4 +1,4 @@
-"""What the commands print: tables and lines for people, JSON for scripts, errors for both."""
+"""Prints tables and lines for people, JSON for scripts, and errors for both."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ _GAP = 2
 
 
 class CleanConsole(Console):
-    """A console whose texts are cleaned, and wrapped by the terminal.
+    """A console that cleans its texts and leaves wrapping to the terminal.
 
-    The only escape sequences that it writes are its own. A command, a URL or an id is in one piece when it is copied.
+    It writes no escape sequences but its own. A long command, URL or id can be copied in one piece.
     """
 
     def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:  # noqa: ANN401  as of rich
-        """Print as `rich` does, and text without line breaks of its own; tables are as wide as the terminal."""
+        """Print as `rich` does, but do not break long lines of text. Tables are as wide as the terminal."""
         if soft_wrap is None and objects and all(isinstance(each, str) for each in objects):
             soft_wrap = True
         super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is written, with a stand-in for each character of a text that the terminal would obey."""
+        """Yield the output, with control characters replaced."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else clean_lines(text), style, control)
 
 
-# No wrapping where the output is no terminal: a script wants one line for each thing.
+# Outside a terminal, nothing is wrapped: scripts expect one line for each thing.
 out = CleanConsole(soft_wrap=not sys.stdout.isatty(), highlight=False)
 err = CleanConsole(stderr=True, soft_wrap=True, highlight=False)
 
@@ -69,7 +69,7 @@ def is_debugging() -> bool:
 
 
 def log_to_console() -> None:
-    """Show on standard error what this package logs: a line each, with its time, as a service's journal wants it."""
+    """Write this package's log records to standard error, a line each, with the time."""
     import logging
 
     handler = logging.StreamHandler()
@@ -82,11 +82,11 @@ def log_to_console() -> None:
 
 @dataclass
 class _Scripts:
-    """What a script that reads standard output gets.
+    """The state of JSON output.
 
     Attributes:
-        wanted: it asked for JSON.
-        printed: it has got some, and expects no second value.
+        wanted: the user asked for JSON.
+        printed: a value was printed. A script expects no second one.
     """
 
     wanted: bool = False
@@ -97,10 +97,9 @@ _scripts = _Scripts()
 
 
 def print_errors_as_json() -> None:
-    """Have an error printed on standard output, too, as `{"error": …, "hint": …, "exit_code": …}`.
+    """Print errors on standard output too, as `{"error": …, "hint": …, "exit_code": …}`.
 
-    An error without a hint has no `hint`.
-    Where the command has printed its own JSON already, standard output stays that one value.
+    An error without a hint has no `hint`. If the command has printed its JSON already, nothing is added.
     """
     _scripts.wanted = True
     _scripts.printed = False
@@ -138,8 +137,8 @@ def print_table(
     Args:
         columns: the names.
         rows: a cell for each column.
-        whole: the columns whose cells are never cut or wrapped, such as ids that people copy.
-        spare: the columns that a terminal which is too narrow for a line a row leaves out, the first of them first.
+        whole: the columns whose cells are never cut or wrapped, such as ids.
+        spare: the columns to leave out, in this order, if the terminal is too narrow for one line a row.
     """
     if not out.is_terminal:
         for row in [columns, *rows]:
@@ -150,14 +149,14 @@ def print_table(
 
 
 def print_cells(cells: Iterable[str]) -> None:
-    """Print a line with tabs between its cells, for a script; rich would turn these into blanks."""
+    """Print a line with tabs between its cells, for scripts. rich would turn tabs into spaces."""
     sys.stdout.write("\t".join(map(clean, cells)) + "\n")
 
 
 def leave_out(
     columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, spare: Sequence[str]
 ) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """Return a table without those of its spare columns that it has no room for, in so many characters."""
+    """Return a table without the spare columns that do not fit into so many characters."""
     widths = {
         name: max(map(measure, (name, *(row[place] for row in rows)))) + _GAP for place, name in enumerate(columns)
     }
@@ -198,7 +197,7 @@ def format_time(time: datetime | None) -> str:
 
 
 def format_duration(start: datetime | None, end: datetime | None) -> str:
-    """Return how long something took, or has been taking until now."""
+    """Return how long something took, or has taken so far."""
     if start is None:
         return "-"
     return format_seconds(((end or datetime.now(UTC)) - start).total_seconds())

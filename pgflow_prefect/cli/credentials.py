@@ -18,18 +18,18 @@ def credentials(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Show which credentials rows name and where these would go, and what to set so that they may.
+    """Show which credentials the rows name, where each would go, and which settings allow that.
 
-    A row may only name environment variables that begin with `PGFLOW_TOKEN_` and Prefect Secret blocks that begin with
-    `pgflow-`. The settings of the process that executes the step say where each may go. Roles that may define workflows
-    write these rows: check that each line is meant before you set it.
+    A row can only name environment variables that begin with `PGFLOW_TOKEN_`, and Prefect Secret blocks that begin with
+    `pgflow-`. The settings of the process that executes the step say which hosts may get a credential. Any role that
+    can define workflows can write these rows. Check each line before you set it.
 
     Example: `pgflow-prefect credentials --rename`
 
     Parameters
     ----------
     rename
-        Give the names in rows the prefix that they need, as installations of before it was needed have them.
+        Add the required prefix to names in rows of older installations.
     """
     import anyio
 
@@ -47,7 +47,7 @@ def credentials(
         return
     print_table(("workflow", "step", "sends", "to", "renamed" if rename else "note"), [_show(each) for each in found])
     if lines:
-        out.print("\nCheck that each line is meant, then set where steps are executed:\n")
+        out.print("\nCheck each line, then set these where steps are executed:\n")
         for line in lines:
             out.print(line, markup=False, soft_wrap=True)
 

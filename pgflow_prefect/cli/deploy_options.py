@@ -1,4 +1,4 @@
-"""What `deploy` and `import --deploy` take: options of the deployments."""
+"""Options of deployments, for `deploy` and `import --deploy`."""
 
 from __future__ import annotations
 
@@ -18,35 +18,41 @@ Text = str | None
 @Parameter(name="*")
 @dataclass(frozen=True)
 class DeployFlags:
-    """Options of the deployments, as they were typed. What is not named stays as it is in Prefect."""
+    """Options of the deployments, as typed. An option that is not given leaves Prefect's value alone."""
 
     work_pool: Annotated[Text, Parameter(help="The work pool whose workers execute the flow runs.")] = None
     no_work_pool: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Take the work pool away, for `worker` and `serve`.")
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Remove the work pool. Then `worker` or `serve` executes the runs."
+        ),
     ] = False
     cron: Annotated[Text, Parameter(help='"0 9 * * 1-5": start a run at these times.')] = None
     interval: Annotated[Text, Parameter(help="Start a run every 30s, 15m, 2h, 1d.")] = None
     timezone: Annotated[Text, Parameter(help="The time zone of --cron or --interval, such as Europe/Berlin.")] = None
     no_schedule: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Take the schedule of --cron or --interval away.")
+        bool, Parameter(negative="", show_default=False, help="Remove the schedule of --cron or --interval.")
     ] = False
     tag: Annotated[
         tuple[str, ...], Parameter(negative="", show_default=False, help="A tag; may be given several times.")
     ] = ()
     concurrency_limit: Annotated[
-        Text, Parameter(help="Flow runs of a deployment at the same time; none for any number.")
+        Text, Parameter(help="The number of flow runs of a deployment at the same time, or none for any number.")
     ] = None
     image: Annotated[Text, Parameter(help="The image that the work pool starts flow runs in.")] = None
     source: Annotated[
         Text, Parameter(help="The git repository that workers clone: git+https://HOST/OWNER/REPOSITORY@BRANCH.")
     ] = None
     source_credentials: Annotated[
-        Text, Parameter(help="The Prefect block with what cloning takes: TYPE/NAME, as `prefect block ls` has it.")
+        Text,
+        Parameter(
+            help="The Prefect block with the credentials for cloning: TYPE/NAME, as `prefect block ls` prints it."
+        ),
     ] = None
-    block: Annotated[Text, Parameter(help="The Prefect block by which flow runs find the database.")] = None
+    block: Annotated[Text, Parameter(help="The Prefect block that has the database's address.")] = None
     take_over: Annotated[
         bool,
-        Parameter(negative="", show_default=False, help="Take deployments over that belong to another installation."),
+        Parameter(negative="", show_default=False, help="Take over deployments of another installation."),
     ] = False
 
     def name_given(self) -> list[str]:
@@ -88,7 +94,7 @@ def _parse_pool(name: str | None, *, remove: bool) -> str | None:
     if remove and name is not None:
         raise UsageError("--work-pool and --no-work-pool exclude each other: name one")
     if name == NO_POOL:
-        raise UsageError("--work-pool '' names no work pool: --no-work-pool takes it away")
+        raise UsageError("--work-pool '' names no work pool. To remove it, use --no-work-pool")
     return NO_POOL if remove else name
 
 
@@ -100,5 +106,7 @@ def _parse_limit(text: str | None) -> int | None:
     if text == "none":
         return NO_LIMIT
     if not (text.isascii() and text.isdigit()) or int(text) > 2**31 - 1:
-        raise UsageError(f"--concurrency-limit {text!r} is no number of flow runs: 1 or more; 0 or none for any number")
+        raise UsageError(
+            f"--concurrency-limit {text!r} is not a number of flow runs. Give 1 or more, or none for any number"
+        )
     return int(text)

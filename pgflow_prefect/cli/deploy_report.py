@@ -1,4 +1,4 @@
-"""What `deploy` says: what it has done, or would do."""
+"""Prints what `deploy` has done, or would do."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
 from pgflow_prefect.deployment.deployments.write import Deployed
 
 MANY = 10
-"""Deployments from which on a bar shows how far it is."""
+"""From this many deployments on, a progress bar is shown."""
 
 _GONE = "its workflow is gone from the database"
 _NO_POOL = "no work pool: `pgflow-prefect worker` runs it"
@@ -23,15 +23,15 @@ _VERBS = {Outcome.CREATED: "create", Outcome.UPDATED: "update", Outcome.DELETED:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one workflow.
+    """The outcome for one workflow.
 
     Attributes:
         deployed: its deployment.
-        changes: what differed of it.
+        changes: how the deployment differed.
         enabled: whether workers and bridges take its runs.
         problems: why it was not enabled.
         stubs: the steps that are external until their handlers are written.
-        older_runs: pending ones that are not taken, for they are older than the enabling.
+        older_runs: pending runs that no worker takes, because they began before the workflow was enabled.
     """
 
     deployed: Deployed
@@ -43,11 +43,11 @@ class Report:
 
     @property
     def is_worth_saying(self) -> bool:
-        """Whether there is anything to say: what was done, always."""
+        """Whether there is anything to print."""
         return True
 
     def print(self) -> None:
-        """Say what was done to the deployment."""
+        """Print what was done to the deployment."""
         deployed = self.deployed
         if deployed.outcome is Outcome.DELETED:
             out.print(f"deleted deployment {deployed.name}: {_GONE}", markup=False)
@@ -66,7 +66,7 @@ class Report:
             out.print(f"workflow {slug!r} {state}: {todo}, then `pgflow-prefect deploy {slug}`", markup=False)
 
     def to_json(self) -> dict[str, object]:
-        """Return what scripts get."""
+        """Return the JSON value for scripts."""
         return {
             "workflow": self.deployed.workflow_slug,
             "deployment": self.deployed.name,
@@ -86,8 +86,8 @@ class Preview:
     """What deploying would do to one workflow.
 
     Attributes:
-        plan: what becomes of its deployment.
-        enables: workers and bridges would take its runs from then on, and do not yet.
+        plan: the change of its deployment.
+        enables: deploying would enable the workflow, which is not enabled now.
     """
 
     plan: Plan
@@ -99,7 +99,7 @@ class Preview:
         return self.enables or self.plan.outcome is not Outcome.UNCHANGED
 
     def print(self) -> None:
-        """Say what would be done to the deployment."""
+        """Print what would be done to the deployment."""
         if self.plan.outcome is Outcome.UNCHANGED:
             out.print(f"would leave deployment {self.plan.name} as it is", markup=False)
         else:
@@ -115,7 +115,7 @@ class Preview:
             out.print(f"would enable workflow {self.plan.workflow_slug!r}", markup=False)
 
     def to_json(self) -> dict[str, object]:
-        """Return what scripts get."""
+        """Return the JSON value for scripts."""
         return {
             "workflow": self.plan.workflow_slug,
             "deployment": self.plan.name,
@@ -129,12 +129,12 @@ class Preview:
 
 
 def print_found(found: Sequence[Report | Preview], skipped: Sequence[Skipped], *, json: bool) -> None:
-    """Say what was done, or would be; for people, that there is nothing to do, where that is so.
+    """Print the outcomes. People also read that there is nothing to do.
 
     Args:
-        found: of each deployment.
+        found: the outcome of each deployment.
         skipped: the workflows that are left out.
-        json: say it to scripts.
+        json: print JSON.
     """
     if json:
         left_out = [{"workflow": each.slug, "outcome": "skipped", "reason": each.reason} for each in skipped]
@@ -151,7 +151,7 @@ def print_found(found: Sequence[Report | Preview], skipped: Sequence[Skipped], *
 
 @contextmanager
 def show_progress(count: int, *, quiet: bool) -> Iterator[Callable[[Deployed], None]]:
-    """Show on a terminal how many of so many deployments are done, if they are many; yield who is to be told."""
+    """Show a progress bar on a terminal if there are many deployments. Yield the function to call after each."""
     if quiet or count < MANY or not out.is_terminal:
         yield lambda deployed: None
         return

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def diff(*workflows: str, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
-    """Name what has come apart: the definition in Postgres, the handlers in the file, the deployment in Prefect.
+    """Name differences between the definition in Postgres, the handlers in the file and the deployment in Prefect.
 
-    Nothing is said where they agree, as after `deploy`; exit code 2 where something differs.
+    If they agree, as after `deploy`, nothing is printed. The exit code is 2 if something differs.
 
     Example: `pgflow-prefect diff email_campaign`
 
     Parameters
     ----------
     workflows
-        The workflows' slugs; where none is named, all that have handlers here, and all deployments that were made for
-        workflows of this database.
+        The workflows' slugs. By default: all that have handlers here, and all deployments of this database's
+        workflows.
     """
     from pgflow_prefect.execution.process.signals import run_event_loop
 

@@ -8,7 +8,7 @@ from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 
 
 def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Let no worker and no bridge take a workflow's runs; those that execute go on.
+    """Stop workers and bridges from taking a workflow's runs. Runs that are executing go on.
 
     Example: `pgflow-prefect disable email_campaign`
 
@@ -24,6 +24,6 @@ def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
         print_switched(switched)
         return
     out.print(
-        f"workflow {workflow!r} is disabled: no worker and no bridge takes its runs; those that execute go on",
+        f"workflow {workflow!r} is disabled: no worker or bridge takes its runs. Runs that are executing go on",
         markup=False,
     )

@@ -24,16 +24,16 @@ def doctor(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:
-    """Check the database, Prefect, and what is between them; advise where something is not as it should be.
+    """Check the database, Prefect, and the connections between them, and give advice for each problem.
 
-    One line a check: ok, warning, fault, or skipped. The exit code is 1 where there is a fault.
+    Each check is one line: ok, warning, fault or skipped. The exit code is 1 if there is a fault.
 
     Example: `pgflow-prefect doctor`
 
     Parameters
     ----------
     flow_run
-        Measure, with a flow run of one task, how long Prefect takes to show what has happened. It is deleted again.
+        Run a flow of one task, and measure how long Prefect takes to show it. The flow run is deleted afterwards.
     """
     from pgflow_prefect.deployment.diagnosis.findings import Outcome
     from pgflow_prefect.execution.process.signals import run_event_loop
@@ -49,7 +49,7 @@ def doctor(
 
 
 def _name_source(settings: Settings, dsn: str | None) -> str:
-    """Return where the connection string comes from: its name, never its text."""
+    """Return the source of the connection string, never the string itself."""
     from pgflow_prefect.database.connection import LIBPQ_VARIABLES
 
     if dsn:
@@ -59,7 +59,7 @@ def _name_source(settings: Settings, dsn: str | None) -> str:
     if settings.dsn is not None:
         return "PGFLOW_BLOCK"
     named = [name for name in LIBPQ_VARIABLES if os.environ.get(name)]
-    return ", ".join(named) or "the embedded server, for nothing names another one"
+    return ", ".join(named) or "the embedded server, because no setting names another one"
 
 
 async def _examine(settings: Settings, source: str, flow_run: bool, quiet: bool) -> list[Finding]:

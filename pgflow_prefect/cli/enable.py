@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class Switched(NamedTuple):
-    """Whether a workflow's runs are taken, and the pending ones that are not, for they are older than that."""
+    """Whether a workflow is enabled, and its pending runs that are too old to be taken."""
 
     state: Enabled
     older_runs: list[UUID]
 
 
 def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Let workers and bridges take a workflow's runs: those that begin from now on.
+    """Let workers and bridges take the runs of a workflow that begin from now on.
 
-    Pending runs that are older are left alone, until a worker or a bridge is started with --adopt.
+    Older pending runs are left alone until you start a worker or a bridge with --adopt.
 
     Example: `pgflow-prefect enable email_campaign`
 
@@ -45,7 +45,7 @@ def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
 
 
 async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
-    """Let workers and bridges take a workflow's new runs, and return what they leave alone.
+    """Let workers and bridges take a workflow's new runs. Return the older runs that they leave alone.
 
     Raises:
         UnknownWorkflowError: the database defines no such workflow.
@@ -55,7 +55,7 @@ async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
 
 
 def print_older_runs(older_runs: list[UUID]) -> None:
-    """Name the pending runs that are left alone, and how they are taken."""
+    """Print how many pending runs are left alone, and the command that takes them."""
     if not older_runs:
         return
     count = len(older_runs)

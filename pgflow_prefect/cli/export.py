@@ -25,7 +25,7 @@ def export(
 ) -> None:
     """Print the SQL that defines a workflow, for `psql -f`, an SQL editor or a migration.
 
-    It adds what is missing and can be run again. The same definition is printed as the same text.
+    The SQL adds what is missing, and can be run again. The same definition always gives the same text.
 
     Example: `pgflow-prefect export email_campaign > email_campaign.sql`
 
@@ -54,7 +54,7 @@ def export(
 
 
 async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
-    """Return these workflows as they are defined now, each once; all of them where none is named.
+    """Return the present definitions of these workflows, or of all workflows for None.
 
     Raises:
         UnknownWorkflowError: the database does not define one of them.

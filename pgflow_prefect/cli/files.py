@@ -9,9 +9,9 @@ from pgflow_prefect.wording import clean_lines
 
 
 def write_output(text: str, output: Path | None) -> None:
-    """Write a text to a file, so that at each moment it is the old one or the new one, or to standard output.
+    """Write a text to a file, or to standard output. The file is replaced as a whole.
 
-    It is for people: characters that a terminal would obey are replaced.
+    Control characters are replaced, because people read the text in terminals.
 
     Raises:
         UsageError: the file can't be written.

@@ -41,12 +41,11 @@ def graph(
     Parameters
     ----------
     workflow
-        The workflow's slug; not needed with --run.
+        The workflow's slug. Not needed with --run.
     run
-        Draw this run: its id, the beginning of its id, or latest. Its definition is the one that it began with.
+        Draw this run: its id, the beginning of its id, or latest. It is drawn with the definition that it began with.
     format
-        A tree of lines for the terminal; a Mermaid flowchart, an SVG picture or Graphviz's DOT for documents; or
-        node-link data in JSON.
+        text: a tree of lines for the terminal. mermaid, svg, dot: for documents. json: node-link data.
     """
     import anyio
     from rich.text import Text
@@ -73,7 +72,7 @@ def graph(
 
 
 def _find_drawer(format: str) -> Callable[[Graph, Progress | None], str]:  # noqa: A002
-    """Return what draws a graph, and the progress of a run where one is shown, in a format for documents."""
+    """Return the function that draws a graph, with the progress of a run if there is one, in this format."""
     from pgflow_prefect.render.dot import draw_dot
     from pgflow_prefect.render.mermaid import draw_mermaid
     from pgflow_prefect.render.node_link import make_node_link

@@ -1,4 +1,4 @@
-"""`guide`: the pages of reference that are too long for `--help`."""
+"""`guide`."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ _ABOUT = re.compile(r"\s*<!-- (.*) -->\n")
 
 
 def guide(topic: str | None = None, /) -> None:
-    """Show a page of the guide, or which pages there are.
+    """Show a page of the guide, or the list of pages.
 
     Example: `pgflow-prefect guide scaling`
 
@@ -44,7 +44,7 @@ def _read_pages() -> dict[str, str]:
 
 
 def _find_title(text: str) -> str:
-    """Return what a page is about: the sentence that it has in a comment under its title, or the title."""
+    """Return the subject of a page: the sentence in the comment under its title, or the title."""
     title, _, rest = text.partition("\n")
     found = _ABOUT.match(rest)
     return found[1] if found else title.removeprefix("# ")

@@ -34,7 +34,7 @@ def import_(
 ) -> None:
     """Write a Python file with a stub for each step of a workflow.
 
-    Again: adds stubs for the steps that are new, names those that are gone, and leaves everything else as it is.
+    A second import adds stubs for new steps, names removed steps, and leaves everything else as it is.
 
     Example: `pgflow-prefect import email_campaign` writes flows/email_campaign.py
 
@@ -45,13 +45,13 @@ def import_(
     all_
         All workflows that the database defines.
     directory
-        Where the files are; flows where not given.
+        The directory of the files. The default is flows.
     deploy
-        Create or update each workflow's Prefect deployment, too, and enable it. A stub is an external
-        step: Prefect waits for its report, and shows it.
+        Also create or update each workflow's Prefect deployment, and enable it. A stub is an external step: Prefect
+        shows it and waits for its report.
     code_directory
-        What stands for the current directory on the workers' machine or in the image; with --source, the directory
-        of the repository.
+        The directory on the workers' machine, or in the image, that corresponds to the current one. With --source:
+        the directory in the repository.
     """
     import anyio
 
@@ -66,7 +66,7 @@ def import_(
         raise UsageError("which workflow? name it, or say --all")
     options = _check_flags(deploy, flags, code_directory)
     definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
-    for definition in definitions:  # all are looked at before the first file is written
+    for definition in definitions:  # all are checked before the first file is written
         if problems := find_problems(definition):
             raise InvalidDefinitionError(definition.slug, problems)
     for definition in definitions:

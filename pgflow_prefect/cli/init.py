@@ -25,11 +25,11 @@ def init(
 ) -> None:
     """Install or upgrade the schema in the database.
 
-    Creates the schemas `pgflow`, the engine, and `pgflow_prefect`, what the adapter keeps. A database that was made
-    with pgflow's own tables is upgraded, and keeps its rows. Running it again changes nothing.
+    It creates the schemas `pgflow` (the engine) and `pgflow_prefect` (the adapter's tables). A database that was made
+    with pgflow's own tables is upgraded, and keeps its rows. Running `init` again changes nothing.
 
-    In a database that has the schema of the released pgflow (pgflow.dev), it creates `pgflow_prefect` only, with
-    functions that read, and changes nothing in `pgflow`. Then `list`, `graph`, `runs` and `status` work on it.
+    In a database with the schema of the released pgflow (pgflow.dev), it creates only `pgflow_prefect`, with functions
+    that read, and changes nothing in `pgflow`. Then `list`, `graph`, `runs` and `status` work.
 
     Example: `pgflow-prefect init --dsn postgresql://postgres@localhost/app`
 
@@ -38,11 +38,11 @@ def init(
     dry_run
         Print the SQL and do nothing.
     new_installation
-        This database is a copy that works beside the original: give it an id of its own in Prefect, and forget what the
-        original shows there. Runs that are pending now are taken with --adopt only. Stop its services first.
+        This database is a copy that works beside the original. Give it its own id in Prefect, and forget the original's
+        flow runs. Workers take the runs that are pending now only with --adopt. Stop its services first.
     moved
-        This database replaces the one that it is a copy of, after a restore or pg_upgrade: it goes on with what that
-        one shows in Prefect.
+        This database replaces the original, after a restore or pg_upgrade. It goes on with the original's flow runs in
+        Prefect.
     """
     import anyio
 
@@ -64,17 +64,17 @@ def init(
 
 
 class _Installed(NamedTuple):
-    """What was done.
+    """What `init` did.
 
     Attributes:
         database: its name.
         implementation: the schema that it has: classic or released.
-        before: the versions of engine and adapter that it had; 0 for none.
-        after: the versions that it has.
-        new_id: of the installation that it has become.
-        stayed: it was said to have moved, and has not.
-        is_copy: workers refuse it.
-        renamed: rows that name what a row may not name any more: workflow, step, and the name.
+        before: the versions of engine and adapter that it had, 0 for none.
+        after: the versions that it has now.
+        new_id: the id of the new installation, after --new-installation.
+        stayed: --moved was given, but the database has not moved.
+        is_copy: it is a copy that workers refuse.
+        renamed: rows with a name that rows can no longer use: workflow, step and name.
     """
 
     database: str
@@ -94,7 +94,7 @@ class _Installed(NamedTuple):
         return "upgraded" if any(self.before) else "installed"
 
     def to_json(self) -> dict[str, object]:
-        """Return what scripts get."""
+        """Return the JSON value for scripts."""
         names = ("pgflow", "pgflow_prefect")
         return {
             "database": self.database,
@@ -124,10 +124,10 @@ def _print(done: _Installed) -> None:
     else:
         out.print(f"{done.outcome} in database {done.database!r}: {versions}")
     if done.stayed:
-        out.print(f"database {done.database!r} is where it was stamped: it has not moved", markup=False)
+        out.print(f"database {done.database!r} has not moved: nothing to do", markup=False)
     if done.new_id is not None:
-        out.print(f"database {done.database!r} is the installation {done.new_id} from now on", markup=False)
-        out.print("its deployments are the original's: make its own with `pgflow-prefect deploy`", markup=False)
+        out.print(f"database {done.database!r} is now the installation {done.new_id}", markup=False)
+        out.print("Its deployments belong to the original. Make its own with `pgflow-prefect deploy`", markup=False)
     if done.is_copy:
         err.print(f"database {done.database!r} is a copy: workers refuse it. {COPIED}", markup=False)
     for workflow, step, name in done.renamed:
@@ -168,7 +168,7 @@ async def _init(settings: Settings, new_installation: bool, moved: bool) -> _Ins
 
 
 async def _list_old_credentials(settings: Settings) -> list[tuple[str, str, str]]:
-    """Return what rows of an older version name that rows may name no more."""
+    """Return names in rows of an older version that rows can no longer use."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.row_credentials import list_row_credentials
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def list_(workflow: str | None = None, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> None:
-    """List the workflows that the database defines, or the steps of one and who does each.
+    """List the workflows that the database defines, or the steps of one workflow and who does each.
 
-    Of each workflow: its steps, deps and runs, whether workers and bridges take its runs, and how many of its steps
-    rows bind to what. The file of handlers does the others; a step that has no handler there, or only a stub, is
-    external. Of one workflow, each step is shown with its function and file.
+    The list shows each workflow's steps, deps and runs, whether it is enabled, and how many steps are bound by rows.
+    The other steps are done by the file of handlers. A step without a handler there, or with a stub, is external. With
+    a workflow, each step is shown with its function and file.
 
     Example: `pgflow-prefect list email_campaign`
 
@@ -81,7 +81,7 @@ async def _load_steps(settings: Settings, workflow: str) -> tuple[WorkflowDefini
 
 
 async def _list_workflows(settings: Settings) -> tuple[list[WorkflowSummary], str]:
-    """Return the workflows, and how one is defined."""
+    """Return the workflows, and a sentence that says how to define one."""
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1, only_reads=True) as store:

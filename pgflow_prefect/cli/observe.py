@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def observe(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Have Prefect show the runs of a workflow that others execute: all its steps are external, and it is enabled.
+    """Show a workflow in Prefect that external workers execute: make all its steps external, and enable it.
 
-    Nothing is executed: a worker or a bridge takes each run, waits for the states of its steps, and shows them with the
-    times that PostgreSQL has. Step by step, `bind` moves the work; `bind … --undo` moves it back.
+    Nothing is executed here. A worker or a bridge takes each run, waits for its steps, and shows them in Prefect with
+    PostgreSQL's times. Later, `bind` moves the work step by step, and `bind … --undo` moves it back.
 
     Example: `pgflow-prefect observe email_campaign`
 

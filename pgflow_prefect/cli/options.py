@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Dsn = Annotated[str | None, Parameter(name="--dsn", help="The database: postgres
 AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="Print JSON, for scripts.")]
 Handlers = Annotated[
     str | None,
-    Parameter(name="--handlers", help="The file or module of the handlers; flows/WORKFLOW.py where not given."),
+    Parameter(name="--handlers", help="The file or module of the handlers. The default is flows/WORKFLOW.py."),
 ]
 
 HealthPort = Annotated[
@@ -35,17 +35,17 @@ HealthFile = Annotated[
     Path | None,
     Parameter(
         name="--health-file",
-        help="Write this file every 5 s while the service lives: 'ready', or why it is not.",
+        help="Write this file every 5 s while the service lives: 'ready', or the reason why it is not ready.",
     ),
 ]
-RunId = Annotated[str, Parameter(help="The run: its id, the beginning of its id where that is unique, or latest.")]
+RunId = Annotated[str, Parameter(help="The run: its id, a unique beginning of its id, or latest.")]
 
 
 def make_settings(dsn: str | None) -> Settings:
-    """Return the settings of the environment, with this connection string where there is one.
+    """Return the settings of the environment, with this connection string if there is one.
 
     Raises:
-        UsageError: a variable has a value that it can't have, or names a block that Prefect does not have.
+        UsageError: a variable has an invalid value, or names a block that Prefect does not have.
         PrefectUnavailableError: a variable names a block, and Prefect's API does not answer.
     """
     from pydantic import SecretStr, ValidationError
@@ -55,7 +55,7 @@ def make_settings(dsn: str | None) -> Settings:
     try:
         settings = Settings(dsn=SecretStr(dsn)) if dsn else Settings()
     except ValidationError as error:
-        # Not pydantic's own message: that has the value.
+        # pydantic's own message would show the value, which may be secret
         problems = [f"PGFLOW_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors()]
         raise UsageError(f"the settings can't be used: {'; '.join(problems)}") from None
     return _read_block(settings) if settings.dsn is None and settings.block is not None else settings

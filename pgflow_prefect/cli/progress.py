@@ -1,4 +1,4 @@
-"""What a run looks like while it goes on: a live view on a terminal, a line for each change elsewhere."""
+"""Shows a run while it executes: a live view on a terminal, a line for each change elsewhere."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ROWS = 15
-"""Steps that the live view shows at once: those that entered a state last."""
+"""The live view shows this many steps: those that changed last."""
 
 
 class View(Protocol):
     """A view that shows a run."""
 
     def observe(self, step_slug: str, state_name: str) -> None:
-        """Hear that a step entered a state."""
+        """Note that a step entered a state."""
 
     @contextmanager
     def show(self, steps: int) -> Iterator[None]:
-        """Show the run of so many steps until the block ends."""
+        """Show the run, which has so many steps, until the block ends."""
 
 
 def make_view(*, quiet: bool) -> View:
@@ -39,7 +39,7 @@ class QuietView:
     """Shows nothing."""
 
     def observe(self, step_slug: str, state_name: str) -> None:
-        """Hear that a step entered a state."""
+        """Note that a step entered a state."""
 
     @contextmanager
     def show(self, steps: int) -> Iterator[None]:
@@ -74,7 +74,7 @@ class LiveView:
         self._task = self._bar.add_task("steps", total=None)
 
     def observe(self, step_slug: str, state_name: str) -> None:
-        """Note the change; the next picture has it."""
+        """Note the change for the next picture."""
         self._states.pop(step_slug, None)  # the latest change comes last
         self._states[step_slug] = state_name
         if state_name in DONE:
@@ -89,7 +89,7 @@ class LiveView:
         self._bar.update(self._task, total=steps)
         with Live(console=out, get_renderable=self._draw, refresh_per_second=8):
             yield
-            # What the command prints next has the run's duration: this is the time that the picture was there.
+            # The command prints the run's duration next. The bar's own time is that of the picture.
             self._bar.columns = self._bar.columns[:-1]
 
     def _draw(self) -> RenderableType:

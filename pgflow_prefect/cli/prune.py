@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from pgflow_prefect.models import Status
     from pgflow_prefect.settings import Settings
 
-_LONGEST = timedelta(days=36525)  # a century: what is subtracted from now has to be a date
+_LONGEST = timedelta(days=36525)  # a century: the result of the subtraction must be a valid date
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which runs are to go.
+    """Which runs to delete.
 
     Attributes:
-        older_than: since their end.
-        workflows: of these; of all where None.
-        status: completed or failed; both where None.
-        batch: runs in one transaction.
-        runs: only these, of any age; None: all that the others say.
+        older_than: the time since they ended.
+        workflows: only runs of these workflows, or None for all.
+        status: completed or failed, or None for both.
+        batch: how many runs one transaction deletes.
+        runs: only these runs, of any age, or None.
     """
 
     older_than: timedelta
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass
 class Pruned:
-    """What is gone so far."""
+    """What was deleted so far."""
 
     runs: int = 0
     definitions: int = 0
@@ -59,11 +59,11 @@ def read_age(text: str) -> timedelta:
     """Return how long `90m`, `12h`, `30d` or `2w` are.
 
     Raises:
-        UsageError: it is none of these, or nothing, or more than a century.
+        UsageError: the text has another form, or means no time or more than a century.
     """
     age = parse_duration(text.strip(), is_exact=True)
     if age is None or not timedelta() < age <= _LONGEST:
-        raise UsageError(f"--older-than {text!r}: give 90m, 12h, 30d or 2w, more than nothing, 100 years at most")
+        raise UsageError(f"--older-than {text!r} is not a time like 90m, 12h, 30d or 2w, between 0 and 100 years")
     return age
 
 
@@ -79,12 +79,11 @@ def prune(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Delete runs that ended long ago, with everything that is theirs; or those of a workflow, or one, of any age.
+    """Delete runs that ended long ago, or the ended runs of a workflow, or one run, with all their rows.
 
-    Pending runs never go. A run that a process still holds, or whose end Prefect was not yet seen to show, stays a day
-    longer, unless you ask for any age. Snapshots of former definitions that no run refers to any more go as well.
-    Prefect's own flow runs stay.
-    Several at once are safe; Ctrl-C stops after the batches that are done.
+    Pending runs are never deleted. A run that a process still holds, or whose end Prefect does not show yet, stays a
+    day longer, unless you ask for any age. Snapshots of former definitions are deleted with the last run that refers
+    to them. Prefect's flow runs stay. You can run several prunes at once. Ctrl-C stops after the present batch.
 
     Example: `pgflow-prefect prune --older-than 30d`
 
@@ -93,7 +92,7 @@ def prune(
     older_than
         How long ago a run must have ended: 90m, 12h, 30d, 2w.
     any_age
-        With --workflow: all of its runs that have ended. A step that they executed can be removed then.
+        With --workflow: delete all of its ended runs. Then their steps can be removed from the definition.
     run
         Only this run, of any age: its id, the beginning of its id, or latest.
     workflow
@@ -101,9 +100,9 @@ def prune(
     status
         Only runs that are completed or failed.
     batch
-        Runs that one transaction deletes.
+        How many runs one transaction deletes.
     dry_run
-        Say what would go, and delete nothing.
+        Show what would be deleted, and delete nothing.
     """
     import anyio
 
@@ -139,11 +138,11 @@ def _check_choice(
     older_than: str | None, any_age: bool, run: list[str] | None, workflow: list[str] | None, status: str | None
 ) -> None:
     if sum((older_than is not None, any_age, bool(run))) != 1:
-        raise UsageError("which runs? say --older-than 30d, --workflow NAME --any-age, or --run RUN_ID: one of them")
+        raise UsageError("which runs? give one of --older-than 30d, --workflow NAME --any-age and --run RUN_ID")
     if any_age and not workflow:
         raise UsageError("--any-age goes with --workflow: it deletes all runs of these workflows that have ended")
     if run and (workflow or status):
-        raise UsageError("--run names the run: leave --workflow and --status out")
+        raise UsageError("--run names the run: leave out --workflow and --status")
 
 
 def _describe(pruned: Pruned) -> str:
@@ -211,12 +210,12 @@ async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool)
 
 async def _check_workflows(store: Store, chosen: Choice) -> None:
     for slug in chosen.workflows or ():
-        await store.load_definition(slug)  # a mistyped name is an error, not nothing to do
+        await store.load_definition(slug)  # a mistyped name is an error
 
 
 @contextmanager
 def _show_progress(live: bool, total: int) -> Iterator[Progress]:
-    """Show how far it is, on a terminal."""
+    """Show the progress on a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(complete_style="cyan"), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())

@@ -1,4 +1,4 @@
-"""`push`: writes the workflows that Python files define into the database."""
+"""`push`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pgflow_prefect.settings import Settings
 
 DIFFERENT = 2
-"""The exit code where something differs and was only shown: what a plan in CI looks at."""
+"""The exit code if a difference was shown and not written, for a plan in CI."""
 
 
 class Change(NamedTuple):
-    """A workflow as the database has it, or None, and as a file defines it."""
+    """A workflow as the database defines it, if it does, and as a file defines it."""
 
     old: WorkflowDefinition | None
     new: WorkflowDefinition
@@ -40,13 +40,13 @@ def push(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:
-    """Write the workflows that a Python file defines into the database, showing the difference first.
+    """Show how the database's workflows differ from those that a Python file defines, and write them.
 
-    Steps are those with a handler or a binding; each waits for the steps that its handler's arguments name, and that
-    `after=[…]` names. Only `Workflow` objects of pgflow_prefect are looked at, not Prefect flows.
+    Each handler or binding is a step. It waits for the steps that its handler's arguments and `after=[…]` name. You can
+    push `Workflow` objects of pgflow_prefect, but not Prefect flows.
 
-    Asks before it writes. Where it can't ask, and with --json, it only shows, unless --yes is said. The exit code is
-    0 if the database has what the file says, 2 if something differs and was only shown, 1 if you said no.
+    `push` asks before it writes. Without a terminal, and with --json, it writes only with --yes. The exit code is 0 if
+    the database agrees with the file in the end, 2 if a difference was only shown, and 1 if you said no.
 
     Example: `pgflow-prefect push flows/email_campaign.py --dry-run`
 
@@ -66,7 +66,7 @@ def push(
     if not sources:
         raise UsageError("which file? name one with a Workflow, or a module: flows/greeting.py")
     if dry_run and yes:
-        raise UsageError("--dry-run only shows, --yes writes without asking: say one of them")
+        raise UsageError("--dry-run and --yes exclude each other: name one")
     from pgflow_prefect.deployment.handler_files import load_workflows
 
     found = load_workflows(sources)
@@ -118,7 +118,7 @@ async def _write(settings: Settings, changes: list[Change], quiet: bool) -> None
     async with open_store(settings, size=1) as store:
         for old, new in changes:
             await store.replace_definition(old, new)
-            if not quiet:  # at once, for the next one may fail
+            if not quiet:  # at once, because the next one may fail
                 out.print(f"wrote workflow {new.slug!r}", markup=False)
 
 

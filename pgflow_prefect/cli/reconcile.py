@@ -24,20 +24,20 @@ def reconcile(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:
-    """Compare PostgreSQL with Prefect: name every disagreement, and the repair.
+    """Compare PostgreSQL with Prefect. Name every disagreement and its repair.
 
-    PostgreSQL is the truth, except for Cancel in Prefect. What has changed within the last seconds is left
-    alone. The exit code is 1 where something is left to be repaired, and where Prefect can't be asked.
+    PostgreSQL is the truth, except for Cancel in Prefect. Changes of the last seconds are left alone. The exit code is
+    1 if a disagreement is left, or if Prefect can't be asked.
 
     Example: `pgflow-prefect reconcile --apply`
 
     Parameters
     ----------
     apply
-        Repair it. Flow runs of this installation whose run the database does not have are ended, too, and those whose
-        tags name no installation. Flow runs of another installation stay as they are.
+        Repair the disagreements. This also ends flow runs of this installation, and of none, that have no run in the
+        database. Flow runs of another installation stay as they are.
     everything
-        Look at runs, too, that were seen to agree since they ended.
+        Also look at ended runs that agreed at an earlier look.
     """
     import anyio
 
@@ -51,7 +51,9 @@ def reconcile(
     elif not unavailable:
         out.print("PostgreSQL and Prefect agree")
     if unavailable:
-        return print_error(unavailable, hint="Prefect could not be asked: this is what the rows say", code=1)
+        return print_error(
+            unavailable, hint="Prefect could not be asked. These disagreements follow from the rows alone", code=1
+        )
     return _conclude(found, apply=apply)
 
 
@@ -70,12 +72,14 @@ def _describe(each: Disagreement) -> tuple[str, ...]:
 
 
 async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
-    """Return what was found, and why Prefect could not be asked."""
+    """Return the disagreements, and the reason if Prefect could not be asked."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.prefect_api.client import has_server
 
     if not has_server():
-        err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
+        err.print(
+            "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
+        )
     async with open_store(settings, size=1) as store:
         return await _compare(store, apply, everything)
 

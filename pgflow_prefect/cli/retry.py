@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
-    """Make a failed or cancelled run pending again, for a worker or a bridge: what completed is not executed again.
+    """Make a failed or cancelled run pending again, for a worker or a bridge. Completed steps are not executed again.
 
     Example: `pgflow-prefect retry latest`
     """
@@ -30,14 +30,14 @@ def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     out.print(f"run {run.id} is pending", markup=False)
     if not taken:
         out.print(
-            f"no worker or bridge takes it: `pgflow-prefect enable {run.workflow_slug}`, "
-            f"or go on with it here: `pgflow-prefect run --resume {run.id}`",
+            f"its workflow is not enabled. Use `pgflow-prefect enable {run.workflow_slug}`, "
+            f"or execute it here with `pgflow-prefect run --resume {run.id}`",
             markup=False,
         )
 
 
 async def _retry(settings: Settings, name: RunName, with_payload: bool) -> tuple[Run, bool]:
-    """Reopen a run; return it, and whether workers and bridges take runs of its workflow."""
+    """Reopen a run. Return it, and whether its workflow is enabled."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.models import Status
 

@@ -52,16 +52,16 @@ def run(
     payload
         JSON, or @FILE, or - for standard input.
     resume
-        Go on with this run instead of starting one: its id, the beginning of its id, or latest. Completed steps are
-        not executed again; a failed run is reopened.
+        Continue this run instead of starting one: its id, the beginning of its id, or latest. Completed steps are not
+        executed again. A failed run is reopened.
     force
-        With --resume: take the run from the process that executes it now, instead of waiting for its lease.
+        With --resume: take the run from the process that executes it now, and do not wait for its lease to expire.
     """
     from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.execution.process.signals import run_event_loop
 
     if (workflow is None) == (resume is None):
-        raise UsageError("name a workflow to run, or give --resume RUN_ID to go on with a run")
+        raise UsageError("name a workflow to run, or give --resume RUN_ID to continue a run")
     settings = make_settings(dsn)
     if force and resume is None:
         raise UsageError("--force goes with --resume RUN_ID")
@@ -84,7 +84,7 @@ def read_payload(argument: str) -> str:
             text = Path(argument[1:]).read_text(encoding="utf-8")
         else:
             text = argument
-        # Numbers stay text: none is too long, and none loses a digit.
+        # Numbers stay text, so that they keep all digits.
         jsonlib.loads(text, parse_constant=_refuse_constant, parse_int=str, parse_float=str)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the payload can't be read: {error}") from error
@@ -101,7 +101,9 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
 
     async with open_host(settings) as host:
         definition = await host.store.load_definition(slug)
-        if problems := find_problems(definition):  # before handlers are asked for, which `import` would not write
+        if problems := find_problems(
+            definition
+        ):  # before the handlers are loaded: for an unknown workflow, `import` would not write them
             raise InvalidDefinitionError(slug, problems)
         workflow, source = await _load(host, definition, handlers)
         await check_payload(host.store, slug, workflow.step_handlers, RawJson(payload))
@@ -125,10 +127,10 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
 
 
 async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
-    """Load the handlers of a workflow, and say which of its steps are external.
+    """Load the handlers of a workflow, and print which of its steps are external.
 
     Raises:
-        InvalidDefinitionError: definition, handlers and bindings do not fit together.
+        InvalidDefinitionError: definition, handlers and bindings contradict each other.
     """
     from pgflow_prefect.bindings import Kind
     from pgflow_prefect.definitions.graph import order_steps
@@ -168,13 +170,17 @@ async def _execute(
     store = host.store
     flow = workflow.make_flow(host.settings, view.observe, host)
     if not has_server():
-        err.print("PREFECT_API_URL is not set: Prefect starts a temporary server, which takes a while", markup=False)
-    async with connect_to_prefect() as client:  # before there is a run that no process would execute
+        err.print(
+            "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
+        )
+    async with (
+        connect_to_prefect() as client
+    ):  # before the run is created: without Prefect, no process would execute it
         if payload is not None:
             epoch = await store.create_run(workflow.slug, payload, run_id)
         else:
             epoch = await _take(store, run_id, force=force)
-        try:  # from here on there is a run, and whatever happens its id has to be told
+        try:  # from here on there is a run, and every outcome must print its id
             created = await create_flow_run(client, flow, workflow.slug, run_id, host.installation.id)
             if epoch is not None:
                 await store.link_flow_run(run_id, epoch, created.flow_run.id, queued=False)
@@ -199,10 +205,10 @@ async def _execute(
 
 
 async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
-    """Take a run to go on with it; one whose process may have vanished, as soon as its lease has run out.
+    """Take a run to continue it. If another process holds it, wait until that lease expires.
 
     Raises:
-        RunHeldError: it is executed elsewhere, and was so for longer than a lease.
+        RunHeldError: another process executes it, and has extended its lease meanwhile.
     """
     import anyio
 
@@ -213,7 +219,7 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
     deadline = anyio.current_time() + store.lease_terms.lease + 1
     told = False
     while True:
-        await store.expire_dead_holders(run_id)  # each time: a process that was just killed takes a moment to die
+        await store.expire_dead_holders(run_id)  # at each try: a process that was just killed takes a moment to die
         try:
             return await store.take_run(run_id, force=force)
         except RunHeldError as error:

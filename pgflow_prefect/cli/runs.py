@@ -21,21 +21,23 @@ if TYPE_CHECKING:
     from pgflow_prefect.settings import Settings
 
 RunStatus = Status | Literal[Ending.CANCELLED]
-"""What `--status` takes: a status, or the ending that a status does not say."""
+"""The values of `--status`: a status, or cancelled, which is an ending."""
 
 
 def read_since(text: str) -> datetime:
-    """Return the moment that `30m`, `2h`, `7d` ago was, or that an ISO date and time is, in the user's time zone.
+    """Return the moment `30m`, `2h` or `7d` ago, or that of an ISO date and time in the user's time zone.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the text is neither.
     """
     try:
         if (age := parse_duration(text, "smhd", is_exact=True)) is not None:
             return datetime.now(UTC) - age
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
-        raise UsageError(f"--since {text!r}: give 30m, 2h or 7d, or a date and time like 2026-01-31T09:30") from None
+        raise UsageError(
+            f"--since {text!r} is neither a time like 30m, 2h or 7d nor a date and time like 2026-01-31T09:30"
+        ) from None
 
 
 def runs(
@@ -56,11 +58,11 @@ def runs(
     workflow
         Only runs of this workflow.
     status
-        Only runs that are pending, completed, failed or cancelled. Those that failed include the cancelled ones.
+        Only runs that are pending, completed, failed or cancelled. The failed runs include the cancelled ones.
     since
-        Only runs begun since then: 30m, 2h, 7d, or a date and time.
+        Only runs that began since then: 30m, 2h, 7d, or a date and time.
     limit
-        How many at most.
+        The greatest number of runs to list.
     """
     import anyio
 
@@ -94,7 +96,7 @@ async def _list_runs(
     limit: int,
     with_payload: bool,
 ) -> tuple[list[Run], str]:
-    """Return the runs, and how one is started."""
+    """Return the runs, and a sentence that says how to start one."""
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1, only_reads=True) as store:

@@ -34,20 +34,20 @@ def serve(
     health_file: HealthFile = None,
     dsn: Dsn = None,
 ) -> int:
-    """Deploy workflows and execute their flow runs on this machine, each in a process of its own.
+    """Deploy workflows and execute their flow runs on this machine, each in its own process.
 
-    What starts them is a Run button, a schedule, or SQL. It is `deploy`, `bridge` and a runner of Prefect's in one. The
-    first SIGTERM or Ctrl-C drains: flow runs under way come to their end, nothing more begins. A second one stops them
-    at once, and their runs are handed back.
+    A Run button, a schedule or SQL starts them. `serve` combines `deploy`, `bridge` and Prefect's runner. After the
+    first SIGTERM or Ctrl-C, flow runs under way finish and no other one begins. A second signal stops them at once, and
+    hands their runs back.
 
     Example: `pgflow-prefect serve flows/greeting.py --cron "0 9 * * 1-5"`
 
     Parameters
     ----------
     sources
-        Files or modules with handlers; where none is named, all of flows/*.py.
+        Files or modules with handlers. The default is all of flows/*.py.
     limit
-        Flow runs at the same time; further ones wait in Prefect.
+        How many flow runs execute at the same time. Further ones wait in Prefect.
     cron
         "0 9 * * 1-5": start a run of each workflow at these times.
     interval
@@ -55,9 +55,9 @@ def serve(
     timezone
         The time zone of --cron or --interval, such as Europe/Berlin.
     grace
-        Seconds that flow runs get when it drains; then they are stopped as well.
+        Seconds that flow runs get to finish after the first signal. Then they are stopped.
     adopt
-        Take pending runs, too, that were begun before their workflow was enabled.
+        Also take pending runs that began before their workflow was enabled.
     """
     from pgflow_prefect.database.connection import find_dsn
     from pgflow_prefect.database.store import open_store
@@ -80,7 +80,9 @@ def serve(
         raise UsageError(f"no handlers: name a file or module, or write one into {DIRECTORY}/")
     settings = make_settings(dsn)
     if dsn is not None:
-        os.environ["PGFLOW_DSN"] = dsn  # where flow runs find it: all users may read a command line
+        os.environ["PGFLOW_DSN"] = (
+            dsn  # flow runs find it in the environment: all users of the machine can read a command line
+        )
     log_to_console()
 
     async def work(switch: Switch) -> None:
@@ -104,7 +106,7 @@ def serve(
             async with health.watched(store, lambda: bridge.fetcher.passed_at):
                 await service.run()
 
-    # With --debug, flow runs write all that Prefect has to say.
+    # With --debug, flow runs write all of Prefect's messages.
     with nullcontext[Mapping[str, str | None]]({}) if is_debugging() else handlers_logging() as environment:
         return run_service(work)
 
@@ -124,6 +126,6 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     chosen = Chosen(await examine(store, candidates))
     chosen.check()
     for each in chosen.candidates:
-        for problem in await find_missing_here(store, each.workflow):  # those steps fail; others need nothing of it
+        for problem in await find_missing_here(store, each.workflow):  # only those steps fail
             err.print(f"{each.slug}: {problem}", markup=False)
     return [Served(each.workflow, each.source, each.definition) for each in chosen.candidates]

@@ -24,10 +24,10 @@ def shadow(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
-    """Run a step's handler beside an external worker and compare their results; without a step, show what came of it.
+    """Run a step's handler beside an external worker and compare their results. Without a step, show the comparisons.
 
-    The step becomes external, if it is not. The handler has to say that it may: `@workflow.step(shadow=True)`. What it
-    writes through `context.connection` is rolled back, its result is compared and never stored.
+    The step becomes external, if it is not. The handler must allow it: `@workflow.step(shadow=True)`. Its writes
+    through `context.connection` are rolled back. Its result is compared and never stored.
 
     Example: `pgflow-prefect shadow email_campaign prepare_list`
 
@@ -38,7 +38,7 @@ def shadow(
     step
         The step's slug.
     off
-        Let the other one do it alone again.
+        Stop running the handler beside the external worker.
     """
     import anyio
 
@@ -52,7 +52,7 @@ def shadow(
     if json:
         print_json({"workflow": workflow, "step": step, "shadow": not off, "changed": changed})
         return
-    state = "has no shadow any more" if off else "has a shadow: `pgflow-prefect shadow` shows what comes of it"
+    state = "has no shadow any more" if off else "has a shadow: `pgflow-prefect shadow` shows the comparisons"
     out.print(f"step {step!r} of workflow {workflow!r} {state}", markup=False)
 
 
@@ -62,11 +62,11 @@ def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
     loaded, source = load_workflow(workflow, handlers)
     handler = loaded.handlers.get(step)
     if handler is None:
-        raise UsageError(f"{source} has no handler of step {step!r} that could be its shadow: write it")
+        raise UsageError(f"{source} has no handler of step {step!r}: write one")
     if not handler.shadow:
         raise UsageError(
-            f"the handler of step {step!r} in {source} does not say that it may run beside an external worker: "
-            "@workflow.step(shadow=True), once nothing that it does can be seen from outside"
+            f"the handler of step {step!r} in {source} does not allow a shadow. Declare it with "
+            "@workflow.step(shadow=True), once its work has no effect outside"
         )
 
 
@@ -80,7 +80,7 @@ async def _shadow(settings: Settings, workflow: str, step: str, wanted: bool) ->
         options = dict(row.options) if row is not None and row.kind == Kind.EXTERNAL else {}
         had_one = options.pop("shadow", False)
         if not (wanted or had_one):
-            return False  # the present worker goes on
+            return False  # nothing changes for the external worker
         return await store.bind_step(
             workflow, step, Kind.EXTERNAL, options=options | {"shadow": True} if wanted else options
         )
@@ -98,7 +98,7 @@ def _print_shadows(shadows: list[ShadowSummary], json: bool) -> None:
     if json:
         print_json(shadows)
     elif not shadows:
-        out.print("no shadow has run yet: `pgflow-prefect shadow WORKFLOW STEP` lets one")
+        out.print("no shadow has run yet: `pgflow-prefect shadow WORKFLOW STEP` starts one")
     else:
         columns = ("step", "same", "different", "failed", "took", "last difference")
         print_table(columns, [_describe_shadow(each) for each in shadows])

@@ -1,4 +1,4 @@
-"""A run at one moment, as `status` shows it: in words, and as a row for each step."""
+"""A snapshot of a run for `status`: sentences about the run, and a row for each step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 COLUMNS = ("step", "status", "in Prefect", "attempts", "took", "done by", "result or error")
 
 _NOT_REACHED = "not reached"
-"""A step that its run has ended without."""
+"""A step that had not started when its run ended."""
 
 _STOPPED = "stopped"
-"""A step that its run's last owner had begun, and that no process works on now."""
+"""A step that a former owner began, and that no process works on now."""
 
 _GAP = 2
 _WIDTHS = {"status": 19, "in Prefect": 13, "attempts": 8, "took": 8, "done by": 20}
-"""In characters, whatever is in them: a table that is drawn again and again stands still."""
+"""Column widths in characters. They are fixed, so that a table that is drawn again does not jump."""
 
 _LEAST_NOTE = 20
-"""What a result or an error gets before a column beside it gets any room."""
+"""The characters that a result or an error gets before any other column."""
 
 
 class Row(NamedTuple):
@@ -53,9 +53,9 @@ class Snapshot:
         run: the run.
         states: the steps that have started, by slug.
         order: the slugs of all steps.
-        enabled: whether workers and bridges take its workflow's runs; None: not said yet, or of no matter now.
-        executes: Prefect can execute it; otherwise pgflow's own workers do.
-        has_dead_holder: the process that holds it is one of this machine, and dead.
+        enabled: whether its workflow is enabled, or None if that was never set or does not matter.
+        executes: Prefect can execute it. Otherwise pgflow's own workers do.
+        has_dead_holder: the process that holds it was on this machine, and is dead.
     """
 
     run: Run
@@ -67,13 +67,13 @@ class Snapshot:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will change: a failed run's claimed steps may still finish."""
+        """Whether the run has come to rest. Claimed steps of a failed run may still finish."""
         working = any(state.status is Status.PENDING and state.started_at for state in self.states.values())
         lives = self.run.held is Held.LEASED and not self.has_dead_holder
         return self.run.status is not Status.PENDING and not (working and lives)
 
     def describe(self) -> list[str]:
-        """Return what there is to say of the run as a whole, a line each."""
+        """Return the sentences about the whole run."""
         run = self.run
         lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {describe_run_status(run)}"]
         if run.error_message:
@@ -93,7 +93,7 @@ class Snapshot:
         return _describe_owner(self.run, self.enabled)
 
     def pick(self, room: int) -> list[str]:
-        """Return so many steps at most, in their order: those that failed, are worked on, or ended last."""
+        """Return the most important steps, in their order: those that failed, are executing, or ended last."""
         chosen = frozenset(sorted(self.order, key=self._rank)[:room])
         return [slug for slug in self.order if slug in chosen]
 
@@ -106,12 +106,12 @@ class Snapshot:
         return (0 if state.status is Status.FAILED else 1 if state.started_at else 2), 0.0
 
     def count(self) -> str:
-        """Return how far the run is."""
+        """Return the progress of the run."""
         done = sum(state.status is Status.COMPLETED for state in self.states.values())
         return f"{done} of {count(len(self.order), 'step')} completed"
 
     def rows(self, slugs: Iterable[str] | None = None) -> Iterator[Row]:
-        """Yield a row for each step, or for each of these, those that wait for others too."""
+        """Yield a row for each step, or for each of these steps."""
         for slug in self.order if slugs is None else slugs:
             if (state := self.states.get(slug)) is None:
                 yield Row(slug, self.describe_word(slug))
@@ -125,7 +125,7 @@ class Snapshot:
             yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)
 
     def describe_word(self, slug: str) -> str:
-        """Return what a person would call a step's state; where there is no better word, the row's own."""
+        """Return the plain word for a step's state."""
         state = self.states.get(slug)
         if state is None:
             return Look.WAITING if self.run.status is Status.PENDING else _NOT_REACHED
@@ -136,12 +136,12 @@ class Snapshot:
         return _STOPPED if is_left and look in {Look.RUNNING, Look.RETRYING} else look
 
     def _describe_status(self, state: StepState) -> str:
-        """Return the row's status, and before it the word that a person expects."""
+        """Return the row's status, after the plain word if that differs."""
         word = self.describe_word(state.step_slug)
         return word if word in {state.status, Look.SKIPPED} else f"{word} ({state.status})"
 
     def make_table(self, width: int, slugs: Iterable[str] | None = None) -> Table:
-        """Return the steps for a terminal: a line each, in columns that are as wide as long as the run goes on.
+        """Return a line for each step, in columns whose widths do not change while the run executes.
 
         Args:
             width: of the terminal, in characters.
@@ -160,7 +160,7 @@ class Snapshot:
 
 
 def _describe_tasks(state: StepState, result: str) -> str:
-    """Return why a step was skipped, or how many tasks it has, before its result."""
+    """Return the reason of a skip, or the number of tasks, and then the result."""
     if state.skip_reason is not None:
         return state.skip_reason
     tasks = write_tasks(state)
@@ -174,7 +174,7 @@ def _draw_cell(column: str, cell: str, width: int) -> Text | str:
 
 
 def choose_widths(width: int, longest_slug: int) -> dict[str, int]:
-    """Return the columns that a terminal has room for, each with its width.
+    """Return the columns that fit into a terminal, each with its width.
 
     Args:
         width: of the terminal, in characters.
@@ -194,13 +194,13 @@ def choose_widths(width: int, longest_slug: int) -> dict[str, int]:
 
 
 def describe_run_status(run: Run) -> str:
-    """Return a run's status; before it the word that a person expects, where that is another one."""
+    """Return a run's status, after the plain word if that differs."""
     word = run.ended_as or run.status
     return str(run.status) if word == run.status else f"{word} ({run.status})"
 
 
 def count(number: int, thing: str) -> str:
-    """Return so many of a thing in words."""
+    """Return a number with its noun."""
     return f"{number} {thing}{'s'[: number != 1]}"
 
 
@@ -218,19 +218,19 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
 
 
 def _describe_left(run: Run, enabled: Enabled | None) -> list[str]:
-    """Return who takes a pending run that no process holds."""
+    """Return a sentence that says which process can take a pending run."""
     resume = f"`pgflow-prefect run --resume {run.id}`"
     slug = run.workflow_slug
     left = f"{run.held_by} has not been heard of" if run.held is Held.EXPIRED else "no process holds it"
     if enabled is not None and not enabled.enabled:
-        # A run that no process has owned counts as older than the enabling that is to come.
+        # A run without an owner will count as older than the enabling.
         adopt = ", then `pgflow-prefect worker --adopt`" if run.held is None or run.is_older else ""
         return [
             f"{left}, and workflow {slug!r} is disabled: no worker and no bridge takes it. "
             f"`pgflow-prefect enable {slug}`{adopt}; or {resume}"
         ]
     if enabled is None:
-        # The first worker enables the workflow, and this run is older than that.
+        # The first worker will enable the workflow, and this run is older.
         return [
             f"{left}, and no worker or bridge has served workflow {slug!r} yet: "
             f"`pgflow-prefect worker --adopt` takes it, or {resume}"
@@ -239,5 +239,5 @@ def _describe_left(run: Run, enabled: Enabled | None) -> list[str]:
         return [f"{left}: a worker or a bridge takes it over"]
     lines = [f"{left}: a worker or a bridge takes it, or `pgflow-prefect run --resume`"]
     if run.is_older:
-        lines.append("it is older than the enabling of its workflow: `pgflow-prefect worker --adopt` takes it")
+        lines.append("it began before its workflow was enabled: `pgflow-prefect worker --adopt` takes it")
     return lines

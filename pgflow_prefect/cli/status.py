@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.models import Enabled
     from pgflow_prefect.settings import Settings
 
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; the longer nothing changes, the longer
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; they grow while nothing changes
 
 
 def status(
@@ -34,16 +34,16 @@ def status(
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> int:
-    """Show a run and its steps, those that wait for others too, and who executes it.
+    """Show a run, all its steps, and the process that executes it.
 
-    A step's status is the row's. Where a person would say another word, that comes first: `running (pending)`.
+    A step's status is that of its row. If a plainer word exists, it comes first: `running (pending)`.
 
     Example: `pgflow-prefect status latest --watch`
 
     Parameters
     ----------
     watch
-        Go on until the run has ended; the exit code is then 1 if it has failed.
+        Follow the run until it ends. The exit code is then 1 if the run failed.
     """
     import anyio
 
@@ -65,7 +65,7 @@ async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> i
         waiting = [slug for slug in found.order if slug not in found.states]
         started = [found.states[slug] for slug in found.order if slug in found.states]
         print_json({"run": found.run, "steps": started, "waiting": waiting})
-    elif not (watch and out.is_terminal):  # there it is on the screen
+    elif not (watch and out.is_terminal):  # it is on the screen already
         for line in found.describe():
             out.print(line, markup=False)
         if out.is_terminal:
@@ -92,7 +92,7 @@ async def _await_end(
         await anyio.sleep(intervals.draw())
         try:
             latest = await _read(store, found.run.id, found.order, with_payload=with_payload)
-        except DatabaseUnavailableError:  # it may come back; the user can end it
+        except DatabaseUnavailableError:  # the database may come back, and the user can stop waiting
             await store.drop_broken_connections()
             latest = found
         if latest != found:
@@ -117,7 +117,7 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, w
 
 
 async def _find_enabled(store: Store, run: Run) -> Enabled | None:
-    """Return whether a worker or a bridge would take a run; where one has it, that is no question."""
+    """Return whether the workflow of a run without an owner is enabled."""
     if run.status is not Status.PENDING or run.held in {Held.LEASED, Held.QUEUED}:
         return None
     return (await store.list_enabled()).get(run.workflow_slug)
@@ -136,7 +136,7 @@ class _View:
 
 
 class _LiveView(_View):
-    """The table, drawn anew; as much of it as the terminal has room for, and at the end all of it."""
+    """The table, drawn again at each change: as much as fits into the terminal, and all of it at the end."""
 
     def __init__(self, found: Snapshot) -> None:
         from rich.live import Live
@@ -163,7 +163,7 @@ def _draw(found: Snapshot) -> RenderableType:
 
     if found.has_ended:
         return Group(*map(Text, [*found.describe(), found.count()]), found.make_table(out.width))
-    # A line each, so that what is drawn over and over is as high as it is taken for.
+    # One line each, so that rich knows the height of what it draws over.
     lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in [*found.describe(), found.count()]]
     room = max(out.height - len(lines) - 3, 1)  # under the table's head, over its last line and the cursor
     if len(found.order) <= room:

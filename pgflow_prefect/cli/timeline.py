@@ -37,9 +37,9 @@ def timeline(
 ) -> None:
     """Show when each step of a run began, how long it took, and which steps decided when the run ended.
 
-    A bar is a step's latest attempt, until now where it goes on; a step that was never claimed has none. The critical
-    path goes back from the step that ended last, each time to the upstream step that ended last. On a pipe, start and
-    duration are in seconds, counted from the beginning of the run.
+    A bar is a step's latest attempt. A step that was never claimed has none. The critical path goes back from the step
+    that ended last, always to the upstream step that ended last. On a pipe, start and duration are seconds since the
+    run began.
 
     Example: `pgflow-prefect timeline latest --format svg --output run.svg`
 
@@ -48,7 +48,7 @@ def timeline(
     format
         A chart as wide as the terminal, an SVG picture, or JSON.
     top
-        Only so many steps: those that took longest.
+        Show only this many steps: those that took longest.
     """
     import anyio
     from rich.text import Text

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = False, dsn: Dsn = None) -> int:
-    """Check a workflow, its handlers and who else does its steps; name every problem; exit code 1 where there is one.
+    """Check a workflow, its handlers and its bindings, and name every problem. The exit code is 1 if there is one.
 
     Example: `pgflow-prefect validate email_campaign`
 
@@ -53,7 +53,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     else:
         out.print(f"workflow {workflow!r} is valid: {describe_graph(build_graph(definition))}", markup=False)
     if (name := to_flow_name(workflow)) != workflow:
-        out.print(f"its flow in Prefect is called {name!r}: Prefect does not take the slug for a name", markup=False)
+        out.print(f"its flow in Prefect is called {name!r}, because the slug is not a valid name there", markup=False)
     print_table(("step", "done by"), [(slug, each.text) for slug, each in doers.items()])
     print_stubs(doers)
     if external := [slug for slug in checked.external if not doers[slug].is_stub]:
@@ -62,7 +62,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
 
 
 class _Checked(NamedTuple):
-    """What `validate` has found."""
+    """The result of `validate`."""
 
     definition: WorkflowDefinition
     source: str
@@ -98,7 +98,7 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
 
 
 def _find_twins(workflow: str, slugs: Iterable[str]) -> list[str]:
-    """Return the workflows that Prefect would take for this one, a sentence each."""
+    """Return the workflows whose flow in Prefect would have the same name, a sentence each."""
     from pgflow_prefect.workflow import to_flow_name
 
     name = to_flow_name(workflow)

@@ -30,23 +30,23 @@ def worker(
     health_file: HealthFile = None,
     dsn: Dsn = None,
 ) -> int:
-    """Execute runs as they come, each as a Prefect flow run in this process: those that SQL starts, and Prefect's.
+    """Execute runs that SQL or Prefect starts, each as a Prefect flow run in this process.
 
-    The first SIGTERM or Ctrl-C drains: steps that work finish, the rest is handed back. A second one stops at once.
+    After the first SIGTERM or Ctrl-C, working steps finish and the rest is handed back. A second signal stops at once.
 
     Example: `pgflow-prefect worker flows/email_campaign.py --concurrency 20`
 
     Parameters
     ----------
     sources
-        Files or modules with handlers. Where nothing is named, all of flows/*.py, and all enabled workflows that need
-        no Python, because rows say who does each of their steps (`pgflow-prefect bind`).
+        Files or modules with handlers. The default is all of flows/*.py, and all enabled workflows whose steps are all
+        bound by rows (`pgflow-prefect bind`).
     workflow
-        A workflow of which rows say who does its steps; may be given several times.
+        A workflow whose steps are bound by rows. You can give it several times.
     concurrency
-        Runs at the same time.
+        How many runs execute at the same time.
     adopt
-        Take pending runs, too, that were begun before their workflow was enabled.
+        Also take pending runs that began before their workflow was enabled.
     """
     from pgflow_prefect.deployment.handler_files import load_directory, load_workflows
     from pgflow_prefect.execution.process.host import open_host
@@ -89,10 +89,10 @@ def worker(
 async def _add_bound(
     host: Host, workflows: dict[str, tuple[Workflow, str]], named: Collection[str], *, all_enabled: bool
 ) -> None:
-    """Add workflows that need no Python: those that are named, or all that are enabled.
+    """Add workflows that need no Python: the named ones, or all that are enabled.
 
     Raises:
-        UsageError: there is nothing to work on.
+        UsageError: there is no workflow to execute.
     """
     from pgflow_prefect.deployment.handler_files import BY_ROWS, DIRECTORY
     from pgflow_prefect.workflow import Workflow
@@ -127,9 +127,9 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         ):
             raise InvalidDefinitionError(slug, problems)
         for refused in await find_refused_rows(host.store, slug, host.toolbox.rows):
-            err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a row stops no worker
+            err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a wrong row must not stop the worker
         doers = await find_doers(host.store, workflow, definition)
-        for problem in await find_missing_here(host.store, workflow):  # those steps fail; others need nothing of it
+        for problem in await find_missing_here(host.store, workflow):  # only those steps fail
             err.print(f"{slug}: {problem}", markup=False)
         if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
             err.print(f"{slug}: external workers have to complete {', '.join(external)}", markup=False)

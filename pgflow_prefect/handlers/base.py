@@ -66,12 +66,12 @@ class StepContext:
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of this task in this run, and for no other: give it to services that take one."""
+        """A key that all attempts of this task share, and no other task has. Give it to services that take one."""
         # Before the slug, which may have any characters, an index can't be part of another step's slug.
         return f"{self.run_id}.{self.index}/{self.step_slug}" if self.index else f"{self.run_id}/{self.step_slug}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process gets: everything but the connection, which is this process's."""
+        """Return the context without the connection, for another process."""
         return {**vars(self), "_connect": None}
 
     def __copy__(self) -> "StepContext":
@@ -85,7 +85,7 @@ class StepContext:
 
 @dataclass(frozen=True)
 class StepExecution:
-    """One execution of a step, as the handlers of this package get it: the user's context, and what is the executor's.
+    """One execution of a step: the user's context, and the executor's part.
 
     Attributes:
         context: what the user's code may ask for.
@@ -105,14 +105,14 @@ class StepExecution:
         return cls(replace(context, _connect=lambda: transaction.connection), transaction, settle)
 
     def abandon(self) -> None:
-        """Note that the handler goes on in its thread without the step: its writes are not to count."""
+        """Note that the handler was given up and goes on in its thread. Its writes must not count."""
         if self.transaction is not None:
             self.transaction.abandon()
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often a step is tried again when its handler raises, and how long an attempt may take.
+    """How often a step is tried again after an error, and how long an attempt may take.
 
     Attributes:
         retries: attempts after the first one.
@@ -131,7 +131,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Deferred:
-    """What a handler returns when another program does the work and reports it: the step waits for that.
+    """The result of a handler that has handed the work to another program. The step waits for that program's report.
 
     Attributes:
         reason: who was asked, for people: `on queue 'mails' of redis://localhost`.
@@ -146,7 +146,7 @@ def _refuse_rows() -> httpx.AsyncClient:
 
 @dataclass(frozen=True)
 class Toolbox:
-    """What handlers share that one process executes.
+    """What the handlers of one process share.
 
     Attributes:
         http: a client for requests; its time-outs are given with each.
@@ -170,7 +170,7 @@ class Toolbox:
 
 
 class Handler(Protocol):
-    """What does the work of one step."""
+    """Does the work of one step."""
 
     @property
     def step_slug(self) -> str:
@@ -181,7 +181,7 @@ class Handler(Protocol):
         """When to try again."""
 
     async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Deferred:
-        """Do the step's work and return its result as JSON text, or who does it.
+        """Do the step's work and return its result as JSON text, or `Deferred` if another program does it.
 
         Raises:
             ArgumentInvalidError: the input does not fit.
@@ -195,7 +195,7 @@ _NULL, _NONE = RawJson("null"), RawJson("{}")
 
 
 def make_policy(binding: Binding) -> RetryPolicy:
-    """Return when a step that is bound so is tried again."""
+    """Return the retry policy of a binding."""
     delay = binding.retry_delay_seconds
     return RetryPolicy(
         binding.retries,

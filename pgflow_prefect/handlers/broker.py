@@ -1,4 +1,4 @@
-"""RabbitMQ and Redis through kombu: one queue each, addressed by a URL. All of this blocks."""
+"""RabbitMQ and Redis through kombu. A URL names one queue. All functions here block."""
 
 import ssl
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CONNECT_TIMEOUT = 10.0
 """Seconds for connecting to a broker."""
 
 PUBLISH_TIMEOUT = 10.0
-"""Seconds until the broker has to have taken a message."""
+"""Seconds in which the broker must accept a message."""
 
 Transport = Literal["pyamqp", "redis"]
 _TRANSPORTS: dict[str, tuple[Transport, bool]] = {
@@ -32,12 +32,12 @@ class BrokerAddress:
 
     Attributes:
         transport: kombu's name of the kind of broker.
-        encrypted: whether TLS is spoken; the certificate has to be valid for the host.
+        encrypted: whether TLS is used. The certificate must be valid for the host.
         host: its name, or its address.
         port: None for the usual one.
         slot: the virtual host, or the number of the database.
         queue: the queue's name.
-        via: the address to connect to, where the host was resolved and checked before.
+        via: the address to connect to, if the host was resolved and checked before.
     """
 
     transport: Transport

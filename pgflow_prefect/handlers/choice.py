@@ -1,4 +1,4 @@
-"""Which handler does a step: what a row says, else what Python says, else an external worker."""
+"""Chooses the handler of a step: the row decides, then Python. Without both, the step is external."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from pgflow_prefect.models import Claim
 
 @dataclass(frozen=True)
 class Chosen:
-    """Who does a step, as its latest claim found it.
+    """Who does a step, according to its latest claim.
 
     Attributes:
         policy: when to try again.
-        handler: what does it; None where an external worker does.
-        shadow: what is to run beside an external worker.
+        handler: does the step, or None if an external worker does.
+        shadow: the handler to run beside an external worker.
     """
 
     policy: RetryPolicy
@@ -30,7 +30,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StepHandlers:
-    """Everything that Python knows about who may do a step.
+    """What the Python code says about who does a step.
 
     Attributes:
         step_slug: the step.
@@ -44,12 +44,12 @@ class StepHandlers:
 
     @cached_property
     def bound(self) -> AnyBinding:
-        """Who does it where no row says otherwise."""
+        """The binding if no row overrides it."""
         return self.binding or (Python() if self.function is not None else External())
 
     @property
     def policy(self) -> RetryPolicy:
-        """When to try again, where no row says otherwise."""
+        """When to try again, if no row overrides it."""
         if self.binding is None and self.function is not None:
             return self.function.policy
         return make_policy(self.bound)
@@ -65,14 +65,14 @@ class StepHandlers:
         return self.function is not None and self.function.wants_payload
 
     def choose_upstream(self, upstream: Collection[str]) -> list[str] | None:
-        """Return those upstream slugs whose results the function in Python takes; None for all."""
+        """Return the upstream slugs whose results the Python function takes, or None for all."""
         return self.function.choose_upstream(upstream) if self.function is not None else []
 
     def choose(self, claim: Claim, toolbox: Toolbox) -> Chosen:
-        """Return who does it: as the row says that the claim has found; without one, as Python says.
+        """Return who does the step: according to the row in the claim, or else to the Python code.
 
         Raises:
-            UsageError: the row says what can't be done.
+            UsageError: the row is invalid.
         """
         binding = self.bound
         is_row = claim.kind is not None
@@ -89,7 +89,7 @@ class StepHandlers:
             case External(shadow=shadow):
                 runs_beside = shadow and self.function is not None and self.function.shadow
                 return Chosen(make_policy(binding), shadow=self.function if runs_beside else None)
-            case Python() if self.function is None:  # a process that was started with another file has it
+            case Python() if self.function is None:  # another process, started with another file, has the handler
                 return Chosen(make_policy(binding))
             case Python():
                 return Chosen(self.function.policy, self.function)

@@ -1,4 +1,4 @@
-"""What a handler raises ends its attempt, and neither its event loop nor its process."""
+"""Contains the exceptions of handlers: they end the attempt, but not the event loop or the process."""
 
 import asyncio
 import inspect
@@ -26,13 +26,13 @@ def _always() -> bool:
 
 
 async def contain(work: Awaitable[T], is_broken_off: Callable[[], bool] = _always) -> T:
-    """Return what a handler returns; whatever it raises, raise an ordinary exception.
+    """Return a handler's result. If the handler raises anything, raise an ordinary exception.
 
-    A signal still ends the process, and a cancellation from outside still stops the handler.
+    A signal still ends the process. A cancellation from outside still stops the handler.
 
     Args:
         work: of the handler.
-        is_broken_off: tells whether this task is being cancelled from outside, where no cancel scope says so.
+        is_broken_off: tells whether this task is being cancelled from outside without a cancel scope.
 
     Raises:
         HandlerRaisedError: the handler raised what is no `Exception`, or what can't be printed.
@@ -60,7 +60,7 @@ async def contain(work: Awaitable[T], is_broken_off: Callable[[], bool] = _alway
 
 
 async def _drop_own_cancellation(task: "asyncio.Task[Any]", before: int, is_broken_off: Callable[[], bool]) -> None:
-    """Drop the cancellation of a handler that has cancelled its own task: it would break off what follows."""
+    """Drop the cancellation of a handler that has cancelled its own task. It would stop our own code."""
     if task.cancelling() <= before or is_broken_off() or current_effective_deadline() == -math.inf:
         return
     while task.cancelling() > before:
@@ -70,10 +70,10 @@ async def _drop_own_cancellation(task: "asyncio.Task[Any]", before: int, is_brok
 
 
 async def _contain_subtasks(work: Awaitable[T]) -> T:
-    """Await this, and contain what the tasks raise that it starts.
+    """Await this, and contain the exceptions of the tasks that it starts.
 
-    asyncio ends its event loop where a task raises `SystemExit` or `KeyboardInterrupt`: all runs of the process would
-    break off. Tasks of a handler raise a `HandlerRaisedError` instead.
+    asyncio ends its event loop if a task raises `SystemExit` or `KeyboardInterrupt`. That would end all runs of the
+    process. Tasks of a handler raise a `HandlerRaisedError` instead.
 
     No context manager of contextlib's: it sets the traceback of an exception, which one that can't be changed refuses.
     """
@@ -89,9 +89,9 @@ async def _contain_subtasks(work: Awaitable[T]) -> T:
 
 
 class _TaskFactory:
-    """Makes tasks as before, of which those of handlers are contained.
+    """A task factory that contains the tasks of handlers.
 
-    It stays with the event loop: a task of a handler may outlive it, and start others.
+    It stays with the event loop, because a task may outlive its handler and start others.
     """
 
     def __init__(self, former: Callable[..., Any] | None) -> None:
@@ -108,9 +108,9 @@ def _make_task(loop: asyncio.AbstractEventLoop, coroutine: AnyCoroutine, **optio
 
 
 class _Contained(Coroutine[Any, Any, Any]):
-    """A coroutine that raises ordinary exceptions where asyncio would end its event loop.
+    """A coroutine that replaces exceptions that would end asyncio's event loop by ordinary ones.
 
-    Not a coroutine around another one: a task that is cancelled before it begins would leave that never awaited.
+    It does not wrap another coroutine: if the task were cancelled before it began, that one would never be awaited.
     """
 
     def __init__(self, coroutine: AnyCoroutine) -> None:

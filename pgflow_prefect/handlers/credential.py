@@ -1,4 +1,4 @@
-"""Secrets for endpoints and brokers: from the environment or from a Prefect block, never from a row."""
+"""Reads secrets for endpoints and brokers from the environment or a Prefect block, never from a row."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -7,7 +7,7 @@ from pgflow_prefect.errors import NotRetriableError
 
 
 def read_variable(name: str) -> str:
-    """Return what an environment variable holds, without the line's end that a file leaves behind.
+    """Return the value of an environment variable, without a trailing line break.
 
     Raises:
         NotRetriableError: it is not set, or empty.
@@ -24,10 +24,10 @@ def read_variable(name: str) -> str:
 async def read_credential(
     variable: str | None, block: str | None, find_secret: Callable[[str], Awaitable[str]]
 ) -> str | None:
-    """Return the secret of an environment variable or of a Prefect Secret block; None where neither is named.
+    """Return the secret of an environment variable or of a Prefect Secret block, or None if neither is named.
 
     Raises:
-        NotRetriableError: what is named is not there, or empty.
+        NotRetriableError: the variable or the block is missing or empty.
     """
     if variable is not None:
         return read_variable(variable)

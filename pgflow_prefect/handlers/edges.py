@@ -1,4 +1,4 @@
-"""What a handler returns, compared with what the handlers of later steps take: before anything runs."""
+"""Compares the results of handlers with the arguments of later ones, before anything runs."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
@@ -11,10 +11,10 @@ from pgflow_prefect.handlers.python import PythonHandler
 
 
 def find_type_problems(handlers: Mapping[str, PythonHandler], deps: Collection[Dep]) -> Iterator[str]:
-    """Yield a sentence for each result that can't be the argument that it is for, as both annotations say.
+    """Yield a sentence for each result whose annotation contradicts that of the argument that takes it.
 
     Args:
-        handlers: the functions that do steps, by step slug; of steps that are done otherwise, nothing is known.
+        handlers: the Python functions by step slug. Steps of other kinds are not checked.
         deps: of the workflow.
     """
     hints = {slug: found for slug, handler in handlers.items() if (found := _read_hints(handler)) is not None}
@@ -40,7 +40,7 @@ def find_type_problems(handlers: Mapping[str, PythonHandler], deps: Collection[D
 
 
 def _read_hints(handler: PythonHandler) -> Mapping[str, Any] | None:
-    """Return the annotations of a handler; None where one can't be used, which is a problem of its own."""
+    """Return the annotations of a handler, or None if one is invalid. Another check reports that."""
     try:
         return handler.hints
     except UsageError:

@@ -1,7 +1,7 @@
-"""JSON text as an annotation has it, where a `Decimal` gets every digit.
+"""Reads JSON text according to an annotation. A `Decimal` gets every digit.
 
-pydantic reads a number with a point as a float, and makes the Decimal of that: 12345678901234567.89 would become
-12345678901234568, and 1.10 would become 1.1.
+pydantic alone reads a number with a point as a float and makes the Decimal from it. Then 12345678901234567.89 becomes
+12345678901234568, and 1.10 becomes 1.1.
 """
 
 import json
@@ -48,11 +48,11 @@ class ValueReader:
 
     @property
     def has_decimals(self) -> bool:
-        """Whether the annotation has a Decimal, anywhere in it."""
+        """Whether the annotation contains a Decimal."""
         return self._exact is not None
 
     def read(self, text: str) -> Any:  # noqa: ANN401  whatever the annotation says
-        """Return what JSON text is as the annotation has it.
+        """Return the value of JSON text, according to the annotation.
 
         Raises:
             ValidationError: it does not fit.
@@ -77,7 +77,7 @@ class ValueReader:
 
     @cached_property
     def _exact(self) -> SchemaValidator | None:
-        """What looks the digits of a Decimal up; None where the annotation has no Decimal."""
+        """The validator that finds the digits of Decimals, or None if the annotation has none."""
         schema = self.adapter.core_schema
         return _make_validator(_replace_decimals(schema, strict=False)) if _has_decimal(schema) else None
 
@@ -132,7 +132,7 @@ def _find_strictly(value: object) -> object:
 
 
 def explain(error: ValidationError) -> str:
-    """Return pydantic's reasons on one line, without its links and without the value, which may hold secrets."""
+    """Return pydantic's reasons on one line, without links, and without the value, which may be secret."""
     reasons = []
     for detail in error.errors(include_url=False, include_input=False):
         place = ".".join(map(str, detail["loc"]))

@@ -1,4 +1,4 @@
-"""Handlers that yield their result item by item: it is stored as one list."""
+"""Handlers that yield their result item by item. The result is stored as one list."""
 
 import io
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
@@ -10,15 +10,15 @@ _ITEM_BY_ITEM = (AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterab
 
 
 def is_lazy(value: object) -> bool:
-    """Tell whether a value makes its items only when it is asked for them: a generator, `map`, rows of a file."""
+    """Tell whether a value is lazy: a generator, `map`, the lines of a file."""
     return isinstance(value, Iterator) and not isinstance(value, io.IOBase)
 
 
 def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
-    """Return what a handler returned, its items as a list where it makes them one by one; call it in a thread.
+    """Return a handler's result. A lazy one is read into a list, in the calling thread.
 
     Raises:
-        CancelledError: no task waits for it any more; one that never ends would fill the memory.
+        CancelledError: no task waits for the result any more. An endless generator would fill the memory.
     """
     if not is_lazy(value):
         return value
@@ -35,7 +35,7 @@ def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
 
 
 def find_collected(annotation: Any) -> Any:  # noqa: ANN401  an annotation is any object
-    """Return the annotation of what is stored: a list where a function is said to yield items one by one."""
+    """Return the annotation of the stored result: a list if the function yields items."""
     origin = get_origin(annotation) or annotation
     if origin not in _ITEM_BY_ITEM:
         return annotation

@@ -1,7 +1,7 @@
-"""HTTP for rows: the host is resolved once, the addresses are checked, and the connection goes to one of these.
+"""HTTP for rows: resolves the host once, checks the addresses, and connects to one of them.
 
-The check is made where a connection is opened. So a name that leads elsewhere a moment later changes nothing, and TLS
-and the Host header still have the name.
+The check happens when a connection is opened. So it does not matter if the name leads elsewhere a moment later. TLS and
+the Host header still use the name.
 """
 
 import ssl
@@ -12,7 +12,7 @@ import httpcore
 import httpx
 
 FindAddresses = Callable[[str, int], Awaitable[list[str]]]
-"""Returns the addresses of host and port that may be connected to; raises OSError, or what refuses them."""
+"""Returns the allowed addresses of a host and port. Raises OSError, or the error that refuses them."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds for connecting to one of several addresses, before the next one is tried."""

@@ -1,4 +1,4 @@
-"""An HTTP endpoint as the handler of a step: a Supabase Edge Function, or whatever else takes and answers JSON."""
+"""Does a step by an HTTP endpoint that takes and answers JSON, such as a Supabase Edge Function."""
 
 import re
 import zlib
@@ -35,7 +35,7 @@ LONGEST_RETRY_AFTER = 3600.0
 """Seconds: who asks for more is asked again after these."""
 
 EXCERPT = 1024
-"""Bytes of an answer that tells of an error which its message shows."""
+"""How many bytes of an error's answer its message shows."""
 
 _EXCERPT_TIMEOUT = 5.0  # seconds
 _RETRIED = (408, 425, 429)
@@ -51,8 +51,8 @@ class HttpHandler:
     Attributes:
         step_slug: the step.
         binding: which endpoint.
-        toolbox: the client, and where secrets are.
-        is_row: whether a row says so, and not the Python code: a row may name and reach what the settings let it.
+        toolbox: the client and the secrets.
+        is_row: whether a row binds the step. The settings limit which hosts and secrets a row can use.
     """
 
     step_slug: str
@@ -73,9 +73,9 @@ class HttpHandler:
         """Send the request and return the answer's JSON text, or that the endpoint reports later.
 
         Raises:
-            RetryLaterError: no answer in time, none at all, or 408, 425, 429 or 5xx.
-            ResultInvalidError: the answer is no JSON, or too large.
-            NotRetriableError: any other answer; the token is missing; or a row may not name it, or reach the endpoint.
+            RetryLaterError: there was no answer in time, or it was 408, 425, 429 or 5xx.
+            ResultInvalidError: the answer is not JSON, or too large.
+            NotRetriableError: any other answer. Or the token is missing, or the settings refuse token or endpoint.
         """
         client = self._find_client()
         token = await self._find_token()
@@ -106,7 +106,7 @@ class HttpHandler:
             raise NotRetriableError(f"no request can be sent to {self._endpoint}: {error}") from None
 
     def _find_client(self) -> httpx.AsyncClient:
-        """Return what sends the request: for a row, a client that checks where it connects to."""
+        """Return the client. For a row, it checks the addresses that it connects to."""
         if not self.is_row or self._origin in self.toolbox.rows.allowed:
             return self.toolbox.http()
         return self.toolbox.row_http()
@@ -166,7 +166,7 @@ class HttpHandler:
 
 
 def make_body(claim: Claim, *, flat: bool) -> RawJson:
-    """Return what an endpoint gets: the step's input as its only member, so that no slug is a key of another API.
+    """Return the body of the request. The input is its only member, so no slug can be a key of another API.
 
     Args:
         claim: with the input.
@@ -176,7 +176,7 @@ def make_body(claim: Claim, *, flat: bool) -> RawJson:
 
 
 def make_headers(context: StepContext) -> dict[str, str]:
-    """Return what a request tells of its step; percent-encoded, since a slug may have any characters."""
+    """Return the headers that name the step. They are percent-encoded, because a slug may have any characters."""
     named = {
         "Idempotency-Key": context.idempotency_key,
         "Pgflow-Run-Id": str(context.run_id),
@@ -191,12 +191,12 @@ def make_headers(context: StepContext) -> dict[str, str]:
 
 
 async def read_body(response: httpx.Response, limit: int) -> bytes:
-    """Read a body, decoded, up to so many bytes; what exceeds them is neither read nor decoded.
+    """Read and decode at most so many bytes of a body.
 
-    httpx would decode a whole chunk at once, a thousand times its size: this is why it is done here.
+    httpx would decode a whole chunk at once, which may be a thousand times its size.
 
     Raises:
-        ValueError: it is encoded in another way than gzip, or wrongly.
+        ValueError: the encoding is not gzip, or is broken.
     """
     decode, is_complete = _make_decoder(response.headers.get("Content-Encoding", "identity").strip().lower())
     body = bytearray()
@@ -210,7 +210,7 @@ async def read_body(response: httpx.Response, limit: int) -> bytes:
 
 
 def _make_decoder(encoding: str) -> tuple[Callable[[bytes, int], bytes], Callable[[], bool]]:
-    """Return what decodes a chunk to so many bytes at most, and what tells whether the last one was the end."""
+    """Return two functions: one decodes so many bytes at most, the other tells whether the data are complete."""
     if encoding in ("identity", ""):
         return lambda chunk, room: chunk[:room], lambda: True
     if encoding not in ("gzip", "x-gzip"):
@@ -230,7 +230,7 @@ def _make_decoder(encoding: str) -> tuple[Callable[[bytes, int], bytes], Callabl
 
 
 async def _read_excerpt(response: httpx.Response, token: str | None) -> str:
-    """Return the beginning of a body as text, as far as it can be read at once: the status says enough without."""
+    """Return the beginning of a body as text, if it can be read soon. Without it, the status says enough."""
     body = b""
     with suppress(ValueError, httpx.HTTPError), anyio.move_on_after(_EXCERPT_TIMEOUT):
         body = await read_body(response, EXCERPT + len(token or ""))
@@ -238,7 +238,7 @@ async def _read_excerpt(response: httpx.Response, token: str | None) -> str:
 
 
 def _show(body: bytes, token: str | None) -> str:
-    """Return an excerpt that PostgreSQL can store and that has no token in it, though the endpoint may echo it."""
+    """Return an excerpt that PostgreSQL can store, without the token, which an endpoint may echo."""
     if token:
         # Of the same length, so that one which the excerpt's end cuts in two is found, too.
         body = body.replace(token.encode(), b"*" * len(token))
@@ -253,7 +253,7 @@ def _explain(error: ValueError) -> str:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """Return in how many seconds to try again, 0 to `LONGEST_RETRY_AFTER`; None where it can't be told.
+    """Return the seconds to wait before a retry, 0 to `LONGEST_RETRY_AFTER`, or None if the header is unreadable.
 
     Args:
         value: seconds or a date, as in RFC 9110, section 10.2.3.

@@ -1,6 +1,6 @@
-"""Whether the values of one annotation can be values of another: their JSON schemas, compared.
+"""Compares the JSON schemas of two annotations: can a value of one be a value of the other?
 
-What is not sure is no misfit: a validator or a serializer of the user's own may turn anything into anything.
+In doubt they fit, because a user's validator or serializer may turn anything into anything.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 class _Generator(GenerateJsonSchema):
-    """Makes schemas that promise nothing where code decides: `{}` is any value."""
+    """Makes schemas that allow any value, `{}`, wherever code decides."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         return {} if self.mode == "validation" else super().function_before_schema(schema)
@@ -75,7 +75,7 @@ def _has_several_names(model: type[BaseModel]) -> bool:
 
 @dataclass(frozen=True)
 class Shape:
-    """What JSON an annotation stands for.
+    """The JSON that an annotation describes.
 
     Attributes:
         schema: a JSON schema.
@@ -86,7 +86,7 @@ class Shape:
     definitions: Mapping[str, Schema] = field(default_factory=dict, repr=False)
 
     def resolve(self) -> "Shape":
-        """Return what a reference stands for."""
+        """Return the schema that a reference names."""
         found, seen = self.schema, set[str]()
         while (name := str(found.get("$ref", "")).rpartition("/")[2]) and name not in seen:
             seen.add(name)
@@ -99,7 +99,7 @@ class Shape:
 
     @property
     def alternatives(self) -> list["Shape"]:
-        """What the value is one of: itself, where it is no union."""
+        """The members of a union, or the schema itself."""
         schema = self.schema
         parts = schema.get("anyOf") or schema.get("oneOf")
         if parts is None and isinstance(schema.get("type"), list):
@@ -110,7 +110,7 @@ class Shape:
 
     @property
     def type(self) -> str | None:
-        """Its JSON type; None where that is not known."""
+        """Its JSON type, or None if that is unknown."""
         if self.values is not None:
             kinds = {_find_type(value) for value in self.values}
             return kinds.pop() if len(kinds) == 1 else None
@@ -119,7 +119,7 @@ class Shape:
 
     @property
     def values(self) -> list[Any] | None:
-        """The only values that there are; None where there are more."""
+        """All possible values, or None if they are not listed."""
         if "const" in self.schema:
             return [self.schema["const"]]
         found = self.schema.get("enum")
@@ -127,13 +127,13 @@ class Shape:
 
     @property
     def properties(self) -> Mapping[str, Any]:
-        """Of an object: its properties that have names."""
+        """The named properties of an object."""
         found: Mapping[str, Any] = self.schema.get("properties", {})
         return found
 
     @property
     def required(self) -> list[str]:
-        """Of an object: the properties that are always there; what pydantic computes is not stored."""
+        """The required properties of an object, without those that pydantic computes."""
         known = self.properties
         return [
             name for name in self.schema.get("required", ()) if not self.pick(known.get(name)).schema.get("readOnly")
@@ -141,13 +141,13 @@ class Shape:
 
     @property
     def others(self) -> "Shape | None":
-        """Of an object: what its further properties are; None where it has none."""
+        """The schema of an object's further properties, or None if it has none."""
         found = self.schema.get("additionalProperties", not self.properties)
         return None if found is False else self.pick(found)
 
 
 def make_shape(annotation: Any, mode: Literal["validation", "serialization"]) -> Shape:  # noqa: ANN401  any there is
-    """Return what JSON a handler takes as an argument of this annotation, or returns.
+    """Return the JSON that an argument or a result of this annotation has.
 
     Args:
         annotation: or an adapter that was made of it.
@@ -185,7 +185,7 @@ def _rename(schema: Any, prefix: str) -> Any:  # noqa: ANN401  any JSON value
 
 
 def find_misfit(produced: Shape, accepted: Shape) -> str | None:
-    """Return why no value of one shape can be taken where another is expected; None where one may be.
+    """Return the reason why no value of one shape fits another, or None if one may fit.
 
     An empty list fits any list: it counts for nothing.
     """
@@ -196,7 +196,7 @@ _Place: TypeAlias = tuple[str, ...]
 
 
 class _Comparison:
-    """One comparison. It looks at each pair of parts once, so that it comes to an end where a type has itself in it."""
+    """One comparison. It looks at each pair of parts once, so it also ends for recursive types."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], str | None] = {}
@@ -274,7 +274,7 @@ class _Comparison:
 
 
 def _may_become(kind: str, wanted: str, accepted: Shape) -> bool:
-    """Tell whether pydantic takes a value of one JSON type as one of another, as it is or read as that."""
+    """Tell whether pydantic accepts a value of one JSON type for another."""
     if kind == wanted:
         return True
     if wanted in _NUMBERS:

@@ -1,4 +1,4 @@
-"""JSON that another program has written, or is to read: nothing that only Python would take."""
+"""Reads and writes JSON that other programs understand."""
 
 import json
 from typing import Any, NoReturn
@@ -29,16 +29,16 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def check_size(body: bytes, limit: int, step_slug: str, place: str) -> None:
-    """Refuse to send what is too large.
+    """Refuse to send a message that is too large.
 
     Args:
         body: JSON.
         limit: in bytes.
-        step_slug: whose input it is.
+        step_slug: the step whose input it is.
         slot: where it would be sent, for people.
 
     Raises:
-        NotRetriableError: it is larger.
+        NotRetriableError: the message is larger than the limit.
     """
     if len(body) > limit:
         raise NotRetriableError(

@@ -1,4 +1,4 @@
-"""Where a value that was read again from JSON is not the value that was written."""
+"""Finds what a value loses when it is written as JSON and read again."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -32,10 +32,9 @@ _NOT_READ = (
 
 
 def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:  # noqa: ANN401  any value
-    """Yield the places where something was lost, and what.
+    """Yield each place where something was lost, with a description.
 
-    Where the annotation says `Any`, a value is what its JSON says. Lost is what JSON has no form for, and what a model
-    leaves out of its JSON.
+    Under the annotation `Any`, only values without a JSON form count, and fields that a model leaves out of its JSON.
 
     Args:
         before: what was written.

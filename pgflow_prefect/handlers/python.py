@@ -1,4 +1,4 @@
-"""A Python function as the handler of a step: its arguments by name, its annotations checked by pydantic."""
+"""Does a step by a Python function. Arguments are passed by name, and pydantic checks their annotations."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -23,17 +23,17 @@ from pgflow_prefect.raw_json import RawJson, UnreadableJsonError
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
-"""Annotations that every JSON value fits: there is nothing to check."""
+"""Annotations that every JSON value fits, so that there is nothing to check."""
 
 _TYPED_DICT_OF_TYPING = "typed-dict-version"
-"""What pydantic calls it that `typing.TypedDict` says too little before Python 3.12."""
+"""pydantic's error code for `typing.TypedDict` before Python 3.12."""
 
 _NULL, _NONE = RawJson("null"), RawJson("{}")
 
 
 @dataclass(frozen=True)
 class _Unfinished:
-    """What a sync function returned, and is to be awaited on the event loop."""
+    """An awaitable that a sync function returned, to be awaited on the event loop."""
 
     value: Any
 
@@ -46,8 +46,8 @@ class PythonHandler:
         step_slug: the step.
         function: what was decorated; sync functions run in a thread.
         policy: when to try again.
-        unimplemented: made by `pgflow-prefect import` and not filled in yet: it is no handler.
-        shadow: may run beside an external worker, to be compared with it.
+        unimplemented: it is a stub of `pgflow-prefect import`, not a handler yet.
+        shadow: it can run beside an external worker, to be compared with it.
     """
 
     step_slug: str
@@ -103,7 +103,7 @@ class PythonHandler:
         return "payload" in self.arguments
 
     def choose_upstream(self, upstream: Collection[str]) -> list[str] | None:
-        """Return the upstream slugs that the function names as arguments; None where it takes all as `upstream`."""
+        """Return the upstream slugs that the function names as arguments, or None if it takes `upstream`."""
         if "upstream" in self.arguments:
             return None
         return [slug for slug in upstream if to_identifier(slug) in self.arguments]
@@ -129,7 +129,7 @@ class PythonHandler:
         return any(is_kind(each) for is_kind in kinds for each in (function, function.__call__))
 
     def _call(self, call: Callable[[], Any], execution: StepExecution) -> "str | _Unfinished":
-        """Call a sync function, in its thread, and do there all that its result may still take: user's code, too."""
+        """Call a sync function in its thread, and convert its result there, because that may call the user's code."""
         value = call()
         if inspect.isawaitable(value) or inspect.isasyncgen(value):
             return _Unfinished(value)
@@ -201,7 +201,7 @@ class PythonHandler:
             raise ResultInvalidError(f"step {self.step_slug!r}: the result can't be stored as JSON: {error}") from None
 
     def check_payload(self, payload: RawJson) -> None:
-        """Make sure that a run's payload fits what the function says of it, if it takes one.
+        """Check a run's payload against the function's annotation, if it takes one.
 
         Raises:
             ArgumentInvalidError: it does not.
@@ -221,10 +221,10 @@ class PythonHandler:
 
     @cached_property
     def hints(self) -> Mapping[str, Any]:
-        """The annotations of arguments and of `return`, as far as they say something; not that of `context`.
+        """The annotations to check, of arguments and of `return`, without that of `context`.
 
         Raises:
-            UsageError: one names something that is not defined.
+            UsageError: an annotation names something that is not defined.
         """
         try:
             found = find_hints(self.function)

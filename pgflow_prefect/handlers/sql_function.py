@@ -1,4 +1,4 @@
-"""A function in the database as the handler of a step: it runs in the transaction that completes the step."""
+"""Does a step by a function in the database, in the transaction that completes the step."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""What runs all the time: worker, bridge, serve, and what they do beside runs."""
+"""Services that run all the time: worker, bridge, serve, and their background tasks."""

@@ -1,4 +1,4 @@
-"""A process that hands runs which SQL started to Prefect, whose own workers execute them."""
+"""The bridge: submits runs that SQL started to Prefect, whose own workers execute them."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -32,10 +32,10 @@ from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import to_flow_name
 
 IN_FLIGHT = 8
-"""Flow runs that are created at the same time: more are not created faster."""
+"""How many flow runs are created at the same time. More would not be faster."""
 
 POLL_INTERVAL = 5.0
-"""Seconds between two looks at the deployments, and at what is being cancelled."""
+"""Seconds between two looks at the deployments and at cancelled flow runs."""
 
 _logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class Bridge:
         settings: its intervals.
         dsn: the database, to listen to.
         adopt: take pending runs that are older than their workflow's enabling, too.
-        only: these workflows; None: all.
-        deployments: where it hands runs to, by workflow.
-        failure: why it has stopped by itself.
+        only: these workflows, or None for all.
+        deployments: the deployment of each workflow.
+        failure: the reason why it has stopped by itself.
     """
 
     store: Store
@@ -89,7 +89,10 @@ class Bridge:
         await self._heartbeat.register()
 
     async def run(self) -> None:
-        """Submit until `stop`, and return when what was under way is linked; `failure` says why it stopped itself."""
+        """Submit runs until `stop`, and return when the last submission is linked.
+
+        `failure` says why it stopped by itself.
+        """
         async with anyio.create_task_group() as background:
             background.start_soon(self._heartbeat.keep, self._give_up)
             background.start_soon(self._listen)
@@ -104,7 +107,7 @@ class Bridge:
         self.fetcher.stop()
 
     async def refresh(self) -> None:
-        """Look which workflows have a deployment, and name those that have pending runs and none."""
+        """Read which workflows have a deployment. Warn of those with pending runs and without a deployment."""
         enabled = [
             slug for slug, each in (await self.store.list_enabled()).items() if each.enabled and self._is_ours(slug)
         ]
@@ -138,7 +141,7 @@ class Bridge:
             self._warned.add((slug, problem))
             _logger.warning("workflow %r %s: %d pending runs are left alone (%s, …)", slug, problem, count, first)
 
-    # What runs all the time
+    # Background tasks
 
     async def _listen(self) -> None:
         await listen(self.dsn, self.fetcher.wakeup, connect_timeout=self.settings.connect_timeout)
@@ -162,7 +165,7 @@ class Bridge:
                     slug = slugs.get(flow_run.deployment_id) if flow_run.deployment_id else None
                     await wishes.fulfil(flow_run, slug)
             except PgflowPrefectError as error:
-                _logger.warning("not watching Prefect: %s", error)
+                _logger.warning("can't look at Prefect: %s", error)
             await anyio.sleep(POLL_INTERVAL)
 
     # One run

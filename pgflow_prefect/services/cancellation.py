@@ -32,14 +32,14 @@ from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
 
 POLL_INTERVAL = 2.0
-"""Seconds between two looks at what users pressed in Prefect's UI. Its events may get lost; this decides."""
+"""Seconds between two looks at cancelled flow runs. Prefect's events may get lost, so these looks decide."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CancellationRequests:
-    """Flow runs that a user wants to be cancelled.
+    """Finds and handles the flow runs that a user cancelled in Prefect.
 
     Attributes:
         store: the database.
@@ -50,9 +50,9 @@ class CancellationRequests:
     client: PrefectClient
 
     async def find(self, deployments: Sequence[UUID], executing: Sequence[UUID]) -> list[FlowRun]:
-        """Return the flow runs of these deployments that are being cancelled, and those of `executing` that were.
+        """Return the flow runs of these deployments that are Cancelling, and those of `executing` that are Cancelled.
 
-        A forced Cancelled, unlike Cancelling, waits for no process: of what this process executes, it is looked for.
+        Prefect sets a forced Cancelled without waiting for the process that executes the flow run.
         """
         found: dict[UUID, FlowRun] = {}
         with ask_prefect("a look at cancelled flow runs"):
@@ -71,7 +71,7 @@ class CancellationRequests:
         return [*found.values()]
 
     async def was_cancelled(self, flow_run_id: UUID | None) -> bool:
-        """Tell whether the flow run whose lease has run out was stopped on purpose."""
+        """Tell whether a user cancelled the flow run whose lease has expired."""
         if flow_run_id is None:
             return False
         with ask_prefect(f"flow run {flow_run_id}"):
@@ -82,26 +82,26 @@ class CancellationRequests:
         return former.state is not None and is_cancelled(former.state)
 
     async def stop(self, host: Host, run_id: UUID) -> None:
-        """Cancel a run that this process executes; its flow run says so itself when it has stopped."""
+        """Cancel a run that this process executes. Its flow run sets its own state when it has stopped."""
         await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         host.end(run_id)
 
     async def watch(self, host: Host, flow_run_id: UUID, run_id: UUID) -> None:
-        """Stop the one run that this process executes when a user cancels it; until then, go on for ever."""
+        """Watch for ever whether a user cancels the run that this process executes, and stop it then."""
         while True:
             await anyio.sleep(POLL_INTERVAL)
             try:
                 if await self.find([], [flow_run_id]):
                     await self.stop(host, run_id)
             except PgflowPrefectError as error:
-                _logger.info("not watching for what is cancelled in Prefect: %s", error)
+                _logger.info("can't look for cancelled flow runs: %s", error)
 
     async def fulfil(self, flow_run: FlowRun, workflow_slug: str | None) -> None:
-        """Cancel the run of a flow run that no process executes any more, and say so in Prefect.
+        """Cancel the run of a flow run that no process executes, and show that in Prefect.
 
         Args:
-            flow_run: of one of this installation's deployments.
-            workflow_slug: that deployment's workflow: a run of another one stays as it is.
+            flow_run: a flow run of one of this installation's deployments.
+            workflow_slug: that deployment's workflow. A run of another workflow stays as it is.
         """
         run_id = read_run_id(flow_run) or find_run_id(flow_run.id)
         try:
@@ -110,14 +110,14 @@ class CancellationRequests:
             pass
         else:
             if run.flow_run_id == flow_run.id and run.held is Held.LEASED and run.status is Status.PENDING:
-                return  # its process lives, and will see it
+                return  # its process is alive, and will see the cancellation
             if run.flow_run_id in (flow_run.id, None) and run.workflow_slug == workflow_slug:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         with ask_prefect(f"flow run {flow_run.id}"):
             await self.client.set_flow_run_state(
-                flow_run.id, Cancelled(message="no process was executing it any more"), force=True
+                flow_run.id, Cancelled(message="no process was executing it"), force=True
             )
-        _logger.info("run %s: cancelled, as wished in Prefect", run_id)
+        _logger.info("run %s: cancelled in Prefect", run_id)
 
 
 async def execute_until_cancelled(
@@ -136,7 +136,7 @@ async def execute_until_cancelled(
 
 
 async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) -> None:
-    """Show a run that was cancelled as cancelled in Prefect, if its flow run is this installation's.
+    """Show a cancelled run as cancelled in Prefect, if its flow run belongs to this installation.
 
     Raises:
         PrefectUnavailableError: Prefect does not answer.
@@ -149,13 +149,13 @@ async def show_cancelled(client: PrefectClient, run: Run, installation: UUID) ->
                 return
             [shown] = await show_flow_runs(client, [flow_run], installation)
             if not shown.is_of(run.id):
-                return  # rows name it, and they alone don't make it this installation's
-            # The process that executes it stops, and then says that it is cancelled. Without one, nothing waits.
+                return  # the rows name this flow run, but that alone does not make it this installation's
+            # A process that executes the run sets Cancelled when it has stopped. Without one, this sets it.
             lives = run.held is Held.LEASED
             state: State[Any] = Cancelling() if lives else Cancelled(message=run.error_message)
             await client.set_flow_run_state(flow_run.id, state, force=not lives)
         except ObjectNotFound:
-            pass  # deleted: there is nothing to show it on
+            pass  # a user has deleted the flow run
 
 
 def _in_state(*types: StateType) -> FlowRunFilter:

@@ -16,7 +16,7 @@ from pgflow_prefect.prefect_api.internals import importtools
 
 
 def _load_script(path: str) -> ModuleType:
-    """Execute the file of a flow and return its module; stands in for `prefect.utilities.importtools`' function.
+    """Execute the file of a flow and return its module. This replaces the function of `prefect.utilities.importtools`.
 
     Raises:
         ScriptError: the file can't be imported.
@@ -28,10 +28,10 @@ def _load_script(path: str) -> ModuleType:
 
 
 def _tells_more_than_a_stop(record: logging.LogRecord) -> bool:
-    """Tell whether a log record of asyncio is worth showing: that a task was ended by SIGTERM is no news.
+    """Drop records of asyncio about a task that SIGTERM ended.
 
-    Prefect raises SIGTERM as an exception, wherever the process is. A task that it ends while the event loop shuts
-    down is reported with its traceback.
+    Prefect raises SIGTERM as an exception at any place. asyncio logs a traceback for each task that it ends while the
+    event loop shuts down.
     """
     raised = record.exc_info[1] if record.exc_info else None
     return not isinstance(raised, TerminationSignal)

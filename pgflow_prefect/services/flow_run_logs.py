@@ -1,4 +1,4 @@
-"""Has the processes of flow runs write the log lines of their handlers to standard error, and no more."""
+"""Makes the processes of flow runs write only the log lines of their handlers to standard error."""
 
 import json
 import os
@@ -15,19 +15,19 @@ from pgflow_prefect.prefect_api.internals import DEFAULT_LOGGING_SETTINGS_PATH, 
 from pgflow_prefect.services.console_lines import HandlersFilter, HandlersFormatter
 
 _LEVEL, _SILENT = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL"
-"""Our commands set it so, for Prefect not to say again what they say: flow runs would inherit that."""
+"""Commands silence Prefect's console with this. Flow runs must not inherit it."""
 
 
 @contextmanager
 def handlers_logging() -> Iterator[Mapping[str, str | None]]:
-    """Yield what the environment of a flow run's process needs, to show its handlers' log lines.
+    """Yield the variables with which a flow run's process shows its handlers' log lines.
 
     A user's own logging configuration, `PREFECT_LOGGING_SETTINGS_PATH`, stays in force.
     """
     if PREFECT_LOGGING_SETTINGS_PATH.value().exists():
         yield {_LEVEL: None}
         return
-    text = json.dumps(_make_config())  # which is YAML, too
+    text = json.dumps(_make_config())  # JSON is valid YAML
     try:
         path = _keep(text)
     except OSError:  # Prefect's home can't be written
@@ -40,10 +40,12 @@ def handlers_logging() -> Iterator[Mapping[str, str | None]]:
 
 
 def _keep(text: str) -> Path:
-    """Write a configuration into Prefect's home, under a name of its content: a process that is killed adds no other.
+    """Write a configuration into Prefect's home.
+
+    Its name is a hash of its content, so killed processes leave no further files.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     directory: Path = PREFECT_HOME.value() / "pgflow"
     directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def _keep(text: str) -> Path:
 
 
 def _make_config() -> dict[str, Any]:
-    """Return Prefect's own configuration, whose console has our filter and our formatter."""
+    """Return Prefect's configuration, with our filter and formatter for the console."""
     config = load_logging_config(DEFAULT_LOGGING_SETTINGS_PATH)
     config.setdefault("filters", {})["handlers"] = {"()": f"{HandlersFilter.__module__}.{HandlersFilter.__name__}"}
     config["formatters"]["handlers"] = {"()": f"{HandlersFormatter.__module__}.{HandlersFormatter.__name__}"}

@@ -1,4 +1,4 @@
-"""What Prefect has scheduled for some deployments, each flow run in a process of its own."""
+"""Executes the scheduled flow runs of some deployments, each in its own process."""
 
 import logging
 from collections.abc import Mapping
@@ -32,33 +32,33 @@ from pgflow_prefect.prefect_api.runner_internals import (
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled
 
 QUERY_INTERVAL = 1.0
-"""Seconds between two looks at what Prefect has scheduled."""
+"""Seconds between two looks at the scheduled flow runs."""
 
 _ENGINE = "pgflow_prefect.services.flow_run_engine"
 
-_PAUSE = 0.1  # seconds between two looks whether a process is left
+_PAUSE = 0.1  # seconds between two looks at the remaining processes
 
-_KILL_AFTER = 1.0  # seconds that a process gets once it is told to end; a second signal ends this one after three
+_KILL_AFTER = 1.0  # seconds that a process gets to end. A second signal ends this process after three
 
 _logger = logging.getLogger(__name__)
 
 
 class ExecutorContext(FlowRunExecutorContext):
-    """Prefect's, where a flow run that can't be cancelled at this moment does not end all the others."""
+    """Prefect's context, changed so that an error while cancelling one flow run does not end the others."""
 
     async def __aenter__(self) -> Self:
-        """Begin, with the observer of what is cancelled in Prefect."""
+        """Enter the context, and replace the function that cancels a flow run."""
         await super().__aenter__()
         cancel = self._cancellation_manager.cancel_by_id
 
-        # It is called in the task group around everything: what it raised would cancel all flow runs.
+        # Prefect calls it in the task group around all flow runs. An exception would cancel all of them.
         async def cancel_if_possible(flow_run_id: UUID) -> None:
             while True:
                 try:
                     await cancel(flow_run_id)
                 except Exception as error:  # noqa: BLE001  whatever Prefect's client raises
                     _logger.warning("flow run %s could not be cancelled: %s", flow_run_id, describe_error(error))
-                    # The observer tells of each flow run once.
+                    # Prefect's observer reports each flow run only once, so this must try again.
                     if isinstance(error, ObjectNotFound) or self.process_manager.get(flow_run_id) is None:
                         return
                     await anyio.sleep(QUERY_INTERVAL)
@@ -71,13 +71,13 @@ class ExecutorContext(FlowRunExecutorContext):
 
 @dataclass
 class FlowRunProcesses:
-    """Executes what Prefect has scheduled for some deployments: each flow run in a process of its own.
+    """Executes the scheduled flow runs of some deployments, each in its own process.
 
     Attributes:
         store: the database.
-        flows: by the id of their deployment; may change.
-        limit: processes at the same time.
-        environment: what a process gets beside this one's; None for a variable that it does not get.
+        flows: the flows by the id of their deployment. The mapping may change.
+        limit: how many processes run at the same time.
+        environment: variables that a process gets in addition, or None for one that it does not inherit.
     """
 
     store: Store
@@ -91,7 +91,7 @@ class FlowRunProcesses:
 
     @property
     def busy(self) -> int:
-        """How many there are now."""
+        """The number of processes now."""
         return len(self._executing)
 
     async def run(self) -> None:
@@ -101,7 +101,7 @@ class FlowRunProcesses:
                 try:
                     await self._take_scheduled(group)
                 except PgflowPrefectError as error:
-                    _logger.warning("not watching Prefect's schedule: %s", error)
+                    _logger.warning("can't read Prefect's schedule: %s", error)
                 with anyio.move_on_after(QUERY_INTERVAL):
                     await self._draining.wait()
 
@@ -110,7 +110,7 @@ class FlowRunProcesses:
         self._draining.set()
 
     async def stop(self) -> None:
-        """End all processes, and return when there are none: those that do not end when they are told are killed."""
+        """End all processes, and return when none is left. A process that does not end in time is killed."""
         self.drain()
         self._stopped = True
         while self.busy:  # some may be about to start
@@ -120,7 +120,7 @@ class FlowRunProcesses:
             await anyio.sleep(_PAUSE)
 
     async def _end(self, flow_run_id: UUID) -> None:
-        # Prefect's engine leaves the flow run's state to us then.
+        # after this, Prefect's engine leaves the flow run's state to us
         await relinquish(self._context.control_channel, flow_run_id)
         await self._context.process_manager.kill(flow_run_id, _KILL_AFTER)
 
@@ -150,7 +150,7 @@ class FlowRunProcesses:
                 group.start_soon(self._execute, flow_run)
 
     async def _claim(self, flow_run: FlowRun) -> bool:
-        """Move a flow run to Pending, which only one process can."""
+        """Move a flow run to Pending. Only one process succeeds."""
         with ask_prefect(f"flow run {flow_run.name}"):
             try:
                 state = await propose_state(self._context.client, Pending(), flow_run_id=flow_run.id)
@@ -184,10 +184,10 @@ class FlowRunProcesses:
         return read_exit_code(await executor.submit())
 
     async def _describe_outcome(self, flow_run_id: UUID, run_id: UUID) -> tuple[int, str]:
-        """Return the log's level and how a flow run has ended: as PostgreSQL has it, else as Prefect shows it."""
+        """Return the log level and the outcome of a flow run, from PostgreSQL if possible, else from Prefect."""
         try:
             run = await self.store.read_run(run_id)
-        except UnknownRunError:  # it failed before it had created the run
+        except UnknownRunError:  # the process failed before it created the run
             run = None
         if run is not None and run.ended_as is not None:
             level, shown = logging.INFO, run.ended_as.capitalize()
@@ -202,20 +202,20 @@ class FlowRunProcesses:
         return level, f"{state.name}, {state.message}" if state.message else str(state.name)
 
     async def _find_flow(self, flow_run: FlowRun) -> Flow[..., Any]:
-        # By id: to run the hooks of one that is cancelled, Prefect asks for it as for the one that began last. Its
-        # process may be gone by then.
+        # Look it up by id. To run the hooks of a cancelled flow run, Prefect asks for its flow later, when its process
+        # may be gone.
         known = self._executing.get(flow_run.id)
         if known is None and flow_run.deployment_id is not None:
             known = self.flows.get(flow_run.deployment_id)
         if known is None:
-            raise UsageError(f"flow run {flow_run.name} is of a deployment that is not served here")
+            raise UsageError(f"flow run {flow_run.name} belongs to a deployment that is not served here")
         return known
 
 
 async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> None:
-    """Hand back the run of a flow run whose process was ended, unless the process had done so, or was through.
+    """Hand back the run of a flow run whose process was stopped, unless the process did so itself or had finished.
 
-    A flow run that had not begun its run yet is scheduled again: no other process would know of a run to begin.
+    A flow run that had not begun its run is scheduled again, because no other process would know of it.
 
     Raises:
         DatabaseUnavailableError: PostgreSQL does not answer; the run's lease runs out.
@@ -242,9 +242,9 @@ async def hand_back(store: Store, client: PrefectClient, flow_run: FlowRun) -> N
                 return
             await propose_state(client, state, flow_run_id=flow_run.id)
         except (Abort, ObjectNotFound):
-            return  # it had come to its end, or a user has deleted it
+            return  # it has ended, or a user has deleted it
 
 
 def _is_decided(state: State[Any]) -> bool:
-    """Tell whether a flow run has come to an end that is its own, or is wanted by a user."""
+    """Tell whether a flow run has ended by itself, or was cancelled by a user."""
     return is_cancelled(state) or (state.is_final() and not state.is_crashed())

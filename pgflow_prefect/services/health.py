@@ -1,4 +1,4 @@
-"""Whether a service lives and is ready, as Kubernetes, systemd and scripts ask it."""
+"""Reports whether a service is alive and ready, to Kubernetes, systemd and scripts."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseReadOnlyError, PgflowPrefectError, UsageError
 
 STALLED = 30.0
-"""Seconds after which an event loop that has not turned counts as dead."""
+"""If the event loop has not turned for this many seconds, the service counts as dead."""
 
 _LONGEST_PASS = 60.0  # seconds between two looks for pending runs, beside what their statements may take
 _BEAT = 1.0  # seconds
@@ -28,13 +28,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Health:
-    """What a service knows of itself. Threads read it: an event loop that hangs can't answer.
+    """The health of a service. Threads read it, because an event loop that hangs can't answer.
 
-    A database that is away makes a service not ready, and leaves it alive: to start it anew would not help.
+    Without a database, a service is alive but not ready: a restart would not help.
 
     Attributes:
-        statement_bound: seconds that one statement may take; one look for pending runs has several.
-        is_asked: something wants to know.
+        statement_bound: seconds that one statement may take. A look for pending runs has several.
+        is_asked: a probe, a file or systemd uses it.
     """
 
     statement_bound: float
@@ -45,7 +45,7 @@ class Health:
     _is_draining: bool = False
 
     def find_death(self) -> str | None:
-        """Return why the service should be started anew; None while it lives."""
+        """Return why the service must be restarted, or None while it is alive."""
         if (silent := monotonic() - self._beat_at) > STALLED:
             return f"the event loop has not turned for {silent:.0f} s"
         if self._passed_at is None or self._is_draining:
@@ -55,11 +55,11 @@ class Health:
         return None
 
     def find_trouble(self) -> str | None:
-        """Return why the service takes no runs; None while it is ready."""
+        """Return why the service takes no runs, or None while it is ready."""
         return self.find_death() or ("it drains" if self._is_draining else self._trouble)
 
     def drains(self, action: Callable[[], object]) -> Callable[[], None]:
-        """Return an action that also makes the service not ready: it comes to its end."""
+        """Wrap an action that ends the service, so that the service is no longer ready."""
 
         def act() -> None:
             self._is_draining = True
@@ -70,11 +70,11 @@ class Health:
 
     @asynccontextmanager
     async def watched(self, store: Store, passed_at: Callable[[], float]) -> AsyncIterator[None]:
-        """Be ready while the block works and the database can be written.
+        """Be ready inside this block, as long as the database can be written.
 
         Args:
             store: the database.
-            passed_at: returns when the service looked for pending runs last, by the monotonic clock.
+            passed_at: returns the time of the last look for pending runs, by the monotonic clock.
         """
         self._passed_at = passed_at
         self._trouble = None
@@ -107,12 +107,12 @@ class Health:
 
 @asynccontextmanager
 async def open_health(health: Health, *, port: int | None, file: Path | None) -> AsyncIterator[None]:
-    """Tell of a service's health for as long as the block takes: on a port, in a file, and to systemd, if it asks.
+    """Report a service's health inside this block: on a port, in a file, and to systemd if it started the service.
 
     Args:
-        health: of the service.
+        health: the service's health.
         port: answers `GET /live` and `GET /ready` on all addresses: 200, or 503 with the reason.
-        file: is written every few seconds while the service lives, with `ready` or the reason why not in it.
+        file: written every few seconds while the service is alive. It has `ready`, or the reason why it is not ready.
 
     Raises:
         UsageError: the port is taken, or the file can't be written.
@@ -135,7 +135,7 @@ async def open_health(health: Health, *, port: int | None, file: Path | None) ->
 
 @contextmanager
 def _answer(health: Health, port: int) -> Iterator[None]:
-    """Answer probes over HTTP, in threads of their own."""
+    """Answer probes over HTTP, each in its own thread."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 5.0  # seconds for a request
@@ -162,7 +162,7 @@ def _answer(health: Health, port: int) -> Iterator[None]:
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing: a probe comes every few seconds."""
+            """Log nothing, because a probe comes every few seconds."""
 
     try:
         server = ThreadingHTTPServer(("", port), Handler)
@@ -180,7 +180,7 @@ def _answer(health: Health, port: int) -> Iterator[None]:
 
 @contextmanager
 def _sign(health: Health, file: Path | None) -> Iterator[None]:
-    """Give signs of life from a thread of its own; each is missing where the service is dead."""
+    """Give signs of life from a thread. They stop if the service is dead."""
     closing = threading.Event()
     interval = min(_INTERVAL, int(os.environ.get("WATCHDOG_USEC") or 60e6) / 3e6)
     if file is not None:
@@ -221,7 +221,7 @@ def _write(file: Path, health: Health) -> None:
 
 
 def _notify(what: str) -> None:
-    """Tell systemd, if it wants to hear: see sd_notify(3)."""
+    """Notify systemd, if it started this service: see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return

@@ -1,7 +1,7 @@
-"""The registration of this installation in Prefect, by which services tell a database from a copy of it.
+"""Registers this installation in Prefect, so that services can tell a database from a copy of it.
 
-It is a variable of Prefect's, `pgflow_installation_…`. It names the database and the latest sign of life, which the
-database has as well. A copy has the signs of life from before it was copied, and none of those since.
+The registration is a Prefect variable, `pgflow_installation_…`. It names the database and its latest sign of life. The
+database stores each sign of life too. A copy only has those from before it was copied.
 """
 
 import logging
@@ -23,19 +23,19 @@ from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 
 INTERVAL = 15.0
-"""Seconds between two signs of life of an installation, whichever of its services gives them."""
+"""Seconds between two signs of life of an installation, from any of its services."""
 
-_PATIENCE = 3  # intervals without a sign of life after which the other database counts as gone
+_PATIENCE = 3  # after this many intervals without a sign of life, the other database counts as gone
 
 _logger = logging.getLogger(__name__)
 
 
 class Registration(BaseModel):
-    """What Prefect has of an installation.
+    """The registration of an installation in Prefect.
 
     Attributes:
-        stamp: of its database.
-        database: what people call that.
+        stamp: the stamp of its database.
+        database: the database's name.
         beat: the latest sign of life.
     """
 
@@ -61,25 +61,25 @@ class Heartbeat:
     interval: float = INTERVAL
 
     async def register(self) -> Installation:
-        """Register this installation, before anything of it is written to Prefect.
+        """Register this installation, before it writes anything else to Prefect.
 
-        Where another database was registered last that has the same stamp, it takes up to three intervals to see
-        whether that one is alive.
+        If another database with the same stamp was registered last, this takes up to three intervals, to see whether
+        that database is alive.
 
         Raises:
             ForeignInstallationError: this database is a copy, or another database uses its id.
             PrefectUnavailableError: Prefect does not answer.
         """
         installation = await self.store.use_installation()
-        if installation.fits:  # else its owner has yet to give it an id, and there is no original
+        if installation.fits:  # otherwise it needs an id first, and there is no original
             await self._beat(installation)
         return installation
 
     async def keep(self, give_up: Callable[[ForeignInstallationError], None]) -> None:
-        """Give signs of life for ever; return once another database is found to use this one's id.
+        """Give signs of life for ever. Return if another database uses this one's id.
 
         Args:
-            give_up: is told of that.
+            give_up: called with that error.
         """
         while True:
             await anyio.sleep(self.interval)
@@ -105,23 +105,23 @@ class Heartbeat:
             await self._write(name, registration, is_new=found is None)
 
     async def _check(self, installation: Installation, name: str, found: Registration) -> None:
-        """Return where Prefect's registration is of this database, or of one that is gone."""
+        """Return if Prefect's registration belongs to this database, or to one that is gone. Raise otherwise."""
         if found.stamp not in {installation.stamp, *installation.former_stamps}:
             raise self._refuse(installation, found)
         waited = 0.0
         last = found
         while last.beat not in await self.store.list_beats():
-            if last.beat != found.beat:  # it goes on, and not in this database
+            if last.beat != found.beat:  # the other database is alive
                 raise self._refuse(installation, last)
             if waited == 0:
                 _logger.warning(
-                    "database %s was registered last under this installation's id, and this one does not know of it: "
+                    "database %s, unknown to this one, is registered under this installation's id: "
                     "waiting up to %g s for a sign of life",
                     found.database,
                     _PATIENCE * self.interval,
                 )
             elif waited >= _PATIENCE * self.interval:
-                _logger.warning("database %s gives none: this one takes its place", found.database)
+                _logger.warning("database %s gives no sign of life: this one takes its place", found.database)
                 return
             await anyio.sleep(self.interval / 5)
             waited += self.interval / 5
@@ -130,8 +130,8 @@ class Heartbeat:
     def _refuse(self, installation: Installation, found: Registration) -> ForeignInstallationError:
         return ForeignInstallationError(
             f"installation {make_ownership_tag(installation.id)} is registered in Prefect for database "
-            f"{found.database} (stamp {found.stamp}), of which this database (stamp {installation.stamp}) is a "
-            "copy. Say `pgflow-prefect init --new-installation` in the one that is to work beside the other. If the "
+            f"{found.database} (stamp {found.stamp}), and this database (stamp {installation.stamp}) is a copy of "
+            "it. Run `pgflow-prefect init --new-installation` on the one that works beside the other. If the "
             f"other one is gone for good, delete Prefect's variable pgflow_installation_{installation.id.hex}"
         )
 

@@ -1,4 +1,4 @@
-"""What worker and bridge do beside their work: compare now and then, and name what they leave alone."""
+"""Background tasks of worker and bridge: reconcile, and name the runs that they leave alone."""
 
 import logging
 from collections import Counter
@@ -23,12 +23,12 @@ async def keep_reconciled(
     *,
     executing: Callable[[], Collection[UUID]] = tuple,
 ) -> None:
-    """Repair what PostgreSQL and Prefect disagree about: at once, whenever it rings, and every so many seconds.
+    """Repair disagreements between PostgreSQL and Prefect: now, after each wake-up, and at each interval.
 
     Args:
         store: the database.
         client: Prefect's API.
-        wakeup: wakes it.
+        wakeup: ends the wait early.
         interval: in seconds.
         executing: returns the runs that this process executes.
     """
@@ -45,7 +45,7 @@ async def keep_reconciled(
 
 
 async def name_older_runs(store: Store, workflow_slugs: Collection[str]) -> None:
-    """Say which pending runs are not taken, because they are older than their workflow's enabling."""
+    """Warn of pending runs that are not taken because they began before their workflow was enabled."""
     older = await store.list_older_runs(workflow_slugs)
     for slug, count in Counter(slug for slug, _ in older).items():
         first = next(run_id for workflow_slug, run_id in older if workflow_slug == slug)

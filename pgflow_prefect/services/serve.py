@@ -1,4 +1,4 @@
-"""One process for one machine: a bridge, and Prefect's flow runs, each in a process of its own."""
+"""`serve`: a bridge, and the flow runs of one machine, each in its own process."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pgflow_prefect.services.flow_run_processes import FlowRunProcesses
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 REFRESH_INTERVAL = 5.0
-"""Seconds between two looks whether the deployments are still there."""
+"""Seconds between two looks at the deployments."""
 
 _logger = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class Served:
 
 @dataclass
 class ServedDeployments:
-    """The deployments of what is served: our own ones, called `pgflow`.
+    """The deployments of the served workflows. They are called `pgflow`.
 
     Attributes:
         store: the database.
         client: Prefect's API.
         served: the workflows.
-        options: what was said of the deployments.
-        flows: the flows, by the id of their deployment as it was at the last look.
+        options: the options of the deployments.
+        flows: the flows by the id of their deployment, as of the last look.
     """
 
     store: Store
@@ -64,7 +64,7 @@ class ServedDeployments:
         """Create or update the deployment of each workflow, and enable those that were never enabled or disabled.
 
         Raises:
-            UsageError: a deployment has a work pool: that pool's workers execute its flow runs, and no others do.
+            UsageError: a deployment has a work pool, so only that pool's workers execute its flow runs.
             PrefectUnavailableError: Prefect does not answer.
             PrefectRefusedError: Prefect refuses a deployment.
         """
@@ -76,7 +76,7 @@ class ServedDeployments:
                 await self.store.enable_workflow(each.workflow.slug)
 
     async def refresh(self) -> None:
-        """Look which deployments there are, and make again those that are gone.
+        """Read the deployments, and create those again that are gone.
 
         Raises:
             PrefectUnavailableError: Prefect does not answer.
@@ -137,13 +137,13 @@ def _name_pool(flow_name: str, deployment: DeploymentResponse) -> str:
 
 @dataclass
 class Serving:
-    """A bridge and the processes that do what it submits, as one service.
+    """A bridge and the processes that execute its flow runs, as one service.
 
     Attributes:
-        bridge: hands the runs that SQL starts to Prefect.
-        deployments: are looked at, and made again where they are gone, until it drains.
-        processes: execute what Prefect has scheduled.
-        grace: seconds that flow runs get to come to their end, once it drains.
+        bridge: submits the runs that SQL starts to Prefect.
+        deployments: the deployments, which are created again if they are gone.
+        processes: execute the scheduled flow runs.
+        grace: seconds that flow runs get to finish after `drain`.
     """
 
     bridge: Bridge
@@ -175,7 +175,7 @@ class Serving:
             self.drain()
 
     def drain(self) -> None:
-        """Take nothing more; flow runs that are under way get some time to come to their end."""
+        """Take nothing more. Flow runs under way get some time to finish."""
         if not self._draining.is_set():
             _logger.info("draining: %d flow runs under way, for %g s at most", self.processes.busy, self.grace)
         self._draining.set()
@@ -183,7 +183,7 @@ class Serving:
         self.processes.drain()
 
     def stop(self) -> None:
-        """End the flow runs that are under way, too, and hand their runs back."""
+        """Also end the flow runs under way, and hand their runs back."""
         self.drain()
         self._stopping.set()
 
@@ -195,7 +195,7 @@ class Serving:
             try:
                 await self.deployments.refresh()
             except PgflowPrefectError as error:
-                _logger.warning("not watching the deployments: %s", error)
+                _logger.warning("can't read the deployments: %s", error)
 
     async def _limit_draining(self) -> None:
         await self._draining.wait()

@@ -47,13 +47,13 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         assert cli("bind", bound, "b", "--undo").code == 0
         assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == left
     refused = cli("bind", bound, "b", "--undo")
-    assert (refused.code, "no change of step 'b' to take back" in refused.find_error()) == (2, True)
+    assert (refused.code, "step 'b' has no change to undo" in refused.find_error()) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["b", "--http", "https://user:hunter2@example.org"], "it has credentials in it"),
+        (["b", "--http", "https://user:hunter2@example.org"], "it has credentials"),
         (
             ["b", "--queue", "redis://localhost/0?queue=q&password=hunter2"],
             "its parameter 'password' looks like a secr",
@@ -61,7 +61,10 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         (["b", "--sql", "app.missing"], "the function app.missing(jsonb) does not exist: CREATE FUNCTION"),
         (["b", "--sql", "app.words"], "the function app.words(jsonb) returns text"),
         (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
-        (["b", "--external", "--python"], "only one of --external"),
+        (
+            ["b", "--external", "--python"],
+            "--external, --python, --sql, --http, --queue, --remove and --undo exclude each other",
+        ),
         (["b", "--retries", "2"], "options of a binding go with"),
         (["--external"], "which step? name it after the workflow"),
         (["bb", "--external"], "workflow 'chain' has no step 'bb' (did you mean 'b'?)"),

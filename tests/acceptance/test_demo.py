@@ -54,7 +54,7 @@ def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, te
     assert any(line.startswith("completed in ") for line in lines)
     columns = lines.index("step_slug\tstatus\tattempts\tstep_result")
     rows = [line.split("\t") for line in lines[columns + 1 : -1]]
-    assert lines[-1].startswith("- its servers are gone: `pgflow-prefect demo --keep` leaves them running")
+    assert lines[-1].startswith("- the servers are stopped. To see the run")
     assert "export" not in out, "where would it lead?"
     assert [row[:3] for row in rows] == [
         ["prepare_list", "completed", "1"],

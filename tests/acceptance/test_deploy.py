@@ -248,7 +248,7 @@ def test_enable_and_disable_say_what_is_so_afterwards(cli: CommandLine, db: Conn
     off = json.loads(cli("disable", "chain", "--json").out)
 
     assert disabled.lines == [
-        "workflow 'chain' is disabled: no worker and no bridge takes its runs; those that execute go on"
+        "workflow 'chain' is disabled: no worker or bridge takes its runs. Runs that are executing go on"
     ]
     assert enabled.lines[0].startswith("workflow 'chain' is enabled: workers and bridges take its runs begun since 20")
     assert enabled.lines[1].startswith("1 pending run is older than that: `pgflow-prefect worker --adopt` or ")

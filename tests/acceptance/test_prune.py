@@ -87,13 +87,13 @@ def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which runs? say --older-than 30d, --workflow NAME --any-age, or --run RUN_ID"),
+        ([], "which runs? give one of --older-than 30d, --workflow NAME --any-age and --run RUN_ID"),
         (["--older-than", "30d", "--any-age", "--workflow", "chain"], "one of them"),
         (["--run", "latest", "--older-than", "30d"], "one of them"),
         (["--any-age"], "--any-age goes with --workflow"),
         (["--run", "latest", "--status", "failed"], "--run names the run"),
         (["--workflow", "chian", "--any-age"], "unknown workflow 'chian' (did you mean 'chain'?)"),
-        (["--older-than", "soon"], "--older-than 'soon': give 90m, 12h, 30d or 2w"),
+        (["--older-than", "soon"], "--older-than 'soon' is not a time like 90m, 12h, 30d or 2w"),
         (["--older-than", "30d", "--workflow", "chian"], "unknown workflow 'chian' (did you mean 'chain'?)"),
         (["--older-than", "30d", "--status", "pending"], "pending"),
     ],

@@ -144,7 +144,7 @@ def test_push_of_several_workflows_tells_scripts_what_becomes_of_each(cli: Comma
     ("arguments", "reason"),
     [
         ([], "which file?"),
-        (["greeting.py", "--dry-run", "--yes"], "--dry-run only shows, --yes writes without asking"),
+        (["greeting.py", "--dry-run", "--yes"], "--dry-run and --yes exclude each other"),
         (["greeting.py", "--workflow", "greting"], "no file has workflow 'greting' (did you mean 'greeting'?)"),
         (["plain.py"], "plain.py has no handlers: it has no Workflow"),
         (["nowhere.py"], "there is no file nowhere.py"),

@@ -89,7 +89,7 @@ def turn_over(dsn: str, slug: str, changes: list[str], over: threading.Event) ->
             )
             changes.append(how)
         except Exception as error:
-            if "no change of step" not in str(error):
+            if "has no change to undo" not in str(error):
                 raise
         over.wait(PAUSE)
     return len(changes)

@@ -1,6 +1,7 @@
 """Who does a step: rows win over Python, count from the next claim, and are recorded and taken back."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, LiteralString
@@ -12,7 +13,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgflow_prefect import StepContext, Workflow
-from pgflow_prefect.bindings import External, SqlFunction
+from pgflow_prefect.bindings import External, Kind, SqlFunction
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError
 from tests.conftest import Connection
@@ -65,6 +66,12 @@ def test_the_same_binding_twice_changes_and_records_nothing(chain: str, db: Conn
     assert bind(chain, "b", None) is False, "there was no row"
     assert read_bindings(db) == {"a": ("sql", "app.f", {"retries": 2})}
     assert value(db, CHANGES) == 1
+
+
+def test_rows_allow_every_kind_and_no_other(db: Connection) -> None:
+    check = str(value(db, "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'bindings_kind'"))
+
+    assert {*re.findall(r"'(\w+)'", check)} == {*Kind}
 
 
 def test_every_change_is_recorded_with_time_and_user(chain: str, db: Connection, bind: Bind) -> None:

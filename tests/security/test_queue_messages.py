@@ -12,7 +12,7 @@ from pgflow_prefect.handlers.queue import sign_message
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import define, get_state, run_workflow, value
-from tests.integration.queues.test_steps import consuming, hand_over, put, wait_for
+from tests.integration.queues.consumers import consuming, hand_over, put, wait_for
 
 pytestmark = pytest.mark.anyio
 

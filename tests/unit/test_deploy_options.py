@@ -48,7 +48,7 @@ def test_a_cron_expression_counts_in_its_time_zone_or_in_utc() -> None:
     ("flags", "message"),
     [
         (DeployFlags(work_pool="local", no_work_pool=True), "--work-pool and --no-work-pool exclude each other"),
-        (DeployFlags(work_pool=""), "--work-pool '' names no work pool: --no-work-pool takes it away"),
+        (DeployFlags(work_pool=""), "--work-pool '' names no work pool. To remove it, use --no-work-pool"),
         (DeployFlags(cron="every morning"), "--cron 'every morning' is no cron expression"),
         (DeployFlags(cron="61 * * * *"), "is no cron expression"),
         (DeployFlags(interval="soon"), "--interval 'soon' is no length of time"),
@@ -60,8 +60,8 @@ def test_a_cron_expression_counts_in_its_time_zone_or_in_utc() -> None:
         (DeployFlags(no_schedule=True, timezone="UTC"), "--timezone goes with --cron or --interval"),
         (DeployFlags(cron="* * * * *", interval="1h"), "exclude each other"),
         (DeployFlags(cron="* * * * *", no_schedule=True), "exclude each other"),
-        (DeployFlags(concurrency_limit="many"), "--concurrency-limit 'many' is no number of flow runs"),
-        (DeployFlags(concurrency_limit="-1"), "is no number of flow runs"),
+        (DeployFlags(concurrency_limit="many"), "--concurrency-limit 'many' is not a number of flow runs"),
+        (DeployFlags(concurrency_limit="-1"), "is not a number of flow runs"),
         (DeployFlags(source_credentials="secret/token"), "--source-credentials goes with --source"),
         (DeployFlags(source="https://host/a/b", source_credentials="mine"), "as TYPE/NAME"),
         (DeployFlags(source="nowhere"), "--source is no URL of a git repository"),
@@ -118,7 +118,7 @@ def test_a_step_without_inputs_is_named() -> None:
     [
         ([], {"plan": True}, "which workflow? name it, or say --all"),
         (["chain"], {"prune": True}, "--prune goes with --all"),
-        (["chain"], {"all_": True}, "--all is all workflows: name none beside it"),
+        (["chain"], {"all_": True}, "--all means all workflows: name none beside it"),
     ],
 )
 def test_what_is_to_be_deployed_is_said_once(slugs: list[str], options: dict[str, bool], message: str) -> None:
