@@ -88,8 +88,8 @@ def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
     ("arguments", "message"),
     [
         ([], "which runs? give one of --older-than 30d, --workflow NAME --any-age and --run RUN_ID"),
-        (["--older-than", "30d", "--any-age", "--workflow", "chain"], "one of them"),
-        (["--run", "latest", "--older-than", "30d"], "one of them"),
+        (["--older-than", "30d", "--any-age", "--workflow", "chain"], "give one of --older-than 30d"),
+        (["--run", "latest", "--older-than", "30d"], "give one of --older-than 30d"),
         (["--any-age"], "--any-age goes with --workflow"),
         (["--run", "latest", "--status", "failed"], "--run names the run"),
         (["--workflow", "chian", "--any-age"], "unknown workflow 'chian' (did you mean 'chain'?)"),
