@@ -165,12 +165,17 @@ def measure(site: Site, pid: int, requests: Path, database: str, work: Callable[
     """Return what it costs a process, and those that it asks, to do some work, with what is left to do after that."""
     postmaster = find_postmaster(site)
     wait_until_quiet(postmaster)
-    before = [*read_cpu(pid, postmaster), read_size(requests), site.ask(STATEMENTS, database)]
+
+    def count() -> list[float]:
+        return [read_size(requests), site.ask(STATEMENTS, database)]
+
+    before = [*read_cpu(pid, postmaster), *count()]
     began = time.perf_counter()
     work()
     seconds = time.perf_counter() - began
+    asked = count()  # before it is quiet: a worker that has nothing to do asks for more, once in a while
     wait_until_quiet(postmaster)
-    after = [*read_cpu(pid, postmaster), read_size(requests), site.ask(STATEMENTS, database)]
+    after = [*read_cpu(pid, postmaster), *asked]
     each = [(late - early) / RUNS for early, late in zip(before, after, strict=True)]
     return Cost(seconds / RUNS, *each)
 
