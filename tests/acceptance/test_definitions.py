@@ -157,7 +157,7 @@ def test_the_help_of_each_command_has_an_example(outside: CommandLine) -> None:
 
     for command in COMMANDS:
         assert f"Example: pgflow-prefect {command}" in shown.stdout, command
-    assert "flows/WORKFLOW.py where not given" in " ".join(re.sub("│", " ", shown.stdout).split())
+    assert "The default is flows/WORKFLOW.py" in " ".join(re.sub("│", " ", shown.stdout).split())
 
 
 def test_no_example_breaks_on_a_terminal_of_80_columns(outside: CommandLine) -> None:

@@ -74,7 +74,7 @@ def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: Co
         line = process.stdout.readline()
         assert line, told
         told += line
-    begun, _, left = told.partition("Ctrl-C ends them")
+    begun, _, left = told.partition("Ctrl-C stops them")
     exports = re.findall(r"^export [A-Z_]+=\S+$", begun, re.MULTILINE)
     assert [each.partition("=")[0] for each in exports] == [
         "export PGFLOW_DSN",
