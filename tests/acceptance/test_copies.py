@@ -133,7 +133,7 @@ def test_a_database_that_was_moved_goes_on_with_its_runs(
     services.stop()
     assert cli("init", "--moved", PGFLOW_DSN=copy_dsn).code == 0
     assert value(copy, ID) == value(db, ID)
-    assert "it has not moved" in cli("init", "--moved", PGFLOW_DSN=copy_dsn).out
+    assert "has not moved: nothing to do" in cli("init", "--moved", PGFLOW_DSN=copy_dsn).out
     cli.remove("gate")
     services.start("worker", PGFLOW_DSN=copy_dsn, **FAST)
     wait_until(lambda: get_run(copy, copied).status == "completed", "the run completes")
