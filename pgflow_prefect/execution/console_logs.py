@@ -1,4 +1,4 @@
-"""What Prefect's loggers of runs write to a console or a journal has no character that a terminal would obey."""
+"""Removes control characters from what Prefect's loggers of runs write to a console or a journal."""
 
 import logging
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from pgflow_prefect.prefect_api.internals import JsonFormatter
 from pgflow_prefect.wording import CleanBlockFormatter, CleanFormatter, escape_json
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
-"""What a handler raises and prints is logged by these, and so is how a flow run ends."""
+"""These loggers write the errors and the output of handlers, and how a flow run ends."""
 
 
 class _RunFormatter(CleanBlockFormatter):
-    """Writes records of runs as another formatter does, but cleaned; those of other code stay as they are."""
+    """Writes records as another formatter does, and cleans those of runs."""
 
     def __init__(self, inner: logging.Formatter) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class _RunFormatter(CleanBlockFormatter):
 
 
 def clean_consoles() -> None:
-    """Have what is logged of runs cleaned, wherever this process writes it; once is enough.
+    """Clean the log records of runs on all consoles of this process; one call is enough.
 
-    Prefect's API gets the texts as they are.
+    Prefect's API gets the texts unchanged.
     """
     for handler in _list_handlers():
         if isinstance(handler, logging.StreamHandler):

@@ -27,21 +27,21 @@ _RUNNER_OWNS = ("PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS", "false")
 
 
 class Hooks(list[Hook]):
-    """The hooks for one kind of state, as the user has written them; Prefect's engine gets each one contained.
+    """The hooks that the user has written for one kind of state; Prefect's engine gets each one contained.
 
-    They are wrapped when they are read: `@flow.on_failure` appends to this list at any time.
+    The list wraps hooks when it is read, because `@flow.on_failure` may append to it at any time.
     """
 
     def __iter__(self) -> Iterator[Hook]:
-        """Yield what Prefect is to call."""
+        """Yield the hooks that Prefect calls."""
         return map(contain_hook, super().__iter__())
 
 
 def contain_hook(hook: Hook) -> Hook:
     """Return a hook that Prefect awaits.
 
-    A sync hook runs in a thread, where Prefect's functions return results and not coroutines. What a hook raises is
-    an ordinary exception: Prefect logs it, and calls the next hook.
+    A sync hook runs in a thread, where Prefect's functions return results and not coroutines. An error of a hook
+    becomes an ordinary exception: Prefect logs it, and calls the next hook.
     """
     if hasattr(hook, _CONTAINED):
         return hook
@@ -56,7 +56,7 @@ def contain_hook(hook: Hook) -> Hook:
 
 
 def find_hook_name(hook: Hook) -> str:
-    """Return the name that logs have for a hook: a function, a partial one, or an object that is called."""
+    """Return the name of a hook in logs: of a function, a partial function, or a callable object."""
     named = hook.func if isinstance(hook, partial) else hook
     return str(getattr(named, "__name__", type(named).__name__))
 
@@ -74,7 +74,7 @@ def _call_in_thread(call: Callable[[], Any]) -> Any:  # noqa: ANN401  what a hoo
 
 
 def _say_it_is_sync() -> AbstractContextManager[Any]:
-    """Have Prefect's functions return results: they return coroutines where the flow in the context is async."""
+    """Make Prefect's functions return results; they return coroutines if the flow in the context is async."""
     context = FlowRunContext.get()
     if context is None or context.flow is None:
         return nullcontext()
@@ -84,9 +84,9 @@ def _say_it_is_sync() -> AbstractContextManager[Any]:
 
 
 async def run_cancellation_hooks(state: State[Any]) -> None:
-    """Run the hooks for a run that was cancelled, in the process that has executed it and is to write this state.
+    """Run the hooks for a cancelled run, in the process that executed it and writes this state.
 
-    Prefect's engine runs them for a flow run that is cancelled in Prefect, and not for a run that ends in PostgreSQL.
+    Prefect's engine runs them if a user cancels the flow run in Prefect, but not if the run ends in PostgreSQL.
     """
     context = FlowRunContext.get()
     assert context is not None
@@ -106,7 +106,7 @@ async def run_cancellation_hooks(state: State[Any]) -> None:
 
 
 async def _is_for_runner(context: FlowRunContext) -> bool:
-    """Tell whether Prefect's runner, whose child this process is, runs the hooks: for what is cancelled in Prefect."""
+    """Tell whether Prefect's runner, this process's parent, runs the hooks: it does if Prefect cancelled the run."""
     name, value = _RUNNER_OWNS
     if os.environ.get(name, "").lower() != value:
         return False

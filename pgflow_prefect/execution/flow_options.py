@@ -1,4 +1,4 @@
-"""What users say of their workflow's flow, beside its handlers: its options and its hooks."""
+"""The options and hooks that users give their workflow's flow."""
 
 from collections.abc import Iterator
 from string import Formatter
@@ -19,17 +19,17 @@ _PARAMETERS = {"run_id"}  # of the flow runs of `run`, `worker` and the bridge: 
 
 
 def take_options(flow: AnyFlow, given: AnyFlow) -> None:
-    """Have a flow behave as the one that the user has made: its options, and the hooks that are added later, too."""
+    """Give a flow the options of the user's flow, and its hooks, also those that are added later."""
     for name in (*_OPTIONS, *HOOKS):
         setattr(flow, name, getattr(given, name))
 
 
 def find_option_problems(given: AnyFlow, name: str) -> Iterator[str]:
-    """Tell what a user's flow says that can't be done, a sentence each.
+    """Return the options of a user's flow that are not supported, a sentence each.
 
     Args:
         given: the flow.
-        name: by which the workflow's flow is known to Prefect.
+        name: the name of the workflow's flow in Prefect.
     """
     if given.name != name:
         yield f"its flow is called {given.name!r}: leave out `name`, by which Prefect knows the workflow, {name!r}"

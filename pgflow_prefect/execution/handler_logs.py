@@ -1,4 +1,4 @@
-"""Loggers of the user's files: what they say during a step shows in Prefect, under that step's task run."""
+"""Shows records of the user's own loggers in Prefect, under the task run of the step that wrote them."""
 
 import logging
 import sys
@@ -15,11 +15,11 @@ from pgflow_prefect.prefect_api.internals import APILogHandler
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 _scanned: dict[str, int] = {}
-"""By the module of a handler: how many modules there were at the last look for those beside it."""
+"""For each handler's module: the number of loaded modules at the last search for modules beside it."""
 
 
 class _StepLogHandler(APILogHandler):
-    """Prefect's, which is silent outside of a run: Prefect's own would warn there."""
+    """Prefect's handler, but silent outside of a run, where Prefect's own would warn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if TaskRunContext.get() is not None or FlowRunContext.get() is not None:
@@ -30,10 +30,10 @@ _HANDLER = _StepLogHandler()
 
 
 def show_logs(functions: Iterable[Callable[..., Any]]) -> None:
-    """Have Prefect show what the loggers of handlers' files say, and those of the modules beside and beneath them.
+    """Show the loggers of handlers' files in Prefect, and those of the modules beside and beneath them.
 
-    A logger is called after its module, as `logging.getLogger(__name__)` has it. A level that the user has set stays.
-    Without one, Prefect's level is in force (PREFECT_LOGGING_LEVEL).
+    A logger has the name of its module, as with `logging.getLogger(__name__)`. A level that the user has set stays.
+    Otherwise Prefect's level applies (PREFECT_LOGGING_LEVEL).
     """
     for module in {str(getattr(unwrap(each), "__module__", None)) for each in functions}:
         if _scanned.get(module) != len(sys.modules):
@@ -72,7 +72,7 @@ def _show(logger: logging.Logger) -> None:
 
 
 def _list_lineage(logger: logging.Logger) -> Iterator[logging.Logger]:
-    """Yield a logger and those that hear its records, too."""
+    """Yield a logger and the parents to which its records propagate."""
     found: logging.Logger | None = logger
     while found is not None:
         yield found

@@ -33,7 +33,7 @@ class CreatedFlowRun:
 async def create_flow_run(
     client: PrefectClient, flow: Flow[..., Any], workflow_slug: str, run_id: UUID, installation: UUID
 ) -> CreatedFlowRun:
-    """Create the flow run that is to execute a run of this installation.
+    """Create the flow run that will execute a run of this installation.
 
     It gets the run's id only: the payload stays in PostgreSQL.
     """
@@ -48,10 +48,10 @@ async def create_flow_run(
 
 
 async def execute_flow_run(flow: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
-    """Execute a flow run in this process and return its final state, whatever it is."""
-    # Of a flow run of a deployment, Prefect's engine watches in a thread and an event loop of its own whether a user
-    # suspends it, and has our event loop wait for that thread: at its start until the API answers, so that in an
-    # outage one flow run would stop all others of this process; at its end 0.2 s. Nothing here can be suspended.
+    """Execute a flow run in this process and return its final state."""
+    # For a flow run of a deployment, Prefect's engine starts a thread that watches whether a user suspends it. Our
+    # event loop would wait for that thread: at the start until the API answers, at the end for 0.2 s. In an outage, one
+    # flow run would stop all others of this process. A flow run of ours can't be suspended, so no thread is needed.
     unwatched = flow_run.model_copy(update={"deployment_id": None})
     state = await run_flow_async(flow, flow_run=unwatched, parameters=flow_run.parameters, return_type="state")
     assert isinstance(state, State)

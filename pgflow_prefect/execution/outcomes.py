@@ -22,7 +22,7 @@ class StepOutcome(StrEnum):
     """Another flow run has taken the run."""
 
     HANDED_BACK = "handed back"
-    """The step is left to the run's next owner: the process ends, or PostgreSQL could not be reached."""
+    """The run's next owner executes the step: this process ends, or PostgreSQL did not answer."""
 
     @property
     def is_done(self) -> bool:
@@ -48,12 +48,12 @@ _OUTCOMES_OF_STOP = {Stop.ENDED: StepOutcome.CANCELLED, Stop.LOST: StepOutcome.S
 
 
 def find_outcome(state: State[Any]) -> StepOutcome:
-    """Return what became of a step whose task run has ended in this state."""
+    """Return the outcome of a step whose task run has ended in this state."""
     by_name = _OUTCOMES_BY_NAME.get((state.type, state.name))
     return by_name or _OUTCOMES.get(state.type, StepOutcome.HANDED_BACK)
 
 
 def find_outcome_of_stop(reason: Stop | None) -> StepOutcome:
-    """Return what became of a step that this process has not begun, because its run was stopped or drained."""
+    """Return the outcome of a step that this process has not begun, because its run was stopped or drained."""
     stopped = None if reason is None else _OUTCOMES_OF_STOP.get(reason)
     return stopped or StepOutcome.HANDED_BACK

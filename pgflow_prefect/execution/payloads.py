@@ -1,4 +1,4 @@
-"""A run's payload, checked against what the handlers say of it, before there is a run."""
+"""Checks a payload against the annotations of the handlers, before a run is created."""
 
 from collections.abc import Mapping
 
@@ -12,13 +12,13 @@ from pgflow_prefect.raw_json import RawJson
 async def check_payload(
     store: Store, workflow_slug: str, handlers: Mapping[str, StepHandlers], payload: RawJson
 ) -> None:
-    """Make sure that a payload fits the handlers that take it. The database is asked only where it does not.
+    """Check that a payload fits the handlers that take it; only a payload that does not fit needs the database.
 
     Args:
         store: the database.
         workflow_slug: the workflow.
-        handlers: what Python knows of who does its steps.
-        payload: of the run that is to begin.
+        handlers: the handlers and bindings in Python.
+        payload: of the run that will begin.
 
     Raises:
         PayloadInvalidError: it does not fit a handler that would do a step of the run.

@@ -1,4 +1,4 @@
-"""A step as a task runner takes it: everything that another thread, process or machine needs to execute it."""
+"""A step for a task runner, with everything that another thread, process or machine needs to execute it."""
 
 import inspect
 import sys
@@ -37,15 +37,15 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 class RemoteStep:
     """One step of a run in an epoch: it claims, works and reports wherever it is executed.
 
-    Inputs and results are read from PostgreSQL and written there; nothing of them travels with it.
+    It reads its input from PostgreSQL and writes its result there: neither travels with the step.
 
     Attributes:
-        handlers: who may do its work.
+        handlers: the handlers that may do its work.
         workflow_slug: the run's workflow.
         upstream: the slugs of the steps that it waits for.
         run_id: the run.
         epoch: in which its flow run took it.
-        token: by which a thread of the flow run's own process borrows its connections.
+        token: lets a thread of the flow run's own process borrow its connections.
         dsn: the database.
         settings: the limits.
     """
@@ -95,7 +95,7 @@ class RemoteStep:
             return await step.perform(context.task)
 
     async def _borrow(self) -> Shared:
-        """Return the connections of this process, as soon as the database can be reached."""
+        """Return the connections of this process, as soon as the database answers."""
         backoff = Backoff(self.settings.report_timeout, f"run {self.run_id}, step {self.handlers.step_slug!r}")
         settings = self.settings.model_copy(update={"dsn": self.dsn})
         while True:
@@ -107,13 +107,13 @@ class RemoteStep:
 
 
 def _prepare(handlers: StepHandlers) -> StepHandlers:
-    """Return handlers that can be pickled, and unpickled where the user's file is not."""
+    """Return handlers that can be pickled, and unpickled on a machine without the user's file."""
     if handlers.function is None:
         return handlers
     module = inspect.getmodule(handlers.function.function)
     if module is not None and module is not sys.modules.get("__main__") and not _is_installed(module):
         cloudpickle.register_pickle_by_value(module)
-    return replace(handlers, function=replace(handlers.function))  # without what it has cached
+    return replace(handlers, function=replace(handlers.function))  # without its caches
 
 
 def _is_installed(module: Any) -> bool:  # noqa: ANN401  a module's attributes are its own
@@ -121,4 +121,4 @@ def _is_installed(module: Any) -> bool:  # noqa: ANN401  a module's attributes a
 
 
 def _ignore(step_slug: str, state_name: str) -> None:
-    """Hear of a state, and do nothing: the process that waits for the step tells of it."""
+    """Ignore a state: the process that waits for the step reports it."""

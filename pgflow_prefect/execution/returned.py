@@ -1,4 +1,4 @@
-"""What a handler means that returns one of Prefect's states: a state counts as what it is."""
+"""Turns a Prefect state that a handler returns into the end of its step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,11 @@ _COLLECTIONS = (list, tuple, set)
 
 
 def settle(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
-    """Return the value of what a handler returned: of a state Completed its data, of several a list of them.
+    """Return the value that a handler returned: the data of a state Completed, or a list of the data of several.
 
     Raises:
-        ReturnedStateError: a state is none of success.
-        NotRetriableError: a state is no end.
+        ReturnedStateError: a state is not a success.
+        NotRetriableError: a state is not final.
     """
     if isinstance(value, State):
         return _read(value)
@@ -31,7 +31,7 @@ def _read_all(states: list[State[Any]]) -> list[Any]:
         return [_read(each) for each in states]
     try:
         _read(failed[0])
-    except ReturnedStateError as error:  # as Prefect has it for a task that returns the states of others
+    except ReturnedStateError as error:  # like Prefect's message for a task that returns the states of other tasks
         reason = f"{len(failed)} of {len(states)} states: {error.reason}"
         raise type(error)(error.state_name, reason) from error.__cause__
     raise AssertionError("a state that is not completed has no value")
@@ -43,7 +43,7 @@ def _read(state: State[Any]) -> Any:  # noqa: ANN401
             f"the handler returned Prefect's state {state.name}, which is no end: return a value, Completed(data=…) or "
             "Failed(message=…)"
         )
-    # A state of ours has its value with it; one that was read from Prefect's API says where its value is kept.
+    # A state of this process has its value; one from Prefect's API says where its value is stored.
     read: Callable[..., Any] = state.result
     data = None if state.data is None else read(raise_on_failure=False, _sync=True)
     if state.is_completed():

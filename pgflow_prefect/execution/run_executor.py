@@ -38,7 +38,7 @@ from pgflow_prefect.prefect_api.states import handed_back
 from pgflow_prefect.state_names import IDLE, StateName
 from pgflow_prefect.waiting import Backoff
 
-_DRAIN_INTERVAL = 1.0  # seconds between two looks whether a submitted step of a drained run only waits
+_DRAIN_INTERVAL = 1.0  # seconds between two checks whether a submitted step of a drained run only waits
 
 
 @dataclass
@@ -46,17 +46,17 @@ class RunExecutor:
     """Executes the steps of a run that is under way.
 
     Attributes:
-        handlers: who may do the work, by step slug.
+        handlers: the handlers that may do the work, by step slug.
         workflow_slug: the run's workflow.
-        schedule: which of its steps may start.
+        schedule: decides which of its steps may start.
         host: the process.
         run: the run, which may be stopped.
-        flow_run: which executes it.
+        flow_run: the flow run that executes it.
         writer: writes for the run.
-        observe: hears of every state that a step enters.
-        task_runs: those of the flow run.
+        observe: called with every state that a step enters.
+        task_runs: the task runs of the flow run.
         submitted: the steps that the task runner executes.
-        task_runner: one of Prefect's, where it is not this event loop.
+        task_runner: one of Prefect's; None if this event loop executes the steps.
     """
 
     handlers: Mapping[str, StepHandlers]
@@ -80,7 +80,7 @@ class RunExecutor:
         self._past = Past(self.graph, self.flow_run.start_time)
 
     async def perform(self, slug: str, advance: Advance) -> StepOutcome:
-        """Execute a step, all its attempts, and return what became of it; what it makes ready may begin before that."""
+        """Execute a step, all its attempts, and return the outcome; steps that it makes ready may begin earlier."""
         if self.run.drained:
             return find_outcome_of_stop(self.run.stopped)
         if self.task_runner is not None and slug in self.submitted:
@@ -88,7 +88,7 @@ class RunExecutor:
                 state = await self._perform_elsewhere(slug, self.task_runner)
                 self._show(slug, state)
                 return find_outcome(state)
-            # The run was stopped here; what the step reports after that is not accepted.
+            # The run was stopped here; PostgreSQL accepts no later report of the step.
             return find_outcome_of_stop(self.run.stopped)
         return await self._perform_here(slug, advance)
 
@@ -98,7 +98,7 @@ class RunExecutor:
         return self.schedule.graph
 
     def find_task_run_id(self, slug: str) -> UUID:
-        """Return the id of a step's task run: ours, or what its task runner has called it."""
+        """Return the id of a step's task run: ours, or the one that its task runner gave it."""
         known = self._task_run_ids.get(slug)
         if known is None:
             known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, TaskKey(slug))
@@ -111,8 +111,8 @@ class RunExecutor:
         return [self.find_task_run_id(upstream) for upstream in self.graph.predecessors(slug)]
 
     def _claim_next(self, slug: str) -> None:
-        """Claim the steps that this one's completion makes ready together with it: one COMMIT, and one answer."""
-        if self.run.drained or self.task_runs.limits:  # which a step may have to wait for
+        """Claim the steps that this completion makes ready in the same statement: one COMMIT, and one answer."""
+        if self.run.drained or self.task_runs.limits:  # a step may have to wait for it
             return
         for downstream in self.schedule.foresee(slug):
             if downstream in self.submitted:
@@ -120,7 +120,7 @@ class RunExecutor:
             request = self._requests.pop(downstream, None) or self._make_request(downstream)
             if (claimed := self.writer.claim_later(request)) is not None:
                 self._claimed[downstream] = ClaimAhead(claimed, monotonic())
-                # Once the statement is on its way: until it is answered, there is nothing else to do.
+                # Do this after the statement is sent: until the answer comes, there is nothing else to do.
                 get_running_loop().call_soon(self._prepare_next, downstream)
 
     def _prepare_next(self, slug: str) -> None:
@@ -157,20 +157,20 @@ class RunExecutor:
     async def _perform_here(self, slug: str, advance: Advance) -> StepOutcome:
         async def conclude(state: State) -> None:
             self._show(slug, state)
-            # They begin first: nothing waits for what is left of this one, unless it is a slot.
+            # They begin first: nothing waits for the rest of this one, except for its slot.
             if find_outcome(state).is_done and not self.task_runs.limits and advance():
                 await sleep(0)
 
         with self.run.task(slug):
             step, task_run = self._prepared.pop(slug) if slug in self._prepared else self._prepare(slug)
             step.claimed = self._claimed.pop(slug, None)
-            # A turn is only waited for with a slot, and never the other way round: a step that others do keeps its
-            # slot, and gives its turn away.
+            # A step waits for a turn while it has a slot, never for a slot while it has a turn. An external
+            # step keeps its slot, and gives its turn away.
             async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
                     return find_outcome_of_stop(self.run.stopped)
                 return find_outcome(await task_run.perform(conclude))
-        # It waited for an attempt, and the run is not to go on here.
+        # It waited for an attempt, and the run must not go on here.
         return find_outcome_of_stop(self.run.stopped)
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:
@@ -198,9 +198,9 @@ class RunExecutor:
                     return Crashed(message=str(error))
 
     async def _await_submission(self, slug: str, submission: Submission) -> State:
-        """Return how a submitted step ended; one that only waits is left to the next owner, once the run is drained.
+        """Return how a submitted step ended. Once the run is drained, leave a step that only waits to the next owner.
 
-        What it would do after that is not accepted any more.
+        PostgreSQL accepts no report of it after that.
         """
         with self.run.wait():
             return await submission.wait()
@@ -228,10 +228,10 @@ class RunExecutor:
 
 
 async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, StepHandlers]) -> frozenset[str]:
-    """Return the steps that a task runner is to execute: those that are done in Python.
+    """Return the steps that a task runner executes: those in Python.
 
-    What SQL functions, endpoints and queues do is only waited for here, and a step that is bound otherwise while the
-    run goes on is done as its row says wherever it is executed.
+    This process only waits for SQL functions, endpoints and queues. If a row binds a step to another kind during the
+    run, that kind counts wherever the step is executed.
     """
     bound = {slug: Kind(each.kind) for slug, each in (await host.store.list_bindings(workflow_slug)).items()}
     return frozenset(

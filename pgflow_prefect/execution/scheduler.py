@@ -11,40 +11,40 @@ from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.process.slots import Turns
 
 Advance = Callable[[], bool]
-"""Has the steps begin that waited for one, which is done, and tells whether there are any."""
+"""Begins the steps that waited for a completed step, and returns whether there are any."""
 
 
 class Schedule:
-    """Which steps of a run may start.
+    """Decides which steps of a run may start.
 
     Attributes:
         graph: the workflow.
-        turns: how many of its steps work at the same time.
-        stopped: no further step is to start.
-        is_broken_off: tells whether all its steps are being cancelled: from outside, or because one broke off.
+        turns: limits how many of its steps work at the same time.
+        stopped: no further step may start.
+        is_broken_off: tells whether all its steps are being cancelled, from outside or because one raised.
     """
 
     def __init__(self, graph: Graph, turns: Turns) -> None:
-        """Begin with a run of which nothing is done.
+        """Begin with a run without a completed step.
 
         Args:
             graph: the workflow.
-            turns: how many of its steps work at the same time.
+            turns: limits how many of its steps work at the same time.
         """
         self.graph = graph
         self.turns = turns
         self.stopped = False
         self.is_broken_off: Callable[[], bool] = lambda: False
         self._unmet = dict(graph.in_degree())
-        self._foreseen: set[str] = set()  # and not begun yet
+        self._foreseen: set[str] = set()  # steps that have not begun yet
 
     @property
     def roots(self) -> list[str]:
-        """The steps that wait for no other."""
+        """The steps without upstream steps."""
         return [slug for slug, in_degree in self.graph.in_degree() if in_degree == 0]
 
     def conclude(self, slug: str) -> list[str]:
-        """Note that a step is done, and return those that waited for no other any more; none when it is noted again."""
+        """Note that a step is done, and return the steps that are ready now; a second note returns none."""
         if self._unmet.pop(slug, None) is None:
             return []
         ready = self._find_ready(slug)
@@ -53,7 +53,7 @@ class Schedule:
         return ready
 
     def foresee(self, slug: str) -> list[str]:
-        """Return the steps that will start at once when this one, whose turn it is, is done."""
+        """Return the steps that will start at once when this working step is done."""
         certain = self._find_ready(slug)[: max(0, self.turns.count_next() - len(self._foreseen))]
         self._foreseen.update(certain)
         return certain
@@ -71,13 +71,13 @@ async def run_in_order(schedule: Schedule, perform: Callable[[str, Advance], Awa
 
     Args:
         schedule: of the run.
-        perform: does one step and returns what became of it. After the first that is not done, those under way go
-            on to their end, and no other starts. It may have the next ones begin before it returns.
+        perform: executes one step and returns its outcome. After the first step that is not done, no other step
+            starts, and working steps go on to their end. It may start the next steps before it returns.
     """
     try:
         await _perform_all(schedule, perform)
     except BaseExceptionGroup as raised:
-        # SIGTERM in the main thread, or a pause: Prefect's engine knows them by their types.
+        # SIGTERM in the main thread, or a pause: Prefect's engine recognises their types.
         if signals := raised.subgroup(lambda error: not isinstance(error, Exception | BaseExceptionGroup)):
             raise find_first(signals) from None
         raise
@@ -89,11 +89,11 @@ async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awa
     cancelled_before = all_steps.cancelling()
     broken: list[str] = []
     schedule.is_broken_off = lambda: bool(broken) or all_steps.cancelling() > cancelled_before
-    async with TaskGroup() as group:  # anyio's takes fifteen times as long to begin a task
+    async with TaskGroup() as group:  # anyio's group takes fifteen times as long to begin a task
 
         def begin(slugs: list[str]) -> None:
             for slug in slugs:
-                # In the run's context: it is no child of the step that has made it ready.
+                # In the run's context: it is not a child of the step that made it ready.
                 group.create_task(work(slug), context=context.copy())
 
         def advance(slug: str) -> bool:
@@ -109,7 +109,7 @@ async def _perform_all(schedule: Schedule, perform: Callable[[str, Advance], Awa
                         schedule.stopped = True
                         return
             except BaseException:
-                broken.append(slug)  # with which asyncio's group cancels the others
+                broken.append(slug)  # asyncio's group cancels the other tasks with it
                 raise
             advance(slug)
 

@@ -1,4 +1,4 @@
-"""A handler in Python that runs beside an external worker, to see whether it would have done the same."""
+"""Runs a handler in Python beside an external worker, to see whether the results are the same."""
 
 import time
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from pgflow_prefect.raw_json import RawJson
 
 @dataclass
 class Shadow:
-    """What a step's handler returned, and how that compares with the step's result.
+    """The result of a step's handler, to be compared with the step's result.
 
     Attributes:
         store: the database.
         run_id: the run.
         task: of the run.
         logger: shows in Prefect under the step's task run.
-        result: JSON text; None where it has failed.
+        result: JSON text; None if the handler failed.
     """
 
     store: Store
@@ -38,7 +38,7 @@ class Shadow:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Measure what it takes, and keep what it raises: the step goes on without it."""
+        """Measure how long the handler takes, and keep its error: the step goes on without it."""
         began = time.perf_counter()
         try:
             yield
@@ -48,7 +48,7 @@ class Shadow:
             self._seconds = time.perf_counter() - began
 
     async def compare(self) -> str:
-        """Compare with the step's result, report that, and return it in words."""
+        """Compare with the step's result, store the comparison, and return it in words."""
         outcome, details = "failed", [self._error]
         try:
             if not self._error and isinstance(self.result, str):

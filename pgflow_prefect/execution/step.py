@@ -1,4 +1,4 @@
-"""One step as a Prefect task: claim, work, finish in PostgreSQL, and only then return to Prefect."""
+"""One step as a Prefect task: it claims, works, reports to PostgreSQL, and only then returns to Prefect."""
 
 from asyncio import Future
 from collections.abc import Callable
@@ -52,13 +52,13 @@ from pgflow_prefect.waiting import Backoff
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 
-_FRESH = 1.0  # seconds in which a claim is as good as one that is made now
+_FRESH = 1.0  # seconds for which an earlier claim is as good as a new one
 
 _DONE_BY_OTHERS = "completed outside Prefect"
 
 
 class _StoppedError(Exception):
-    """The handler was interrupted, because its run is stopped: no end of the step."""
+    """The handler was interrupted because its run is stopped; this does not end the step."""
 
     def __init__(self, run_id: UUID, reason: Stop) -> None:
         message = f"run {run_id} was stopped here: {reason}"
@@ -77,7 +77,7 @@ class ClaimAhead:
     """A claim that was sent with the completion that makes the step ready.
 
     Attributes:
-        answer: of the database.
+        answer: the database's answer.
         asked_at: by the monotonic clock.
     """
 
@@ -90,19 +90,19 @@ class Step:
     """A step of a run that is under way.
 
     Attributes:
-        handlers: who may do its work.
+        handlers: the handlers that may do its work.
         workflow_slug: the run's workflow.
         upstream: the slugs of the steps that it waits for.
         task_run_id: Prefect's task run.
         writer: writes for the run.
-        host: where it is executed.
-        observe: hears of every state that the step enters.
+        host: the process that executes it.
+        observe: called with every state that the step enters.
         run: the run, which may be stopped.
-        claimed: the claim that came with the completion of the last step that it waited for.
-        claim_next: claims, with this step's completion, those that it makes ready.
+        claimed: the claim that came with the completion of its last upstream step.
+        claim_next: claims the steps that this step's completion makes ready, in the same statement.
         is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
-        logger: of Prefect's task run; the one that executes it, where none is given.
-        past: when the step is shown to have worked, where it was completed before; now, where none is given.
+        logger: of Prefect's task run; by default, of the current one.
+        past: the times that Prefect shows for a step that was completed before; by default, now.
     """
 
     handlers: StepHandlers
@@ -132,11 +132,11 @@ class Step:
 
     @property
     def task(self) -> TaskKey:
-        """The task of the step: a plain step has one."""
+        """The only task of a plain step."""
         return TaskKey(self.slug)
 
     def make_task(self) -> StepTask:
-        """Return the task that Prefect runs: retries are Prefect's, everything else happens in `perform`."""
+        """Return the task that Prefect runs: Prefect decides about retries, `perform` does everything else."""
 
         async def perform(upstream: None = None) -> State[None] | None:
             return await self.perform(self._task)
@@ -151,7 +151,7 @@ class Step:
             return await self._perform()
 
     def _adopt(self, policy: RetryPolicy) -> None:
-        """Have Prefect try again as the step's handler has it: that may have changed since the last attempt."""
+        """Give Prefect the retry policy of the step's handler, which may have changed since the last attempt."""
         self._policy = policy
         set_policy(self._task, policy)
 
@@ -170,7 +170,7 @@ class Step:
         return await self._conclude(end) if isinstance(end, Report) else end
 
     async def _reach_end(self) -> Report | State[None]:
-        """Claim the step and have it done, as often as it takes; return the report, or what to show without one."""
+        """Claim and execute the step until an attempt counts; return the report, or the state to show without one."""
         backoff = Backoff(self.writer.patience, f"run {self.writer.run_id}, step {self.slug!r}")
         end: Report | State[None] | None = None
         while end is None:
@@ -181,7 +181,7 @@ class Step:
         return end
 
     async def _claim_or_fail(self, *, again: bool) -> Claim:
-        """Claim the step; where its input is beyond the limits, no owner could ever have it."""
+        """Claim the step; fail it if its input is beyond the limits, because no owner could ever read it."""
         try:
             return await self._claim(again=again)
         except Exception as error:
@@ -198,7 +198,7 @@ class Step:
         """Claim the step, perhaps once more after a COMMIT whose answer was lost."""
         claimed, self.claimed = self.claimed, None
         if claimed is not None and monotonic() < claimed.asked_at + _FRESH:
-            with suppress(PgflowPrefectError):  # it was not tried again, and knows nothing of what came after it
+            with suppress(PgflowPrefectError):  # this claim was not tried again, and may be out of date
                 return await claimed.answer
         try:
             return await self.writer.claim(make_request(self.handlers, self.upstream, self.task_run_id))
@@ -209,12 +209,11 @@ class Step:
             raise
 
     async def _execute(self, claim: Claim, backoff: Backoff) -> Report | State[None] | None:
-        """Have the work done and report how it ended; raise what the handler raised where that report was accepted.
+        """Execute the handler and report the end; raise the handler's error if its report was accepted.
 
         Returns:
-            The report; where another program has reported, the state to show; None where the step is to be claimed
-            again: the transaction of `context.connection` was lost, and with it all that was done, or the step was
-            external and is so no more.
+            The report, or the state to show if another program has reported. None if the step has to be claimed again:
+            the transaction of `context.connection` was lost with all its work, or the step is no longer external.
         """
         transaction = self._make_transaction()
         self._is_handed_over = claim.waits
@@ -238,13 +237,13 @@ class Step:
             if transaction.is_cut_off or (backoff.has_begun and isinstance(error, NoConnectionError)):
                 raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
             if isinstance(error, TransientError | SupersededError | _StoppedError):
-                raise  # not of the handler's making: its work is done, and not to be done again for this
+                raise  # not the handler's fault: its work is done, and must not be repeated
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:
                 raise
             return failed
         if transaction.is_open and not transaction.committed:
-            # Refused, and if it was a stale write, its count was rolled back with the rest: refused once more.
+            # The report was refused. The count of a stale write was rolled back with it, so report again.
             assert isinstance(result, str)
             return await self.writer.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
         return report
@@ -275,22 +274,22 @@ class Step:
 
     async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Deferred:
         timeout = handler.policy.timeout_seconds
-        # Not Prefect's own time-out: it would cancel the task before PostgreSQL is told.
+        # Not Prefect's own time-out: it would cancel the task before the report reaches PostgreSQL.
         with self.run.work(timeout):
             try:
                 return await contain(handler.execute(claim, self.upstream, execution), self.is_broken_off)
             except Exception as error:
-                if self.run.stopped is not None:  # what a handler makes of being stopped is no failure
+                if self.run.stopped is not None:  # an error of a handler that is being stopped is no failure
                     raise _StoppedError(self.run.run_id, self.run.stopped) from error
                 raise
         if self.run.stopped is not None:
             raise _StoppedError(self.run.run_id, self.run.stopped)
         raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
 
-    # Steps that others do
+    # External steps, and steps of endpoints and queues
 
     async def _defer(self, deferred: Deferred, transaction: StepTransaction) -> None:
-        """Note that another program was asked: the next owner need not ask again."""
+        """Note that another program was asked, so that the next owner does not ask again."""
         self._is_handed_over = True
         message = f"handed over: {deferred.reason}"
         self._logger.info("%s", message)
@@ -300,7 +299,7 @@ class Step:
             await self.writer.note(self.task, StateName.DEFERRED, message, task_run_id=self.task_run_id)
 
     async def _await_others(self, claim: Claim, chosen: Chosen) -> State[None] | None:
-        """Wait until another program has ended the step; None where it is to be claimed again.
+        """Wait until another program has ended the step; return None if it has to be claimed again.
 
         Raises:
             SupersededError: another owner has taken the run.
@@ -331,7 +330,7 @@ class Step:
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
 
     async def _await_end(self, at_most: float | None) -> StepEnd:
-        """Wait, and let other steps and other runs work meanwhile."""
+        """Wait, and let other steps and runs work meanwhile."""
         awaited = AwaitedStep(
             run_id=self.run.run_id,
             task=self.task,
@@ -344,7 +343,7 @@ class Step:
         async with self.run.turns.pause(self.slug):
             with anyio.move_on_after(at_most), self.run.wait():
                 end = await self.host.watch.wait(awaited)
-            if end is None and self.run.stopped is Stop.ENDED:  # perhaps with the report that was waited for
+            if end is None and self.run.stopped is Stop.ENDED:  # perhaps by the report that this step waits for
                 end = await self.writer.look(awaited)
             if end is None and self.run.drained:
                 raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
@@ -355,7 +354,7 @@ class Step:
         return end
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
-        """Run the handler in Python beside an external worker; whatever it writes is rolled back."""
+        """Run the handler in Python beside an external worker; its writes are rolled back."""
         shadow = Shadow(self.writer.store, self.writer.run_id, self.task, self._logger)
         with shadow.timed():
             payload, results = await self.writer.read_input(self.task, handler.choose_upstream(self.upstream))
@@ -407,13 +406,13 @@ class Step:
             raise ReportRefusedError(f"step {self.slug!r} is done, and its report was refused: {error}") from error
 
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
-        """Write down that an attempt failed; None where Prefect will try again, which is no end of the step."""
+        """Report a failed attempt; return None if Prefect will try again, because the step has not ended then."""
         message = describe(error)
         if await self._is_retried(error):
             if isinstance(error, RetryLaterError) and error.after is not None:
                 self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
             self.observe(self.slug, StateName.AWAITING_RETRY)
-            # The program that was asked is not asked any more: the next claim is another attempt.
+            # The program has no task any more: the next claim is another attempt.
             if self._task.retry_delay_seconds or self._is_handed_over:
                 await self.writer.note(self.task, StateName.AWAITING_RETRY, message, task_run_id=self.task_run_id)
             return None
@@ -422,7 +421,7 @@ class Step:
             message,
             state_name=StateName.TIMED_OUT if isinstance(error, TimeoutError) else StateName.FAILED,
             task_run_id=self.task_run_id,
-            attempt=None if claim.waits else claim.attempt,  # whose attempt it was: no matter
+            attempt=None if claim.waits else claim.attempt,  # another program may have made the attempt
         )
 
     async def _is_retried(self, error: Exception) -> bool:
@@ -433,11 +432,11 @@ class Step:
         condition = self._policy.retry_condition
         if condition is None or await may_retry(condition, self._task, error, self._logger):
             return True
-        self._task.retries = 0  # Prefect is not to ask again
+        self._task.retries = 0  # Prefect must not ask again
         return False
 
     async def _conclude(self, report: Report) -> State[None] | None:
-        """Return what Prefect shows for a step whose report was answered; the first report has won."""
+        """Return the state that Prefect shows after a report; the first report wins."""
         if report.status is Status.COMPLETED:
             return None
         if report.ended_as is Ending.CANCELLED:
@@ -447,7 +446,7 @@ class Step:
         return self._give_up(f"its report was refused: {await self._find_refusal()}")
 
     async def _find_refusal(self) -> str:
-        """Return why PostgreSQL did not accept a report on a step that is pending still."""
+        """Return why PostgreSQL refused a report on a step that is still pending."""
         if await self.writer.is_current():
             return "another attempt of the step has been claimed since"
         return str(SupersededError(self.writer.run_id))
@@ -458,14 +457,14 @@ class Step:
 
 
 def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:
-    """Return the seconds for which a step that another program does is waited for; None for any number."""
+    """Return how many seconds to wait for another program; None for no limit."""
     if policy.timeout_seconds is None or (claim.waits and claim.waited is None):
         return None
     return max(0.0, policy.timeout_seconds - (claim.waited or 0))
 
 
 def _show_times(began_at: datetime | None, ended_at: datetime | None) -> None:
-    """Have Prefect show when the work was done, and not when it was noticed here."""
+    """Let Prefect show the time of the work, not the time when this process noticed it."""
     context = TaskRunContext.get()
     assert context is not None
     if began_at is not None and ended_at is not None:

@@ -1,4 +1,4 @@
-"""A step as a Prefect task, and what it is claimed with."""
+"""Makes a step's Prefect task, and its claim request."""
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection
@@ -30,13 +30,13 @@ def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[
     name = clean(handlers.step_slug)
     task.fn, task.name, task.task_key = perform, name, name
     task.description = handlers.description
-    task.task_run_name = lambda: name  # as text, it would be a template
+    task.task_run_name = lambda: name  # a text would be a template
     set_policy(task, handlers.policy)
     return task
 
 
 def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
-    """Return what a step is claimed with."""
+    """Return the request that claims a step."""
     return ClaimRequest(
         task=TaskKey(handlers.step_slug),
         task_run_id=task_run_id,
@@ -49,7 +49,7 @@ def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id:
 
 
 def set_policy(task: StepTask, policy: RetryPolicy) -> None:
-    """Have Prefect try a task again as a policy says."""
+    """Give a task the retries of a policy."""
     delay = policy.retry_delay_seconds
     task.retries = policy.retries
     task.retry_delay_seconds = delay if isinstance(delay, list) else [delay] if delay else []
@@ -57,7 +57,7 @@ def set_policy(task: StepTask, policy: RetryPolicy) -> None:
 
 
 async def may_retry(condition: Callable[..., Any], task: StepTask, error: Exception, logger: Logger) -> bool:
-    """Ask the user's condition, as Prefect's engine asks it, whether a step is to be tried again after an error.
+    """Ask the user's condition whether to try a step again after an error, in the way of Prefect's engine.
 
     A sync condition is called in a thread. One that raises is logged, and ends the step.
     """
@@ -80,7 +80,7 @@ async def _may_retry(task: Task[..., object], task_run: TaskRun, state: State[ob
 
 
 async def _do_nothing(upstream: None = None) -> None:
-    """Stand for what a step's task does."""
+    """Be the function of the template task."""
 
 
 _TASK = StepTask(
@@ -90,4 +90,4 @@ _TASK = StepTask(
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-"""What the tasks of all steps have in common: to make one from nothing costs as much as one of its events."""
+"""The template of all steps' tasks: a task without it costs as much as one of its events."""

@@ -1,4 +1,4 @@
-"""What happens to the steps of a run, written to PostgreSQL before Prefect hears of it."""
+"""Writes what happens to the steps of a run to PostgreSQL, before Prefect hears of it."""
 
 import logging
 from asyncio import Future
@@ -27,24 +27,24 @@ from pgflow_prefect.waiting import Backoff
 T = TypeVar("T")
 
 MESSAGE_LIMIT = 10_000
-"""Characters of an error message that are kept: enough to understand it, and a row stays a row."""
+"""Characters of an error message that are kept: enough to understand it, few enough for a row."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepWriter:
-    """The one writer for a run: everything it writes carries the epoch in which its flow run took the run.
+    """The only writer for a run: its statements carry the epoch in which its flow run took the run.
 
-    A statement that fails for a reason of the moment is tried again. That is safe: a claim that was counted twice only
-    skips a number, and a report that had arrived is found and returned as it was stored.
+    It tries a statement again after an error of the moment. That is safe: a claim that is counted twice only skips a
+    number, and a repeated report returns the report that was stored first.
 
     Attributes:
         store: the database.
         run_id: the run.
-        epoch: what taking the run returned.
+        epoch: of the ownership, from `take_run`.
         patience: seconds for which a statement is tried again.
-        batch: what claims and completions travel with, where there are several at the same time.
+        batch: combines claims and completions that come at the same time.
     """
 
     store: Store
@@ -61,7 +61,7 @@ class StepWriter:
         return await self._persist(lambda: self.store.claim_step(self.run_id, self.epoch, request))
 
     def claim_later(self, request: ClaimRequest) -> "Future[Claim] | None":
-        """Claim a step with the next statement, which is not tried again; None where statements are sent one by one."""
+        """Claim a step with the next statement, which is not tried again; None if statements are not combined."""
         return self.batch.claim_later(request) if self.batch is not None else None
 
     async def complete(self, task: TaskKey, result: str, *, task_run_id: UUID, attempt: int) -> Report:
@@ -105,11 +105,11 @@ class StepWriter:
         )
 
     async def look(self, awaited: AwaitedStep) -> StepEnd | None:
-        """Return why a step need not be waited for any more; None where it still does; see `Store.watch_steps`."""
+        """Return why the wait for a step is over; None if it is not; see `Store.watch_steps`."""
         return next(iter(await self._persist(lambda: self.store.watch_steps([awaited]))), None)
 
     async def read_input(self, task: TaskKey, upstream: list[str] | None) -> tuple[RawJson, RawJson]:
-        """Return what a claim would give, without claiming; see `Store.read_input`."""
+        """Return the input that a claim would return, without a claim; see `Store.read_input`."""
         return await self._persist(lambda: self.store.read_input(self.run_id, task, upstream))
 
     async def is_current(self) -> bool:
@@ -126,16 +126,16 @@ class StepWriter:
 
 
 async def persist(store: Store, patience: float, statement: Callable[[], Awaitable[T]], of: str) -> T:
-    """Return what a statement returns, trying it again for `patience` seconds while PostgreSQL can't answer.
+    """Run a statement, again for `patience` seconds while PostgreSQL can't answer, and return its result.
 
     Args:
         store: the database.
         patience: in seconds.
         statement: safe to repeat.
-        of: what it is for, to be named in the log.
+        of: the purpose, for the log.
 
     Raises:
-        TransientError: it could not in all that time.
+        TransientError: PostgreSQL did not answer in all that time.
     """
     backoff = Backoff(patience, of)
     while True:
@@ -148,6 +148,6 @@ async def persist(store: Store, patience: float, statement: Callable[[], Awaitab
 
 
 def clean_message(message: str) -> str:
-    """Return an error message as PostgreSQL's text can hold it: no NUL, no lone surrogates, not endless."""
+    """Return an error message that PostgreSQL's text can hold: no NUL, no lone surrogates, and a bounded length."""
     printable = message.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
     return printable if len(printable) <= MESSAGE_LIMIT else f"{printable[:MESSAGE_LIMIT]} …"

@@ -1,4 +1,4 @@
-"""Steps that one of Prefect's task runners executes: in threads, in processes, on a Dask cluster."""
+"""Submits steps to one of Prefect's task runners: threads, processes, or a Dask cluster."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -22,27 +22,27 @@ from pgflow_prefect.execution.reporting.task_runs import EDGES
 
 AnyTaskRunner: TypeAlias = TaskRunner[Any]
 
-_GRACE = 10.0  # seconds that a run which has ended waits for what its threads and processes still do
+_GRACE = 10.0  # seconds for which an ended run waits for work that its threads and processes still do
 
 
 class EventLoopTaskRunner(ThreadPoolTaskRunner[Any]):
-    """Stands for executing steps in the flow run's own event loop, which is what costs least: no task is submitted."""
+    """Executes steps in the flow run's own event loop, the cheapest way: it submits no task."""
 
 
 class StepNotSentError(PgflowPrefectError):
-    """A task runner could not execute a step, for a reason that lies in the step."""
+    """A task runner could not execute a step because of the step itself."""
 
 
 class TaskRunnerGoneError(PgflowPrefectError):
-    """A task runner could not execute a step, because a process or a cluster is not there at this moment."""
+    """A task runner could not execute a step because its process or cluster is not there at this moment."""
 
 
 @asynccontextmanager
 async def open_task_runner() -> AsyncIterator[AnyTaskRunner | None]:
-    """Start a task runner like the current flow run's, for as long as the block takes; None where that is ours.
+    """Start a task runner like the flow run's, until the block ends; None if the event loop executes the steps.
 
-    Prefect has started the flow run's own one, and will stop it in the event loop, which has to wait for what its
-    threads and processes still do: everything else of this process would, too, and they perhaps for this event loop.
+    Prefect stops the flow run's own task runner in the event loop, and waits there for its threads and processes. The
+    rest of this process would wait, too. Those threads may even wait for this event loop.
     """
     context = FlowRunContext.get()
     if context is None or isinstance(context.task_runner, EventLoopTaskRunner):
@@ -71,7 +71,7 @@ class Submission:
 
     @property
     def task_run_id(self) -> UUID:
-        """Prefect's task run; which id it has, the task runner says."""
+        """The id of Prefect's task run, which the task runner chooses."""
         return self.future.task_run_id
 
     async def wait(self) -> State[Any]:
@@ -91,7 +91,7 @@ async def submit(task_runner: AnyTaskRunner, step: RemoteStep, edges: Collection
     """Give a step to a task runner.
 
     Args:
-        task_runner: what `open_task_runner` gave.
+        task_runner: from `open_task_runner`.
         step: the step.
         edges: the task runs from which an edge leads to it.
 
@@ -112,13 +112,13 @@ async def submit(task_runner: AnyTaskRunner, step: RemoteStep, edges: Collection
             return cast("PrefectFuture[Any]", future)
 
     with _translate_errors(f"step {slug!r} can't be given to {type(task_runner).__name__}"):
-        # It may have to start a cluster first, or to connect to one.
+        # It may have to start a cluster first, or connect to one.
         return Submission(slug, await to_thread.run_sync(send))
 
 
 @contextmanager
 def _translate_errors(what: str) -> Iterator[None]:
-    """Tell what may go well a moment later from what lies in the step."""
+    """Tell errors of the moment from errors of the step."""
     try:
         yield
     except Exception as error:
@@ -132,14 +132,14 @@ def _translate_errors(what: str) -> Iterator[None]:
 
 
 def _leave_flow_behind(context: FlowRunContext) -> AbstractContextManager[Any]:
-    """Have nothing of the flow's function sent along: it is reachable from there what this process alone can use."""
+    """Send the flow without its function, which refers to objects that only this process can use."""
     assert context.flow is not None
     bare = Flow(_do_nothing, name=context.flow.name, persist_result=False, log_prints=context.log_prints)
     return context.model_copy(update={"flow": bare})
 
 
 def _do_nothing() -> None:
-    """Stand for a flow's function where only the flow's name is needed."""
+    """Replace a flow's function where only the flow's name is needed."""
 
 
 async def _await_future(future: PrefectFuture[Any]) -> None:
@@ -147,7 +147,7 @@ async def _await_future(future: PrefectFuture[Any]) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def wake(_: PrefectFuture[Any]) -> None:
-        with suppress(RuntimeError):  # the event loop has ended, and no caller waits any more
+        with suppress(RuntimeError):  # the event loop has ended, and no caller waits
             loop.call_soon_threadsafe(done.set)
 
     future.add_done_callback(wake)
@@ -155,6 +155,6 @@ async def _await_future(future: PrefectFuture[Any]) -> None:
 
 
 def _is_of_the_moment(error: Exception) -> bool:
-    """Tell whether a process or a cluster has gone: of the step's own errors there are none, they are states."""
+    """Tell whether a process or a cluster is gone; the step's own errors are states, not exceptions."""
     is_dask = type(error).__module__.startswith("distributed.")
     return is_dask or isinstance(error, BrokenExecutor | CancelledError | OSError | TimeoutError)

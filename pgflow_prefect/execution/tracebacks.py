@@ -1,4 +1,4 @@
-"""Tracebacks in Prefect's log begin at the user's code: what leads there is the same for all steps."""
+"""Shortens tracebacks in Prefect's log: they begin at the user's code, because all steps share the frames above."""
 
 import logging
 import sysconfig
@@ -20,9 +20,9 @@ ExceptionInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackTy
 
 
 def trim(error: BaseException) -> ExceptionInfo | None:
-    """Return what to log as an exception: what the handler raised, from the handler's first line on.
+    """Return the exception to log: the handler's error, from the handler's first line on.
 
-    None where no line of the user's has led to an error of this package: its message says all.
+    None for an error of this package without a line of the user's code, because its message says everything.
     """
     if isinstance(error, HandlerRaisedError) and error.__cause__ is not None:
         error = error.__cause__
@@ -33,7 +33,7 @@ def trim(error: BaseException) -> ExceptionInfo | None:
 
 
 def _find_begin(error: BaseException) -> TracebackType | None:
-    """Return the first frame of the user's that this package has led to."""
+    """Return the first frame of the user's code that this package called."""
     traceback = _find_ours(error)
     while traceback is not None and _is_on_the_way(_get_file(traceback)):
         traceback = traceback.tb_next
@@ -69,6 +69,6 @@ _TRIMMED = _Trimmed()
 
 
 def trim_tracebacks() -> None:
-    """Have Prefect's logs of flow runs and task runs in this process begin at the handler; once is enough."""
+    """Shorten tracebacks in Prefect's logs of runs in this process; one call is enough."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_TRIMMED)

@@ -1,4 +1,4 @@
-"""Where the database is, as a Prefect block says it."""
+"""Reads and saves the database's address in a Prefect block."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:  # making a class of blocks takes 50 ms, and most runs need no
 
 
 async def find_settings(settings: Settings) -> Settings:
-    """Return settings that say where the database is: from a block, where nothing nearer does.
+    """Return settings that have the database's address, from a block if the settings themselves have none.
 
-    A connection string in the settings (`--dsn`, `PGFLOW_DSN`) comes first; then the block that `PGFLOW_BLOCK` names;
-    then whatever `find_dsn` finds. A block that no setting names is never read: each Prefect user may write one, and
-    would choose the database of this machine.
+    A connection string in the settings (`--dsn`, `PGFLOW_DSN`) comes first, then the block that `PGFLOW_BLOCK` names,
+    then the result of `find_dsn`. This never reads a block that no setting names: each Prefect user may write a block,
+    and so could choose the database of this machine.
 
     Raises:
         UsageError: there is no block of the name that the settings have, or it has no usable values.
@@ -38,35 +38,35 @@ async def find_settings(settings: Settings) -> Settings:
 
 
 def is_settled(settings: Settings) -> bool:
-    """Tell whether no block has a say in where the database is."""
+    """Tell whether the database's address is known without a block."""
     return settings.dsn is not None or settings.block is None
 
 
 async def save_block(name: str, settings: Settings) -> bool:
-    """Keep a database's address in Prefect; a block that exists gets the new one.
+    """Save a database's address in a Prefect block, a new or an existing one.
 
     Args:
         name: of the block: lower-case letters, digits and dashes.
-        settings: whose connection string and pool size are kept.
+        settings: their connection string and pool size are saved.
 
     Returns:
-        Whether there was none of this name.
+        Whether the block is new.
 
     Raises:
-        UsageError: the settings have no connection string, or Prefect takes no such name.
+        UsageError: the settings have no connection string, or Prefect refuses the name.
         PrefectUnavailableError: Prefect's API does not answer.
     """
     if settings.dsn is None:
         raise UsageError("which database? give --dsn, or set PGFLOW_DSN: a block has a whole connection string")
     from pgflow_prefect.blocks import PgflowDatabase  # noqa: PLC0415
 
-    find_dsn(settings)  # what could not be used later is refused now
+    find_dsn(settings)  # refuse now what could not be used later
     with ask_prefect(f"the block {name!r}"):
         former = await _read(name)
         kept = former.get("pool_size") if former and "pool_size" not in settings.model_fields_set else None
         size = kept if isinstance(kept, int) else settings.pool_size
         try:
-            # What else Prefect has to know of this kind of block, it is told when the first one is saved.
+            # Saving the first block also registers this kind of block in Prefect.
             await PgflowDatabase(dsn=settings.dsn, pool_size=size).asave(name, overwrite=True)
         except ValueError as error:
             raise UsageError(f"{name!r} can't be the name of a block: lower-case letters, digits and -") from error
@@ -88,7 +88,7 @@ async def _load(name: str) -> "PgflowDatabase | None":
 
 
 async def _read(name: str) -> dict[str, Any] | None:
-    """Return a block's values; None where there is none of this name."""
+    """Return a block's values; None if there is no block of this name."""
     try:
         async with get_client() as client:
             return dict((await client.read_block_document_by_name(name, BLOCK_TYPE)).data)

@@ -1,4 +1,4 @@
-"""Waits for external steps: one poller looks at all of them."""
+"""Waits for external steps: one poller checks all of them."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from pgflow_prefect.errors import DatabaseUnavailableError
 from pgflow_prefect.models import AwaitedStep, StepEnd
 from pgflow_prefect.waiting import Pauses, Wakeup
 
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two looks; they grow while nothing changes
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0  # seconds between two polls; they grow while nothing changes
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class _Wait:
 
 
 class Watch:
-    """Looks at all awaited steps with one statement, on one connection of the pool.
+    """Polls all awaited steps with one statement, on one connection of the pool.
 
     PostgreSQL could notify of each step, but each NOTIFY takes a database-wide lock at commit.
     """
@@ -53,7 +53,7 @@ class Watch:
         return wait.end
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         if self._poller is not None:
             self._poller.cancel()
 
@@ -63,7 +63,7 @@ class Watch:
             known = len(self._waits)
             if await self._look() or len(self._waits) > known:
                 intervals.reset()
-            # One look serves all steps that begin to wait, or end, during this pause.
+            # One poll serves all steps that begin to wait, or end, during this pause.
             await anyio.sleep(_SHORTEST_INTERVAL)
             await self._news.wait(max(0.0, intervals.draw() - _SHORTEST_INTERVAL))
 
@@ -72,7 +72,7 @@ class Watch:
             ends = await self._store.watch_steps([wait.step for wait in self._waits.values()])
         except DatabaseUnavailableError as error:
             _logger.warning("not looking at %d external steps: %s", len(self._waits), error)
-            with suppress(Exception):  # the next look comes in any case
+            with suppress(Exception):  # the next poll comes in any case
                 await self._store.drop_broken_connections()
             return False
         except Exception:  # no error may leave the waiting steps without a poller

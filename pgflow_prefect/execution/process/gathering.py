@@ -1,4 +1,4 @@
-"""Questions to the database that come at the same time, in one statement."""
+"""Sends questions to the database that come at the same time in one statement."""
 
 from asyncio import Future, Task, gather, get_running_loop
 from collections import deque
@@ -12,30 +12,29 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 MOST = 100
-"""Questions of a statement."""
+"""Questions in one statement, at most."""
 
 LATE = 0.25
-"""Seconds after which a statement that has no answer keeps later questions waiting no more."""
+"""Seconds for which later questions wait for the answer to a statement."""
 
 
 class Gathering(Generic[Q, A]):
     """Asks one kind of question for all runs of a process.
 
-    What is asked while a statement is being answered goes with the next one. A statement that fails for one of its
-    questions is sent again for each alone: only the one that is to blame hears of it, and only those that meet a lock
-    wait for it.
+    Questions that come during a statement go with the next one. If a statement fails, each of its questions is sent
+    again alone. So only the question that caused the error gets it, and only questions that meet a lock wait for it.
     """
 
     def __init__(self, ask_all: Callable[[Sequence[Q], bool], Awaitable[Sequence[A]]]) -> None:
         """Begin with no questions, in the event loop that runs.
 
         Args:
-            ask_all: asks the database, and returns an answer for each question, in their order. The second argument
-                says whether to wait for a lock, as a question alone does.
+            ask_all: asks the database, and returns an answer for each question, in their order. Its second argument
+                says whether to wait for a lock: only a question that is sent alone does.
         """
         self._ask_all = ask_all
         self._waiting: deque[tuple[Q, Future[A]]] = deque()
-        self._context = copy_context()  # no statement of several runs belongs to the one that asked first
+        self._context = copy_context()  # not the context of the run that asks first
         self._is_due = False
         self._under_way: set[Task[None]] = set()
         self._keeping: Task[None] | None = None  # the statement that later questions wait for
@@ -44,7 +43,7 @@ class Gathering(Generic[Q, A]):
         """Return the answer to a question.
 
         Raises:
-            PgflowPrefectError: what the question alone would raise.
+            PgflowPrefectError: the error that the question alone would raise.
         """
         answer: Future[A] = get_running_loop().create_future()
         self._waiting.append((question, answer))
@@ -79,7 +78,7 @@ class Gathering(Generic[Q, A]):
         def end(_: object) -> None:
             self._under_way.discard(task)
             if not task.cancelled():
-                task.exception()  # raised to those who asked
+                task.exception()  # raised in the tasks that asked
             go_on()
 
         timer = loop.call_later(LATE, go_on, context=self._context)
@@ -90,7 +89,7 @@ class Gathering(Generic[Q, A]):
         try:
             locked = await self._try(asked, patient=len(asked) == 1)
             await gather(*(self._try([each], patient=True) for each in locked))
-        except BaseException as error:  # a signal, or the end of the process: those who wait are to hear it
+        except BaseException as error:  # a signal, or the end of the process: the waiting tasks get it, too
             for _, waiting in asked:
                 _refuse(waiting, error)
             raise
@@ -117,4 +116,4 @@ class Gathering(Generic[Q, A]):
 def _refuse(waiting: "Future[A]", error: BaseException) -> None:
     if not waiting.done():
         waiting.set_exception(error)
-        waiting.exception()  # the run that asked may not look any more
+        waiting.exception()  # the run that asked may have stopped waiting

@@ -1,4 +1,4 @@
-"""The host of a flow that is called: opened while Prefect creates the flow run, closed while it hears of its end."""
+"""The host of a flow that the user calls: opened while Prefect creates the flow run, closed while it stores its end."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 class PrewarmedHost:
-    """A host that is opened for one run which is about to begin.
+    """A host for one run that is about to begin.
 
     Attributes:
         settings: where the database is, and the limits.
@@ -47,22 +47,22 @@ class PrewarmedHost:
             self._opened.exception()
 
     def fits(self, settings: Settings) -> bool:
-        """Tell whether a run with these settings may have it: the first one may."""
+        """Tell whether a run with these settings may use it: only the first such run may."""
         return not self._is_taken and self.settings == settings
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[Host]:
-        """Have the host for a block, the only one that gets it."""
+        """Give the host to one block, and only to this one."""
         self._is_taken = True
         try:
-            yield await asyncio.shield(self._opened)  # who is cancelled waits no longer, and that is all
+            yield await asyncio.shield(self._opened)  # a cancelled caller stops waiting; the host stays
         finally:
             self._left.set()
 
     async def close(self) -> None:
-        """Return once it is closed, whether it was taken or not."""
+        """Close it and wait for that, whether it was taken or not."""
         self._left.set()
-        # A task that was cancelled keeps a half-open connection, by way of its error's traceback: let it go.
+        # The traceback of a cancelled task keeps a half-open connection alive: drop it.
         task, self._task = self._task, None
         assert task is not None
         if not self._opened.done():
@@ -85,8 +85,8 @@ async def open_ahead(settings: Settings | None) -> AsyncIterator[None]:
     """Open a host now for the flow run that the block creates and executes.
 
     Args:
-        settings: read from the environment where they are not given. Where they are wrong, the run will say so; where
-            only Prefect knows the database, nothing is opened ahead.
+        settings: read from the environment if not given. If they are wrong, the run will say so. If only Prefect knows
+            the database, nothing is opened ahead.
     """
     with suppress(ValidationError):
         settings = settings or Settings()
@@ -104,7 +104,7 @@ async def open_ahead(settings: Settings | None) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def open_host_for_run(settings: Settings) -> AsyncIterator[Host]:
-    """Open a host for one run: the one that was opened ahead for it, if there is one.
+    """Open a host for one run, or take the one that was opened ahead for it.
 
     Raises:
         UsageError: the settings name no database that can be found.

@@ -1,4 +1,4 @@
-"""What the handlers of one process share: clients for HTTP, secrets from Prefect, and what rows may reach."""
+"""What the handlers of one process share: HTTP clients, secrets from Prefect, and the policy for rows."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +20,7 @@ from pgflow_prefect.settings import HttpBody, Settings
 
 @asynccontextmanager
 async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
-    """Open what handlers share; a client for HTTP only once one of them asks for it: its certificates take a while."""
+    """Open what handlers share; an HTTP client opens at its first use, because its certificates take a while."""
     clients: list[httpx.AsyncClient] = []
     rows = make_row_policy(settings)
 
@@ -49,18 +49,18 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
 
 
 def _open_client() -> httpx.AsyncClient:
-    # How many run at once is the scheduler's business: waiting for a connection would count as time of the endpoint's.
+    # The scheduler limits how many run at once. A wait for a connection would count as time of the endpoint.
     return httpx.AsyncClient(follow_redirects=False, limits=httpx.Limits(max_connections=None))
 
 
 def open_row_client(rows: RowPolicy) -> httpx.AsyncClient:
-    """Return a client for requests of rows. A proxy would resolve the host itself, so the environment's is not used."""
+    """Return a client for requests of rows; it uses no proxy, which would resolve the host itself."""
     backend = GuardedBackend(rows.find_addresses)
     return httpx.AsyncClient(follow_redirects=False, trust_env=False, transport=GuardedTransport(backend))
 
 
 def make_row_policy(settings: Settings) -> RowPolicy:
-    """Return what rows may name and reach where these settings count."""
+    """Return the policy that these settings set for rows: what a row may name and reach."""
     return RowPolicy(
         allowed=parse_origins(settings.http_allow),
         credentials=parse_credential_origins(settings.credential_origins),
@@ -78,7 +78,7 @@ async def find_secret(name: str) -> str:
     """Return the text of a Prefect Secret block.
 
     Raises:
-        NotRetriableError: there is none of this name, or it is no text.
+        NotRetriableError: there is no block of this name, or its value is no text.
     """
     try:
         block = cast(Secret[Any], await Secret.aload(name))

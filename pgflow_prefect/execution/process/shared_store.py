@@ -1,4 +1,4 @@
-"""One pool of connections for all threads of a process, whichever event loop they run."""
+"""One pool of connections for all threads and event loops of a process."""
 
 import asyncio
 import atexit
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 class Shared(NamedTuple):
-    """What threads share, each to be used like the thing itself, from any event loop."""
+    """What threads share; each object works from any event loop like the original."""
 
     store: Store
     watch: Watch
 
 
-_lent: dict[UUID, Shared] = {}  # by what `lend` returned
+_lent: dict[UUID, Shared] = {}  # by the token that `lend` returned
 _own: dict[str, Shared] = {}  # by connection string
 _opening = threading.Lock()
 
@@ -31,10 +31,10 @@ _PATIENCE = 2.0  # seconds for closing connections when the process ends
 
 @contextmanager
 def lend(store: Store, watch: Watch) -> Iterator[UUID]:
-    """Lend what this event loop has opened to the threads of the process, for as long as the block takes.
+    """Lend this event loop's connections to the threads of the process, until the block ends.
 
     Returns:
-        By what a thread borrows it. In another process, it stands for nothing.
+        The token by which a thread borrows them. It means nothing in another process.
     """
     loop, token = asyncio.get_running_loop(), uuid4()
     _lent[token] = Shared(_make_usable(store, loop), _make_usable(watch, loop))
@@ -45,7 +45,7 @@ def lend(store: Store, watch: Watch) -> Iterator[UUID]:
 
 
 def borrow(token: UUID, dsn: str, settings: Settings) -> Shared:
-    """Return what was lent, or in another process what that one has opened for a database, once for all its threads.
+    """Return what was lent; in another process, what that process has opened once for all its threads.
 
     Blocks until it is open: call it from a thread that may wait. It stays open until the process ends.
 
@@ -86,12 +86,12 @@ def _open(settings: Settings) -> Shared:
     except BaseException:
         close()
         raise
-    atexit.register(close)  # before the interpreter ends: it would wait for a thread that waits
+    atexit.register(close)  # before the interpreter ends, which would wait for this thread for ever
     return shared
 
 
 def _make_usable(thing: T, loop: asyncio.AbstractEventLoop) -> T:
-    """Return something whose async methods do their work in another event loop."""
+    """Return a stand-in whose async methods do their work in another event loop."""
     return cast("T", _Usable(thing, loop))
 
 

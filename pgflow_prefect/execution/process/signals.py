@@ -1,8 +1,8 @@
-"""What SIGTERM and Ctrl-C do: the main thread hears them, and tells an event loop in another thread.
+"""Handles SIGTERM and Ctrl-C: the main thread gets them, and tells an event loop in another thread.
 
-In the main thread, Prefect's engine would have SIGTERM raise an exception wherever Python is at that moment: in a step,
-in the event loop, between a task that is to be woken and the one that wakes it. Nothing could be drained, and what is
-never woken never ends.
+In the main thread, Prefect's engine would make SIGTERM raise an exception wherever Python is at that moment: in a step,
+in the event loop, or just before one task wakes another. The process could not drain, and a task that is never woken
+never ends.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 _GRACE = 3.0  # seconds for handing runs back, after the second signal
 
-_CLOSING = 3.0  # seconds for closing the event loop, once all is done
+_CLOSING = 3.0  # seconds for closing the event loop, once its work is done
 
 
 class Switch:
-    """Turns off what a process does: the first signal drains it, the second one stops it.
+    """Turns a process off: the first signal drains it, the second one stops it.
 
     Attributes:
         signals: how many have come.
@@ -44,32 +44,32 @@ class Switch:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, *, drain: Callable[[], object], stop: Callable[[], object]) -> None:
-        """Name what the signals do, from within the event loop."""
+        """Set what the signals do, from within the event loop."""
         self._actions = (drain, stop)
         self._loop = asyncio.get_running_loop()
         for earlier in range(min(self.signals, 2)):
             self._actions[earlier]()
 
     def press(self, number: int, frame: FrameType | None = None) -> None:
-        """Hear a signal."""
+        """Act on a signal."""
         self.signals += 1
         self.latest = number
         if self._loop is not None and self._actions is not None:
-            with suppress(RuntimeError):  # the event loop has come to its end
+            with suppress(RuntimeError):  # the event loop has ended
                 self._loop.call_soon_threadsafe(self._actions[min(self.signals, 2) - 1])
         if self.signals > 1:
-            # A sync handler can't be stopped, and a thread of it would keep the process.
+            # A sync handler can't be stopped, and its thread would keep the process alive.
             timer = threading.Timer(_GRACE, os._exit, (128 + number,))
             timer.daemon = True
             timer.start()
 
 
 def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """Run an async function that may execute flow runs, and return what it returns; a signal cancels it.
+    """Run an async function that may execute flow runs, and return its result; a signal cancels it.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C has.
-        SystemExit: SIGTERM has, with the exit code that is usual for it.
+        KeyboardInterrupt: Ctrl-C has cancelled it.
+        SystemExit: SIGTERM has cancelled it; the exit code is the usual one for SIGTERM.
     """
     switch = Switch()
 
@@ -90,11 +90,11 @@ def run_event_loop(function: Callable[..., Awaitable[T]], *arguments: object) ->
 
 
 def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
-    """Run what goes on until it is told to stop, and return the exit code: 0, or 1 after a second signal."""
+    """Run a service until a signal stops it, and return the exit code: 0, or 1 after a second signal."""
     switch = Switch()
 
     async def work() -> None:
-        # Each flow run does this for itself, and takes it back when it ends: from all others, too.
+        # Each flow run does this for itself, and undoes it at its end: for all other flow runs, too.
         with patch_print():
             await serve(switch)
 
@@ -103,9 +103,9 @@ def run_service(serve: Callable[[Switch], Awaitable[None]]) -> int:
 
 
 def _run_beside(switch: Switch, work: Callable[[], Awaitable[T]]) -> T:
-    """Run an async function in a thread of its own while the main thread hears signals."""
+    """Run an async function in a thread of its own while the main thread waits for signals."""
     outcome = _Outcome(work)
-    # A daemon, and so are the threads that it starts: the process is not to wait for what can't be stopped.
+    # A daemon, and so are the threads that it starts: the process must not wait for a thread that can't be stopped.
     thread = threading.Thread(target=copy_context().run, args=(outcome.run,), name="pgflow-event-loop", daemon=True)
     with _hear(switch):
         thread.start()
@@ -120,14 +120,14 @@ _unclosed: list[threading.Thread] = []
 
 
 def is_held_up() -> bool:
-    """Tell whether the process would have to wait for handlers that were given up, for their threads or tasks."""
+    """Tell whether the process would have to wait for threads or tasks of abandoned handlers."""
     return bool(count_given_up()) or any(thread.is_alive() for thread in _unclosed)
 
 
 class _Outcome(Generic[T]):
-    """What an async function returns or raises, known before its event loop is closed.
+    """The result or error of an async function, known before its event loop is closed.
 
-    Closing it waits for tasks that don't end when they are cancelled, and for the threads of `asyncio.to_thread`.
+    Closing the loop waits for tasks that don't end when they are cancelled, and for threads of `asyncio.to_thread`.
     """
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
@@ -153,14 +153,14 @@ class _Outcome(Generic[T]):
         self.is_known.set()
 
     def get(self) -> T:
-        """Return or raise it.
+        """Return the result or raise the error.
 
         Raises:
-            PgflowPrefectError: it has raised SystemExit: with its code, a command could pass for one that is done.
+            PgflowPrefectError: the function raised SystemExit, whose code could make the command look successful.
         """
         if not self._failures:
             return self._results[0]
-        failure = find_first(self._failures.pop())  # no traceback is to keep the list that has it
+        failure = find_first(self._failures.pop())  # no traceback may keep the list that has the error
         if isinstance(failure, SystemExit):
             raise PgflowPrefectError(f"code outside of a step has raised SystemExit: {failure}") from failure
         raise failure
@@ -168,13 +168,13 @@ class _Outcome(Generic[T]):
 
 @contextmanager
 def _hear(switch: Switch) -> Iterator[None]:
-    """Have signals press the switch, for as long as the block takes."""
+    """Let signals press the switch until the block ends."""
     former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    heard = [number for number, handler in former.items() if handler is not signal.SIG_IGN]  # as a shell's `&` has it
+    heard = [number for number, handler in former.items() if handler is not signal.SIG_IGN]  # as after a shell's `&`
     for number in heard:
         signal.signal(number, switch.press)
     try:
         yield
     finally:
         for number in heard:
-            signal.signal(number, former[number] or signal.SIG_DFL)  # None: it is none of Python's
+            signal.signal(number, former[number] or signal.SIG_DFL)  # None: Python did not install the handler

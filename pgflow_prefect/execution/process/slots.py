@@ -1,4 +1,4 @@
-"""How many steps of a run work at the same time, and how many runs of a process: those that only wait do not count."""
+"""Limits the steps of a run and the runs of a process that work at the same time; those that only wait don't count."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,8 +15,8 @@ class Slot:
         """Have no place yet: `take` or `take_nowait` gets one.
 
         Args:
-            limiter: how many there are.
-            on_leave: hears that one is free.
+            limiter: the number of places.
+            on_leave: called when a place is free again.
         """
         self._limiter = limiter
         self._on_leave = on_leave
@@ -24,25 +24,25 @@ class Slot:
         self.taken = False
 
     def take_nowait(self) -> None:
-        """Take a place that is free.
+        """Take a free place.
 
         Raises:
-            WouldBlock: none is.
+            WouldBlock: no place is free.
         """
         self._limiter.acquire_on_behalf_of_nowait(self)
         self.taken = True
 
     async def take(self) -> None:
-        """Take a place, once one is free; who has waited longest is first."""
+        """Take a place as soon as one is free; the run that has waited longest is first."""
         if self.taken:
             return
-        async with self._changing:  # several steps of a run may go on at the same time
+        async with self._changing:  # several steps of a run may call this at the same time
             if not self.taken:
                 await self._limiter.acquire_on_behalf_of(self)
                 self.taken = True
 
     def leave(self, *, quietly: bool = False) -> None:
-        """Let another run have it."""
+        """Give the place to another run."""
         if self.taken:
             self.taken = False
             self._limiter.release_on_behalf_of(self)
@@ -54,11 +54,11 @@ class Turns:
     """The steps of one run that work at the same time."""
 
     def __init__(self, at_most: int, slot: Slot | None = None) -> None:
-        """Let so many steps work at once.
+        """Limit the steps that work at once.
 
         Args:
-            at_most: steps.
-            slot: the run's, which it leaves while none of its steps works.
+            at_most: the number of steps.
+            slot: the run's slot, which it leaves while none of its steps works.
         """
         self._limiter = CapacityLimiter(at_most)
         self._place = slot
@@ -67,14 +67,14 @@ class Turns:
         self._waiting = 0
 
     def count_next(self) -> int:
-        """Return how many steps could begin at once if one that works now were done."""
+        """Return how many steps could begin at once if one of the working steps ended."""
         if self._place is not None and self._pausing:
-            return 0  # the run may have to leave its place before them
+            return 0  # the run may have to leave its place before they begin
         return int(self._limiter.available_tokens) - self._waiting + 1
 
     @asynccontextmanager
     async def take(self, step: str) -> AsyncIterator[None]:
-        """Work on a step, once it is its turn."""
+        """Work on a step when it is its turn."""
         await self._begin(step)
         try:
             yield
@@ -83,7 +83,7 @@ class Turns:
 
     @asynccontextmanager
     async def pause(self, step: str) -> AsyncIterator[None]:
-        """Only wait, and let others work; then wait for the next turn, unless the waiting itself has failed."""
+        """Only wait, and let other steps work; then wait for the next turn, unless the wait itself has failed."""
         self._pausing += 1
         self._end(step)
         try:
@@ -95,7 +95,7 @@ class Turns:
     async def _begin(self, step: str) -> None:
         await checkpoint_if_cancelled()
         try:
-            self._limiter.acquire_on_behalf_of_nowait(step)  # does not have others go first
+            self._limiter.acquire_on_behalf_of_nowait(step)  # does not let other steps go first
         except WouldBlock:
             self._waiting += 1
             try:

@@ -1,4 +1,4 @@
-"""What Prefect's UI shows of a run beside its graph: a table of its steps, its progress, and a link to the run."""
+"""Makes a run's artifacts in Prefect's UI: a table of its steps, its progress, and a link to the run."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from pgflow_prefect.models import StepState
 
 ROWS = 1_000
-"""Of a table at most: Prefect's UI loads it whole."""
+"""Rows of a table at most, because Prefect's UI loads it whole."""
 
 _ERROR_LENGTH = 200  # characters
 
@@ -35,7 +35,7 @@ class RunArtifacts:
         self._changing = asyncio.Lock()
 
     async def link(self, client: PrefectClient, url: str | None) -> None:
-        """Say which run this is, with a link to its page where it has one, and with the command that shows it."""
+        """Name the run, with a link to its page if it has one, and with the command that shows it."""
         run = f"run `{self._run_id}`" if url is None else f"[run {self._run_id}]({url})"
         command = f"`pgflow-prefect status {self._run_id}`"
         await self._create(client, "run", "markdown", f"{run}\n\n{command}", "The run in pgflow.runs.")
@@ -49,7 +49,7 @@ class RunArtifacts:
                 await client.update_artifact(self._progress, ArtifactUpdate(data=percent))
 
     async def tabulate(self, client: PrefectClient, order: Sequence[str], states: Mapping[str, StepState]) -> None:
-        """Show a table of the run's steps, in this order; of a very large run, its first steps."""
+        """Show a table of the run's steps, in this order; for a very large run, its first steps only."""
         rows = [make_row(slug, states.get(slug)) for slug in order[:ROWS]]
         more = f" The first {ROWS} of {len(order)}." if len(order) > ROWS else ""
         await self._create(client, "steps", "table", json.dumps(rows), f"The steps of run {self._run_id}.{more}")
@@ -75,7 +75,7 @@ class RunArtifacts:
 
 
 def make_key(workflow_slug: str) -> str:
-    """Return what a workflow's artifacts are called by: lower-case letters, digits and dashes."""
+    """Return the key of a workflow's artifacts: lower-case letters, digits and dashes."""
     key = re.sub(r"[^a-z0-9]+", "-", workflow_slug.lower()).strip("-")
     if key != workflow_slug.replace("_", "-"):  # another slug may become the same
         key = f"{key}-{hashlib.sha256(workflow_slug.encode()).hexdigest()[:8]}".strip("-")

@@ -1,4 +1,4 @@
-"""What Prefect shows of a run beside its flow run and its task runs: a name, events, artifacts."""
+"""Shows a run in Prefect beside its flow run and task runs: its name, events and artifacts."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from pgflow_prefect.settings import Artifacts
 from pgflow_prefect.state_names import DONE, StateName
 
 PATIENCE = 5.0
-"""Seconds after a run's end that its host waits for PostgreSQL to say what is to be shown of it."""
+"""Seconds for which the host of an ended run waits for the rows to be shown."""
 
 LONG = 10.0
 """Seconds after which a run counts as long: it shows its progress, and is notable however it ends."""
@@ -34,10 +34,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Display:
-    """Shows one run. Whatever goes wrong here is logged, and harms no run."""
+    """Shows one run; an error here is logged, and never harms the run."""
 
     def __init__(self, steps: RunExecutor) -> None:
-        """Prepare to show a run, and to hear of every state that a step of it enters."""
+        """Prepare to show a run, and each state that its steps enter."""
         self._settings = steps.host.settings
         self._store = steps.host.store
         self._run = steps.run
@@ -63,7 +63,7 @@ class Display:
         self._observer, steps.observe = steps.observe, self.observe
 
     def observe(self, step_slug: str, state_name: str) -> None:
-        """Hear of a state that a step enters."""
+        """Note a state that a step enters."""
         if state_name in DONE:
             self._done += 1
         self._events.tell_of_step(step_slug, state_name)
@@ -71,7 +71,7 @@ class Display:
 
     @contextmanager
     def show(self) -> Iterator[None]:
-        """Show a run that is executed in the block; it waits for no answer of Prefect's."""
+        """Show the run that the block executes; the run waits for no answer of Prefect."""
         self._events.tell_of_run(StateName.RUNNING)
         self._label()
         if self._settings.artifacts is Artifacts.ALL:
@@ -81,13 +81,13 @@ class Display:
             yield
         finally:
             progress.cancel()
-            # The flow run is about to enter its last state, and its caller waits for that. Only where all steps
-            # are done: of a flow run that is cancelled, Prefect cancels the tasks that it has not heard the end of.
+            # The flow run is about to enter its last state, and its caller waits for that. Only if all steps are
+            # done: if the flow run is cancelled, Prefect cancels each task whose end it has not heard of.
             if self._done == len(self._graph):
                 self._event_sender.give_way()
 
     def _link(self) -> None:
-        """Show which run this is, once."""
+        """Link to the run, once."""
         if not self._is_linked:
             self._is_linked = True
             url = self._find_url()
@@ -99,7 +99,7 @@ class Display:
         return self._settings.run_url.format(run_id=self._run_id, workflow=quote(self._workflow_slug, safe=""))
 
     async def show_end(self, run: RunEnd) -> None:
-        """Show how the run has ended, as PostgreSQL has it."""
+        """Show how the run has ended in PostgreSQL."""
         if run.status is Status.PENDING or run.epoch != self._run.epoch:
             return  # another process goes on with it, or has done so
         try:
@@ -119,7 +119,7 @@ class Display:
         return run.status is not Status.COMPLETED or monotonic() >= self._began_at + LONG
 
     def _label(self) -> None:
-        """Name and tag a flow run that Prefect created as those that we create; a name that a user gave it stays."""
+        """Name and tag a flow run of Prefect like those that we create; keep a name that a user gave it."""
         changes: dict[str, Any] = {}
         what = "its tag"
         if self._tag not in self._flow_run.tags:

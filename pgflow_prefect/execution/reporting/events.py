@@ -1,4 +1,4 @@
-"""What happens to a run and to its steps, told to Prefect as events: automations can react to them."""
+"""Sends Prefect events of a run and its steps, for automations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ _ENDS = DONE | {StateName.FAILED, StateName.TIMED_OUT, StateName.CANCELLED, Stat
 
 @dataclass
 class RunEvents:
-    """Emits the events of one run, as far as the settings want them.
+    """Emits the events of one run that the settings select.
 
-    An event is called `pgflow.run.…` or `pgflow.step.…`, with what happened in Prefect's words, in lower case and with
+    An event is called `pgflow.run.…` or `pgflow.step.…`, followed by Prefect's name of the state, in lower case with
     dashes: `pgflow.run.completed`, `pgflow.step.awaiting-retry`. Its resource is `pgflow.run.<run id>` or
     `pgflow.step.<run id>.<step slug>`, with the labels `pgflow.workflow`, `pgflow.run` and `pgflow.step`; the flow run
     is a related resource, and so is the task run of a step that did not complete.
@@ -31,9 +31,9 @@ class RunEvents:
     Attributes:
         run_id: the run.
         workflow_slug: its workflow.
-        flow_run: which executes it.
+        flow_run: the flow run that executes it.
         find_task_run_id: returns a step's task run.
-        wanted: which events.
+        wanted: the selected events.
         event_sender: sends them.
     """
 
@@ -80,7 +80,7 @@ class RunEvents:
                 "pgflow.step": name,
                 **self._labels,
             },
-            # Each is a row of the server's. Of what went well, the flow run is enough.
+            # Each related resource is a row on the server. For a step that completed, the flow run is enough.
             related=[self._related_flow_run] if what in DONE else [self._related_flow_run, _relate(task_run_id)],
             payload={"state": what},
         )
@@ -105,9 +105,9 @@ def _relate(task_run_id: UUID) -> dict[str, str]:
 def _make_event(
     occurred: datetime, event: str, resource: dict[str, str], related: list[dict[str, str]], payload: dict[str, Any]
 ) -> Event:
-    # Prefect's models would look up in its settings, for each of them, how many labels are allowed.
+    # Prefect's models would look up the allowed number of labels in its settings for each event.
     return Event.model_construct(
-        occurred=cast("DateTime", occurred),  # it is one: Prefect's types say less
+        occurred=cast("DateTime", occurred),  # it is one; Prefect's types don't say so
         event=event,
         resource=Resource.model_construct(resource),
         related=[RelatedResource.model_construct(each) for each in related],

@@ -1,4 +1,4 @@
-"""When Prefect is to show the steps that were completed before the flow run began."""
+"""Finds times for steps that were completed before the flow run began."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,14 @@ _TICK = timedelta(milliseconds=1)
 class Past:
     """Moments for the steps that a former flow run completed, in topological order.
 
-    Prefect's graph places a task run by its times. Their real ones are from before this flow run, perhaps by days; all
-    at one moment would let arrows run backwards. So they end between the flow run's start and now, a layer at a time.
+    Prefect's graph places a task run by its times. The real times of these steps are older than this flow run, perhaps
+    by days. If all had the same time, arrows would run backwards. So they end between the flow run's start and now, one
+    layer after the other.
 
     Attributes:
         graph: the run's steps.
-        began_at: when the flow run began; None where Prefect does not say.
-        now: the moment before which all of them are shown.
+        began_at: when the flow run began; None if Prefect does not say.
+        now: all of them are shown before this moment.
     """
 
     graph: Graph
@@ -27,7 +28,7 @@ class Past:
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def find_times(self, slug: str) -> tuple[datetime, datetime]:
-        """Return when a step is shown to begin and to end."""
+        """Return the begin and the end that Prefect shows for a step."""
         began_at = self.now - self._tick * (len(self._layers) - self._depths[slug])
         return began_at, began_at + self._tick
 
@@ -41,7 +42,7 @@ class Past:
 
     @cached_property
     def _tick(self) -> timedelta:
-        """How long each layer is shown to take: all of them fit between the flow run's start and now."""
+        """The time of each layer, so that all of them fit between the flow run's start and now."""
         if self.began_at is None:
             return _TICK
         room = max(self.now - self.began_at, timedelta()) / (len(self._layers) + 1)

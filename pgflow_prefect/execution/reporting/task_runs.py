@@ -1,15 +1,15 @@
-"""The one place that does what Prefect's task engine does: a step as a task run of the current flow run.
+"""Our task engine: executes a step as a task run of the current flow run, in place of Prefect's task engine.
 
-Prefect's own engine spends 9 ms of a core on a task that does nothing. Most of that serves what a step does not have:
-results that are persisted and cached, parameters, assets, futures; a third is three threads that hand each other
-events. PostgreSQL has the step's input, its result and its state already. What is left to do is to tell the
-server, to be the task run that handlers find in their context, and to try again.
+Prefect's own engine spends 9 ms of a core on a task that does nothing. Most of that serves features that a step does
+not use: persisted and cached results, parameters, assets, futures. A third goes to three threads that pass events
+to each other. PostgreSQL already has the step's input, result and state. So three jobs are left: send events to the
+server, be the task run that handlers find in their context, and try again.
 
-What the server is told, `prefect.task-run.…` events, is how clients of Prefect 3 say what their tasks do. It is not
-part of the documented Python API, but of what a server has to understand of clients older and newer than itself; tests
-compare what it makes of them with what it makes of Prefect's own. A step's task run has an id of our own, so that a
-step stays one node of the run graph over all retries of a flow run, and edges that are exactly the definition's, where
-Prefect would infer them from the identity of values.
+Clients of Prefect 3 report their tasks to the server by `prefect.task-run.…` events. These events are not part of the
+documented Python API. But a server has to understand the events of older and newer clients. Tests compare the server's
+view of our events with its view of Prefect's own. A step's task run has an id of ours, so that a step stays one node of
+the run graph over all retries of a flow run. Its edges are exactly those of the definition; Prefect would infer edges
+from the identity of values.
 """
 
 import logging
@@ -64,39 +64,39 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
 EDGES = "upstream"
-"""The only parameter of a step's task: the run graph repeats a parent once for each parameter that leads to it."""
+"""The only parameter of a step's task, because the run graph shows a parent once for each parameter."""
 
 
 class StepTask(Task[[None], Any]):
-    """A step as Prefect knows it: its only parameter is where edges lead to."""
+    """A step's task in Prefect; all edges lead to its only parameter."""
 
     @property
     def isasync(self) -> bool:
-        """Whether Prefect's functions are to return coroutines: not where a sync handler calls them."""
+        """Whether Prefect's functions return coroutines; they don't in a sync handler."""
         return not is_in_thread()
 
     @isasync.setter
     def isasync(self, value: bool) -> None:
-        """Take what Prefect found: what it executes is always async."""
+        """Accept Prefect's value: the function that it sees is always async."""
 
 
 _SHOWN_ELSEWHERE = {"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"}
 _COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
 
-_TIGHT = 300.0  # seconds after which an event does not follow another one any more, as Prefect has it
+_TIGHT = 300.0  # seconds after which an event no longer follows another one, as in Prefect
 
-_PATIENCE = 5.0  # seconds that a run waits for what Prefect's API knows of it
+_PATIENCE = 5.0  # seconds for which a run waits for an answer of Prefect's API
 
 _logger = logging.getLogger(__name__)
 
 
 class TaskRuns:
-    """The task runs of the current flow run, and what they have in common."""
+    """The task runs of the current flow run, and their common data."""
 
     def __init__(
         self, context: FlowRunContext, limits: Iterable[str], event_sender: EventSender, related: Related
     ) -> None:
-        """Take what `make_task_runs` has found out."""
+        """Take the data that `make_task_runs` has found."""
         assert context.flow_run is not None
         self.context = context
         self.flow_run = context.flow_run
@@ -104,7 +104,7 @@ class TaskRuns:
         self.limits = [*limits]
         self.related = related
         self.event_sender = event_sender
-        # What those of all steps have in common: to validate that for each of them takes longer than a copy.
+        # The common part of all task runs: a copy is faster than a validation for each of them.
         self._task_run = TaskRun(
             flow_run_id=self.flow_run.id,
             flow_run_run_count=self.flow_run.run_count,
@@ -119,7 +119,7 @@ class TaskRuns:
 
         Args:
             task: made by `make_task`.
-            task_run_id: what its task run is to be called.
+            task_run_id: the id of its task run.
             upstream: the task runs from which an edge leads to it.
         """
         policy = _make_policy(task.retries, tuple(_get_delays(task)), task.retry_jitter_factor)
@@ -137,7 +137,7 @@ class TaskRuns:
         return StepTaskRun(self, task, task_run)
 
     def make_context(self, task: StepTask, task_run: TaskRun) -> TaskRunContext:
-        """Return what a handler finds as the current task run."""
+        """Return the context in which a handler finds the current task run."""
         if self._task_run_context is None:
             self._task_run_context = TaskRunContext(
                 task=task,
@@ -154,11 +154,11 @@ class TaskRuns:
     def hold_slots(
         self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]
     ) -> AbstractAsyncContextManager[None]:
-        """Hold a slot of each limit for as long as the block takes; where Prefect can't say, go on without.
+        """Hold a slot of each limit until the block ends; go on without slots if Prefect does not answer.
 
         Args:
-            task_run_id: the task run whose slots they are.
-            waiting: entered for as long as it has to wait for them.
+            task_run_id: the task run that holds the slots.
+            waiting: entered while the step waits for the slots.
         """
         return self._hold_slots(task_run_id, waiting) if self.limits else nullcontext()
 
@@ -201,15 +201,15 @@ async def make_task_runs() -> TaskRuns:
 
 
 async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
-    """Return what events are related to, as those of other tasks are: flow run, flow, deployment and so on."""
+    """Return the related resources of events, as for other tasks: flow run, flow, deployment and so on."""
     with context.model_copy():
         found = [each for each in await related_resources_from_run_context(client) if not _is_own_tag(each)]
-    # A server closes the connection over an event that has more: the flow run, and what else comes first, is kept.
+    # A server closes the connection if an event has more. The first ones stay, such as the flow run.
     return found[: get_current_settings().server.events.maximum_related_resources]
 
 
 def _is_own_tag(related: RelatedResource) -> bool:
-    """Tell whether it is a tag that everything of ours has: a row for each event, for which no automation asks."""
+    """Tell whether all our flow runs have this tag: it would cost a row for each event, and no automation needs it."""
     name = related.id.removeprefix("prefect.tag.")
     return name != related.id and (name == TAG or name.startswith(OWNERSHIP_PREFIX))
 
@@ -226,9 +226,9 @@ def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:
 
 
 async def _find_limits(context: FlowRunContext) -> list[str]:
-    """Return those of the flow run's tags for which Prefect limits how many tasks run at the same time.
+    """Return the flow run's tags whose number of running tasks Prefect limits.
 
-    Once, and not before each task: a request is more than all the rest of what a small step costs.
+    It asks once, and not before each task: a request costs more than the whole rest of a small step.
     """
     found: list[str] = []
     names = [f"tag:{tag}" for tag in sorted(TagsContext.get().current_tags)]
@@ -259,7 +259,7 @@ class StepTaskRun:
     """
 
     def __init__(self, runs: TaskRuns, task: StepTask, task_run: TaskRun) -> None:
-        """Take what `TaskRuns.prepare` has made."""
+        """Take the parts that `TaskRuns.prepare` has made."""
         self._runs = runs
         self._task = task
         self._task_run = task_run
@@ -267,12 +267,12 @@ class StepTaskRun:
         self._context = runs.make_context(task, task_run)
         self._slots = ConcurrencyContext()
         self._transaction = self._make_transaction()
-        # Made before they are entered, like all that can be: a step that is ready waits for none of it.
+        # Made before they are entered, so that a ready step does not wait for them.
         self._running, self._completed = _make_state(StateType.RUNNING), _make_state(StateType.COMPLETED)
         self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
 
     def _make_transaction(self) -> AsyncTransaction:
-        # `atransaction` does this and, for results that are persisted, more: it costs as much as two states.
+        # `atransaction` does this, and more for persisted results: it costs as much as two states.
         return AsyncTransaction(store=self._runs.context.result_store, write_on_commit=False, logger=_logger)
 
     async def perform(self, conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
@@ -295,17 +295,17 @@ class StepTaskRun:
                 self.logger.error("Crash detected! %s", state.message)  # noqa: TRY400  as Prefect has it
                 self._enter(state)
                 raise
-            # A thousand lines that say that each step is completed help no reader: a quarter of what a step costs.
+            # No line for each completed step: a thousand such lines help no reader, and cost a quarter of a step.
             if not state.is_completed():
                 self.logger.error("Finished in state %s", state)
         return state
 
     async def _attempt(self, running: State[Any], conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
-        """Make an attempt and enter the state that it leads to: a final one, or one that is scheduled."""
+        """Make an attempt and enter the state that follows: a final one, or a scheduled one."""
         self._enter(running)
         try:
-            # What its handler does in tasks of its own is rolled back where it raises; where it does not, Prefect is
-            # told before that is committed, as by its own engine, and who waits for the step need not wait for that.
+            # If the handler raises, the transactions of its own tasks are rolled back. If it does not, Prefect gets
+            # the state before they commit, as in its own engine, so that later steps don't wait for the commit.
             async with self._transaction:
                 result = await self._task.fn(None)
                 state = result if isinstance(result, State) else self._completed
@@ -320,7 +320,7 @@ class StepTaskRun:
         return state
 
     async def _find_next(self, error: Exception) -> State[Any]:
-        """Return the state after an attempt that has raised."""
+        """Return the state that follows an attempt with an error."""
         task, retries = self._task, self._task_run.run_count - 1
         failed = _make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
@@ -343,13 +343,13 @@ class StepTaskRun:
         await anyio.sleep(max(0.0, scheduled.timestamp() - time()))
 
     def _enter(self, state: State[Any]) -> None:
-        """Have the task run be in a state, and tell the server."""
+        """Set the task run's state, and send it to the server."""
         run, before = self._task_run, self._task_run.state
         if state.message:
             state.message = clean_message(state.message)
         state.timestamp = datetime.now(UTC)
         if before is not None and before.timestamp >= state.timestamp:
-            state.timestamp = before.timestamp + timedelta(microseconds=1)  # states are put in order by it
+            state.timestamp = before.timestamp + timedelta(microseconds=1)  # the server orders states by it
         state.state_details.task_run_id = run.id
         state.state_details.flow_run_id = run.flow_run_id
         run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
@@ -361,13 +361,13 @@ class StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
-        told = run if state.is_final() else run.model_copy()  # as it is now, for that is told later
+        told = run if state.is_final() else run.model_copy()  # a copy of now, because it is sent later
         self._runs.event_sender.send(partial(_make_event, told, state, before), self._runs.related)
 
 
 def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
-    """Return what the server is told of a task run that has entered a state."""
-    # Nothing here wants to be validated, and for that, Prefect's models would look up settings of theirs each time.
+    """Return the event for a task run that has entered a state."""
+    # No validation is needed, for which Prefect's models would look up their settings each time.
     return Event.model_construct(
         id=state.id,
         occurred=_to_time(state),
@@ -396,7 +396,7 @@ def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> E
 
 
 def _make_state(kind: StateType) -> State[Any]:
-    return State(type=kind, timestamp=datetime.now(UTC))  # its own clock takes as long as all the rest of it
+    return State(type=kind, timestamp=datetime.now(UTC))  # its own clock takes as long as the rest of the event
 
 
 def _seconds_between(before: State[Any] | None, state: State[Any]) -> float:
@@ -423,7 +423,7 @@ def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
     if trace == printable:
         logger.error(message, what, exhausted, exc_info=shown)
     else:
-        # Half a character: Prefect's handler can't send it, prints that it can't, and `print` is a log here, for ever.
+        # Half a character: Prefect's handler can't send it, and prints that. `print` is a log here: an endless loop.
         logger.error(f"{message}\n%s", what, exhausted, printable)
 
 
@@ -433,7 +433,7 @@ def _make_failed(error: Exception) -> State[Any]:
     if isinstance(error, ReturnedStateError):
         return Failed(name=error.state_name, data=error, message=error.reason)
     state: State[Any] = Failed(data=error, message=f"Task run encountered an exception {describe(error)}")
-    state.state_details.retriable = False  # as Prefect has it: what is tried again, we decide
+    state.state_details.retriable = False  # as in Prefect; we decide which states are tried again
     return state
 
 
@@ -443,7 +443,7 @@ async def _may_be_retried(task: StepTask, task_run: TaskRun, state: State[Any]) 
 
 
 def _find_delay(task: StepTask, retries: int) -> float:
-    """Return the seconds before the next attempt, after so many retries."""
+    """Return the seconds before the next attempt, after this number of retries."""
     delays = _get_delays(task)
     delay = delays[min(retries, len(delays) - 1)] if delays else 0
     if task.retry_jitter_factor and delay > 0:
@@ -452,7 +452,7 @@ def _find_delay(task: StepTask, retries: int) -> float:
 
 
 def _get_delays(task: StepTask) -> list[Any]:
-    assert isinstance(task.retry_delay_seconds, list)  # as `set_policy` has it
+    assert isinstance(task.retry_delay_seconds, list)  # as `set_policy` sets it
     return task.retry_delay_seconds
 
 
@@ -467,4 +467,4 @@ def _get_client(context: FlowRunContext) -> PrefectClient:
 
 
 def _to_time(state: State[Any]) -> DateTime:
-    return cast("DateTime", state.timestamp)  # it is one: Prefect's types say less
+    return cast("DateTime", state.timestamp)  # it is one; Prefect's types don't say so
