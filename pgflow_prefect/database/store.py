@@ -244,6 +244,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         """Hand a run back, for its next owner."""
         await self._fetch("release_run", run_id=run_id, epoch=epoch)
 
+    async def release_reservation(self, run_id: UUID, epoch: int) -> None:
+        """Hand a run back that this process has reserved, and linked to no flow run.
+
+        The next process that reserves the run does so in the same epoch: what that one has, stays as it is.
+        """
+        await self._fetch("release_reservation", run_id=run_id, epoch=epoch, held_by=self.lease_terms.held_by)
+
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
         """Return workflow and id of the pending runs that only `adopt` takes: older than their workflow's enabling."""
         rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)

@@ -1,12 +1,15 @@
 """The options and hooks that users give their workflow's flow."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from string import Formatter
 from typing import Any
 
-from prefect import Flow
+from prefect import Flow, get_run_logger
+from prefect.context import FlowRunContext
 
 from pgflow_prefect.execution.flow_hooks import HOOKS
+from pgflow_prefect.prefect_api.internals import get_call_parameters
 
 AnyFlow = Flow[..., Any]
 
@@ -22,6 +25,39 @@ def take_options(flow: AnyFlow, given: AnyFlow) -> None:
     """Give a flow the options of the user's flow, and its hooks, also those that are added later."""
     for name in (*_OPTIONS, *HOOKS):
         setattr(flow, name, getattr(given, name))
+    if given.flow_run_name is not None:
+        flow.flow_run_name = partial(_name_current_flow_run, given.flow_run_name)
+
+
+def _name_current_flow_run(given: str | Callable[[], str]) -> str:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert context.flow_run is not None
+    assert context.flow is not None
+    parameters = get_call_parameters(context.flow.fn, (), context.parameters or {})
+    return make_flow_run_name(given, parameters, context.flow_run.name)
+
+
+def make_flow_run_name(given: str | Callable[[], str] | None, parameters: Mapping[str, Any], otherwise: str) -> str:
+    """Return the name that a user's flow gives to the flow run in the context.
+
+    A name that can't be made keeps no run from being executed: the flow run's log tells why it has another one.
+
+    Args:
+        given: a template, or a function.
+        parameters: of the flow run.
+        otherwise: the name if there is no other one.
+    """
+    try:
+        name = given() if callable(given) else str(given).format(**parameters)
+        if not isinstance(name, str):
+            raise TypeError(f"it returned {type(name).__name__}, not a text")  # noqa: TRY301
+    except (Exception, SystemExit) as error:  # noqa: BLE001  of the user's function
+        get_run_logger().error(
+            "The flow run is called %r, for its `flow_run_name` failed: %s: %s", otherwise, type(error).__name__, error
+        )
+        return otherwise
+    return name
 
 
 def find_option_problems(given: AnyFlow, name: str) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """Flow runs of several runs of one process, created and ended with one request of Prefect's API each time."""
 
 import logging
-from asyncio import CancelledError, Future, Task, gather, get_running_loop
+from asyncio import CancelledError, Future, Semaphore, Task, gather, get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from time import monotonic
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 from uuid import UUID
 
@@ -15,8 +16,10 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
-from prefect.exceptions import Pause, PrefectHTTPStatusError
+from prefect.exceptions import Pause, PrefectHTTPStatusError, PrefectSignal
+from prefect.states import Completed
 
+from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api.errors import unavailable
 from pgflow_prefect.prefect_api.internals import propose_state, to_state_create
 from pgflow_prefect.prefect_api.redaction import describe_error
@@ -25,7 +28,22 @@ MOST_CREATED, MOST_ENDED = 100, 50
 """Flow runs in one request, as Prefect's server has it."""
 
 _PATIENCE, _PATIENCE_EACH = 10.0, 0.2
-"""Seconds for an answer: its client goes on asking for a minute where no server answers."""
+"""Seconds for an answer about new flow runs: their runs are handed back, and taken again."""
+
+_PATIENCE_OF_END = 60.0
+"""Seconds for an answer about the state of a flow run: for as long, Prefect's client tries again by itself."""
+
+_LATE = 0.5
+"""Seconds after which a request that has no answer keeps later flow runs waiting no more."""
+
+_MOST_AT_ONCE = 4
+"""Requests for several flow runs that are under way at the same time, where all but the last one are late."""
+
+_LANES = 8
+"""Flow runs that are asked for one by one at the same time. More would not be faster."""
+
+_WITHOUT_ROUTES = 600.0
+"""Seconds after which a server that lacks the routes for several is asked again: it may have been its proxy."""
 
 _NO_ROUTE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
 _OF_ALL = frozenset({401, 403, 408, 425, 429, 502, 503, 504})
@@ -43,8 +61,9 @@ _logger = logging.getLogger(__name__)
 class FlowRunWriter:
     """Creates flow runs of deployments, and writes their states, for all runs of this process.
 
-    What comes while a request is being answered goes with the next one. An error is told to the run that is to blame:
-    what can't be done together is done one by one. A server without these routes is asked once.
+    What comes while a request is being answered goes with the next one, which waits for a late answer no longer. An
+    error is told to the run that is to blame: what can't be done together is done one by one. A server without these
+    routes is asked for one by one, and now and then whether it has them.
     """
 
     def __init__(self, client: PrefectClient) -> None:
@@ -56,8 +75,8 @@ class FlowRunWriter:
         self._client = client
         self._creations: dict[UUID, _Collected[Json, FlowRun]] = {}
         self._completions: _Collected[_Entry, State[Any]] = _Collected(self._complete, MOST_ENDED)
-        self._creates_together = True
-        self._ends_together = True
+        self._creates_alone_until = self._ends_alone_until = 0.0
+        self._lanes = Semaphore(_LANES)
 
     async def create(self, deployment_id: UUID, body: Json) -> FlowRun:
         """Create a flow run of a deployment, or return the one that has its idempotency key.
@@ -84,32 +103,37 @@ class FlowRunWriter:
             PrefectUnavailableError: there was no answer in time.
             PrefectHTTPStatusError: Prefect refuses it.
         """
-        if self._ends_together and not force and _is_plain_completion(state):
+        if not force and _is_plain_completion(state):
             return await self._completions.ask((flow_run_id, state))
-        return await propose_state(self._client, state, flow_run_id=flow_run_id, force=force)
+        return await self._propose(flow_run_id, state, force=force)
+
+    async def _propose(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> State[Any]:
+        client = cast("PrefectClient", _PatientClient(self._client))
+        return await propose_state(client, state, flow_run_id=flow_run_id, force=force)
 
     # Creation
 
     async def _create(self, deployment_id: UUID, asked: Sequence["Asked[Json, FlowRun]"]) -> None:
         made: list[FlowRun | None] = [None] * len(asked)
-        if self._creates_together and len(asked) > 1:
+        if len(asked) > 1 and monotonic() >= self._creates_alone_until:
             made = await self._create_together(deployment_id, [body for body, _ in asked])
         for (_, answer), flow_run in zip(asked, made, strict=True):
             if flow_run is not None:
                 _answer(answer, flow_run)
         left = [each for each, flow_run in zip(asked, made, strict=True) if flow_run is None]
-        await _send_each(left, lambda body: self._create_one(deployment_id, body))
+        await _send_each(left, lambda body: self._create_one(deployment_id, body), self._lanes)
 
     async def _create_together(self, deployment_id: UUID, bodies: Sequence[Json]) -> list[FlowRun | None]:
         """Return the flow runs that were created, and None for each that is to be created alone."""
-        with _bounded(len(bodies)):
+        with _bounded(_PATIENCE, len(bodies)), _understood():
             try:
                 answer = await self._post(f"/deployments/{deployment_id}/create_flow_run/bulk", [*bodies])
             except PrefectHTTPStatusError as error:
-                self._creates_together = not _lacks_route(error)
+                if _lacks_route(error):
+                    self._creates_alone_until = monotonic() + _WITHOUT_ROUTES
                 _judge(error, "flow runs")
                 return [None] * len(bodies)
-        ids = [UUID(each["flow_run_id"]) if each.get("flow_run_id") else None for each in answer["results"]]
+            ids = [UUID(each["flow_run_id"]) if each.get("flow_run_id") else None for each in answer["results"]]
         if len(ids) != len(bodies):
             return [None] * len(bodies)
         found = await self._read([each for each in ids if each is not None])
@@ -119,12 +143,12 @@ class FlowRunWriter:
         """Return flow runs by id: a transaction that broke at its end has created nothing, whatever it answered."""
         if not ids:
             return {}
-        with _bounded(len(ids)):
+        with _bounded(_PATIENCE, len(ids)), _understood():
             chosen = FlowRunFilter(id=FlowRunFilterId(any_=[*ids]))
             return {each.id: each for each in await self._client.read_flow_runs(flow_run_filter=chosen, limit=len(ids))}
 
     async def _create_one(self, deployment_id: UUID, body: Json) -> FlowRun:
-        with _bounded():
+        with _bounded(_PATIENCE), _understood():
             return FlowRun.model_validate(await self._post(f"/deployments/{deployment_id}/create_flow_run", body))
 
     async def _post(self, path: str, body: Json | list[Json]) -> Any:  # noqa: ANN401  JSON
@@ -136,7 +160,7 @@ class FlowRunWriter:
 
     async def _complete(self, asked: Sequence["Asked[_Entry, State[Any]]"]) -> None:
         results: Mapping[UUID, OrchestrationResult[Any]] = {}
-        if self._ends_together and len(asked) > 1:
+        if len(asked) > 1 and monotonic() >= self._ends_alone_until:
             results = await self._complete_together([flow_run_id for (flow_run_id, _), _ in asked])
         left: list[Asked[_Entry, State[Any]]] = []
         for (flow_run_id, state), answer in asked:
@@ -145,7 +169,7 @@ class FlowRunWriter:
                 left.append(((flow_run_id, state), answer))  # why, it says where it is asked alone
             else:
                 _conclude(answer, state, result)
-        await _send_each(left, self._complete_one)
+        await _send_each(left, self._complete_one, self._lanes)
 
     async def _complete_together(self, ids: Sequence[UUID]) -> dict[UUID, OrchestrationResult[Any]]:
         body = {
@@ -154,25 +178,44 @@ class FlowRunWriter:
             "force": False,
             "limit": len(ids),
         }
-        with _bounded(len(ids)):
+        with _bounded(_PATIENCE_OF_END), _understood():
             try:
                 answer = await self._post("/flow_runs/bulk_set_state", body)
             except PrefectHTTPStatusError as error:
-                self._ends_together = not _lacks_route(error)
+                if _lacks_route(error):
+                    self._ends_alone_until = monotonic() + _WITHOUT_ROUTES
                 _judge(error, "ends of flow runs")
                 return {}
-        return {UUID(each["flow_run_id"]): OrchestrationResult.model_validate(each) for each in answer["results"]}
+            return {UUID(each["flow_run_id"]): OrchestrationResult.model_validate(each) for each in answer["results"]}
 
     async def _complete_one(self, entry: "_Entry") -> State[Any]:
         flow_run_id, state = entry
-        return await propose_state(self._client, state, flow_run_id=flow_run_id)
+        plain: State[Any] = Completed()  # in no flow run's context, a result that is not persisted would go along
+        entered = await self._propose(flow_run_id, plain)
+        return _note_entered(state, plain) if entered is plain else entered
+
+
+class _PatientClient:
+    """Prefect's client, as far as a state is proposed: each answer is waited for a limited time.
+
+    Between its answers, the server may let a state wait for as long as it says.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
+
+    async def set_flow_run_state(
+        self, flow_run_id: UUID, state: State[Any], force: bool = False
+    ) -> OrchestrationResult[Any]:
+        with _bounded(_PATIENCE_OF_END):
+            return await self._client.set_flow_run_state(flow_run_id, state, force=force)
 
 
 _Entry: TypeAlias = tuple[UUID, State[Any]]
 
 
 class _Collected(Generic[Item, Answer]):
-    """What waits for the next request, which is made once the former one is answered."""
+    """What waits for the next request, which is made once the former one is answered, or is late."""
 
     def __init__(self, send: Callable[[Sequence["Asked[Item, Answer]"]], Awaitable[None]], most: int) -> None:
         """Begin with nothing.
@@ -184,39 +227,86 @@ class _Collected(Generic[Item, Answer]):
         self._send = send
         self._most = most
         self._waiting: deque[Asked[Item, Answer]] = deque()
-        self._sending: Task[None] | None = None
+        self._is_due = False
+        self._under_way: set[Task[None]] = set()
+        self._late: set[Task[None]] = set()  # of those
         self._context = copy_context()  # what a flow run has in its context is not for the others
 
     async def ask(self, item: Item) -> Answer:
         answer: Future[Answer] = get_running_loop().create_future()
         self._waiting.append((item, answer))
-        if self._sending is None or self._sending.done():
-            self._sending = get_running_loop().create_task(self._send_all(), context=self._context)
+        self._send_soon()
         return await answer
 
-    async def _send_all(self) -> None:
+    def _send_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            get_running_loop().call_soon(self._send_next, context=self._context)
+
+    def _send_next(self) -> None:
+        self._is_due = False
+        if self._under_way - self._late or len(self._under_way) >= _MOST_AT_ONCE:
+            return
         taken: list[Asked[Item, Answer]] = []
+        while self._waiting and len(taken) < self._most:
+            asked = self._waiting.popleft()
+            if not asked[1].done():  # the caller may have been cancelled: what it wanted, no run needs
+                taken.append(asked)
+        if taken:
+            self._begin(taken)
+
+    def _begin(self, taken: list["Asked[Item, Answer]"]) -> None:
+        loop = get_running_loop()
+        task = loop.create_task(self._answer_all(taken), context=self._context)
+        self._under_way.add(task)
+
+        def keep_waiting_no_more() -> None:
+            self._late.add(task)
+            self._send_soon()
+
+        timer = loop.call_later(_LATE, keep_waiting_no_more, context=self._context)
+
+        def end(_: object) -> None:
+            timer.cancel()
+            self._under_way.discard(task)
+            self._late.discard(task)
+            if not task.cancelled():
+                task.exception()  # raised to those who asked
+            self._send_soon()
+
+        task.add_done_callback(end)
+
+    async def _answer_all(self, taken: list["Asked[Item, Answer]"]) -> None:
         try:
-            while self._waiting:
-                count = min(len(self._waiting), self._most)
-                # The caller may have been cancelled: what it wanted, no run needs.
-                taken = [each for each in (self._waiting.popleft() for _ in range(count)) if not each[1].done()]
-                try:
-                    await self._send(taken)
-                except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-                    _refuse_all(taken, error)
+            await self._send(taken)
+        except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
+            _refuse_all(taken, error)
         except BaseException as error:
+            # The end of the process, or a signal: those who wait are to hear it, too.
             _refuse_all([*taken, *self._waiting], error)
             self._waiting.clear()
             raise
 
 
-async def _send_each(asked: Sequence["Asked[Item, Answer]"], send: Callable[[Item], Awaitable[Answer]]) -> None:
+async def _send_each(
+    asked: Sequence["Asked[Item, Answer]"], send: Callable[[Item], Awaitable[Answer]], lanes: Semaphore
+) -> None:
+    """Ask for each alone; where the server can't be used, it is not asked for those that have not begun."""
+    reason: Exception | None = None
+
     async def send_one(item: Item, answer: "Future[Answer]") -> None:
-        try:
-            _answer(answer, await send(item))
-        except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-            _refuse_all([(item, answer)], error)
+        nonlocal reason
+        async with lanes:
+            if reason is not None:
+                _refuse_all([(item, answer)], reason)
+            if answer.done():
+                return
+            try:
+                _answer(answer, await send(item))
+            except (Exception, PrefectSignal) as error:  # noqa: BLE001  it is raised where the answer is awaited
+                if _is_of_all(error):
+                    reason = cast("Exception", error)
+                _refuse_all([(item, answer)], error)
 
     await gather(*(send_one(*each) for each in asked))
 
@@ -225,13 +315,17 @@ def _conclude(answer: "Future[State[Any]]", state: State[Any], result: Orchestra
     """Answer as `propose_state` does."""
     found = result.state
     if result.status is SetStateStatus.ACCEPT and found is not None:
-        state.id, state.timestamp = found.id, found.timestamp
-        state.state_details = found.state_details or state.state_details
-        _answer(answer, state)
+        _answer(answer, _note_entered(state, found))
     elif found is not None and found.is_paused():
         _refuse_all([(None, answer)], Pause(getattr(result.details, "reason", None), state=found))
     else:
         _answer(answer, state if found is None else found)
+
+
+def _note_entered(state: State[Any], entered: State[Any]) -> State[Any]:
+    state.id, state.timestamp = entered.id, entered.timestamp
+    state.state_details = entered.state_details or state.state_details
+    return state
 
 
 def _is_plain_completion(state: State[Any]) -> bool:
@@ -258,24 +352,43 @@ def _judge(error: PrefectHTTPStatusError, what: str) -> None:
     Raises:
         PrefectHTTPStatusError: they would.
     """
-    if error.response.status_code in _OF_ALL:
+    if _is_of_all(error):
         raise error
     level = logging.DEBUG if _lacks_route(error) else logging.WARNING
     _logger.log(level, "%s are sent one by one, for Prefect refuses them together: %s", what, describe_error(error))
 
 
+def _is_of_all(error: BaseException) -> bool:
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code in _OF_ALL
+    return isinstance(error, httpx.TransportError | PrefectUnavailableError)
+
+
 @contextmanager
-def _bounded(count: int = 1) -> Iterator[None]:
+def _bounded(patience: float, count: int = 1) -> Iterator[None]:
     """Wait for an answer about so many flow runs for a limited time.
 
     Raises:
         PrefectUnavailableError: there was none.
     """
-    seconds = _PATIENCE + _PATIENCE_EACH * (count - 1)
+    seconds = patience + _PATIENCE_EACH * (count - 1)
     with anyio.move_on_after(seconds) as scope:
         yield
     if scope.cancelled_caught:
         raise unavailable(f"no answer in {seconds:g} s")
+
+
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Read what the server has answered.
+
+    Raises:
+        PrefectUnavailableError: it is no answer of Prefect's API: a page of a proxy, for example.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unavailable(f"its answer can't be read, {type(error).__name__}") from error
 
 
 def _bind(

@@ -189,9 +189,9 @@ class Bridge:
         except (DeploymentGoneError, KeyError):
             self.deployments = {slug: each for slug, each in self.deployments.items() if slug != taken.workflow_slug}
             self.fetcher.workflow_slugs = [*self.deployments]
-            await self.store.release_run(run_id, epoch)
+            await self.store.release_reservation(run_id, epoch)
         except PgflowPrefectError:
-            await self.store.release_run(run_id, epoch)
+            await self.store.release_reservation(run_id, epoch)
             raise
         else:
             await self.store.link_flow_run(run_id, epoch, flow_run.id, queued=True)

@@ -12,6 +12,7 @@ from prefect.states import Cancelled, Scheduled
 
 from pgflow_prefect.errors import DeploymentGoneError, PrefectRefusedError
 from pgflow_prefect.models import TakenRun
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.errors import translate_prefect_errors
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
@@ -70,7 +71,7 @@ async def create_submission(
             f"deployment {created.deployment_id}, run {created.parameters.get('run_id')}"
         )
     if installation is not None and (foreign := find_foreign_tags(created.tags, installation)):
-        with translate_prefect_errors(f"a flow run of run {run.run_id}"):
+        with ask_prefect(f"a flow run of run {run.run_id}"):
             reason = f"the deployment belongs to another installation: {', '.join(foreign)}"
             await client.set_flow_run_state(created.id, Cancelled(message=reason), force=True)
         raise DeploymentGoneError(f"deployment {deployment_id}: {reason}")

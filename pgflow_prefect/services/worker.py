@@ -1,8 +1,7 @@
 """A process that executes runs itself: those that SQL started, and those that Prefect wants done."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +14,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, ObjectNotFound, PrefectSignal
 from prefect.states import Pending, Running
-from prefect.utilities.engine import propose_state
 
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.deployment.deployments import Deployed, register
@@ -33,9 +31,10 @@ from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
-from pgflow_prefect.prefect_api.errors import translate_prefect_errors, unavailable
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
+from pgflow_prefect.prefect_api.internals import propose_state
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancellationRequests
@@ -47,7 +46,6 @@ from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
 _OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's
-_PATIENCE = 10.0  # seconds for a question to Prefect: its client goes on asking for a minute where no server answers
 
 _logger = logging.getLogger(__name__)
 
@@ -215,7 +213,7 @@ class Worker:
         ours = {each.id: slug for slug, each in self.deployments.items() if each.work_pool is None}
         if not ours or not self.fetcher.free:
             return
-        with translate_prefect_errors(), _bounded():
+        with ask_prefect("a look at what is scheduled"):
             scheduled = await self.client.get_scheduled_flow_runs_for_deployments(
                 [*ours], scheduled_before=datetime.now(UTC), limit=self.fetcher.free + len(self._foreign)
             )
@@ -234,7 +232,7 @@ class Worker:
 
     async def _claim(self, flow_run: FlowRun) -> bool:
         """Move a flow run to Pending, which only one worker can."""
-        with translate_prefect_errors():
+        with ask_prefect(f"flow run {flow_run.id}"):
             try:
                 state = await propose_state(self.client, Pending(), flow_run_id=flow_run.id)
             except (Abort, ObjectNotFound):
@@ -255,14 +253,12 @@ class Worker:
         """Create the flow run of a run, and link it; None where there is nothing to execute."""
         store = self.host.store
         try:
-            with _bounded():
-                was_cancelled = await self._cancellation_requests.was_cancelled(taken.former_flow_run_id)
-            if was_cancelled:
+            if await self._cancellation_requests.was_cancelled(taken.former_flow_run_id):
                 await store.cancel_run(taken.run_id, f"{CANCELLED} in Prefect")
                 return None
             deployment = self.deployments.get(taken.workflow_slug)
             if deployment is None:  # another installation has taken it over
-                await store.release_run(taken.run_id, taken.epoch)
+                await store.release_reservation(taken.run_id, taken.epoch)
                 return None
             flow = self._flows[taken.workflow_slug]
             flow_run = await create_submission(
@@ -278,11 +274,11 @@ class Worker:
             await store.fail_run(taken.run_id, str(error))
             return None
         except DeploymentGoneError:
-            await store.release_run(taken.run_id, taken.epoch)
+            await store.release_reservation(taken.run_id, taken.epoch)
             await self._deploy(taken.workflow_slug)
             return None
         except PrefectUnavailableError:
-            await store.release_run(taken.run_id, taken.epoch)
+            await store.release_reservation(taken.run_id, taken.epoch)
             raise
         if not await self.host.link(taken, flow_run.id):
             return None
@@ -355,19 +351,6 @@ class Worker:
             self._leave(slug)
             raise
         self.fetcher.workflow_slugs = [*self.deployments]
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Ask Prefect something, and wait for its answer for a short time only.
-
-    Raises:
-        PrefectUnavailableError: there was none.
-    """
-    with anyio.move_on_after(_PATIENCE) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise unavailable(f"no answer in {_PATIENCE:g} s")
 
 
 def _describe(error: BaseException) -> str:

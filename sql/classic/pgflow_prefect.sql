@@ -1043,6 +1043,26 @@ COMMENT ON FUNCTION pgflow_prefect.release_run(uuid, int) IS
     'Hands a run back: its lease ends now. False where there was nothing to hand back.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.release_reservation(run_id uuid, epoch int, held_by text) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    PERFORM pgflow.lock_run(run_id); -- before its owner, as everywhere
+    -- A reservation that ran out keeps its epoch: another process may have the run in the same one.
+    IF NOT EXISTS (SELECT FROM pgflow_prefect.owners o
+                   WHERE o.run_id OPERATOR(pg_catalog.=) release_reservation.run_id
+                     AND o.epoch OPERATOR(pg_catalog.=) release_reservation.epoch
+                     AND o.held_by OPERATOR(pg_catalog.=) release_reservation.held_by AND o.flow_run_id IS NULL) THEN
+        RETURN false;
+    END IF;
+    RETURN pgflow_prefect.release_run(run_id, epoch);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.release_reservation(uuid, int, text) IS
+    'release_run for a run that this process has reserved, and linked to no flow run.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.enable_workflow(workflow_slug text, enabled boolean DEFAULT true)
 RETURNS pgflow_prefect.enabled_workflows
 LANGUAGE plpgsql VOLATILE

@@ -236,6 +236,33 @@ async def test_an_option_does_what_it_does_in_prefect(
     check(state, await read_flow_run(client, workflow.slug), db)
 
 
+NAMES = {
+    "lambda: 1 / 0": "ZeroDivisionError: division by zero",
+    "lambda: 7": "TypeError: it returned int, not a text",
+    "lambda: exit(3)": "SystemExit: 3",
+    "'of {run_id.day}'": "AttributeError: ",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_name_that_can_not_be_made_keeps_no_run_from_being_executed(
+    name: str, write: Write, client: PrefectClient
+) -> None:
+    _, workflow = write(f"flow = workflow.flow.with_options(flow_run_name={name})")
+    state = await execute(workflow, "well")
+    assert state.is_completed()
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown: list[str] = []
+    with anyio.fail_after(180):
+        while not any("`flow_run_name` failed" in message for message in shown):
+            logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id])))
+            shown = [log.message for log in logs]
+            await anyio.sleep(0.1)
+    [said] = [message for message in shown if "`flow_run_name` failed" in message]
+    assert said.startswith("The flow run is called ")
+    assert NAMES[name] in said
+
+
 @pytest.mark.parametrize("is_shown", [True, False])
 async def test_log_prints_decides_whether_what_a_handler_prints_is_logged(
     is_shown: bool, write: Write, client: PrefectClient, capfd: pytest.CaptureFixture[str]

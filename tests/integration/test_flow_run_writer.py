@@ -11,8 +11,8 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Cancelled, Completed, Failed, Paused, Running, to_state_create
+from prefect.exceptions import Abort, ObjectNotFound, PrefectHTTPStatusError, TerminationSignal
+from prefect.states import Cancelled, Cancelling, Completed, Failed, Paused, Running, to_state_create
 
 from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api import flow_run_writer
@@ -280,3 +280,184 @@ async def test_a_caller_that_is_cancelled_harms_no_other(writer: FlowRunWriter, 
     assert isinstance(last, FlowRun)
     assert isinstance(cancelled, asyncio.CancelledError)
     assert {first.name, last.name} == {bodies[0]["name"], bodies[2]["name"]}
+
+
+async def test_a_signal_for_one_flow_run_harms_none_that_waits(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
+    aborted, *others = await make_running(writer, deployment, 3)
+    later: list[asyncio.Task[Any]] = []
+
+    def abort() -> Abort:
+        requests.answers.clear()
+        later.extend(asyncio.ensure_future(writer.enter(each.id, Completed())) for each in others)
+        return Abort("leave it")
+
+    requests.answers[END] = abort
+    with pytest.raises(Abort):
+        await writer.enter(aborted.id, Completed())
+    assert [each.name for each in await asyncio.gather(*later)] == ["Completed", "Completed"]
+
+
+async def test_a_signal_for_one_of_several_that_are_asked_alone_harms_no_other(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
+    made = await make_running(writer, deployment, 3)
+
+    def abort_first() -> Abort:
+        del requests.answers[END]
+        return Abort("leave it")
+
+    requests.answers = {END_ALL: lambda: refuse(500), END: abort_first}
+    answers = await asyncio.gather(*(writer.enter(each.id, Completed()) for each in made), return_exceptions=True)
+    assert [describe(each) for each in answers] == ["Abort", "Completed", "Completed"]
+
+
+async def test_a_late_answer_keeps_no_later_flow_run_waiting(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_run_writer, "_PATIENCE", 1000.0)
+    begun, answer, ask = anyio.Event(), anyio.Event(), requests._request
+
+    async def be_late(*args: Any, **options: Any) -> httpx.Response:
+        if not begun.is_set():
+            begun.set()
+            await answer.wait()
+        return await ask(*args, **options)
+
+    monkeypatch.setattr(requests, "_request", be_late)
+    late = asyncio.ensure_future(writer.create(deployment, make_body()))
+    await begun.wait()
+    await make_running(writer, deployment, 2)
+    assert not late.done()
+    answer.set()
+    assert (await late).deployment_id == deployment
+
+
+async def test_requests_without_an_answer_are_few(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_run_writer, "_PATIENCE", 1000.0)
+    monkeypatch.setattr(flow_run_writer, "_LATE", 0.0)
+    monkeypatch.setattr(flow_run_writer, "MOST_CREATED", 1)
+    under_way, most = 0, 0
+    answer = anyio.Event()
+
+    async def wait(*args: Any, **options: Any) -> None:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        if under_way == flow_run_writer._MOST_AT_ONCE:
+            answer.set()
+        await answer.wait()
+        under_way -= 1
+        raise refuse(503)
+
+    monkeypatch.setattr(requests, "_request", wait)
+    made = await create_all(writer, deployment, [make_body() for _ in range(20)])
+    assert [type(each) for each in made] == [PrefectHTTPStatusError] * 20
+    assert most == flow_run_writer._MOST_AT_ONCE
+
+
+async def test_few_are_asked_one_by_one_at_once(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests.answers = {CREATE_ALL: lambda: refuse(404)}
+    under_way, most, ask = 0, 0, requests._request
+
+    async def count(*args: Any, **options: Any) -> httpx.Response:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await ask(*args, **options)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(requests, "_request", count)
+    await make_running(writer, deployment, 20)
+    assert most <= flow_run_writer._LANES
+
+
+async def test_a_server_that_went_away_is_not_asked_for_each(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
+    requests.answers = {CREATE_ALL: lambda: refuse(404), CREATE: lambda: httpx.ConnectError("refused")}
+    made = await create_all(writer, deployment, [make_body() for _ in range(50)])
+    assert [type(each) for each in made] == [httpx.ConnectError] * 50
+    assert requests.asked.count(CREATE) <= flow_run_writer._LANES
+
+
+async def test_a_server_without_these_routes_is_asked_again_later(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_run_writer, "_WITHOUT_ROUTES", 0.0)
+    requests.answers = dict.fromkeys((CREATE_ALL, END_ALL), lambda: refuse(404))
+    made = await make_running(writer, deployment, 2)
+    requests.answers.clear()
+    made += await make_running(writer, deployment, 2)
+    assert requests.asked == [CREATE_ALL, CREATE, CREATE, CREATE_ALL, "filter"]
+
+
+ANSWERS = {
+    "a page": httpx.Response(200, text="<html>Log in</html>"),
+    "nothing": httpx.Response(200, json=None),
+    "a list": httpx.Response(200, json=[]),
+    "another object": httpx.Response(200, json={"results": [{}, {"flow_run_id": 7}]}),
+}
+
+
+@pytest.mark.parametrize("answered", ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("count", [1, 2])
+async def test_an_answer_that_is_not_prefects_is_told_as_such(
+    count: int,
+    answered: httpx.Response,
+    writer: FlowRunWriter,
+    deployment: UUID,
+    requests: Requests,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(*_: Any, **__: Any) -> httpx.Response:
+        return answered
+
+    monkeypatch.setattr(requests, "_request", answer)
+    made = await create_all(writer, deployment, [make_body() for _ in range(count)])
+    assert [type(each) for each in made] == [PrefectUnavailableError] * count
+    assert "its answer can't be read" in str(made[0])
+
+
+@pytest.mark.parametrize("state", [Completed(), Failed(), Running()], ids=["Completed", "Failed", "Running"])
+async def test_an_end_without_an_answer_is_waited_for_a_limited_time(
+    state: Any, writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [made] = await make_running(writer, deployment, 1)
+
+    async def wait_for_ever(*_: Any, **__: Any) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(flow_run_writer, "_PATIENCE_OF_END", 0.01)
+    monkeypatch.setattr(requests, "_request", wait_for_ever)
+    with pytest.raises(PrefectUnavailableError):
+        await writer.enter(made.id, state)
+
+
+async def test_a_sender_that_is_broken_off_tells_all_who_wait(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
+    requests.answers = {CREATE_ALL: lambda: TerminationSignal(signal=15)}
+    made = await create_all(writer, deployment, [make_body() for _ in range(3)])
+    assert [type(each) for each in made] == [TerminationSignal] * 3
+
+
+async def test_a_cancelling_flow_run_that_completes_is_shown_as_prefect_has_it(
+    writer: FlowRunWriter, deployment: UUID, client: PrefectClient
+) -> None:
+    cancelling, alone, other = await make_running(writer, deployment, 3)
+    for each in (cancelling, alone):
+        await client.set_flow_run_state(each.id, Cancelling(), force=True)
+    together = await asyncio.gather(
+        *(writer.enter(each.id, Completed()) for each in (cancelling, other)), return_exceptions=True
+    )
+    by_itself = await asyncio.gather(propose_alone(client, alone.id), return_exceptions=True)
+    assert [describe(each) for each in together] == [describe(by_itself[0]), "Completed"]
+    assert describe(together[0]) == (await client.read_flow_run(cancelling.id)).state_name

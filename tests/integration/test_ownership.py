@@ -4,6 +4,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunHeldError, SupersededError
 from pgflow_prefect.models import ClaimRequest, Completion, Held, Report, Status, TaskElement, TaskKey
@@ -208,6 +209,33 @@ async def test_a_reservation_that_led_to_nothing_keeps_its_epoch_and_its_key(
     await store.release_run(run_id, second.epoch)
     assert await store.take_runs([workflow], 10) == [first], "handed back because Prefect did not answer: the same"
     assert second.idempotency_key == f"pgflow/{run_id}/1"
+
+
+async def test_a_reservation_that_ran_out_is_not_handed_back_for_the_next_owner(
+    store: Store, dsn: str, db: Connection, workflow: str
+) -> None:
+    run_id = run_workflow(db, workflow).id
+    [late] = await store.take_runs([workflow], 10)
+    expire(db, run_id)
+    async with open_pool(dsn, size=2, timeout=10) as pool:
+        other = Store(pool, TENURE._replace(held_by="another process"))
+        [taken] = await other.take_runs([workflow], 10)
+        assert taken.epoch == late.epoch
+        await store.release_reservation(run_id, late.epoch)
+        assert (await store.read_run(run_id)).held is Held.LEASED, "reserved by the other one"
+
+        assert await other.link_flow_run(run_id, taken.epoch, uuid4(), queued=False)
+        for each in (store, other):
+            await each.release_reservation(run_id, late.epoch)
+            assert (await store.read_run(run_id)).held is Held.LEASED, "a flow run executes it"
+
+
+async def test_a_reservation_is_handed_back(store: Store, db: Connection, workflow: str) -> None:
+    run_id = run_workflow(db, workflow).id
+    [taken] = await store.take_runs([workflow], 10)
+    await store.release_reservation(run_id, taken.epoch)
+    assert (await store.read_run(run_id)).held is Held.RELEASED
+    assert await store.take_runs([workflow], 10) == [taken]
 
 
 async def test_a_queued_run_waits_for_its_flow_run_and_no_other(store: Store, db: Connection, workflow: str) -> None:

@@ -8,15 +8,20 @@ import anyio
 import pytest
 from anyio import CapacityLimiter
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
+from pydantic import SecretStr
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation import prefect_view
 from pgflow_prefect.errors import PrefectUnavailableError
+from pgflow_prefect.execution.process.host import open_host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import Held
 from pgflow_prefect.services.bridge import Bridge
 from pgflow_prefect.services.cancellation import CancellationRequests
+from pgflow_prefect.services.worker import Worker
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import define, run_workflow
@@ -77,3 +82,14 @@ async def test_a_bridge_hands_a_run_back_that_it_could_not_submit(
                 await bridge._submit(taken, Slot(CapacityLimiter(1), lambda: None))
 
     assert (await store.read_run(run.id)).held is Held.RELEASED
+
+
+async def test_a_worker_gives_up_what_prefect_has_scheduled(dsn: str, silent_server: str) -> None:
+    unavailable = pytest.raises(PrefectUnavailableError, match=f"{silent_server} can't be used: no answer")
+    with temporary_settings({PREFECT_API_URL: silent_server}):
+        async with get_client() as client, open_host(Settings(dsn=SecretStr(dsn))) as host:
+            worker = Worker(host, client, {}, concurrency=1, adopt=True)
+            flow_run = FlowRun(flow_id=ID, state=Scheduled())
+
+            with anyio.fail_after(180), unavailable:
+                await worker._claim(flow_run)

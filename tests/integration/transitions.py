@@ -62,6 +62,9 @@ TRANSITIONS = {
     ),
     "pgflow_prefect.give_up_run": Transition("SELECT pgflow_prefect.give_up_run(%(run)s, 'given up')"),
     "pgflow_prefect.release_run": Transition("SELECT pgflow_prefect.release_run(%(run)s, 0)", BY_HAND),
+    "pgflow_prefect.release_reservation": Transition(
+        "SELECT pgflow_prefect.release_reservation(%(run)s, 0, 'me')", BY_HAND
+    ),
     "pgflow_prefect.claim_step": Transition(
         "SELECT pgflow_prefect.claim_step(%(run)s, 'a', 0, 0, gen_random_uuid(), '{}', true, 'python', true, 'here')"
     ),

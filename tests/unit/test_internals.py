@@ -145,7 +145,7 @@ def test_every_internal_is_exported_and_compared() -> None:
 
 def test_internals_are_imported_in_one_place() -> None:
     own_rooms = {"prefect_api/internals.py", "prefect_api/runner_internals.py"}
-    own_rooms |= {"execution/in_process.py", "prefect_api/event_sender.py", "services/worker.py"}
+    own_rooms |= {"execution/in_process.py", "prefect_api/event_sender.py"}
     own_rooms |= {f"execution/reporting/{name}.py" for name in ("artifacts", "events", "task_runs")}
     found = {
         f"{file.relative_to(PACKAGE)}: {module}"

@@ -51,6 +51,10 @@ SELECT pgflow_prefect.fail_run(%(run_id)s, %(reason)s)
 -- Hand a run back.
 SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
 
+-- release_reservation --
+-- Hand a run back that was reserved, and linked to no flow run.
+SELECT pgflow_prefect.release_reservation(%(run_id)s, %(epoch)s, %(held_by)s) AS released
+
 -- extend_leases --
 -- Extend leases, and hear how each run is held.
 SELECT run_id, epoch, holds FROM pgflow_prefect.extend_leases(%(run_ids)s, %(epochs)s, %(lease)s)

@@ -10,6 +10,7 @@ of its own, and has no log lines of its own where all went well. Flow runs that 
 engine: their slots of concurrency limits hang on the way from Pending to Running.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -28,7 +29,10 @@ from prefect.settings import get_current_settings
 from prefect.states import Failed, Running
 from prefect.types import DateTime
 
+from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.flow_hooks import Hook, contain_hook, find_hook_name
+from pgflow_prefect.execution.flow_options import make_flow_run_name
+from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.event_sender import find_outbox
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.internals import (
@@ -47,6 +51,8 @@ from pgflow_prefect.prefect_api.internals import (
 from pgflow_prefect.state_names import StateName
 
 AnyFlow = Flow[..., Any]
+
+_logger = logging.getLogger(__name__)
 
 _LIFETIME = 60.0  # seconds after which it asks again where results are stored
 
@@ -84,7 +90,7 @@ class FlowRunEngine:
         """Return where the results of a flow run go, if any are persisted; the server says so once in a while."""
         async with self._asking:
             if self._results is None or monotonic() > self._results_until:
-                self._results = await ResultStore().aupdate_for_flow(self.flow)
+                self._results = await self._ask_for_results()
                 self._results_until = monotonic() + _LIFETIME
         # Each flow run has a cache of its own: results of others are nothing that it may find.
         return ResultStore(
@@ -93,6 +99,16 @@ class FlowRunEngine:
             serializer=self._results.serializer,
             cache_result_in_memory=self._results.cache_result_in_memory,
         )
+
+    async def _ask_for_results(self) -> ResultStore:
+        try:
+            with ask_prefect("where results are stored"):
+                return await ResultStore().aupdate_for_flow(self.flow)
+        except PrefectUnavailableError as error:
+            if self._results is None:
+                raise
+            _logger.warning("results are stored where they were before: %s", error)
+            return self._results
 
 
 class _LiveFlowRun:
@@ -142,10 +158,14 @@ class _LiveFlowRun:
     async def _name(self) -> None:
         """Give the flow run the name that the user's flow has for it."""
         with self._enter_context():
-            given = self._flow.flow_run_name
             parameters = get_call_parameters(self._flow.fn, (), self._flow_run.parameters)
-            name = given() if callable(given) else str(given).format(**parameters)
-        await self._client.set_flow_run_name(self._flow_run.id, name)
+            name = make_flow_run_name(self._flow.flow_run_name, parameters, self._flow_run.name)
+        try:
+            with ask_prefect(f"flow run {self._flow_run.id}"):
+                await self._client.set_flow_run_name(self._flow_run.id, name)
+        except PgflowPrefectError as error:
+            self._logger.warning("It keeps its name, and is not called %r: %s", name, error)
+            return
         self._flow_run.name = name
         self._logger = flow_run_logger(flow_run=self._flow_run, flow=self._flow)
 
@@ -207,7 +227,7 @@ class _LiveFlowRun:
                 state.name,
             )
             await self._enter(Running())  # which the server lets wait until it is time
-            self._flow_run = await self._client.read_flow_run(self._flow_run.id)  # it has counted
+            self._flow_run.run_count += 1  # as the server has counted
 
     async def _enter(self, state: State[Any], *, force: bool = False) -> None:
         self._note(await self._writer.enter(self._flow_run.id, state, force=force))
