@@ -316,7 +316,10 @@ class Batch:
 
     async def _send_halves(self, elements: list[_Element], error: Exception) -> None:
         if len(elements) == 1:
-            await self._send_one(elements[0])
+            if isinstance(error, ResultInvalidError):
+                await self._send_one(elements[0])  # its own function names the value, or stores a message without it
+            else:
+                _refuse(elements[0].answer, error)  # a trigger of a user, say, is not called once more
             return
         level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
         _logger.log(level, "run %s: what comes together is sent in two: %s", elements[0].run.run_id, error)
