@@ -774,19 +774,22 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
         SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END, (r.created_at >= e.first_enabled) IS NOT TRUE
         FROM pgflow.runs r
-        JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
-        LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
+        CROSS JOIN LATERAL (
+            SELECT e AS whole, e.* FROM pgflow_prefect.enabled_workflows e
+            WHERE e.workflow_slug = choose_runs.workflow_slug AND e.enabled OFFSET 0) e
+        LEFT JOIN LATERAL (
+            SELECT o AS whole, o.* FROM pgflow_prefect.owners o WHERE o.run_id = r.id OFFSET 0) o ON true
         WHERE r.workflow_slug = choose_runs.workflow_slug AND r.status = 'pending'
           AND r.id <> ALL (coalesce(besides, '{}'))
           AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
-                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e) END
+                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, e.whole) END
           AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
                           WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
                           OFFSET 0) -- as in closes_cycle
@@ -907,7 +910,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_runs(
 ) RETURNS TABLE (run_id uuid, linked boolean, status text, remaining int, definition_id bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_custom_plan -- as in watch_steps
+SET plan_cache_mode = force_custom_plan -- a plan that was made while there were few runs reads all of them
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -939,19 +942,21 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.extend_leases(
 ) RETURNS TABLE (run_id uuid, epoch int, holds text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_custom_plan -- as in watch_steps
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- One that another transaction holds is left to the next extension: the others do not wait for it, and no two
-    -- sessions for each other.
+    -- By key, as in watch_steps. One that another transaction holds is left to the next extension: the others do not
+    -- wait for it, and no two sessions for each other.
     UPDATE pgflow_prefect.owners o
     SET lease_until = clock_timestamp() + make_interval(secs => lease)
-    FROM (SELECT f.run_id
-          FROM unnest(run_ids, epochs) AS held (run_id, epoch)
-          JOIN pgflow_prefect.owners f ON f.run_id = held.run_id AND f.epoch = held.epoch
-          FOR NO KEY UPDATE OF f SKIP LOCKED) free
-    WHERE o.run_id = free.run_id;
+    WHERE o.run_id = ANY (ARRAY(
+        SELECT free.run_id
+        FROM unnest(run_ids, epochs) AS held (run_id, epoch)
+        CROSS JOIN LATERAL (
+            SELECT f.run_id FROM pgflow_prefect.owners f WHERE f.run_id = held.run_id AND f.epoch = held.epoch
+            OFFSET 0 FOR NO KEY UPDATE SKIP LOCKED) free));
     RETURN QUERY
         SELECT held.run_id, held.epoch,
                CASE WHEN r.epoch IS DISTINCT FROM held.epoch THEN 'lost'
@@ -959,10 +964,12 @@ BEGIN
                     WHEN r.status = 'completed' THEN 'completed'
                     -- A failed run's claimed steps may still finish.
                     WHEN EXISTS (SELECT FROM pgflow.step_states s
-                                 WHERE s.run_id = r.id AND s.status = 'pending' AND s.started_at IS NOT NULL)
+                                 WHERE s.run_id = held.run_id AND s.status = 'pending' AND s.started_at IS NOT NULL
+                                 OFFSET 0)
                     THEN 'held' ELSE 'ended' END
         FROM unnest(run_ids, epochs) AS held (run_id, epoch)
-        LEFT JOIN pgflow.runs r ON r.id = held.run_id;
+        LEFT JOIN LATERAL (
+            SELECT r.epoch, r.status FROM pgflow.runs r WHERE r.id = held.run_id OFFSET 0) r ON true;
 END
 $$;
 
@@ -1777,12 +1784,15 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
 ) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_custom_plan -- a plan that was made while there were few runs reads all of them
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 DECLARE
     seen record;
 BEGIN
+    -- OFFSET 0: the look-up of each task by its key is no join. The planner reads whole tables for a join where it has
+    -- statistics of one table and none of another.
     FOR seen IN
         SELECT w.run_id, w.step_slug, w.task_index, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
                CASE WHEN s.status = 'failed' THEN s.error_message END AS cancel_reason,
@@ -1794,14 +1804,23 @@ BEGIN
                     WHEN r.status <> 'pending' THEN 'ended'
                     WHEN t.state_name <> 'Deferred'
                          AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
-                         AND NOT pgflow_prefect.is_claimed_outside(s, w.task_index) THEN 'rebound' END AS outcome
+                         AND NOT coalesce(
+                             (SELECT pgflow_prefect.is_claimed_outside(c, w.task_index) FROM pgflow.step_states c
+                              WHERE c.run_id = w.run_id AND c.step_slug = w.step_slug), false)
+                    THEN 'rebound' END AS outcome
         FROM unnest(run_ids, step_slugs, task_indexes, epochs, task_run_ids, bound, have_function)
              AS w (run_id, step_slug, task_index, epoch, task_run_id, bound, has_function)
-        LEFT JOIN pgflow.runs r ON r.id = w.run_id
-        LEFT JOIN pgflow.step_states s ON s.run_id = w.run_id AND s.step_slug = w.step_slug
-        LEFT JOIN pgflow_prefect.task_runs t
-            ON t.run_id = w.run_id AND t.step_slug = w.step_slug AND t.task_index = w.task_index
-        LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = w.step_slug
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgflow.runs r WHERE r.id = w.run_id OFFSET 0) r ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgflow.step_states s
+            WHERE s.run_id = w.run_id AND s.step_slug = w.step_slug OFFSET 0) s ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgflow_prefect.task_runs t
+            WHERE t.run_id = w.run_id AND t.step_slug = w.step_slug AND t.task_index = w.task_index OFFSET 0) t ON true
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgflow_prefect.bindings b
+            WHERE b.workflow_slug = r.workflow_slug AND b.step_slug = w.step_slug OFFSET 0) b ON true
     LOOP
         CONTINUE WHEN seen.outcome IS NULL;
         task_run_id := seen.task_run_id;
