@@ -1,4 +1,4 @@
-"""The part of the store that is about who does a step, and about steps that others do."""
+"""The part of the store for bindings, and for steps that other programs do."""
 
 from collections.abc import Iterable, Mapping
 from uuid import UUID
@@ -12,10 +12,10 @@ from pgflow_prefect.raw_json import RawJson
 
 
 class BindingStatements(Statements):
-    """Bindings, their history, waiting for what others do, and shadows."""
+    """Bindings, their history, external steps, and shadows."""
 
     async def list_bindings(self, workflow_slug: str) -> dict[str, StepBinding]:
-        """Return what a workflow's steps are bound to, by slug; only of those that have a row."""
+        """Return the bindings of a workflow's steps, by slug; only those that rows set."""
         rows = await self._fetch("list_bindings", workflow_slug=workflow_slug)
         found = [StepBinding.model_validate(row) for row in rows]
         return {each.step_slug: each for each in found}
@@ -26,7 +26,7 @@ class BindingStatements(Statements):
         return [(str(row["workflow_slug"]), StepBinding.model_validate(row)) for row in rows]
 
     async def list_bound_workflows(self) -> list[str]:
-        """Return the slugs of the workflows that need no Python: rows say who does each of their steps."""
+        """Return the slugs of the workflows that need no Python, because rows bind all their steps."""
         return [str(row["slug"]) for row in await self._fetch("list_bound_workflows")]
 
     async def bind_step(
@@ -37,10 +37,10 @@ class BindingStatements(Statements):
         target: str | None = None,
         options: Mapping[str, JsonValue] | None = None,
     ) -> bool:
-        """Say who does a step from its next claim on, or without a kind that no row does; False where it was so.
+        """Bind a step from its next claim on; without a kind, delete its row. Return False if nothing changed.
 
         Raises:
-            UsageError: there is no such step, or there is a secret in it.
+            UsageError: there is no such step, or the binding contains a secret.
         """
         [row] = await self._fetch(
             "bind_step",
@@ -53,12 +53,12 @@ class BindingStatements(Statements):
         return bool(row["changed"])
 
     async def undo_binding(self, workflow_slug: str, step_slug: str) -> bool:
-        """Take back the last change of a step's binding that was not taken back yet; False where there is none."""
+        """Undo the last change of a step's binding that was not undone yet; return False if there is none."""
         [row] = await self._fetch("undo_binding", workflow_slug=workflow_slug, step_slug=step_slug)
         return bool(row["changed"])
 
     async def observe_workflow(self, workflow_slug: str) -> int:
-        """Bind all steps of a workflow to others, and return how many were bound otherwise."""
+        """Make all steps of a workflow external, and return how many bindings changed."""
         [row] = await self._fetch("observe_workflow", workflow_slug=workflow_slug)
         return int(str(row["changed"]))
 
@@ -70,10 +70,10 @@ class BindingStatements(Statements):
         return [BindingChange.model_validate(row) for row in rows]
 
     async def find_functions(self, names: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-        """Return what functions that take one jsonb return, such as `jsonb`; of one that does not exist, nothing.
+        """Return the result types of functions that take one jsonb, such as `jsonb`; leave out those that do not exist.
 
         Args:
-            names: schema and name of each, by whatever it is called in the answer.
+            names: schema and name of each, by its key in the answer.
         """
         schemas = [schema for schema, _ in names.values()]
         functions = [function for _, function in names.values()]
@@ -81,12 +81,12 @@ class BindingStatements(Statements):
         return {str(row["name"]): str(row["returns"]) for row in rows}
 
     async def list_shadows(self, workflow_slug: str) -> list[ShadowSummary]:
-        """Return what came of the shadows of a workflow's steps, by slug."""
+        """Return the comparisons of a workflow's shadows, by step slug."""
         rows = await self._fetch("list_shadows", workflow_slug=workflow_slug)
         return [ShadowSummary.model_validate(row) for row in rows]
 
     async def watch_steps(self, awaited: Iterable[AwaitedStep]) -> list[StepEnd]:
-        """Return those of the steps that others do which need not be waited for any more."""
+        """Return those of the external steps for which the wait is over."""
         run_ids, tasks, epochs, task_run_ids, bound, have = (list(each) for each in zip(*awaited, strict=True))
         rows = await self._fetch(
             "watch_steps",
@@ -101,7 +101,7 @@ class BindingStatements(Statements):
         return [StepEnd.model_validate(row) for row in rows]
 
     async def read_input(self, run_id: UUID, task: TaskKey, upstream: list[str] | None) -> tuple[RawJson, RawJson]:
-        """Return the run's payload and the results of a step's upstream steps, of these or of all, without claiming.
+        """Return the run's payload and the results of these upstream steps, or of all, without a claim.
 
         The results are an object, by slug.
         """
@@ -111,7 +111,7 @@ class BindingStatements(Statements):
     async def report_shadow(
         self, run_id: UUID, task: TaskKey, *, outcome: str, details: list[str], seconds: float
     ) -> None:
-        """Note what came of a handler that ran beside an external worker: same, different or failed."""
+        """Store the comparison of a shadow: same, different or failed."""
         await self._fetch_telling(
             "report_shadow",
             {"details": details},

@@ -1,4 +1,4 @@
-"""From settings to connections: which database is meant, and opening it with errors that say what to do."""
+"""Finds the database of the settings and opens it, with errors that say what to do."""
 
 import os
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ class _UtcLoader(Loader):
 
     def load(self, data: Buffer) -> datetime:
         microseconds = int.from_bytes(data, "big", signed=True)
-        # A time that is infinite, or of another year, is as far away as Python's can be: an odd row hides no other.
+        # An infinite time, or one beyond Python's years, becomes Python's last time, so that an odd row hides no other.
         try:
             return min(max(_EPOCH + timedelta(microseconds=microseconds), _EARLIEST), _LATEST)
         except OverflowError:
@@ -46,7 +46,7 @@ class _UtcLoader(Loader):
 
 
 ADAPTERS = AdaptersMap(psycopg.adapters)
-"""How the values of our own statements are read. Their results are binary, so that DateStyle, IntervalStyle,
+"""Reads the values of our own statements. Their results are binary, so that DateStyle, IntervalStyle,
 extra_float_digits and bytea_output of a role or a database don't matter."""
 
 ADAPTERS.register_loader("timestamptz", _UtcLoader)
@@ -63,7 +63,7 @@ LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PG
 
 
 def find_dsn(settings: Settings) -> str:
-    """Return the connection string of the database that is meant, starting the embedded server where none is named.
+    """Return the connection string of the database; start the embedded server if the settings name none.
 
     The setting `dsn` (`--dsn`, `PGFLOW_DSN`) comes first, then libpq's own variables (an empty string lets libpq
     read them), then the embedded server in the user's data directory.
@@ -81,7 +81,7 @@ def find_dsn(settings: Settings) -> str:
 
 
 def complete_dsn(dsn: str) -> str:
-    """Return a connection string that means the same where libpq's variables are others: with what they say here."""
+    """Add the values of libpq's variables to a connection string, so that it means the same in another environment."""
     if dsn:
         return dsn
     said = [each for each in pq.Conninfo.get_defaults() if each.val and each.val != each.compiled]
@@ -92,9 +92,9 @@ async def connect(dsn: str, *, timeout: float, bound: float | None = BOUND) -> C
     """Open one autocommit connection.
 
     Args:
-        dsn: what `find_dsn` returned.
+        dsn: from `find_dsn`.
         timeout: seconds to wait for the server; libpq takes whole ones.
-        bound: seconds that a statement may take; None for any number.
+        bound: seconds that a statement may take; None for no limit.
 
     Raises:
         DatabaseUnavailableError: with libpq's reason, which names host, user and database and no password.
@@ -130,13 +130,14 @@ async def open_pool(
 ) -> AsyncIterator[Pool]:
     """Open a pool of at most `size` connections that works behind a pooler in transaction mode, too.
 
-    Autocommit, so that a statement is a transaction, and nothing prepared: the next statement may meet another session.
+    With autocommit, each statement is a transaction. Nothing is prepared, because the next statement may meet another
+    session.
 
     Args:
-        dsn: what `find_dsn` returned.
+        dsn: from `find_dsn`.
         size: connections at most.
         timeout: seconds to wait for the server, and for a free connection.
-        bound: seconds that a statement may take; None for any number.
+        bound: seconds that a statement may take; None for no limit.
     """
     # The pool would wait, and then hide libpq's reason.
     opened = [await connect(dsn, timeout=timeout, bound=bound)]
@@ -153,7 +154,7 @@ async def open_pool(
         min_size=1,
         max_size=size,
         timeout=timeout,
-        # Its pauses double without an end: a new series finds a server that is back sooner.
+        # Its pauses double without a limit: a new series of tries finds a returning server sooner.
         reconnect_timeout=timeout,
         configure=_configure,
         open=False,
@@ -171,7 +172,7 @@ async def open_pool(
 async def _configure(connection: Connection) -> None:
     # A pooler may deliver notifications to a connection that never listened; psycopg would keep them.
     connection.add_notify_handler(lambda notification: None)
-    # For transaction blocks: the engine waits for a lock and then looks, which an older snapshot would make useless.
+    # For transaction blocks: the engine waits for a lock and then reads, and must not read from an older snapshot.
     await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
 
 
@@ -183,31 +184,31 @@ def create_database(dsn: str, name: str) -> str:
 
 
 def run_script(dsn: str, script: str) -> list[Row]:
-    """Run SQL as a script does, and return the rows of its last statement, if it has any."""
+    """Run SQL as a script, and return the rows of its last statement, if it has any."""
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
         cursor = connection.execute(script.encode())
         return cursor.fetchall() if cursor.description else []
 
 
 def to_sqlalchemy_url(dsn: str) -> str:
-    """Return a connection string as SQLAlchemy takes it for asyncpg."""
+    """Return a connection string in SQLAlchemy's form for asyncpg."""
     parts: dict[str, str] = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     login = quote(parts.get("user", ""), safe="")
     if "password" in parts:
         login += f":{quote(parts['password'], safe='')}"
-    # As a query, so that a socket's directory is as good as a host's name.
+    # As a query, which also takes a socket's directory in place of a host's name.
     place = urlencode([(name, parts[name]) for name in ("host", "port") if name in parts])
     return f"postgresql+asyncpg://{login}@/{quote(parts.get('dbname', ''), safe='')}?{place}"
 
 
 def with_timeout(dsn: str, timeout: float) -> str:
-    """Add time-outs where the user has set none, and our name for `pg_stat_activity`.
+    """Add time-outs that the user has not set, and our name for `pg_stat_activity`.
 
-    The kernel's time-outs find a machine that has vanished from the network. A proxy that only stops forwarding still
-    acknowledges everything: for that, statements have a bound of their own.
+    The kernel's time-outs find a machine that has vanished from the network. They don't find a proxy that stops
+    forwarding but still acknowledges everything. For that case, statements have a bound of their own.
     """
     given = conninfo_to_dict(dsn)
     defaults = {"connect_timeout": str(max(2, round(timeout))), "application_name": "pgflow-prefect", **_KEEPALIVES}
     wanted = {name: value for name, value in defaults.items() if name not in given}
-    # Whatever the database's encoding is: a start-up parameter, which poolers keep for each client.
+    # Independent of the database's encoding. It is a start-up parameter, which poolers keep for each client.
     return make_conninfo(dsn, **wanted, client_encoding="utf8")

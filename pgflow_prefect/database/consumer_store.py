@@ -1,4 +1,4 @@
-"""What the consumer of a queue asks of the database: whether a step is still to be done, and how it ended."""
+"""The consumer's statements: whether a step still has to be done, and reports of its end."""
 
 from dataclasses import dataclass, field
 from time import monotonic
@@ -21,16 +21,16 @@ _FIRST_PAUSE = 0.1  # seconds
 _LONGEST_PAUSE = 5.0  # seconds
 
 _CHECKED: set[str] = set()
-"""The databases whose version this process has looked at, once for all messages."""
+"""The databases whose version this process has checked, once for all messages."""
 
 
 @dataclass(frozen=True)
 class Handover:
-    """What PostgreSQL knows of an attempt of a step, whatever a message says.
+    """What PostgreSQL knows of an attempt, independent of the message.
 
     Attributes:
         workflow_slug: of the run.
-        handler: who the attempt was claimed for, such as `queue redis://host/0?queue=mails`; None if that is not known.
+        handler: for which the attempt was claimed, such as `queue redis://host/0?queue=mails`; None if unknown.
     """
 
     workflow_slug: str
@@ -39,12 +39,12 @@ class Handover:
 
 @dataclass(frozen=True)
 class ConsumerStore:
-    """Statements about one step, each on a connection of its own: none is held while the work is done.
+    """Statements about one step, each on a connection of its own, so that none is open during the work.
 
     Every method tries again, for `patience` seconds, while PostgreSQL can't answer.
 
     Attributes:
-        dsn: what `find_dsn` returned.
+        dsn: from `find_dsn`.
         connect_timeout: seconds to wait for the server.
         patience: in seconds.
     """
@@ -55,15 +55,15 @@ class ConsumerStore:
 
     @classmethod
     def open(cls, settings: Settings) -> "ConsumerStore":
-        """Return the store of the database that the settings mean.
+        """Return the store of the settings' database.
 
         Raises:
-            UsageError: they name none that can be right.
+            UsageError: the settings name no usable database.
         """
         return cls(find_dsn(settings), settings.connect_timeout, settings.report_timeout)
 
     async def find_handover(self, run_id: UUID, task: TaskKey, attempt: int) -> Handover | None:
-        """Return who an attempt of a task was claimed for; None where no report of it is awaited any more.
+        """Return the handler that an attempt was claimed for; None if no process waits for its report any more.
 
         Raises:
             SchemaMissingError: the database has no pgflow schema, or an old one.
@@ -107,7 +107,7 @@ class ConsumerStore:
         pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         while True:
             try:
-                # Bounded as a whole: a server that hangs need not be waited for either.
+                # One bound for the whole: a server may also hang.
                 with anyio.fail_after(max(deadline - monotonic(), self.connect_timeout)):
                     return await self._fetch_once(query, parameters)
             except TimeoutError:

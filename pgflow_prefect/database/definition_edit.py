@@ -1,4 +1,4 @@
-"""Making a stored definition another one: what differs, and writing that and nothing else."""
+"""Replaces a stored definition by another one, and writes only the rows that differ."""
 
 import re
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ _PENDING_RUN = re.compile(r"run ([0-9a-f-]{36}) is pending")
 
 
 async def replace_definition(connection: Connection, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
-    """Make a workflow's definition another one, in one transaction; nothing is sent where they are the same.
+    """Replace a workflow's definition in one transaction; send nothing if the two are the same.
 
     Args:
         connection: in autocommit.
-        old: what the database is known to have; None: no such workflow.
-        new: what it is to have.
+        old: the definition that the caller read; None if there was no such workflow.
+        new: the definition to write.
 
     Raises:
-        DefinitionChangedError: it does not have `old` any more.
-        PgflowPrefectError: a run still needs a step that is to go, or another transaction keeps the workflow locked.
-        psycopg.Error: whatever else PostgreSQL refuses.
+        DefinitionChangedError: the database no longer has `old`.
+        PgflowPrefectError: a run still needs a removed step, or another transaction keeps the workflow locked.
+        psycopg.Error: PostgreSQL refuses the change for another reason.
     """
     if old is not None and old.definition_hash == new.definition_hash:
         return
@@ -61,7 +61,7 @@ async def replace_definition(connection: Connection, old: WorkflowDefinition | N
 async def _find_help(
     connection: Connection, error: errors.ForeignKeyViolation, workflow_slug: str, difference: Difference
 ) -> str:
-    """Return what makes it possible to remove a step that rows refer to."""
+    """Return the advice for a step that can't be removed because rows refer to it."""
     if error.diag.table_name != "step_states":
         return "delete those rows first"
     named = {"workflow_slug": workflow_slug, "steps": [*difference.steps_removed]}
@@ -73,7 +73,7 @@ async def _find_help(
 
 
 async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow_slug: str) -> None:
-    """Keep other sessions from editing the workflow, and make sure that none has since `old` was read."""
+    """Lock the workflow against edits, and check that no session has edited it since `old` was read."""
     named = {"workflow_slug": workflow_slug}
     if old is None:
         inserted = await (await connection.execute(QUERIES["insert_workflow"], named)).fetchone()
@@ -90,7 +90,7 @@ async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow
 
 
 def _list_statements(difference: Difference) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """Yield queries and their parameters, in the order in which foreign keys hold and no cycle is ever there."""
+    """Yield queries and their parameters, in an order that keeps foreign keys and never makes a cycle."""
     if difference.deps_removed:
         yield "delete_deps", _split(difference.deps_removed)
     if difference.steps_removed:

@@ -1,4 +1,4 @@
-"""A definition as the SQL that makes it: for `psql -f`, for an SQL editor, for a migration."""
+"""Writes a definition as SQL, for `psql -f`, an SQL editor or a migration."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from pgflow_prefect.definitions.model import WorkflowDefinition
 HEADER = "-- The pgflow workflow {name}. Adds what is missing; again: changes nothing.\nBEGIN;\n"
 FOOTER = "COMMIT;\n"
 
-# One statement for all rows of a table: the engine looks for cycles once a statement.
+# One statement for all rows of a table, because the engine looks for cycles once in each statement.
 WORKFLOW = """\
 INSERT INTO pgflow.workflows (slug) VALUES
 {rows}
@@ -31,7 +31,7 @@ ON CONFLICT DO NOTHING;
 def write_script(definition: WorkflowDefinition) -> str:
     """Return the SQL that defines a workflow, in one transaction; the same text for the same definition.
 
-    Each step stands after those that it waits for. The text is right whatever `standard_conforming_strings` says.
+    Each step stands after its upstream steps. The text does not depend on `standard_conforming_strings`.
     The definition must have no cycle.
     """
     order = sort_steps(build_graph(definition))
@@ -40,7 +40,7 @@ def write_script(definition: WorkflowDefinition) -> str:
     quoted = {slug: _quote(slug) for slug in order}
     workflow = _quote(definition.slug)
     parts = [
-        HEADER.format(name=repr(definition.slug)),  # in which no line ends: it must not end the comment
+        HEADER.format(name=repr(definition.slug)),  # without line ends, which would end the comment
         WORKFLOW.format(rows=_list_rows([(workflow,)])),
     ]
     if order:
@@ -55,7 +55,7 @@ def _list_rows(rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _quote(text: str) -> str:
-    """Return a literal of characters that survive a clipboard, and every editor's notion of where a line ends."""
+    """Return a literal whose characters survive a clipboard, and every editor's rules for line ends."""
     literal = sql.Literal(text).as_string(None).lstrip()  # E'…' if it has a backslash, and then a space before it
     if text.isprintable():
         return literal

@@ -1,4 +1,4 @@
-"""The part of the store that deploying needs: all workflows in a few statements, however many there are."""
+"""The part of the store for deploying: a few statements for any number of workflows."""
 
 from collections.abc import Collection, Iterable
 
@@ -11,14 +11,14 @@ class DeploymentStatements(InstallationStatements):
     """Definitions, bindings and enabling of many workflows."""
 
     async def find_definitions(self, workflow_slugs: Collection[str] | None = None) -> dict[str, WorkflowDefinition]:
-        """Return workflows as they are defined now, by slug: these, as far as there are any, or all."""
+        """Return the current definitions of these workflows, or of all, by slug; leave out those that don't exist."""
         slugs = None if workflow_slugs is None else list(workflow_slugs)
         rows = await self._fetch("load_definitions", workflow_slugs=slugs)
         found = [WorkflowDefinition.model_validate(row) for row in rows]
         return {each.slug: each for each in found}
 
     async def list_workflows_with_bindings(self) -> set[str]:
-        """Return the slugs of the workflows of which rows say who does some of their steps, or all."""
+        """Return the slugs of the workflows with bindings by rows."""
         return {str(row["workflow_slug"]) for row in await self._fetch("list_workflows_with_bindings")}
 
     async def enable_workflows(self, workflow_slugs: Iterable[str]) -> dict[str, Enabled]:

@@ -1,4 +1,4 @@
-"""What `pgflow-prefect doctor` asks of PostgreSQL, whether our schemas are there or not."""
+"""The questions of `pgflow-prefect doctor` to PostgreSQL, with or without our schemas."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ class Server(BaseModel):
 
     Attributes:
         version: as people write it.
-        number: as the server counts: 130004 is 13.4.
+        number: the server's number: 130004 is 13.4.
         database: the database.
         user: the current user.
         now: its clock.
@@ -88,7 +88,7 @@ class DisabledTrigger(BaseModel):
 
 
 class DiagnosisStatements(InstallationStatements):
-    """Questions about the server, the schemas and the rights; about runs where the schemas are there."""
+    """Questions about the server, the schemas and the rights; about runs if the schemas are installed."""
 
     async def read_server(self) -> Server:
         """Return which server this is."""
@@ -101,24 +101,24 @@ class DiagnosisStatements(InstallationStatements):
         return _to_version(row["engine"]), _to_version(row["adapter"])
 
     async def find_schema(self) -> FoundSchema:
-        """Return whose schema pgflow is."""
+        """Return which program the schema pgflow belongs to."""
         [row] = await self._fetch("find_schema")
         return read_schema(row)
 
     async def list_missing_rights(self) -> list[str]:
-        """Return the rights that executing runs needs and that the current user does not have."""
+        """Return the rights that the current user lacks to execute runs."""
         return [str(row["missing"]) for row in await self._fetch("list_missing_rights")]
 
     async def list_disabled_triggers(self) -> list[DisabledTrigger]:
-        """Return our triggers that were disabled, those first that notice edits of definitions."""
+        """Return our disabled triggers, first those that notice edits of definitions."""
         return [DisabledTrigger.model_validate(row) for row in await self._fetch("list_disabled_triggers")]
 
     async def list_unlike_snapshots(self) -> list[str]:
-        """Return the workflows whose next run would begin with a definition that their rows do not have."""
+        """Return the workflows whose next run would begin with a former definition."""
         return [str(row["slug"]) for row in await self._fetch("list_unlike_snapshots")]
 
     async def find_power(self) -> str | None:
-        """Return what the current user is that a worker need not be: a superuser, or the owner of the tables."""
+        """Return whether the current user is more than a worker needs: a superuser, or the owner of the tables."""
         [row] = await self._fetch("find_power")
         if row["is_superuser"]:
             return "a superuser"
@@ -135,19 +135,19 @@ class DiagnosisStatements(InstallationStatements):
         return {each.workflow_slug: each for each in found}
 
     async def count_untaken_runs(self, seconds: float) -> list[UntakenRuns]:
-        """Return how many pending runs of enabled workflows no process has taken for so long, by workflow."""
+        """Return how many pending runs of enabled workflows no process has taken for this time, by workflow."""
         rows = await self._fetch("count_untaken_runs", seconds=seconds, lease=self.lease_terms.lease)
         return [UntakenRuns.model_validate(row) for row in rows]
 
     async def list_set_aside(self, limit: int) -> list[SetAsideRun]:
-        """Return runs that could not be taken, those with the most tries first."""
+        """Return runs that are set aside, those with the most tries first."""
         rows = await self._fetch("list_set_aside", limit=limit, lease=self.lease_terms.lease)
         return [SetAsideRun.model_validate(row) for row in rows]
 
 
 @asynccontextmanager
 async def open_diagnosis(dsn: str, settings: Settings) -> AsyncIterator[DiagnosisStatements]:
-    """Open a database, whatever is in it.
+    """Open a database, with or without our schemas.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
@@ -160,7 +160,7 @@ async def hears_notifications(dsn: str, *, timeout: float, patience: float) -> b
     """Tell whether LISTEN works on a connection of this kind: behind a pooler in transaction mode, it does not.
 
     Args:
-        dsn: what `find_dsn` returned.
+        dsn: from `find_dsn`.
         timeout: seconds to wait for a connection.
         patience: seconds to wait for the notification.
     """

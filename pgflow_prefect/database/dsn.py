@@ -1,4 +1,4 @@
-"""What is wrong with a connection string, told by its part: never by its text, which has a password in it."""
+"""Explains what is wrong with a connection string by its part, never by its text, which has a password."""
 
 import re
 from urllib.parse import parse_qsl
@@ -52,9 +52,9 @@ def _check_uri(dsn: str, scheme: str) -> None:
         raise UsageError(f"the DSN begins with {scheme}://, which{whose}write postgresql://")
     if re.search(r"\s", dsn):
         raise UsageError("the DSN has a blank or a line break in it: remove it, or write a blank as %20")
-    # As libpq does it: user and password end at the first @ that comes before any slash.
+    # As in libpq, user and password end at the first @ before any slash.
     _, _, query = re.sub(r"^[^@/]*@", "", dsn.partition("://")[2]).partition("?")
-    if "@" in query:  # part of a password: nothing of it may be shown
+    if "@" in query:  # part of a password: never shown
         raise UsageError(f"the DSN's password can't be right: {_PASSWORD}")
     known = {each.keyword.decode() for each in pq.Conninfo.get_defaults()} | {"ssl"}
     for name, _ in parse_qsl(query, keep_blank_values=True):
@@ -76,7 +76,7 @@ def _find_problem(dsn: str) -> str:
 
 
 def _describe_parameter(name: str, *, is_safe: bool) -> str:
-    """Describe a parameter that libpq does not know; one that may be part of a password without its name."""
+    """Describe a parameter that libpq does not know, without its name if it may be part of a password."""
     if name in FOREIGN:
         return f"the DSN's parameter {name!r} is {FOREIGN[name]}; remove it"
     if is_safe and _NAME.fullmatch(name):

@@ -60,7 +60,7 @@ def start_embedded(directory: Path) -> "PostgresServer":
 
 
 def stop_embedded(server: "PostgresServer") -> None:
-    """Let go of the server now, so that its directory can be removed."""
+    """Leave the server now, so that its directory can be removed."""
     server.cleanup()
-    # What it does at the end of the process would create its lock file again.
+    # Its own clean-up at the end of the process would create its lock file again.
     atexit.unregister(server._cleanup)

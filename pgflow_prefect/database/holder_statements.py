@@ -1,4 +1,4 @@
-"""Statements on the processes that hold runs: those of this machine that are dead hold none."""
+"""Finds dead processes of this machine that hold runs, and ends their leases."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 
 class HolderStatements(Statements):
-    """What a process may learn and do about the owners of runs that are processes of its own machine."""
+    """Statements about owners of runs that are processes of this machine."""
 
     async def expire_dead_holders(self, only_run: UUID | None = None) -> list[UUID]:
         """End the leases of dead processes of this machine, and return the runs that they held.
@@ -34,7 +34,7 @@ class HolderStatements(Statements):
         return expired
 
     async def has_dead_holder(self, run_id: UUID) -> bool:
-        """Tell whether the process that holds a run is one of this machine, and dead."""
+        """Tell whether the process that holds a run is a dead one of this machine."""
         return bool(await self._list_dead_holders(run_id))
 
     async def _list_dead_holders(self, only_run: UUID | None) -> list[Row]:

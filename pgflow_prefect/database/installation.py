@@ -1,4 +1,4 @@
-"""Which installation a database is, among those that share a Prefect server, and whether it is a copy of another."""
+"""Identifies a database among those that share a Prefect server, and finds out whether it is a copy."""
 
 from uuid import UUID
 
@@ -18,7 +18,7 @@ COPIED = (
 
 
 class InstallationStatements(Statements):
-    """The part of the store that is about the database as a whole."""
+    """The part of the store for the database as a whole."""
 
     async def read_installation(self) -> UUID:
         """Return the id of this database among those that share a Prefect server.
@@ -33,9 +33,9 @@ class InstallationStatements(Statements):
         return found.id
 
     async def use_installation(self) -> Installation:
-        """Return this installation, which is about to write to Prefect.
+        """Return this installation before it writes to Prefect.
 
-        A copy of a database that was never used gets an id of its own: no object in Prefect is another database's.
+        A copy of a database that was never used gets an id of its own, because Prefect has no objects of the original.
 
         Raises:
             ForeignInstallationError: it is a copy of a database that has been used with Prefect.
@@ -45,7 +45,7 @@ class InstallationStatements(Statements):
         try:
             found = await self._read_installation("use_installation")
         except TransientError:
-            await self.check_writable()  # which names the reason
+            await self.check_writable()  # it names the reason
             raise
         if found.is_used:
             self._check_copy(found)
@@ -55,7 +55,7 @@ class InstallationStatements(Statements):
         """Give a sign of life in the database, and return the latest ones, the newest first.
 
         Args:
-            beat: the sign; left out where another service gave one within `every` seconds.
+            beat: the sign; not written if another service gave one within `every` seconds.
             every: seconds.
         """
         return _read_beats(await self._fetch("beat", beat=beat, every=every))
@@ -65,7 +65,7 @@ class InstallationStatements(Statements):
         return _read_beats(await self._fetch("list_beats"))
 
     async def read_database_name(self) -> str:
-        """Return what people call the database: its name, and its server's address."""
+        """Return the database's name for people: its own name, and its server's address."""
         async with self._pool.connection() as connection:
             info = connection.info
             return f"{info.dbname!r} at {info.host or 'local'}:{info.port}"
@@ -91,7 +91,7 @@ def _read_beats(rows: list[Row]) -> list[UUID]:
 
 
 async def find_copy(connection: Connection) -> Installation | None:
-    """Return the installation where the database is a copy of one that has been used; else None."""
+    """Return the installation if the database is a copy of one that has been used; else None."""
     with translate_errors():
         row = await (await connection.execute(QUERIES["read_installation"])).fetchone()
     found = Installation.model_validate(row)
@@ -99,12 +99,12 @@ async def find_copy(connection: Connection) -> Installation | None:
 
 
 async def start_installation(connection: Connection) -> UUID:
-    """Say that the database is an installation of its own, and return its new id."""
+    """Make the database an installation of its own, and return its new id."""
     return UUID(str(await _run("new_installation", connection)))
 
 
 async def move_installation(connection: Connection) -> bool:
-    """Say that the database replaces the one that it is a copy of; False where it is no copy."""
+    """Make the database the replacement of its original; return False if it is no copy."""
     return bool(await _run("moved_installation", connection))
 
 

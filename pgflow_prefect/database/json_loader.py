@@ -1,4 +1,4 @@
-"""How a jsonb value of a row becomes a value in Python."""
+"""Turns a jsonb value of a row into a value in Python."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from pgflow_prefect import raw_json
 
 
 def load_json(document: str | bytes) -> Any:  # noqa: ANN401  a JSON value
-    """Return what a JSON document means.
+    """Return the value of a JSON document.
 
     Raises:
-        psycopg.DataError: Python can't read it; the message says why, and has nothing of it.
+        psycopg.DataError: Python can't read it; the message says why, without any part of the document.
     """
     try:
         return raw_json.load_json(document)

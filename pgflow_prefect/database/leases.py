@@ -21,8 +21,8 @@ from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 
 Lost = Callable[[str], None]
-"""Called, from the keeper's thread, with why a run needs no owner any more: `lost` to another owner, `ended`, or
-`completed`, by whomever: then its owner still shows that, and keeps the lease for it."""
+"""Called from the keeper's thread when a run needs no owner any more, with the reason: `lost` to another owner,
+`ended` or `completed`. After `completed`, the owner keeps the lease until it has shown that in Prefect."""
 
 _Holding = tuple[UUID, int, str]
 
@@ -30,12 +30,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Pool(NamedTuple):
-    """The connections of a process, as far as its leases depend on them.
+    """The connections on which a process's leases depend.
 
     Attributes:
         statements: the pool.
-        loop: the event loop that it belongs to.
-        patience: seconds without an answer on any of them, after which the process lets its leases run out.
+        loop: the event loop of the pool.
+        patience: seconds without an answer on any connection, after which the process lets its leases run out.
     """
 
     statements: Statements
@@ -46,17 +46,17 @@ class Pool(NamedTuple):
 class LeaseKeeper:
     """Extends leases from a thread and a connection of its own.
 
-    So that neither a handler that blocks the event loop nor a pool that is used up costs a process its runs. Where the
-    server has no room for that connection, the pool does it.
+    So a process keeps its runs even if a handler blocks the event loop or the pool has no free connection. If the
+    server has no room for that connection, the pool extends the leases.
 
-    A process that can extend its leases, and can do nothing else, would keep its runs from every other process. So the
-    keeper stops once no statement of the pool has succeeded for too long.
+    A process that can only extend its leases would keep its runs from every other process. So the keeper stops if no
+    statement of the pool has succeeded for too long.
     """
 
     def __init__(self, dsn: str, lease: float, *, connect_timeout: float, pool: Pool | None = None) -> None:
-        """Prepare to extend leases of so many seconds, three times in each.
+        """Prepare to extend leases of this length, three times in each.
 
-        The connection is opened at the first extension, unless `open` is called: a run that is over by then costs none.
+        The connection opens at the first extension, unless `open` is called. A run that ends before costs none.
         """
         self._dsn = with_timeout(dsn, connect_timeout)
         self._lease = lease
@@ -78,7 +78,7 @@ class LeaseKeeper:
     ) -> None:
         self._closing.set()
         if self._connection is not None:
-            # It is a daemon: where the database hangs, no exit waits for it; nor where it has nothing to close.
+            # It is a daemon, so that no exit waits for it if the database hangs, or if it has nothing to close.
             self._thread.join(timeout=1)
 
     @property
@@ -88,7 +88,7 @@ class LeaseKeeper:
             return [run_id for run_id, _ in self._held]
 
     async def open(self) -> None:
-        """Open the connection now: a service has it before its first run, and not when the server is full.
+        """Open the connection now, so that a service has it before its first run and before the server is full.
 
         Raises:
             DatabaseUnavailableError: there is no room for it, or the server can't be reached.
@@ -102,7 +102,7 @@ class LeaseKeeper:
             ) from error
 
     def hold(self, run_id: UUID, epoch: int, on_lost: Lost) -> None:
-        """Extend the lease of a run that was taken just now, until `drop`, and tell when that has become useless."""
+        """Extend the lease of a run that was just taken, until `drop`; call back when it needs no owner any more."""
         with self._lock:
             self._held[run_id, epoch] = on_lost
 
@@ -122,7 +122,7 @@ class LeaseKeeper:
             try:
                 self._extend(held)
             except (psycopg.Error, PgflowPrefectError, TimeoutError) as error:
-                # The epoch is what protects the run; a lease that runs out only lets another process take it.
+                # The epoch protects the run. A lease that runs out only lets another process take it.
                 _logger.warning("the leases of %d runs could not be extended: %s", len(held), str(error).strip())
                 wait = self._lease / 10
         self._disconnect()
@@ -164,7 +164,7 @@ class LeaseKeeper:
     def _send_through(self, pool: Pool) -> list[_Holding]:
         async def extend() -> list[_Holding]:
             with self._lock:
-                held = [*self._held]  # those of now: a run that was handed back meanwhile is not to be held again
+                held = [*self._held]  # the current ones: a run that was handed back meanwhile must not be held again
             return await pool.statements.extend_leases(held) if held else []
 
         try:
@@ -178,7 +178,7 @@ class LeaseKeeper:
             raise TimeoutError("no answer through the pool either") from None
 
     def _is_heard(self) -> bool:
-        """Tell whether the process can do anything with its runs; ask the server, where nothing was asked lately."""
+        """Tell whether the process can still work on its runs; ask the server if there was no statement lately."""
         if self._pool is None:
             return True
         quiet = monotonic() - self._pool.statements.answered_at
@@ -192,7 +192,7 @@ class LeaseKeeper:
         return False
 
     async def _probe(self, statements: Statements) -> None:
-        """Note since when the pool gets no answer. A blocked event loop notes nothing: it only is late."""
+        """Note since when the pool gets no answer. A blocked event loop is only late, and notes nothing."""
         asked_at = monotonic()
         try:
             await statements.probe()

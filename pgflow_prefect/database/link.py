@@ -1,4 +1,4 @@
-"""How long a statement waits for its answer: a link that dies silently brings no answer, and no error either."""
+"""Bounds how long a statement waits: a link that dies silently brings neither an answer nor an error."""
 
 import asyncio
 import socket
@@ -15,7 +15,7 @@ from psycopg.rows import TupleRow
 T = TypeVar("T")
 
 BOUND = 20.0
-"""Seconds that a statement of ours may take, where the settings say nothing else."""
+"""Seconds that a statement of ours may take by default."""
 
 _CANCEL_TIMEOUT = 2.0  # seconds to reach the server with a cancel request, and again to hear its answer
 
@@ -28,7 +28,7 @@ class UnansweredError(psycopg.OperationalError):
 
 @contextmanager
 def without_bound() -> Iterator[None]:
-    """Let the statements of the block take as long as they need: they delete many rows, or install a schema."""
+    """Remove the bound of the block's statements, which delete many rows or install a schema."""
     token = _is_lifted.set(True)
     try:
         yield
@@ -39,11 +39,11 @@ def without_bound() -> Iterator[None]:
 class BoundedConnection(psycopg.AsyncConnection[dict[str, object]]):
     """A connection on which no statement waits for ever.
 
-    A server that still answers is asked to cancel the statement, and the connection stays. Else the link is cut: that
-    wakes the statement with an error, whatever the network does.
+    If the server still answers, it cancels the statement, and the connection stays. Otherwise the link is cut, which
+    ends the statement with an error even if the network is silent.
 
     Attributes:
-        bound: seconds that a statement may take; None for any number.
+        bound: seconds that a statement may take; None for no limit.
     """
 
     bound: float | None = BOUND
@@ -105,9 +105,9 @@ def bounded(connection: psycopg.Connection[TupleRow], seconds: float) -> Iterato
 
 
 def cut(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
-    """Wake whatever waits for an answer on a connection, with an error.
+    """End the wait for an answer on a connection with an error.
 
-    To close it would free libpq's memory while a thread may be using it.
+    A close would free libpq's memory while a thread may use it.
     """
     with (
         suppress(psycopg.Error, OSError),  # broken or closed already: just as good

@@ -1,4 +1,4 @@
-"""Hearing of runs that start and end, and not relying on it."""
+"""Listens for runs that start and end, as a hint only."""
 
 import logging
 
@@ -12,20 +12,20 @@ from pgflow_prefect.waiting import Pauses, Wakeup
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.5, 15.0  # seconds between two tries to connect
 
-_SILENCE = 10.0  # seconds without a notification after which the server has to show that it still answers, in as many
+_SILENCE = 10.0  # seconds without a notification after which the server has to answer a probe, within the same time
 
 _logger = logging.getLogger(__name__)
 
 
 async def listen(dsn: str, wakeup: Wakeup, *, connect_timeout: float) -> None:
-    """Ring whenever a run starts, ends or is handed back, for ever; connect again whenever the connection is lost.
+    """Wake a task when a run starts, ends or is handed back, for ever; connect again after a lost connection.
 
-    A hint: behind a pooler in transaction mode it stays silent, and what is sent while no session listens is lost. So
-    a task that is woken looks at the rows, and also does so now and then without being woken.
+    This is a hint only: behind a pooler in transaction mode it stays silent, and a notification without a listening
+    session is lost. So the task reads the rows when it wakes, and also reads them regularly.
 
     Args:
         dsn: the database.
-        wakeup: what to ring.
+        wakeup: wakes the task.
         connect_timeout: in seconds.
     """
     pauses = Pauses(_SHORTEST_WAIT, _LONGEST_WAIT)
@@ -34,7 +34,7 @@ async def listen(dsn: str, wakeup: Wakeup, *, connect_timeout: float) -> None:
             async with await connect(dsn, timeout=connect_timeout, bound=2 * _SILENCE) as connection:
                 await connection.execute(QUERIES["listen"])
                 pauses.reset()
-                wakeup.wake()  # for what was missed until now
+                wakeup.wake()  # for notifications that were missed until now
                 while True:
                     async for _ in connection.notifies(timeout=_SILENCE):
                         wakeup.wake()

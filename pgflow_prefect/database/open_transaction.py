@@ -1,4 +1,4 @@
-"""An open transaction on a handler's own connection: it begins, takes the step's completion in, and commits."""
+"""An open transaction on a handler's own connection: it begins, writes the step's completion, and commits."""
 
 import socket
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ a lock for too long."""
 _CANCEL_TIMEOUT = 5.0  # seconds
 _TRANSACTION_TIMEOUT_SINCE = 170000  # the server's version
 
-# One message, so one round trip. What the handler wrote outlives a wait for the run's lock that is cut short. The
-# completion itself is not in the savepoint: it belongs to the same transaction id as what the handler wrote.
+# One message, so one round trip. The handler's writes survive if the wait for the run's lock is cut short. The
+# completion itself is not in the savepoint: it has the same transaction id as the handler's writes.
 _COMPLETE: LiteralString = f"{QUERIES['lock_run_first']}; {QUERIES['complete_pending_step']}"
 _GO_BACK: LiteralString = "ROLLBACK TO SAVEPOINT pgflow_report"
 
 
 class ThreadTransaction:
-    """An open transaction of a sync handler: all that is done with it blocks, in a thread."""
+    """An open transaction of a sync handler: every call blocks, in a thread."""
 
     def __init__(self, connection: SyncConnection, bound: float) -> None:
         self.connection = connection
@@ -42,7 +42,7 @@ class ThreadTransaction:
 
     def complete(self, parameters: Mapping[str, object]) -> Row | None:
         """Store the step's result, commit if that is accepted, and return what `complete_pending_step` does."""
-        # A cursor that puts the parameters into the text itself: only so may a message have two statements.
+        # A cursor that puts the parameters into the text, because only then may a message have two statements.
         with psycopg.ClientCursor(self.connection, row_factory=dict_row) as cursor:
             cursor.execute(_COMPLETE, parameters)
             while cursor.nextset():
@@ -57,10 +57,10 @@ class ThreadTransaction:
         self.connection.execute(_GO_BACK)
 
     def cut(self) -> None:
-        """Have the server roll back, while the handler's thread may be in the midst of a statement.
+        """Let the server roll back while the handler's thread may be in the middle of a statement.
 
-        Closing would free libpq's memory under that thread. Instead nothing can be sent any more, the statement that
-        runs is cancelled, and the server finds the link at its end.
+        A close would free libpq's memory under that thread. Instead, this stops all sending and cancels the running
+        statement, and the server sees the end of the link.
         """
         with (
             suppress(psycopg.Error, OSError),  # broken or closed already: just as good
@@ -68,7 +68,7 @@ class ThreadTransaction:
         ):
             link.shutdown(socket.SHUT_WR)
             self.connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-        cut(self.connection)  # where the server is silent, the thread would wait for its answer for ever
+        cut(self.connection)  # the thread would wait for a silent server for ever
 
 
 class LoopTransaction:

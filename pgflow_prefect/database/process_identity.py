@@ -12,14 +12,14 @@ _ZOMBIE = b"Z"
 
 
 class ProcessIdentity(BaseModel):
-    """A process as its own machine knows it: all of these together are never used twice.
+    """A process on its machine; no two processes ever have all these values.
 
     Attributes:
         host: the machine's name.
         boot_id: which start of the machine's kernel.
         pid_namespace: in which `pid` counts: containers have their own.
         pid: the process.
-        started: ticks from the kernel's start to the process's. A pid is used again, but not with this.
+        started: ticks from the kernel's start to the process's. A pid may be used again, but not with the same ticks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -32,12 +32,12 @@ class ProcessIdentity(BaseModel):
 
     @property
     def machine(self) -> dict[str, str]:
-        """What the processes have in common that can look each other up."""
+        """The common values of processes that can look each other up."""
         return {"host": self.host, "boot_id": self.boot_id, "pid_namespace": self.pid_namespace}
 
 
 def find_identity() -> ProcessIdentity | None:
-    """Return the identity of this process; None where the system does not tell it, as outside Linux."""
+    """Return the identity of this process; None if the system does not tell it, as outside Linux."""
     try:
         boot_id = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         namespace = str((_PROC / "self/ns/pid").readlink())
@@ -58,7 +58,7 @@ def is_dead(holder: object, here: ProcessIdentity) -> bool:
     False says nothing: it lives, runs on another machine, or can't be looked up.
 
     Args:
-        holder: what a row says of the process. A role that may take runs writes it, so it may be anything.
+        holder: the row's description of the process. Any role that may take runs writes it, so it may be anything.
         here: the identity of this process.
     """
     try:
@@ -73,13 +73,13 @@ def is_dead(holder: object, here: ProcessIdentity) -> bool:
         return True
     except OSError:
         pass  # it lives, and belongs to another user
-    # A process that is not shown, as with the mount option hidepid, lives.
+    # A hidden process, as with the mount option hidepid, lives.
     stat = _read_stat(found.pid)
     return stat is not None and (stat[0] == _ZOMBIE or int(stat[_STARTED]) != found.started)
 
 
 def _read_stat(pid: int) -> list[bytes] | None:
-    """Return what the kernel says of a process from its state on; the name before that may have blanks and brackets."""
+    """Return the kernel's fields of a process, from the state on; the name before may have blanks and brackets."""
     try:
         return (_PROC / str(pid) / "stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:

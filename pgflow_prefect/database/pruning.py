@@ -11,10 +11,10 @@ from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.models import Status
 
 GRACE = timedelta(days=1)
-"""How much longer a run stays that a process holds, or whose end Prefect was not yet seen to show."""
+"""How much longer a run stays if a process holds it, or if no process has yet seen Prefect show its end."""
 
 ANY_AGE = timedelta(microseconds=1)
-"""Older than this is every run that has ended. Such runs go at once, whatever Prefect was seen to show."""
+"""An age that every ended run has. Runs of this age go at once, whether or not Prefect shows their end."""
 
 
 class PrunableRuns(BaseModel):
@@ -23,8 +23,8 @@ class PrunableRuns(BaseModel):
     Attributes:
         workflow_slug: the workflow.
         status: completed or failed.
-        runs: how many are to go.
-        kept: how many of that age are left to a later time.
+        runs: how many would be deleted.
+        kept: how many of that age stay for now.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,7 +36,7 @@ class PrunableRuns(BaseModel):
 
 
 class PruningStatements(Statements):
-    """Counting and deleting runs that ended long ago. A run that never got a `finished_at` is never among them."""
+    """Counts and deletes runs that ended long ago, but never a run without a `finished_at`."""
 
     async def count_prunable(
         self, older_than: timedelta, workflow_slugs: Iterable[str] | None = None, status: Status | None = None
@@ -44,9 +44,9 @@ class PruningStatements(Statements):
         """Return how many runs ended longer ago than that, by workflow and status.
 
         Args:
-            older_than: since their end.
-            workflow_slugs: of these workflows; of all where not given.
-            status: completed or failed; both where not given.
+            older_than: the time since their end.
+            workflow_slugs: of these workflows; by default, of all.
+            status: completed or failed; by default, both.
         """
         with without_bound():
             rows = await self._fetch(
@@ -66,7 +66,7 @@ class PruningStatements(Statements):
         workflow_slugs: Iterable[str] | None = None,
         status: Status | None = None,
     ) -> int:
-        """Delete so many of them at most, in one transaction, and return how many; fewer: there are no more.
+        """Delete at most this number of runs in one transaction, and return how many; fewer means that none is left.
 
         Raises:
             UsageError: `older_than` or `at_most` is not positive.

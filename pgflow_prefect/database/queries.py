@@ -14,7 +14,7 @@ def read_statements(folder: str) -> dict[str, LiteralString]:
         _, *parts = _HEADER.split(file.read_text(encoding="utf-8"))
         for name, body in zip(parts[::2], parts[1::2], strict=True):
             assert name not in queries, f"two statements are called {name}"
-            # psycopg takes no text that could have come from outside; these files are part of the package, as code is.
+            # psycopg refuses text that may come from outside. These files are part of the package, like code.
             queries[name] = cast("LiteralString", body.strip())
     return queries
 

@@ -1,4 +1,4 @@
-"""What people type for a run: its id, the beginning of its id, or `latest`."""
+"""Reads what people type for a run: its id, the beginning of its id, or `latest`."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ _DIGITS = re.compile(r"[0-9a-f]{1,32}", re.ASCII)
 
 @dataclass(frozen=True)
 class RunName:
-    """What was typed for a run.
+    """A run as a person typed it.
 
     Attributes:
-        text: as it was typed.
+        text: the text that was typed.
         first: the smallest id that it may mean.
-        last: the greatest one; None for `latest`, which no id is compared with.
+        last: the greatest one; None for `latest`, which is compared with no id.
     """
 
     text: str
@@ -29,12 +29,12 @@ class RunName:
 
     @property
     def run_id(self) -> UUID | None:
-        """The id, where the whole of it was typed."""
+        """The id, if the whole of it was typed."""
         return self.first if self.first == self.last else None
 
 
 def parse_run_name(text: str) -> RunName:
-    """Return what a text means.
+    """Return the meaning of a text.
 
     Raises:
         UsageError: it can't be a run's id, nor the beginning of one.
@@ -51,7 +51,7 @@ def parse_run_name(text: str) -> RunName:
 
 
 def _read_digits(text: str) -> str:
-    """Return the digits of the beginning of an id, whose dashes stand where they belong, or are left out."""
+    """Return the digits of the beginning of an id, with its dashes in the right places or without them."""
     lower = text.lower()
     digits = lower.replace("-", "")
     if _DIGITS.fullmatch(digits):

@@ -1,4 +1,4 @@
-"""Installing the two schemas, and telling whether they are there."""
+"""Installs the two schemas, and checks their versions."""
 
 from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.implementations import CLASSIC, Implementation, find_schema
@@ -13,11 +13,11 @@ ENGINE_VERSION = 3
 ADAPTER_VERSION = 7
 
 SCRIPTS = CLASSIC.scripts
-"""What installs the classic schemas, in this order; the last one says which version is there."""
+"""The scripts of the classic schemas, in this order; the last one sets the version."""
 
 
 def read_scripts() -> str:
-    """Return the SQL that installs or upgrades both schemas, as `psql` or an SQL editor take it."""
+    """Return the SQL that installs or upgrades both schemas, for `psql` or an SQL editor."""
     return "\n".join(shipped_path("sql", name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
@@ -30,7 +30,7 @@ async def read_versions(connection: Connection) -> tuple[int, int]:
 
 
 def describe_foreign_schema(table: str) -> str:
-    """Say that another program has a schema of our name, which this table shows."""
+    """Say that a schema of our name belongs to another program, as this table shows."""
     whose = "the pgflow that npm has (pgflow.dev)" if table == "flows" else "another program"
     return (
         f"the schema pgflow belongs to {whose}: it has pgflow.{table}, and no pgflow.workflows with a slug. "
@@ -39,7 +39,7 @@ def describe_foreign_schema(table: str) -> str:
 
 
 async def refuse_hidden_rows(connection: Connection) -> None:
-    """Make sure that row-level security hides no row of ours from the role that this process is.
+    """Check that row-level security hides no row of ours from the role of this process.
 
     Raises:
         HiddenRowsError: with the table, the role, and what to do.
@@ -55,16 +55,16 @@ async def refuse_hidden_rows(connection: Connection) -> None:
 
 
 async def check_schema(connection: Connection, *, only_reads: bool = False) -> Implementation:
-    """Make sure that the database has both schemas, in the versions that this package needs, and return which they are.
+    """Check that the database has both schemas in the right versions, and return its implementation.
 
     Args:
         connection: to the database.
-        only_reads: a schema on which this package can only look will do.
+        only_reads: also accept a schema that this package can only read.
 
     Raises:
         SchemaMissingError: with the command that installs them.
         SchemaNewerError: with the command that upgrades this program.
-        PgflowPrefectError: runs of the schema that is there can't be executed yet.
+        PgflowPrefectError: the package can't yet execute runs of the database's schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     engine, adapter = await read_versions(connection)
@@ -92,7 +92,7 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
 
 
 def describe_limited_schema() -> str:
-    """Say which schema a database has on which this package can only look, and what works."""
+    """Name a schema that this package can only read, and say what works."""
     return f"the schema of the released pgflow (pgflow.dev): {NOT_YET}"
 
 
@@ -106,16 +106,16 @@ def _refuse_newer(connection: Connection, engine: int, adapter: int) -> None:
 
 
 async def has_other_isolation(connection: Connection) -> bool:
-    """Tell whether role or database have another default than READ COMMITTED."""
+    """Tell whether the role or the database has another default than READ COMMITTED."""
     with translate_errors():
         row = await (await connection.execute(QUERIES["read_isolation"])).fetchone()
     return row is not None and row["isolation"] != "read committed"
 
 
 async def install_schema(connection: Connection) -> Implementation:
-    """Install or upgrade what fits the schema that is there, and return which that is; else the classic schemas.
+    """Install or upgrade the scripts for the schema of the database, by default the classic ones; return which.
 
-    Changes nothing where they are current. One schema is never installed over another one.
+    Changes nothing if they are current. It never installs one schema over another one.
 
     Raises:
         PgflowPrefectError: the database user may not create them, or a table stayed locked too long.

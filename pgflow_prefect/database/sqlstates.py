@@ -1,4 +1,4 @@
-"""What an error of PostgreSQL's means for a step: it depends on the SQLSTATE, and on whose statement met it."""
+"""Decides what a PostgreSQL error means for a step, by its SQLSTATE and by the statement that met it."""
 
 from enum import StrEnum
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from psycopg_pool import PoolTimeout
 
 
 class Whose(StrEnum):
-    """Whose statement it was."""
+    """The owner of a statement."""
 
     CLAIM = "claim"
     REPORT = "report"
@@ -20,30 +20,30 @@ class Whose(StrEnum):
 
     @property
     def is_ours(self) -> bool:
-        """Whether pgflow-prefect sent it, and not the work of a step."""
+        """Whether pgflow-prefect sent the statement, and not the work of a step."""
         return self not in {Whose.HANDLER, Whose.FUNCTION}
 
 
 class Verdict(StrEnum):
-    """What follows."""
+    """What follows from an error."""
 
     AGAIN = "try the statement again"
-    """It had no effect, or the same one that a second try finds."""
+    """Try again: the statement had no effect, or a second try finds the same effect."""
 
     LOST = "the step's transaction is lost"
-    """With all that it wrote: the step is executed again, and its attempts count for nothing."""
+    """The transaction is lost with its writes: the step is executed again, and no retry is used."""
 
     FAILURE = "a failure"
-    """Of the handler, which its retries are for; a statement of ours was refused for good."""
+    """The handler failed, and its retries apply; or a statement of ours was refused for good."""
 
 
 class _Rule(NamedTuple):
     """One line of the table.
 
     Attributes:
-        ours: of a statement of ours.
-        work: of a statement of the step's work.
-        is_link: `work` counts only where the step's own connection broke: a handler may speak to other databases.
+        ours: the verdict for a statement of ours.
+        work: the verdict for a statement of the step's work.
+        is_link: `work` counts only if the step's own connection broke, because a handler may use other databases.
     """
 
     ours: Verdict
@@ -70,21 +70,21 @@ TABLE: dict[str, _Rule] = {
     "58": _Rule(_AGAIN, _LOST),  # system errors, as of the disk
     "XX000": _Rule(_AGAIN, _FAILURE),  # internal error, as for a tuple that was updated concurrently
 }
-"""By SQLSTATE, or by how it begins: the longest one counts. Every other one is a failure."""
+"""By SQLSTATE or its beginning; the longest match counts. Any other SQLSTATE is a failure."""
 
 _OTHER = _Rule(_FAILURE, _FAILURE)
 
 _OF_ROWS = {"40001", "40P01", "55P03", "57014", "XX000"}
-"""Conflicts, locks and time-outs: those lines of the table that a statement about other rows need not meet."""
+"""Conflicts, locks and time-outs: a statement about other rows may not meet them."""
 
 
 def judge(error: psycopg.Error, whose: Whose, *, is_cut: bool = True) -> Verdict:
-    """Return what follows from an error.
+    """Return the verdict on an error.
 
     Args:
-        error: PostgreSQL's, or psycopg's.
-        whose: statement it was.
-        is_cut: the step's own connection is broken; of a statement of ours, it does not matter.
+        error: of PostgreSQL or psycopg.
+        whose: the owner of the statement.
+        is_cut: the step's own connection is broken; for a statement of ours, this does not matter.
     """
     rule = _find_rule(error)
     if whose.is_ours:
@@ -93,21 +93,21 @@ def judge(error: psycopg.Error, whose: Whose, *, is_cut: bool = True) -> Verdict
 
 
 def is_of_rows(error: psycopg.Error) -> bool:
-    """Tell whether a statement failed for the rows that it met, such as locked ones: not for the server's state."""
-    # What took too long was cancelled for it: the server's error is the cause of ours.
+    """Tell whether a statement failed because of its rows, such as locked ones, and not of the server's state."""
+    # A statement that took too long was cancelled: the server's error is the cause of ours.
     found = {each.sqlstate for each in (error, error.__cause__) if isinstance(each, psycopg.Error)}
     return not found.isdisjoint(_OF_ROWS)
 
 
 def is_link_loss(error: psycopg.Error) -> bool:
-    """Tell whether an error says that the link is lost, and nothing of the statement."""
+    """Tell whether an error says only that the link is lost, and nothing about the statement."""
     return _find_rule(error).is_link
 
 
 def _find_rule(error: psycopg.Error) -> _Rule:
     if isinstance(error, PoolTimeout):
         return _BROKEN
-    if error.sqlstate is None:  # the connection broke: the server could give no code
+    if error.sqlstate is None:  # the connection broke, so the server sent no code
         return _BROKEN if isinstance(error, psycopg.OperationalError) else _OTHER
     for length in range(len(error.sqlstate), 1, -1):
         if rule := TABLE.get(error.sqlstate[:length]):

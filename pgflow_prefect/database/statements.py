@@ -1,4 +1,4 @@
-"""How the statements of the store reach the database."""
+"""Sends the store's statements to the database."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -18,13 +18,13 @@ from pgflow_prefect.errors import UnstorableTextError
 
 
 class LeaseTerms(NamedTuple):
-    """On which terms this process holds the runs that it takes.
+    """The terms on which this process holds its runs.
 
     Attributes:
-        held_by: who, for people.
+        held_by: the process's name for people.
         lease: in seconds.
         max_recoveries: owners in a row that may vanish while no further step completes.
-        holder: the identity of this process as JSON, so that its machine can tell whether it is dead; None: unknown.
+        holder: the identity of this process as JSON, so that its machine can tell whether it is dead; None if unknown.
     """
 
     held_by: str
@@ -34,23 +34,23 @@ class LeaseTerms(NamedTuple):
 
 
 class Backend(StrEnum):
-    """What the server does in a session."""
+    """The server's activity in a session."""
 
     BUSY = "busy"
-    """It works, or has not been idle for long."""
+    """The server works, or has not been idle for long."""
 
     IDLE = "idle"
-    """It has waited for the client."""
+    """The server has waited for the client."""
 
     GONE = "gone"
     """There is no such session."""
 
     UNKNOWN = "unknown"
-    """A pooler stands between: what a client knows of its session is not the server's."""
+    """A pooler stands between, so the client does not know its session on the server."""
 
 
 def describe_read_only(row: Row) -> str | None:
-    """Return why a database can't be written, from the row of `read_writability`; None where it can."""
+    """Return why a database is read-only, from the row of `read_writability`; None if it is not."""
     name = row["database"]
     if row["in_recovery"]:
         return f"database {name!r} is read-only: its server is a standby. Connect to the primary"
@@ -64,7 +64,7 @@ class Statements:
 
     Attributes:
         lease_terms: the terms.
-        implementation: of the contract with SQL, which the database has.
+        implementation: the database's implementation of the contract.
         answered_at: when a statement succeeded last, by the monotonic clock.
     """
 
@@ -74,18 +74,18 @@ class Statements:
         self._pool = pool
         self.implementation = implementation
         self._in_blocks = in_blocks  # role or database have another default than READ COMMITTED
-        self._is_suspect = False  # the pool's other connections lead to the same silent or read-only server
+        self._is_suspect = False  # the pool's other connections lead to the same server, which is silent or read-only
         self.lease_terms = lease_terms
         self.answered_at = monotonic()
 
     @property
     def connections(self) -> int:
-        """How many connections the pool opens at most."""
+        """The greatest number of connections that the pool opens."""
         return self._pool.max_size
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
-            # Without a block of the connection's own: it would end a transaction, and here there never is one.
+            # Without the connection's own block, which would end a transaction: here there never is one.
             connection = await self._pool.getconn()
             try:
                 async with connection.transaction() if self._in_blocks else nullcontext():
@@ -100,7 +100,7 @@ class Statements:
         return rows
 
     async def probe(self) -> None:
-        """Hear from the server.
+        """Ask the server for any answer.
 
         Raises:
             TransientError: it does not answer.
@@ -108,11 +108,11 @@ class Statements:
         await self._fetch("probe")
 
     async def look_at_backend(self, pid: int, seconds: float) -> Backend:
-        """Return what the server does in a session of this role's.
+        """Return the server's activity in a session of this role.
 
         Args:
             pid: the session's process, as its client knows it.
-            seconds: for which an idle session has to have been so.
+            seconds: how long a session must have been idle to count as idle.
 
         Raises:
             TransientError: it does not answer.
@@ -127,11 +127,11 @@ class Statements:
         return Backend(str(row["found"]))
 
     async def end_backend(self, pid: int, age: float) -> None:
-        """End a session of this role's that has a transaction open, and does nothing in it.
+        """End a session of this role that is idle in a transaction.
 
         Args:
             pid: the session's process, as its client knew it.
-            age: seconds for which the session has existed at least: a younger one is another client's.
+            age: the least age of the session in seconds: a younger session belongs to another client.
 
         Raises:
             PgflowPrefectError: the role may not, or the server does not answer.
@@ -142,7 +142,7 @@ class Statements:
                 await connection.execute(QUERIES["end_backend"], parameters)
 
     async def check_writable(self) -> None:
-        """Make sure that the database can be written.
+        """Check that the database can be written.
 
         Raises:
             ReadOnlyError: with the reason.
@@ -168,7 +168,7 @@ class Statements:
     async def _fetch_telling(
         self, query: str, texts: Mapping[str, str | list[str]], *, run_id: UUID | None = None, **parameters: object
     ) -> list[Row]:
-        """Execute a statement with texts for people: what the database's encoding does not have is escaped."""
+        """Execute a statement with texts for people, and escape characters that the database's encoding lacks."""
         try:
             return await self._fetch(query, run_id=run_id, **parameters, **texts)
         except UnstorableTextError:
@@ -180,8 +180,8 @@ class Statements:
     async def drop_broken_connections(self) -> None:
         """Close the idle connections that no longer answer, so that the next statement does not meet one.
 
-        After a silent link, or a server that became read-only, all of them are replaced: to ask each one would take as
-        long again, and a new one may lead to another server.
+        After a silent link, or on a read-only server, it replaces all of them: to ask each one would take as long
+        again, and a new connection may lead to another server.
         """
         if self._is_suspect:
             self._is_suspect = False
@@ -191,5 +191,5 @@ class Statements:
 
 
 def escape(text: str) -> str:
-    """Return a text as every encoding has it: a euro sign as \\u20ac."""
+    """Return a text that fits every encoding: a euro sign as \\u20ac."""
     return text.encode("ascii", "backslashreplace").decode("ascii")

@@ -22,7 +22,7 @@ _READ_ONLY = "the database is read-only: a standby, or default_transaction_read_
 
 
 class _WatchedConnection(psycopg.Connection[TupleRow]):
-    """psycopg's own, which also tells since when it waits for the server, by the monotonic clock."""
+    """psycopg's connection, which also tells since when it waits for the server, by the monotonic clock."""
 
     waits_since: float | None = None
 
@@ -49,14 +49,14 @@ class _WatchedAsyncConnection(psycopg.AsyncConnection[TupleRow]):
 
 @dataclass(frozen=True)
 class Connector:
-    """How the connections of steps are opened: one each, and not of the pool, which all steps of a run share.
+    """Opens the connections of steps: one for each step, outside of the pool that all steps of a run share.
 
     Attributes:
-        dsn: what `find_dsn` returned.
+        dsn: from `find_dsn`.
         timeout: seconds to wait for the server.
-        patience: seconds for which it is tried again while there is no connection to be had.
-        bound: seconds that a statement of ours on it may take, and that its link may be without an answer which the
-            server does not work on.
+        patience: seconds for which it tries again while the server has no free connection.
+        bound: seconds that a statement of ours may take on it. Also the seconds for which a handler may wait for an
+            answer while the server is idle.
     """
 
     dsn: str = field(repr=False)
@@ -65,10 +65,10 @@ class Connector:
     bound: float = BOUND
 
     def open(self) -> SyncConnection:
-        """Open a connection that is used in a thread.
+        """Open a connection for a thread.
 
         Raises:
-            psycopg.OperationalError: there is none to be had now.
+            psycopg.OperationalError: the server has none at this moment.
         """
         connection: SyncConnection = _WatchedConnection.connect(
             with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
@@ -79,10 +79,10 @@ class Connector:
         return connection
 
     async def open_async(self) -> AsyncConnection:
-        """Open a connection that is used on the event loop.
+        """Open a connection for the event loop.
 
         Raises:
-            psycopg.OperationalError: there is none to be had now.
+            psycopg.OperationalError: the server has none at this moment.
         """
         connection: AsyncConnection = await _WatchedAsyncConnection.connect(
             with_timeout(self.dsn, self.timeout), autocommit=True, prepare_threshold=None
@@ -100,7 +100,7 @@ def _is_read_only(connection: SyncConnection | AsyncConnection) -> bool:
 
 
 class LazyConnection:
-    """Stands for an async connection, which is opened at its first use; awaiting this gives the connection itself."""
+    """An async connection that opens at its first use; `await` returns the connection itself."""
 
     def __init__(self, open_connection: Callable[[], Awaitable[AsyncConnection]]) -> None:
         self._open = open_connection

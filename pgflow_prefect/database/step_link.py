@@ -1,4 +1,4 @@
-"""The link of a step's own connection: a handler's statement has no bound, and would wait for ever on a dead one."""
+"""Watches the link of a step's own connection: a handler's statement has no bound, and a dead link never answers."""
 
 import asyncio
 from collections.abc import Callable
@@ -22,11 +22,11 @@ _DEAD = {
 
 
 class StepLink:
-    """Cuts the link once its handler waits for an answer that can't come.
+    """Cuts the link if its handler waits for an answer that can't come.
 
-    The server may work on a handler's statement for as long as it takes. So the server is asked, on a connection of the
-    pool. A link is dead where the handler waits, and the session has been idle for as long or is not there any more.
-    Behind a pooler, the server can't be asked about one client.
+    The server may work on a handler's statement for any time. So the watch asks the server, on a connection of the
+    pool. A link is dead if the handler waits, and the session has been idle for as long or is gone. Behind a pooler, the
+    server knows nothing of a single client.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class StepLink:
 
         Args:
             connection: of the step.
-            connector: says how long a handler and its session may be without each other, and how long without a server.
+            connector: has the bounds for a silent link and for a silent server.
             statements: the pool that asks the server.
-            tell: hears why the link was cut, and for how many seconds the handler had waited.
+            tell: called with the reason for the cut, and with the seconds that the handler had waited.
         """
         self._connection = connection
         self._connector = connector
@@ -65,12 +65,12 @@ class StepLink:
                 return
 
     async def _find_death(self, since: float) -> str | None:
-        """Return why the link is dead; None where it is not, or may not be."""
+        """Return why the link is dead; None if it may be alive."""
         try:
             return _DEAD.get(await self._statements.look_at_backend(self._pid, self._connector.bound))
         except TransientError:
             quiet = monotonic() - max(since, self._statements.answered_at)
-            # For so long, no lease was extended: the transaction is as good as lost.
+            # No lease was extended for this time, so the transaction is as good as lost.
             return _DEAD[None] if quiet > self._connector.patience else None
 
     def _find_wait(self) -> float | None:
@@ -81,6 +81,6 @@ class StepLink:
         return waits_since
 
     async def end_session(self) -> None:
-        """End the session, after its link broke: a server that has not noticed would keep its locks."""
+        """End the session after its link broke: the server may not have noticed, and would keep its locks."""
         with suppress(PgflowPrefectError), anyio.move_on_after(self._connector.timeout):
             await self._statements.end_backend(self._pid, monotonic() - self._opened_at)

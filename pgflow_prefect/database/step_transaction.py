@@ -1,4 +1,4 @@
-"""What a handler writes through `context.connection` commits together with its step's completion, or not at all."""
+"""Commits a handler's writes through `context.connection` together with its step's completion, or not at all."""
 
 import asyncio
 import logging
@@ -29,15 +29,15 @@ from pgflow_prefect.models import Report, TaskKey
 from pgflow_prefect.waiting import make_pauses
 
 OPEN_TOO_LONG = 60.0
-"""Seconds after which a transaction that is still open is worth a warning: its locks stay, and vacuum waits for it."""
+"""Seconds after which an open transaction causes a warning, because its locks stay and vacuum waits for it."""
 
 _CANCEL_TIMEOUT = 2.0  # seconds to reach the server with a cancel request, and again to hear its answer
 
 _CHECKED = sql.SQL("SELECT pgflow_prefect.check_result({}::text::jsonb)::text")
-"""A call whose result is bounded before any of it is sent."""
+"""Calls a function and bounds its result before the server sends any of it."""
 
 _REFUSALS = {"bindings_function": NotRetriableError, "json_limits": ResultInvalidError}
-"""What our own checks around a call raise, by the name that they give; anything else is the function's."""
+"""The errors of our own checks around a call, by name; any other error is the function's."""
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 
@@ -45,15 +45,14 @@ Logger = logging.Logger | logging.LoggerAdapter[Any]
 class StepTransaction:
     """The transaction of one execution of a step, if its handler asks for one; leaving the block ends it.
 
-    Who asks on the event loop's thread gets an async connection, who asks on any other one a sync one: that is where
-    async and sync handlers are executed.
+    A call on the event loop's thread gets an async connection, a call on another thread a sync one: async and sync
+    handlers are executed there.
 
     Attributes:
-        committed: the step's completion was accepted, and all that was written with it.
+        committed: PostgreSQL has accepted the step's completion, with all writes.
         lost: after the block: PostgreSQL ended the transaction for a reason of the moment, and the step may be
             executed again.
-        is_cut_off: after the block: that reason was its link. However often that happens, it is no failure of the
-            handler.
+        is_cut_off: after the block: the reason was a lost link. This never counts as a failure of the handler.
     """
 
     def __init__(
@@ -64,14 +63,14 @@ class StepTransaction:
         logger: Logger,
         statements: Statements | None = None,
     ) -> None:
-        """Prepare a transaction, which begins when it is asked for.
+        """Prepare a transaction, which begins when the handler asks for it.
 
         Args:
-            connector: opens its connection; None where a handler gets none.
+            connector: opens its connection; None if the handler gets none.
             run_id: the run.
             task: the task.
-            logger: hears of what takes long.
-            statements: the pool, which finds out whether the connection's link is dead; it is trusted without one.
+            logger: for warnings of long waits.
+            statements: the pool that asks whether the connection's link is dead; without it, nothing asks.
         """
         self._connector = connector
         self._statements = statements
@@ -95,8 +94,8 @@ class StepTransaction:
         """The connection: a sync one, opened now, or an async one that is opened when it is used.
 
         Raises:
-            UsageError: the step's execution has ended, or there is no connection to be had.
-            NoConnectionError: there was none in all the time that a step waits for it.
+            UsageError: the step's execution has ended, or the step can have no connection.
+            NoConnectionError: the server had none in all the time that a step waits.
         """
         if threading.get_ident() == self._loop_thread:
             return LazyConnection(self._open_on_loop)
@@ -159,7 +158,7 @@ class StepTransaction:
     def _find_pause(
         self, pauses: Iterator[float], error: TransientError, what: str = "context.connection"
     ) -> float | None:
-        """Return the seconds until the next try; None where there should be none."""
+        """Return the seconds until the next try; None for no further try."""
         pause = next(pauses, None)
         if pause is not None:
             self._logger.warning(
@@ -207,7 +206,7 @@ class StepTransaction:
         return self._connector
 
     def _make_link(self, connector: Connector, connection: SyncConnection | AsyncConnection) -> StepLink | None:
-        """Return the link of a connection that the handler does not have yet: it may close it at once."""
+        """Return the link of a connection before the handler gets it, because the handler may close it at once."""
         if self._statements is None:
             return None
         return StepLink(connection, connector, self._statements, self._tell_dead)
@@ -238,7 +237,7 @@ class StepTransaction:
         )
 
     async def complete(self, result: str, **fence: object) -> Report:
-        """Store the step's result and commit, if that is accepted; the block's end rolls back what was not.
+        """Store the step's result and commit if PostgreSQL accepts it; otherwise the block's end rolls back.
 
         Args:
             result: JSON text.
@@ -247,7 +246,7 @@ class StepTransaction:
         Raises:
             UsageError: the handler has ended the transaction.
             TransientError: nothing was committed, or the answer to the COMMIT was lost.
-            PgflowPrefectError: PostgreSQL refuses the result, or what the handler wrote.
+            PgflowPrefectError: PostgreSQL refuses the result, or the handler's writes.
         """
         opened = self._opened
         assert opened is not None
@@ -260,7 +259,7 @@ class StepTransaction:
                 with translate_errors(self._run_id):
                     row = await self._complete_once(opened, parameters)
             except TransientError as error:
-                # Where only the completion was held up, the handler's work is still there: it waits no less for that.
+                # If only the completion had to wait, the handler's work is still there. Its wait has the same limit.
                 held_up = isinstance(error.__cause__, psycopg.Error) and error.__cause__.sqlstate in HELD_UP
                 if not held_up or (pause := self._find_pause(pauses, error, "the completion")) is None:
                     raise
@@ -318,7 +317,7 @@ class StepTransaction:
             psycopg.Error: whatever the function raises.
             TransientError: PostgreSQL can't be reached at this moment.
         """
-        # As the function's argument, the check can't come after the call, whatever the planner evaluates early.
+        # The check is the function's argument, so the planner can't evaluate it after the call.
         call = _CHECKED.format(
             sql.SQL(
                 "{}(pgflow_prefect.check_function(%(workflow_slug)s, %(step_slug)s, %(schema)s, %(function)s, "
@@ -347,7 +346,7 @@ class StepTransaction:
         return "null" if row is None or row[0] is None else str(row[0])
 
     async def defer(self, **note: object) -> None:
-        """Note that another program is to report the step, and commit that with what the handler wrote.
+        """Note that another program will report the step, and commit that with the handler's writes.
 
         Args:
             note: `task_run_id`, `state_name` and `message`.
@@ -373,7 +372,7 @@ class StepTransaction:
             )
 
     def abandon(self) -> None:
-        """Note that the handler's thread goes on without the step: what it writes is not to count."""
+        """Note that the handler's thread goes on without the step, so that its writes do not count."""
         self._abandoned = self._ended = True
         self._over.set()
 
@@ -402,7 +401,7 @@ class StepTransaction:
 
     def _is_lost_to(self, error: BaseException | None) -> bool:
         if self._opened is None:
-            return False  # nothing was lost: the work is not to be done again
+            return False  # nothing was lost, so the work must not be repeated
         if isinstance(error, TransientError):  # of the completion
             return True
         if self.is_cut_off:
@@ -412,7 +411,7 @@ class StepTransaction:
         return judge(error, Whose.HANDLER, is_cut=self._opened.connection.broken) is Verdict.LOST
 
     def _is_cut_off_by(self, error: BaseException | None) -> bool:
-        """Tell whether the lost link is behind an error, which a handler may have raised as one of its own."""
+        """Tell whether the lost link caused an error, also if the handler raised an error of its own from it."""
         if self._opened is None or not self._opened.connection.broken:
             return False
         return any(isinstance(each, psycopg.Error) and is_link_loss(each) for each in _list_causes(error))
@@ -428,7 +427,7 @@ class StepTransaction:
 
 
 def _list_causes(error: BaseException | None) -> list[BaseException]:
-    """Return an error, and what it was raised from."""
+    """Return an error and its causes."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
@@ -448,5 +447,5 @@ async def _interrupt(connection: SyncConnection | AsyncConnection) -> None:
 
 
 async def _run_in_thread(function: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Run what blocks; with a limiter of its own, as it must not wait for the handlers of users."""
+    """Run a blocking function, with a limiter of its own, because it must not wait for the handlers of users."""
     return await anyio.to_thread.run_sync(function, limiter=CapacityLimiter(1))

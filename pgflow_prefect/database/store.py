@@ -1,4 +1,4 @@
-"""What the rest of the package asks of the database: definitions, runs, claims, reports."""
+"""The statements of the rest of the package: definitions, runs, claims, reports."""
 
 import os
 import socket
@@ -57,14 +57,14 @@ from pgflow_prefect.wording import suggest
 _DOING = {Completion: "complete", Failure: "fail", ClaimRequest: "claim"}
 
 _SIMILAR_SHOWN = 5
-"""Ids that an error shows of the runs that a person may mean."""
+"""The number of ids in an error that lists the runs that a person may mean."""
 
 
 class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningStatements, UnsettledStatements):
     """pgflow's tables and functions, one method a statement.
 
-    Every method raises `SchemaMissingError` where the schema is not there and `TransientError` where the same call
-    may succeed a moment later.
+    Every method raises `SchemaMissingError` if there is no schema, and `TransientError` if the same call may succeed
+    a moment later.
     """
 
     # Definitions
@@ -74,11 +74,11 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return [WorkflowSummary.model_validate(row) for row in await self._fetch("list_workflows")]
 
     async def list_slugs(self) -> list[str]:
-        """Return the slugs of all workflows, by alphabet."""
+        """Return the slugs of all workflows in alphabetical order."""
         return [str(row["slug"]) for row in await self._fetch("list_slugs")]
 
     async def load_definition(self, workflow_slug: str) -> WorkflowDefinition:
-        """Return a workflow as it is defined now.
+        """Return the current definition of a workflow.
 
         Raises:
             UnknownWorkflowError: with the nearest slug that exists.
@@ -89,23 +89,23 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return WorkflowDefinition.model_validate(rows[0])
 
     async def replace_definition(self, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
-        """Make a workflow's definition another one: all that differs, in one transaction, or nothing.
+        """Replace a workflow's definition: all differences in one transaction, or nothing.
 
         Args:
-            old: what `load_definition` returned; None for a workflow that the database does not know.
-            new: of the same slug; the same definition: nothing is sent.
+            old: from `load_definition`; None for a workflow that the database does not know.
+            new: of the same slug; if it equals `old`, nothing is sent.
 
         Raises:
-            DefinitionChangedError: the database does not have `old` any more.
+            DefinitionChangedError: the database no longer has `old`.
             UsageError: the new deps make a cycle.
-            PgflowPrefectError: a run needs a step that is to go, or the workflow stays locked.
+            PgflowPrefectError: a run needs a removed step, or the workflow stays locked.
         """
         with translate_errors():
             async with self._pool.connection() as connection:
                 await replace_definition(connection, old, new)
 
     async def load_run_definition(self, run_id: UUID) -> WorkflowDefinition:
-        """Return the definition that a run began with, whatever was edited since.
+        """Return the definition that a run began with, without later edits.
 
         Raises:
             UnknownRunError: there is no run of this id.
@@ -127,16 +127,16 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def create_run(
         self, workflow_slug: str, payload: str, run_id: UUID, flow_run_id: UUID | None = None
     ) -> int | None:
-        """Start a run and its root steps, and take it at once; the same id again finds the run that exists.
+        """Start a run and its root steps, and take it at once; with the same id again, take the existing run.
 
         Args:
             workflow_slug: the workflow.
             payload: JSON text.
             run_id: the run's id.
-            flow_run_id: its owner; without one, it is reserved for a flow run that is about to be created.
+            flow_run_id: its owner; without one, the run is reserved for a flow run that is about to be created.
 
         Returns:
-            The epoch, or None where the run has ended.
+            The epoch, or None if the run has ended.
 
         Raises:
             UsageError: unknown workflow, no steps, a cycle.
@@ -153,7 +153,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return _find_epoch(rows)
 
     async def take_run(self, run_id: UUID, flow_run_id: UUID | None = None, *, force: bool = False) -> int | None:
-        """Make a flow run the owner of a pending run and return the new epoch; None where the run has ended.
+        """Make a flow run the owner of a pending run and return the new epoch; None if the run has ended.
 
         Args:
             run_id: the run.
@@ -175,10 +175,10 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         """Reserve pending runs that no process holds, the oldest of each workflow first.
 
         Args:
-            workflow_slugs: of these workflows, as far as they are enabled.
-            wanted: so many at most.
-            adopt: those that were begun before their workflow was enabled, too.
-            besides: not these, which this process executes, even where it could not extend their leases.
+            workflow_slugs: of these workflows, if they are enabled.
+            wanted: the greatest number of runs.
+            adopt: also runs that began before their workflow was enabled.
+            besides: leaves out these runs, which this process executes, even if it could not extend their leases.
         """
         rows = await self._fetch(
             "take_runs",
@@ -191,12 +191,12 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return [TakenRun.model_validate(row) for row in rows]
 
     async def link_flow_run(self, run_id: UUID, epoch: int, flow_run_id: UUID, *, queued: bool) -> bool:
-        """Name the flow run that a run was reserved for; False where another process has taken the run meanwhile.
+        """Name the flow run of a reserved run; return False if another process has taken the run meanwhile.
 
         Args:
             run_id: the run.
             epoch: in which it was reserved.
-            flow_run_id: what was created for it.
+            flow_run_id: the flow run that was created for it.
             queued: Prefect decides when it starts, and there is no lease until then.
         """
         rows = await self._fetch(
@@ -212,14 +212,14 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def link_flow_runs(
         self, links: Sequence[LinkRequest], *, lock_timeout: float | None = None
     ) -> list[LinkedRun]:
-        """Name the flow runs that runs were reserved for, all in one statement.
+        """Name the flow runs of reserved runs, all in one statement.
 
         Args:
-            links: of each run one.
-            lock_timeout: seconds to wait for each lock; None for what the database says.
+            links: one for each run.
+            lock_timeout: seconds to wait for each lock; None for the database's setting.
 
         Returns:
-            What is known of each run, in the order of `links`.
+            The facts about each run, in the order of `links`.
         """
         rows = await self._fetch(
             "link_flow_runs",
@@ -235,7 +235,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def is_made_for(self, run_id: UUID, flow_run_id: UUID) -> bool:
         """Tell whether a flow run that Prefect started may take a run.
 
-        It may where it was made for the run, or where the run was never taken and its workflow is enabled.
+        It may if it was made for the run, or if the run was never taken and its workflow is enabled.
         """
         [row] = await self._fetch("is_made_for", run_id=run_id, flow_run_id=flow_run_id)
         return bool(row["made"])
@@ -252,17 +252,17 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         await self._fetch("release_reservation", run_id=run_id, epoch=epoch, held_by=self.lease_terms.held_by)
 
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
-        """Return workflow and id of the pending runs that only `adopt` takes: older than their workflow's enabling."""
+        """Return workflow and id of the pending runs that only `adopt` takes, older than the enabling."""
         rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)
         return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
 
     async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:
-        """Return how many pending runs no process has ever taken, and the oldest, by workflow; not of disabled ones."""
+        """Return the number of pending runs that no process has ever taken, and the oldest, by enabled workflow."""
         rows = await self._fetch("list_waiting_runs")
         return {str(row["workflow_slug"]): (int(str(row["runs"])), UUID(str(row["first"]))) for row in rows}
 
     async def enable_workflow(self, workflow_slug: str, *, enabled: bool = True) -> Enabled:
-        """Let workers and bridges take a workflow's new runs, or no runs at all; again: changes nothing.
+        """Let workers and bridges take a workflow's new runs, or no runs at all; a repeated call changes nothing.
 
         Raises:
             UnknownWorkflowError: with the nearest slug that exists.
@@ -277,7 +277,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return {each.workflow_slug: each for each in found}
 
     async def read_run(self, run_id: UUID, *, with_payload: bool = False) -> Run:
-        """Return a run as it is now, its payload only where that is asked for.
+        """Return the current state of a run, with its payload only on request.
 
         Raises:
             UnknownRunError: there is none of this id.
@@ -288,7 +288,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return Run.model_validate(rows[0])
 
     async def find_run_id(self, name: RunName) -> UUID:
-        """Return the id of the run that a person means; a whole id is returned without a look.
+        """Return the id of the run that a person means; a whole id is returned without a statement.
 
         Raises:
             UnknownRunError: no run's id begins so, or there is no run at all.
@@ -311,7 +311,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return UUID(ids[0])
 
     async def read_end(self, run_id: UUID, step_slugs: Iterable[str]) -> RunEnd:
-        """Return how a run stands, and the results of these steps if it is completed.
+        """Return a run's status, and the results of these steps if it is completed.
 
         Raises:
             UnknownRunError: there is none of this id.
@@ -322,10 +322,10 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return RunEnd.model_validate(rows[0])
 
     async def read_ends(self, asked: Sequence[tuple[UUID, Sequence[str]]]) -> list[RunEnd]:
-        """Return how several runs stand, as `read_end` does, all in one statement.
+        """Return the status of several runs, as `read_end` does, all in one statement.
 
         Args:
-            asked: runs and the steps whose results are wanted; each run once.
+            asked: runs, and the steps whose results the caller wants; each run once.
 
         Raises:
             UnknownRunError: there is none of one of these ids.
@@ -339,7 +339,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return [found[run_id] for run_id, _ in asked]
 
     async def read_clock(self) -> datetime:
-        """Return the database's time, which those of runs and steps are from."""
+        """Return the time by the database's clock, which also dates runs and steps."""
         [row] = await self._fetch("read_clock")
         return datetime.fromisoformat(str(row["now"]))
 
@@ -354,7 +354,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     ) -> list[Run]:
         """Return the newest runs first, at most `limit`: of one workflow, in one status, begun since then, or all.
 
-        Cancelled runs are failed ones, too. Payloads are only read where they are asked for.
+        Cancelled runs count as failed, too. Payloads are read only on request.
         """
         rows = await self._fetch(
             "list_runs",
@@ -401,12 +401,12 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return RawJson(str(rows[0]["results"])).split()
 
     async def claim_step(self, run_id: UUID, epoch: int, request: ClaimRequest) -> Claim:
-        """Count an attempt of a step and return its input; of a step that is completed or external, that.
+        """Count an attempt of a step and return its input; for a completed or external step, return its state.
 
         Args:
             run_id: the run.
-            epoch: what `take_run` returned.
-            request: the step, and what is wanted.
+            epoch: from `take_run`.
+            request: the step, and the parts of the input that it needs.
 
         Raises:
             SupersededError: another owner has taken the run.
@@ -423,11 +423,11 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
         Args:
             run_id: the run.
-            epoch: what `take_run` returned.
+            epoch: from `take_run`.
             completion: the step and its result.
 
         Returns:
-            The step's state afterwards: not `completed` where the report came too late.
+            The step's state afterwards; it is not `completed` if the report came too late.
 
         Raises:
             ResultInvalidError: jsonb can't hold the result.
@@ -442,15 +442,15 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
         Args:
             elements: those of one run together, and the runs by id.
-            lock_timeout: seconds to wait for each lock; None for what the database says.
+            lock_timeout: seconds to wait for each lock; None for the database's setting.
 
         Returns:
-            What each of them alone would return. An error where its run is gone; for a claim of a former owner, or of
-            a run that has ended, what it alone would raise. None where, of several runs, another transaction has
-            locked this one: then nothing was done for this run.
+            For each element, the answer that it would get alone. An error if its run is gone, if a former owner claims,
+            or if the claim's run has ended. With several runs, None if another transaction has locked this run: then
+            nothing was done for it.
 
         Raises:
-            PgflowPrefectError: what one of them alone would raise.
+            PgflowPrefectError: the error that one of them would raise alone.
         """
         runs = {each.run_id for each in elements}
         rows = await self._fetch(
@@ -464,7 +464,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
     async def fail_step(
         self, run_id: UUID, task: TaskKey, error_message: str, *, state_name: str, **fence: object
     ) -> Report:
-        """Fail a task, its step and the run; arguments and return value as of `complete_step`."""
+        """Fail a task, its step and the run; for arguments and return value, see `complete_step`."""
         rows = await self._fetch_telling(
             "fail_step",
             {"error_message": error_message},
@@ -490,7 +490,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
 
 
 def _to_setting(seconds: float | None) -> str | None:
-    """Return a time-out as the server reads it; None for what the database says."""
+    """Return a time-out in the server's form; None for the database's setting."""
     return None if seconds is None else f"{seconds * 1000:.0f}ms"
 
 
@@ -516,7 +516,7 @@ def _to_answer(element: TaskElement, row: Row) -> Report | Claim | PgflowPrefect
 
 
 def _to_element(element: TaskElement) -> str:
-    """Return what is to be done to a task as JSON text; a result is that already."""
+    """Return the request for a task as JSON text; a result already is JSON text."""
     asked = element.asked
     fields = {"do": _DOING[type(asked)], "run_id": element.run_id, "epoch": element.epoch} | asked.as_parameters()
     result = fields.pop("result", None)
@@ -535,12 +535,12 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
     Args:
         settings: name the database.
         size: connections at most.
-        only_reads: the caller only looks at definitions and runs, which works on every schema that this package knows.
+        only_reads: the caller only reads definitions and runs, which works on every schema that this package knows.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
-        PgflowPrefectError: runs of the schema that it has can't be executed yet.
+        PgflowPrefectError: the package can't yet execute runs of its schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     dsn = find_dsn(settings)

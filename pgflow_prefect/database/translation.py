@@ -1,4 +1,4 @@
-"""From PostgreSQL's errors to ours."""
+"""Translates PostgreSQL's errors into ours."""
 
 import re
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class ReadOnlyError(TransientError, DatabaseReadOnlyError):
 
 @contextmanager
 def translate_errors(run_id: UUID | None = None) -> Iterator[None]:
-    """Raise what PostgreSQL refuses as an error of this package, its cause attached."""
+    """Raise PostgreSQL's errors as errors of this package, with their cause."""
     try:
         yield
     except psycopg.Error as error:
@@ -61,7 +61,7 @@ def _translate(error: psycopg.Error, run_id: UUID | None) -> PgflowPrefectError:
         return ReadOnlyError(f"PostgreSQL: {message}")
     if is_transient(error):
         return TransientError(f"PostgreSQL: {message}", is_of_rows=is_of_rows(error))
-    if function is not None:  # as a rule a trigger's: its error does not mean what the same one of ours would mean
+    if function is not None:  # usually a trigger: its error means something else than the same error of our functions
         return PgflowPrefectError(f"PostgreSQL: {message}")
     return _translate_refusal(error, message, run_id)
 
@@ -98,14 +98,14 @@ def _translate_refusal(error: psycopg.Error, message: str, run_id: UUID | None) 
 
 
 def find_users_function(context: str | None) -> str | None:
-    """Return the innermost function in an error's context that is not one of ours, such as a trigger's; None for none.
+    """Return the innermost function in an error's context that is not ours, such as a trigger's; None if there is none.
 
     Args:
         context: PostgreSQL's CONTEXT of an error, the innermost function first.
     """
     frames = [frame for line in (context or "").splitlines() if (frame := _FRAME.search(line)) is not None]
     names = [frame["name"].rpartition(".") for frame in frames]
-    # A name is written for the search_path in which the function was compiled. Our functions that set their own path
+    # PostgreSQL writes a name for the search_path in which it compiled the function. Ours that set their own path
     # have a bare name; the others of one session are all bare, or all qualified.
     hidden = {schema for schema, _, _ in names if schema}
     for frame, (schema, _, function) in zip(frames, names, strict=True):
@@ -135,7 +135,7 @@ def _list_our_functions() -> frozenset[tuple[str, str, bool]]:
 
 @cache
 def _list_functions_with_a_path() -> frozenset[tuple[str, bool]]:
-    """Return the names of those of our functions that set their own search_path, and whether they take no argument."""
+    """Return the names of our functions that set their own search_path, and whether they take no argument."""
     pattern = re.compile(r"CREATE OR REPLACE FUNCTION pgflow\w*\.(\w+)\((\)?)(.*?)\nAS \$", re.DOTALL)
     created = pattern.findall(_read_scripts())
     return frozenset((name, bool(closed)) for name, closed, head in created if "SET search_path" in head)

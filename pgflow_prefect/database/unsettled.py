@@ -1,4 +1,4 @@
-"""What PostgreSQL says of runs that are compared with Prefect."""
+"""Reads the runs that reconciliation compares with Prefect."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -19,16 +19,16 @@ class UnsettledRun(BaseModel):
         workflow_slug: its workflow.
         status: its status.
         ended_as: how it ended; None while it is pending.
-        is_given_up: it was failed because its owners vanished, one after the other.
+        is_given_up: it failed because its owners vanished, one after the other.
         error_message: why it failed.
         finished_at: when it ended.
         held: how its latest owner holds it.
         epoch: in which its latest owner took it.
-        flow_run_id: the flow run that executes it, or did to its end; None where that one is being created, and where
-            the run was reopened since.
+        flow_run_id: the flow run that executes it, or that executed it to its end; None while that flow run is being
+            created, and after the run was reopened.
         taken_at: when its latest owner took it.
         flow_run_ids: all flow runs that have ever taken it.
-        now: when all this was so.
+        now: the time of these values.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -49,7 +49,7 @@ class UnsettledRun(BaseModel):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        """Whether `cancel_run` ended the run; a failed run failed by itself."""
         return self.ended_as is Ending.CANCELLED
 
 
@@ -83,21 +83,21 @@ class UnsettledStep(BaseModel):
 
 
 class UnsettledStatements(Statements):
-    """The part of the store that is about runs which are compared with Prefect."""
+    """The part of the store for reconciliation."""
 
     async def list_unsettled(self, *, after: UUID | None, limit: int, everything: bool = False) -> list[UUID]:
-        """Return runs that a process has taken and that Prefect was not yet seen to agree on, by id.
+        """Return runs that a process has taken and that no process has yet seen to agree with Prefect, by id.
 
         Args:
-            after: those behind this one; from the first one where not given.
-            limit: so many at most.
-            everything: settled ones, too.
+            after: begins behind this id; by default, with the first one.
+            limit: the greatest number of runs.
+            everything: also returns settled runs.
         """
         rows = await self._fetch("list_unsettled", after=after, limit=limit, everything=everything)
         return [UUID(str(row["run_id"])) for row in rows]
 
     async def read_unsettled(self, run_ids: Iterable[UUID]) -> list[UnsettledRun]:
-        """Return those of these runs that a process has taken, as they are now."""
+        """Return the current state of those of these runs that a process has taken."""
         rows = await self._fetch("read_unsettled", run_ids=list(run_ids), lease=self.lease_terms.lease)
         return [UnsettledRun.model_validate(row) for row in rows]
 
@@ -107,7 +107,7 @@ class UnsettledStatements(Statements):
         return [UnsettledStep.model_validate(row) for row in rows]
 
     async def settle_runs(self, runs: Iterable[UnsettledRun]) -> None:
-        """Look no further at runs that have ended; one that was taken again meanwhile stays as it is."""
+        """Mark ended runs as settled, but not one that a process has taken again meanwhile."""
         seen = list(runs)
         await self._fetch("settle_runs", run_ids=[run.id for run in seen], epochs=[run.epoch for run in seen])
 

@@ -1,13 +1,13 @@
-"""Upgrading a database that is in use: no claim and no report waits for longer than a moment.
+"""Upgrades a database in use: no claim and no report waits for longer than a moment.
 
-The scripts upgrade what they find, each in one transaction. Three things would be too much for a transaction:
+Each script upgrades the database in one transaction. Three changes would take too long for a transaction:
 
-- A big table stays locked while its new key is built. So the index is built before, `CONCURRENTLY`.
-- A statement that began before the scripts goes on with the former functions, and those look for the former key. So the
-  key is exchanged after the scripts, once such statements have ended.
-- Former versions told a cancelled run by its message. All ended runs are read for it before the scripts.
+- A big table would stay locked while its new key is built. So `init` builds the index before, `CONCURRENTLY`.
+- A statement that began before the scripts goes on with the former functions, and those need the former key. So `init`
+  exchanges the key after the scripts, when such statements have ended.
+- Former versions marked a cancelled run by its message only. So `init` reads all ended runs before the scripts.
 
-A script, or an exchange, that meets a lock gives way after half a second, and tries again.
+If a script or an exchange meets a lock, it gives way after half a second, and tries again.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ LOCK_PATIENCE = 30.0
 """Seconds for which a statement that needs a lock is tried again."""
 
 BUILD_PATIENCE = 3600.0
-"""Seconds that the index of a table may take; it waits for older transactions, and keeps none waiting."""
+"""Seconds that the index of a table may take; it waits for older transactions, but none waits for it."""
 
 FORMER_PATIENCE = 10.0
-"""Seconds in which a statement that began with the former functions is expected to end."""
+"""Seconds to wait for statements that began with the former functions."""
 
-_INTERVAL = 0.05  # seconds between two looks at what is under way
+_INTERVAL = 0.05  # seconds between two checks of these statements
 _SCRIPTS_PATIENCE = b"SET LOCAL lock_timeout = '10s';"
 _SHORT_PATIENCE = b"SET LOCAL lock_timeout = '500ms';"
 _KEYS_FOLLOW = b"SET LOCAL pgflow.keys_follow = 'on'; "
@@ -46,12 +46,12 @@ _GIVES_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)  # two `init` ma
 
 
 async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
-    """Install or upgrade by these scripts; changes nothing where all is current.
+    """Install or upgrade with these scripts; change nothing if everything is current.
 
     Raises:
-        PgflowPrefectError: another transaction holds a table for too long; what was done by then stays, and the same
-            call goes on from there.
-        psycopg.Error: whatever a script raises.
+        PgflowPrefectError: another transaction holds a table for too long. The finished part stays, and the same call
+            goes on from there.
+        psycopg.Error: a script raised it.
     """
     with translate_errors(), without_bound():
         unkeyed = await _list_unkeyed(connection)
@@ -62,13 +62,13 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
             await _run_script(connection, shipped_path("sql", script).read_bytes())
         if unkeyed:
             await _await_former_statements(connection)
-        # Again: in an empty database, it is the scripts that have made the tables.
+        # Again, because in an empty database the scripts have made the tables.
         for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]
 
 
 async def _look_for_cancelled(connection: Connection) -> None:
-    """Read which runs of a former version may have been cancelled, and keep it for the script that notes them."""
+    """Find the runs that a former version may have cancelled, and store them for the script that notes them."""
     [row] = await _fetch(connection, "find_unnoted_endings")
     if row["found"]:
         with suppress(errors.DuplicateTable):  # of another `init`, or of one that was interrupted
@@ -151,7 +151,7 @@ async def _run_script(connection: Connection, script: bytes) -> None:
 
 
 async def _give_way(connection: Connection, change: Callable[[], Awaitable[None]]) -> None:
-    """Make a change that needs a lock: while another transaction holds it, try again after ever longer pauses."""
+    """Make a change that needs a lock; while another transaction holds it, try again after longer and longer pauses."""
     pauses = make_pauses(LOCK_PATIENCE)
     while True:
         try:
@@ -167,7 +167,7 @@ async def _give_way(connection: Connection, change: Callable[[], Awaitable[None]
 
 
 async def _await_former_statements(connection: Connection) -> None:
-    """Wait until the statements that are under way now have ended: they may be inside a former function."""
+    """Wait for the end of all current statements, because they may be inside a former function."""
     deadline = monotonic() + FORMER_PATIENCE
     former = await _list_under_way(connection)
     while former and monotonic() < deadline:

@@ -14,8 +14,8 @@ class FoundSchema(NamedTuple):
     """What a database has in its schema `pgflow`.
 
     Attributes:
-        implementation: the one that fits; None where the schema is not there, or is another program's.
-        foreign_table: a table of another program's schema of this name.
+        implementation: the one that fits; None if there is no schema, or if it is another program's.
+        foreign_table: a table that shows that the schema is another program's.
     """
 
     implementation: Implementation | None
@@ -31,7 +31,7 @@ async def find_schema(connection: Connection) -> FoundSchema:
 
 
 def read_schema(row: dict[str, object]) -> FoundSchema:
-    """Return what a row of the statement `find_schema` says."""
+    """Return the schema that a row of the statement `find_schema` describes."""
     if row["is_classic"]:
         return FoundSchema(CLASSIC, None)
     if row["is_released"]:

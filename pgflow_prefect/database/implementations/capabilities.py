@@ -1,4 +1,4 @@
-"""What implementations of the contract differ in."""
+"""The capabilities in which implementations of the contract differ."""
 
 from dataclasses import dataclass
 
@@ -9,16 +9,16 @@ class Implementation:
 
     Attributes:
         name: also of its folder.
-        scripts: what `init` runs, in this order, below `sql/`; the last one says which version is there.
-        executes: Prefect can execute its runs. Otherwise the commands only look.
+        scripts: below `sql/`, in the order in which `init` runs them; the last one sets the version.
+        executes: Prefect can execute its runs. Otherwise the commands only read.
         tasks_per_step: a step may have several tasks.
         skips: a step may be skipped, with a reason.
         retries_in_sql: the database decides whether a failed report is tried again.
         definition_is_editable: a definition can be edited while runs are pending.
         can_reopen: a failed run can be made pending again.
         can_cancel: a pending run can be ended.
-        how_to_define: says to a person how workflows get into the database.
-        how_to_start: says to a person how a run is started.
+        how_to_define: tells people how workflows get into the database.
+        how_to_start: tells people how to start a run.
     """
 
     name: str
