@@ -25,8 +25,8 @@ class StepLink:
     """Cuts the link if its handler waits for an answer that can't come.
 
     The server may work on a handler's statement for any time. So the watch asks the server, on a connection of the
-    pool. A link is dead if the handler waits, and the session has been idle for as long or is gone. Behind a pooler, the
-    server knows nothing of a single client.
+    pool. A link is dead if the handler waits, and the session has been idle for as long or is gone. Behind a pooler,
+    the server knows nothing of a single client.
     """
 
     def __init__(
