@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -163,6 +164,36 @@ async def test_a_failed_run_has_the_same_state_and_the_same_errors_in_its_log(
         logs[engine] = [hide_ids(message) for level, message in lines if level >= 40]
     assert states[Engine.OURS] == states[Engine.PREFECT]
     assert logs[Engine.OURS] == logs[Engine.PREFECT]
+
+
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "SystemExit": lambda: SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt,
+    "GeneratorExit": GeneratorExit,
+    "CancelledError": asyncio.CancelledError,
+    "a group": lambda: BaseExceptionGroup("several", [SystemExit(3), ValueError("no")]),
+    "Abort": lambda: Abort("leave it"),
+    "AssertionError": AssertionError,
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_whatever_a_handler_raises_has_the_same_end(kind: str, name: str, workflow: Workflow) -> None:
+    def work() -> None:
+        raise RAISED[name]()
+
+    async def work_on_the_loop() -> None:
+        raise RAISED[name]()
+
+    workflow.step("work")(work if kind == "sync" else work_on_the_loop)
+    ends = {}
+    for engine in Engine:
+        state, shown = await execute_by(engine, workflow.make_flow(), {"payload": 7})
+        assert shown.state is not None
+        ends[engine] = (state.name, shown.state.name, hide_ids(str(shown.state.message)))
+    assert ends[Engine.OURS] == ends[Engine.PREFECT]
+    assert ends[Engine.OURS][0] == "Failed"
 
 
 async def test_a_run_that_completes_has_no_lines_of_its_own(workflow: Workflow, client: PrefectClient) -> None:
