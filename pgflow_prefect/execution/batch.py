@@ -27,12 +27,14 @@ MOST, MOST_BYTES = 100, 1024 * 1024
 LOCK_TIMEOUT = 0.25
 """Seconds that a statement waits for a lock, until a run's own statement waits for it patiently."""
 
+SHORT_LOCK_TIMEOUT = 0.02
+"""Seconds for the same, where other runs wait for the answer, or for locks."""
+
 LATE = 0.25
 """Seconds after which a statement that has no answer keeps other runs waiting no more."""
 
 _SLOW = 1.0  # seconds after which the runs of a statement are suspected: each one's next statement is its own
 _MOST_AT_ONCE = 3  # statements of several runs, and as many of suspected ones, where the pool has the connections
-_SHORT_LOCK_TIMEOUT = 0.02  # seconds, where other runs wait patiently already
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at a locked run
 _MOST_LOOKS = 25  # at a locked run: after about as long as a statement may take, its steps hear of it
 
@@ -354,7 +356,7 @@ class Batch:
         patient = not first and self._patient < self._at_once - 1
         self._patient += patient
         try:
-            answers = await self._perform(elements, None if patient else LOCK_TIMEOUT if first else _SHORT_LOCK_TIMEOUT)
+            answers = await self._perform(elements, None if patient else LOCK_TIMEOUT if first else SHORT_LOCK_TIMEOUT)
         except TransientError as error:
             is_worth_it = not patient and run.looks < _MOST_LOOKS and monotonic() - begun < _SLOW
             if error.is_of_rows and is_worth_it:

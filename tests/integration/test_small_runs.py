@@ -161,6 +161,33 @@ async def test_an_owner_that_is_locked_keeps_no_other_run_from_its_link(
     assert host.begin(taken[-1].run_id, uuid4()) is None
 
 
+async def test_many_owners_that_are_locked_leave_connections_to_the_other_runs(
+    host: Host, run_ids: list[UUID], connect: Connect, sent: Counter[str]
+) -> None:
+    taken = await host.store.take_runs(WORKFLOWS, RUNS)
+    locked, free = taken[: 2 * host.store.connections], taken[2 * host.store.connections :]
+    holder = connect()
+    linked: list[bool] = []
+
+    async def link(each: TakenRun) -> None:
+        linked.append(await host.link(each, uuid4()))
+
+    async with anyio.create_task_group() as waiting:
+        with holder.transaction():
+            holder.execute(
+                "SELECT FROM pgflow_prefect.owners WHERE run_id = ANY(%s) FOR UPDATE",
+                [[each.run_id for each in locked]],
+            )
+            for each in locked:
+                waiting.start_soon(link, each)
+            with anyio.fail_after(60):  # the locks are held until they are done
+                while sent["link_flow_runs"] <= 2 * len(locked):  # each one has been found locked, and is asked again
+                    await anyio.sleep(0.01)
+                for each in free:
+                    await execute(host, each)
+    assert linked == [True] * len(locked)
+
+
 async def test_a_run_that_is_gone_keeps_no_other_run_from_its_end(host: Host, run_ids: list[UUID]) -> None:
     ends: list[object] = []
 

@@ -1,12 +1,15 @@
 """Sends questions to the database that come at the same time in one statement."""
 
-from asyncio import Future, Task, gather, get_running_loop
+from asyncio import Future, Task, gather, get_running_loop, sleep
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from pgflow_prefect.errors import PgflowPrefectError, TransientError
+from pgflow_prefect.execution.batch import LOCK_TIMEOUT, SHORT_LOCK_TIMEOUT
+
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at what is locked
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -25,14 +28,19 @@ class Gathering(Generic[Q, A]):
     again alone. So only the question that caused the error gets it, and only questions that meet a lock wait for it.
     """
 
-    def __init__(self, ask_all: Callable[[Sequence[Q], bool], Awaitable[Sequence[A]]]) -> None:
+    def __init__(
+        self, ask_all: Callable[[Sequence[Q], float | None], Awaitable[Sequence[A]]], most_patient: int
+    ) -> None:
         """Begin with no questions, in the event loop that runs.
 
         Args:
-            ask_all: asks the database, and returns an answer for each question, in their order. Its second argument
-                says whether to wait for a lock: only a question that is sent alone does.
+            ask_all: asks the database, and returns an answer for each question, in their order. The second argument
+                says how many seconds to wait for a lock; None for what the database says.
+            most_patient: questions that wait for a lock at the same time: each of them has a connection.
         """
         self._ask_all = ask_all
+        self._most_patient = most_patient
+        self._patient = 0
         self._waiting: deque[tuple[Q, Future[A]]] = deque()
         self._context = copy_context()  # not the context of the run that asks first
         self._is_due = False
@@ -87,22 +95,38 @@ class Gathering(Generic[Q, A]):
     async def _answer(self, asked: list[tuple[Q, "Future[A]"]]) -> None:
         """Answer questions, those that meet a lock after all others."""
         try:
-            locked = await self._try(asked, patient=len(asked) == 1)
-            await gather(*(self._try([each], patient=True) for each in locked))
+            locked = await self._try(asked, lock_timeout=LOCK_TIMEOUT)
+            await gather(*(self._ask_until_unlocked(each) for each in locked))
         except BaseException as error:  # a signal, or the end of the process: the waiting tasks get it, too
             for _, waiting in asked:
                 _refuse(waiting, error)
             raise
 
-    async def _try(self, asked: list[tuple[Q, "Future[A]"]], *, patient: bool) -> list[tuple[Q, "Future[A]"]]:
+    async def _ask_until_unlocked(self, asked: tuple[Q, "Future[A]"]) -> None:
+        """Answer a question that met a lock: wait for the lock, or look again where too many questions wait for one."""
+        pause, locked = _SHORTEST_PAUSE, [asked]
+        while locked and not asked[1].done():
+            is_patient = self._patient < self._most_patient
+            self._patient += is_patient
+            try:
+                locked = await self._try([asked], lock_timeout=None if is_patient else SHORT_LOCK_TIMEOUT)
+            finally:
+                self._patient -= is_patient
+            if locked:
+                await sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _try(
+        self, asked: list[tuple[Q, "Future[A]"]], *, lock_timeout: float | None
+    ) -> list[tuple[Q, "Future[A]"]]:
         """Answer questions in one statement, or each alone, and return those that met a lock."""
         try:
-            answers = await self._ask_all([question for question, _ in asked], patient)
+            answers = await self._ask_all([question for question, _ in asked], lock_timeout)
         except PgflowPrefectError as error:
             is_of_rows = isinstance(error, TransientError) and error.is_of_rows
             if len(asked) > 1 and (is_of_rows or not isinstance(error, TransientError)):
-                return [locked for each in asked for locked in await self._try([each], patient=False)]
-            if is_of_rows and not patient:
+                return [locked for each in asked for locked in await self._try([each], lock_timeout=SHORT_LOCK_TIMEOUT)]
+            if is_of_rows and lock_timeout is not None:
                 return asked
             for _, waiting in asked:
                 _refuse(waiting, error)

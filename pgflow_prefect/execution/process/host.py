@@ -17,7 +17,7 @@ from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.definitions.graph import Graph, build_graph
 from pgflow_prefect.definitions.model import WorkflowDefinition
-from pgflow_prefect.execution.batch import LOCK_TIMEOUT, Batch
+from pgflow_prefect.execution.batch import Batch
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.gathering import Gathering
 from pgflow_prefect.execution.process.resources import open_toolbox
@@ -203,11 +203,12 @@ class Host(StepEnvironment):
 
     def __post_init__(self) -> None:
         self._loading = asyncio.Lock()
+        most_patient = max(1, self.store.connections // 4)
         self._links: Gathering[LinkRequest, LinkedRun] = Gathering(
-            lambda links, patient: self.store.link_flow_runs(links, lock_timeout=None if patient else LOCK_TIMEOUT)
+            lambda links, lock_timeout: self.store.link_flow_runs(links, lock_timeout=lock_timeout), most_patient
         )
         self._ends: Gathering[tuple[UUID, Sequence[str]], RunEnd] = Gathering(
-            lambda asked, _: self.store.read_ends(asked)
+            lambda asked, _: self.store.read_ends(asked), most_patient
         )
 
     @property
@@ -222,7 +223,9 @@ class Host(StepEnvironment):
         try:
             yield
         finally:
-            self._linked.pop(run_id, None)
+            link, _ = self._linked.get(run_id, (None, None))
+            if link is not None and link.epoch == epoch:  # else of a later reservation
+                del self._linked[run_id]
             self.keeper.drop(run_id, epoch)
 
     async def link(self, taken: TakenRun, flow_run_id: UUID) -> bool:
