@@ -1,1 +1,1 @@
-"""What lies around a run: files of handlers, made and found, and a Prefect server of our own."""
+"""Files of handlers, deployments, diagnosis, reconciliation, and a Prefect server of our own."""

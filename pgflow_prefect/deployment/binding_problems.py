@@ -1,4 +1,4 @@
-"""What is wrong with who does the steps of a workflow, as far as that can be told before a run."""
+"""Finds problems of a workflow's handlers and bindings before a run."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -26,15 +26,15 @@ async def find_all_problems(
     policy: RowPolicy | None = None,
     judge_rows: bool = True,
 ) -> list[str]:
-    """Return everything that keeps a workflow from being executed: in its definition, its handlers, its bindings.
+    """Return all problems that prevent a workflow's execution: in its definition, its handlers, its bindings.
 
     Args:
-        store: whose bindings count, and whose functions steps may be bound to.
-        workflow: the handlers, and what `bind` says.
+        store: has the bindings of rows, and the functions that steps may be bound to.
+        workflow: the handlers, and the bindings of `bind`.
         definition: its steps and dependencies.
         others_have_functions: a step that is bound to Python and has no handler here may wait for another process.
-        policy: what rows may name where steps are executed; without it, only the names are looked at.
-        judge_rows: whether a row that names what it may not is a problem: it stops its own step, and no other.
+        policy: of the process that executes the steps; without it, only the names are checked.
+        judge_rows: whether a row that names a forbidden thing is a problem: it stops its own step only.
 
     Returns:
         A sentence for each problem.
@@ -50,7 +50,7 @@ async def find_all_problems(
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
     problems += await _check_functions(store, in_force)
-    # What a row, or `bind`, gives to another than the function in Python has no annotations.
+    # A step that a row or `bind` gives to another kind has no annotations.
     done_here = {
         slug: each for slug, each in workflow.handlers.items() if in_force.get(slug, _PYTHON).kind is Kind.PYTHON
     }
@@ -59,7 +59,7 @@ async def find_all_problems(
 
 
 async def find_missing_here(store: Store, workflow: Workflow) -> list[str]:
-    """Return what the bindings of a workflow need and this process does not have: variables, packages.
+    """Return the variables and packages that a workflow's bindings need and that this process lacks.
 
     The machine that deploys a workflow need not have them; the one that executes its runs does.
 
@@ -89,7 +89,7 @@ def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list
 
 
 async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> dict[str, str]:
-    """Return who does each step, in words: as its row says, else as Python says."""
+    """Return who does each step, in words: the row decides, then Python."""
     rows = await store.list_bindings(definition.slug)
     handlers = workflow.step_handlers
     doers = {}
@@ -102,7 +102,7 @@ async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefin
 
 
 async def find_refused_rows(store: Store, workflow_slug: str, policy: RowPolicy) -> list[str]:
-    """Return a sentence for each row of a workflow whose credential may not be sent where the row says."""
+    """Return a sentence for each row of a workflow whose credential may not go to the row's origin."""
     bindings, _ = _parse_rows(await store.list_bindings(workflow_slug))
     return [*find_row_problems(bindings, policy)]
 

@@ -1,4 +1,4 @@
-"""The flow of every workflow that needs no Python: rows of `pgflow_prefect.bindings` say who does its steps."""
+"""The flow of every workflow without Python: rows of `pgflow_prefect.bindings` say who does its steps."""
 
 from typing import Any
 from uuid import UUID
@@ -15,22 +15,22 @@ from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 ENTRYPOINT = f"{__name__}.flow"
-"""What Prefect's workers load it by: a module, so that no file has to be where they are."""
+"""The entry point for Prefect's workers: a module, so that they need no file."""
 
 
 @make_flow(name="pgflow", persist_result=False, log_prints=True)
 async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
-    """Execute a run of the workflow that this flow run's deployment is for: one of this id, or a new one."""
+    """Execute a run of the deployment's workflow: the run of this id, or a new one."""
     settings = await find_settings(Settings())
     workflow = Workflow(await _find_slug(settings, run_id))
     return await workflow.make_flow(settings).fn(payload, run_id)
 
 
 async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
-    """Return the workflow that this is a flow run of: the one that Prefect's flow is named after.
+    """Return the workflow of this flow run, by the name of Prefect's flow.
 
     Raises:
-        UsageError: there is none, or the run is one of another workflow: a Prefect user may name any run.
+        UsageError: there is none, or the run belongs to another workflow: a Prefect user may name any run.
     """
     async with open_store(settings, size=1) as store:
         context = FlowRunContext.get()

@@ -1,4 +1,4 @@
-"""From a definition to a file of handlers, one stub a step; and again, without touching what a person wrote."""
+"""Writes a file of handlers for a definition, one stub a step, and later adds stubs without touching other code."""
 
 import ast
 import builtins
@@ -16,10 +16,10 @@ from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
 
 MOST_ARGUMENTS = 8
-"""A step with more upstream steps than this gets them all as one argument."""
+"""A stub with more upstream steps than this gets their results as one argument."""
 
 LINE_LENGTH = 88
-"""Longer lines get an argument a line, with a comma after the last: formatters of any line length leave it so."""
+"""Longer lines get an argument a line, with a comma after the last, which all formatters keep."""
 
 HEADER = '''"""Handlers of the pgflow workflow {name}; its steps and dependencies are in the database."""
 
@@ -38,21 +38,21 @@ STUB = '''{decorator}
 
 FOOTER = "flow = workflow.flow\n"
 IMPORT = "from pydantic import JsonValue\n"
-"""What the annotations of a stub need."""
+"""The import that the annotations of a stub need."""
 
 NAMES = ("JsonValue", "Workflow", "workflow", "flow")
-"""What the file has names for: a step that is called like one of them gets a function of another name."""
+"""Names that the file uses: a step of such a name gets a function of another name."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did to a file.
+    """The changes of a file by an import.
 
     Attributes:
         path: the file.
-        created: it was not there before.
+        created: the file is new.
         added: the steps that got a stub.
-        gone: the steps that the file has handlers of and the database no longer defines.
+        gone: steps with a handler in the file that the database no longer defines.
         stubs: the steps whose handler is a stub, the added ones among them.
     """
 
@@ -66,7 +66,7 @@ class ImportReport:
 def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
     """Write the file of a workflow's handlers, or add stubs for the steps that it lacks.
 
-    A handler that is there stays as it is, to the letter. The file is replaced in one move, or not at all.
+    Existing handlers stay unchanged. The file is replaced in one move, or not at all.
 
     Raises:
         UsageError: the file can't be imported, or holds the handlers of another workflow.
@@ -102,13 +102,13 @@ def make_stubs(
     json_type: str = "JsonValue",
     taken: Iterable[str] = (),
 ) -> list[str]:
-    """Return the Python source of each step's stub; the database holds no types, so it takes and returns JSON.
+    """Return the Python source of each step's stub; it takes and returns JSON, because the database has no types.
 
     Args:
-        steps: the steps, each with the slugs that it waits for.
+        steps: the steps, each with the slugs of its upstream steps.
         workflow: the name of the `Workflow` in the file.
-        json_type: the file's name of what stands for any JSON value.
-        taken: names that mean something else in the file; a stub's function is called like none of them.
+        json_type: the file's name of the type for any JSON value.
+        taken: names with another meaning in the file; no stub gets one of them.
     """
     names = {*taken, *dir(builtins)}
     stubs = []
@@ -139,13 +139,13 @@ def _make_arguments(upstream: Collection[str], json_type: str) -> list[str]:
 
 
 def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str, imported: str = "") -> bytes:
-    """Return a file's source with stubs after its last handler, or at its end where it has none.
+    """Return a file's source with stubs after its last handler, or at its end if it has none.
 
     Args:
         source: the file.
-        stubs: what `make_stubs` returned.
+        stubs: from `make_stubs`.
         workflow: the name of the `Workflow` in the file.
-        imported: an import that the stubs need, to stand after the last one above them.
+        imported: an import that the stubs need; it goes after the last import above them.
     """
     newline = b"\r\n" if b"\r\n" in source else b"\n"
     if not source.endswith((b"\n", b"\r")):
@@ -170,7 +170,7 @@ def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str, imported: s
 
 
 def _find_end(lines: list[bytes], place: int) -> int:
-    """Return the line after a function that Python's parser says ends at `place`: it does not see comments."""
+    """Return the line after a function; Python's parser, which ignores comments, says that it ends at `place`."""
     for number, line in enumerate(lines[place:], place + 1):
         if line.strip() and not line[:1].isspace():
             break
@@ -193,7 +193,7 @@ def _join(head: str, arguments: list[str], tail: str = "", width: int = LINE_LEN
 
 
 def _literal(text: str) -> str:
-    """Return the string as Python source, in double quotes unless single ones save escapes: as formatters do."""
+    """Return the string as Python source, with quotes as formatters choose them: single ones only to save escapes."""
     if text.count('"') > text.count("'"):
         return repr(text)
     body = repr("'\"" + text)[4:-1]  # of both kinds, repr takes single quotes
@@ -201,12 +201,12 @@ def _literal(text: str) -> str:
 
 
 def _in_docstring(text: str) -> str:
-    """Return the string so that it can't end a docstring, nor be taken for an escape in one."""
+    """Return the string for a docstring, so that it neither ends it nor becomes an escape."""
     return repr(text).replace('"', "'").replace("\\", "/")
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that at each moment it is the old one or the new one."""
+    """Write a file so that it is the old one or the new one at each moment."""
     path = path.resolve()  # where a link leads to
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

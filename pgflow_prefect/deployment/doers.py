@@ -1,4 +1,4 @@
-"""Who does each step of a workflow, for people: by which row, by which function of which file, or by a stub's lack."""
+"""Describes who does each step of a workflow: a row, a function of a file, or no handler but a stub."""
 
 import inspect
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ class Doer:
 
     Attributes:
         text: in words.
-        options: of the row that says so.
-        function: the function in Python that does it, or that is yet to be written.
-        file: in which it is, relative to the working directory where it is beneath.
-        line: where it begins there.
-        is_stub: the function is yet to be written; until then the step is external.
+        options: of the row that binds the step.
+        function: the function in Python that does the step, or its stub.
+        file: the function's file, relative to the working directory if the file is beneath it.
+        line: the function's first line.
+        is_stub: the function has no code yet; until then the step is external.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Doer:
         return f"{self.function} in {self.file}:{self.line}"
 
     def to_json(self) -> dict[str, object]:
-        """Return what scripts get."""
+        """Return the JSON for scripts."""
         return {
             "done_by": self.text,
             "function": self.function,
@@ -52,9 +52,9 @@ def describe_doer(slug: str, row: StepBinding | None, workflow: Workflow | None,
 
     Args:
         slug: the step.
-        row: what binds it; it wins over what Python says.
-        workflow: its handlers; None where they are not here.
-        source: the file or module that they are in.
+        row: its binding by a row, which wins over Python.
+        workflow: its handlers; None if they are not here.
+        source: their file or module.
     """
     known = workflow.find_function(slug) if workflow is not None else None
     options = ", ".join(f"{name}={value}" for name, value in row.options.items()) if row is not None else ""
@@ -81,7 +81,7 @@ def describe_doer(slug: str, row: StepBinding | None, workflow: Workflow | None,
 def describe_doers(
     order: list[str], rows: Mapping[str, StepBinding], workflow: Workflow | None, source: str
 ) -> dict[str, Doer]:
-    """Return who does each of these steps; arguments as of `describe_doer`."""
+    """Return who does each of these steps; for the arguments, see `describe_doer`."""
     return {slug: describe_doer(slug, rows.get(slug), workflow, source) for slug in order}
 
 

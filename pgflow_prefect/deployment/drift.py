@@ -1,4 +1,4 @@
-"""Where the definition in Postgres, the handlers in a file and the deployment have come apart, in words."""
+"""Describes the differences between the definition in PostgreSQL, the handlers in a file and the deployment."""
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pgflow_prefect.workflow import Workflow
 
 
 class Part(StrEnum):
-    """What differs from the definition in the database."""
+    """The part that differs from the definition in the database."""
 
     HANDLERS = "handlers"
     DEPLOYMENT = "deployment"
@@ -20,15 +20,15 @@ class Part(StrEnum):
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that has come apart.
+    """One difference.
 
     Attributes:
-        workflow_slug: its workflow; of a deployment whose workflow is gone, the name of the flow.
-        part: what differs.
-        message: how, in words.
+        workflow_slug: its workflow; for a deployment whose workflow is gone, the name of the flow.
+        part: the part that differs.
+        message: the difference in words.
         field: of the deployment.
-        before: what the deployment has.
-        after: what it would get.
+        before: the deployment's value.
+        after: the value that it would get.
     """
 
     workflow_slug: str
@@ -39,7 +39,7 @@ class Difference:
     after: str | None = None
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what scripts get."""
+        """Return the JSON for scripts."""
         return {
             "workflow": self.workflow_slug,
             "part": self.part,
@@ -53,16 +53,16 @@ class Difference:
 def compare_handlers(
     workflow: Workflow, definition: WorkflowDefinition, problems: Iterable[str]
 ) -> Iterator[Difference]:
-    """Yield where a file does not fit the definition in the database.
+    """Yield the places where a file does not fit the definition in the database.
 
     Args:
         workflow: the handlers.
         definition: the workflow as the database defines it.
-        problems: what keeps it from being executed, a sentence each.
+        problems: the reasons that prevent its execution, a sentence each.
     """
     for problem in problems:
         yield Difference(definition.slug, Part.HANDLERS, problem)
-    # An argument that is left out says nothing; a file with `after` in it says what waits for what.
+    # A missing argument means nothing, but a file with `after` states all its dependencies.
     if not workflow.after:
         return
     try:
@@ -80,10 +80,10 @@ def compare_handlers(
 
 
 def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Difference]:
-    """Yield where a deployment is not as it would be if its workflow were deployed now.
+    """Yield the differences that a new deploy of the workflow would change.
 
     Args:
-        plan: of deploying it; of one that has no handlers here, of deleting it.
+        plan: for deploying it, or for deleting a deployment that has no handlers here.
         defined: the names of the flows of all workflows of the database.
     """
     slug = plan.workflow_slug
@@ -100,7 +100,7 @@ def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Differe
 
 
 def compare_enabling(workflow_slug: str, enabled: Collection[str]) -> Iterator[Difference]:
-    """Yield that no process takes a workflow's runs, where that is so."""
+    """Yield a difference if no process takes a workflow's runs."""
     if workflow_slug not in enabled:
         message = f"no worker and no bridge takes its runs: `pgflow-prefect enable {workflow_slug}`"
         yield Difference(workflow_slug, Part.ENABLED, message)

@@ -1,4 +1,4 @@
-"""The Python file that holds a workflow's handlers: where it is, and loading it."""
+"""Finds and loads the Python file of a workflow's handlers."""
 
 import asyncio
 import sys
@@ -21,23 +21,23 @@ from pgflow_prefect.workflow import Workflow
 T = TypeVar("T")
 
 DIRECTORY = Path("flows")
-"""Where handlers are kept, relative to the working directory."""
+"""The folder of handlers, relative to the working directory."""
 
 _INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _NOT_THE_USERS = (str(Path(__file__).parent.parent), *_INSTALLED, "<")
-"""What the names of files begin with that are Python's, a library's, or none."""
+"""The beginnings of file names that belong to Python, to a library, or to no file."""
 
 
 def default_path(workflow_slug: str, directory: Path = DIRECTORY) -> Path:
-    """Return the file in which `import` writes a workflow's handlers, and `run` looks for them."""
+    """Return the file where `import` writes a workflow's handlers, and where `run` looks for them."""
     return directory / f"{to_identifier(workflow_slug)}.py"
 
 
 def refuse_shadowing(workflow_slug: str, path: Path) -> None:
-    """Make sure that a new file would not hide a module of Python or of a package from the files beside it.
+    """Check that a new file does not hide a module of Python or of a package from the files beside it.
 
     Raises:
-        UsageError: it would.
+        UsageError: the file would hide one.
     """
     name = path.stem
     if path.exists() or not _is_module(name):
@@ -52,12 +52,12 @@ def _is_module(name: str) -> bool:
     if name in sys.stdlib_module_names or name in sys.builtin_module_names:
         return True
     here = str(Path.cwd())
-    elsewhere = [each for each in sys.path if each and each != here]  # what is the user's own hides nothing
+    elsewhere = [each for each in sys.path if each and each != here]  # the user's own module hides nothing
     try:
         found = PathFinder.find_spec(name, elsewhere)
     except (ImportError, ValueError):
         return False
-    return found is not None and found.loader is not None  # without, it is a directory that only has the name
+    return found is not None and found.loader is not None  # without it, the directory only has the same name
 
 
 BY_ROWS = "rows of pgflow_prefect.bindings"
@@ -69,8 +69,8 @@ def load_workflow(workflow_slug: str, handlers: str | None = None, *, has_rows: 
 
     Args:
         workflow_slug: the workflow.
-        handlers: a file (`path/to/file.py`) or a module (`package.module`); `flows/<identifier>.py` where not given.
-        has_rows: rows say who does its steps, or some of them: then it needs no file.
+        handlers: a file (`path/to/file.py`) or a module (`package.module`); by default `flows/<identifier>.py`.
+        has_rows: rows bind some or all of its steps, so it needs no file.
 
     Returns:
         The workflow, and the file or module that it was found in, or `BY_ROWS`.
@@ -93,13 +93,13 @@ def load_workflow(workflow_slug: str, handlers: str | None = None, *, has_rows: 
 
 
 def find_handlers(workflow_slug: str, handlers: str | None = None) -> tuple[Workflow | None, str]:
-    """Load the handlers of a workflow as far as they are here; arguments and return value as of `load_workflow`.
+    """Load the handlers of a workflow if they are here; for arguments and return value, see `load_workflow`.
 
     Returns:
-        No workflow where nothing was named and the file that `import` would write does not exist.
+        No workflow if none was named and the file that `import` would write does not exist.
 
     Raises:
-        UsageError: the file or module is there and can't be loaded, or what is named is not there.
+        UsageError: the file or module can't be loaded, or the named one does not exist.
     """
     path = default_path(workflow_slug)
     if handlers is None and not path.is_file():
@@ -111,7 +111,7 @@ def load_workflows(sources: Iterable[str]) -> dict[str, tuple[Workflow, str]]:
     """Load all workflows of several files or modules, by slug, each with where it was found.
 
     Raises:
-        UsageError: one can't be imported, has no workflow, or makes one that another makes, too.
+        UsageError: one can't be imported, has no workflow, or makes the same workflow as another.
     """
     found = {source: list_workflows(load_module(source)) for source in sources}
     for source, workflows in found.items():
@@ -121,10 +121,10 @@ def load_workflows(sources: Iterable[str]) -> dict[str, tuple[Workflow, str]]:
 
 
 def load_directory() -> dict[str, tuple[Workflow, str]]:
-    """Load all workflows of flows/*.py, as `load_workflows` does; files without any are there for the others.
+    """Load all workflows of flows/*.py, as `load_workflows` does; files without a workflow are modules of the others.
 
     Raises:
-        UsageError: one can't be imported, or makes a workflow that another makes, too.
+        UsageError: one can't be imported, or makes the same workflow as another.
     """
     return _gather({source: list_workflows(load_module(source)) for source in sorted(map(str, DIRECTORY.glob("*.py")))})
 
@@ -138,7 +138,7 @@ def _gather(found: Mapping[str, Mapping[str, Workflow]]) -> dict[str, tuple[Work
 
 
 def _choose_source(slug: str, by_source: dict[str, Workflow]) -> tuple[Workflow, str]:
-    """Return a workflow, and the file that it belongs to: of several that have it, the one that makes it.
+    """Return a workflow and its file: if several files have it, the one that makes it.
 
     Raises:
         UsageError: several files make it.
@@ -164,13 +164,13 @@ def list_workflows(module: ModuleType) -> dict[str, Workflow]:
 
 
 def load_module(source: str) -> ModuleType:
-    """Import a file or a module, so that what is beside it can be imported, too.
+    """Import a file or a module, so that it can import the modules beside it.
 
     Within an event loop, a thread imports it. At the top of a file, `Secret.load(…)` then returns the secret; in the
     event loop it would return a coroutine.
 
     Raises:
-        UsageError: with the place in the user's code where it went wrong.
+        UsageError: with the place of the error in the user's code.
     """
     if is_file(source) and not Path(source).is_file():
         raise UsageError(f"there is no file {source}")
@@ -187,12 +187,12 @@ def load_module(source: str) -> ModuleType:
 
 
 def find_module(source: str) -> ModuleType | None:
-    """Return the module that was loaded from a file or module, without executing it again; None where it was not."""
+    """Return the module that was loaded from a file or module, without executing it again; None if it was not."""
     return find_loaded(_resolve(source)) if is_file(source) else sys.modules.get(source)
 
 
 def is_file(source: str) -> bool:
-    """Tell whether handlers are in a file that is named so, rather than in a module of this name."""
+    """Tell whether this names a file of handlers, and not a module."""
     return source.endswith(".py") or Path(source).is_file()
 
 
@@ -213,7 +213,7 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
     """Return the `Workflow` of this slug among a module's names.
 
     Raises:
-        UsageError: there is none; the message has those that there are.
+        UsageError: there is none; the message lists the others.
     """
     found = list_workflows(module)
     if workflow_slug in found:
@@ -223,7 +223,7 @@ def find_workflow(module: ModuleType, workflow_slug: str, source: str) -> Workfl
 
 
 def _locate(error: BaseException) -> str:
-    """Return what went wrong, and the last line of the user's code on the way there."""
+    """Return the error in words, and the last line of the user's code in its traceback."""
     reason = describe(error)
     if isinstance(error, SyntaxError):
         return reason  # has file and line

@@ -1,7 +1,7 @@
-"""How a file of handlers becomes a module: what it is called, and what its imports find.
+"""Loads a file of handlers as a module: chooses its name, and resolves its imports.
 
-A file is called as Python would call it, `orders` or `flows.orders`, if that name is free. Then child processes of its
-handlers can import it by that name from the directories of `sys.path`, and its loggers have a name that people know.
+A module has the name that Python would give it, `orders` or `flows.orders`, if that name is free. Then child processes
+of its handlers can import it by that name from the directories of `sys.path`, and its loggers have a familiar name.
 """
 
 import importlib
@@ -25,7 +25,7 @@ _STANDARD = [
     if each.startswith((sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")))
     and not {"site-packages", "dist-packages"} & {*Path(each).parts}
 ]
-"""Where the standard library is."""
+"""The folders of the standard library."""
 
 
 class ModuleClashError(UsageError):
@@ -34,15 +34,15 @@ class ModuleClashError(UsageError):
 
 @dataclass(frozen=True)
 class Home:
-    """Where a file of handlers stands among all modules.
+    """The place of a file of handlers among all modules.
 
     Attributes:
         path: the file.
         name: its module's.
-        directories: where its imports are looked for first.
+        directories: searched first for its imports.
         names: the top-level names that it imports, directly or not.
-        origins: the file or folder that a name means, where there is one.
-        own: those of the names that are found in its directories.
+        origins: the file or folder of a name, if there is one.
+        own: the names that are found in its directories.
     """
 
     path: Path
@@ -63,8 +63,8 @@ def load_file(path: Path) -> ModuleType:
         path: absolute, without links.
 
     Raises:
-        ModuleClashError: a name that it imports means another file to a file that was loaded before.
-        Exception: whatever the file raises.
+        ModuleClashError: it imports a name that means another module in a file that was loaded before.
+        Exception: the file raised it.
     """
     importlib.invalidate_caches()
     home = _make_home(path)
@@ -82,11 +82,11 @@ def load_file(path: Path) -> ModuleType:
 
 
 def load_named(name: str) -> ModuleType:
-    """Import a module of handlers by its name; the working directory is looked at first.
+    """Import a module of handlers by its name; the working directory comes first.
 
     Raises:
-        ModuleClashError: a name that it imports means another file to a file that was loaded before.
-        Exception: whatever the module raises.
+        ModuleClashError: it imports a name that means another module in a file that was loaded before.
+        Exception: the module raised it.
     """
     importlib.invalidate_caches()
     directory = Path.cwd()
@@ -106,7 +106,7 @@ def load_named(name: str) -> ModuleType:
 
 
 def find_loaded(path: Path) -> ModuleType | None:
-    """Return the module that a file was loaded as; None where it was not."""
+    """Return the module that was loaded from a file; None if it was not loaded."""
     home = _homes.get(path)
     return sys.modules.get(home.name) if home is not None else None
 
@@ -150,7 +150,7 @@ def _is_free(name: str, path: Path) -> bool:
 
 
 def _find_origin(spec: ModuleSpec | None) -> Path | None:
-    """Return the file of a module, or the folder of a package; None where it has several or none."""
+    """Return the file of a module, or the folder of a package; None if it has several or none."""
     if spec is None:
         return None
     if spec.submodule_search_locations is not None:
@@ -163,7 +163,7 @@ def _find_origin(spec: ModuleSpec | None) -> Path | None:
 
 
 def _import_from(directories: Sequence[Path]) -> None:
-    """Have modules be found in some directories, after everything that is installed: children know `sys.path` only."""
+    """Let imports find modules in these directories, after installed modules: child processes know only `sys.path`."""
     for directory in directories:
         if str(directory) not in sys.path:
             sys.path.append(str(directory))
@@ -175,7 +175,7 @@ def _import_from(directories: Sequence[Path]) -> None:
 def _find_origins(
     names: Collection[str], directories: Sequence[Path], path: Path
 ) -> tuple[dict[str, Path], frozenset[str]]:
-    """Return what `Home` has as `origins` and `own`; names of the standard library always mean that."""
+    """Return `origins` and `own` of `Home`; names of the standard library always mean the standard library."""
     origins: dict[str, Path] = {}
     own = set()
     for name in {*names} - sys.stdlib_module_names:
@@ -188,10 +188,10 @@ def _find_origins(
 
 
 def _find_own(name: str, directories: Sequence[Path], importer: Path) -> ModuleSpec | None:
-    """Return the user's module that a name means to a file; None where an installed one is meant, or none exists.
+    """Return the user's module that a name means in a file; None for an installed module, or if there is none.
 
-    The standard library always wins. Then, as in Python, what is beside the file wins over what is installed, unless it
-    is a file of handlers itself, or a folder that just has the name: people call `flows/pandas.py` after what it uses.
+    The standard library always wins. Then, as in Python, a module beside the file wins over an installed one. A file of
+    handlers does not win, nor does a folder that only has the name: people name `flows/pandas.py` after its use.
     """
     own = PathFinder.find_spec(name, [*map(str, directories)])
     if own is None:
@@ -201,7 +201,7 @@ def _find_own(name: str, directories: Sequence[Path], importer: Path) -> ModuleS
 
 
 def _find_installed(name: str) -> ModuleSpec | None:
-    """Return the module or package of a name that is in no directory of users."""
+    """Return the installed module or package of a name."""
     users = {directory for home in _homes.values() for directory in home.directories} | {Path.cwd()}
     spec = PathFinder.find_spec(name, [each for each in sys.path if Path(each).resolve() not in users])
     return spec if spec is not None and spec.loader is not None else None
@@ -214,7 +214,7 @@ def _holds_handlers(spec: ModuleSpec) -> bool:
 
 
 class _Finder(MetaPathFinder):
-    """Finds what a name means to the files of handlers that import it."""
+    """Finds the modules that files of handlers import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -235,7 +235,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Alias(Loader):
-    """Imports a file of handlers that was loaded under another name: it is not executed again."""
+    """Imports a file of handlers that was loaded under another name, without executing it again."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module = module
@@ -253,7 +253,7 @@ def _list_active() -> Iterator[Home]:
 
 
 def _refuse_clash(home: Home) -> None:
-    """Refuse a file to which a name means something else than it means to this process already.
+    """Refuse a file in which a name means another module than in this process so far.
 
     Raises:
         ModuleClashError: with both modules.
@@ -278,7 +278,7 @@ def _refuse_clash(home: Home) -> None:
 
 
 def _refuse_stale(home: Home) -> None:
-    """Refuse a file whose imports have got a module that another file has brought: it may have changed `sys.path`.
+    """Refuse a file that imported a module of another file, which may have changed `sys.path`.
 
     Raises:
         ModuleClashError: with both modules.
@@ -298,7 +298,7 @@ def _refuse_stale(home: Home) -> None:
 
 
 class _UncachedLoader(SourceFileLoader):
-    """Compiles the source each time: Python's cache takes a file of the same size and second for the same file."""
+    """Compiles the source each time, because Python's cache confuses files of the same size and second."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)

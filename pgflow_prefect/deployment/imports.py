@@ -1,4 +1,4 @@
-"""What a Python file imports, as far as its text says so: the file is not executed."""
+"""Finds the imports in the text of a Python file, without executing it."""
 
 import ast
 from collections.abc import Iterator, Sequence
@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MOST_FILES = 100
-"""Files whose text is looked at for one file of handlers: a project's whole application is not."""
+"""Files that are read for one file of handlers, so that it never reads a project's whole application."""
 
 
 @dataclass(frozen=True)
 class FoundImports:
-    """What a file imports, and what that imports in turn.
+    """The imports of a file, and of the modules that it imports.
 
     Attributes:
         names: top-level names, such as `helpers` of `import helpers.mail`.
@@ -37,7 +37,7 @@ class _Search:
             self.waiting.append(file)
 
     def follow(self, base: Path, parts: Sequence[str]) -> None:
-        """Look next at each file beneath a directory that importing this dotted name executes."""
+        """Also read each file beneath a directory that an import of this dotted name executes."""
         for part in parts:
             self.add(base / f"{part}.py")
             base /= part
@@ -70,11 +70,11 @@ class _Search:
 
 
 def find_imports(file: Path, directories: Sequence[Path]) -> FoundImports:
-    """Return what a file imports, in functions too, and what the files beside it and beneath that it imports do.
+    """Return the imports of a file, also in functions, and of the files beside and beneath it that it imports.
 
     Args:
         file: a Python file.
-        directories: where modules are looked for by name.
+        directories: searched for modules by name.
     """
     search = _Search(file.parent, directories)
     search.seen.add(file)
@@ -88,7 +88,7 @@ def _parse(file: Path) -> Iterator[ast.Import | ast.ImportFrom | ast.Call]:
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        return  # importing it says what is wrong
+        return  # its import will say what is wrong
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Call):
             yield node

@@ -1,4 +1,4 @@
-"""A Prefect server of our own, for as long as it is needed: its data in PostgreSQL, its settings as measured."""
+"""Runs a Prefect server of our own for a limited time, with its data in PostgreSQL and with measured settings."""
 
 import os
 import signal
@@ -35,13 +35,13 @@ _STOP_TIMEOUT = 5.0  # it would wait for every open connection, a browser's too
 def prefect_server(home: Path, dsn: str, *, port: int | None = None, auth: str | None = None) -> Iterator[str]:
     """Run a Prefect server on this machine until the block ends, and yield the URL of its API.
 
-    No web page of another origin may read what it answers.
+    Web pages of other origins can't read its answers.
 
     Args:
-        home: an existing directory for what Prefect keeps in files.
-        dsn: the PostgreSQL database that keeps the rest; Prefect creates its tables there.
-        port: where it listens; a free port where not given.
-        auth: what clients have to give as `PREFECT_API_AUTH_STRING`, such as `admin:PASSWORD`; nothing where not given.
+        home: an existing directory for Prefect's files.
+        dsn: the PostgreSQL database for the rest; Prefect creates its tables there.
+        port: by default a free port.
+        auth: the `PREFECT_API_AUTH_STRING` of clients, such as `admin:PASSWORD`; by default none.
 
     Raises:
         PgflowPrefectError: it did not start; the message has the end of its log.
@@ -94,7 +94,7 @@ def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path)
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """End the server and what it has started: politely, then not."""
+    """End the server and its children: first with SIGTERM, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""Which credentials the rows of a database name, where these would go, and what to set so that they may."""
+"""Lists the credentials that rows name, their destinations, and the settings that they need."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,12 +15,12 @@ from pgflow_prefect.origins import Origin, find_origin
 
 @dataclass(frozen=True)
 class RowCredential:
-    """What a row that names an endpoint or a queue asks of the settings.
+    """The credential of a row that names an endpoint or a queue.
 
     Attributes:
         workflow_slug: the workflow.
         step_slug: the step.
-        origin: where a request or a message goes; None for a queue in the same database.
+        origin: the destination of a request or message; None for a queue in the same database.
         variable: the environment variable that the row names.
         block: the Prefect Secret block that the row names.
     """
@@ -33,17 +33,17 @@ class RowCredential:
 
     @property
     def name(self) -> str | None:
-        """The credential's name as a row may have it; None where there is none, or none that could be."""
+        """The credential's allowed name for a row; None if there is no credential or no possible name."""
         named = self.variable or self.block
         return named and add_prefix(named, is_block=self.variable is None)
 
 
 def find_row_problems(bindings: Mapping[str, AnyBinding], policy: RowPolicy | None) -> Iterator[str]:
-    """Yield a sentence for each row whose credential may not be sent where the row says.
+    """Yield a sentence for each row whose credential may not go to the row's origin.
 
     Args:
         bindings: of rows, by the slugs of the steps.
-        policy: of the process that executes the steps; without it, only the names are looked at.
+        policy: of the process that executes the steps; without it, only the names are checked.
     """
     for slug, binding in bindings.items():
         variable, block = _find_names(binding)
@@ -57,7 +57,7 @@ def find_row_problems(bindings: Mapping[str, AnyBinding], policy: RowPolicy | No
 
 
 async def list_row_credentials(store: Store) -> list[RowCredential]:
-    """Return what the rows of all workflows ask of the settings; a row that can't be read is left out."""
+    """Return the credentials of the rows of all workflows, without rows that can't be read."""
     return [*_read(await store.list_network_bindings())]
 
 
@@ -73,7 +73,7 @@ def _read(rows: Iterable[tuple[str, StepBinding]]) -> Iterator[RowCredential]:
 async def rename_credentials(store: Store) -> list[RowCredential]:
     """Give each credential that a row names the prefix that it needs, and return the rows as they were.
 
-    A row whose name can't be the one of a variable or a block stays as it is.
+    A row whose name can't belong to a variable or a block stays as it is.
     """
     renamed: list[RowCredential] = []
     for workflow_slug, row in await store.list_network_bindings():
@@ -90,14 +90,14 @@ _OPTIONS = ("token_env", "token_block", "login_env", "login_block")
 
 
 async def advise(credentials: Iterable[RowCredential], policy: RowPolicy) -> list[str]:
-    """Return what a shell is to be told where steps are executed, so that these rows may do what they say.
+    """Return the settings that these rows need, as lines for a shell on the machine that executes steps.
 
     Args:
-        credentials: as the rows had them before they were renamed.
-        policy: what is set already, which the lines keep.
+        credentials: of the rows before a rename.
+        policy: the current settings, which the lines keep.
 
     Returns:
-        Lines for a shell; what no shell can do stands in comments.
+        Lines for a shell; comments describe steps that a shell can't do.
     """
     lines: dict[str, None] = {}
     allowed = {str(origin) for origin in policy.allowed}

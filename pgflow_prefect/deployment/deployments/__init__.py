@@ -1,7 +1,7 @@
-"""Deployments: what Prefect knows a workflow by, so that its workers, its schedules and its buttons can start runs.
+"""Deployments: they let Prefect's workers, schedules and buttons start runs of a workflow.
 
-`wanted` says what a deployment should be, `find` what there is, `plan` compares the two, `apply` carries that out and
-`write` does so for one.
+`wanted` describes the deployment that should exist, `find` reads those that exist, and `plan` compares the two. `apply`
+executes plans, and `write` executes one.
 """
 
 from pgflow_prefect.deployment.deployments.apply import deploy, register

@@ -1,4 +1,4 @@
-"""Making plans with Prefect's API, and carrying them out."""
+"""Makes plans with Prefect's API, and executes them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -33,19 +33,19 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 Kept = Callable[[], Awaitable[Collection[str]]]
-"""Returns the slugs of the workflows whose deployments stay, as they are when it is called."""
+"""Returns the current slugs of the workflows whose deployments stay."""
 
-_AT_A_TIME = 4  # measured: more are not created faster, and keep the server from its other work
+_AT_A_TIME = 4  # measured: more at a time are not faster, and keep the server from its other work
 
 
 @dataclass(frozen=True)
 class Carried:
-    """What came of several plans.
+    """The results of several plans.
 
     Attributes:
-        plans: as they were carried out: what another process had made meanwhile is updated, and not created.
-        deployed: what was done, in the order of the plans.
-        failures: why others were not.
+        plans: as executed: a deployment that another process made meanwhile is updated, and not created.
+        deployed: the results, in the order of the plans.
+        failures: the errors of the other plans.
     """
 
     plans: Sequence[Plan]
@@ -55,7 +55,7 @@ class Carried:
 
 @dataclass(frozen=True)
 class Plans:
-    """Plans, and what Prefect has, as it was when they were made."""
+    """Plans, and Prefect's objects at the time of the plans."""
 
     client: PrefectClient
     plans: Sequence[Plan]
@@ -63,13 +63,13 @@ class Plans:
     kept: Kept | None = field(default=None, repr=False)
 
     async def carry_out(self, notice: Callable[[Deployed], None] = lambda deployed: None) -> Carried:
-        """Do what they say, several at a time; where one of them fails, the others are done all the same.
+        """Execute the plans, several at a time; if one fails, execute the others all the same.
 
         Args:
-            notice: is told of each that is done.
+            notice: called with each finished plan.
 
         Raises:
-            UsageError: one of them was made meanwhile, and it can't get what is wanted; nothing is written then.
+            UsageError: a deployment was made meanwhile and can't be changed as wanted; nothing is written then.
             PrefectUnavailableError: the API does not answer; nothing is written then.
         """
         fresh = await self._look_again()
@@ -97,7 +97,7 @@ class Plans:
         return Carried(fresh.plans, done, [failures[place] for place in sorted(failures)])
 
     async def _look_again(self) -> "Plans":
-        """Return the plans as of now: Prefect's API replaces what exists with what is created, schedules and all."""
+        """Return the plans again, as of now: a create request to Prefect's API replaces an existing deployment."""
         new = [plan.flow_name for plan in self.plans if plan.outcome is Outcome.CREATED]
         if not new:
             return self
@@ -113,7 +113,7 @@ class Plans:
         return replace(self, plans=plans, flows=flows)
 
     async def _is_wanted_again(self, plan: Plan) -> bool:
-        """Tell whether the workflow of a deployment that is to be deleted has come back meanwhile."""
+        """Tell whether the workflow of a deployment to be deleted has come back meanwhile."""
         if plan.outcome is not Outcome.DELETED or self.kept is None:
             return False
         return plan.flow_name in map(to_flow_name, await self.kept())
@@ -121,17 +121,17 @@ class Plans:
 
 @asynccontextmanager
 async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | None = None) -> AsyncIterator[Plans]:
-    """Connect to Prefect, and compare deployments with what they should be; nothing is written yet.
+    """Connect to Prefect, and compare existing deployments with the wanted ones; write nothing yet.
 
     Args:
-        wanted: what they should be.
+        wanted: the wanted deployments.
         installation: the id of the database.
-        kept: tells all workflows that it defines, if the deployments of others are to go. It is called after these
-            are read, and before each is deleted: workflows come and go meanwhile.
+        kept: returns all workflows of the database, if deployments of other workflows must go. It is called after the
+            deployments are read, and before each deletion, because workflows come and go meanwhile.
 
     Raises:
-        UsageError: there is no such work pool or block, or no work pool for what only its workers use.
-        ForeignDeploymentError: a deployment belongs to another installation, and is not to be taken over.
+        UsageError: there is no such work pool or block, or an option needs a work pool and there is none.
+        ForeignDeploymentError: a deployment belongs to another installation, without `take_over`.
         PrefectUnavailableError: the API does not answer.
     """
     await check_that_prefect_answers()
@@ -144,7 +144,7 @@ async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | 
 
 
 async def make_plans(client: PrefectClient, wanted: Sequence[Wanted]) -> Plans:
-    """Compare deployments with what they should be; arguments and errors as of `open_plans`."""
+    """Compare existing deployments with the wanted ones; for arguments and errors, see `open_plans`."""
     await _check_options(client, wanted)
     flows = await find_flows(client, [each.flow_name for each in wanted])
     _check_owners(wanted, flows)
@@ -155,7 +155,7 @@ async def make_plans(client: PrefectClient, wanted: Sequence[Wanted]) -> Plans:
 
 async def _plan_deletions(client: PrefectClient, installation: UUID, kept: Kept) -> list[Plan]:
     owned = await find_owned(client, make_ownership_tag(installation))
-    # In this order: a deployment that is found was made for a workflow that was there before.
+    # In this order, so that each found deployment belongs to a workflow that existed before.
     known = set(map(to_flow_name, await kept()))
     return [plan_deletion(name, each) for name, each in sorted(owned.items()) if name not in known]
 
@@ -169,17 +169,17 @@ async def deploy(
     options: Options | None = None,
     installation: UUID | None = None,
 ) -> Deployed:
-    """Create a workflow's deployment, or update it where it differs.
+    """Create a workflow's deployment, or update the parts that differ.
 
-    Only what follows from the workflow and the options is written. What people set in Prefect stays: their schedules,
-    the paused flag, parameters, further job variables and tags.
+    This writes only values that follow from the workflow and the options. Users' settings in Prefect stay: their
+    schedules, the paused flag, parameters, further job variables and tags.
 
     Args:
         client: of Prefect's API.
         workflow: the handlers.
         definition: whose hash becomes the deployment's version.
         source: the file or module that the handlers were loaded from.
-        options: what is said beyond that.
+        options: of the deploying user.
         installation: the id of the database that it is made for.
 
     Raises:
@@ -203,8 +203,8 @@ async def register(
 ) -> Deployed:
     """Deploy a workflow for a process that executes it itself, unless a work pool has it.
 
-    Of that deployment, the pool's workers load the code from where it says: not from where this process was started.
-    Arguments and errors as of `deploy`.
+    A pool's workers load the code from the deployment's location, not from this process's directory. For arguments and
+    errors, see `deploy`.
     """
     name = to_flow_name(workflow.slug)
     flows = await find_flows(client, [name])
@@ -248,7 +248,7 @@ def _check_owners(wanted: Sequence[Wanted], flows: FoundFlows) -> None:
 
 
 def _check_pools(plans: Sequence[Plan]) -> None:
-    """Refuse what only the workers of a work pool would use, where there is none.
+    """Refuse options for the workers of a work pool if there is none.
 
     Raises:
         UsageError: with the workflows whose deployments have none.

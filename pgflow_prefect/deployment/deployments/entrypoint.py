@@ -1,4 +1,4 @@
-"""What Prefect's workers load a workflow's flow by."""
+"""Finds the entry point by which Prefect's workers load a workflow's flow."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,12 +9,12 @@ from pgflow_prefect.errors import UsageError
 
 
 def make_entrypoint(workflow_slug: str, source: str, directory: Path) -> str:
-    """Return what Prefect's workers load a workflow's flow by: `path/to/file.py:NAME`, or `package.module:NAME`.
+    """Return the entry point of a workflow's flow: `path/to/file.py:NAME`, or `package.module:NAME`.
 
     Args:
         workflow_slug: the workflow.
         source: the file or module that its handlers were loaded from, or `BY_ROWS`.
-        directory: the working directory of the flow runs; a file beneath it is named relative to it.
+        directory: the working directory of the flow runs; the entry point of a file beneath it is relative.
 
     Raises:
         UsageError: the file's name does not end in `.py`, or the workflow was not loaded from there.
@@ -37,7 +37,7 @@ def _find_flow(module: ModuleType, workflow_slug: str, source: str) -> str:
     """Return the name of a workflow's flow in a module, `flow` or `workflow.flow` most often."""
     workflow = find_workflow(module, workflow_slug, source)
     names = vars(module)
-    given = workflow.given_flow  # which may be `workflow.flow.with_options(…)`
+    given = workflow.given_flow  # it may be `workflow.flow.with_options(…)`
     flows = [name for name, value in names.items() if value is given]
     if flows:
         return "flow" if "flow" in flows else flows[0]

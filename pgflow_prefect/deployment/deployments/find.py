@@ -1,4 +1,4 @@
-"""What Prefect has: deployments of flows, of this database, work pools and blocks, with few requests for many."""
+"""Reads deployments, work pools and blocks from Prefect, with few requests for many."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class FoundDeployments:
     """The deployments of some flows.
 
     Attributes:
-        chosen: by flow name: the one that is called `pgflow`, else the only one that there is.
-        ambiguous: by flow name: the names of several others, none of which is called `pgflow`.
+        chosen: by flow name: the one called `pgflow`, else the only one.
+        ambiguous: by flow name: the names of several deployments, if none is called `pgflow`.
     """
 
     chosen: Mapping[str, DeploymentResponse]
@@ -44,11 +44,11 @@ class FoundDeployments:
 
 @dataclass(frozen=True)
 class FoundFlows:
-    """What Prefect knows of some flows.
+    """Prefect's data on some flows.
 
     Attributes:
-        ids: of the flows, by name; of a flow that does not exist, nothing.
-        own: their deployments that are called `pgflow`, by the flow's name.
+        ids: of the existing flows, by name.
+        own: their deployments called `pgflow`, by the flow's name.
     """
 
     ids: Mapping[str, UUID]
@@ -56,7 +56,7 @@ class FoundFlows:
 
 
 async def find_deployments(client: PrefectClient, flow_names: Iterable[str]) -> FoundDeployments:
-    """Return each flow's deployment; of a flow that has none, nothing.
+    """Return the deployment of each flow that has one.
 
     Raises:
         PrefectUnavailableError: the API does not answer.
@@ -84,7 +84,7 @@ async def find_flows(client: PrefectClient, flow_names: Iterable[str]) -> FoundF
 
 
 async def find_owned(client: PrefectClient, ownership_tag: str) -> dict[str, DeploymentResponse]:
-    """Return the deployments that were made for this database, and for no other one, too, by their flow's name.
+    """Return the deployments that belong to this database only, by their flow's name.
 
     Raises:
         PrefectUnavailableError: the API does not answer.
@@ -108,10 +108,10 @@ async def find_owned(client: PrefectClient, ownership_tag: str) -> dict[str, Dep
 
 
 async def check_work_pool(client: PrefectClient, name: str) -> None:
-    """Make sure that there is such a work pool.
+    """Check that a work pool exists.
 
     Raises:
-        UsageError: with those that there are.
+        UsageError: it does not; the message lists the existing ones.
     """
     with ask_prefect("a look at the work pools"):
         chosen = WorkPoolFilter(name=WorkPoolFilterName(any_=[name]))
@@ -126,16 +126,16 @@ async def check_work_pool(client: PrefectClient, name: str) -> None:
 
 
 async def check_block(client: PrefectClient, kind: str, name: str, advice: str) -> None:
-    """Make sure that there is such a block; what is in it is not asked for.
+    """Check that a block exists, without reading its content.
 
     Args:
         client: of Prefect's API.
         kind: the slug of the block's type.
         name: of the block.
-        advice: what to do where there is none.
+        advice: for the message if it does not exist.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     with ask_prefect("a look at the blocks"):
         try:
@@ -157,7 +157,7 @@ async def _read_all(
             names_by_id = {flow.id: flow.name for flow in await client.read_flows(flow_filter=chosen, limit=_BATCH)}
         ids |= {name: flow_id for flow_id, name in names_by_id.items()}
         for each in await _read_pages(client, chosen, wanted):
-            if each.flow_id in names_by_id:  # else it was created between the two requests
+            if each.flow_id in names_by_id:  # otherwise it was created between the two requests
                 found.setdefault(names_by_id[each.flow_id], []).append(each)
     return ids, found
 

@@ -1,4 +1,4 @@
-"""Where the code is for a worker on another machine: a git repository, a directory of its image, or here."""
+"""Describes where a worker on another machine finds the code: a git repository, a directory, or this machine."""
 
 import re
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Steps = list[dict[str, Any]]
 _SET_DIRECTORY = "prefect.deployments.steps.set_working_directory"
 _CLONE = "prefect.deployments.steps.git_clone"
 _CLONE_ID = "pgflow-clone"
-_SAID = {"id": "pgflow-directory"}  # tells a directory that --directory named from the one of an earlier `deploy`
+_SAID = {"id": "pgflow-directory"}  # marks a directory from --directory, as opposed to the one of an earlier `deploy`
 
 _SCHEMES = ("https", "http", "ssh", "git", "file")
 _SCP = re.compile(r"(?P<user>[\w.-]+)@(?P<host>[\w.-]+):(?P<path>[^@]+)(?:@(?P<ref>.+))?")
@@ -27,7 +27,7 @@ class GitSource:
 
     Attributes:
         url: without any secret.
-        ref: branch, tag or full commit; its default branch where not given.
+        ref: branch, tag or full commit; by default, the default branch.
         credentials: type and name of the Prefect block that has them.
     """
 
@@ -42,20 +42,20 @@ class GitSource:
             inputs["commit_sha" if _COMMIT.fullmatch(self.ref) else "branch"] = self.ref
         if self.credentials is not None:
             kind, name = self.credentials
-            # A Secret block is a text, and git_clone takes that as its token; the others it asks for theirs.
+            # git_clone takes the text of a Secret block as its token. It asks blocks of other types for their token.
             inputs["access_token" if kind == "secret" else "credentials"] = f"{{{{ prefect.blocks.{kind}.{name} }}}}"
         return {_CLONE: inputs}
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where the user said that the code is: a repository, a directory of it, or a directory of a machine or image."""
+    """The user's location of the code: a repository, a directory of it, or a directory of a machine or image."""
 
     source: GitSource | None = None
     directory: str | None = None
 
     def make_steps(self, here: Path) -> Steps:
-        """Return the pull steps; a relative directory that is none of a repository's is beneath `here`."""
+        """Return the pull steps; a relative directory outside of a repository is beneath `here`."""
         if self.source is None:
             directory = str(here / (self.directory or "."))
             return [{_SET_DIRECTORY: {**_SAID, "directory": directory}}]
@@ -67,15 +67,15 @@ class Location:
 
 
 def parse_location(source: str | None, credentials: str | None, directory: str | None) -> Location | None:
-    """Return where the code is; None where it is not said.
+    """Return the location of the code; None if the user gave none.
 
     Args:
         source: the URL of a git repository, `git+https://…` or plain, with `@ref` for a branch, tag or commit.
-        credentials: the Prefect block with what it takes to clone it, `type/name`.
-        directory: of that repository; without one, of the other machine or the image.
+        credentials: the Prefect block for cloning it, `type/name`.
+        directory: of that repository; without a repository, of the other machine or the image.
 
     Raises:
-        UsageError: one of them can't be used, or there is a secret in it.
+        UsageError: one of them can't be used, or contains a secret.
     """
     if source is None and credentials is not None:
         raise UsageError("--source-credentials goes with --source")
@@ -88,13 +88,13 @@ def parse_location(source: str | None, credentials: str | None, directory: str |
 
 
 def make_default_steps(here: Path) -> Steps:
-    """Return the pull steps of a deployment whose code is where `deploy` is called."""
-    # Without a step that says where the code is, a worker copies its own working directory for every flow run.
+    """Return the pull steps for code in the directory where `deploy` is called."""
+    # Without a pull step, a worker copies its own working directory for every flow run.
     return [{_SET_DIRECTORY: {"directory": str(here)}}]
 
 
 def is_said(steps: Steps | None) -> bool:
-    """Tell whether a user said where the code is, by an option or in Prefect; else it was `make_default_steps`."""
+    """Tell whether a user set the location, by an option or in Prefect, and not `make_default_steps`."""
     if not steps:
         return False
     first = steps[0].get(_SET_DIRECTORY) or {}
@@ -102,7 +102,7 @@ def is_said(steps: Steps | None) -> bool:
 
 
 def describe_steps(steps: Steps | None) -> str | None:
-    """Return where the code is, in a few words, without the secrets that others may have put into a URL."""
+    """Return the location in a few words, without secrets that a user may have put into a URL."""
     words = []
     for step in steps or []:
         for name, given in step.items():
@@ -114,7 +114,7 @@ def describe_steps(steps: Steps | None) -> str | None:
 
 
 def _redact(repository: str | None) -> str | None:
-    """Return a repository's URL with nothing in it that may be a secret."""
+    """Return a repository's URL without parts that may be a secret."""
     if repository is None or _SCP.fullmatch(repository):
         return repository
     try:
@@ -128,7 +128,7 @@ def _redact(repository: str | None) -> str | None:
 
 def _split_url(url: str) -> tuple[str, str | None]:
     """Return the URL of a repository, and the ref that was named with it."""
-    if "#" in url:  # as pip takes it; git does not
+    if "#" in url:  # pip accepts this form, git does not
         raise UsageError("--source takes no #…: name a directory of the repository with --directory")
     if match := _SCP.fullmatch(url):
         return f"{match['user']}@{match['host']}:{match['path']}", match["ref"]
@@ -138,7 +138,7 @@ def _split_url(url: str) -> tuple[str, str | None]:
         parts = urlsplit("")
     if parts.scheme not in _SCHEMES or not (parts.hostname or parts.scheme == "file") or not parts.path.strip("/"):
         raise UsageError("--source is no URL of a git repository: write it as git+https://HOST/OWNER/REPOSITORY@BRANCH")
-    # Before anything else is said of it: no message may have a secret.
+    # First of all, because no message may have a secret.
     if parts.password is not None or parts.query or (parts.username and parts.scheme != "ssh"):
         raise UsageError(
             "--source has credentials in it, and every reader of the deployment would: leave them out, "

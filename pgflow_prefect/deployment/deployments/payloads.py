@@ -1,4 +1,4 @@
-"""What a deployment says of its parameters: Prefect's UI shows it as a form, and its API refuses what does not fit."""
+"""Makes the schema of a deployment's parameters, for the form of Prefect's UI and the checks of its API."""
 
 import inspect
 import json
@@ -23,8 +23,8 @@ _RUN_ID = "The id of a run that exists, to go on with it. Leave it empty to star
 def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) -> dict[str, Any]:
     """Return the JSON schema of a workflow's parameters: `payload`, as its root steps annotate it, and `run_id`.
 
-    Where several roots annotate the payload differently, it has to fit them all, as far as all are objects. It is any
-    JSON value where no root says what it is, and where what they say does not go together: their handlers check it.
+    If several roots annotate the payload differently with objects, it has to fit all of them. If no root annotates it,
+    or if the annotations contradict each other, any JSON value fits, and the handlers check it.
 
     Raises:
         UsageError: an annotation names something that is not defined.
@@ -37,18 +37,18 @@ def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) ->
         payload = made["properties"]["payload"]
     run_id = {**made["properties"]["run_id"], "position": 1, "description": _RUN_ID}
     schema = {**made, "properties": {"payload": payload, "run_id": run_id}}
-    # As the API gives it back: lists, and no tuples.
+    # In the form that the API returns: lists, and no tuples.
     return dict(json.loads(to_json(schema)))
 
 
 def describe_payload(schema: Schema | None) -> str:
-    """Return what a parameter schema says of the payload, in a few words."""
+    """Return a parameter schema's payload in a few words."""
     payload = (schema or {}).get("properties", {}).get("payload", {})
     return _describe(payload, schema or {})
 
 
 def _find_annotations(workflow: Workflow, definition: WorkflowDefinition) -> list[Any]:
-    """Return how the handlers of the root steps annotate the payload, each annotation once."""
+    """Return the annotations of the payload in the handlers of the root steps, each once."""
     waiting = {dep.downstream for dep in definition.deps}
     found: list[Any] = []
     for slug in sorted(set(definition.steps) - waiting):
@@ -62,7 +62,7 @@ def _find_annotations(workflow: Workflow, definition: WorkflowDefinition) -> lis
 
 
 def _generate(annotations: list[Any]) -> dict[str, Any]:
-    """Return Prefect's own schema of a flow with such payloads: one schema, for names may occur in several."""
+    """Return Prefect's own schema of a flow with such payloads; one schema, because they may share names."""
     names = ["payload", *(f"payload_{number}" for number in range(1, len(annotations)))]
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -74,12 +74,12 @@ def _generate(annotations: list[Any]) -> dict[str, Any]:
 
 @cache
 def _generate_any() -> dict[str, Any]:
-    """Return the schema of what most workflows take: once, for pydantic makes models for it, which takes a while."""
+    """Return the schema for any payload, which most workflows use; cached, because pydantic is slow to make it."""
     return _generate([Any])
 
 
 def _combine(payloads: list[dict[str, Any]], schema: Schema) -> dict[str, Any] | None:
-    """Return one schema for what has to fit several; None where they say nothing, or do not go together."""
+    """Return one schema for a value that fits all of these; None if they allow anything, or contradict each other."""
     rules = [{name: each[name] for name in each if name not in {"default", "position", "title"}} for each in payloads]
     telling = [rule for rule in rules if not _says_nothing(rule, schema)]
     distinct = [rule for place, rule in enumerate(telling) if rule not in telling[:place]]
@@ -92,7 +92,7 @@ def _combine(payloads: list[dict[str, Any]], schema: Schema) -> dict[str, Any] |
 
 
 def _says_nothing(rule: Schema, schema: Schema, seen: frozenset[str] = frozenset()) -> bool:
-    """Tell whether handlers take whatever comes: `Any`, `JsonValue` (as `import` writes it), a `dict` of these."""
+    """Tell whether an annotation allows any value: `Any`, `JsonValue` (as `import` writes it), a `dict` of these."""
     reference = str(rule.get("$ref", ""))
     if reference in seen:
         return False  # a type within itself: it says that it is nested

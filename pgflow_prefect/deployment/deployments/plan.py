@@ -1,4 +1,4 @@
-"""What deploying would do to one deployment: a comparison of what there is with what is wanted, and nothing else."""
+"""Plans the changes of one deployment by comparing the existing one with the wanted one; changes nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 
 
 class Outcome(StrEnum):
-    """What a deployment of ours went through, or would go through."""
+    """What happened, or would happen, to a deployment of ours."""
 
     CREATED = "created"
     UPDATED = "updated"
@@ -26,7 +26,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Change:
-    """One thing of a deployment that differs, in a few words; None for nothing."""
+    """One difference of a deployment, with both values in a few words; None for no value."""
 
     field: str
     before: str | None
@@ -38,26 +38,26 @@ class Change:
         return f"{self.field}: {self.before} -> {self.after or 'none'}"
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what scripts get."""
+        """Return the JSON for scripts."""
         return {"field": self.field, "from": self.before, "to": self.after}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done to one deployment.
+    """The planned changes of one deployment.
 
     Attributes:
         workflow_slug: its workflow.
-        flow_name: that one's name in Prefect.
-        id: Prefect's id of the deployment; None: it is yet to be created.
-        outcome: what it goes through.
-        changes: what differs, for people; of one that is created, nothing.
-        work_pool: whose workers execute its flow runs afterwards.
-        schedule: when our schedule starts runs afterwards, in a few words.
-        wanted: what it should be; None where it is deleted.
-        fields: what is sent to Prefect.
+        flow_name: the workflow's name in Prefect.
+        id: Prefect's id of the deployment; None if it does not exist yet.
+        outcome: created, updated and so on.
+        changes: the differences, for people; none for a new deployment.
+        work_pool: the pool whose workers execute its flow runs afterwards.
+        schedule: our schedule afterwards, in a few words.
+        wanted: the wanted deployment; None for a deletion.
+        fields: the fields to send to Prefect.
         changes_schedule: our schedule differs.
-        schedule_id: our schedule, where there is one.
+        schedule_id: our schedule, if there is one.
     """
 
     workflow_slug: str
@@ -74,12 +74,12 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The deployment's name, as Prefect's commands take it: `flow/deployment`."""
+        """The deployment's name in Prefect's commands: `flow/deployment`."""
         return f"{self.flow_name}/{DEPLOYMENT}"
 
 
 def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan:
-    """Compare a deployment with what it should be, and return what is to be done."""
+    """Compare a deployment with the wanted one, and return the plan."""
     if existing is None:
         return _plan_creation(wanted)
     found = [
@@ -110,7 +110,7 @@ def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan
 
 
 def plan_deletion(flow_name: str, existing: DeploymentResponse) -> Plan:
-    """Return the plan of deleting a deployment whose workflow is gone."""
+    """Return the plan for deleting a deployment whose workflow is gone."""
     return Plan(flow_name, flow_name, existing.id, Outcome.DELETED, work_pool=existing.work_pool_name)
 
 
@@ -202,8 +202,8 @@ def _compare_infrastructure(wanted: Wanted, existing: DeploymentResponse) -> lis
             for change in _compare_variables(existing.job_variables, options.job_variables)
         ]
     pool = _find_pool(options, existing.work_pool_name)
-    if pool != existing.work_pool_name:  # naming the same one again would reset the queue
-        # Prefect looks whether the job variables fit the pool, and takes them for empty where they are not named.
+    if pool != existing.work_pool_name:  # the same pool in the request would reset the queue
+        # Prefect checks that the job variables fit the pool, and assumes empty ones if the request has none.
         sent = {"work_pool_name": pool, "job_variables": variables}
         found.append((Change("work pool", existing.work_pool_name, pool), sent))
     limit = existing.global_concurrency_limit.limit if existing.global_concurrency_limit else NO_LIMIT
@@ -214,7 +214,7 @@ def _compare_infrastructure(wanted: Wanted, existing: DeploymentResponse) -> lis
 
 
 def _merge(existing: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return job variables with others put in; what is beside them stays."""
+    """Return job variables with some of them replaced or added."""
     merged = {**existing, **wanted}
     if "env" in wanted:
         merged["env"] = {**(existing.get("env") or {}), **wanted["env"]}

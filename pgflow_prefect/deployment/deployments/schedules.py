@@ -1,4 +1,4 @@
-"""The one schedule of a deployment that is ours: those that people add stay as they are."""
+"""Our own schedule of a deployment; schedules that users add stay as they are."""
 
 import re
 from dataclasses import dataclass
@@ -20,26 +20,26 @@ _UTC = "UTC"
 
 @dataclass(frozen=True)
 class ScheduleWish:
-    """What is to become of our schedule.
+    """The wanted state of our schedule.
 
     Attributes:
-        schedule: Prefect's schedule; None: it is to go.
+        schedule: Prefect's schedule; None to delete it.
     """
 
     schedule: CronSchedule | IntervalSchedule | None
 
 
 def parse_schedule(cron: str | None, interval: str | None, timezone: str | None, remove: bool) -> ScheduleWish | None:
-    """Return what is to become of our schedule; None where nothing is said of it.
+    """Return the wanted state of our schedule; None without an option for it.
 
     Args:
         cron: a cron expression.
         interval: such as 30s, 15m, 2h, 1d, 1h30m.
-        timezone: an IANA name; UTC where not given.
-        remove: there is to be none.
+        timezone: an IANA name; by default UTC.
+        remove: delete it.
 
     Raises:
-        UsageError: one of them is wrong, or they do not go together.
+        UsageError: one of them is wrong, or they contradict each other.
     """
     if sum((cron is not None, interval is not None, remove)) > 1:
         raise UsageError("--cron, --interval and --no-schedule exclude each other: name one")
@@ -62,12 +62,12 @@ def find_own(deployment: DeploymentResponse) -> DeploymentSchedule | None:
 
 
 def name_schedule(schedule: SCHEDULE_TYPES) -> str:
-    """Return what our schedule is called. Prefect's UI shows this in the place of the rule, so it says the rule."""
+    """Return the name of our schedule. It contains the rule, because Prefect's UI shows the name in its place."""
     return f"{_OWN}: {describe_schedule(schedule)}"
 
 
 def is_same(one: SCHEDULE_TYPES, other: SCHEDULE_TYPES) -> bool:
-    """Tell whether two schedules mean the same; since when an interval counts is no difference."""
+    """Tell whether two schedules mean the same; the start of an interval makes no difference."""
     return _describe_rule(one) == _describe_rule(other) and _find_timezone(one) == _find_timezone(other)
 
 

@@ -1,4 +1,4 @@
-"""Doing to one deployment what its plan says, whatever a user does to it in Prefect's UI meanwhile."""
+"""Executes the plan of one deployment, even if a user changes it in Prefect's UI meanwhile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _NOT_FOUND = 404
 
 @dataclass(frozen=True)
 class Deployed:
-    """A deployment of ours, as it is after `deploy`.
+    """A deployment of ours after `deploy`.
 
     Attributes:
         workflow_slug: its workflow.
         id: Prefect's id of it.
-        name: as Prefect's commands take it, `flow/deployment`.
-        outcome: what became of it.
-        work_pool: whose workers execute its flow runs; without one, only `pgflow-prefect worker` does.
+        name: in Prefect's commands, `flow/deployment`.
+        outcome: created, updated and so on.
+        work_pool: the pool whose workers execute its flow runs; without one, only `pgflow-prefect worker` does.
         url: its page in Prefect's UI, if there is one that outlives this process.
     """
 
@@ -41,7 +41,7 @@ class Deployed:
 
 
 async def write(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID]) -> Deployed:
-    """Do what a plan says.
+    """Execute a plan.
 
     Args:
         client: of Prefect's API.
@@ -69,7 +69,7 @@ async def write(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID])
 
 
 def describe(plan: Plan, deployment_id: UUID) -> Deployed:
-    """Return the deployment that a plan is done to."""
+    """Return the deployment of a plan."""
     url = url_for("deployment", obj_id=deployment_id) if get_current_settings().api.url else None
     return Deployed(plan.workflow_slug, deployment_id, plan.name, plan.outcome, plan.work_pool, url)
 
@@ -84,7 +84,7 @@ async def _delete(client: PrefectClient, deployment_id: UUID) -> None:
 async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
     try:
         if plan.fields:
-            # By PATCH: creating it again would delete its schedules and settings.
+            # By PATCH, because a second creation would delete its schedules and settings.
             await client.update_deployment(deployment_id, DeploymentUpdate(**plan.fields))
             await _check_pool_is_gone(client, plan, deployment_id)
         if plan.changes_schedule:
@@ -99,7 +99,7 @@ async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> Non
 
 
 async def _check_pool_is_gone(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
-    """Make sure that a work pool was taken away: older servers of Prefect take the request, and leave the pool.
+    """Check that a work pool is gone: older servers of Prefect accept the request, but leave the pool.
 
     Raises:
         PrefectRefusedError: the deployment still has it.
@@ -129,7 +129,7 @@ def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
 
 
 async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
-    """Change our schedule alone. Whether it is active is left as it is: a user may have paused it in the UI."""
+    """Change only our schedule, but not whether it is active, because a user may have paused it in the UI."""
     schedules = _make_schedules(plan)
     if plan.schedule_id is not None:
         try:
@@ -141,7 +141,7 @@ async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUI
             else:
                 await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
         except ObjectNotFound:
-            pass  # a user deleted it meanwhile: there is one to be made anew, or nothing to be done
+            pass  # a user deleted it meanwhile: make it again, or do nothing
         else:
             return
     if schedules:

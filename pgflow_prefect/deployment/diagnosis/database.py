@@ -17,7 +17,7 @@ from pgflow_prefect.database.schema import (
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.errors import DatabaseReadOnlyError, ForeignInstallationError, PgflowPrefectError
 
-_OLDEST = 130000  # PostgreSQL 13, as pgflow.sql wants it
+_OLDEST = 130000  # PostgreSQL 13, as pgflow.sql requires
 _CLOCK_TOLERANCE = 2.0  # seconds
 _HEARING = 2.0  # seconds that a notification may take
 _NAMED = 3  # missing rights in the sentence; all of them are in the details
@@ -73,7 +73,7 @@ async def _check_schema(patient: Patient) -> Verdict:
 
 
 def _find_other_schema(found: FoundSchema) -> str | None:
-    """Return whose schema the database has, where that is not one whose runs can be executed."""
+    """Return the kind of the database's schema if this package can't execute its runs."""
     if found.foreign_table is not None:
         return describe_foreign_schema(found.foreign_table)
     if found.implementation is not None and not found.implementation.executes:
@@ -82,7 +82,7 @@ def _find_other_schema(found: FoundSchema) -> str | None:
 
 
 async def _find_copy(patient: Patient) -> str | None:
-    """Return why workers refuse this database as a copy; None where they don't, or this user may not look."""
+    """Return why workers refuse this database as a copy; None if they don't, or if this user may not read it."""
     try:
         await patient.reached.read_installation()
     except ForeignInstallationError:
@@ -107,7 +107,7 @@ async def _check_rights(patient: Patient) -> Verdict:
     advice = f'GRANT pgflow_work TO "{user}", which has them'
     if not await patient.reached.has_work_role():
         advice = f"run sql/supabase/api.sql and sql/supabase/roles.sql as the tables' owner, then {advice}"
-    if any(each.startswith("BYPASSRLS") for each in missing):  # which no role gets by membership
+    if any(each.startswith("BYPASSRLS") for each in missing):  # no role gets these by membership
         advice += f""". Then ALTER ROLE "{user}" SET role = 'pgflow_work', so that no policy hides a row"""
     return Verdict(
         Outcome.FAULT, f"user {user!r} lacks {', '.join(missing[:_NAMED])}{more}", advice, details=tuple(missing)
@@ -122,7 +122,7 @@ async def _check_triggers(patient: Patient) -> Verdict:
     names = ", ".join(each.trigger for each in disabled[:_NAMED])
     advice = "; ".join(each.command for each in disabled)
     if any(each.sees_edits for each in disabled):
-        # What was edited meanwhile is in no version that a run could begin with.
+        # No version that a run could begin with has the edits of that time.
         advice += "; then, as the tables' owner, SELECT pgflow.raise_version(array_agg(slug)) FROM pgflow.workflows"
     return Verdict(
         Outcome.FAULT,
@@ -162,7 +162,7 @@ async def _check_clock(patient: Patient) -> Verdict:
     before = datetime.now(UTC)
     theirs = (await patient.reached.read_server()).now
     after = datetime.now(UTC)
-    # Between the two, whenever it was: what the answer's way took is no difference.
+    # A time between the two, so that the way of the answer makes no difference.
     apart = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
     if apart > _CLOCK_TOLERANCE:
         return Verdict(

@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are of use."""
+"""All checks, in a useful order."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
@@ -12,7 +12,7 @@ from pgflow_prefect.settings import Settings
 
 
 def list_checks(*, with_flow_run: bool) -> list[Check]:
-    """Return the checks; without the one that makes a flow run, if so wanted."""
+    """Return the checks, with or without the one that makes a flow run."""
     measured = (LAG_CHECK,) if with_flow_run else ()
     return [*DATABASE_CHECKS, *PREFECT_CHECKS, *measured, *WORKFLOW_CHECKS]
 
@@ -20,13 +20,13 @@ def list_checks(*, with_flow_run: bool) -> list[Check]:
 async def examine(
     settings: Settings, source: str, *, with_flow_run: bool, begin: Callable[[str], None]
 ) -> AsyncGenerator[Finding]:
-    """Look at the database, at Prefect, and at what stands between them.
+    """Check the database, Prefect, and the links between them.
 
     Args:
         settings: of this process.
         source: where the connection string comes from, for people.
         with_flow_run: measure how long Prefect takes to show a task run, with a flow run that is deleted again.
-        begin: hears the name of each check before it is carried out.
+        begin: called with the name of each check before it runs.
     """
     async with AsyncExitStack() as resources:
         patient = Patient(settings, source, resources)

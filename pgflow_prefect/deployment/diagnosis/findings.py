@@ -1,4 +1,4 @@
-"""What a check is, what comes of it, and carrying out many."""
+"""Checks, their results, and running many of them."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -15,7 +15,7 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
 PATIENCE = 10.0
-"""Seconds for a check that has no limit of its own: Prefect's client goes on for a minute where no server answers."""
+"""Seconds for a check without a limit of its own: Prefect's client tries for a minute if no server answers."""
 
 
 class Outcome(StrEnum):
@@ -23,21 +23,21 @@ class Outcome(StrEnum):
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and not as well as it could."""
+    """It works, but could work better."""
     FAULT = "fault"
-    """Runs do not work, or are not shown, until this is mended."""
+    """Runs do not work, or Prefect does not show them, until this is repaired."""
     SKIPPED = "skipped"
-    """It could not be looked at."""
+    """The check could not run."""
 
 
 class Verdict(NamedTuple):
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         outcome: how it went.
         message: one sentence.
-        advice: which setting or command to use; None where there is nothing to do.
-        details: what a list of many things has, whole.
+        advice: the setting or command that helps; None if there is nothing to do.
+        details: the complete list, if the message has only a part of it.
     """
 
     outcome: Outcome
@@ -60,16 +60,16 @@ class Finding(BaseModel):
 
 @dataclass
 class Patient:
-    """What is examined, and what the first checks have opened for the later ones.
+    """The subject of the checks, with the connections that the first checks opened for the later ones.
 
     Attributes:
         settings: of this process.
         source: where the connection string comes from, for people.
         resources: closed at the end.
-        dsn: how the database is reached.
-        database: it, once it was reached.
-        client: Prefect's API, once it was reached.
-        api_settings: what Prefect's server says of its own settings; empty where it says nothing.
+        dsn: of the database.
+        database: the open database, after its check.
+        client: Prefect's API, after its check.
+        api_settings: the server's own settings; empty if it does not show them.
     """
 
     settings: Settings
@@ -95,12 +95,12 @@ class Patient:
 
 @dataclass(frozen=True)
 class Check:
-    """One look at one thing.
+    """One check.
 
     Attributes:
         name: for people and scripts.
-        examine: does it; what it raises is a fault.
-        needs: the names of checks that have to have gone well, or it is skipped.
+        examine: runs it; an error is a fault.
+        needs: the names of checks that must succeed first; otherwise it is skipped.
         patience: seconds that it may take.
     """
 
@@ -111,7 +111,7 @@ class Check:
 
 
 async def carry_out(checks: Iterable[Check], patient: Patient, begin: Callable[[str], None]) -> AsyncGenerator[Finding]:
-    """Carry out checks in their order, and yield what comes of each; `begin` hears the name before."""
+    """Run checks in their order, and yield the result of each; `begin` gets the name before."""
     gone_well: set[str] = set()
     for check in checks:
         begin(check.name)

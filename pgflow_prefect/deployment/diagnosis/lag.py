@@ -1,4 +1,4 @@
-"""How long it takes until Prefect shows what has happened: measured with a real flow run, which is deleted again."""
+"""Measures how late Prefect shows a task run, with a real flow run that is deleted again."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -26,15 +26,15 @@ from pgflow_prefect.waiting import Pauses
 FLOW = "pgflow-doctor"
 """The name of the flow; it is deleted again, too, unless it has other flow runs."""
 
-_LONGEST = 30.0  # seconds; what has not come by then will not
+_LONGEST = 30.0  # seconds; an event that has not come by then will not come
 _SLOW = 5.0
-_SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 1.0  # seconds between two looks
+_SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 1.0  # seconds between two requests
 _CLEANING = 10.0
 
 
 @dataclass
 class Probe:
-    """What a flow run of ours did.
+    """The result of a flow run of ours.
 
     Attributes:
         task_run_id: of its only task; None until that has run.
@@ -51,7 +51,7 @@ async def _measure(patient: Patient) -> Verdict:
     flow = make_flow(name=FLOW, persist_result=False)(_make_body(probe))
     flow_run = await client.create_flow_run(flow, state=Pending())
     try:
-        # What it logs would come after it is deleted, and stay.
+        # Its log would arrive after the deletion, and stay.
         with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
             state = await execute_flow_run(flow, flow_run)
         if not state.is_completed() or probe.task_run_id is None:
@@ -65,7 +65,7 @@ async def _measure(patient: Patient) -> Verdict:
 
 
 def judge_lag(seconds: float | None) -> Verdict:
-    """Judge how long it took until a task run was shown as it is; None: it never was."""
+    """Judge how late Prefect showed a task run; None means never."""
     if seconds is None:
         return Verdict(
             Outcome.FAULT,
@@ -106,7 +106,7 @@ async def _await_shown(client: PrefectClient, task_run_id: UUID, ended: float) -
 
 
 async def _clean_up(client: PrefectClient, flow_run: FlowRun) -> None:
-    """Delete a flow run and, where it was the only one, its flow."""
+    """Delete a flow run, and its flow if it has no other one."""
     with suppress(ObjectNotFound):
         await client.delete_flow_run(flow_run.id)
     if not await client.count_flow_runs(flow_filter=FlowFilter(id=FlowFilterId(any_=[flow_run.flow_id]))):

@@ -1,4 +1,4 @@
-"""Checks of Prefect's server, and of the way to it."""
+"""Checks of Prefect's server, and of the link to it."""
 
 import re
 import time
@@ -26,7 +26,7 @@ _RECENTLY = 600.0  # seconds
 _ON_POSTGRES = "set PREFECT_API_DATABASE_CONNECTION_URL to postgresql+asyncpg://… on its server"
 
 RECORDER_ADVICE = "set " + ", ".join(f"{name}={value}" for name, value in RECORDER_SETTINGS.items()) + " on its server"
-"""What makes Prefect show task runs sooner."""
+"""Settings that make Prefect show task runs sooner."""
 
 
 async def _check_url(patient: Patient) -> Verdict:
@@ -60,12 +60,12 @@ async def _read_settings(patient: Patient) -> dict[str, object]:
     try:
         response = await patient.prefect.request("GET", "/admin/settings")
     except PrefectHTTPStatusError:
-        return {}  # Prefect Cloud, or a server that keeps it to itself
+        return {}  # Prefect Cloud, or a server that does not tell
     return dict(response.json())
 
 
 def read_minor(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version: (3, 8) of `3.8.8`, (0, 0) of what has none."""
+    """Return the first two numbers of a version: (3, 8) for `3.8.8`, (0, 0) for a text without numbers."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
@@ -96,7 +96,7 @@ async def _check_version(patient: Patient) -> Verdict:
 
 async def _check_websockets(patient: Patient) -> Verdict:
     try:
-        # As tasks do it, with proxies, certificates and credentials; a ping and the server's answer are part of it.
+        # Like tasks, with proxies, certificates and credentials. It includes a ping and the server's answer.
         async with get_events_client(reconnection_attempts=0):
             return Verdict(Outcome.OK, "a websocket opens: task runs reach Prefect's server")
     except Exception as error:  # noqa: BLE001  the network's, the proxy's, the library's
@@ -113,11 +113,11 @@ async def _check_recorder(patient: Patient) -> Verdict:
 
 
 def judge_recorder(values: object) -> Verdict:
-    """Compare a server's settings of its task run recorder, as `/admin/settings` has them, with those that are fast."""
+    """Compare the settings of a server's task run recorder, from `/admin/settings`, with fast ones."""
     if not isinstance(values, dict):
         return Verdict(Outcome.SKIPPED, "the server does not tell its settings")
     if values.get("enabled") is False:
-        # Elsewhere, perhaps: `prefect server services start` on another machine. `lag` tells.
+        # It may run on another machine, by `prefect server services start`. The check `lag` will tell.
         return Verdict(
             Outcome.WARNING,
             "this API server records no task runs itself",
@@ -155,7 +155,7 @@ async def _check_pool(patient: Patient) -> Verdict:
 
 
 def judge_pool(size: object) -> Verdict:
-    """Compare how many connections a server keeps, as `/admin/settings` has it, with what many flow runs need."""
+    """Compare the size of a server's pool, from `/admin/settings`, with the need of many flow runs."""
     if not isinstance(size, int):
         return Verdict(Outcome.SKIPPED, "the server does not tell how many connections it keeps")
     kept = f"Prefect's server keeps {size} connections to its database"

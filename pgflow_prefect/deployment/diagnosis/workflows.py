@@ -1,4 +1,4 @@
-"""Checks of what stands ready to execute runs."""
+"""Checks of deployments, waiting runs and work pools."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from pgflow_prefect.workflow import to_flow_name
 
 _UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second
 _NAMED = 10  # runs set aside
-_PAGE = 200  # what Prefect's API answers at most, by default
+_PAGE = 200  # the largest answer of Prefect's API by default
 
 
 async def _list_enabled(patient: Patient) -> list[str]:

@@ -1,6 +1,6 @@
-"""The rules by which PostgreSQL and Prefect are compared: from what both say of a run to what they disagree about.
+"""Rules that compare a run in PostgreSQL and in Prefect, and return the disagreements.
 
-PostgreSQL is the truth, except for Cancel and Retry in Prefect, which are wishes.
+PostgreSQL is the truth. Cancel and Retry in Prefect are the exception, because they are users' requests.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from pgflow_prefect.models import CANCELLED, Ending, Held, Status
 from pgflow_prefect.prefect_api.ids import find_task_run_id
 
 START = 6
-"""How many times the grace a flow run may take from its start to taking its run: a container may have to be fetched."""
+"""A flow run may take this many graces from its start until it takes its run: it may have to fetch a container."""
 
 _VANISHED = Target(StateType.CRASHED, "no process executes it any more, according to PostgreSQL")
 _IN_PREFECT = f"{CANCELLED} in Prefect"
@@ -38,16 +38,16 @@ _NOT_BEGUN = frozenset({StateType.SCHEDULED, StateType.PENDING})
 
 @dataclass(frozen=True)
 class View:
-    """What both sides say of one run.
+    """One run on both sides.
 
     Attributes:
         run: the run.
         steps: those of its steps that a task run has claimed.
         flow_runs: those of its flow runs that Prefect knows, by id.
-        task_runs: by id: of a run that has ended, those of its steps; of a flow run without a process, those that
-            have not ended.
+        task_runs: by id; for an ended run, those of its steps; for a flow run without a process, those that have not
+            ended.
         grace: for how long the two may differ.
-        lag: for how long task runs may be behind: their states are events, which Prefect writes down one by one.
+        lag: for how long task runs may be behind, because Prefect stores their events one by one.
     """
 
     run: UnsettledRun
@@ -63,7 +63,7 @@ class View:
         return None if self.run.flow_run_id is None else self.flow_runs.get(self.run.flow_run_id)
 
     def may_change(self, flow_run_id: UUID | None) -> bool:
-        """Tell whether a flow run is this installation's one of this run."""
+        """Tell whether a flow run belongs to this installation and to this run."""
         shown = None if flow_run_id is None else self.flow_runs.get(flow_run_id)
         return shown is not None and shown.is_of(self.run.id)
 
@@ -76,7 +76,7 @@ def is_over(run: UnsettledRun, grace: timedelta) -> bool:
 
 
 def list_dead(run: UnsettledRun, grace: timedelta) -> list[UUID]:
-    """Return the run's flow runs that no process should be executing: what Prefect has to be asked for."""
+    """Return the run's flow runs that no process should be executing, to ask Prefect for them."""
     if run.status is not Status.PENDING and not is_over(run, grace):
         return []
     alive = run.flow_run_id if run.held is Held.LEASED else None
@@ -94,7 +94,7 @@ def compare(view: View) -> list[Disagreement]:
 
 
 def _keep_own(view: View, found: Disagreement) -> Disagreement | None:
-    """Return a disagreement without the repairs of what is not this installation's; None where none is left."""
+    """Return a disagreement without repairs of other installations' objects; None if no repair is left."""
     own = tuple(each for each in found.actions if _is_own(view, each))
     if own == found.actions:
         return found
@@ -110,7 +110,7 @@ def _is_own(view: View, action: Action) -> bool:
 
 
 def is_settled(view: View) -> bool:
-    """Tell whether a run that nothing was found about has come to its end in Prefect, too."""
+    """Tell whether a run without disagreements has also ended in Prefect."""
     return (
         is_over(view.run, view.lag)
         and all(each.is_final for each in view.flow_runs.values() if view.may_change(each.id))
@@ -119,7 +119,7 @@ def is_settled(view: View) -> bool:
 
 
 def compare_without_prefect(run: UnsettledRun) -> list[Disagreement]:
-    """Return what a run's row alone tells: owners that have vanished, whose flow runs Prefect may show as alive."""
+    """Return what the run's row alone shows: vanished owners, whose flow runs Prefect may show as alive."""
     if run.status is Status.PENDING and run.held is Held.EXPIRED:
         found = "its owner has not been heard of for longer than a lease"
     elif run.status is Status.FAILED and run.is_given_up:
@@ -173,7 +173,7 @@ def _compare_queued(view: View, shown: ShownFlowRun) -> Iterator[Disagreement]:
 def _compare_former(view: View) -> Iterator[Disagreement]:
     run = view.run
     if run.now - run.taken_at < view.grace:
-        return  # a former owner needs a moment to notice that it is one
+        return  # a former owner needs a moment to notice its loss
     for shown in view.flow_runs.values():
         if shown.id != run.flow_run_id:
             yield from _find_zombie(view, shown, "another one has taken the run")
@@ -193,14 +193,14 @@ def _find_zombie(view: View, shown: ShownFlowRun, why: str) -> Iterator[Disagree
 
 
 def _waits(shown: ShownFlowRun) -> bool:
-    """Tell whether something will start it: of a flow run without a deployment, only its own process would."""
+    """Tell whether something will start the flow run: without a deployment, only its own process can."""
     return shown.type is StateType.SCHEDULED and shown.deployed
 
 
 def _close_tasks(view: View, flow_run_id: UUID, otherwise: Target) -> Iterator[SetTaskRun]:
-    """Return what ends a flow run's task runs: as their steps' rows say, where those have ended.
+    """Return the actions that end a flow run's task runs, with the states of their steps' rows if these have ended.
 
-    Of a run that has ended, those of its steps are not among them: see `_correct_tasks`.
+    It leaves out the steps of an ended run: see `_correct_tasks`.
     """
     steps = {step.task_run_id: step for step in view.steps}
     for task in view.task_runs.values():
@@ -229,7 +229,7 @@ def _compare_ended(view: View) -> Iterator[Disagreement]:
 
 
 def _is_tried_again(view: View, shown: ShownFlowRun) -> bool:
-    """Tell whether a user has pressed Retry, and the flow run is yet to reopen its run."""
+    """Tell whether a user has pressed Retry and the flow run has not yet reopened its run."""
     run = view.run
     if run.status is not Status.FAILED or run.finished_at is None or shown.since < run.finished_at:
         return False
@@ -266,7 +266,7 @@ def _correct_tasks(view: View) -> Iterator[Action]:
 def _create_task(view: View, step: UnsettledStep, target: Target) -> Iterator[CreateTaskRun]:
     if step.status is Status.PENDING:
         return
-    for flow_run_id in view.flow_runs:  # of one that was deleted, there is nothing to be shown
+    for flow_run_id in view.flow_runs:  # a deleted one can show nothing
         if find_task_run_id(flow_run_id, step.task) == step.task_run_id:
             yield CreateTaskRun(step.task_run_id, flow_run_id, step.step_slug, target)
 
@@ -280,7 +280,7 @@ def _is_right(task: ShownTaskRun, step: UnsettledStep) -> bool:
 
 
 def _find_target(step: UnsettledStep, otherwise: Target) -> Target:
-    """Return what a step's task run should show; `otherwise` where the step has not ended."""
+    """Return the state that a step's task run should show; `otherwise` if the step has not ended."""
     if step.status is Status.COMPLETED:
         return Target(StateType.COMPLETED, "completed, according to PostgreSQL")
     if step.status is Status.PENDING:

@@ -1,4 +1,4 @@
-"""What PostgreSQL and Prefect can disagree about, and the repairs."""
+"""The disagreements between PostgreSQL and Prefect, and their repairs."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,25 +18,25 @@ class Kind(StrEnum):
     """The classes of disagreement."""
 
     ZOMBIE = "zombie"
-    """Prefect shows a flow run, or task runs of one, as alive, and its process is gone."""
+    """Prefect shows a flow run or its task runs as alive, but the process is gone."""
 
     ORPHANED_RUN = "orphaned_run"
     """A run waits for a flow run that will not execute it."""
 
     ORPHANED_FLOW_RUN = "orphaned_flow_run"
-    """A flow run is there for a run that is not."""
+    """A flow run exists for a run that does not exist."""
 
     CRASHED_THEN_COMPLETED = "crashed_then_completed"
-    """The run is completed, and its flow run shows that it failed."""
+    """The run is completed, but its flow run shows a failure."""
 
     CANCELLED_IN_PREFECT = "cancelled_in_prefect"
-    """A user has cancelled the flow run, and the run is pending."""
+    """A user has cancelled the flow run, but the run is pending."""
 
     CANCELLED_IN_POSTGRES = "cancelled_in_postgres"
-    """A user has cancelled the run, and its flow run has not ended."""
+    """A user has cancelled the run, but its flow run has not ended."""
 
     LAGGING = "lagging"
-    """The run has ended, and Prefect shows an earlier or another state of it or its steps."""
+    """The run has ended, but Prefect shows an earlier or another state of it or its steps."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ShownFlowRun:
         is_cancelled: a user has cancelled it, or is doing so.
         deployed: it has a deployment, so that something starts it when its time has come.
         run_id: its parameter of that name.
-        owned: it is this installation's: its tags say so, or those of its deployment.
+        owned: it belongs to this installation, by its own tags or by its deployment's tags.
     """
 
     id: UUID
@@ -73,7 +73,7 @@ class ShownFlowRun:
     def is_of(self, run_id: UUID) -> bool:
         """Tell whether it is this installation's flow run of a run, and may be changed.
 
-        Neither rows nor its parameter are a proof of that: anyone who uses the Prefect server may name a run.
+        Neither rows nor its parameter prove that, because each user of the Prefect server may name a run.
         """
         return self.owned and self.named_run_id == run_id
 
@@ -105,7 +105,7 @@ class ShownTaskRun:
 
 @dataclass(frozen=True)
 class Target:
-    """The state that Prefect is to show: its type, and why."""
+    """The state that Prefect should show: its type, and the reason."""
 
     type: StateType
     message: str
@@ -129,7 +129,7 @@ class SetTaskRun:
 
 @dataclass(frozen=True)
 class CreateTaskRun:
-    """Create the task run of a step, of which Prefect has never heard."""
+    """Create the task run of a step that Prefect does not know."""
 
     task_run_id: UUID
     flow_run_id: UUID
@@ -155,18 +155,18 @@ Action: TypeAlias = SetFlowRun | SetTaskRun | CreateTaskRun | CancelRun | Releas
 
 
 class Disagreement(BaseModel):
-    """One run, or flow run, that PostgreSQL and Prefect do not agree about.
+    """A disagreement about one run or flow run.
 
     Attributes:
         kind: its class.
-        run_id: the run; None where Prefect alone has something.
+        run_id: the run; None if only Prefect has an object.
         workflow_slug: its workflow.
-        flow_run_id: the flow run; None where Prefect has none, or was not asked.
-        found: what is, in words.
-        repair: what would make it right, or did, in words.
-        repaired: whether that was done.
-        error: why it could not be done.
-        actions: the repair, to be done in this order.
+        flow_run_id: the flow run; None if Prefect has none, or was not asked.
+        found: the finding, in words.
+        repair: the repair, in words.
+        repaired: whether the repair was made.
+        error: why the repair failed.
+        actions: the actions of the repair, in this order.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,4 +1,4 @@
-"""What Prefect shows, read many at a time."""
+"""Reads flow runs and task runs from Prefect, many at a time."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -30,7 +30,7 @@ from pgflow_prefect.prefect_api.ownership import has_owner, is_owned
 from pgflow_prefect.prefect_api.states import is_cancelled
 
 PAGE = 200
-"""What Prefect's API answers at most, by default."""
+"""The largest answer of Prefect's API by default."""
 
 T = TypeVar("T")
 
@@ -106,9 +106,9 @@ async def list_open_flow_runs(
 
 
 async def show_flow_runs(client: PrefectClient, flow_runs: Sequence[FlowRun], installation: UUID) -> list[ShownFlowRun]:
-    """Return what there is to compare of flow runs, at most a page of them, for this installation.
+    """Return flow runs for comparison, at most a page of them, for this installation.
 
-    A flow run of an older version has no tag that names its installation. It is this one's if its deployment is.
+    A flow run of an older version has no tag of its installation. It belongs to the installation of its deployment.
     """
     asked = {each.deployment_id for each in flow_runs if not has_owner(each.tags)} - {None}
     chosen = DeploymentFilter(id=DeploymentFilterId(any_=[each for each in asked if each is not None]))

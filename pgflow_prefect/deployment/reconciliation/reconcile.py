@@ -34,7 +34,7 @@ GRACE = 10.0
 """Seconds for which Prefect may show less than PostgreSQL has."""
 
 LAG = 60.0
-"""Seconds for which its task runs may: it writes their states down one by one, while others wait in a queue."""
+"""The same for task runs: Prefect stores their states one by one, while others wait in a queue."""
 
 _BATCH = 100  # runs
 
@@ -50,19 +50,19 @@ async def reconcile(
     lag: float = LAG,
     executing: Callable[[], Collection[UUID]] = tuple,
 ) -> list[Disagreement]:
-    """Return what PostgreSQL and Prefect disagree about; repaired, where it is to be applied.
+    """Return the disagreements between PostgreSQL and Prefect, and repair them with `apply`.
 
-    Several processes may do so at the same time. Runs that were seen to agree since they ended are not looked at again.
+    Several processes may do so at the same time. It skips ended runs that have agreed before.
 
     Args:
         store: the database.
         client: Prefect's API.
-        apply: repair it, and note which runs agree; without it, nothing is written.
-        everything: look at runs, too, that were seen to agree.
-        strangers: look for flow runs of this installation, too, whose run the database does not have.
+        apply: make the repairs, and note which runs agree; without it, nothing is written.
+        everything: also compare runs that have agreed before.
+        strangers: also look for flow runs of this installation whose run the database does not have.
         grace: seconds for which Prefect may be behind.
         lag: seconds for which its task runs may be behind.
-        executing: returns the runs that this process executes: of these it knows better than any row.
+        executing: returns the runs that this process executes, which are left alone.
 
     Raises:
         ForeignInstallationError: the database is a copy of another one.
@@ -82,7 +82,7 @@ async def reconcile(
 
 
 async def list_without_prefect(store: Store, *, everything: bool = False) -> list[Disagreement]:
-    """Return what the rows alone tell, while Prefect can't be asked."""
+    """Return the disagreements that the rows alone show, while Prefect does not answer."""
     found: list[Disagreement] = []
     after: UUID | None = None
     while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
@@ -116,13 +116,13 @@ class _Comparer:
         return found
 
     async def _repair_run(self, run_id: UUID) -> list[Disagreement]:
-        """Repair what there still is to be repaired: the first look may be a while ago."""
+        """Compare a run again, because the first comparison may be old, and make the repairs."""
         return [
             await repair(self.store, self.client, each) for view in await self._look([run_id]) for each in compare(view)
         ]
 
     async def _look(self, run_ids: Sequence[UUID]) -> list[View]:
-        """Return what both sides say of these runs: PostgreSQL first, so that what Prefect says is never older."""
+        """Return both sides of these runs; PostgreSQL is read first, so that Prefect's side is never older."""
         ours = self.executing()
         runs = await self.store.read_unsettled([each for each in run_ids if each not in ours])
         steps = await self._read_steps([run.id for run in runs if list_dead(run, self.grace)])
@@ -154,7 +154,7 @@ class _Comparer:
         return steps
 
     async def compare_open_flow_runs(self, *, apply: bool, strangers: bool) -> list[Disagreement]:
-        """Compare from Prefect's side: flow runs that have not ended, and of which the rows may know nothing."""
+        """Compare from Prefect's side: open flow runs that the rows may not know."""
         slugs = {to_flow_name(slug): slug for slug in await self.store.list_slugs()}
         differing: list[Disagreement] = []
         async for page in list_open_flow_runs(self.client, slugs, self.installation):

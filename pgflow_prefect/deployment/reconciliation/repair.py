@@ -1,4 +1,4 @@
-"""Makes the repairs that a comparison has found."""
+"""Makes the repairs of a comparison."""
 
 from uuid import UUID
 
@@ -27,7 +27,7 @@ from pgflow_prefect.wording import clean
 
 
 async def repair(store: Store, client: PrefectClient, disagreement: Disagreement) -> Disagreement:
-    """Make a disagreement right, and return it with the outcome. Again: changes nothing.
+    """Repair a disagreement, and return it with the outcome; a second repair changes nothing.
 
     Raises:
         PrefectUnavailableError: Prefect's API does not answer.
@@ -54,7 +54,7 @@ async def _perform(store: Store, client: PrefectClient, run_id: UUID | None, act
         return
     with ask_prefect("the repair"):
         try:
-            # The server gives a state the time at which it gets it: an event of before, which the task run recorder
+            # The server dates a state when it receives it. An earlier event, which the task run recorder
             # may still have in its queue, is older, and changes nothing any more.
             if isinstance(action, SetFlowRun):
                 await client.set_flow_run_state(action.flow_run_id, _make_state(action.target), force=True)
@@ -64,11 +64,11 @@ async def _perform(store: Store, client: PrefectClient, run_id: UUID | None, act
                 assert run_id is not None
                 await _create_task_run(store, client, run_id, action)
         except ObjectNotFound:
-            pass  # deleted meanwhile: nothing is shown wrongly any more
+            pass  # deleted meanwhile: nothing wrong is shown any more
 
 
 async def _create_task_run(store: Store, client: PrefectClient, run_id: UUID, action: CreateTaskRun) -> None:
-    """Create a task run with the edges that it would have had."""
+    """Create a task run with the edges of the definition."""
     definition = await store.load_run_definition(run_id)
     upstream = [dep.upstream for dep in definition.deps if dep.downstream == action.step_slug]
     edges: list[TaskRunResult | FlowRunResult | Parameter | Constant] = [

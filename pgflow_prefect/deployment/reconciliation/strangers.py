@@ -19,18 +19,18 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
 def compare_stranger(
     workflow_slug: str, shown: ShownFlowRun, run_id: UUID | None, now: datetime, grace: timedelta
 ) -> Disagreement | None:
-    """Return what is wrong with a flow run that has not ended and has taken no run; None where nothing is.
+    """Return the disagreement about an open flow run that has taken no run; None if there is none.
 
     Args:
         workflow_slug: its workflow.
         shown: the flow run.
-        run_id: the run that it is to execute, if that exists.
+        run_id: the run that it should execute, if that exists.
         now: the time.
         grace: for how long the two may differ.
     """
     has_begun = shown.type is not StateType.SCHEDULED
     if has_begun and now - shown.since < START * grace:
-        return None  # it is about to take its run, or to create it
+        return None  # it is about to take or create its run
     if not has_begun and (run_id is not None or shown.run_id is None):
         return None  # it will
     missing = f"run {shown.run_id}, which does not exist" if shown.run_id else "no run that exists"
