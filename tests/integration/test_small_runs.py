@@ -161,6 +161,15 @@ async def test_an_owner_that_is_locked_keeps_no_other_run_from_its_link(
     assert host.begin(taken[-1].run_id, uuid4()) is None
 
 
+async def test_a_link_survives_the_loss_of_all_connections(host: Host, db: Connection, run_ids: list[UUID]) -> None:
+    taken = await host.store.take_runs(WORKFLOWS, 2 * host.store.connections)
+    cut = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()"""
+    db.execute(cut)
+    linked = [await host.link(each, uuid4()) for each in taken]
+    assert linked == [True] * len(taken)
+
+
 async def test_many_owners_that_are_locked_leave_connections_to_the_other_runs(
     host: Host, run_ids: list[UUID], connect: Connect, sent: Counter[str]
 ) -> None:

@@ -234,7 +234,10 @@ class Host(StepEnvironment):
         Until `begin`, and while it is reserved, the host remembers what the answer says of the run.
         """
         link = LinkRequest(taken.run_id, taken.epoch, flow_run_id)
-        linked = await self._links.ask(link)
+        # The run's flow run is there already: where PostgreSQL is away for a moment, it is not to wait for the lease.
+        linked = await persist(
+            self.store, self.settings.report_timeout, lambda: self._links.ask(link), f"run {taken.run_id}"
+        )
         if linked.linked and linked.status is Status.PENDING and linked.definition_id is not None:
             self._linked[taken.run_id] = (link, linked)
         return linked.linked
