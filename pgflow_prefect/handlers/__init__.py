@@ -1,1 +1,1 @@
-"""How the work of a step is done, one file a kind of handler."""
+"""Handlers do the work of steps, one file a kind of handler."""

@@ -1,4 +1,4 @@
-"""What the annotations of a handler say, wherever its names come from and however the function was made."""
+"""Reads the annotations of a handler, for any kind of function and any source of its names."""
 
 import ast
 import functools
@@ -21,7 +21,7 @@ def find_hints(function: Callable[..., Any]) -> dict[str, Any]:
 
     Raises:
         NameError: an annotation names something that is not defined; the message says where it is imported.
-        TypeError: there are no annotations to be had.
+        TypeError: the function has no readable annotations.
     """
     annotated = _find_annotated(function)
     resolved: dict[str, Any] = {}

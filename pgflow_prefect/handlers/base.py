@@ -1,4 +1,4 @@
-"""What a handler is to the rest of the package, and what it is told about the step that it does."""
+"""The interface of a handler, and the step's data that it gets."""
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ class StepContext:
         index: which of the step's tasks this is; a plain step has one, 0.
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
-        shadow: the step is external, this is only compared with it: do nothing that can be seen from outside.
+        shadow: the step is external, and this result is only compared: do nothing that has an effect elsewhere.
     """
 
     run_id: UUID
@@ -46,19 +46,19 @@ class StepContext:
     def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks
         """A psycopg connection whose writes commit together with the step's completion: exactly once, or not at all.
 
-        It is opened when it is first used, in a transaction that ends with the step. Where the step fails, or another
-        program has ended it, everything is rolled back. Where PostgreSQL ends the transaction for a reason of the
-        moment, such as a serialization failure, the step is executed again. `connection.transaction()` sets a
+        It opens at its first use, in a transaction that ends with the step. If the step fails, or another program has
+        ended it, everything is rolled back. If PostgreSQL ends the transaction for a reason of the moment, such as a
+        serialization failure, the step is executed again. `connection.transaction()` sets a
         savepoint.
 
         Returns:
-            In a sync handler a `psycopg.Connection`. In an async one what `await` makes a `psycopg.AsyncConnection`,
-            and what can be used as one without: `await context.connection.execute(…)`, `async with
+            In a sync handler a `psycopg.Connection`. In an async one an object that `await` turns into a
+            `psycopg.AsyncConnection`. It also works without that: `await context.connection.execute(…)`, `async with
             context.connection.cursor()`, `async with context.connection.transaction()`.
 
         Raises:
             UsageError: this execution of the step has ended, as after a time-out.
-            NoConnectionError: there was none within `PGFLOW_REPORT_TIMEOUT`: the server is full, away or read-only.
+            NoConnectionError: the server had none within `PGFLOW_REPORT_TIMEOUT`: it is full, away or read-only.
         """
         if self._connect is None:
             raise UsageError(f"step {self.step_slug!r}: context.connection is not available here")
@@ -75,11 +75,11 @@ class StepContext:
         return {**vars(self), "_connect": None}
 
     def __copy__(self) -> "StepContext":
-        """Return the same, with its connection: only another process can't have that."""
+        """Return the same context with its connection, which only another process can't have."""
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepContext":
-        """Return the same; nothing in it can be changed."""
+        """Return the same context, because nothing in it can change."""
         return self
 
 
@@ -89,8 +89,8 @@ class StepExecution:
 
     Attributes:
         context: what the user's code may ask for.
-        transaction: what `context.connection` belongs to; None where there is no connection.
-        settle: returns the value of what a handler returned, where that is no value itself.
+        transaction: of `context.connection`; None if there is no connection.
+        settle: turns a result that is no plain value, such as a state, into its value.
     """
 
     context: StepContext
@@ -105,7 +105,7 @@ class StepExecution:
         return cls(replace(context, _connect=lambda: transaction.connection), transaction, settle)
 
     def abandon(self) -> None:
-        """Note that the handler was given up and goes on in its thread. Its writes must not count."""
+        """Note that the step has abandoned the handler, which goes on in its thread. Its writes must not count."""
         if self.transaction is not None:
             self.transaction.abandon()
 
@@ -116,7 +116,7 @@ class RetryPolicy:
 
     Attributes:
         retries: attempts after the first one.
-        retry_delay_seconds: before each of them, or one for each; the last one repeats.
+        retry_delay_seconds: before each of them, or a list with one for each; the last one repeats.
         retry_jitter_factor: spreads a delay at random, by up to this factor.
         timeout_seconds: for each attempt; None for no limit.
         retry_condition: of Python code, Prefect's `retry_condition_fn`: says whether to try again after this error.
@@ -154,9 +154,9 @@ class Toolbox:
         result_limit: bytes of JSON that a result may have.
         rows: what a binding of a row may name and reach.
         row_http: a client that only connects to addresses that rows may reach.
-        queue_key: what messages for queues are signed with; None for no signature.
+        queue_key: signs messages for queues; None for no signature.
         flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
-        function_owners: the roles whose SQL functions rows may name, beside those that always may be trusted.
+        function_owners: the roles whose SQL functions rows may name, beside the roles that are always trusted.
     """
 
     http: Callable[[], httpx.AsyncClient]
@@ -187,7 +187,7 @@ class Handler(Protocol):
             ArgumentInvalidError: the input does not fit.
             ResultInvalidError: the result does not fit.
             RetryLaterError: another attempt, after a certain time, may succeed.
-            Exception: whatever the work itself raises.
+            Exception: the work itself raised it.
         """
 
 
@@ -206,22 +206,22 @@ def make_policy(binding: Binding) -> RetryPolicy:
 
 
 def make_input(claim: Claim) -> RawJson:
-    """Return a step's input as SQL functions, endpoints and queues get it: `{"payload": …, "<upstream step>": …}`.
+    """Return a step's input for SQL functions, endpoints and queues: `{"payload": …, "<upstream step>": …}`.
 
-    A step that is called `payload` goes by the name that it has in Python, `payload_`. Values are passed on as they
-    are in the database, without a look at them.
+    The result of a step called `payload` has the key `payload_`, as in Python. Values pass unchanged from the database,
+    and are not parsed.
     """
     return join_input(claim.payload or _NULL, claim.upstream_results or _NONE)
 
 
 def join_input(payload: RawJson, results: RawJson) -> RawJson:
-    """Return what `make_input` does, of a run's payload and the results of a step's upstream steps.
+    """Return the same as `make_input`, from a run's payload and the results of a step's upstream steps.
 
     Args:
         payload: any document.
         results: an object, by slug.
     """
-    if "payload" in results.text:  # as the slug of a step, perhaps
+    if "payload" in results.text:  # a step may have such a slug
         named = {"payload_" if slug == "payload" else slug: result for slug, result in results.split().items()}
         return write_object({"payload": payload} | named)
     members = results.text.strip().removeprefix("{").strip()

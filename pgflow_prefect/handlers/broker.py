@@ -50,7 +50,7 @@ class BrokerAddress:
 
     @property
     def connect_to(self) -> str:
-        """Where a connection goes. redis-py checks the certificate for this very text: then it is the name."""
+        """The destination of a connection. redis-py checks the certificate for this text: then it is the name."""
         return self.host if self.via is None or (self.transport == "redis" and self.encrypted) else self.via
 
     @property
@@ -65,10 +65,10 @@ class BrokerAddress:
 
 @dataclass(frozen=True)
 class Login:
-    """Who connects; without a user, the broker's default one.
+    """The user who connects; without a name, the broker's default user.
 
     Attributes:
-        user: None where there is only a password.
+        user: None if there is only a password.
         password: never shown.
     """
 
@@ -168,18 +168,18 @@ def import_kombu() -> Any:  # noqa: ANN401
 
 
 def missing_package(name: str) -> NotRetriableError:
-    """Return the error that says how to install what queues need."""
+    """Return the error that says how to install the packages for queues."""
     return NotRetriableError(f"the package {name} is not installed here: pip install 'pgflow-prefect[queues]'")
 
 
 def declare_queue(connection: Any, address: BrokerAddress) -> Any:  # noqa: ANN401
-    """Make sure that a queue is there, durable where it is new, and return a channel.
+    """Declare a queue, durable if it is new, and return a channel.
 
     A queue that exists with another type, such as a quorum queue, stays as it is.
     """
     channel = connection.channel()
     if address.transport == "redis":
-        return channel  # a list, which is there as soon as something is in it
+        return channel  # a list, which exists as soon as it has an item
     try:
         channel.queue_declare(address.queue, passive=True)
     except connection.channel_errors as error:
@@ -193,8 +193,8 @@ def declare_queue(connection: Any, address: BrokerAddress) -> Any:  # noqa: ANN4
 def publish(address: BrokerAddress, login: Login, body: bytes) -> None:
     """Put a message on a queue and wait until the broker has taken it.
 
-    Connections are kept for the next message; one that is broken is closed, and one that broke while it lay idle
-    replaced at once.
+    Connections are kept for the next message. A broken one is closed. One that broke while it was idle is replaced at
+    once.
 
     Raises:
         RetryLaterError: the broker can't be reached, or did not take it.
@@ -208,7 +208,7 @@ def publish(address: BrokerAddress, login: Login, body: bytes) -> None:
             failure = _try_to_send(kombu, connection, address, body)
             if was_open and isinstance(failure, connection.connection_errors):
                 failure = _try_to_send(kombu, connection, address, body)
-        if failure is not None:  # raised in the block, it would have the pool keep a connection that never opens again
+        if failure is not None:  # an error in the block would make the pool keep a connection that never opens again
             raise failure
 
 
@@ -216,7 +216,7 @@ def _try_to_send(kombu: Any, connection: Any, address: BrokerAddress, body: byte
     try:
         _send(kombu, connection, address, body)
     except Exception as error:  # noqa: BLE001  returned
-        connection.collect()  # drops the link: whatever the broker may still answer is not read
+        connection.collect()  # drops the link, so that no late answer of the broker is read
         return error
     return None
 
@@ -235,19 +235,19 @@ def _send(kombu: Any, connection: Any, address: BrokerAddress, body: bytes) -> N
             confirm_timeout=PUBLISH_TIMEOUT,
         )
     finally:
-        with suppress(Exception):  # of no use any more; the connection is closed with it where it is broken
+        with suppress(Exception):  # no longer useful; a broken connection is closed with it
             channel.close()
 
 
 @contextmanager
 def translate_broker_errors(address: BrokerAddress, login: Login) -> Iterator[None]:
-    """Raise what a broker, or the way to it, refuses as errors of this package, without the login in them.
+    """Raise errors of a broker, or of the link to it, as errors of this package without the login.
 
     Errors of this package pass.
 
     Raises:
-        RetryLaterError: it may pass.
-        NotRetriableError: it will not.
+        RetryLaterError: the error may pass.
+        NotRetriableError: the error will not pass.
     """
     try:
         yield
@@ -261,7 +261,7 @@ def translate_broker_errors(address: BrokerAddress, login: Login) -> Iterator[No
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Tell whether a broker would say the same again: wrong login, no right, another kind of queue of this name."""
+    """Tell whether a broker would refuse again: wrong login, no right, another kind of queue of this name."""
     from amqp import exceptions as amqp  # noqa: PLC0415  an extra
     from redis import exceptions as redis  # noqa: PLC0415  an extra
 

@@ -30,12 +30,12 @@ class Chosen:
 
 @dataclass(frozen=True)
 class StepHandlers:
-    """What the Python code says about who does a step.
+    """The handlers and bindings of a step in Python code.
 
     Attributes:
         step_slug: the step.
         function: the handler in Python, if there is one that is no stub.
-        binding: what `Workflow.bind` says.
+        binding: from `Workflow.bind`.
     """
 
     step_slug: str

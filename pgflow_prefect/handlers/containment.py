@@ -35,8 +35,8 @@ async def contain(work: Awaitable[T], is_broken_off: Callable[[], bool] = _alway
         is_broken_off: tells whether this task is being cancelled from outside without a cancel scope.
 
     Raises:
-        HandlerRaisedError: the handler raised what is no `Exception`, or what can't be printed.
-        Exception: what else it raised.
+        HandlerRaisedError: the handler's error is no `Exception`, or can't be printed.
+        Exception: any other error of the handler.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -75,7 +75,7 @@ async def _contain_subtasks(work: Awaitable[T]) -> T:
     asyncio ends its event loop if a task raises `SystemExit` or `KeyboardInterrupt`. That would end all runs of the
     process. Tasks of a handler raise a `HandlerRaisedError` instead.
 
-    No context manager of contextlib's: it sets the traceback of an exception, which one that can't be changed refuses.
+    This is no context manager of contextlib, because that sets the traceback of an exception, which may be frozen.
     """
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()

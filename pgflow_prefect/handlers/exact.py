@@ -14,14 +14,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
 _texts: ContextVar[dict[float, str]] = ContextVar("_texts")
-"""The numbers of the document that is being read, by what they are as a float."""
+"""The numbers of the current document, by their value as a float."""
 
 _NO_SCHEMAS = frozenset({"metadata", "serialization", "default", "expected", "cls", "config"})
 """The parts of a schema of pydantic that have no schemas in them."""
 
 
 class _ExactFloat(float):
-    """A float that is written as it was read, from which pydantic makes the exact Decimal."""
+    """A float that prints its original text, so that pydantic makes the exact Decimal."""
 
     __slots__ = ("text",)
 
@@ -63,11 +63,11 @@ class ValueReader:
         try:
             json.loads(text, parse_float=lambda number: found.setdefault(float(number), set()).add(number))
         except (ValueError, RecursionError):
-            return self.adapter.validate_json(text)  # which says what is wrong
+            return self.adapter.validate_json(text)  # it says what is wrong
         if all(repr(value) in texts and len(texts) == 1 for value, texts in found.items()):
             return self.adapter.validate_json(text)  # no float would change a digit
         if any(len({*map(Decimal, texts)}) > 1 for texts in found.values()):
-            # Two numbers that are one float: each has to bring its own digits along.
+            # Two numbers have the same float, so each has to keep its own digits.
             return self.adapter.validate_python(json.loads(text, parse_float=_ExactFloat))
         token = _texts.set({value: max(texts, key=len) for value, texts in found.items()})
         try:
@@ -84,7 +84,7 @@ class ValueReader:
 
 def _make_validator(schema: Any) -> SchemaValidator:  # noqa: ANN401  a schema of pydantic
     try:
-        # Not the validators that models have already, which know nothing of this.
+        # Not the existing validators of models, which don't do this.
         return SchemaValidator(schema, None, _use_prebuilt=False)
     except TypeError:  # pydantic before 2.11 has no others
         return SchemaValidator(schema, None)
@@ -115,13 +115,13 @@ def _replace_decimals(schema: Any, *, strict: bool) -> Any:  # noqa: ANN401
 
 
 def _find(value: object) -> object:
-    """Return the Decimal that a number was; any other value as it is."""
+    """Return the Decimal of a number, and any other value unchanged."""
     text = _texts.get().get(value) if type(value) is float else None
     return value if text is None else Decimal(text)
 
 
 def _find_strictly(value: object) -> object:
-    """Return the Decimal that a number or a text was: a strict Decimal takes both from JSON, and here nothing else."""
+    """Return the Decimal of a number or a text, the only values in JSON that a strict Decimal accepts."""
     found = _find(value)
     if type(found) in (int, float, str):
         try:

@@ -28,7 +28,7 @@ def collect(value: Any) -> Any:  # noqa: ANN401  whatever a handler returned
             check_cancelled()
             items.append(item)
     finally:
-        # At once, and not when the error that broke it off has been forgotten: the handler may hold a file or a lock.
+        # Close it at once, and not when the error is garbage collected: the handler may hold a file or a lock.
         if isinstance(value, Generator):
             value.close()
     return items

@@ -32,7 +32,7 @@ from pgflow_prefect.raw_json import RawJson, write_object
 from pgflow_prefect.wording import clean_lines
 
 LONGEST_RETRY_AFTER = 3600.0
-"""Seconds: who asks for more is asked again after these."""
+"""Seconds: a longer Retry-After counts as this."""
 
 EXCERPT = 1024
 """How many bytes of an error's answer its message shows."""
@@ -240,7 +240,7 @@ async def _read_excerpt(response: httpx.Response, token: str | None) -> str:
 def _show(body: bytes, token: str | None) -> str:
     """Return an excerpt that PostgreSQL can store, without the token, which an endpoint may echo."""
     if token:
-        # Of the same length, so that one which the excerpt's end cuts in two is found, too.
+        # A replacement of the same length also finds a token that the end of the excerpt cuts.
         body = body.replace(token.encode(), b"*" * len(token))
     text = body[:EXCERPT].decode("utf-8", "replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
     return clean_lines(text).strip()

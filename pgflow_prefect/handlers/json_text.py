@@ -10,14 +10,14 @@ from pgflow_prefect.errors import NotRetriableError
 
 
 def check_json(body: bytes) -> str:
-    """Return the text of a JSON document, as it was written: no number loses a digit on its way through Python.
+    """Return the text of a JSON document unchanged, so that no number loses a digit in Python.
 
     Raises:
-        ValueError: it is none; NaN and Infinity are not JSON.
+        ValueError: it is not JSON; NaN and Infinity are not.
     """
     text = body.decode("utf-8-sig")  # RFC 8259: UTF-8, and a reader may ignore a byte order mark
     try:
-        # Numbers stay text: Python refuses whole ones of thousands of digits, which are fine.
+        # Numbers stay text, because Python refuses valid integers of thousands of digits.
         json.loads(text, parse_constant=_refuse, parse_int=str, parse_float=str)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -48,7 +48,7 @@ def check_size(body: bytes, limit: int, step_slug: str, place: str) -> None:
 
 
 def dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401  any value
-    """Return a value as JSON text, as its annotation has it; without one, as pydantic writes it.
+    """Return a value as JSON text by its annotation; without one, in pydantic's form.
 
     Raises:
         PydanticSerializationError: pydantic has no form for it.
@@ -60,7 +60,7 @@ def dump(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401  
 
 
 def write_json(plain: Any, *, sort_keys: bool = False) -> str:  # noqa: ANN401
-    """Return plain data as standard JSON: pydantic would write NaN as null, and a wrong number would pass for none.
+    """Return plain data as standard JSON; pydantic would write NaN as null, and hide a wrong number.
 
     Raises:
         TypeError: it is not plain.

@@ -39,7 +39,7 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
     Args:
         before: what was written.
         after: what was read.
-        schema: what the annotation says of it.
+        schema: of its annotation.
     """
     schema = schema.choose(before)
     if isinstance(before, SECRETS):
@@ -62,7 +62,7 @@ def find_losses(before: Any, after: Any, schema: SchemaView) -> Iterator[Found]:
 
 
 def find_losses_in_models(value: Any) -> Iterator[Found]:  # noqa: ANN401
-    """Yield what the models in a value leave out of their JSON; what is not a model is what its JSON says."""
+    """Yield the fields that models in a value leave out of their JSON; other values are equal to their JSON."""
     adapters: dict[type, TypeAdapter[Any]] = {}
     for place, model in _find_models(value):
         kind = type(model)
@@ -131,7 +131,7 @@ def _place(name: str, losses: Iterator[Found]) -> Iterator[Found]:
 
 
 def _is_same(before: Any, after: Any) -> bool:  # noqa: ANN401
-    """Compare as the values' own type does; objects that have no way to be compared are the same if their types are."""
+    """Compare by the values' own type; objects without a comparison are the same if their types are."""
     if isinstance(before, Iterator):  # it has been consumed
         return True
     own_comparison: object = type(before).__eq__

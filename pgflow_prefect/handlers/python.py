@@ -44,7 +44,7 @@ class PythonHandler:
 
     Attributes:
         step_slug: the step.
-        function: what was decorated; sync functions run in a thread.
+        function: the decorated function; sync functions run in a thread.
         policy: when to try again.
         unimplemented: it is a stub of `pgflow-prefect import`, not a handler yet.
         shadow: it can run beside an external worker, to be compared with it.
@@ -89,7 +89,7 @@ class PythonHandler:
 
     @cached_property
     def optional(self) -> tuple[str, ...]:
-        """The names of the arguments that have a default: one that names no upstream step keeps it."""
+        """The names of the arguments with a default; an argument that names no upstream step keeps it."""
         return tuple(name for name, each in self._parameters.items() if each.default is not inspect.Parameter.empty)
 
     @cached_property
@@ -109,7 +109,7 @@ class PythonHandler:
         return [slug for slug in upstream if to_identifier(slug) in self.arguments]
 
     async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str:
-        """Call the function with what was claimed and return its result as JSON text."""
+        """Call the function with the claimed input and return its result as JSON text."""
         call = partial(self.function, **dict(self._bind(claim, upstream, execution.context)))
         if self.is_async:
             return await self._finish(call(), execution)
@@ -118,7 +118,7 @@ class PythonHandler:
         except get_cancelled_exc_class():
             execution.abandon()
             raise
-        # An async function may be behind a decorator that does not say so.
+        # An async function may be behind a sync decorator.
         return returned if isinstance(returned, str) else await self._finish(returned.value, execution)
 
     @cached_property
@@ -176,14 +176,14 @@ class PythonHandler:
     def _read(self, name: str, raw: RawJson) -> Any:  # noqa: ANN401  it is whatever the annotation says
         reader = self._readers.get(name)
         try:
-            # As JSON: a strict model takes a date from text, there only.
+            # As JSON, because a strict model accepts a date as text only there.
             return raw.decode() if reader is None else reader.read(raw.text)
         except UnreadableJsonError as error:
             raise self._refuse_input(error) from None
         except ValidationError as error:
             raise ArgumentInvalidError(
                 f"step {self.step_slug!r}: argument {name!r} does not fit its annotation: {explain(error)}"
-            ) from None  # pydantic's own message has the value, and Prefect logs causes, too
+            ) from None  # pydantic's message has the value, and Prefect logs causes, too
         except Exception as error:  # a validator of the user's
             raise ArgumentInvalidError(
                 f"step {self.step_slug!r}: argument {name!r} can't be checked: {describe(error)}"
@@ -210,7 +210,7 @@ class PythonHandler:
             self._read_payload(payload)
 
     def _read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
-        """Return the payload as the annotation has it; its default, where the run has none and `{}` does not fit."""
+        """Return the payload in its annotation's type; its default if the run has none and `{}` does not fit."""
         try:
             return self._read("payload", payload)
         except ArgumentInvalidError:
@@ -242,12 +242,12 @@ class PythonHandler:
 
     @cached_property
     def _readers(self) -> Mapping[str, ValueReader]:
-        """What reads each argument that has an annotation that says something."""
+        """The readers of the arguments whose annotations restrict the value."""
         return {name: ValueReader(adapter) for name, adapter in self._adapters.items() if name != "return"}
 
     @cached_property
     def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
-        """What checks each argument, and `return`; only of what has an annotation that says something."""
+        """The checks of arguments and of `return`, for annotations that restrict the value."""
         return {name: self._make_adapter(name, hint) for name, hint in self.hints.items() if not _is_plain(hint)}
 
     def _make_adapter(self, name: str, hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401  any annotation
@@ -270,7 +270,7 @@ class PythonHandler:
         return UsageError(f"the handler of step {self.step_slug!r} has an annotation that can't be used: {reason}")
 
     def check_annotations(self) -> None:
-        """Make sure that every annotation can be checked.
+        """Check that every annotation can be used.
 
         Raises:
             UsageError: one names something that is not defined, or that pydantic has no schema for.
@@ -279,7 +279,7 @@ class PythonHandler:
 
 
 def _is_empty(payload: RawJson) -> bool:
-    """Tell whether a payload is that of a run without one."""
+    """Tell whether a payload is the one of a run without a payload."""
     return "".join(payload.text.split()) == "{}"
 
 

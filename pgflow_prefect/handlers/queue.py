@@ -45,14 +45,14 @@ _SIGNATURE = re.compile(rb',"signature":"[0-9a-f]{64}"\}\Z')
 
 
 class StepMessage(BaseModel):
-    """What is on a queue: a step to be done. Members that this version does not know are ignored.
+    """A message on a queue: a step to be done. Members that this version does not know are ignored.
 
     Attributes:
         run_id: the run.
         workflow_slug: the run's workflow.
         step_slug: the step.
         task_index: which of the step's tasks this is; the message of a plain step does not name it.
-        attempt: which execution of the step this is, counted from 1; a report that names another one is refused.
+        attempt: which execution of the step this is, counted from 1; a report with another number is refused.
         idempotency_key: the same for every attempt.
         input: `{"payload": …, "<upstream step>": …}`.
     """
@@ -95,7 +95,7 @@ def _write_signature(body: bytes, key: bytes) -> bytes:
 
 
 def check_signature(body: bytes | str | None, key: bytes) -> None:
-    """Make sure that a message was signed with this key.
+    """Check that a message was signed with this key.
 
     Raises:
         UsageError: it was not.
@@ -113,7 +113,7 @@ def parse_message(body: bytes | str | None) -> StepMessage:
     """Return the message of a step.
 
     Raises:
-        UsageError: it is none; the reasons are named, and what it has in it is not.
+        UsageError: it is not valid; the error names the reasons, but no content.
     """
     try:
         message = StepMessage.model_validate_json(body or b"")
@@ -134,7 +134,7 @@ class _Order(NamedTuple):
         login: for the broker.
         body: JSON.
         context: of the step.
-        rows: what a row may reach; None where the Python code names the queue.
+        rows: the policy for rows; None if the Python code names the queue.
     """
 
     url: str
@@ -148,7 +148,7 @@ async def _publish_on_broker(order: _Order) -> str:
     address = parse_broker_url(order.url)
     if order.rows is not None and address.origin not in order.rows.allowed:
         address = await _check_address(address, order.rows)
-    # A limiter of its own, as it must not wait for the handlers of users. Its time-outs end a thread that is left.
+    # A limiter of its own, because it must not wait for the handlers of users. Its time-outs end an abandoned thread.
     await anyio.to_thread.run_sync(
         partial(publish, address, order.login, order.body), abandon_on_cancel=True, limiter=CapacityLimiter(1)
     )
@@ -156,7 +156,7 @@ async def _publish_on_broker(order: _Order) -> str:
 
 
 async def _check_address(address: BrokerAddress, rows: RowPolicy) -> BrokerAddress:
-    """Return the queue of a row by an address that the row may reach."""
+    """Return the queue of a row with an address that the row may reach."""
     try:
         found = await rows.find_addresses(address.host, address.origin.port)
     except InternalAddressError as error:
@@ -167,7 +167,7 @@ async def _check_address(address: BrokerAddress, rows: RowPolicy) -> BrokerAddre
 
 
 async def _publish_on_pgqueuer(order: _Order) -> str:
-    """Enqueue in the step's own transaction: the job is there exactly if the step is noted as deferred."""
+    """Enqueue in the step's own transaction, so that the job exists exactly if the step is noted as deferred."""
     try:
         from pgqueuer.adapters.drivers.psycopg import PsycopgDriver  # noqa: PLC0415  an extra, and slow to import
         from pgqueuer.queries import Queries  # noqa: PLC0415  an extra
@@ -206,7 +206,7 @@ class _Scheme(NamedTuple):
 _SCHEMES = {"pgqueuer": _Scheme(_read_entrypoint, _publish_on_pgqueuer, lambda url: None)} | dict.fromkeys(
     BROKER_SCHEMES, _Scheme(parse_broker_url, _publish_on_broker, _find_broker_origin)
 )
-"""How a queue's URL is checked, and a message published there: another kind of queue is one more line."""
+"""For each kind of queue: the check of its URL, and the function that publishes a message."""
 
 
 def _find_scheme(url: str) -> _Scheme:
@@ -217,7 +217,7 @@ def _find_scheme(url: str) -> _Scheme:
 
 
 def check_queue_url(url: str) -> None:
-    """Make sure that a URL names a queue.
+    """Check that a URL names a queue.
 
     Raises:
         UsageError: it does not; the message says what is missing.
@@ -226,7 +226,7 @@ def check_queue_url(url: str) -> None:
 
 
 def is_same_queue(url: str, other: str) -> bool:
-    """Tell whether two URLs name the same queue, however they write it.
+    """Tell whether two URLs name the same queue in any notation.
 
     Raises:
         UsageError: one of them names none.
@@ -238,7 +238,7 @@ def is_same_queue(url: str, other: str) -> bool:
 
 
 def find_queue_origin(url: str) -> Origin | None:
-    """Return where a queue is on the network; None for one in the same database.
+    """Return the origin of a queue on the network; None for a queue in the same database.
 
     Raises:
         UsageError: the URL names no queue.
@@ -247,7 +247,7 @@ def find_queue_origin(url: str) -> Origin | None:
 
 
 def find_missing_packages(url: str) -> list[str]:
-    """Return the packages that a queue of this URL needs, and that are not installed; none for a URL that is wrong."""
+    """Return the missing packages that a queue of this URL needs; none for an invalid URL."""
     scheme = url.partition(":")[0]
     needed = {"pgqueuer": ("pgqueuer",), "redis": ("kombu", "redis"), "rediss": ("kombu", "redis")}
     names = needed.get(scheme, ("kombu",) if scheme in BROKER_SCHEMES else ())
@@ -261,8 +261,8 @@ class QueueHandler:
     Attributes:
         step_slug: the step.
         binding: which queue.
-        toolbox: where secrets are.
-        is_row: whether a row says so, and not the Python code: a row may name and reach what the settings let it.
+        toolbox: has the secrets.
+        is_row: whether a row binds the step, and not Python code: the settings limit what a row may name and reach.
     """
 
     step_slug: str

@@ -1,4 +1,4 @@
-"""What a handler raises, as an exception that ends its attempt and nothing else, and in words."""
+"""Turns any error of a handler into an exception that only ends its attempt, and into words."""
 
 import asyncio
 import dis
@@ -31,7 +31,7 @@ _EXPLAINED = {
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception in words: its type where that says something, its text, its notes, its members."""
+    """Return an exception in words: its type if that helps, its text, its notes, its members."""
     text, name = _read_text(error), _find_name(error)
     if _is_a(error, *_WRITTEN_FOR_USERS):
         described = text or ""
@@ -46,22 +46,22 @@ def describe(error: BaseException) -> str:
 
 
 def make_ordinary(error: BaseException) -> Exception:
-    """Return an exception that can be raised, awaited and printed like any other: this one, or one that names it."""
+    """Return an exception that can be raised, awaited and printed: this one, or a replacement that names it."""
     if _is_a(error, RuntimeError) and isinstance(cause := _get_cause(error), StopIteration):
-        error = cause  # what Python makes of it in a coroutine
+        error = cause  # Python turns it into this in a coroutine
     if _is_ordinary(error):
         assert isinstance(error, Exception)
         return error
     ordinary = _make_replacement(error)
     if _succeeds(partial(_print_traceback, error)):
         ordinary.__cause__ = error
-    else:  # logs could not print it: they show its traceback alone
+    else:  # logs could not print it, so they show its traceback alone
         ordinary.__traceback__ = _get_traceback(error)
     return ordinary
 
 
 def _make_replacement(error: BaseException) -> Exception:
-    """Return an exception that says the same, and that has the same bearing on further attempts."""
+    """Return an exception with the same text and the same effect on further attempts."""
     if _is_a(error, NotRetriableError):
         return NotRetriableError(describe(error))
     if _is_a(error, RetryLaterError):
@@ -78,17 +78,17 @@ def _is_ordinary(error: BaseException) -> bool:
 
 
 def _set_traceback(error: BaseException) -> None:
-    """Do what contextlib's context managers do; an exception whose class is a frozen dataclass refuses it."""
+    """Set the traceback, as contextlib's context managers do; a frozen dataclass refuses it."""
     error.__traceback__ = error.__traceback__
 
 
 def _print_traceback(error: BaseException) -> None:
-    """Do what logging does, without the lines of code; a type or an object may refuse what that asks of it."""
+    """Format the traceback, as logging does, without the lines of code; a type or an object may refuse it."""
     "".join(TracebackException.from_exception(error, limit=0).format())
 
 
 def _print_name(error: BaseException) -> None:
-    """Do what messages of Prefect's do."""
+    """Format the name, as messages of Prefect do."""
     format(type(error).__name__)
 
 
@@ -96,7 +96,7 @@ _USES: tuple[Callable[[BaseException], object], ...] = (
     *(str, repr, format),
     *(_set_traceback, _print_traceback, _print_name),
 )
-"""What is done with every exception: one that refuses any of it is replaced by one that names it."""
+"""Operations on every exception; an exception that refuses one of them gets a replacement."""
 
 
 def _succeeds(use: Callable[[], object]) -> bool:
@@ -109,7 +109,7 @@ def _succeeds(use: Callable[[], object]) -> bool:
     return True
 
 
-# What is read past the attributes that a class may have made of its own: they may raise.
+# Read past the attributes that a class may define, because they may raise.
 
 
 def _is_a(error: BaseException, *kinds: type[BaseException]) -> bool:
@@ -129,9 +129,9 @@ def _get_traceback(error: BaseException) -> TracebackType | None:
 
 
 def is_from_signal(error: BaseException) -> bool:
-    """Tell whether a signal has raised this, and not the code that it interrupted.
+    """Tell whether a signal raised this, and not the interrupted code.
 
-    Python runs the handlers of signals in the main thread, wherever that is at the moment.
+    Python runs the handlers of signals in the main thread, at any place in its code.
     """
     if _is_a(error, Exception) or threading.current_thread() is not threading.main_thread():
         return False
@@ -160,7 +160,7 @@ def _is_raised_by_statement(traceback: TracebackType | None) -> bool:
 
 
 def _read_text(error: BaseException) -> str | None:
-    """Return an exception's text; None where it has none, because it raises."""
+    """Return an exception's text; None if its text raises an error."""
     found: list[str] = []
     # Joined: a text of a class of its own may raise, too.
     return "".join(found) if _succeeds(lambda: found.append(str(error))) else None

@@ -1,4 +1,4 @@
-"""What a row may name and reach. The settings of the process that executes the step decide, never the row."""
+"""Decides what a row may name and reach, by the settings of the process that executes the step, never by the row."""
 
 import re
 import socket
@@ -12,10 +12,10 @@ from pgflow_prefect.errors import NotRetriableError
 from pgflow_prefect.origins import Origin
 
 VARIABLE_PREFIX = "PGFLOW_TOKEN_"
-"""What the environment variables begin with that a row may name."""
+"""The prefix of environment variables that a row may name."""
 
 BLOCK_PREFIX = "pgflow-"
-"""What the Prefect Secret blocks begin with that a row may name."""
+"""The prefix of Prefect Secret blocks that a row may name."""
 
 _VARIABLE = re.compile(rf"{VARIABLE_PREFIX}[A-Za-z0-9_]+", re.ASCII)
 _BLOCK = re.compile(rf"{BLOCK_PREFIX}[a-z0-9-]+", re.ASCII)
@@ -25,14 +25,14 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the addresses of a host; raises OSError."""
 
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("::/96"))
-"""Networks whose last 32 bits are the IPv4 address that is reached in the end (RFC 6052, RFC 8215, RFC 4291)."""
+"""Networks whose last 32 bits are the IPv4 address of the final destination (RFC 6052, RFC 8215, RFC 4291)."""
 
 _PLATFORM = frozenset({IPv4Address("168.63.129.16")})
 """Azure's platform service for each virtual machine: a public address that only leads inside."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a host, as the operating system finds them.
+    """Return the addresses of a host, by the operating system.
 
     Raises:
         OSError: it finds none.
@@ -42,7 +42,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def describe_internal(text: str) -> str | None:
-    """Return what kind of internal address this is, such as `a loopback address`; None for a public one."""
+    """Return the kind of an internal address, such as `a loopback address`; None for a public one."""
     address: Address = ip_address(text.partition("%")[0])
     kinds = (_describe(each) for each in (address, *_find_embedded(address)))
     return next((kind for kind in kinds if kind), None)
@@ -62,7 +62,7 @@ def _describe(address: Address) -> str | None:
 
 
 def _find_embedded(address: Address) -> list[IPv4Address]:
-    """Return the IPv4 addresses that an IPv6 address leads to by way of a translator or a tunnel."""
+    """Return the IPv4 addresses that an IPv6 address leads to through a translator or a tunnel."""
     if isinstance(address, IPv4Address):
         return []
     found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
@@ -72,10 +72,10 @@ def _find_embedded(address: Address) -> list[IPv4Address]:
 
 
 class InternalAddressError(NotRetriableError):
-    """A host leads to where rows may not reach.
+    """A host leads to an address that rows may not reach.
 
     Attributes:
-        leads_to: what that is, such as `a loopback address`. Never the address: that is none of the row's author.
+        leads_to: its kind, such as `a loopback address`. Never the address, which the row's author must not learn.
     """
 
     def __init__(self, host: str, leads_to: str) -> None:
@@ -88,7 +88,7 @@ class RowPolicy:
     """What the rows of `pgflow_prefect.bindings` may name and reach; without any setting, public addresses only.
 
     Attributes:
-        allowed: origins that rows may reach wherever these lead, from `PGFLOW_HTTP_ALLOW`.
+        allowed: origins that rows may reach at any address, from `PGFLOW_HTTP_ALLOW`.
         credentials: the origins that may get a variable or a block, by its name, from `PGFLOW_CREDENTIAL_ORIGINS`.
         guarded: the hosts of Prefect's server, which rows may not reach.
         resolve: finds the addresses of a host.
@@ -100,12 +100,12 @@ class RowPolicy:
     resolve: Resolve = resolve
 
     def check_credential(self, variable: str | None, block: str | None, origin: Origin | None) -> None:
-        """Make sure that a row may send this credential there.
+        """Check that a row may send this credential to an origin.
 
         Args:
             variable: the environment variable that the row names.
             block: the Prefect Secret block that the row names.
-            origin: where it would be sent; None where that is no place on the network.
+            origin: the destination; None if it is not on the network.
 
         Raises:
             NotRetriableError: the name lacks the prefix, or the settings do not tie it to this origin.
@@ -122,7 +122,7 @@ class RowPolicy:
             )
 
     async def find_addresses(self, host: str, port: int) -> list[str]:
-        """Return the addresses of a host, all of which a row may reach; connect to these, not to the name again.
+        """Return the addresses of a host if a row may reach all of them; connect to these, not to the name again.
 
         Raises:
             InternalAddressError: one of them is internal, or Prefect's.
@@ -141,12 +141,12 @@ class RowPolicy:
             try:
                 addresses |= {*await self.resolve(host, 0)}
             except OSError:
-                continue  # what has no address now can't be reached by one
+                continue  # a host without an address can't be reached
         return addresses
 
 
 def refuse_origin(origin: Origin, refusal: InternalAddressError) -> NotRetriableError:
-    """Return the error of a row that reaches where it may not."""
+    """Return the error for a row with a forbidden destination."""
     return NotRetriableError(
         f"a row binds this step to {origin}, which leads to {refusal.leads_to}. If rows may reach it, add {origin} to "
         "PGFLOW_HTTP_ALLOW where steps are executed; else bind the step in Python"
@@ -154,7 +154,7 @@ def refuse_origin(origin: Origin, refusal: InternalAddressError) -> NotRetriable
 
 
 def find_name_problem(variable: str | None, block: str | None) -> str | None:
-    """Return what is wrong with the name of a variable or a block in a row; None where nothing is."""
+    """Return the problem of a variable's or a block's name in a row; None if there is none."""
     for name, pattern, prefix, what in (
         (variable, _VARIABLE, VARIABLE_PREFIX, "environment variable"),
         (block, _BLOCK, BLOCK_PREFIX, "Prefect Secret block"),
@@ -168,7 +168,7 @@ def find_name_problem(variable: str | None, block: str | None) -> str | None:
 
 
 def add_prefix(name: str, *, is_block: bool) -> str | None:
-    """Return the name that a row may have for a variable or a block; None where it can't be the name of one."""
+    """Return the allowed name of a variable or a block for a row; None if it can't be such a name."""
     pattern, prefix = (_BLOCK, BLOCK_PREFIX) if is_block else (_VARIABLE, VARIABLE_PREFIX)
     if pattern.fullmatch(name):
         return name

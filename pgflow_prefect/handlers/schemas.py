@@ -1,4 +1,4 @@
-"""What pydantic's schema of an annotation says of the parts of a value."""
+"""Reads pydantic's schema of an annotation, for each part of a value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,19 +10,19 @@ _SAFE = {
     *("bool", "date", "datetime", "decimal", "float", "int", "literal", "none", "str", "time", "timedelta", "uuid"),
     *("dict", "list", "nullable", "set", "frozenset", "tuple"),
 }
-"""What comes back from JSON as it was."""
+"""Types whose values come back unchanged from JSON."""
 
 _COLLECTIONS = {"list", "set", "frozenset", "tuple"}
 
 _LISTS = {"list", "generator"}
-"""What a tuple may come back as a list of: `Sequence` and `Iterable` make no difference between the two."""
+"""Types under which a tuple may come back as a list: `Sequence` and `Iterable` accept both."""
 
 _INNER = ("schema", "python_schema", "lax_schema", "items_schema", "values_schema", "keys_schema")
 _CONTAINERS: dict[type, set[str]] = {list: {"list"}, tuple: {"tuple"}, set: {"set"}, frozenset: {"frozenset"}}
 
 
 def is_lossless(adapter: TypeAdapter[Any]) -> bool:
-    """Tell whether every value that fits an annotation comes back from JSON as it was: there is nothing to compare."""
+    """Tell whether every value of an annotation comes back unchanged from JSON, so that no comparison is needed."""
     return _is_safe(adapter.core_schema)
 
 
@@ -31,19 +31,19 @@ def _is_safe(schema: Any) -> bool:  # noqa: ANN401  a dictionary of pydantic's
         return all(map(_is_safe, schema))
     if schema["type"] not in _SAFE or "serialization" in schema:
         return False
-    if schema["type"] == "dict" and "keys_schema" not in schema:  # of any keys, of which two may be one in JSON
+    if schema["type"] == "dict" and "keys_schema" not in schema:  # two of its keys may be one in JSON
         return False
-    if schema["type"] in _COLLECTIONS and "items_schema" not in schema:  # of any items, such as models
+    if schema["type"] in _COLLECTIONS and "items_schema" not in schema:  # with items of any type, such as models
         return False
     return all(_is_safe(schema[name]) for name in _INNER if name in schema)
 
 
 @dataclass(frozen=True)
 class SchemaView:
-    """What the annotation says of one place in a value.
+    """The annotation of one place in a value.
 
     Attributes:
-        schema: pydantic's; None where it is not known.
+        schema: pydantic's; None if it is not known.
         definitions: by their references.
     """
 
@@ -52,7 +52,7 @@ class SchemaView:
 
     @classmethod
     def of(cls, adapter: TypeAdapter[Any]) -> "SchemaView":
-        """Return what an annotation says of the whole value."""
+        """Return the view of the whole value."""
         schema: Mapping[str, Any] = adapter.core_schema
         if schema["type"] != "definitions":
             return cls(schema)
@@ -60,21 +60,21 @@ class SchemaView:
 
     @property
     def takes_anything(self) -> bool:
-        """Whether the annotation says nothing here, as `Any` does."""
+        """Whether the annotation allows any value here, as `Any` does."""
         return self.schema is not None and self.schema["type"] == "any"
 
     @property
     def takes_any_keys(self) -> bool:
-        """Whether the annotation says nothing of the keys of a dictionary: they are what their JSON says."""
+        """Whether the annotation allows any keys of a dictionary; then they come back as their JSON."""
         return self.schema is not None and self.schema.get("keys_schema", {"type": "any"})["type"] == "any"
 
     @property
     def takes_lists_for_tuples(self) -> bool:
-        """Whether the annotation names a sequence, and leaves open whether that is a list or a tuple."""
+        """Whether the annotation is a sequence that may be a list or a tuple."""
         return self.schema is not None and self.schema["type"] in _LISTS
 
     def choose(self, value: Any) -> "SchemaView":  # noqa: ANN401
-        """Return what it says of this value: without wrappers, and of a union the member that the value is one of."""
+        """Return the view of this value, without wrappers; for a union, of the member that has the value."""
         schema = self.schema
         while schema is not None:
             kind = schema["type"]
@@ -95,7 +95,7 @@ class SchemaView:
         return self._view(schema)
 
     def field(self, name: str) -> "SchemaView":
-        """Return what it says of a field of a model, a dataclass or a typed dictionary."""
+        """Return the view of a field of a model, a dataclass or a typed dictionary."""
         schema = self.schema
         while schema is not None and schema["type"] != "definition-ref":
             if "fields" in schema and schema["type"] != "dataclass":  # which has the names of its fields only
@@ -103,16 +103,16 @@ class SchemaView:
             schema = schema.get("schema")
         fields = (schema or {}).get("fields", {})
         by_name = fields if isinstance(fields, dict) else {each["name"]: each for each in fields}
-        return self._view(by_name.get(name, {"type": "any"}))  # what else a model has
+        return self._view(by_name.get(name, {"type": "any"}))  # other fields of a model
 
     def value(self, name: str) -> "SchemaView":
-        """Return what it says of a value of a dictionary."""
+        """Return the view of a value of a dictionary."""
         if self.schema is not None and "fields" in self.schema:
             return self.field(name)
         return self._view((self.schema or {}).get("values_schema"))
 
     def item(self, number: int) -> "SchemaView":
-        """Return what it says of an item of a list or a tuple; without a word of it, it is anything."""
+        """Return the view of an item of a list or a tuple; by default, it may be anything."""
         if self.schema is not None and self.schema["type"] == "named-tuple":
             return self._view(self.schema["fields"][number]["schema"])
         items = (self.schema or {}).get("items_schema")

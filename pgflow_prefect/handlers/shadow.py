@@ -1,4 +1,4 @@
-"""Comparing what a handler would have returned with what the external worker reported."""
+"""Compares a handler's result with the result that the external worker reported."""
 
 import json
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from itertools import islice
 from pgflow_prefect.raw_json import RawJson
 
 DIFFERENCES_SHOWN = 20
-"""No reader gets past these."""
+"""No reader looks at more differences."""
 
 
 def find_differences(theirs: RawJson, ours: RawJson) -> list[str]:
-    """Return where two results differ, as JSON paths such as `$.items[3].price`; empty where they do not.
+    """Return the places where two results differ, as JSON paths such as `$.items[3].price`.
 
-    Places only: the values of a shadow are stored nowhere. Numbers are compared as jsonb compares them, with every
+    It returns no values, because the values of a shadow are stored nowhere. Numbers are compared as in jsonb, with every
     digit: 1 is 1.0, and 1.1 is 1.10.
     """
     return list(islice(_compare("$", _load(theirs), _load(ours)), DIFFERENCES_SHOWN))

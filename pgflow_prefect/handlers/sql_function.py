@@ -16,7 +16,7 @@ class SqlHandler:
     Attributes:
         step_slug: the step.
         binding: which function.
-        trusted_owners: where a row has bound the step, the roles whose functions it may name; None where code has.
+        trusted_owners: if a row binds the step, the roles whose functions it may name; None if code binds it.
     """
 
     step_slug: str

@@ -1,4 +1,4 @@
-"""The threads of sync handlers: daemons, for a process is not to wait for one that is given up after a time-out."""
+"""The threads of sync handlers: daemons, because a process must not wait for a thread abandoned after a time-out."""
 
 import asyncio
 import os
@@ -33,18 +33,18 @@ def is_in_thread() -> bool:
 
 
 def count_given_up() -> int:
-    """Return how many threads still work on handlers that no task waits for."""
+    """Return how many threads still execute abandoned handlers."""
     return len(_given_up)
 
 
 async def run_in_thread(function: Callable[[], T]) -> T:
-    """Call a function in a daemon thread, in this context, and return what it returns.
+    """Call a function in a daemon thread, in this context, and return its result.
 
-    A thread can't be stopped: where this is cancelled, the function is given up, and goes on until it ends or the
-    process does. `anyio.from_thread` works in it, and so does `check_cancelled`.
+    A thread can't be stopped: after a cancellation, the function goes on until it or the process ends.
+    `anyio.from_thread` works in it, and so does `check_cancelled`.
 
     Raises:
-        BaseException: what the function raises.
+        BaseException: the function raised it.
     """
     await checkpoint_if_cancelled()
     with CancelScope() as scope:
@@ -60,7 +60,7 @@ async def run_in_thread(function: Callable[[], T]) -> T:
 
 
 class _Job:
-    """One call, from the event loop that waits for it to the thread that makes it."""
+    """One call, which a thread makes and an event loop waits for."""
 
     def __init__(self, function: Callable[[], Any], scope: CancelScope) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -75,28 +75,28 @@ class _Job:
     def perform(self) -> None:
         """Make the call, in its thread."""
         with self._claim():
-            try:  # within: an exception that can't be changed gets through no context manager of contextlib's
+            try:  # inside: a frozen exception can't pass a context manager of contextlib
                 self._result = self._context.run(self._function)
             except BaseException as error:  # noqa: BLE001  raised where it is waited for
                 self._error = error
 
     def report(self) -> None:
-        """Wake who waits for it."""
+        """Wake the waiting task."""
         with _lock:
             self._is_through = True
             _given_up.discard(self)
-        with suppress(RuntimeError):  # the event loop has come to its end
+        with suppress(RuntimeError):  # the event loop has ended
             self.ended.get_loop().call_soon_threadsafe(self._wake)
 
     def give_up(self) -> None:
-        """Wait for it no more."""
+        """Stop waiting for it."""
         with _lock:
             if not self._is_through:
                 _given_up.add(self)
 
     def get_result(self) -> Any:  # noqa: ANN401  what the function returned
-        """Return or raise what the function did."""
-        # Not as the future's own: that can't have a StopIteration, and a GeneratorExit would close all who wait.
+        """Return the function's result or raise its error."""
+        # Not the future's own error: a future refuses StopIteration, and GeneratorExit would close all waiting tasks.
         error, self._error = self._error, None
         if error is None:
             return self._result
@@ -111,7 +111,7 @@ class _Job:
 
     @contextmanager
     def _claim(self) -> Iterator[None]:
-        """Have `anyio.from_thread` find the event loop, as in a thread of anyio's own."""
+        """Let `anyio.from_thread` find the event loop, as in a thread of anyio."""
         with claim_worker_thread(self._backend, self.ended.get_loop()):
             threadlocals.current_cancel_scope = self._scope
             try:
@@ -131,7 +131,7 @@ class _Worker:
         while (job := self._get()) is not None:
             job.perform()
             with _lock:
-                _idle.append(self)  # first: the step that begins next finds it
+                _idle.append(self)  # first, so that the next step finds it
             job.report()
             del job
 
@@ -163,7 +163,7 @@ def _make_context() -> Context:
 
 
 def _forget_threads() -> None:
-    """A child process that was forked has none of them."""
+    """Forget the threads in a forked child, which has none of them."""
     global _lock  # noqa: PLW0603  another thread may have held it
     _lock = threading.Lock()
     _idle.clear()

@@ -1,4 +1,4 @@
-"""What JSON has no form for, or only one that says less: where it is in a value, and what to do about it."""
+"""Finds parts of a value without an equal form in JSON: their place, and what to do."""
 
 import io
 import json
@@ -16,15 +16,15 @@ Found = tuple[str, str]
 """A place within a value, such as `[1].price`, and what is wrong there."""
 
 PLAIN = (str, int, float, bool, type(None))
-"""What JSON has by itself, without parts."""
+"""JSON's own types without parts."""
 
 SECRETS = (SecretStr, SecretBytes, Secret)
 
 DEEPEST = 300
-"""How deep a value may nest for its parts to be looked at; PostgreSQL stores 200 levels by default."""
+"""The greatest depth of a value that is searched; PostgreSQL stores 200 levels by default."""
 
 _LONGEST_INTEGER = 14_280
-"""Bits of an integer that Python writes with 4,300 digits, as many as it writes."""
+"""Bits of an integer with 4,300 digits, the most that Python writes."""
 
 _NONE = "which JSON has no form for"
 
@@ -34,7 +34,7 @@ class _Circle:
 
 
 def find_unstorable(value: Any) -> Iterator[Found]:  # noqa: ANN401  any value
-    """Yield what JSON has no form for, with what to do. No value is in it."""
+    """Yield the parts without a form in JSON, with the advice, but without any value."""
     for place, each in _walk(value):
         for explain in _EXPLANATIONS:
             if (reason := explain(each)) is not None:
@@ -43,7 +43,7 @@ def find_unstorable(value: Any) -> Iterator[Found]:  # noqa: ANN401  any value
 
 
 def find_secrets(value: Any) -> Iterator[Found]:  # noqa: ANN401
-    """Yield the secrets of pydantic, for which JSON gets stars."""
+    """Yield pydantic's secrets, whose JSON is stars."""
     for place, each in _walk(value):
         if isinstance(each, SECRETS):
             yield (
@@ -54,7 +54,7 @@ def find_secrets(value: Any) -> Iterator[Found]:  # noqa: ANN401
 
 
 def find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
-    """Yield what pydantic would write as something else, without a word: keys that clash, and files as their lines."""
+    """Yield the parts that pydantic would silently change: clashing keys, and files, which become their lines."""
     yield from find_clashes(value)
     for place, each in _walk(value):
         if (reason := _explain_file(each)) is not None:
@@ -62,7 +62,7 @@ def find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
 
 
 def find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
-    """Yield the dictionaries of which two keys are one key in JSON: one value of the two would be lost."""
+    """Yield the dictionaries with two keys that are one key in JSON, which would lose a value."""
     for place, each in _walk(value):
         if isinstance(each, Mapping) and not all(isinstance(key, str) for key in each):
             names: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def find_clashes(value: Any) -> Iterator[Found]:  # noqa: ANN401
 
 
 def _name_key(key: Any) -> str:  # noqa: ANN401
-    """Return what the json module makes of a key."""
+    """Return a key in the form of the json module."""
     try:
         return str(next(iter(json.loads(json.dumps({key: None})))))
     except TypeError:
@@ -92,10 +92,10 @@ def list_fields(value: Any) -> list[str]:  # noqa: ANN401
 
 
 def _walk(value: Any, place: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:  # noqa: ANN401
-    """Yield a value and all that is in it, each with its place.
+    """Yield a value and all its parts, each with its place.
 
     Raises:
-        RecursionError: it nests deeper than any value that can be stored.
+        RecursionError: it is deeper than any value that can be stored.
     """
     if isinstance(value, PLAIN):
         yield place, value

@@ -1,4 +1,4 @@
-"""A handler's result as JSON: what can't be stored is refused with its place, and so is what would not come back."""
+"""Writes a handler's result as JSON, and refuses values that can't be stored or would not come back unchanged."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,11 +13,11 @@ from pgflow_prefect.handlers.schemas import SchemaView, is_lossless
 from pgflow_prefect.handlers.unstorable import DEEPEST, Found, find_replaced, find_secrets, find_unstorable
 
 _STARS = '"**********"'
-"""What pydantic writes for a secret."""
+"""pydantic's text for a secret."""
 
 
 class UnstorableError(ValueError):
-    """A value that can't be stored as JSON so that the next step gets it again; the message has no value in it."""
+    """A value that JSON can't store unchanged for the next step; the message contains no value."""
 
 
 def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: ANN401  any value
@@ -25,11 +25,11 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
 
     Args:
         value: what the handler returned.
-        adapter: checks it; None where its annotation says nothing.
+        adapter: checks it; None if its annotation allows anything.
 
     Raises:
         ValidationError: it does not fit its annotation.
-        UnstorableError: JSON has no form for it, or the value that the next step reads would be another one.
+        UnstorableError: JSON has no form for it, or the next step would read another value.
     """
     if adapter is None:
         return _write_unchecked(value)
@@ -48,7 +48,7 @@ def write_result(value: Any, adapter: TypeAdapter[Any] | None) -> str:  # noqa: 
 
 def _write_unchecked(value: Any) -> str:  # noqa: ANN401
     with suppress(TypeError, ValueError, RecursionError):
-        # Most results are plain JSON already: there is nothing to lose. Keys that can't be sorted are not all texts.
+        # Most results are plain JSON, and lose nothing. Keys that can't be sorted are not all texts.
         return write_json(value, sort_keys=True)
     _refuse(_find_replaced(value))
     with suppress(TypeError, ValueError, RecursionError):
@@ -61,7 +61,7 @@ def _write_unchecked(value: Any) -> str:  # noqa: ANN401
 
 
 def _write(value: Any, write: Callable[[], str]) -> str:  # noqa: ANN401
-    """Write a value; where that fails, say where in the value the reason is.
+    """Write a value; if that fails, name the place in the value.
 
     Raises:
         UnstorableError: JSON has no form for it, or only stars.
@@ -76,7 +76,7 @@ def _write(value: Any, write: Callable[[], str]) -> str:  # noqa: ANN401
 
 
 def _make_error(value: Any, error: Exception) -> UnstorableError:  # noqa: ANN401
-    """Return where in the value the reason is, or at least what was said."""
+    """Return an error with the place in the value, or at least with the original message."""
     try:
         for place, reason in find_unstorable(value):
             return UnstorableError(f"{_name(place)} {reason}")
@@ -88,7 +88,7 @@ def _make_error(value: Any, error: Exception) -> UnstorableError:  # noqa: ANN40
 
 
 def describe_unstorable(value: Any) -> str:  # noqa: ANN401
-    """Return what in a value JSON has no form for, as `: [1].price is …`; nothing where there is nothing."""
+    """Return the part of a value without a form in JSON, as `: [1].price is …`; empty if there is none."""
     with suppress(RecursionError):
         for place, reason in find_unstorable(value):
             return f": {_name(place)} {reason}"
@@ -99,11 +99,11 @@ def _find_replaced(value: Any) -> Iterator[Found]:  # noqa: ANN401
     try:
         yield from find_replaced(value)
     except (PydanticSerializationError, ValueError, TypeError, AttributeError, RecursionError):
-        return  # what can't be written says so by itself
+        return  # a value that can't be written raises its own error
 
 
 def _check_comes_back(value: Any, adapter: TypeAdapter[Any], text: str) -> None:  # noqa: ANN401
-    """Read what was written as the next step reads it, and compare.
+    """Read the JSON as the next step reads it, and compare.
 
     Raises:
         ValidationError: it can't be read.

@@ -1,1 +1,1 @@
-"""What this package asks of Prefect's API, and what it calls things there."""
+"""Requests to Prefect's API, and this package's names and ids there."""

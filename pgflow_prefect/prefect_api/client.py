@@ -15,17 +15,17 @@ from pgflow_prefect.prefect_api.internals import AsyncClientContext
 from pgflow_prefect.prefect_api.redaction import describe_error
 
 TAG = "pgflow"
-"""What everything of ours is tagged with in Prefect."""
+"""The tag of all our objects in Prefect."""
 
 
 def has_server() -> bool:
-    """Tell whether Prefect is set to use a server; else it starts a temporary one, which takes a while."""
-    return bool(get_current_settings().api.url)  # an empty variable says nothing
+    """Tell whether Prefect is set to use a server; otherwise it starts a temporary one, which takes a while."""
+    return bool(get_current_settings().api.url)  # an empty variable means nothing
 
 
 @asynccontextmanager
 async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
-    """Open a client of Prefect's API; where none is configured, Prefect starts a temporary server for it.
+    """Open a client of Prefect's API; if none is configured, Prefect starts a temporary server for it.
 
     Raises:
         PrefectUnavailableError: the API does not answer, or the server does not start.
@@ -77,10 +77,10 @@ def ask_prefect(what: str = "this") -> Iterator[None]:
 
 
 async def check_that_prefect_answers() -> None:
-    """Ask Prefect's API for a sign of life.
+    """Check that Prefect's API answers.
 
     Raises:
-        PrefectUnavailableError: there was none within a limited time.
+        PrefectUnavailableError: it did not answer within a limited time.
     """
     with ask_prefect("a sign of life"):
         async with get_client() as client:

@@ -1,4 +1,4 @@
-"""From what Prefect's API answers to our errors."""
+"""Translates errors of Prefect's API into ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from pgflow_prefect.prefect_api.redaction import describe_error, name_server
 
 _REFUSALS = range(400, 500)
 _OF_THE_MOMENT = frozenset({401, 403, 408, 425, 429})
-"""Of those, what another key, or a later moment, may change: nothing that a run should fail for."""
+"""Those that another key, or a later time, may change, so that no run should fail for them."""
 
 _LOGIN = frozenset({401, 403})
 _START = "start it with `prefect server start`, or correct PREFECT_API_URL"
@@ -20,11 +20,11 @@ _LOG_IN = "set PREFECT_API_AUTH_STRING to the server's user:password, or PREFECT
 
 @contextmanager
 def translate_prefect_errors(what: str = "this") -> Iterator[None]:
-    """Raise what Prefect's API answers as an error of this package; `what` was asked of it.
+    """Raise errors of Prefect's API as errors of this package; `what` is the subject of the request.
 
     Raises:
-        PrefectUnavailableError: it does not answer, or can't do so at this moment.
-        PrefectRefusedError: it refuses, and would so again.
+        PrefectUnavailableError: Prefect does not answer, or can't at this moment.
+        PrefectRefusedError: Prefect refuses, and would refuse again.
     """
     try:
         yield
@@ -40,18 +40,18 @@ def translate_prefect_errors(what: str = "this") -> Iterator[None]:
 
 
 def refuse(error: PrefectHTTPStatusError) -> PrefectUnavailableError:
-    """Return the error that says what Prefect's API has answered, and what to do."""
+    """Return the error with the answer of Prefect's API, and what to do."""
     reason = f"it answers {error.response.status_code}, {_find_reason(error.response)}"
     return unavailable(reason, advise(error))
 
 
 def unavailable(reason: str, advice: str = _START) -> PrefectUnavailableError:
-    """Return the error that says that Prefect's API can't be used, why, and what to do."""
+    """Return the error that Prefect's API does not work, with the reason and what to do."""
     return PrefectUnavailableError(f"Prefect's API at {name_server()} can't be used: {reason}; {advice}")
 
 
 def advise(error: BaseException | None) -> str:
-    """Return what to do where Prefect's API can't be used for this reason."""
+    """Return what to do if Prefect's API does not work for this reason."""
     is_login = isinstance(error, PrefectHTTPStatusError) and error.response.status_code in _LOGIN
     return _LOG_IN if is_login else _START
 

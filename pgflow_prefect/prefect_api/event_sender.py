@@ -1,4 +1,4 @@
-"""The way to Prefect of what is only shown: one thread of this process, which no run waits for."""
+"""Sends displays to Prefect from one thread of this process, which no run waits for."""
 
 import asyncio
 import atexit
@@ -28,33 +28,33 @@ from pgflow_prefect.waiting import Pauses
 T = TypeVar("T")
 
 Related = Future[list[RelatedResource]]
-"""What the events of one flow run are related to, once that is known."""
+"""The related resources of one flow run's events, when they are known."""
 
 Make = Callable[[], Event]
 
 Request = Callable[[PrefectClient], Awaitable[object]]
 
 PATIENCE = 5.0
-"""Seconds without any progress after which a process that ends waits no longer for Prefect to hear everything."""
+"""Seconds without progress after which an ending process stops waiting for Prefect."""
 
 MOST_WAITING = 20_000
-"""Events that wait for Prefect to come back; of more, the latest are dropped, and reconciling makes up for them."""
+"""The most events that wait for an absent Prefect; later ones are dropped, and reconciling repairs that."""
 
 _MOST_UNCONFIRMED, _LONGEST_UNCONFIRMED = 700, 90.0
-"""Events, and seconds, that may have gone to a server that was not there any more: Prefect's client looks after 700
-events, or 30 s. An event that is sent twice has the same id, by which the server knows it."""
+"""Events, and seconds, that may have gone to a dead server: Prefect's client checks after 700 events, or 30 s. An event
+that is sent twice has the same id, by which the server recognises it."""
 
 _STRIDE = 1_000
-"""Events after which it looks how far the server is: a Prefect server drops what it has no room for, 10,000 at a time,
-and does not say so. All processes that send to it share that room."""
+"""Events after which it checks how far the server is. The server has room for 10,000 events, and silently drops more.
+All processes that send to it share that room."""
 
 _LONGEST_STRIDE = 30.0  # seconds; a task run that a user has deleted never shows
 _LOOK_INTERVAL = 0.2  # seconds
 
-_PAUSE = 0.25  # seconds; requests that a run waits for take less, unless the server has other things to do
-_LINGER = 0.02  # seconds: to be woken for each event would cost more than the event
-_LONGEST_ATTENTION = 1.0  # seconds without an event, after which it has to be woken
-_LONGEST_LOOK = 10.0  # seconds, more than it takes to find out what events are related to, or that there is no answer
+_PAUSE = 0.25  # seconds; requests that a run waits for take less, unless the server is busy
+_LINGER = 0.02  # seconds: a wake-up for each event would cost more than the event
+_LONGEST_ATTENTION = 1.0  # seconds without an event, after which it needs a wake-up
+_LONGEST_LOOK = 10.0  # seconds, more than the search for related resources takes, with or without an answer
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
 _TASK_RUN = "prefect.task-run."
@@ -63,22 +63,22 @@ _logger = logging.getLogger(__name__)
 
 
 class EventSender:
-    """Sends events in the order in which they came, while Prefect can be reached, and keeps them while it can't.
+    """Sends events in their order while Prefect answers, and keeps them while it does not.
 
-    Requests to its API (a name, an artifact) are made beside them, once.
+    It also makes requests to Prefect's API (a name, an artifact), each once.
 
-    Prefect's own `emit_event` hands every single event over to a thread, from there to another one and back, while all
-    three contend for the interpreter: for a step that does nothing, that was half of what the step cost.
+    Prefect's own `emit_event` passes every event to a thread, from there to another one and back, while all three
+    compete for the interpreter. For an empty step, that was half of its cost.
     """
 
     def __init__(self) -> None:
-        """Start the thread; it ends with the process, once it has sent everything."""
+        """Start the thread; it ends with the process, after it has sent everything."""
         self._waiting: deque[tuple[Make, Related | None]] = deque()
-        self._made: deque[Event] = deque()  # the first of those, and what is to be sent again
+        self._made: deque[Event] = deque()  # the first of those, and events to send again
         self._sent: deque[tuple[float, Event]] = deque(maxlen=_MOST_UNCONFIRMED)
-        self._strides = 0  # events sent since the last look
+        self._strides = 0  # events sent since the last check
         self._marked: Event | None = None  # the last one of the stride before
-        self._progress = 0  # whatever was achieved, to be compared
+        self._progress = 0  # any progress, for comparison
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._is_awake = False
@@ -91,7 +91,7 @@ class EventSender:
         self._opening = asyncio.Lock()
         self._asked: deque[Callable[[], Coroutine[Any, Any, None]]] = deque()
         self._requests: set[asyncio.Task[None]] = set()  # that are under way
-        # Of the context of the sender of the first event, nothing but the settings: the rest would never be let go.
+        # Only the settings of the first sender's context: the thread would keep the rest for ever.
         current = get_settings_context()
         self._context = Context()
         self._context.run(SettingsContext(profile=current.profile, settings=current.settings).__enter__)
@@ -99,8 +99,8 @@ class EventSender:
             target=self._context.copy().run, args=(self._run,), name="pgflow-outbox", daemon=True
         )
         self._thread.start()
-        # As Prefect does, before threads can't be started any more: `atexit` comes after that, and then no name of a
-        # server can be resolved.
+        # Like Prefect, before the interpreter refuses new threads: `atexit` is later, and then no server name can be
+        # resolved.
         getattr(threading, "_register_atexit", atexit.register)(self.close)
 
     def send(self, make: Make, related: Related | None = None) -> None:
@@ -108,7 +108,7 @@ class EventSender:
 
         Args:
             make: returns it; called in the sender's thread, while a run's event loop waits for PostgreSQL or a handler.
-            related: what else it is related to; it waits until that is known.
+            related: its other related resources; the event waits until they are known.
         """
         if len(self._waiting) >= MOST_WAITING:
             if not self._is_full:
@@ -122,11 +122,11 @@ class EventSender:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def repeat(self, make: Make, interval: float) -> Callable[[], None]:
-        """Send an event again and again, from any thread, until the function that is returned is called.
+        """Send an event repeatedly, until a call of the returned function; from any thread.
 
         Args:
             make: returns it; called in the sender's thread, each time.
-            interval: seconds before the first time, and between two of them.
+            interval: seconds before the first event, and between two of them.
         """
         is_over = threading.Event()
 
@@ -139,20 +139,20 @@ class EventSender:
         return is_over.set
 
     def request(self, act: Request, what: str) -> None:
-        """Ask something of Prefect's API, soon; from any thread. Where that fails, a line in the log says so.
+        """Make a request to Prefect's API, soon; from any thread. A failure is logged.
 
         Args:
             act: makes the request.
-            what: it is for, to be named in the log.
+            what: its subject, for the log.
         """
         self._ask(partial(self._perform, act, what))
 
     def look_up(self, find: Callable[[PrefectClient], Awaitable[T]], otherwise: T) -> "Future[T]":
-        """Ask something of Prefect's API at once, from this thread: a run's event loop may be blocked by a handler.
+        """Ask Prefect's API at once, from this thread, because a handler may block the run's event loop.
 
         Args:
             find: asks.
-            otherwise: the answer where there is none, or none for too long.
+            otherwise: the answer if Prefect gives none in time.
         """
         found: Future[T] = Future()
         self._ask(partial(self._find, find, otherwise, found))
@@ -163,17 +163,17 @@ class EventSender:
         self._loop.call_soon_threadsafe(self._begin, context=self._context)
 
     def give_way(self) -> None:
-        """Send nothing for a moment, for a run waits for an answer of the server; from any thread.
+        """Send nothing for a moment, because a run waits for an answer of the server; from any thread.
 
-        A server that digests a run's events answers ten times as late. At most half of the time is given away, however
-        many ask for it.
+        A server that works on a run's events answers ten times as late. All callers together pause the sender for at
+        most half of the time.
         """
         now = monotonic()
         if now > self._resumes_at + _PAUSE:
             self._resumes_at = now + _PAUSE
 
     def close(self, timeout: float = PATIENCE) -> None:
-        """Send what is left, and wait until Prefect has got it, while in so many seconds anything goes on."""
+        """Send the rest, and wait until Prefect has it; stop after this many seconds without progress."""
         self._loop.call_soon_threadsafe(self._close)
         seen = -1
         while self._thread.is_alive() and self._progress != seen:
@@ -194,7 +194,7 @@ class EventSender:
             while self._asked or self._requests:
                 if self._requests:
                     await asyncio.wait(self._requests)
-                await asyncio.sleep(0)  # those that came last are begun
+                await asyncio.sleep(0)  # the last ones have begun
 
     def _begin(self) -> None:
         task = self._loop.create_task(self._asked.popleft()())
@@ -244,16 +244,16 @@ class EventSender:
                 await asyncio.sleep(pauses.draw())
 
     def _take_back(self) -> None:
-        """Have the latest be sent again: the client would have done that, and the next one knows nothing of them."""
+        """Send the latest again: the broken client would have done that, and the next client does not know them."""
         since = monotonic() - _LONGEST_UNCONFIRMED
         self._made.extendleft(event for sent, event in reversed(self._sent) if sent > since)
         self._sent.clear()
 
     async def _await_events(self) -> bool:
-        """Return once there is an event to be sent; False where there will be none."""
+        """Wait for an event to send; return False if there will be none."""
         bored_at = monotonic() + _LONGEST_ATTENTION
         while not self._waiting and not self._made:
-            # Waking a thread takes the interpreter from the caller, who is between two steps: rather look again.
+            # A wake-up takes the interpreter from the caller, who is between two steps. So poll instead.
             if monotonic() > bored_at or self._closing.done():
                 self._is_awake = False
                 if self._waiting:  # it came just before that
@@ -269,12 +269,12 @@ class EventSender:
         return True
 
     async def _await_way(self) -> None:
-        """Return once no run is to be given way to."""
+        """Wait until no run needs the server."""
         while (left := self._resumes_at - monotonic()) > 0 and not self._closing.done():
             await self._sleep(left)
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait for so long, or until there will be no more."""
+        """Wait for this time, or until the end."""
         await asyncio.wait([self._closing], timeout=seconds)
 
     async def _send_next(self, client: EventsClient) -> None:
@@ -288,7 +288,7 @@ class EventSender:
         except Exception:
             if not _can_be_sent(event):
                 self._made.popleft()
-            raise  # another one is sent again, perhaps a second time, which changes nothing: an event has an id
+            raise  # the others are sent again, perhaps twice, which changes nothing because an event has an id
         self._sent.append((monotonic(), event))
         self._made.popleft()
         self._progress += 1
@@ -299,7 +299,7 @@ class EventSender:
             self._marked, self._strides = event, 0
 
     async def _await_record(self, event: Event) -> None:
-        """Return once the server shows what an event says of a task run."""
+        """Wait until the server shows the state of an event's task run."""
         task_run_id = UUID(event.resource.id.removeprefix(_TASK_RUN))
         deadline = monotonic() + _LONGEST_STRIDE
         while monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The ids that runs and steps have in Prefect."""
+"""The ids of runs and steps in Prefect."""
 
 from uuid import UUID, uuid5
 
@@ -15,20 +15,20 @@ _RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
 
 
 def find_run_id(flow_run_id: UUID) -> UUID:
-    """Return the id of the run that a flow run creates: after a crash in between, the same one again."""
+    """Return the id of the run that a flow run creates; the same again after a crash."""
     return uuid5(_RUN_NAMESPACE, str(flow_run_id))
 
 
 def read_run_id(flow_run: FlowRun) -> UUID | None:
-    """Return the run that a flow run was told to execute; None where it creates one, or was told nonsense."""
+    """Return the run that a flow run's parameter names; None if it names none, or is invalid."""
     try:
         return parse_run_id(flow_run.parameters.get("run_id"))
-    except UsageError:  # with which the flow run fails when it starts
+    except UsageError:  # the flow run will fail with it when it starts
         return None
 
 
 def parse_run_id(given: object) -> UUID | None:
-    """Return the id of a run as a flow's parameter has it, as text or not; None where there is none.
+    """Return the id of a run from a flow's parameter, a text or a UUID; None if there is none.
 
     Raises:
         UsageError: it is no UUID.
@@ -42,7 +42,7 @@ def parse_run_id(given: object) -> UUID | None:
 
 
 def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:
-    """Return the id of the Prefect task run of a task: the same each time that the flow run is tried.
+    """Return the id of the Prefect task run of a task; the same for each try of the flow run.
 
     A slug may have any characters, so an index in the name could be another step's slug. The id of the step's first
     task is a namespace for the others.

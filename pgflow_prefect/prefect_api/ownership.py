@@ -1,14 +1,14 @@
-"""Which of Prefect's objects belong to this installation: each carries a tag with the installation's id."""
+"""Recognises this installation's objects in Prefect: each carries a tag with the installation's id."""
 
 from collections.abc import Iterable
 from uuid import UUID
 
 OWNERSHIP_PREFIX = "pgflow-db-"
-"""How the tag of every installation begins."""
+"""The prefix of every installation's tag."""
 
 
 def make_ownership_tag(installation: UUID) -> str:
-    """Return the tag of what is made for a database, among those that share a Prefect server."""
+    """Return the tag of a database's objects, among those that share a Prefect server."""
     return f"{OWNERSHIP_PREFIX}{installation.hex[:8]}"
 
 
@@ -19,7 +19,7 @@ def find_foreign_tags(tags: Iterable[str], installation: UUID) -> list[str]:
 
 
 def is_owned(tags: Iterable[str], installation: UUID) -> bool:
-    """Tell whether tags are of this installation, and of no other one."""
+    """Tell whether tags name this installation, and no other one."""
     return {tag for tag in tags if tag.startswith(OWNERSHIP_PREFIX)} == {make_ownership_tag(installation)}
 
 

@@ -1,4 +1,4 @@
-"""The states of ours that a flow run or a task run may end in, beside Prefect's own, and what they mean for a run."""
+"""Our own final states of flow runs and task runs, and what they mean for a run."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from prefect.client.schemas.objects import State, StateType
 from pgflow_prefect.state_names import StateName
 
 OURS = frozenset({StateName.SUPERSEDED, StateName.HANDED_BACK})
-"""Names of states of the type CANCELLED that no user asked for: the run itself is not cancelled, and goes on."""
+"""Names of CANCELLED states that no user asked for: the run itself is not cancelled, and goes on."""
 
 
 def superseded(message: str) -> State[Any]:
-    """Return the state of what stops because another flow run has the run."""
+    """Return the state of a flow run or task run that stops because another flow run has taken the run."""
     return State(type=StateType.CANCELLED, name=StateName.SUPERSEDED, message=message)
 
 
 def handed_back(message: str) -> State[Any]:
-    """Return the state of what stops because its process does: the next owner goes on with the run."""
+    """Return the state of a flow run or task run whose process stops: the next owner goes on with the run."""
     return State(type=StateType.CANCELLED, name=StateName.HANDED_BACK, message=message)
 
 
