@@ -1,1 +1,1 @@
-"""What a workflow is: its graph, where definitions come from, and how two of them differ."""
+"""Definitions of workflows: their graph, their sources, and their differences."""

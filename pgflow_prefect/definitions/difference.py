@@ -1,4 +1,4 @@
-"""What differs between two definitions of a workflow."""
+"""Compares two definitions of a workflow."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
 
 @dataclass(frozen=True)
 class Difference:
-    """What makes one definition another one; all sorted, all empty where there is nothing to change."""
+    """The changes from one definition to another; all sorted, all empty if nothing changes."""
 
     steps_added: tuple[str, ...]
     steps_removed: tuple[str, ...]
@@ -16,7 +16,7 @@ class Difference:
 
 
 def compare_definitions(old: WorkflowDefinition | None, new: WorkflowDefinition) -> Difference:
-    """Return what has to change in `old`, which is None where the database has no such workflow."""
+    """Return the changes of `old`, which is None if the database has no such workflow."""
     old_steps, new_steps = set(old.steps if old else ()), set(new.steps)
     old_deps, new_deps = set(old.deps if old else ()), set(new.deps)
     return Difference(

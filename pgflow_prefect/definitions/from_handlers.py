@@ -1,4 +1,4 @@
-"""From a workflow's handlers to its definition: an argument that names another step is a dependency."""
+"""Derives a definition from a workflow's handlers: an argument that names another step is a dependency."""
 
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping
@@ -9,26 +9,26 @@ from pgflow_prefect.errors import InvalidDefinitionError
 from pgflow_prefect.wording import suggest_each
 
 Names = Mapping[str, Collection[str]]
-"""Some names for each step's slug."""
+"""Names by each step's slug."""
 
 
 def derive_definition(
     workflow_slug: str, steps: Collection[str], arguments: Names, after: Names, optional: Names | None = None
 ) -> WorkflowDefinition:
-    """Return the definition that handlers make: a step waits for the steps that its handler's arguments name.
+    """Return the definition of handlers: a step waits for the steps that its handler's arguments name.
 
     Args:
         workflow_slug: the workflow.
         steps: the slugs of all its steps.
-        arguments: the names of the arguments of each handler that has any.
-        after: the slugs of the steps that a step waits for beyond those, where there are any.
-        optional: those of the arguments that have a default, and so may name no step.
+        arguments: the names of each handler's arguments.
+        after: the slugs of further steps that a step waits for.
+        optional: the arguments with a default, which may name no step.
 
     Returns:
         The definition, its steps in the order given, its deps in the order of the steps that wait.
 
     Raises:
-        InvalidDefinitionError: with everything that is wrong: an argument or an `after` that names no step, slugs
+        InvalidDefinitionError: with all problems: an argument or an `after` that names no step, slugs
             that collide or that PostgreSQL can't store, cycles, no steps at all.
     """
     slugs = {to_identifier(slug): slug for slug in steps}
@@ -52,7 +52,7 @@ def derive_definition(
 
 
 def find_missing_deps(definition: WorkflowDefinition, after: Names) -> Iterator[str]:
-    """Yield a sentence for each dep that an `after` promises and that the database does not have."""
+    """Yield a sentence for each dep of an `after` that the database does not have."""
     steps, deps = set(definition.steps), set(definition.deps)
     for slug, upstream in after.items():
         for each in upstream:

@@ -1,4 +1,4 @@
-"""A workflow's definition as a directed acyclic graph: order, layers, critical path, and what is wrong with it."""
+"""A workflow's definition as a directed acyclic graph: order, layers, critical path, and problems."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pgflow_prefect.definitions.model import RESERVED_NAMES, WorkflowDefinition, to_identifier
 from pgflow_prefect.wording import suggest, suggest_each
 
-# Importing networkx takes as long as all else that a command needs which only reads: it is for those that use it.
+# Only functions that use networkx import it: the import takes as long as all others of a command that only reads.
 if TYPE_CHECKING:
     import networkx as nx
 
 CYCLES_SHOWN = 20
-"""A tangle of n steps can have more than 2**n cycles: no reader gets past these."""
+"""The most cycles that are named: n steps can have more than 2**n cycles."""
 
 
 Graph: TypeAlias = "nx.DiGraph[str]"
@@ -30,14 +30,14 @@ def build_graph(definition: WorkflowDefinition) -> Graph:
 
 
 def sort_steps(graph: Graph) -> list[str]:
-    """Return the slugs so that each stands after its upstream steps; among those that could come next, by alphabet."""
+    """Return the slugs, each after its upstream steps; otherwise in alphabetical order."""
     import networkx as nx  # noqa: PLC0415
 
     return list(nx.lexicographical_topological_sort(graph))
 
 
 def order_steps(definition: WorkflowDefinition) -> list[str]:
-    """Return a workflow's slugs as `sort_steps` does; by alphabet where its steps wait for each other."""
+    """Return a workflow's slugs as `sort_steps` does; in alphabetical order if its steps have a cycle."""
     import networkx as nx  # noqa: PLC0415
 
     graph = build_graph(definition)
@@ -48,28 +48,28 @@ def order_steps(definition: WorkflowDefinition) -> list[str]:
 
 
 def find_layers(graph: Graph) -> list[list[str]]:
-    """Return the slugs by depth: the roots, then what waits for roots only, and so on; each layer by alphabet."""
+    """Return the slugs by depth: the roots, then steps that wait for roots only, and so on; each alphabetically."""
     import networkx as nx  # noqa: PLC0415
 
     return [sorted(layer) for layer in nx.topological_generations(graph)]
 
 
 def find_critical_path(graph: Graph) -> list[str]:
-    """Return a longest chain of steps, from a root to a leaf: no run takes fewer steps one after the other."""
+    """Return a longest chain of steps, from a root to a leaf: each run has to execute these one after the other."""
     import networkx as nx  # noqa: PLC0415
 
     return nx.dag_longest_path(graph)
 
 
 def find_last_path(graph: Graph, ends: Mapping[str, Any]) -> list[str]:
-    """Return the steps that decided when a run ended: its critical path.
+    """Return a run's critical path: the steps that decided when the run ended.
 
-    It is found backwards: from the step that ended last, each time to the upstream step that ended last, which is the
-    one that the step had to wait for.
+    The search goes backwards. It begins at the step that ended last, and goes on to the upstream step that ended last,
+    because the step had to wait for that one.
 
     Args:
         graph: the workflow.
-        ends: when each step ended, or anything else that compares so; steps without an end are left out.
+        ends: when each step ended, or other comparable values; steps without an end are left out.
     """
     path: list[str] = []
     candidates: Iterable[str] = graph
@@ -80,7 +80,7 @@ def find_last_path(graph: Graph, ends: Mapping[str, Any]) -> list[str]:
 
 
 def find_ancestors(graph: Graph, slug: str) -> set[str]:
-    """Return all steps that a step waits for, directly or by way of others."""
+    """Return all steps that a step waits for, directly or indirectly."""
     import networkx as nx  # noqa: PLC0415
 
     return set(nx.ancestors(graph, slug))
@@ -92,14 +92,14 @@ def find_leaves(graph: Graph) -> list[str]:
 
 
 def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]] | None = None) -> list[str]:
-    """Return everything that is wrong with a definition, and with its handlers where they are given.
+    """Return all problems of a definition, and of its handlers if they are given.
 
     Args:
         definition: the workflow.
         handlers: for each step that has a handler, the names of the handler's arguments that have no default.
 
     Returns:
-        A sentence for each problem, empty where there is none. Linear in steps and deps.
+        A sentence for each problem; empty if there is none. Linear in steps and deps.
     """
     graph = build_graph(definition)
     problems = [*_find_definition_problems(definition, graph), *find_cycles(graph)]
@@ -112,7 +112,7 @@ def find_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collect
 
 
 def find_cycles(graph: Graph) -> Iterator[str]:
-    """Yield a sentence for each cycle, and for each tangle of more cycles than a reader can use."""
+    """Yield a sentence for each cycle, and one for each group of steps with too many cycles to list."""
     import networkx as nx  # noqa: PLC0415
 
     if nx.is_directed_acyclic_graph(graph):
@@ -146,7 +146,7 @@ def _find_definition_problems(definition: WorkflowDefinition, graph: Graph) -> I
 
 def _find_handler_problems(definition: WorkflowDefinition, handlers: Mapping[str, Collection[str]]) -> Iterator[str]:
     known = set(definition.steps)
-    # A step without a handler is external, and no problem.
+    # A step without a handler is external, which is no problem.
     uncovered = [slug for slug in definition.steps if slug not in handlers]
     unused = [slug for slug in handlers if slug not in known]
     for slug, suggestion in suggest_each(unused, uncovered or known):

@@ -1,4 +1,4 @@
-"""A workflow as the database defines it, and the names that stand for its steps in Python."""
+"""A workflow's definition, and the Python names of its steps."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from pydantic import (
 )
 
 RESERVED_NAMES = frozenset({"payload", "context", "upstream"})
-"""Argument names of a handler that mean something else than an upstream step."""
+"""Argument names of a handler that do not mean an upstream step."""
 
 
 def to_identifier(slug: str) -> str:
-    """Return the Python name that stands for a step's slug in a handler's arguments.
+    """Return the Python name of a step in a handler's arguments.
 
-    Characters that no name may have become `_`, a leading digit gets `_` before it, a keyword or a reserved name `_`
-    after it: `send-emails` -> `send_emails`, `2nd` -> `_2nd`, `class` -> `class_`, `payload` -> `payload_`.
+    Characters that no name may have become `_`. A leading digit gets `_` before it, and a keyword or a reserved name
+    gets `_` after it: `send-emails` -> `send_emails`, `2nd` -> `_2nd`, `class` -> `class_`, `payload` -> `payload_`.
     """
     name = slug
     if not (slug.isascii() and slug.isidentifier()):
@@ -29,7 +29,7 @@ def to_identifier(slug: str) -> str:
         name = "".join(character if f"_{character}".isidentifier() else "_" for character in normal)
         if not name[:1].isidentifier():
             name = f"_{name}"
-    if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # which can't be assigned to
+    if keyword.iskeyword(name) or name in RESERVED_NAMES or name == "__debug__":  # no assignment to it is possible
         name = f"{name}_"
     return name
 
@@ -42,7 +42,7 @@ class Dep(NamedTuple):
 
 
 class WorkflowDefinition(BaseModel):
-    """A workflow as the database defines it: its steps and what they wait for, in no particular order."""
+    """A workflow as the database defines it: its steps and dependencies, in no particular order."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,6 +52,6 @@ class WorkflowDefinition(BaseModel):
 
     @cached_property
     def definition_hash(self) -> str:
-        """A name for exactly this definition, whatever the order of its rows: 16 hexadecimal digits."""
+        """A hash of the definition that does not depend on the order of its rows: 16 hexadecimal digits."""
         canonical = json.dumps([self.slug, sorted(self.steps), sorted(self.deps)], ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]

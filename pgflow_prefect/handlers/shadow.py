@@ -14,7 +14,7 @@ DIFFERENCES_SHOWN = 20
 def find_differences(theirs: RawJson, ours: RawJson) -> list[str]:
     """Return the places where two results differ, as JSON paths such as `$.items[3].price`.
 
-    It returns no values, because the values of a shadow are stored nowhere. Numbers are compared as in jsonb, with every
+    It returns no values, because the values of a shadow are stored nowhere. Numbers compare as in jsonb, with every
     digit: 1 is 1.0, and 1.1 is 1.10.
     """
     return list(islice(_compare("$", _load(theirs), _load(ours)), DIFFERENCES_SHOWN))

@@ -34,8 +34,8 @@ async def connect_to_prefect() -> AsyncIterator[PrefectClient]:
     try:
         async with get_client() as client:
             await client.hello()
-        # The flow runs that this event loop executes find this client and share it. Each would make its own: loading
-        # the certificates for that is a quarter of what a small run costs.
+        # The flow runs of this event loop find this client and share it. Otherwise each would make its own, and load
+        # certificates for it, which is a quarter of the cost of a small run.
         async with AsyncClientContext() as context:
             yield context.client
     except PrefectHTTPStatusError as error:

@@ -1,1 +1,1 @@
-"""Pictures of workflows and of their runs, as text: pure functions, one file a kind of picture."""
+"""Draws pictures of workflows and runs as text: pure functions, one file a kind of picture."""

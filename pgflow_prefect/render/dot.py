@@ -17,9 +17,9 @@ fillcolor="{fill}", color="{line}"]
 
 
 def draw_dot(graph: Graph, progress: Progress | None = None) -> str:
-    """Return the graph as a `digraph`; of a run, each step in the colour of its state, with its duration.
+    """Return the graph as a `digraph`; for a run, each step has the colour of its state, and its duration.
 
-    Nodes have the steps' slugs for names; characters that no picture can show are replaced in their labels only.
+    Nodes have the steps' slugs as names; only labels replace characters that no picture can show.
     """
     lines = [_HEAD.format(name=_quote(str(graph.graph.get("slug", ""))), fill=PLAIN.fill, line=PLAIN.line)]
     lines += [f"    {_quote(slug)} [{_list_attributes(slug, progress)}]" for slug in graph]

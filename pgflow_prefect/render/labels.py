@@ -1,4 +1,4 @@
-"""What pictures write: slugs with any character in them, cut to a width, and durations."""
+"""Writes the texts of pictures: slugs with any characters, cut to a width, and durations."""
 
 import unicodedata
 from math import floor, log10
@@ -9,7 +9,7 @@ __all__ = ["clean", "cut", "format_seconds", "measure"]
 
 
 def measure(text: str) -> int:
-    """Return how many columns a text takes where all characters are equally wide, or twice that."""
+    """Return how many columns a text takes in a font whose characters have one or two columns."""
     return len(text) if text.isascii() else sum(map(_measure_character, text))
 
 
@@ -20,7 +20,7 @@ def _measure_character(character: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """Return a text that takes so many columns at most, with `…` where its end is missing."""
+    """Return a text cut to this number of columns, with `…` in place of its missing end."""
     if measure(text) <= columns:
         return text
     kept, used = 0, 1
@@ -42,11 +42,11 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_instant(seconds: float, apart: float) -> str:
-    """Return seconds since a beginning, exact enough to tell instants apart: `12.25 s`, or `0:05:00.5`.
+    """Return seconds since a beginning, exact enough to distinguish instants: `12.25 s`, or `0:05:00.5`.
 
     Args:
         seconds: since the beginning.
-        apart: how many seconds lie between two instants that must read differently.
+        apart: the seconds between two instants that must read differently.
     """
     decimals = max(0, -floor(log10(apart))) if apart > 0 else 0
     if round(seconds, decimals) < 60:  # noqa: PLR2004  a minute

@@ -1,4 +1,4 @@
-"""The graph in layers, where every edge leads from one layer to the next: a long one by way of bends.
+"""The graph in layers, where every edge leads to the next layer; a long edge goes through bends.
 
 The first steps of K. Sugiyama's method: layers, bends, and an order in each layer with few crossings.
 """
@@ -11,11 +11,11 @@ from itertools import pairwise
 from pgflow_prefect.definitions.graph import Graph, find_layers
 
 MOST_BENDS = 20_000
-"""The number of bends can be quadratic: beyond these, the longest edges go straight."""
+"""The most bends, whose number can be quadratic; beyond it, the longest edges go straight."""
 
 _MOST_ROUNDS = 12
 _LOOKS = 400_000
-"""Rounds end when they have looked at about so many edges: a second."""
+"""Rounds end after about this number of edges, which takes a second."""
 
 
 @dataclass
@@ -23,8 +23,8 @@ class Lattice:
     """Cells in layers.
 
     Attributes:
-        slugs: of the cells that are steps, which come first; all others are bends.
-        layers: of cells, each in its order.
+        slugs: of the cells that are steps, which come first; all other cells are bends.
+        layers: of cells, each layer in its order.
         above: for each cell, its neighbours in the layer before.
         below: in the next one.
         bends: of each edge that spans several layers, unless it goes straight.
@@ -65,7 +65,7 @@ def make_lattice(graph: Graph) -> Lattice:
 
 
 def _pad_numbers(slug: str) -> str:
-    """Return what sorts `part_10` behind `part_9`."""
+    """Return a sort key that puts `part_10` after `part_9`."""
     return re.sub("[0-9]+", lambda match: match[0].zfill(9), slug)
 
 
@@ -78,7 +78,7 @@ def _add_bend(lattice: Lattice, depth: int) -> int:
 
 
 def _order(lattice: Lattice) -> None:
-    """Put each layer into an order with few crossings: the best one that sweeping down and up comes by."""
+    """Put each layer into an order with few crossings, the best one of several sweeps down and up."""
     places = _walk(lattice)
     layers = [sorted(layer, key=places.__getitem__) for layer in lattice.layers]
     _number(layers, places)
@@ -95,7 +95,7 @@ def _order(lattice: Lattice) -> None:
 
 
 def _walk(lattice: Lattice) -> list[int]:
-    """Number the cells as a walk into the depth meets them: trees have no crossings then, parts stay together."""
+    """Number the cells in the order of a depth-first walk, so that trees have no crossings and parts stay together."""
     places = [-1] * len(lattice.above)
     stack = [cell for layer in lattice.layers for cell in layer if not lattice.above[cell]][::-1]
     met = 0
@@ -109,7 +109,7 @@ def _walk(lattice: Lattice) -> list[int]:
 
 
 def _sweep(layers: list[list[int]], neighbours: Sequence[Sequence[int]], places: list[int]) -> list[list[int]]:
-    """Order each layer by the means of its neighbours' places, those of the layer before; one without stays."""
+    """Order each layer by the mean places of its neighbours in the layer before; a cell without neighbours stays."""
 
     def find_mean(cell: int) -> float:
         found = neighbours[cell]

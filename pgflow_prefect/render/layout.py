@@ -1,4 +1,4 @@
-"""Where the boxes of steps and the lines between them go: the coordinates of Sugiyama's method."""
+"""Finds the coordinates of steps' boxes and of the lines between them, by Sugiyama's method."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from pgflow_prefect.render.lattice import Lattice, make_lattice
 BETWEEN_BOXES, BETWEEN_LINES = 16.0, 9.0
 _BETWEEN_LAYERS = 44.0
 _LONGEST_ROW = 1600.0
-"""A picture that is no longer than this goes to the right, as people read; a longer one where it is less long."""
+"""A picture up to this length goes to the right, as people read; a longer one takes the shorter direction."""
 
 _ROUNDS = 6
 _PULLS = {(False, False): 1.0, (False, True): 0.4, (True, False): 2.0, (True, True): 8.0}
-"""How strongly a cell is drawn to a neighbour, by which of the two are bends: steps to steps, long lines straight."""
+"""How strongly a neighbour attracts a cell, by which of the two are bends; long lines become straight."""
 
 
 class Point(NamedTuple):
@@ -43,8 +43,8 @@ class Layout:
         height: in pixels.
         downwards: whether the layers go down instead of to the right.
         boxes: of the steps, by slug.
-        lines: of the deps: where it leaves its step, then for each bend where it comes to its layer and leaves it,
-            then where it comes to the other step. Between each two layers it may curve.
+        lines: of the deps. A line has a point where it leaves its step, two points for each bend (entering and leaving
+            its layer), and a point where it reaches the other step. Between two layers it may curve.
     """
 
     width: float
@@ -55,7 +55,7 @@ class Layout:
 
 
 def lay_out(graph: Graph, measure: Callable[[str], float], height: float) -> Layout:
-    """Return where to draw each step and each dep: no box touches another one, and bends go round boxes.
+    """Return the place of each step and each dep; no box touches another one, and bends go around boxes.
 
     Args:
         graph: without cycles.
@@ -95,7 +95,7 @@ def _go_down(layers: Sequence[Sequence[float]], height: float) -> bool:
 
 
 def _place_along(lattice: Lattice, lengths: Sequence[float]) -> list[float]:
-    """Return where each layer begins; the more edges there are between two, the more room they get."""
+    """Return where each layer begins; more edges between two layers get more room."""
     starts, here = [], 0.0
     for layer, length in zip(lattice.layers, lengths, strict=True):
         starts.append(here)
@@ -105,7 +105,7 @@ def _place_along(lattice: Lattice, lengths: Sequence[float]) -> list[float]:
 
 
 def _place_across(lattice: Lattice, breadths: Sequence[float]) -> list[float]:
-    """Return the cells' centres across the layers: each near its neighbours, as far as the others leave it room."""
+    """Return the cells' centres across the layers, each as near to its neighbours as the others allow."""
     centres = [0.0] * len(breadths)
     offsets = []
     for layer in lattice.layers:
@@ -125,7 +125,7 @@ def _place_across(lattice: Lattice, breadths: Sequence[float]) -> list[float]:
 
 
 def _find_offsets(layer: Sequence[int], breadths: Sequence[float], steps: int) -> list[float]:
-    """Return how far from the first cell's centre each of the others is at the least."""
+    """Return the smallest distance of each cell from the first cell's centre."""
     offsets = [0.0]
     for before, after in pairwise(layer):
         gap = BETWEEN_BOXES if before < steps and after < steps else BETWEEN_LINES
@@ -140,9 +140,9 @@ def _settle(
     centres: list[float],
     lattice: Lattice,
 ) -> None:
-    """Move a layer's cells to their neighbours' mean, in their order and their distance, by the least squares.
+    """Move a layer's cells to the mean of their neighbours by least squares, keeping order and distances.
 
-    A step without any edge stays as near to the cell before it as it may, or to the one after it.
+    A step without edges stays as near as possible to the cell before it, or to the one after it.
     """
     steps = len(lattice.slugs)
     drawn = [place for place, cell in enumerate(layer) if lattice.above[cell] or lattice.below[cell]]
@@ -164,7 +164,7 @@ def _settle(
 
 
 def fit_ascending(wishes: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """Return the numbers that never descend and are nearest to these by weighted least squares; linear.
+    """Return the non-descending numbers that are nearest to these by weighted least squares, in linear time.
 
     Source: the pool adjacent violators algorithm, https://en.wikipedia.org/wiki/Isotonic_regression
     """
@@ -205,7 +205,7 @@ class _Drawing:
         for upstream, downstream in graph.edges:
             bends = self.lattice.bends.get((upstream, downstream), [])
             chain = [numbers[upstream], *bends, numbers[downstream]]
-            # Every cell but the first is come to, every one but the last is left.
+            # A line enters every cell but the first, and leaves every cell but the last.
             ends = [point for cell in chain for point in self._find_ends(cell, depths[cell], least)]
             lines[upstream, downstream] = ends[1:-1]
         return Layout(*self._turn(length, most - least), self.downwards, boxes, lines)

@@ -18,9 +18,9 @@ _INK = "#1f2328"  # on each fill of the palette: Mermaid's own text is light on 
 
 
 def draw_mermaid(graph: Graph, progress: Progress | None = None) -> str:
-    """Return the graph as a flowchart; of a run, each step in the colour of its state, with its duration.
+    """Return the graph as a flowchart; for a run, each step has the colour of its state, and its duration.
 
-    It runs in the direction of the SVG picture.
+    It has the direction of the SVG picture.
     """
     ids = {slug: f"step{number}" for number, slug in enumerate(graph)}
     downwards = goes_down(graph, lambda slug: measure_step(slug, progress), find_height(progress))
@@ -51,6 +51,6 @@ def _define_classes(progress: Progress) -> Iterator[str]:
 
 
 def _escape(text: str) -> str:
-    """Return a text that Mermaid shows as it is: without quotes, entities, tags, code, directives and formulas."""
+    """Return a text that Mermaid shows unchanged: without quotes, entities, tags, code, directives and formulas."""
     shown = _FORMULA.sub("$\u2060", clean(text))  # two dollars begin a formula even as entities
     return "".join(f"#{ord(character)};" if character in '"#<>&`[]%\\' else character for character in shown)

@@ -10,7 +10,7 @@ def make_node_link(graph: Graph, progress: Progress | None = None) -> dict[str, 
     """Return the graph as JSON values; `networkx.node_link_graph(data, edges="edges")` reads it again.
 
     Returns:
-        `nodes`, each with `id`; `edges`, each with `source` and `target`; `graph` with the workflow's slug. Of a run,
+        `nodes`, each with `id`; `edges`, each with `source` and `target`; `graph` with the workflow's slug. For a run,
         each node has `state`, `attempts`, `started_at`, `ended_at`, `seconds`, `handler`, `error` and `critical`, and
         `graph` has `run`, `status`, `ended_as` and `now`.
     """

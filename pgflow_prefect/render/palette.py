@@ -6,14 +6,14 @@ from pgflow_prefect.render.progress import Look
 
 
 class Paint(NamedTuple):
-    """How a state is painted.
+    """The colours and the sign of a state.
 
     Attributes:
         fill: of its box, on a light background.
-        line: round its box, and what is written in its colour, on a light background.
-        dark_fill: the same on a dark one.
-        dark_line: the same on a dark one.
-        sign: for those who don't see the colour.
+        line: around its box, and of text in its colour, on a light background.
+        dark_fill: the same on a dark background.
+        dark_line: the same on a dark background.
+        sign: for readers who don't see the colour.
     """
 
     fill: str
@@ -24,7 +24,7 @@ class Paint(NamedTuple):
 
 
 PLAIN = Paint("#f6f8fa", "#6e7781", "#161b22", "#8b949e", "")
-"""A step of a workflow, where no run is shown."""
+"""A step of a workflow without a run."""
 
 PAINTS = {
     Look.COMPLETED: Paint("#dafbe1", "#1a7f37", "#12261e", "#3fb950", "✓"),

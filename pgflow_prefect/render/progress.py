@@ -1,4 +1,4 @@
-"""What a run has done so far, step by step, as its pictures show it."""
+"""The progress of a run, step by step, for its pictures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Look(StrEnum):
     """Its upstream steps are not all completed."""
 
     PENDING = "pending"
-    """It was started, and no process has begun the work."""
+    """It was started, but no process has begun the work."""
 
     RUNNING = "running"
 
@@ -32,15 +32,15 @@ class Look(StrEnum):
     COMPLETED = "completed"
 
     CACHED = "cached"
-    """Completed before the flow run that took the run last: it was not executed again."""
+    """It completed before the latest flow run took the run, and was not executed again."""
 
     SKIPPED = "skipped"
-    """It was not to be done, and counts as completed."""
+    """It was skipped, and counts as completed."""
 
     FAILED = "failed"
 
     CANCELLED = "cancelled"
-    """Its run was ended before it was."""
+    """The run was cancelled before the step ended."""
 
 
 _LOOKS: dict[str, Look] = {
@@ -48,21 +48,21 @@ _LOOKS: dict[str, Look] = {
     StateName.WAITING: Look.ELSEWHERE,
     StateName.DEFERRED: Look.ELSEWHERE,
 }
-"""Of a pending step, by the state of its task run."""
+"""The looks of a pending step, by the state of its task run."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A step of a run, as pictures show it.
+    """A step of a run in pictures.
 
     Attributes:
         look: its state.
-        attempts: how often the work was begun.
-        started_at: when the latest attempt began; None where the step was never claimed.
-        ended_at: when the step ended, or the moment of the picture while it goes on; None where it has done nothing.
-        handler: who does it.
+        attempts: how often the work has begun.
+        started_at: when the latest attempt began; None if the step was never claimed.
+        ended_at: when the step ended, or the moment of the picture while it runs; None if it has done nothing.
+        handler: the handler that does it.
         error: the first line of its error, or why it was skipped.
-        first_started_at: when the first of several attempts began; None where there was one only.
+        first_started_at: when the first of several attempts began; None if there was only one.
         tasks: how many tasks a map step has, in words; empty for a plain step.
     """
 
@@ -77,14 +77,14 @@ class Mark:
 
     @property
     def seconds(self) -> float | None:
-        """What the latest attempt took, or has taken so far."""
+        """The duration of the latest attempt, up to now if it still runs."""
         if self.started_at is None or self.ended_at is None:
             return None
         return max((self.ended_at - self.started_at).total_seconds(), 0.0)
 
     @property
     def measures(self) -> str:
-        """Duration and attempts in words, as far as there is something to say."""
+        """Duration and attempts in words; empty if there are none."""
         said = [self.tasks] if self.tasks else []
         if self.seconds is not None:
             said.append(format_seconds(self.seconds))
@@ -111,7 +111,7 @@ class Progress:
 
     @cached_property
     def critical_steps(self) -> frozenset[str]:
-        """The steps of the critical path, to be asked for each of them."""
+        """The steps of the critical path, as a set for look-ups."""
         return frozenset(self.critical)
 
     @property
@@ -122,19 +122,19 @@ class Progress:
 
 
 def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now: datetime) -> Progress:
-    """Return what a run has done.
+    """Return the progress of a run.
 
     Args:
         graph: of the definition that the run began with.
         run: the run.
         states: the steps that have started, by slug.
-        now: by the database's clock, which the times of run and states are from, too.
+        now: by the database's clock, which also dates run and states.
     """
-    # A step that was left behind by a run that has ended and that no process holds has no end of its own.
+    # A pending step of an ended run that no process holds has no end of its own.
     ended = run.status is not Status.PENDING and run.held is not Held.LEASED
     latest = run.finished_at if ended and run.finished_at else now
     marks = {slug: _mark(states[slug], latest) if slug in states else Mark() for slug in graph}
-    # Of those that go on, each of which ends now, the one that has been at it longest.
+    # All running steps end now, so take the one that has run longest.
     ends = {
         slug: (mark.ended_at, -(mark.started_at or mark.ended_at).timestamp())
         for slug, mark in marks.items()
@@ -142,7 +142,7 @@ def trace_progress(graph: Graph, run: Run, states: Mapping[str, StepState], now:
     }
     failed = [slug for slug, mark in marks.items() if mark.look is Look.FAILED and slug in ends]
     if run.status is Status.FAILED and failed:
-        # The first step that failed ended the run. A step that was under way then may end later, and decided nothing.
+        # The first failed step ended the run. A step that was running then may end later, but it decided nothing.
         first = min(failed, key=lambda slug: ends[slug][0])
         ends = {slug: ends[slug] for slug in find_ancestors(graph, first) | {first} if slug in ends}
     return Progress(run, marks, tuple(find_last_path(graph, ends)), now)
@@ -161,7 +161,7 @@ def _mark(state: StepState, latest: datetime) -> Mark:
 
 
 def write_tasks(state: StepState) -> str:
-    """Return how many tasks a map step has, and how many of them are completed; nothing for a plain step."""
+    """Return the number of a map step's tasks, and how many are completed; empty for a plain step."""
     if state.tasks is None or state.skip_reason is not None:
         return ""
     number = f"{state.tasks} task{'s'[: state.tasks != 1]}"

@@ -18,7 +18,7 @@ HEADING = 22.0
 """The height of a line above the picture, in pixels."""
 
 NAME_COLUMN, _NOTE_COLUMN = 7.9, 6.4
-"""How wide a character is, in pixels: of a name, whose font has equally wide ones; of a note, on the safe side."""
+"""The width of a character in pixels: of a name in a monospaced font, and of a note, with a margin."""
 
 _LONGEST_NAME = 36  # columns; the tool tip has the whole name
 _INDENT = 14.0
@@ -65,9 +65,9 @@ class Line(NamedTuple):
 
 
 def draw_svg(graph: Graph, progress: Progress | None = None) -> str:
-    """Return the graph as an SVG document; of a run, each step in the colour of its state, and its critical path.
+    """Return the graph as an SVG document; for a run, with the colours of states and the critical path.
 
-    It fits light and dark backgrounds: it has one of its own, which follows what the reader prefers.
+    It has a background of its own, light or dark as the reader prefers.
     """
     layout = lay_out(graph, lambda slug: measure_step(slug, progress), find_height(progress))
     title = clean(str(graph.graph.get("slug", "")))
@@ -136,7 +136,7 @@ def _make_step(slug: str, box: Box, progress: Progress | None) -> Step:
 
 
 def write_tip(slug: str, mark: Mark) -> str:
-    """Return what there is to say of a step of a run, in lines."""
+    """Return the tool tip of a step of a run, in lines."""
     said = [clean(slug), _write_note(mark)]
     if mark.started_at is not None:
         said.append(f"began {mark.started_at:%Y-%m-%d %H:%M:%S %Z}")
@@ -150,7 +150,7 @@ def write_tip(slug: str, mark: Mark) -> str:
 def _list_lines(graph: Graph, layout: Layout, progress: Progress | None) -> list[Line]:
     chain = progress.critical if progress else ()
     critical = set(pairwise(chain))
-    # What is critical comes last, and so on top.
+    # Critical lines come last, and so on top.
     edges = sorted(graph.edges, key=critical.__contains__)
     return [
         Line(

@@ -12,7 +12,7 @@ from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.progress import Look, Progress
 
 DEEPEST = 40
-"""Layers that a tree has at most: every layer is an indentation of four columns."""
+"""The most layers of a tree, because every layer is an indentation of four columns."""
 
 _NUMBER = re.compile("\0(\\d+)\0")
 
@@ -21,11 +21,11 @@ class Line(NamedTuple):
     """A line of the picture.
 
     Attributes:
-        before: what leads to the step.
+        before: the lines that lead to the step.
         name: the step's slug.
-        look: its state, where a run is shown.
+        look: its state, if the picture shows a run.
         note: that state, its duration and attempts in words.
-        after: the other steps that it waits for.
+        after: its other upstream steps.
     """
 
     before: str
@@ -42,7 +42,7 @@ class Line(NamedTuple):
 def draw_text(graph: Graph, progress: Progress | None = None) -> str:
     """Return the graph as a tree of lines: each step once, under one of its upstream steps, the others after `╾`.
 
-    A graph too deep for that becomes a list, in which each step stands below those that it waits for.
+    A graph that is too deep becomes a list, with each step below its upstream steps.
     """
     return "\n".join(map(str, write_lines(graph, progress)))
 
@@ -60,7 +60,7 @@ def write_lines(graph: Graph, progress: Progress | None = None) -> Iterator[Line
     sources = [numbers[slug] for slug in layers[0]] if layers else None
     for line in nx.generate_network_text(marked, sources=sources):
         before, *found = _NUMBER.split(line, maxsplit=1)
-        if not found:  # `...`: what is downstream is drawn elsewhere
+        if not found:  # `...`: its downstream steps are drawn elsewhere
             yield Line(before, "", None, "", "")
             continue
         slug, after = slugs[int(found[0])], _NUMBER.sub(lambda match: clean(slugs[int(match[1])]), found[1])
@@ -95,7 +95,7 @@ def describe_graph(graph: Graph) -> str:
 
 
 def write_path(slugs: Iterable[str]) -> str:
-    """Return a chain of steps as `a -> b -> c`, without its middle where it is long."""
+    """Return a chain of steps as `a -> b -> c`; a long one without its middle."""
     names = list(map(clean, slugs))
     shown = names if len(names) <= 8 else [*names[:4], "…", *names[-3:]]  # noqa: PLR2004  fits a line
     return " -> ".join(shown)

@@ -9,7 +9,7 @@ from pgflow_prefect.render.labels import clean, format_instant, format_seconds
 from pgflow_prefect.render.progress import Mark, Progress
 
 COLUMNS = ("step", "start", "seconds", "attempts", "state", "critical")
-"""Of the rows of a table."""
+"""The columns of the table."""
 
 _EARLIER = "┄"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -21,10 +21,10 @@ class Row:
 
     Attributes:
         slug: the step.
-        mark: what it has done.
-        start: when its latest attempt began, in seconds since the run began; None: it has no bar.
-        end: when that ended, or now.
-        first_start: when the first attempt began, where there was an earlier one; None where that is not known.
+        mark: its progress.
+        start: when its latest attempt began, in seconds since the run began; None if it has no bar.
+        end: when that attempt ended, or now.
+        first_start: when the first attempt began, if there was an earlier one; None if that is not known.
         is_critical: whether the step is on the run's critical path.
     """
 
@@ -48,8 +48,8 @@ class Timeline:
     Attributes:
         progress: the run.
         rows: its steps by their beginning, then those without a bar.
-        first: where the bars begin, in seconds since the run began.
-        last: where they end.
+        first: when the first bar begins, in seconds since the run began.
+        last: when the last bar ends.
     """
 
     progress: Progress
@@ -80,7 +80,7 @@ def make_timeline(graph: Graph, progress: Progress) -> Timeline:
 
 
 def _find_beginning(progress: Progress) -> datetime:
-    """Return when the run began; rows that are older than this package do not say so themselves."""
+    """Return when the run began; rows that are older than this package do not have that time."""
     starts = [mark.started_at for mark in progress.marks.values() if mark.started_at is not None]
     return progress.run.created_at or min(starts, default=progress.now)
 
@@ -97,9 +97,9 @@ def _make_row(slug: str, progress: Progress, began: datetime) -> Row:
 
 
 def draw_bar(row: Row, timeline: Timeline, width: int) -> tuple[str, str]:
-    """Return what is left of the latest attempt's bar and the bar, in a row of so many characters.
+    """Return the part before the latest attempt's bar, and the bar, for a row of this many characters.
 
-    A bar has one character at the least. What is left of it shows the earlier attempts as a dotted line.
+    A bar has at least one character. The part before it shows earlier attempts as a dotted line.
     """
     if row.start is None or row.end is None:
         return "", ""
@@ -112,14 +112,14 @@ def draw_bar(row: Row, timeline: Timeline, width: int) -> tuple[str, str]:
 
 
 def draw_axis(timeline: Timeline, width: int) -> str:
-    """Return the line above the bars: where they begin and end, since the run began."""
+    """Return the line above the bars, with their begin and end since the run's start."""
     apart = timeline.span / 10
     first, last = format_instant(timeline.first, apart), format_instant(timeline.last, apart)
     return f"{first}{last.rjust(max(width - len(first), len(last) + 1))}"
 
 
 def write_rows(timeline: Timeline) -> Iterator[tuple[str, ...]]:
-    """Yield the rows of a table with `COLUMNS`: times in seconds, those that a step does not have empty."""
+    """Yield the rows of a table with `COLUMNS`: times in seconds, and empty fields for missing times."""
     for row in timeline.rows:
         start = "" if row.start is None else f"{row.start:.3f}"
         seconds = "" if row.mark.seconds is None else f"{row.mark.seconds:.3f}"
@@ -128,7 +128,7 @@ def write_rows(timeline: Timeline) -> Iterator[tuple[str, ...]]:
 
 
 def describe_timeline(timeline: Timeline) -> Iterable[str]:
-    """Return what there is to say of the run as a whole, a line each."""
+    """Return the facts about the run as a whole, a line each."""
     progress = timeline.progress
     yield progress.summary
     if timeline.last:

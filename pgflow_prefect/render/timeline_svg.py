@@ -16,20 +16,20 @@ _CHART = 760.0
 _ROW = 24.0
 _BAR = 14.0
 _LONGEST_NAME = 32  # columns
-_NOTE = 150.0  # the width of what stands beside a bar
+_NOTE = 150.0  # the width of the text beside a bar
 
 _DAY = 86400
 _TICKS = (
     *(part * 10**power for power in range(-6, 0) for part in (1, 2, 5)),
     *(1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, _DAY),
 )
-"""What people count seconds in."""
+"""Steps of an axis that people expect, in seconds."""
 
 _MOST_TICKS = 8
 
 
 class Bar(NamedTuple):
-    """A row of the chart, as the template draws it; a step that did not work has no width.
+    """A row of the chart for the template; a step that did not work has no width.
 
     `earlier` is the width of the earlier attempts, which end where the latest one begins.
     """
@@ -99,6 +99,6 @@ def _list_ticks(timeline: Timeline) -> Iterator[Tick]:
 
 
 def find_tick(span: float) -> float:
-    """Return how many seconds apart the lines across a chart of so many seconds are."""
+    """Return the seconds between two lines across a chart of this length in seconds."""
     least = span / _MOST_TICKS
     return next((tick for tick in _TICKS if tick >= least), ceil(least / _DAY) * _DAY)
