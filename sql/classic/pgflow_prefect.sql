@@ -777,19 +777,25 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    enabling pgflow_prefect.enabled_workflows; -- read once, and not for each run
 BEGIN
+    SELECT * INTO enabling FROM pgflow_prefect.enabled_workflows e
+    WHERE e.workflow_slug = choose_runs.workflow_slug AND e.enabled;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
     RETURN QUERY
-        SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END, (r.created_at >= e.first_enabled) IS NOT TRUE
+        SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
+               (r.created_at >= enabling.first_enabled) IS NOT TRUE
         FROM pgflow.runs r
-        CROSS JOIN LATERAL (
-            SELECT e AS whole, e.* FROM pgflow_prefect.enabled_workflows e
-            WHERE e.workflow_slug = choose_runs.workflow_slug AND e.enabled OFFSET 0) e
         LEFT JOIN LATERAL (
-            SELECT o AS whole, o.* FROM pgflow_prefect.owners o WHERE o.run_id = r.id OFFSET 0) o ON true
+            SELECT o AS whole, o.*
+            FROM pgflow_prefect.owners o WHERE o.run_id = r.id OFFSET 0) o ON true -- as in watch_steps
         WHERE r.workflow_slug = choose_runs.workflow_slug AND r.status = 'pending'
           AND r.id <> ALL (coalesce(besides, '{}'))
           AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
-                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, e.whole) END
+                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, enabling) END
           AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
                           WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
                           OFFSET 0) -- as in closes_cycle
