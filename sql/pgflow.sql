@@ -3,8 +3,8 @@
 -- Workflows, steps and dependencies are rows; a run and the state of each of its steps are rows; the
 -- functions below move them. Paste this file into an SQL editor, or: psql -d DATABASE -f pgflow.sql
 -- PostgreSQL 13 or later. One transaction, safe to run again: on a current database it locks no table.
--- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows. One that an
--- older version of this script made keeps its rows, too; it notes which of its failed runs were cancelled.
+-- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows. A database
+-- of an older version of this script keeps its rows, too; the script notes which of its failed runs were cancelled.
 --
 -- What users call                                    in short
 --   run_workflow(workflow_slug, payload [, run_id])  start a run: its root steps become pending
@@ -350,8 +350,8 @@ CREATE TABLE IF NOT EXISTS pgflow.waiting_steps (
     PRIMARY KEY (run_id, step_slug)
 );
 
--- What a payload and a result may be, for all who write one. The owner changes it: UPDATE pgflow.limits SET ...
--- Fewer than these could not be told from the small ones, which are let through unread.
+-- The limits of payloads and results, for every statement. The owner changes them: UPDATE pgflow.limits SET ...
+-- Lower limits would not work, because the triggers let small values pass without reading them.
 CREATE TABLE IF NOT EXISTS pgflow.limits (
     is_only_row BOOLEAN PRIMARY KEY DEFAULT true CHECK (is_only_row),
     payload_bytes INT NOT NULL DEFAULT 33554432 CHECK (payload_bytes >= 1000), -- as text, where 1e300 has 301 digits
@@ -361,8 +361,8 @@ CREATE TABLE IF NOT EXISTS pgflow.limits (
 );
 INSERT INTO pgflow.limits DEFAULT VALUES ON CONFLICT DO NOTHING;
 
--- Columns and indexes beside the first five tables' own. IF NOT EXISTS would lock a table even where there is
--- nothing to do, and a live database would stand still for it: hence the look at the catalog.
+-- Columns and indexes that the first five tables lack. IF NOT EXISTS would lock a table even if there is nothing to
+-- do, and would stop a live database. So this reads the catalog.
 DO $columns$
 DECLARE
     granted record;
@@ -449,9 +449,9 @@ BEGIN
 END
 $columns$;
 
--- Version 2 told a cancelled run by its message alone. These are the ones that it can be told of: cancel_run gave the run
--- and its steps one reason, and the failure of a step begins with the step. A database that was version 3 before may have
--- notes that version 2 has outlived.
+-- Version 2 marked a cancelled run by its message only. A run was cancelled if it has the same reason as its steps:
+-- cancel_run gave them one reason, while the error of a failed step begins with the step. A database that had version 3
+-- before may have notes that are out of date.
 DO $cancelled$
 DECLARE
     seen uuid[];
@@ -700,8 +700,8 @@ COMMENT ON FUNCTION pgflow.closes_cycle(text, text, text) IS
     'Whether this one dep is part of a cycle. Costs twice the smaller of what is above it and below it.';
 
 
--- The name of this argument stops the script of version 1, which asks for no version: PostgreSQL replaces no function
--- under another name of an argument. So the former function goes, and its rights and its owner come back.
+-- The name of this argument stops the script of version 1, which asks for no version: PostgreSQL can't replace a function
+-- if an argument's name differs. So this drops the former function, and gives its rights and its owner to the new one.
 DO $renamed$
 DECLARE
     former pg_catalog.pg_proc;
@@ -902,7 +902,7 @@ $$;
 COMMENT ON FUNCTION pgflow.deps_edited() IS 'Raises the version of edited workflows; refuses a cycle.';
 
 
--- A slug becomes a name in Prefect, a header of HTTP and a line of a log: it has no character that these would obey.
+-- A slug becomes a name in Prefect, an HTTP header and a line of a log, so it may have no control characters.
 CREATE OR REPLACE FUNCTION pgflow.refuse_slug() RETURNS trigger
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp
@@ -1134,7 +1134,7 @@ COMMENT ON FUNCTION pgflow.find_definition(text) IS
 
 
 ------------------------------------------------------------------------------------------------------------
--- What is written: payloads, results and messages are bounded, by whichever statement they arrive
+-- Bounds of payloads, results and messages, for every statement that writes one
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow.find_json_problem(document jsonb, is_payload boolean, of_others boolean DEFAULT true)
@@ -1484,15 +1484,15 @@ COMMENT ON FUNCTION pgflow.find_deleted_step(text, bigint) IS
 -- its own after that: two upstream steps that finish at the same moment take turns, and the second one sees
 -- the first. Each also updates the run's row, so that a REPEATABLE READ caller is told (40001) that it is late.
 --
--- A BEFORE trigger or a rule of yours may skip a write without an error. Each transition looks whether its rows were
--- written, and raises 09000 where they were not: otherwise a run would wait for ever, or an owner would believe that
--- another one has taken it.
+-- A BEFORE trigger or a rule of yours may skip a write without an error. Each transition checks that its rows were
+-- written, and raises 09000 if they were not. Otherwise a run would wait for ever, or an owner would believe that another
+-- one has taken the run.
 --
 -- None of them, and nothing that calls one, has a SET clause: triggers of yours on runs and step_states run inside, and
--- find the settings of your session. So each name is qualified here, those of pg_catalog and its operators too: no
--- object of another schema is taken for them, whatever the session's search_path. IN, IS DISTINCT FROM, LIKE and a
--- CASE of one value can't name their operator, and are not used. What needs a setting of the planner is a function of
--- its own that only reads. refuse_policies does what row_security = off does elsewhere.
+-- find the settings of your session. So each name is qualified here, also those of pg_catalog and its operators: with
+-- any search_path, no object of another schema takes their place. IN, IS DISTINCT FROM, LIKE and a CASE of one value
+-- can't name their operator, and are not used. A statement that needs a planner setting is in a function of its own that
+-- only reads. refuse_policies does what row_security = off does elsewhere.
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow.is_under_policies() RETURNS boolean
