@@ -242,7 +242,7 @@ class _LiveFlowRun:
     def _find_hooks(self) -> list[Hook]:
         """Return what is to be called in the state that the flow run has entered.
 
-        Those of a cancellation belong to whoever executes the run: see `run_cancellation_hooks`.
+        The process that executes the run calls those of a cancellation: see `run_cancellation_hooks`.
         """
         state, flow = self._state, self._flow
         if state.is_failed():
