@@ -200,8 +200,8 @@ class Workflow:
             timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
             retry_condition_fn: called with the task, the task run and the failed state, as in Prefect, while attempts
                 are left. The step is tried again only if it returns true. It may be async.
-            unimplemented: there is no work here yet: the function counts as no handler, and the step as external
-                else's. `pgflow-prefect import` writes this into its stubs; take it out when the function does the work.
+            unimplemented: the function is a stub. It counts as no handler, and the step as external. `pgflow-prefect
+                import` writes this into its stubs: take it out when the function does the work.
             shadow: the function may run beside an external worker, to compare their results: see
                 `pgflow-prefect shadow`. What it writes through `context.connection` is rolled back then; whatever else
                 it does, it has to leave out where `context.shadow` is set.

@@ -15,6 +15,7 @@ from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.statements import LeaseTerms
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
+from tests.integration import live
 from tests.statement_counter import StatementCounter, count_statements
 
 Define = Callable[..., None]
@@ -43,6 +44,14 @@ async def store(dsn: str) -> AsyncIterator[Store]:
 def define(db: Connection) -> Define:
     """`insert_workflow`, on this test's connection."""
     return partial(insert_workflow, db)
+
+
+@pytest.fixture(params=list(live.Engine))
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> live.Engine:
+    """The engine that executes flow runs in this test: each of them once."""
+    chosen = live.Engine(request.param)
+    monkeypatch.setattr(live, "chosen", chosen)
+    return chosen
 
 
 @pytest.fixture

@@ -19,6 +19,15 @@ class Engine(StrEnum):
     PREFECT = "Prefect's engine"
     OURS = "our engine"
 
+    @property
+    def first_state(self) -> State[Any]:
+        """The state in which a flow run is created that this engine is to execute."""
+        return Pending() if self is Engine.PREFECT else Running()
+
+
+chosen = Engine.PREFECT
+"""The engine of the test that runs now, if the test has the fixture `engine`."""
+
 
 async def execute_by(
     engine: Engine, flow: Flow[..., Any], parameters: dict[str, Any] | None = None
@@ -26,8 +35,7 @@ async def execute_by(
     """Execute a flow, and return how it ended and what Prefect shows of it."""
     async with get_client() as client:
         assert isinstance(client, PrefectClient)
-        state: State[Any] = Pending() if engine is Engine.PREFECT else Running()
-        created = await client.create_flow_run(flow, parameters=parameters, state=state)
+        created = await client.create_flow_run(flow, parameters=parameters, state=engine.first_state)
         ended = await continue_by(engine, client, flow, created)
         return ended, await client.read_flow_run(created.id)
 

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from pgflow_prefect import Workflow
 from tests.conftest import Connection
+from tests.integration import live
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
 from tests.integration.live import Engine, execute_by
 
@@ -28,21 +29,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_
 AnyFlow = Flow[..., Any]
 
 
-@pytest.fixture(params=list(Engine))
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Whose engine executes the flow runs of `execute`."""
-    chosen = Engine(request.param)
-    monkeypatch.setattr(sys.modules[__name__], "chosen", chosen)
-    return chosen
-
-
-chosen = Engine.PREFECT
-
-
 async def execute(workflow: Workflow, payload: str = "well") -> State[Any]:
     with anyio.fail_after(180):
-        if chosen is Engine.OURS:
-            return (await execute_by(chosen, workflow.make_flow(), {"payload": payload}))[0]
+        if live.chosen is Engine.OURS:
+            return (await execute_by(live.chosen, workflow.make_flow(), {"payload": payload}))[0]
         state: State[Any] = await workflow.make_flow()(payload, return_state=True)
     return state
 

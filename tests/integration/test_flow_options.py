@@ -1,7 +1,6 @@
 """What users say of the flow itself, its options and its hooks: each works wherever runs execute, or is refused."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +20,7 @@ from pgflow_prefect.errors import UsageError
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import value
+from tests.integration import live
 from tests.integration.conftest import Define, insert_workflow, make_slug, read_flow_run, read_run, read_steps
 from tests.integration.live import Engine, execute_by
 
@@ -102,23 +102,12 @@ flow = workflow.flow.with_options(
 """
 
 
-@pytest.fixture(params=list(Engine))
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    """Whose engine executes the flow runs of `execute`."""
-    chosen = Engine(request.param)
-    monkeypatch.setattr(sys.modules[__name__], "chosen", chosen)
-    return chosen
-
-
-chosen = Engine.PREFECT
-
-
 async def execute(workflow: Workflow, payload: str, settings: Settings | None = None) -> State[Any]:
     """Execute a run as `run` and `worker` do: with a flow of their own."""
     flow = workflow.make_flow(settings or Settings())
     with anyio.fail_after(180):
-        if chosen is Engine.OURS:
-            return (await execute_by(chosen, flow, {"payload": payload}))[0]
+        if live.chosen is Engine.OURS:
+            return (await execute_by(live.chosen, flow, {"payload": payload}))[0]
         state: State[Any] = await flow(payload, return_state=True)
     return state
 

@@ -16,7 +16,6 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
-from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import Event
 from prefect.exceptions import Abort, Pause, PrefectSignal
@@ -24,7 +23,7 @@ from prefect.results import ResultStore
 from prefect.runtime import deployment as runtime_deployment
 from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Pending, Running
+from prefect.states import Running
 
 from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.execution.reporting import flow_runs
@@ -35,11 +34,6 @@ from tests.integration.conftest import Define, make_slug
 from tests.integration.live import Engine, continue_by, execute_by
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
-
-
-@pytest.fixture(params=list(Engine))
-def engine(request: pytest.FixtureRequest) -> Engine:
-    return Engine(request.param)
 
 
 @pytest.fixture
@@ -58,11 +52,6 @@ async def await_logs(client: PrefectClient, flow_run_id: UUID, last: str) -> lis
             if any(last in message for _, message in lines):
                 return lines
             await anyio.sleep(0.1)
-
-
-def begin(engine: Engine) -> State[Any]:
-    """Return the state in which a flow run is created that this engine is to execute."""
-    return Pending() if engine is Engine.PREFECT else Running()
 
 
 def hide_ids(message: str) -> str:
@@ -266,7 +255,7 @@ async def test_a_signal_of_prefects_leaves_the_flow_run_as_it_is(
     async def leave() -> None:
         raise signal
 
-    state = begin(engine)
+    state = engine.first_state
     created = await client.create_flow_run(leave, state=state)
     with pytest.raises(type(signal)):
         await continue_by(engine, client, leave, created)
@@ -280,7 +269,7 @@ async def test_a_flow_run_may_be_paused_and_resumed(engine: Engine, client: Pref
         await paused
         return "answered"
 
-    state = begin(engine)
+    state = engine.first_state
     created = await client.create_flow_run(ask, state=state)
     executing = asyncio.create_task(continue_by(engine, client, ask, created))
     with anyio.fail_after(180):
@@ -300,7 +289,7 @@ async def test_a_flow_run_that_is_broken_off_crashes(engine: Engine, client: Pre
         begun.set()
         await anyio.sleep_forever()
 
-    state = begin(engine)
+    state = engine.first_state
     created = await client.create_flow_run(wait, state=state)
     executing = asyncio.create_task(continue_by(engine, client, wait, created))
     with anyio.fail_after(180):
@@ -341,7 +330,7 @@ async def test_a_nested_flow_knows_the_deployment(engine: Engine, client: Prefec
         await inner()
 
     deployment = await client.create_deployment(await client.create_flow(outer), outer.name)
-    state = begin(engine)
+    state = engine.first_state
     created = await client.create_flow_run_from_deployment(deployment, state=state)
     await continue_by(engine, client, outer, created)
     assert found == [str(deployment), str(deployment)]

@@ -19,7 +19,7 @@ from tests.integration.conftest import Define, make_slug
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn")]
 
-NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
+NOWHERE = "postgresql://pgflow@127.0.0.1:1/nothing"
 
 
 def count_connections(db: Connection) -> int:
@@ -67,7 +67,7 @@ async def test_a_connection_that_is_still_being_opened_is_closed_at_once() -> No
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener, anyio.fail_after(180):
             port = listener.getsockname()[1]
-            async with open_ahead(Settings(dsn=SecretStr(f"postgresql://nobody@127.0.0.1:{port}/silent"))):
+            async with open_ahead(Settings(dsn=SecretStr(f"postgresql://pgflow@127.0.0.1:{port}/silent"))):
                 accepted, _ = await anyio.to_thread.run_sync(listener.accept)
             with accepted:
                 accepted.settimeout(180)
@@ -99,7 +99,7 @@ async def test_what_keeps_it_from_opening_is_raised_in_the_run() -> None:
 async def test_who_is_cancelled_waits_for_no_database_that_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        settings = Settings(dsn=SecretStr(f"postgresql://nobody@127.0.0.1:{port}/silent"), connect_timeout=900)
+        settings = Settings(dsn=SecretStr(f"postgresql://pgflow@127.0.0.1:{port}/silent"), connect_timeout=900)
         with anyio.fail_after(180):
             async with open_ahead(settings):
                 with anyio.move_on_after(0.1) as scope:

@@ -82,6 +82,7 @@ class FlowRunEngine:
 
         Raises:
             PrefectSignal: Prefect's server wants the flow run to be left alone.
+            PrefectUnavailableError: Prefect does not answer in time.
             PrefectHTTPStatusError: it did not take a state.
         """
         return await _LiveFlowRun(self, flow_run, await self._open_results()).perform()

@@ -93,7 +93,7 @@ async def test_a_wrong_login_fails_at_once_and_is_not_shown(
     queue_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id, claimed = start(db, queue_url)
-    monkeypatch.setenv("BROKER_LOGIN", "somebody:hunter2")
+    monkeypatch.setenv("BROKER_LOGIN", "mailer:hunter2")
     with pytest.raises(NotRetriableError, match="refused") as caught:
         await send(queue_url, run_id, claimed, login_env="BROKER_LOGIN")
     assert "hunter2" not in f"{caught.value} {caught.value.__cause__!r}"
