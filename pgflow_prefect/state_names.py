@@ -1,6 +1,10 @@
 """The names of the states that a task run or a flow run of ours is in: Prefect's own, and those that we add."""
 
+from collections.abc import Callable
 from enum import StrEnum
+
+Observer = Callable[[str, str], None]
+"""Called with a step's slug and the name of the state that it entered."""
 
 
 class StateName(StrEnum):

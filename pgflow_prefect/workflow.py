@@ -25,13 +25,13 @@ from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
-from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.prefect_api.ids import parse_run_id
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.state_names import Observer
 from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])

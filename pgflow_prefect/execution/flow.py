@@ -39,18 +39,18 @@ from pgflow_prefect.execution.reporting.display import Display
 from pgflow_prefect.execution.reporting.task_runs import make_task_runs
 from pgflow_prefect.execution.run_executor import RunExecutor, find_submitted
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
-from pgflow_prefect.execution.step import Observer
 from pgflow_prefect.execution.step_writer import StepWriter, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import RunEnd, Status
-from pgflow_prefect.prefect_api.ids import find_run_id
+from pgflow_prefect.prefect_api.ids import TaskRunIds, find_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.state_names import Observer
 
 T = TypeVar("T")
 
@@ -250,6 +250,18 @@ class Execution:
             submitted: frozenset[str] = frozenset()
             if task_runner is not None:
                 submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
+            task_runs = await make_task_runs()
+            task_run_ids = TaskRunIds(flow_run.id)
+            display = Display(
+                host=host,
+                run=run,
+                workflow_slug=self.workflow_slug,
+                flow_run=flow_run,
+                graph=graph,
+                task_run_ids=task_run_ids,
+                event_sender=task_runs.event_sender,
+                observer=self.observe,
+            )
             steps = RunExecutor(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
@@ -258,12 +270,12 @@ class Execution:
                 run=run,
                 flow_run=flow_run,
                 writer=StepWriter(store, run_id, run.epoch, self.settings.report_timeout, batch),
-                observe=self.observe,
-                task_runs=await make_task_runs(),
+                observe=display.observe,
+                task_runs=task_runs,
+                task_run_ids=task_run_ids,
                 submitted=submitted,
                 task_runner=task_runner,
             )
-            display = Display(steps)
             with display.show():
                 await run_in_order(steps.schedule, steps.perform)
             run.result_sizes = batch.sizes

@@ -21,7 +21,7 @@ from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
 from pgflow_prefect.execution.scheduler import Advance, Schedule
-from pgflow_prefect.execution.step import ClaimAhead, Observer, Step
+from pgflow_prefect.execution.step import ClaimAhead, Step
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.task_runner import (
@@ -33,9 +33,9 @@ from pgflow_prefect.execution.task_runner import (
 )
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, TaskKey
-from pgflow_prefect.prefect_api.ids import find_task_run_id
+from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.states import handed_back
-from pgflow_prefect.state_names import IDLE, StateName
+from pgflow_prefect.state_names import IDLE, Observer, StateName
 from pgflow_prefect.waiting import Backoff
 
 _DRAIN_INTERVAL = 1.0  # seconds between two checks whether a submitted step of a drained run only waits
@@ -55,6 +55,7 @@ class RunExecutor:
         writer: writes for the run.
         observe: called with every state that a step enters.
         task_runs: the task runs of the flow run.
+        task_run_ids: their ids.
         submitted: the steps that the task runner executes.
         task_runner: one of Prefect's; None if this event loop executes the steps.
     """
@@ -68,9 +69,9 @@ class RunExecutor:
     writer: StepWriter
     observe: Observer
     task_runs: TaskRuns
+    task_run_ids: TaskRunIds
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
-    _task_run_ids: dict[str, UUID] = field(default_factory=dict, init=False)
     _requests: dict[str, ClaimRequest] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
@@ -97,18 +98,11 @@ class RunExecutor:
         """The run's steps."""
         return self.schedule.graph
 
-    def find_task_run_id(self, slug: str) -> UUID:
-        """Return the id of a step's task run: ours, or the one that its task runner gave it."""
-        known = self._task_run_ids.get(slug)
-        if known is None:
-            known = self._task_run_ids[slug] = find_task_run_id(self.flow_run.id, TaskKey(slug))
-        return known
-
     def _show(self, slug: str, state: State) -> None:
         self.observe(slug, state.name or state.type.value)
 
     def _find_edges(self, slug: str) -> list[UUID]:
-        return [self.find_task_run_id(upstream) for upstream in self.graph.predecessors(slug)]
+        return [self.task_run_ids.find(upstream) for upstream in self.graph.predecessors(slug)]
 
     def _claim_next(self, slug: str) -> None:
         """Claim the steps that this completion makes ready in the same statement: one COMMIT, and one answer."""
@@ -131,14 +125,14 @@ class RunExecutor:
 
     def _make_request(self, slug: str) -> ClaimRequest:
         upstream = tuple(self.graph.predecessors(slug))
-        return make_request(self._find_handlers(slug), upstream, self.find_task_run_id(slug))
+        return make_request(self._find_handlers(slug), upstream, self.task_run_ids.find(slug))
 
     def _prepare(self, slug: str) -> tuple[Step, StepTaskRun]:
         step = Step(
             handlers=self._find_handlers(slug),
             workflow_slug=self.workflow_slug,
             upstream=tuple(self.graph.predecessors(slug)),
-            task_run_id=self.find_task_run_id(slug),
+            task_run_id=self.task_run_ids.find(slug),
             writer=self.writer,
             host=self.host,
             observe=self.observe,
@@ -188,7 +182,7 @@ class RunExecutor:
         while True:
             try:
                 submission = await submit(task_runner, step, self._find_edges(slug))
-                self._task_run_ids[slug] = submission.task_run_id
+                self.task_run_ids.replace(slug, submission.task_run_id)
                 self.observe(slug, StateName.RUNNING)
                 return await self._await_submission(slug, submission)
             except StepNotSentError as error:
@@ -219,7 +213,7 @@ class RunExecutor:
                 TaskKey(slug),
                 message,
                 state_name=StateName.FAILED,
-                task_run_id=self.find_task_run_id(slug),
+                task_run_id=self.task_run_ids.find(slug),
                 attempt=None,
             )
         except TransientError as error:

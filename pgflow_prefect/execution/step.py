@@ -47,7 +47,7 @@ from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.models import AwaitedStep, Claim, Ending, Outcome, Report, Status, StepEnd, TaskKey
 from pgflow_prefect.prefect_api.states import handed_back, superseded
-from pgflow_prefect.state_names import StateName
+from pgflow_prefect.state_names import Observer, StateName
 from pgflow_prefect.waiting import Backoff
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
@@ -66,10 +66,6 @@ class _StoppedError(Exception):
         self.reason = reason
         states = {Stop.ENDED: Cancelled(message=message), Stop.LOST: superseded(message)}
         self.state: State[Any] = states.get(reason) or handed_back(message)
-
-
-Observer = Callable[[str, str], None]
-"""Called with a step's slug and the name of the state that it entered, in Prefect's words."""
 
 
 @dataclass(frozen=True)

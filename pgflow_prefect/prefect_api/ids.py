@@ -1,14 +1,11 @@
 """The ids of runs and steps in Prefect."""
 
+from dataclasses import dataclass, field
 from uuid import UUID, uuid5
 
-from prefect.client.schemas.objects import (
-    FlowRun,
-)
+from prefect.client.schemas.objects import FlowRun
 
-from pgflow_prefect.errors import (
-    UsageError,
-)
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import TaskKey
 
 _RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
@@ -49,3 +46,26 @@ def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:
     """
     first = uuid5(flow_run_id, task.step_slug)
     return uuid5(first, str(task.index)) if task.index else first
+
+
+@dataclass
+class TaskRunIds:
+    """The ids of the task runs of one flow run.
+
+    Attributes:
+        flow_run_id: the flow run.
+    """
+
+    flow_run_id: UUID
+    _ids: dict[str, UUID] = field(default_factory=dict, init=False)  # by step slug
+
+    def find(self, step_slug: str) -> UUID:
+        """Return the id of a step's task run: ours, or the one that its task runner gave it."""
+        known = self._ids.get(step_slug)
+        if known is None:
+            known = self._ids[step_slug] = find_task_run_id(self.flow_run_id, TaskKey(step_slug))
+        return known
+
+    def replace(self, step_slug: str, task_run_id: UUID) -> None:
+        """Keep the id that a task runner gave a step's task run."""
+        self._ids[step_slug] = task_run_id

@@ -9,18 +9,20 @@ from typing import Any
 from urllib.parse import quote
 
 import anyio
+from prefect.client.schemas.objects import FlowRun
 
-from pgflow_prefect.definitions.graph import sort_steps
+from pgflow_prefect.definitions.graph import Graph, sort_steps
+from pgflow_prefect.execution.process.host import ActiveRun, Host
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.reporting.events import RunEvents
-from pgflow_prefect.execution.run_executor import RunExecutor
 from pgflow_prefect.models import RunEnd, Status
-from pgflow_prefect.prefect_api.event_sender import Request
+from pgflow_prefect.prefect_api.event_sender import EventSender, Request
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
+from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Artifacts
-from pgflow_prefect.state_names import DONE, StateName
+from pgflow_prefect.state_names import DONE, Observer, StateName
 
 PATIENCE = 5.0
 """Seconds for which the host of an ended run waits for the rows to be shown."""
@@ -36,34 +38,51 @@ _logger = logging.getLogger(__name__)
 class Display:
     """Shows one run; an error here is logged, and never harms the run."""
 
-    def __init__(self, steps: RunExecutor) -> None:
-        """Prepare to show a run, and each state that its steps enter."""
-        self._settings = steps.host.settings
-        self._store = steps.host.store
-        self._run = steps.run
-        self._run_id = steps.run.run_id
-        self._workflow_slug = steps.workflow_slug
-        self._flow_run = steps.flow_run
-        self._tag = make_ownership_tag(steps.host.installation.id)
-        self._graph = steps.graph
-        self._event_sender = steps.task_runs.event_sender
+    def __init__(
+        self,
+        *,
+        host: Host,
+        run: ActiveRun,
+        workflow_slug: str,
+        flow_run: FlowRun,
+        graph: Graph,
+        task_run_ids: TaskRunIds,
+        event_sender: EventSender,
+        observer: Observer,
+    ) -> None:
+        """Prepare to show a run.
+
+        Args:
+            host: the process that executes it.
+            run: the run.
+            workflow_slug: its workflow.
+            flow_run: the flow run that executes it.
+            graph: its steps.
+            task_run_ids: their task runs.
+            event_sender: sends requests and events to Prefect.
+            observer: called with every state that a step enters, too.
+        """
+        self._settings = host.settings
+        self._store = host.store
+        self._run = run
+        self._run_id = run.run_id
+        self._workflow_slug = workflow_slug
+        self._flow_run = flow_run
+        self._tag = make_ownership_tag(host.installation.id)
+        self._graph = graph
+        self._event_sender = event_sender
+        self._observer = observer
         self._events = RunEvents(
-            self._run_id,
-            self._workflow_slug,
-            self._flow_run,
-            steps.find_task_run_id,
-            self._settings.events,
-            self._event_sender,
+            self._run_id, workflow_slug, flow_run, task_run_ids.find, self._settings.events, event_sender
         )
-        self._artifacts = RunArtifacts(self._flow_run.id, self._run_id, self._workflow_slug)
+        self._artifacts = RunArtifacts(flow_run.id, self._run_id, workflow_slug)
         self._done = 0
         self._began_at = monotonic()
         self._is_linked = False
         self._is_progress_shown = False
-        self._observer, steps.observe = steps.observe, self.observe
 
     def observe(self, step_slug: str, state_name: str) -> None:
-        """Note a state that a step enters."""
+        """Show a state that a step enters, and tell the observer."""
         if state_name in DONE:
             self._done += 1
         self._events.tell_of_step(step_slug, state_name)
