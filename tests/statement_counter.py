@@ -11,8 +11,8 @@ from tests.silent_proxy import silent_proxy
 
 _HEAD = 5
 """Bytes of a message before its body: its type, and a length that counts itself and the body."""
-_QUERY, _SYNC = b"Q", b"S"
-"""What ends a request: a simple query, or the end of an extended one. In autocommit, either is a transaction."""
+_QUERY, _PARSE, _SYNC = b"Q", b"P", b"S"
+"""A simple query, and the text and the end of an extended one. In autocommit, what ends a request is a transaction."""
 
 
 @dataclass
@@ -22,10 +22,16 @@ class StatementCounter:
     Attributes:
         dsn: by which clients reach the database through it.
         count: statements so far. A client that has its answer has been counted.
+        texts: the statements' texts so far; without those that a client prepared before.
     """
 
     dsn: str = ""
     count: int = field(default=0)
+    texts: list[str] = field(default_factory=list)
+
+    def count_calls(self, function: str) -> int:
+        """Return how many statements so far call a function of `pgflow_prefect`."""
+        return sum(f"pgflow_prefect.{function}(" in text for text in self.texts)
 
     def listen(self) -> "_Link":
         """Return what hears the bytes of one more client, in any pieces."""
@@ -47,6 +53,8 @@ class _Link:
             if len(self._rest) < end:
                 return
             self.counter.count += self._rest[:1] in {_QUERY, _SYNC}
+            if self._rest[:1] in {_QUERY, _PARSE}:
+                self.counter.texts.append(self._rest[_HEAD:end].decode(errors="replace"))
             self._rest = self._rest[end:]
 
     def _skip_first(self) -> None:

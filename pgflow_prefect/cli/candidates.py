@@ -1,7 +1,7 @@
 """Loads and checks all workflows to deploy, before anything is written."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TypeVar
 from uuid import UUID
@@ -22,6 +22,7 @@ from pgflow_prefect.deployment.handler_files import (
     load_workflow,
 )
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
+from pgflow_prefect.models import StepBinding
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 CONNECTIONS = 4
@@ -39,12 +40,14 @@ class Candidate:
         workflow: the handlers.
         source: the file or module that they are in, or `BY_ROWS`.
         definition: the workflow as the database defines it now.
+        rows: the bindings by rows; known once it was examined.
         problems: the reasons why it can't be executed, a sentence each.
     """
 
     workflow: Workflow
     source: str
     definition: WorkflowDefinition
+    rows: Mapping[str, StepBinding] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     @property
@@ -116,18 +119,20 @@ async def choose(store: Store, slugs: Iterable[str] | None, handlers: str | None
 
 
 async def examine(store: Store, loaded: Sequence[Candidate]) -> list[Candidate]:
-    """Return workflows with their problems, if they have any."""
+    """Return workflows with their rows, and with their problems, if they have any."""
     limiter = CapacityLimiter(CONNECTIONS)
-    problems: dict[str, tuple[str, ...]] = {}
+    examined: dict[str, Candidate] = {}
 
     async def find_problems(each: Candidate) -> None:
         async with limiter:
-            problems[each.slug] = tuple(await find_all_problems(store, each.workflow, each.definition))
+            rows = await store.list_bindings(each.slug)
+            problems = await find_all_problems(store, each.workflow, each.definition, rows)
+            examined[each.slug] = replace(each, rows=rows, problems=tuple(problems))
 
     async with anyio.create_task_group() as group:
         for each in loaded:
             group.start_soon(find_problems, each)
-    return [replace(each, problems=problems[each.slug]) for each in loaded]
+    return [examined[each.slug] for each in loaded]
 
 
 def describe_all(candidates: Sequence[Candidate], options: Options, installation: UUID) -> list[Wanted]:

@@ -15,13 +15,14 @@ from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_setting
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.definitions.model import WorkflowDefinition
-    from pgflow_prefect.execution.process.host import Host
-    from pgflow_prefect.models import Run
+    from pgflow_prefect.execution.process.host import Host, Plan
+    from pgflow_prefect.models import Run, StepBinding
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
@@ -95,18 +96,18 @@ def read_payload(argument: str) -> str:
 
 async def _start(settings: Settings, slug: str, payload: str, handlers: str | None, json: bool) -> int:
     from pgflow_prefect.definitions.graph import find_problems
-    from pgflow_prefect.execution.payloads import check_payload
+    from pgflow_prefect.execution.payloads import check_known_payload
     from pgflow_prefect.execution.process.host import open_host
     from pgflow_prefect.raw_json import RawJson
 
     async with open_host(settings) as host:
         definition = await host.store.load_definition(slug)
-        if problems := find_problems(
-            definition
-        ):  # before the handlers are loaded: for an unknown workflow, `import` would not write them
+        # Before the handlers are loaded: for an unknown workflow, `import` would not write them.
+        if problems := find_problems(definition):
             raise InvalidDefinitionError(slug, problems)
-        workflow, source = await _load(host, definition, handlers)
-        await check_payload(host.store, slug, workflow.step_handlers, RawJson(payload))
+        rows = await host.store.list_bindings(slug)
+        workflow, source = await _load(host, definition, rows, handlers)
+        check_known_payload(definition, rows, workflow.step_handlers, RawJson(payload))
         return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
 
 
@@ -122,11 +123,16 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
         if found.status is Status.COMPLETED:
             out.print(f"run {run_id} is completed: nothing to do", markup=False)
             return 0
-        workflow, source = await _load(host, await host.store.load_run_definition(run_id), handlers)
-        return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force)
+        plan = await host.prepare_plan(run_id)
+        rows = await host.store.list_bindings(plan.definition.slug)
+        workflow, source = await _load(host, plan.definition, rows, handlers)
+        begun = plan if found.steps is not None else None  # of a run that has not begun, edits still count
+        return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force, plan=begun)
 
 
-async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None) -> tuple[Workflow, str]:
+async def _load(
+    host: Host, definition: WorkflowDefinition, rows: Mapping[str, StepBinding], handlers: str | None
+) -> tuple[Workflow, str]:
     """Load the handlers of a workflow, and print which of its steps are external.
 
     Raises:
@@ -137,12 +143,11 @@ async def _load(host: Host, definition: WorkflowDefinition, handlers: str | None
     from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
     from pgflow_prefect.deployment.handler_files import load_workflow
 
-    store, slug = host.store, definition.slug
-    workflow, source = load_workflow(slug, handlers, has_rows=bool(await store.list_bindings(slug)))
-    problems = await find_all_problems(store, workflow, definition, policy=host.toolbox.rows)
-    if problems := [*problems, *await find_missing_here(store, workflow)]:
-        raise InvalidDefinitionError(slug, problems)
-    doers = await find_doers(store, workflow, definition)
+    workflow, source = load_workflow(definition.slug, handlers, has_rows=bool(rows))
+    problems = await find_all_problems(host.store, workflow, definition, rows, policy=host.toolbox.rows)
+    if problems := [*problems, *find_missing_here(workflow, rows)]:
+        raise InvalidDefinitionError(definition.slug, problems)
+    doers = find_doers(workflow, definition, rows)
     if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
         stubs = [step for step in external if step in workflow.stubs]
         note = f" ({', '.join(stubs)}: still a stub, `unimplemented`)" if stubs else ""
@@ -159,7 +164,20 @@ async def _execute(
     run_id: UUID,
     json: bool,
     force: bool = False,
+    plan: Plan | None = None,
 ) -> int:
+    """Execute a run and print how it ended.
+
+    Args:
+        host: this process.
+        workflow: the handlers.
+        source: where they are.
+        payload: of a run to create; None to continue one.
+        run_id: the run.
+        json: print JSON only.
+        force: take the run from the process that executes it.
+        plan: the run's definition, if it is known.
+    """
     from pgflow_prefect.cli.progress import make_view
     from pgflow_prefect.execution.in_process import create_flow_run
     from pgflow_prefect.models import Status
@@ -173,9 +191,8 @@ async def _execute(
         err.print(
             "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
         )
-    async with (
-        connect_to_prefect() as client
-    ):  # before the run is created: without Prefect, no process would execute it
+    # Before the run is created: without Prefect, no process would execute it.
+    async with connect_to_prefect() as client:
         if payload is not None:
             epoch = await store.create_run(workflow.slug, payload, run_id)
         else:
@@ -184,13 +201,13 @@ async def _execute(
             created = await create_flow_run(client, flow, workflow.slug, run_id, host.installation.id)
             if epoch is not None:
                 await store.link_flow_run(run_id, epoch, created.flow_run.id, queued=False)
-            steps = len((await store.load_run_definition(run_id)).steps)
+            plan = plan or await host.prepare_plan(run_id)
             if not json:
                 out.print(f"handlers: {source}", markup=False)
                 out.print(f"run {run_id}", markup=False)
                 if created.url:
                     out.print(f"in Prefect: {created.url}", markup=False)
-            with view.show(steps):
+            with view.show(len(plan.definition.steps)):
                 state = await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
         except BaseException:
             if not json:

@@ -126,6 +126,6 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     chosen = Chosen(await examine(store, candidates))
     chosen.check()
     for each in chosen.candidates:
-        for problem in await find_missing_here(store, each.workflow):  # only those steps fail
+        for problem in find_missing_here(each.workflow, each.rows):  # only those steps fail
             err.print(f"{each.slug}: {problem}", markup=False)
     return [Served(each.workflow, each.source, each.definition) for each in chosen.candidates]

@@ -89,9 +89,9 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         definition = await store.load_definition(workflow)
         rows = await store.list_bindings(workflow)
         loaded, source = load_workflow(workflow, handlers, has_rows=bool(rows))
-        kinds = await find_doers(store, loaded, definition)
+        kinds = find_doers(loaded, definition, rows)
         order = order_steps(definition)
-        problems = [*await find_all_problems(store, loaded, definition), *await find_missing_here(store, loaded)]
+        problems = [*await find_all_problems(store, loaded, definition, rows), *find_missing_here(loaded, rows)]
         problems += _find_twins(workflow, await store.list_slugs())
         doers = describe_doers(order, rows, loaded, source)
         return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems)

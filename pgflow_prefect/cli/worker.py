@@ -122,14 +122,15 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
 
     for slug, (workflow, _) in workflows.items():
         definition = await host.store.load_definition(slug)
+        rows = await host.store.list_bindings(slug)
         if problems := await find_all_problems(
-            host.store, workflow, definition, others_have_functions=True, judge_rows=False
+            host.store, workflow, definition, rows, others_have_functions=True, judge_rows=False
         ):
             raise InvalidDefinitionError(slug, problems)
-        for refused in await find_refused_rows(host.store, slug, host.toolbox.rows):
+        for refused in find_refused_rows(rows, host.toolbox.rows):
             err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a wrong row must not stop the worker
-        doers = await find_doers(host.store, workflow, definition)
-        for problem in await find_missing_here(host.store, workflow):  # only those steps fail
+        doers = find_doers(workflow, definition, rows)
+        for problem in find_missing_here(workflow, rows):  # only those steps fail
             err.print(f"{slug}: {problem}", markup=False)
         if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
             err.print(f"{slug}: external workers have to complete {', '.join(external)}", markup=False)

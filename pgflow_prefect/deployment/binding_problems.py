@@ -21,6 +21,7 @@ async def find_all_problems(
     store: Store,
     workflow: Workflow,
     definition: WorkflowDefinition,
+    rows: Mapping[str, StepBinding],
     *,
     others_have_functions: bool = False,
     policy: RowPolicy | None = None,
@@ -29,9 +30,10 @@ async def find_all_problems(
     """Return all problems that prevent a workflow's execution: in its definition, its handlers, its bindings.
 
     Args:
-        store: has the bindings of rows, and the functions that steps may be bound to.
+        store: has the functions that steps may be bound to.
         workflow: the handlers, and the bindings of `bind`.
         definition: its steps and dependencies.
+        rows: the bindings by rows, from `list_bindings`.
         others_have_functions: a step that is bound to Python and has no handler here may wait for another process.
         policy: of the process that executes the steps; without it, only the names are checked.
         judge_rows: whether a row that names a forbidden thing is a problem: it stops its own step only.
@@ -39,13 +41,12 @@ async def find_all_problems(
     Returns:
         A sentence for each problem.
     """
-    rows = await store.list_bindings(definition.slug)
     bindings, problems = _parse_rows(rows)
     in_force = {**workflow.bindings, **bindings}
     if not others_have_functions:
         problems += [
             f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
-            for slug in find_missing_functions(workflow, await find_doers(store, workflow, definition))
+            for slug in find_missing_functions(workflow, find_doers(workflow, definition, rows))
         ]
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
@@ -58,7 +59,7 @@ async def find_all_problems(
     return [*workflow.find_problems(definition), *problems]
 
 
-async def find_missing_here(store: Store, workflow: Workflow) -> list[str]:
+def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding]) -> list[str]:
     """Return the variables and packages that a workflow's bindings need and that this process lacks.
 
     The machine that deploys a workflow need not have them; the one that executes its runs does.
@@ -66,7 +67,7 @@ async def find_missing_here(store: Store, workflow: Workflow) -> list[str]:
     Returns:
         A sentence for each problem.
     """
-    bindings, _ = _parse_rows(await store.list_bindings(workflow.slug))
+    bindings, _ = _parse_rows(rows)
     problems = []
     for slug, binding in {**workflow.bindings, **bindings}.items():
         variable = getattr(binding, "token_env", None) or getattr(binding, "login_env", None)
@@ -88,9 +89,8 @@ def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list
     return sorted(slug for slug, doer in doers.items() if doer == Kind.PYTHON and slug not in workflow.handlers)
 
 
-async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefinition) -> dict[str, str]:
+def find_doers(workflow: Workflow, definition: WorkflowDefinition, rows: Mapping[str, StepBinding]) -> dict[str, str]:
     """Return who does each step, in words: the row decides, then Python."""
-    rows = await store.list_bindings(definition.slug)
     handlers = workflow.step_handlers
     doers = {}
     for slug in definition.steps:
@@ -101,9 +101,9 @@ async def find_doers(store: Store, workflow: Workflow, definition: WorkflowDefin
     return doers
 
 
-async def find_refused_rows(store: Store, workflow_slug: str, policy: RowPolicy) -> list[str]:
-    """Return a sentence for each row of a workflow whose credential may not go to the row's origin."""
-    bindings, _ = _parse_rows(await store.list_bindings(workflow_slug))
+def find_refused_rows(rows: Mapping[str, StepBinding], policy: RowPolicy) -> list[str]:
+    """Return a sentence for each of these rows whose credential may not go to the row's origin."""
+    bindings, _ = _parse_rows(rows)
     return [*find_row_problems(bindings, policy)]
 
 

@@ -252,7 +252,9 @@ async def test_a_function_that_does_not_fit_is_found_before_a_run(
     define(by_row.slug, ["only"])
     await store.bind_step(by_row.slug, "only", "sql", "app.f")
     for workflow in (bound_here, by_row):
-        problems = await find_all_problems(store, workflow, await store.load_definition(workflow.slug))
+        problems = await find_all_problems(
+            store, workflow, await store.load_definition(workflow.slug), await store.list_bindings(workflow.slug)
+        )
         if problem is None:
             assert problems == []
         else:

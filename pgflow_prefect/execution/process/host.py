@@ -199,6 +199,7 @@ class Host(StepEnvironment):
     _drained: bool = False
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
     _linked: dict[UUID, tuple[LinkRequest, LinkedRun]] = field(default_factory=dict)  # by run
+    _prepared: dict[UUID, Plan] = field(default_factory=dict)  # by run, until that begins here
     _plans: OrderedDict[int, Plan] = field(default_factory=OrderedDict)  # by definition, the latest last
 
     def __post_init__(self) -> None:
@@ -252,12 +253,23 @@ class Host(StepEnvironment):
             return None
         return link.epoch, linked
 
+    async def prepare_plan(self, run_id: UUID) -> Plan:
+        """Return the definition that a run began with. The host keeps it for `load_plan`.
+
+        Raises:
+            UnknownRunError: there is no such run.
+        """
+        plan = self._prepared[run_id] = await self._read_plan(run_id)
+        return plan
+
     async def load_plan(self, run: ActiveRun) -> Plan:
         """Return the definition that a run began with; one that other runs began with was read before.
 
         Raises:
             UnknownRunError: there is no such run.
         """
+        if (prepared := self._prepared.pop(run.run_id, None)) is not None:
+            return prepared
         if run.linked is None or run.linked.definition_id is None:
             return await self._read_plan(run.run_id)
         definition_id = run.linked.definition_id
