@@ -7,13 +7,12 @@ from uuid import UUID
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.flow_engine import run_flow_async
 from prefect.settings import get_current_settings
 from prefect.states import Pending
-from prefect.utilities.urls import url_for
 
 from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
+from pgflow_prefect.prefect_api.internals import run_flow_async, url_for
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 
 

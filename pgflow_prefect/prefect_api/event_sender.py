@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.context import SettingsContext, get_settings_context
 from prefect.events import Event, RelatedResource
-from prefect.events.clients import EventsClient, get_events_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
+from pgflow_prefect.prefect_api.internals import EventsClient, SettingsContext, get_events_client, get_settings_context
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.waiting import Pauses
 

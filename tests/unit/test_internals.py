@@ -136,6 +136,10 @@ def test_a_flow_has_the_hooks_that_are_contained() -> None:
     assert names <= {*vars(Flow(lambda: None, name="flow"))}
 
 
+def test_a_flow_has_the_entrypoint_that_a_workflow_replaces() -> None:
+    assert "_entrypoint" in vars(Flow(lambda: None, name="flow"))
+
+
 def test_every_internal_is_exported_and_compared() -> None:
     functions = {name for name in internals.__all__ if inspect.isfunction(getattr(internals, name))}
 
@@ -145,14 +149,14 @@ def test_every_internal_is_exported_and_compared() -> None:
 
 def test_internals_are_imported_in_one_place() -> None:
     own_rooms = {"prefect_api/internals.py", "prefect_api/runner_internals.py"}
-    own_rooms |= {"execution/in_process.py", "prefect_api/event_sender.py"}
-    own_rooms |= {f"execution/reporting/{name}.py" for name in ("artifacts", "events", "task_runs")}
     found = {
         f"{file.relative_to(PACKAGE)}: {module}"
         for file in PACKAGE.rglob("*.py")
         if str(file.relative_to(PACKAGE)) not in own_rooms
         for module, names in find_imports(file)
-        if module not in PUBLIC or names & {*internals.__all__, *runner_internals.__all__}
+        if module not in PUBLIC
+        or names & {*internals.__all__, *runner_internals.__all__}
+        or any(name.startswith("_") for name in names)
     }
 
     assert found == set(), "import these names from pgflow_prefect.prefect_api.internals"

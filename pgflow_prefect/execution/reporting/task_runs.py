@@ -34,22 +34,12 @@ from prefect.client.schemas.objects import (
     TaskRunResult,
 )
 from prefect.concurrency.asyncio import concurrency
-from prefect.concurrency.context import ConcurrencyContext
-from prefect.context import FlowRunContext, TagsContext, TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import Event, RelatedResource, Resource
-from prefect.events.related import related_resources_from_run_context
 from prefect.exceptions import ObjectNotFound, PrefectSignal
-from prefect.logging.loggers import task_run_logger
 from prefect.settings import get_current_settings
-from prefect.states import (
-    AwaitingRetry,
-    Failed,
-    Retrying,
-    exception_to_crashed_state,
-)
-from prefect.transactions import AsyncTransaction
+from prefect.states import AwaitingRetry, Failed, Retrying
 from prefect.types import DateTime
-from prefect.utilities.math import clamped_poisson_interval
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
@@ -59,6 +49,15 @@ from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
 from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.event_sender import EventSender, Related, find_outbox
+from pgflow_prefect.prefect_api.internals import (
+    AsyncTransaction,
+    ConcurrencyContext,
+    TagsContext,
+    clamped_poisson_interval,
+    exception_to_crashed_state,
+    related_resources_from_run_context,
+    task_run_logger,
+)
 from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
