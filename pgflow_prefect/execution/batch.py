@@ -1,4 +1,4 @@
-"""Claims and reports of all runs of a process: those that come at the same time go in one statement."""
+"""Sends the claims and reports of all runs of a process: those that come at the same time share a statement."""
 
 import logging
 from asyncio import CancelledError, Future, Task, TimerHandle, get_running_loop, wait
@@ -22,30 +22,30 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Failure, Report, TaskElement
 
 MOST, MOST_BYTES = 100, 1024 * 1024
-"""Of a statement: elements, and what their results may have together; a larger result travels alone."""
+"""The limits of a statement: elements, and bytes of all their results. A larger result has a statement of its own."""
 
 LOCK_TIMEOUT = 0.25
-"""Seconds that a statement waits for a lock, until a run's own statement waits for it patiently."""
+"""Seconds that a statement waits for a lock. Then the locked run gets a statement of its own, which waits longer."""
 
 SHORT_LOCK_TIMEOUT = 0.02
-"""Seconds for the same, where other runs wait for the answer, or for locks."""
+"""The same in seconds, if other runs wait for the answer or for locks."""
 
 LATE = 0.25
-"""Seconds after which a statement that has no answer keeps other runs waiting no more."""
+"""Seconds after which other runs no longer wait for the answer to a statement."""
 
-_SLOW = 1.0  # seconds after which the runs of a statement are suspected: each one's next statement is its own
-_MOST_AT_ONCE = 3  # statements of several runs, and as many of suspected ones, where the pool has the connections
+_SLOW = 1.0  # seconds; after a slower statement, each of its runs gets a statement of its own
+_MOST_AT_ONCE = 3  # statements of several runs, and as many of one run, if the pool has the connections
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at a locked run
-_MOST_LOOKS = 25  # at a locked run: after about as long as a statement may take, its steps hear of it
+_MOST_LOOKS = 25  # at a locked run: they take about as long as a statement may; then its steps get the error
 
 _OF_ONE = (ResultInvalidError, RunNotPendingError, SupersededError)
-"""What is to be expected: one of several is refused."""
+"""Errors that are expected: the database refuses one element of several."""
 
 _logger = logging.getLogger(__name__)
 
 
 class _Element(NamedTuple):
-    """What waits for an answer, and where the answer goes."""
+    """A request that waits for its answer."""
 
     run: "RunBatch"
     asked: Completion | Failure | ClaimRequest
@@ -58,16 +58,16 @@ class _Element(NamedTuple):
 
 @dataclass(eq=False)
 class RunBatch:
-    """What the steps of one run ask for.
+    """The requests of the steps of one run.
 
-    A run's elements are in one statement at a time: its transitions lock its row, one after the other.
+    Only one statement at a time has elements of a run, because each transition locks the run's row.
 
     Attributes:
-        batch: what they travel with.
+        batch: the requests of all runs.
         run_id: the run.
         epoch: in which it was taken.
-        looks: how often in a row the run was found locked, or suspected of it; such a run goes alone.
-        sizes: bytes of the results that were reported, by step slug.
+        looks: how often in a row the run was locked, or held up a statement. Such a run gets its own statement.
+        sizes: bytes of the reported results, by step slug.
     """
 
     batch: "Batch"
@@ -76,7 +76,7 @@ class RunBatch:
     looks: int = field(default=0, init=False)
     reports: deque[_Element] = field(default_factory=deque, init=False)
     claims: deque[_Element] = field(default_factory=deque, init=False)
-    sending: Task[None] | None = field(default=None, init=False)  # the statement that has some of them
+    sending: Task[None] | None = field(default=None, init=False)  # the statement that has elements of it
     pause: TimerHandle | None = field(default=None, init=False)  # until the next look at a locked run
     sizes: dict[str, int] = field(default_factory=dict, init=False)
     is_closed: bool = field(default=False, init=False)
@@ -95,7 +95,7 @@ class RunBatch:
         return await self.claim_later(request)
 
     def claim_later(self, request: ClaimRequest) -> "Future[Claim]":
-        """Claim a step with the next statement, after whatever is reported with it."""
+        """Claim a step with the next statement, after the reports in that statement."""
         return self._ask(request, self.claims)
 
     def _ask(self, asked: Completion | Failure | ClaimRequest, waiting: deque[_Element]) -> "Future[Any]":
@@ -106,18 +106,22 @@ class RunBatch:
 
     @property
     def waits(self) -> bool:
-        """Whether a statement could take something of it now."""
+        """Whether a statement could take elements of it now."""
         return self.sending is None and self.pause is None and bool(self.reports or self.claims)
 
     @property
     def goes_alone(self) -> bool:
-        """Whether its next statement is to be its own: others would have to wait for it."""
+        """Whether it needs a statement of its own, so that no other run waits for it."""
         return self.looks > 0 or (bool(self.reports) and self.reports[0].size > MOST_BYTES)
 
     def take(self, room: int, size: int) -> tuple[list[_Element], int]:
-        """Take what goes next, at most so many elements and so many bytes; return the bytes that are left.
+        """Take the next elements, and return the bytes that are left.
 
-        The first element may be larger. A claim may be of a step that a report makes ready: it goes with that or later.
+        A claim may need a report that makes its step ready. So a claim never goes before a report.
+
+        Args:
+            room: the most elements.
+            size: the most bytes. The first element may be larger.
         """
         taken: list[_Element] = []
         while self.reports and len(taken) < room:
@@ -130,7 +134,7 @@ class RunBatch:
         return taken, max(0, size)
 
     def give_back(self, elements: Sequence[_Element]) -> None:
-        """Let elements that were taken wait again, as the first ones."""
+        """Put elements back in front of those that wait."""
         if self.is_closed:
             for element in elements:
                 element.answer.cancel()
@@ -139,7 +143,7 @@ class RunBatch:
             (self.claims if isinstance(element.asked, ClaimRequest) else self.reports).appendleft(element)
 
     def drop(self) -> list[_Element]:
-        """Take all that waits."""
+        """Take all elements that wait."""
         dropped = [*self.reports, *self.claims]
         self.reports.clear()
         self.claims.clear()
@@ -147,22 +151,22 @@ class RunBatch:
 
 
 class Batch:
-    """What a process asks of its runs: what comes while a statement is being answered goes with the next one.
+    """The requests of all runs of a process. Requests that come during a statement go with the next one.
 
-    No run keeps another one waiting. A run that another transaction has locked goes alone, and so does one that an
-    error was met with: a statement that fails is halved until the one that is to blame hears of it. Runs with much to
-    ask for share a statement with those that have little.
+    No run keeps another run waiting. If another transaction has locked a run, the run gets a statement of its own. If a
+    statement fails, its halves are sent again until the element with the error is found. Runs with many requests share
+    a statement fairly with runs that have few.
     """
 
     def __init__(self, store: Store) -> None:
-        """Begin with nothing, in the event loop that runs.
+        """Begin without requests, in the running event loop.
 
         Args:
             store: the database.
         """
         self._store = store
         self._waiting: dict[RunBatch, None] = {}  # in their order
-        self._context = copy_context()  # no statement of several runs belongs to the step that asked first
+        self._context = copy_context()  # a statement of several runs must not have the context of one step
         self._is_due = False
         self._together: set[Task[None]] = set()
         self._late: set[Task[None]] = set()  # of those
@@ -172,7 +176,7 @@ class Batch:
 
     @asynccontextmanager
     async def open(self, run_id: UUID, epoch: int) -> AsyncIterator[RunBatch]:
-        """Take what the steps of a run ask for, for as long as the block takes.
+        """Take the requests of a run's steps until the block ends.
 
         Args:
             run_id: the run.
@@ -186,12 +190,12 @@ class Batch:
             await self._leave(run)
 
     def note(self, run: RunBatch) -> None:
-        """Hear that a run asks for something: it goes with what else is asked for in this moment."""
+        """Note a run with a request, and send it together with the other requests of this moment."""
         self._waiting.setdefault(run)
         self._send_soon()
 
     async def _leave(self, run: RunBatch) -> None:
-        """Drop what is not answered yet: no step waits for it."""
+        """Drop the requests without an answer: no step waits for them."""
         for element in run.drop():
             element.answer.cancel()
         self._waiting.pop(run, None)
@@ -200,10 +204,10 @@ class Batch:
         if run.sending is not None:
             if run.sending in self._alone:
                 run.sending.cancel()
-            # Of a run that is let go of, no claim may come after that.
+            # After the run is released, none of its claims may reach the database.
             await wait([run.sending], timeout=_SLOW)
 
-    # Which goes next
+    # Choosing the next elements
 
     def _send_soon(self) -> None:
         if not self._is_due:
@@ -221,7 +225,7 @@ class Batch:
             self._send_elements(elements)
 
     def _take(self) -> list[_Element]:
-        """Take elements of the runs that wait, of each the same number, as far as it has so many."""
+        """Take elements of the waiting runs, the same number of each run if it has so many."""
         elements: dict[RunBatch, list[_Element]] = {}
         room, size = MOST, MOST_BYTES
         runs = [run for run in self._waiting if run.waits and not run.goes_alone]
@@ -234,11 +238,11 @@ class Batch:
                 if not room or not size:
                     break
             runs = [run for run in runs if run.waits]
-        for run in elements:  # it waits for its next turn behind those that had none
+        for run in elements:  # the next statement begins with the runs that had no turn
             self._waiting.pop(run)
             if run.waits:
                 self._waiting[run] = None
-        # The locks are taken run by run, so that two processes never wait for each other.
+        # All processes lock runs in the order of their ids, so that two processes never wait for each other.
         ordered = sorted(elements, key=lambda run: run.run_id)
         return [element for run in ordered for element in elements[run]]
 
@@ -256,7 +260,7 @@ class Batch:
         task.add_done_callback(lambda _: timer.cancel())
 
     def _send_run(self, run: RunBatch) -> None:
-        self._waiting.pop(run)  # the next one's turn is first
+        self._waiting.pop(run)  # it goes to the end of the queue
         elements, _ = run.take(MOST, MOST_BYTES)
         if run.waits:
             self._waiting[run] = None
@@ -278,7 +282,7 @@ class Batch:
                 if (run.reports or run.claims) and not run.is_closed:
                     self._waiting.setdefault(run)
             if not task.cancelled():
-                task.exception()  # raised to those who waited
+                task.exception()  # the waiting steps get it
             self._send_soon()
 
         task.add_done_callback(end)
@@ -288,7 +292,7 @@ class Batch:
         try:
             await sending
         except BaseException as error:
-            # A signal, which Prefect raises wherever the event loop is at that moment: those who wait are to hear it.
+            # Prefect raises a signal as an exception anywhere in the event loop. All waiting steps must get it.
             waiting = [*elements]
             if not isinstance(error, CancelledError):
                 waiting += [element for run in self._waiting for element in run.drop()]
@@ -297,19 +301,19 @@ class Batch:
             raise
 
     async def _send_together(self, elements: list[_Element]) -> None:
-        """Send elements of any runs in one statement, or in halves where they can't go in one."""
+        """Send elements of any runs in one statement, or in halves if that statement fails."""
         runs = {element.run for element in elements}
         begun = monotonic()
         try:
             answers = await self._perform(elements, LOCK_TIMEOUT)
         except TransientError as error:
             if error.is_of_rows and (len(runs) > 1 or monotonic() - begun < _SLOW):
-                _logger.info("%d runs: what comes together is sent run by run: %s", len(runs), error)
+                _logger.info("%d runs: their requests are sent again run by run: %s", len(runs), error)
                 self._suspect(runs, elements)
             else:
                 for element in elements:
                     _refuse(element.answer, error)
-        except Exception as error:  # noqa: BLE001  of whichever it is, it alone is to hear
+        except Exception as error:  # noqa: BLE001  the halves show which element caused it
             await self._send_halves(elements, error)
         else:
             self._answer(elements, answers)
@@ -319,15 +323,15 @@ class Batch:
     async def _send_halves(self, elements: list[_Element], error: Exception) -> None:
         if len(elements) == 1:
             if isinstance(error, ResultInvalidError):
-                await self._send_one(elements[0])  # its own function names the value, or stores a message without it
+                await self._send_one(elements[0])  # the single function names the value, or stores a message without it
             else:
-                _refuse(elements[0].answer, error)  # a trigger of a user, say, is not called once more
+                _refuse(elements[0].answer, error)  # without a second call: a user's trigger may have raised it
             return
         level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
-        _logger.log(level, "run %s: what comes together is sent in two: %s", elements[0].run.run_id, error)
+        _logger.log(level, "run %s: its statement is sent again in halves: %s", elements[0].run.run_id, error)
         middle = len(elements) // 2
         for half in (elements[:middle], elements[middle:]):
-            # What was to go after elements that are to be tried again goes after them.
+            # A run keeps its order: its later elements wait for those that are sent again.
             again = {element.run for element in half if element.run.looks}
             for run in again:
                 run.give_back([element for element in half if element.run is run])
@@ -351,7 +355,7 @@ class Batch:
             _refuse(element.answer, error)
 
     async def _send_alone(self, run: RunBatch, elements: list[_Element]) -> None:
-        """Send elements of a run in a statement of their own, and look again later where the run stays locked."""
+        """Send elements of one run in a statement, and try again later if the run stays locked."""
         first, begun = run.looks <= 1, monotonic()
         patient = not first and self._patient < self._at_once - 1
         self._patient += patient
@@ -370,7 +374,7 @@ class Batch:
             run.looks = 0
             await self._send_halves(elements, error)
         else:
-            run.looks = int(monotonic() - begun > _SLOW)  # a slow trigger of a user, say: it would hold up the others
+            run.looks = int(monotonic() - begun > _SLOW)  # a user's trigger may be slow, and would hold up other runs
             self._answer(elements, answers)
         finally:
             self._patient -= patient
@@ -381,7 +385,7 @@ class Batch:
         asked = [TaskElement(each.run.run_id, each.run.epoch, each.asked) for each in elements]
         return await self._store.perform_tasks(asked, lock_timeout=lock_timeout)
 
-    # What comes back
+    # Answers
 
     def _answer(self, elements: list[_Element], answers: Sequence[Report | Claim | PgflowPrefectError | None]) -> None:
         locked: list[_Element] = []
@@ -395,7 +399,7 @@ class Batch:
         self._suspect({element.run for element in locked}, locked)
 
     def _suspect(self, runs: set[RunBatch], elements: list[_Element]) -> None:
-        """Have each of these runs go alone, and these elements of theirs once more."""
+        """Send these elements again, and give each of these runs a statement of its own."""
         for run in runs:
             run.looks += 1
             run.give_back([element for element in elements if element.run is run])
@@ -424,4 +428,4 @@ def _break_off(waiting: "Future[Any]", error: BaseException) -> None:
 def _refuse(waiting: "Future[Any]", error: BaseException) -> None:
     if not waiting.done():
         waiting.set_exception(error)
-        waiting.exception()  # a step that was claimed ahead may never ask
+        waiting.exception()  # no step may await the answer to a claim that was sent ahead
