@@ -16,7 +16,7 @@ from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define
 
 SECRET = "s3cr3t-of-the-test"  # noqa: S105
-NOBODY = "127.0.0.1:1"
+NO_SERVER = "127.0.0.1:1"
 """An address at which no server listens."""
 
 SEED = Path(__file__).parent.parent / "integration" / "seed.sql"
@@ -28,7 +28,7 @@ def count_runs(db: Connection) -> object:
 
 
 def test_an_unreachable_database_is_named_without_its_password(outside: CommandLine) -> None:
-    failed = outside("list", PGFLOW_DSN=f"postgresql://somebody:{SECRET}@{NOBODY}/app")
+    failed = outside("list", PGFLOW_DSN=f"postgresql://somebody:{SECRET}@{NO_SERVER}/app")
 
     assert failed.code == 1
     assert "can't connect to PostgreSQL" in failed.find_error()
@@ -211,7 +211,7 @@ def test_a_setting_that_can_t_be_is_named(cli: CommandLine) -> None:
         (["cancel", "nothing-of-the-kind"], 2, "RUN_ID 'nothing-of-the-kind' is no run's id"),
         (["list", "nowhere"], 2, "unknown workflow 'nowhere'"),
         (["list", "--frob"], 2, "Unknown option: --frob"),
-        (["runs", "--dsn", f"postgresql://somebody:{SECRET}@{NOBODY}/app"], 1, "can't connect to PostgreSQL"),
+        (["runs", "--dsn", f"postgresql://somebody:{SECRET}@{NO_SERVER}/app"], 1, "can't connect to PostgreSQL"),
     ],
 )
 def test_a_script_that_asks_for_json_gets_errors_as_json_too(

@@ -48,7 +48,7 @@ class Environment:
     def variables(self) -> dict[str, str]:
         return {
             "MARGINS_URL": f"http://127.0.0.1:{self.port}/check",
-            "MARGINS_TOKEN": "a-token-that-nobody-may-see",
+            "MARGINS_TOKEN": "a-token-that-must-stay-secret",
             "LABELS_QUEUE": self.labels,
             "SHOPS_QUEUE": self.shops,
             "SHOPS_LOGIN": "guest:guest",

@@ -192,11 +192,11 @@ def test_export_tells_scripts_the_definition(cli: CommandLine, db: Connection) -
 
 def test_export_of_nothing_and_of_an_unknown_workflow_is_refused(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
-    nothing, nobody = cli("export"), cli("export", "chian")
+    nothing, unknown = cli("export"), cli("export", "chian")
 
-    assert (nothing.code, nobody.code) == (2, 2)
+    assert (nothing.code, unknown.code) == (2, 2)
     assert "name it, or say --all" in nothing.find_error()
-    assert "unknown workflow 'chian' (did you mean 'chain'?)" in nobody.find_error()
+    assert "unknown workflow 'chian' (did you mean 'chain'?)" in unknown.find_error()
 
 
 def test_export_of_a_cycle_that_the_engine_never_saw_names_it(cli: CommandLine, db: Connection) -> None:

@@ -119,7 +119,7 @@ class Fleet:
         """Kill one of them, and return which."""
         with self._lock:
             if not self._workers:
-                return "nobody"
+                return "no worker"
             victim = random.choice(self._workers)
             victim.kill()
             self._workers.remove(victim)

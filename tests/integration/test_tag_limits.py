@@ -132,7 +132,7 @@ async def test_a_prefect_server_that_is_away_when_a_slot_is_given_back_breaks_no
 
     async def lose(*arguments: object, **named: object) -> None:
         await give_back(*arguments, **named)  # type: ignore[arg-type]
-        raise httpx.ConnectError("nobody there")
+        raise httpx.ConnectError("no server there")
 
     monkeypatch.setattr(prefects_limits, "arelease_concurrency_slots_with_lease", lose)
 

@@ -145,7 +145,7 @@ class Wire(httpcore.AsyncNetworkBackend):
     async def connect_tcp(self, host: str, port: int, *arguments: Any, **options: Any) -> httpcore.AsyncNetworkStream:
         self.connected.append(host)
         if host in self.dead:
-            raise httpcore.ConnectError("nobody answers")
+            raise httpcore.ConnectError("no server answers")
         return await httpcore.AnyIOBackend().connect_tcp("127.0.0.1", self.port)
 
 

@@ -45,10 +45,10 @@ class Client(EventsClient):
 
     async def __aenter__(self) -> Self:
         if self._server.is_away:
-            raise OSError("nobody there")
+            raise OSError("no server there")
         if self._server.unreachable:
             self._server.unreachable -= 1
-            raise OSError("nobody there")
+            raise OSError("no server there")
         self._server.entered += 1
         return await super().__aenter__()
 

@@ -256,9 +256,9 @@ async def test_a_broken_link_is_tried_again(server: HttpServer, toolbox: Toolbox
     with pytest.raises(RetryLaterError, match="can't be reached") as caught:
         await call(server, toolbox)
     assert caught.value.after is None
-    nobody = replace(server, url="http://127.0.0.1:1")
+    unreachable = replace(server, url="http://127.0.0.1:1")
     with pytest.raises(RetryLaterError, match="can't be reached"):
-        await call(nobody, toolbox)
+        await call(unreachable, toolbox)
 
 
 async def test_an_address_that_is_none_fails_at_once(server: HttpServer, toolbox: Toolbox) -> None:

@@ -185,8 +185,8 @@ def test_the_docstring_describes_the_step() -> None:
     def send() -> None:
         """Send a mail.
 
-        To everybody.
+        To all recipients.
         """
 
-    assert PythonHandler("send", send).description == "Send a mail.\n\nTo everybody."
+    assert PythonHandler("send", send).description == "Send a mail.\n\nTo all recipients."
     assert PythonHandler("send", lambda: None).description is None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HANDLERS = """
     from pgflow_prefect import Workflow
 
-    campaign = Workflow("email/campaign", description="Mails to everybody.")
+    campaign = Workflow("email/campaign", description="Mails to all recipients.")
 
 
     @campaign.step
@@ -122,14 +122,14 @@ def test_problems_of_definition_handlers_and_annotations_come_together() -> None
     workflow = Workflow("campaign")
 
     @workflow.step
-    def prepare(nobody: int) -> None: ...
+    def prepare(missing: int) -> None: ...
 
     @workflow.step
     def send(payload: "Undefined") -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
     problems = workflow.find_problems(define({"prepare": [], "send": ["prepare"], "report": ["send"]}))
     assert [problem.split(",")[0] for problem in problems] == [
-        "the handler of step 'prepare' takes 'nobody'",
+        "the handler of step 'prepare' takes 'missing'",
         "the handler of step 'send' has an annotation that can't be used: name 'Undefined' is not defined",
     ]
 
@@ -152,7 +152,7 @@ def test_a_flow_is_the_user_s_file_to_prefect(handlers: ModuleType, tmp_path: Pa
     flow = handlers.flow
     assert flow._entrypoint == f"{tmp_path / 'campaign.py'}:campaign.flow"
     assert flow.fn.__module__ == handlers.__name__
-    assert flow.fn.__doc__ == flow.description == "Mails to everybody."
+    assert flow.fn.__doc__ == flow.description == "Mails to all recipients."
     assert flow is handlers.campaign.flow
 
 
@@ -166,7 +166,7 @@ def test_prefect_loads_the_flow_from_where_its_deployment_points(handlers: Modul
     assert entrypoint is not None
     loaded: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     assert loaded.name == handlers.flow.name
-    assert loaded.fn.__doc__ == "Mails to everybody."
+    assert loaded.fn.__doc__ == "Mails to all recipients."
 
 
 def test_a_run_is_asked_for_with_any_payload_or_with_the_id_of_a_run(handlers: ModuleType) -> None:

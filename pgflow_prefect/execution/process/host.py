@@ -1,4 +1,4 @@
-"""What the runs that one process executes have in common: the database, their leases, and how they are stopped."""
+"""The shared parts of all runs that one process executes: the database, the leases, and the ways to stop the runs."""
 
 import asyncio
 import logging
@@ -29,10 +29,10 @@ from pgflow_prefect.models import Installation, LinkedRun, LinkRequest, RunEnd, 
 from pgflow_prefect.settings import Settings
 
 MOST_STEPS = 100_000
-"""Steps of the definitions that a process keeps; of the latest one, any number."""
+"""The most steps of all definitions that a process keeps. The latest definition may have more."""
 
 SMALL = 64 * 1024
-"""Bytes that the results of a run may have where runs that end together share a statement."""
+"""The most bytes of a run's results, if its end shares a statement with the ends of other runs."""
 
 _logger = logging.getLogger(__name__)
 
@@ -52,11 +52,11 @@ class ActiveRun:
     Attributes:
         run_id: the run.
         epoch: in which it was taken.
-        turns: how many of its steps work at the same time.
-        drained: no further step begins; those that work go on to their end.
-        stopped: those that work are stopped as well, for this reason.
-        linked: what this process knows of it without a look; None where it did not reserve the run.
-        result_sizes: bytes of the results that were reported here, by step slug.
+        turns: limits how many of its steps work at the same time.
+        drained: no further step begins, and working steps go on to their end.
+        stopped: the reason why the working steps are stopped, too; None while they may work.
+        linked: the facts from the answer that linked its flow run; None if this process did not reserve the run.
+        result_sizes: bytes of the results that this process reported, by step slug.
     """
 
     run_id: UUID
@@ -68,22 +68,22 @@ class ActiveRun:
     result_sizes: Mapping[str, int] = field(default_factory=dict)
     _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks before an attempt, by slug
     _working: set[CancelScope] = field(default_factory=set)  # handlers
-    _awaiting: set[CancelScope] = field(default_factory=set)  # steps that others do
+    _awaiting: set[CancelScope] = field(default_factory=set)  # waits for external steps
 
     def drain(self) -> None:
-        """Begin no further step, none of those that wait for their next attempt, and wait for no external step."""
+        """Begin no further step and no further attempt, and wait for no external step."""
         self.drained = True
         for scope in [*self._waiting.values(), *self._awaiting]:
             scope.cancel()
 
     def settle(self) -> None:
-        """Interrupt the handlers, for the run is completed without them; what is yet to be shown of it is."""
+        """Interrupt the handlers of a run that completed without them. Prefect still shows the rest of the run."""
         self.stopped = self.stopped or Stop.ENDED
         for scope in self._working:
             scope.cancel()
 
     def stop(self, reason: Stop) -> None:
-        """End what can be ended: async handlers at their next await; sync ones are left alone."""
+        """Stop async handlers at their next await. Sync handlers can't be stopped, and go on."""
         if self.stopped is None:
             _logger.info("run %s: stopping, %s", self.run_id, reason)
             self.stopped = reason
@@ -93,7 +93,7 @@ class ActiveRun:
 
     @contextmanager
     def task(self, step_slug: str) -> Iterator[None]:
-        """Run a step's task, all its attempts and what it waits for between and before them; draining ends that."""
+        """Run a step's task with all its attempts. Draining cancels it while it waits for an attempt."""
         with CancelScope() as scope:
             self._waiting[step_slug] = scope
             try:
@@ -103,8 +103,8 @@ class ActiveRun:
 
     @contextmanager
     def attempt(self, step_slug: str) -> Iterator[None]:
-        """Make one attempt of a step: claim, work, report. What it raises makes the task wait for the next one."""
-        task = self._waiting.pop(step_slug, None)  # None where a task runner has it, which waits by itself
+        """Make one attempt of a step: claim, work, report. After an error, the task waits for the next attempt."""
+        task = self._waiting.pop(step_slug, None)  # None if a task runner executes the step, and waits itself
         try:
             yield
         except Exception:
@@ -116,7 +116,7 @@ class ActiveRun:
 
     @contextmanager
     def wait(self) -> Iterator[CancelScope]:
-        """Wait for another program to do a step, until the run is drained or stopped."""
+        """Wait until an external worker has done a step, or the run is drained or stopped."""
         with CancelScope() as scope:
             self._awaiting.add(scope)
             if self.drained:
@@ -128,10 +128,10 @@ class ActiveRun:
 
     @contextmanager
     def work(self, at_most: float | None = None) -> Iterator[CancelScope]:
-        """Do a handler's work, which is cancelled when the run is stopped; claims and reports are not.
+        """Do a handler's work. Stopping the run cancels the work, but no claim and no report.
 
         Args:
-            at_most: seconds after which it is cancelled as well.
+            at_most: seconds after which the work is cancelled, too.
         """
         with move_on_after(at_most) as scope:
             self._working.add(scope)
@@ -145,11 +145,11 @@ class ActiveRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A definition as the runs that began with it are executed.
+    """A definition, prepared for the runs that began with it.
 
     Attributes:
-        definition: what the database says.
-        graph: the same; nothing changes it.
+        definition: the definition from the database.
+        graph: its graph, which no run changes.
     """
 
     definition: WorkflowDefinition
@@ -158,14 +158,14 @@ class Plan:
 
 @dataclass
 class StepEnvironment:
-    """What it takes to execute steps.
+    """The parts that steps need.
 
     Attributes:
-        settings: where the database is, and the limits.
+        settings: the database, and the limits.
         dsn: the database.
         store: a pool of connections to it.
-        toolbox: what handlers share.
-        watch: waits for steps that others do.
+        toolbox: the parts that handlers share.
+        watch: waits for external steps.
     """
 
     settings: Settings
@@ -177,15 +177,15 @@ class StepEnvironment:
 
 @dataclass
 class Host(StepEnvironment):
-    """One process, as far as it executes runs.
+    """A process that executes runs.
 
     Attributes:
         keeper: extends the leases.
-        token: by which threads of this process borrow the store.
-        installation: the database, among those that share a Prefect server.
-        batch: what claims and reports of the runs travel with.
-        places: of the flow runs that are executed now, where only so many are at the same time.
-        requested: flow runs that Prefect started, and not this process.
+        token: lets threads of this process borrow the store.
+        installation: identifies the database among those that share a Prefect server.
+        batch: sends the claims and reports of the runs.
+        places: the slots of the executing flow runs, if a limit allows only so many.
+        requested: the flow runs that Prefect started, and not this process.
         active: the runs that are executed now, by id.
     """
 
@@ -214,28 +214,28 @@ class Host(StepEnvironment):
 
     @property
     def executing(self) -> set[UUID]:
-        """The runs that this process executes, or is about to, whether it still has their leases or not."""
+        """The runs that this process executes or will execute, even if it has lost their leases."""
         return {*self.active, *self.keeper.held}
 
     @contextmanager
     def reserve(self, run_id: UUID, epoch: int) -> Iterator[None]:
-        """Hold a run that was reserved just now, until its flow run takes it, or for as long as the block takes."""
+        """Hold a run that this process has just reserved, until its flow run takes it or the block ends."""
         self.keeper.hold(run_id, epoch, lambda _: None)
         try:
             yield
         finally:
             link, _ = self._linked.get(run_id, (None, None))
-            if link is not None and link.epoch == epoch:  # else of a later reservation
+            if link is not None and link.epoch == epoch:  # a later reservation has its own link
                 del self._linked[run_id]
             self.keeper.drop(run_id, epoch)
 
     async def link(self, taken: TakenRun, flow_run_id: UUID) -> bool:
-        """Name the flow run that is to execute a run here, which this process has reserved; see `Store.link_flow_run`.
+        """Name the flow run that will execute a reserved run here; see `Store.link_flow_run`.
 
-        Until `begin`, and while it is reserved, the host remembers what the answer says of the run.
+        The host keeps the facts of the answer until `begin`, or until the reservation ends.
         """
         link = LinkRequest(taken.run_id, taken.epoch, flow_run_id)
-        # The run's flow run is there already: where PostgreSQL is away for a moment, it is not to wait for the lease.
+        # The flow run exists already. If PostgreSQL is away for a moment, the run should not wait for its lease to end.
         linked = await persist(
             self.store, self.settings.report_timeout, lambda: self._links.ask(link), f"run {taken.run_id}"
         )
@@ -244,9 +244,9 @@ class Host(StepEnvironment):
         return linked.linked
 
     def begin(self, run_id: UUID, flow_run_id: UUID) -> tuple[int, LinkedRun] | None:
-        """Return epoch and run where this process has reserved the run for this flow run; to be taken no second time.
+        """Return epoch and facts of a run that this process has reserved for this flow run; None for any other run.
 
-        Only once: a flow run that Prefect tries again takes its run in the next epoch.
+        The second call returns None: a flow run that Prefect tries again takes its run in the next epoch.
         """
         link, linked = self._linked.pop(run_id, (None, None))
         if link is None or linked is None or link.flow_run_id != flow_run_id:
@@ -263,7 +263,7 @@ class Host(StepEnvironment):
         return plan
 
     async def load_plan(self, run: ActiveRun) -> Plan:
-        """Return the definition that a run began with; one that other runs began with was read before.
+        """Return the definition that a run began with. Runs that began with the same definition read it once.
 
         Raises:
             UnknownRunError: there is no such run.
@@ -273,7 +273,7 @@ class Host(StepEnvironment):
         if run.linked is None or run.linked.definition_id is None:
             return await self._read_plan(run.run_id)
         definition_id = run.linked.definition_id
-        async with self._loading:  # of runs that begin together, one reads it
+        async with self._loading:  # if runs begin together, one of them reads it
             if definition_id not in self._plans:
                 self._plans[definition_id] = await self._read_plan(run.run_id)
             self._plans.move_to_end(definition_id)
@@ -288,9 +288,9 @@ class Host(StepEnvironment):
         return Plan(definition, build_graph(definition))
 
     async def read_end(self, run: ActiveRun, step_slugs: Sequence[str]) -> RunEnd:
-        """Return how a run stands, and these results if it is completed; see `Store.read_end`.
+        """Return a run's status, and these results if it is completed; see `Store.read_end`.
 
-        Runs that end together share a statement, where their results are known to be small.
+        Runs that end together share a statement if this process knows that their results are small.
         """
         sizes = [run.result_sizes.get(slug, SMALL + 1) for slug in step_slugs]
         if sum(sizes) > SMALL:
@@ -301,13 +301,13 @@ class Host(StepEnvironment):
     def execute(
         self, run_id: UUID, epoch: int, flow_run_id: UUID, linked: LinkedRun | None = None
     ) -> Iterator[ActiveRun]:
-        """Hold a run that was taken just now by a flow run, for as long as the block takes.
+        """Hold a run that a flow run has just taken, until the block ends.
 
         Args:
             run_id: the run.
             epoch: in which it was taken.
             flow_run_id: its owner.
-            linked: what `begin` returned.
+            linked: the facts from `begin`.
         """
         loop = asyncio.get_running_loop()
         turns = Turns(self.settings.concurrency, self.places.get(flow_run_id))
@@ -315,7 +315,7 @@ class Host(StepEnvironment):
         self.active[run_id] = run
 
         def stop(why: str) -> None:
-            with suppress(RuntimeError):  # the event loop has come to its end, and the run with it
+            with suppress(RuntimeError):  # the event loop has ended, and the run with it
                 if why == "completed":
                     loop.call_soon_threadsafe(run.settle)
                 else:
@@ -330,13 +330,13 @@ class Host(StepEnvironment):
                 del self.active[run_id]
 
     def finish(self, last: Coroutine[Any, Any, None]) -> None:
-        """Do something last that a run need not wait for; the host does, before it closes."""
+        """Do a last thing for a run, which does not wait for it. The host waits for it before it closes."""
         task = asyncio.create_task(last)
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
     async def close(self) -> None:
-        """Return once all that was to be done last is done."""
+        """Wait for the last things of all runs."""
         await asyncio.gather(*self._finishing)
 
     def drain(self) -> None:
@@ -364,9 +364,9 @@ async def open_host(
     """Open the database that the settings name, to execute runs of it.
 
     Args:
-        settings: where the database is, and the limits.
-        pool_size: connections of the pool at most; where not given, the settings say.
-        is_service: open at once what extends leases: a run may find a server without room for it.
+        settings: the database, and the limits.
+        pool_size: the most connections of the pool; by default, the one in the settings.
+        is_service: open the connection that extends leases at once, before the server has no room for it.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
