@@ -1,4 +1,4 @@
-"""One run of a workflow as one run of a Prefect flow."""
+"""Executes one run of a workflow as one flow run of Prefect."""
 
 import logging
 import math
@@ -62,10 +62,10 @@ _RELEASE_TIMEOUT = 2.0  # seconds
 
 @dataclass(frozen=True)
 class _TimeOut:
-    """How long a flow run may take, which Prefect's engine keeps: it cancels the flow's function.
+    """The time-out of a flow run. Prefect's engine cancels the flow's function when it is over.
 
     Attributes:
-        seconds: of the flow; None for any time.
+        seconds: the flow's time-out; None for no time-out.
         deadline: by the event loop's clock.
     """
 
@@ -74,7 +74,7 @@ class _TimeOut:
 
     @classmethod
     def find(cls, context: FlowRunContext) -> "_TimeOut":
-        """Return the one of the flow run whose function begins now."""
+        """Return the time-out of the flow run whose function begins now."""
         seconds = context.flow.timeout_seconds if context.flow is not None else None
         return cls(seconds, math.inf if seconds is None else current_effective_deadline())
 
@@ -85,14 +85,14 @@ class _TimeOut:
 
 @dataclass(frozen=True)
 class Execution:
-    """What it takes to execute runs of one workflow.
+    """Executes runs of one workflow.
 
     Attributes:
         workflow_slug: the workflow.
-        handlers: who may do the work, by step slug; a step that is not there is external.
-        settings: where the database is, and the limits.
-        observe: hears of every state that a step enters.
-        host: the process, where it executes several runs; else one is made for this run.
+        handlers: the handlers that may do the work, by step slug; a step without one is external.
+        settings: the database, and the limits.
+        observe: called with every state that a step enters.
+        host: the process, if it executes several runs; otherwise this run opens a host of its own.
     """
 
     workflow_slug: str
@@ -102,14 +102,14 @@ class Execution:
     host: Host | None = None
 
     async def execute(self, payload: JsonValue, run_id: UUID | None) -> dict[str, JsonValue] | State[Any]:
-        """Execute a run in the current flow run: a new one with this payload, or the one of this id.
+        """Execute a run in the current flow run: a new one with this payload, or the one with this id.
 
         Returns:
-            The results of the leaf steps by slug, or the state in which the flow run ends instead.
+            The results of the leaf steps by slug, or another state for the flow run to end in.
 
         Raises:
             RunFailedError: the run has failed.
-            UsageError: there is no such workflow or run, or nothing that could be run.
+            UsageError: there is no such workflow or run, or the run can't be executed.
         """
         context = FlowRunContext.get()
         assert context is not None
@@ -120,7 +120,7 @@ class Execution:
         limit = _TimeOut.find(context)
         if run_id is None:  # else it is a parameter of the flow run
             what = (find_run_id(flow_run.id), self.workflow_slug)
-            # While the database is being opened: a line of the log takes half as long as that.
+            # A log line takes half as long as opening the database. So it is written during that.
             get_running_loop().call_soon(partial(get_run_logger().info, "Run %s of workflow %r", *what))
         show_logs(each.function.function for each in self.handlers.values() if each.function)
         try:
@@ -139,7 +139,7 @@ class Execution:
             get_run_logger().warning("%s", error)
             return superseded(str(error))
         except DatabaseUnavailableError as error:
-            # The run stays pending in PostgreSQL, for its next owner: as if this process had died.
+            # The run stays pending for its next owner, as if this process had died.
             return Crashed(message=str(error))
 
     async def _execute_in_time(
@@ -167,7 +167,7 @@ class Execution:
         return await persist(store, self.settings.report_timeout, statement, f"workflow {self.workflow_slug}")
 
     async def _take(self, store: Store, payload: JsonValue, run_id: UUID | None, flow_run: FlowRun) -> int | None:
-        """Become the run's owner, creating it where no id is given; None where the run has ended."""
+        """Become the run's owner, and return the epoch; None if the run has ended. Without an id, create the run."""
         if run_id is None:
             raw, run_id = RawJson(to_json(payload).decode()), find_run_id(flow_run.id)
             await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, raw))
@@ -182,24 +182,24 @@ class Execution:
                 await self._check_request(store, given, flow_run.id)
             _tell_of_past(run.steps, run.remaining)
             epoch = await self._persist(store, lambda: store.take_run(given, flow_run.id))
-        if epoch is None and flow_run.run_count > 1:  # Prefect tries the flow run again: it failed before
+        if epoch is None and flow_run.run_count > 1:  # the flow run failed before, and Prefect tries it again
             epoch = await self._persist(store, lambda: self._reopen(store, run_id, flow_run.id))
         return epoch
 
     def _is_requested(self, flow_run: FlowRun) -> bool:
-        """Tell whether a Prefect user asks for a run, and not this process, which has the rights of the database."""
+        """Tell whether a user of Prefect asks for the run, and not this process with its rights in the database."""
         return flow_run.deployment_id is not None if self.host is None else flow_run.id in self.host.requested
 
     async def _check_request(self, store: Store, run_id: UUID, flow_run_id: UUID) -> None:
-        """Refuse a run that a Prefect user has named, and that this flow run was not made for.
+        """Refuse a run that a user of Prefect named if this flow run was not made for it.
 
         Raises:
-            UsageError: it was taken by another flow run, or its workflow is not enabled.
+            UsageError: it was taken before, or its workflow is not enabled.
         """
         if not await self._persist(store, lambda: store.is_made_for(run_id, flow_run_id)):
             raise UsageError(
-                f"this flow run was not made for run {run_id}, which was taken before or whose workflow is not "
-                f"enabled: go on with it by `pgflow-prefect retry {run_id}`"
+                f"this flow run was not made for run {run_id}: the run was taken before, or its workflow is not "
+                f"enabled. Go on with `pgflow-prefect retry {run_id}`"
             )
 
     async def _reopen(self, store: Store, run_id: UUID, flow_run_id: UUID) -> int | None:
@@ -229,9 +229,9 @@ class Execution:
             raise
 
     async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> tuple[Graph, Display | None]:
-        """Execute what is left of the run, and return its graph and what shows it.
+        """Execute the rest of the run, and return its graph and its display.
 
-        A run that these handlers do not fit fails, and there is nothing to show.
+        If the handlers do not fit the run, it fails and has no display.
         """
         store, run_id = host.store, run.run_id
         plan = await self._persist(store, lambda: host.load_plan(run))
@@ -282,7 +282,7 @@ class Execution:
         return graph, display
 
     async def _read_ended(self, store: Store, run_id: UUID) -> dict[str, JsonValue] | State[Any]:
-        """Return what a flow run ends with whose run had ended before it began."""
+        """Return the end of a flow run that began after its run had ended."""
         end = await self._persist(store, lambda: store.read_end(run_id, []))
         if end.status is Status.COMPLETED:
             graph = build_graph(await self._persist(store, lambda: store.load_run_definition(run_id)))
@@ -291,49 +291,49 @@ class Execution:
 
 
 def _check_installation(flow_run: FlowRun, installation: UUID) -> None:
-    """Refuse a flow run that is of another database.
+    """Refuse a flow run of another database.
 
     Raises:
-        UsageError: its tags say so.
+        UsageError: its tags name another installation.
     """
     if foreign := find_foreign_tags(flow_run.tags, installation):
         raise UsageError(
             f"flow run {flow_run.name!r} belongs to another installation ({', '.join(foreign)}), and not to the "
-            "database that this process uses: check PGFLOW_DSN and PGFLOW_BLOCK"
+            "database of this process: check PGFLOW_DSN and PGFLOW_BLOCK"
         )
 
 
 def _tell_of_past(steps: int | None, remaining: int | None) -> None:
-    """Log how many steps of a run are completed already."""
+    """Log how many steps of a run were completed before."""
     if steps is not None and remaining is not None and remaining < steps:
         done = steps - remaining
         get_run_logger().info("%d of %d steps were completed before and are not executed again", done, steps)
 
 
 async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
-    """End a run whose flow has a time-out, which Prefect's engine keeps: in Prefect, it ends as TimedOut."""
+    """Fail a run whose flow has timed out. Prefect's engine shows the flow run as TimedOut."""
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
             await store.fail_run(run.run_id, reason)
-        except Exception as error:  # noqa: BLE001  what ends the run is what its flow is to end with
+        except Exception as error:  # noqa: BLE001  the flow must end with the error that ended the run
             _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
 
 
 async def _release(store: Store, run: ActiveRun) -> None:
-    """Let go of a run at once: its next owner need not wait for the lease to run out."""
+    """Release a run at once, so that its next owner need not wait for the lease to expire."""
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
             await store.release_run(run.run_id, run.epoch)
-        except Exception as error:  # noqa: BLE001  what ends the run is what its flow is to end with
+        except Exception as error:  # noqa: BLE001  the flow must end with the error that ended the run
             _logger.warning("run %s is kept until its lease runs out: %s", run.run_id, describe_error(error))
 
 
 def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonValue] | State[Any]:
-    """Return what the flow run ends with: what PostgreSQL says of the run, whatever was seen here.
+    """Return the end of the flow run. PostgreSQL decides it, not what this process has seen.
 
     Args:
-        end: what PostgreSQL says.
-        active: the run, where it was executed here.
+        end: the run's end in PostgreSQL.
+        active: the run, if this process executed it.
 
     Raises:
         RunFailedError: the run has failed.
@@ -346,7 +346,7 @@ def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonVal
     if end.is_cancelled:
         return Cancelled(message=end.error_message)
     if end.status is Status.FAILED:
-        # Raised, and not returned as a state: of that, Prefect would not try a flow with `retries` again.
+        # Raise it: Prefect would not retry a flow that returns a failed state.
         raise RunFailedError(end.id, end.error_message or "no reason given")
     if active is not None and active.drained:
         return handed_back(f"run {end.id} was handed back: {Stop.SHUTDOWN}")
