@@ -1,4 +1,4 @@
-"""A process that executes runs itself: those that SQL started, and those that Prefect wants done."""
+"""A process that executes runs: those that SQL started, and those that Prefect scheduled."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -45,21 +45,21 @@ from pgflow_prefect.services.submission import create_submission
 from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
-_OWNERS_INTERVAL = 15.0  # seconds between two looks whether the deployments are still this installation's
+_OWNERS_INTERVAL = 15.0  # seconds between two checks that the deployments still belong to this installation
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Worker:
-    """Executes runs of some workflows, so many at a time.
+    """Executes runs of some workflows.
 
     Attributes:
         host: this process.
         client: Prefect's API.
-        workflows: what it has handlers for, by slug, and where each was found.
-        concurrency: runs at the same time.
-        adopt: take pending runs that are older than their workflow's enabling, too.
+        workflows: each workflow by slug, with the file or module of its handlers.
+        concurrency: the most runs at the same time.
+        adopt: also take pending runs that began before their workflow was enabled.
     """
 
     host: Host
@@ -111,7 +111,7 @@ class Worker:
                 await self.host.store.enable_workflow(slug)
 
     async def run(self) -> None:
-        """Work until `drain`, and return when what was under way has come to its end.
+        """Work until `drain`, and return when the last run has ended here.
 
         Raises:
             ForeignInstallationError: another database has begun to use this one's id in Prefect.
@@ -132,16 +132,16 @@ class Worker:
             raise self._failure
 
     def drain(self) -> None:
-        """Take nothing more, let the steps that are under way finish, and hand their runs back."""
+        """Take no more runs, let working steps finish, and hand their runs back."""
         self.fetcher.stop()
         self.host.drain()
 
     def stop(self) -> None:
-        """Stop what is under way, too, and hand its runs back."""
+        """Take no more runs, stop the working steps, and hand their runs back."""
         self.drain()
         self.host.stop()
 
-    # What runs all the time
+    # Background work
 
     async def _listen(self) -> None:
         await listen(self.host.dsn, self.fetcher.wakeup, connect_timeout=self.host.settings.connect_timeout)
@@ -166,10 +166,10 @@ class Worker:
             try:
                 await self._look_for_owners()
             except PgflowPrefectError as error:
-                _logger.warning("not watching the deployments: %s", error)
+                _logger.warning("can't look at the deployments: %s", error)
 
     async def _look_for_owners(self) -> None:
-        """Leave the deployments that another installation has taken over, and return to those that are ours again."""
+        """Leave deployments that another installation has taken over. Deploy again those that it has given back."""
         names = {to_flow_name(slug): slug for slug in self.workflows}
         for name, deployment in (await find_flows(self.client, names)).own.items():
             slug = names[name]
@@ -180,7 +180,9 @@ class Worker:
 
     def _leave(self, slug: str) -> None:
         if self.deployments.pop(slug, None) is not None:
-            _logger.error("workflow %r: another installation has taken its deployment over; no runs are taken", slug)
+            _logger.error(
+                "workflow %r: another installation has taken its deployment over, so its runs are not taken", slug
+            )
         self.fetcher.workflow_slugs = [*self.deployments]
 
     async def _watch_cancellations(self) -> None:
@@ -193,7 +195,7 @@ class Worker:
                     else:
                         await self._cancellation_requests.stop(self.host, run_id)
             except PgflowPrefectError as error:
-                _logger.warning("not watching for what is cancelled in Prefect: %s", error)
+                _logger.warning("can't look for cancelled flow runs: %s", error)
             await anyio.sleep(POLL_INTERVAL)
 
     def _find_slug(self, flow_run: FlowRun) -> str | None:
@@ -204,16 +206,16 @@ class Worker:
             try:
                 await self._take_scheduled(group)
             except PgflowPrefectError as error:
-                _logger.warning("not watching Prefect's schedule: %s", error)
+                _logger.warning("can't look at Prefect's schedule: %s", error)
             with anyio.move_on_after(POLL_INTERVAL):
                 await self.fetcher.stopping.wait()
 
     async def _take_scheduled(self, group: TaskGroup) -> None:
-        """Execute what Prefect has scheduled, a Run, a Retry or a schedule, unless a work pool is to do it."""
+        """Execute the flow runs that Prefect scheduled: by Run, by Retry, by a schedule. Leave those of work pools."""
         ours = {each.id: slug for slug, each in self.deployments.items() if each.work_pool is None}
         if not ours or not self.fetcher.free:
             return
-        with ask_prefect("a look at what is scheduled"):
+        with ask_prefect("a look at scheduled flow runs"):
             scheduled = await self.client.get_scheduled_flow_runs_for_deployments(
                 [*ours], scheduled_before=datetime.now(UTC), limit=self.fetcher.free + len(self._foreign)
             )
@@ -231,7 +233,7 @@ class Worker:
         return bool(find_foreign_tags(flow_run.tags, self.host.installation.id))
 
     async def _claim(self, flow_run: FlowRun) -> bool:
-        """Move a flow run to Pending, which only one worker can."""
+        """Move a flow run to Pending. Prefect lets only one worker do this."""
         with ask_prefect(f"flow run {flow_run.id}"):
             try:
                 state = await propose_state(self.client, Pending(), flow_run_id=flow_run.id)
@@ -242,15 +244,15 @@ class Worker:
     # One run
 
     async def _execute_taken(self, taken: TakenRun, slot: Slot) -> None:
-        # It may take Prefect longer than a lease to create a flow run and to let it begin.
+        # Prefect may need longer than a lease to create a flow run and to let it begin.
         with self.host.reserve(taken.run_id, taken.epoch):
             flow_run = await self._submit(taken)
-            # Where PostgreSQL was away for longer than a lease, this process may have taken it a second time.
+            # If PostgreSQL was away for longer than a lease, this process may have taken the run twice.
             if flow_run is not None and flow_run.id not in self._executing:
                 await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot, self._execute_created)
 
     async def _submit(self, taken: TakenRun) -> FlowRun | None:
-        """Create the flow run of a run, and link it; None where there is nothing to execute."""
+        """Create the flow run of a run, and link it. Return None if there is nothing to execute."""
         store = self.host.store
         try:
             if await self._cancellation_requests.was_cancelled(taken.former_flow_run_id):
@@ -266,7 +268,7 @@ class Worker:
                 self.client,
                 deployment.id,
                 taken,
-                Running(),  # no other process could have taken it: the run is this worker's
+                Running(),  # only this worker holds the run, so no other process can take the flow run
                 installation=self.host.installation.id,
                 policy={"retries": flow.retries, "retry_delay": flow.retry_delay_seconds},
             )
@@ -284,7 +286,7 @@ class Worker:
             return None
         _logger.info("run %s of %r, flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
         if taken.former_flow_run_id is not None:
-            self._reconcile_wakeup.wake()  # it may still be shown as running
+            self._reconcile_wakeup.wake()  # Prefect may still show the former flow run as running
         return flow_run
 
     async def _execute_scheduled(self, slug: str, flow_run: FlowRun) -> None:
@@ -315,7 +317,7 @@ class Worker:
         execute: Callable[[str, FlowRun], Awaitable[State[Any]]],
     ) -> None:
         if flow_run.id in self._executing:
-            return  # creating it took longer than the lease, and this worker has taken the run again meanwhile
+            return  # its creation took longer than the lease, and this worker has taken the run again
         self._executing[flow_run.id] = run_id
         self.host.places[flow_run.id] = slot
         try:
@@ -323,7 +325,7 @@ class Worker:
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
             level = logging.ERROR if state.is_failed() or state.is_crashed() else logging.INFO
             _logger.log(level, "run %s of %r: %s%s", run_id, slug, state.name, reason)
-        except (Exception, PrefectSignal) as error:  # noqa: BLE001  Prefect's own: PostgreSQL says how far the run is
+        except (Exception, PrefectSignal) as error:  # noqa: BLE001  an error of Prefect: PostgreSQL knows the run's state
             _logger.warning("flow run %s of run %s broke off: %s", flow_run.id, run_id, _describe(error))
             self._reconcile_wakeup.wake()
             await self._release(run_id, flow_run.id)
@@ -332,13 +334,13 @@ class Worker:
             self.host.places.pop(flow_run.id, None)
 
     async def _release(self, run_id: UUID, flow_run_id: UUID) -> None:
-        """Hand a run back that this process executes no more."""
+        """Hand back a run that this process no longer executes."""
         try:
             run = await self.host.store.read_run(run_id)
             if run.flow_run_id == flow_run_id and run.held is Held.LEASED:
                 await self.host.store.release_run(run_id, run.epoch)
         except PgflowPrefectError as error:
-            _logger.warning("run %s could not be handed back: %s", run_id, error)  # its lease runs out
+            _logger.warning("run %s could not be handed back: %s", run_id, error)  # its lease will expire
 
     async def _deploy(self, slug: str) -> None:
         workflow, source = self.workflows[slug]
