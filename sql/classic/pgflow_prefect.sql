@@ -74,23 +74,23 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.heartbeats (
     beat_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
 );
 
--- A run's owner: the one who may write for it, in the run's epoch. An older epoch than the run's is history.
--- lease_until: -infinity where the owner has let go of it, 1970 where its process is known to be dead, infinity while
--- its flow run waits in Prefect's queue.
+-- A run's owner: only it may write for the run, in the run's epoch. A row of an older epoch is history.
+-- lease_until has three special values. -infinity: the owner has released the run. 1970: the owner's process is dead.
+-- infinity: the owner's flow run waits in Prefect's queue.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.owners (
     run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     epoch INT NOT NULL,
-    flow_run_id UUID,              -- NULL while it is being created
-    held_by TEXT NOT NULL,         -- who, for people: host and process
+    flow_run_id UUID,              -- NULL until Prefect has created it
+    held_by TEXT NOT NULL,         -- host and process, for people
     lease_until TIMESTAMPTZ NOT NULL,
-    remaining INT,                 -- of the run's steps when it was taken: less than that now is progress
+    remaining INT,                 -- of the run's steps when it was taken: fewer now mean progress
     recoveries INT NOT NULL DEFAULT 0,
-    stale_writes BIGINT NOT NULL DEFAULT 0, -- claims and reports of former owners that were refused
-    settled BOOLEAN NOT NULL DEFAULT false, -- the run has ended, and Prefect shows what its rows say
+    stale_writes BIGINT NOT NULL DEFAULT 0, -- refused claims and reports of former owners
+    settled BOOLEAN NOT NULL DEFAULT false, -- the run has ended, and Prefect agrees with its rows
     taken_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
 ) WITH (fillfactor = 70);
 
--- The workflows whose runs workers and bridges take: those begun since then.
+-- The workflows whose runs workers and bridges take, if the runs began after `since`.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.enabled_workflows (
     workflow_slug TEXT PRIMARY KEY REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
     enabled BOOLEAN NOT NULL DEFAULT true,
@@ -106,32 +106,32 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.flow_runs (
     PRIMARY KEY (run_id, epoch)
 );
 
--- A step's latest task run, and the state that Prefect shows it in.
+-- A step's latest task run, and its state in Prefect.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.task_runs (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     step_slug TEXT NOT NULL,
     task_run_id UUID NOT NULL,
     state_name TEXT NOT NULL,
-    message TEXT,                  -- of the latest attempt that failed and is tried again
+    message TEXT,                  -- of the latest failed attempt, before a retry
     updated_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step_slug)
 );
 
--- Who does the work of a step, where a row says so: in force from the next claim, whatever the handlers' file says.
+-- The handlers of steps. A row wins over the file of handlers, and takes effect at the next claim.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     workflow_slug TEXT NOT NULL,
     step_slug TEXT NOT NULL,
     kind TEXT NOT NULL,
     target TEXT,                   -- a function's name, or the URL of an endpoint or a queue
     options JSONB NOT NULL DEFAULT '{}',
-    bound_by TEXT,                 -- the role that may execute what the row names; NULL: from before version 6
+    bound_by TEXT,                 -- this role must have the right to execute the target; NULL: from before version 6
     PRIMARY KEY (workflow_slug, step_slug),
     FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug)
         ON UPDATE CASCADE ON DELETE CASCADE,
     CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue')),
     CONSTRAINT bindings_target CHECK ((kind IN ('sql', 'http', 'queue')) = (target IS NOT NULL)),
     CONSTRAINT bindings_options CHECK (jsonb_typeof(options) = 'object'),
-    -- A role that may look at a run may look at these rows: what is secret has no place in them.
+    -- Every role that may read runs may read these rows, so they must have no secrets.
     CONSTRAINT bindings_secret CHECK (
         kind NOT IN ('http', 'queue')
         OR (target !~ '^[^/?#]*//[^/?#]*@'
@@ -140,7 +140,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     CONSTRAINT bindings_options_secret CHECK (NOT options ?| ARRAY['token', 'password', 'secret', 'login', 'key'])
 );
 
--- Every change of a binding, for `--undo` and for later questions: NULL is no row.
+-- The history of bindings, also for `--undo`. NULL means no row.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.binding_changes (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
@@ -153,34 +153,34 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.binding_changes (
     undone_by TEXT
 );
 
--- Steps that an external worker has claimed by claim_external_step: no other worker begins them until then.
+-- Steps that an external worker has claimed by claim_external_step. No other worker begins them before claimed_until.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.external_claims (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     step_slug TEXT NOT NULL,
-    attempt INT NOT NULL,          -- a claim of an earlier attempt is history
+    attempt INT NOT NULL,          -- a row of an earlier attempt is history
     claimed_until TIMESTAMPTZ NOT NULL,
     claimed_by TEXT NOT NULL DEFAULT session_user,
     PRIMARY KEY (run_id, step_slug)
 );
 
--- Runs that could not be taken: a trigger of yours raised an error, for example. Workers and bridges leave such a run
--- alone until next_try, so that it never keeps them from the others. A row of an earlier epoch is history.
+-- Runs that could not be taken, for example because your trigger raised an error. Workers and bridges take other runs
+-- first, and try such a run again at next_try. A row of an earlier epoch is history.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.set_aside_runs (
     run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     epoch INT NOT NULL,
     reason TEXT NOT NULL,
-    tries INT NOT NULL DEFAULT 1,  -- in a row; each doubles the time to the next one, up to five minutes
+    tries INT NOT NULL DEFAULT 1,  -- each try doubles the pause, up to five minutes
     next_try TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp() + interval '1 second'
 );
 
--- What came of running a handler beside an external worker. Never its result.
+-- Comparisons of a handler's result with an external worker's result, without the results.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     workflow_slug TEXT NOT NULL,
     step_slug TEXT NOT NULL,
     outcome TEXT NOT NULL CHECK (outcome IN ('same', 'different', 'failed')),
-    details TEXT[] NOT NULL DEFAULT '{}', -- where the results differ, or why it failed
-    seconds DOUBLE PRECISION NOT NULL,    -- that the handler took
+    details TEXT[] NOT NULL DEFAULT '{}', -- where the results differ, or why the handler failed
+    seconds DOUBLE PRECISION NOT NULL,    -- time that the handler took
     reported_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, step_slug)
 );
@@ -192,7 +192,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_constraint
                WHERE conrelid = 'pgflow_prefect.bindings'::regclass AND conname = 'bindings_secret'
                  AND pg_catalog.pg_get_constraintdef(oid) NOT LIKE '%pwd%') THEN
-        ALTER TABLE pgflow_prefect.bindings DROP CONSTRAINT bindings_secret; -- it let code, auth and pwd pass
+        ALTER TABLE pgflow_prefect.bindings DROP CONSTRAINT bindings_secret; -- the old check let code, auth and pwd pass
         ALTER TABLE pgflow_prefect.bindings ADD CONSTRAINT bindings_secret CHECK (
             kind NOT IN ('http', 'queue')
             OR (target !~ '^[^/?#]*//[^/?#]*@'
@@ -202,36 +202,36 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.installation'::regclass AND attname = 'stamp') THEN
         ALTER TABLE pgflow_prefect.installation
-            ADD COLUMN stamp TEXT, -- of the database that the row was written in: in a copy, it does not fit
-            ADD COLUMN former_stamps TEXT[] NOT NULL DEFAULT '{}'; -- before it was moved
+            ADD COLUMN stamp TEXT, -- identifies the database of the row: in a copy of the database, it does not fit
+            ADD COLUMN former_stamps TEXT[] NOT NULL DEFAULT '{}'; -- the stamps before moves
         IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN -- an older version may be in use
             INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES ON CONFLICT DO NOTHING;
         END IF;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'given_up_in') THEN
-        ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch whose run was failed: its owners vanished
+        ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch that failed: its owners vanished
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
-        ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- who does the step's work, for people
+        ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- the step's handler, for people
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'attempt') THEN
-        -- The attempt that was claimed for this handler; a message that names another one is not believed.
+        -- The attempt that was claimed for this handler. A message about another attempt is refused.
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN attempt INT;
-        UPDATE pgflow_prefect.task_runs t SET attempt = s.attempts -- what is on a queue now
+        UPDATE pgflow_prefect.task_runs t SET attempt = s.attempts -- for the messages on queues now
         FROM pgflow.step_states s
         WHERE t.state_name = 'Deferred' AND s.run_id = t.run_id AND s.step_slug = t.step_slug;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'holder') THEN
-        -- The owner's process as its machine knows it, and the epoch of which this was noted; NULL: not known.
+        -- The identity of the owner's process on its machine, and the epoch of this note. NULL: not known.
         ALTER TABLE pgflow_prefect.owners ADD COLUMN holder JSONB;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'first_claimed_at') THEN
-        -- In two statements: a column that comes with a default of the moment would write the whole table anew.
+        -- Two statements, because adding a column with a volatile default rewrites the whole table.
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN first_claimed_at TIMESTAMPTZ;
         ALTER TABLE pgflow_prefect.task_runs ALTER COLUMN first_claimed_at SET DEFAULT clock_timestamp();
     END IF;
@@ -246,11 +246,11 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.enabled_workflows'::regclass AND attname = 'first_enabled') THEN
         ALTER TABLE pgflow_prefect.enabled_workflows
-            ADD COLUMN first_enabled TIMESTAMPTZ; -- `since` is the latest time; NULL: never
+            ADD COLUMN first_enabled TIMESTAMPTZ; -- `since` is the last time; NULL: never enabled
         UPDATE pgflow_prefect.enabled_workflows SET first_enabled = since;
         ALTER TABLE pgflow_prefect.owners
-            ADD COLUMN adopted BOOLEAN NOT NULL DEFAULT false; -- by a service, though older than the first enabling
-        -- What services of a former version were to take, these do.
+            ADD COLUMN adopted BOOLEAN NOT NULL DEFAULT false; -- a service took it, although it is older
+        -- Services of this version take the same runs as those of the former version.
         UPDATE pgflow_prefect.owners o SET adopted = true
         FROM pgflow.runs r JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
         WHERE r.id = o.run_id AND r.status = 'pending';
@@ -258,7 +258,7 @@ BEGIN
     IF current_setting('pgflow.former_version')::int BETWEEN 1 AND 6
        AND EXISTS (SELECT FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.given_up_in
                    WHERE r.ended_as = 'cancelled') THEN
-        -- Version 6 gave a run up by cancel_run, which the upgrade of pgflow.sql can't tell from a cancellation.
+        -- Version 6 gave up a run by cancel_run. The upgrade of pgflow.sql can't tell it from a user's cancellation.
         restore := pgflow.pause_reactions('pgflow.runs', 'pgflow.step_states');
         UPDATE pgflow.step_states s SET ended_as = NULL
         FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.given_up_in
@@ -269,7 +269,7 @@ BEGIN
         EXECUTE restore;
     END IF;
     IF to_regprocedure('pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean)') IS NOT NULL THEN
-        DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- 2 knew no bindings
+        DROP FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean); -- version 2 knew no bindings
     END IF;
     PERFORM pgflow.reserve_pages('pgflow_prefect', ARRAY[
         'owners', 'enabled_workflows', 'flow_runs', 'task_runs', 'bindings', 'external_claims', 'set_aside_runs',
@@ -360,8 +360,8 @@ COMMENT ON FUNCTION pgflow_prefect.key_by_task(text) IS
 
 DO $task_keys$
 BEGIN
-    -- `init` does this after the script, table by table, once no statement of a former version is under way: such a
-    -- statement still looks for the former key. Pasted, the script does all in one transaction, which locks the tables
+    -- `init` does this after the script, table by table. It waits until no statement of a former version runs, because
+    -- such a statement needs the former key. A pasted script does everything in one transaction. It locks the tables
     -- while it builds their keys.
     IF coalesce(current_setting('pgflow.keys_follow', true), '') <> 'on' THEN
         PERFORM pgflow_prefect.key_by_task(keyed) FROM unnest(ARRAY['task_runs', 'external_claims', 'shadow_reports'])
@@ -385,7 +385,7 @@ BEGIN
     BEGIN
         SELECT c.system_identifier INTO cluster FROM pg_control_system() c;
     EXCEPTION WHEN insufficient_privilege OR undefined_function THEN
-        NULL; -- the database's oid has to do
+        NULL; -- the database's oid is enough then
     END;
     RETURN cluster || '/' || (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
 END
@@ -449,7 +449,7 @@ DECLARE
 BEGIN
     UPDATE pgflow_prefect.installation
     SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
-    -- Flow runs, task runs and claims are the original's; its pending runs are older runs here: --adopt takes them.
+    -- Flow runs, task runs and claims belong to the original. Its pending runs are older runs here: --adopt takes them.
     TRUNCATE pgflow_prefect.owners, pgflow_prefect.flow_runs, pgflow_prefect.task_runs, pgflow_prefect.external_claims,
              pgflow_prefect.heartbeats;
     UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
@@ -488,7 +488,7 @@ AS $$
 BEGIN
     SELECT * INTO id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.read_installation();
     IF NOT fits AND NOT is_used THEN
-        PERFORM pgflow_prefect.claim_installation(); -- or another session does so at this moment
+        PERFORM pgflow_prefect.claim_installation(); -- another session may do it at this moment
         SELECT * INTO id, stamp, current_stamp, former_stamps, fits, is_used FROM pgflow_prefect.read_installation();
     END IF;
     IF fits AND NOT is_used THEN
@@ -523,7 +523,7 @@ COMMENT ON FUNCTION pgflow_prefect.beat(uuid, double precision) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_under_policies() RETURNS boolean
-LANGUAGE sql STABLE -- no SET clause: it becomes part of the expression that calls it
+LANGUAGE sql STABLE -- no SET clause, so that PostgreSQL can inline it
 AS $$
     SELECT pg_catalog.row_security_active('pgflow_prefect.owners'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow_prefect.flow_runs'::pg_catalog.regclass)
@@ -547,7 +547,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.is_leased(lease_until timestamptz, lea
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
-    -- While this server was down no process could extend a lease: its return must not start a storm of takeovers.
+    -- No process could extend a lease while this server was down. After its start, the runs must not all be taken over.
     SELECT lease_until > clock_timestamp()
         OR (lease_until > 'epoch' AND clock_timestamp() < pg_postmaster_start_time() + make_interval(secs => lease))
 $$;
@@ -579,7 +579,7 @@ LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
     SELECT CASE WHEN owner.run_id IS NULL THEN (created_at >= enabled.since) IS NOT TRUE
-                WHEN owner.adopted OR owner.epoch <> is_older.epoch THEN false -- reopened: a user wants it to go on
+                WHEN owner.adopted OR owner.epoch <> is_older.epoch THEN false -- reopened: a user wants the run to go on
                 ELSE (created_at >= enabled.first_enabled) IS NOT TRUE END
 $$;
 
@@ -609,9 +609,9 @@ BEGIN
     END IF;
     SELECT * INTO owner FROM pgflow_prefect.owners o WHERE o.run_id OPERATOR(pg_catalog.=) run.id FOR UPDATE;
     IF owner.epoch OPERATOR(pg_catalog.=) run.epoch THEN
-        -- Else it was reopened, or taken by hand: its former owner has lost it.
+        -- In another epoch, the run was reopened or taken by hand, and its former owner has lost it.
         IF pgflow_prefect.is_leased(owner.lease_until, lease) AND NOT force
-           -- Reserved for a flow run that is being created: this may be that one.
+           -- A reserved run waits for its flow run, which may be this one.
            AND (take_run.flow_run_id IS NULL OR owner.flow_run_id OPERATOR(pg_catalog.<>) take_run.flow_run_id) THEN
             RAISE EXCEPTION 'run % is held by %', run.id, owner.held_by
                 USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'owners_lease',
@@ -619,8 +619,8 @@ BEGIN
         END IF;
         recoveries := owner.recoveries;
         IF owner.flow_run_id IS NULL AND NOT pgflow_prefect.is_leased(owner.lease_until, lease) THEN
-            -- Reserved, and no process has begun to execute it: the same epoch again, so that a flow run which was
-            -- created under its idempotency key, though the answer was lost, is found and not made twice.
+            -- The run was reserved, and no process has begun to execute it. Keep the epoch, which is part of the flow
+            -- run's idempotency key: if Prefect has created the flow run and its answer was lost, this finds it.
             taken := run.epoch;
         ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) OPERATOR(pg_catalog.=) 'expired' THEN
             recoveries := CASE WHEN run.remaining OPERATOR(pg_catalog.<) owner.remaining THEN 0
@@ -696,7 +696,7 @@ AS $$
         OR EXISTS (SELECT FROM pgflow.runs r
                    JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
                    LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
-                   -- Reserved: its flow run is being created, and may be this one.
+                   -- A reserved run waits for its flow run, which may be this one.
                    WHERE r.id = is_made_for.run_id AND (o.run_id IS NULL OR o.flow_run_id IS NULL))
 $$;
 
@@ -727,10 +727,10 @@ AS $$
 DECLARE
     run pgflow.runs;
 BEGIN
-    -- One transaction: between starting a run and taking it, a worker that heard of it could take it.
+    -- One transaction: otherwise a worker could take the run after its start.
     run := pgflow.run_workflow(workflow_slug, payload, run_id);
-    -- The id follows from the flow run's, so that another session may have used it first. A trigger may change the
-    -- payload of a run that was inserted just now.
+    -- The run's id follows from the flow run's id, so another session may have used it before. In a run that this
+    -- transaction has inserted, a trigger may have changed the payload.
     IF (run.payload OPERATOR(pg_catalog.=) create_run.payload) IS NOT TRUE
        AND NOT EXISTS (SELECT FROM pgflow.runs r
                        WHERE r.id OPERATOR(pg_catalog.=) run.id
@@ -778,7 +778,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET enable_sort = off
 AS $$
 #variable_conflict use_column
 DECLARE
-    enabling pgflow_prefect.enabled_workflows; -- read once, and not for each run
+    enabling pgflow_prefect.enabled_workflows; -- read once for all runs
 BEGIN
     SELECT * INTO enabling FROM pgflow_prefect.enabled_workflows e
     WHERE e.workflow_slug = choose_runs.workflow_slug AND e.enabled;
@@ -895,7 +895,7 @@ BEGIN
     SET flow_run_id = link_flow_run.flow_run_id,
         lease_until = CASE WHEN queued THEN 'infinity' ELSE o.lease_until END
     WHERE o.run_id = link_flow_run.run_id AND o.epoch = link_flow_run.epoch AND o.flow_run_id IS NULL
-      AND o.held_by = link_flow_run.held_by; -- a reservation that ran out keeps its epoch, but not its holder
+      AND o.held_by = link_flow_run.held_by; -- an expired reservation keeps its epoch, but not its holder
     IF FOUND THEN
         PERFORM pgflow_prefect.note_flow_run(run_id, epoch, flow_run_id);
         RETURN true;
@@ -916,7 +916,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_runs(
 ) RETURNS TABLE (run_id uuid, linked boolean, status text, remaining int, definition_id bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-SET plan_cache_mode = force_custom_plan -- a plan that was made while there were few runs reads all of them
+SET plan_cache_mode = force_custom_plan -- an old plan, made for few runs, would read all runs
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -924,7 +924,7 @@ DECLARE
 BEGIN
     FOR link IN
         SELECT u.run_id, u.epoch, u.flow_run_id FROM unnest(run_ids, epochs, flow_run_ids) AS u (run_id, epoch, flow_run_id)
-        ORDER BY u.run_id -- so that two processes never wait for each other
+        ORDER BY u.run_id -- in one order, so that two processes never wait for each other
     LOOP
         run_id := link.run_id;
         linked := pgflow_prefect.link_flow_run(link.run_id, link.epoch, link.flow_run_id, held_by, false);
@@ -953,8 +953,8 @@ SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- By key, as in watch_steps. One that another transaction holds is left to the next extension: the others do not
-    -- wait for it, and no two sessions for each other.
+    -- By key, as in watch_steps. A row that another transaction has locked is left to the next extension. So no lease
+    -- waits for another one, and no two sessions wait for each other.
     UPDATE pgflow_prefect.owners o
     SET lease_until = clock_timestamp() + make_interval(secs => lease)
     WHERE o.run_id = ANY (ARRAY(
@@ -1018,7 +1018,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.expire_lease(run_id uuid, epoch int, h
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    -- Not now, but long ago: shortly after the server's start, what ended lately still holds. See is_leased.
+    -- 1970 and not now: shortly after the server's start, a lease that ended lately still holds. See is_leased.
     UPDATE pgflow_prefect.owners o SET lease_until = 'epoch'
     WHERE o.run_id = expire_lease.run_id AND o.epoch = expire_lease.epoch
       AND o.lease_until > 'epoch' AND o.lease_until < 'infinity'
@@ -1060,8 +1060,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.release_reservation(run_id uuid, epoch
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    PERFORM pgflow.lock_run(run_id); -- before its owner, as everywhere
-    -- A reservation that ran out keeps its epoch: another process may have the run in the same one.
+    PERFORM pgflow.lock_run(run_id); -- before the owner's row, as everywhere
+    -- An expired reservation keeps its epoch, so another process may hold the run in the same epoch.
     IF NOT EXISTS (SELECT FROM pgflow_prefect.owners o
                    WHERE o.run_id OPERATOR(pg_catalog.=) release_reservation.run_id
                      AND o.epoch OPERATOR(pg_catalog.=) release_reservation.epoch
@@ -1094,7 +1094,7 @@ BEGIN
             CASE WHEN enable_workflow.enabled THEN clock_timestamp() END)
     ON CONFLICT (workflow_slug) DO UPDATE
     SET enabled = excluded.enabled, first_enabled = coalesce(e.first_enabled, excluded.first_enabled),
-        since = CASE WHEN e.enabled = excluded.enabled THEN e.since ELSE excluded.since END -- twice: no change
+        since = CASE WHEN e.enabled = excluded.enabled THEN e.since ELSE excluded.since END -- no change if repeated
     RETURNING e.* INTO row;
     RETURN row;
 END
@@ -1152,7 +1152,7 @@ DECLARE
     state pgflow.step_states;
     task pgflow_prefect.task_runs;
     doing pg_catalog.text;
-    takes_input boolean; -- all of it, as no code of ours says what it needs
+    takes_input boolean; -- the whole input: no Python says which part is needed
 BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -1161,9 +1161,9 @@ BEGIN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
     waits := false;
-    run := pgflow.lock_run(claim_step.run_id); -- a claim from outside waits for this one, or was before it
+    run := pgflow.lock_run(claim_step.run_id); -- an external claim comes before this one, or waits for it
     IF run.epoch OPERATOR(pg_catalog.>) claim_step.epoch AND pgflow_prefect.is_stale(run.id, claim_step.epoch) THEN
-        RETURN NEXT; -- without a status; an error would take the count back
+        RETURN NEXT; -- without a status: an error would roll back the count
         RETURN;
     END IF;
     SELECT b.kind, b.target, b.options INTO kind, target, options
@@ -1180,13 +1180,13 @@ BEGIN
 
     IF state.status OPERATOR(pg_catalog.=) 'pending' AND run.status OPERATOR(pg_catalog.=) 'pending'
        AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch THEN
-        -- Put on a queue, or answered by 202: an owner that died meanwhile is no reason to ask again.
+        -- The step is on a queue, or the endpoint answered 202. The new owner of the run must not send it again.
         IF task.state_name OPERATOR(pg_catalog.=) 'Deferred' AND state.started_at IS NOT NULL THEN
             waits := true;
             waited := extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) state.started_at);
         ELSIF state.started_at IS NOT NULL AND doing OPERATOR(pg_catalog.<>) 'external'
               AND pgflow_prefect.is_claimed_outside(state, claim_step.task_index) THEN
-            waits := true; -- moved meanwhile: the time-out of its next handler is not theirs
+            waits := true; -- an external worker has it: the time-out of the new handler does not count
         ELSIF pgflow_prefect.is_others(doing, has_function) THEN
             waits := true;
             waited := CASE WHEN task.state_name OPERATOR(pg_catalog.=) 'Waiting'
@@ -1196,7 +1196,7 @@ BEGIN
     END IF;
     IF waits OR (run.status OPERATOR(pg_catalog.<>) 'pending' AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch
                  AND (state.status OPERATOR(pg_catalog.=) 'completed'
-                      -- An external worker has failed it before a claim; not cancel_run.
+                      -- An external worker has failed it before any claim. cancel_run has not.
                       OR (state.status OPERATOR(pg_catalog.=) 'failed'
                           AND (state.ended_as OPERATOR(pg_catalog.=) 'cancelled') IS NOT TRUE
                           AND pgflow_prefect.is_others(doing, has_function)))) THEN
@@ -1228,7 +1228,7 @@ BEGIN
             CASE WHEN NOT waits THEN attempt END)
     ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET task_run_id = excluded.task_run_id, state_name = excluded.state_name,
-        -- What is on a queue stays that queue's, whatever the step is bound to meanwhile.
+        -- A message on a queue stays valid, even if the step is bound to another handler meanwhile.
         handler = CASE WHEN excluded.state_name OPERATOR(pg_catalog.=) 'Deferred' THEN t.handler
                        ELSE excluded.handler END,
         attempt = CASE WHEN excluded.state_name OPERATOR(pg_catalog.=) 'Deferred' THEN t.attempt
@@ -1257,7 +1257,7 @@ BEGIN
     SET state_name = note_state.state_name, message = coalesce(left(note_state.message, 10100), t.message),
         updated_at = clock_timestamp()
     WHERE t.run_id = note_state.run_id AND t.step_slug = note_state.step_slug AND t.task_index = note_state.task_index
-      AND t.task_run_id = note_state.task_run_id; -- another flow run's task run has taken the step's place
+      AND t.task_run_id = note_state.task_run_id; -- a task run of another flow run may do the step now
 END
 $$;
 
@@ -1342,7 +1342,7 @@ RETURNS TABLE (function_oid oid, owner oid)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    -- Any of them may be what PostgreSQL chooses for a call with one argument.
+    -- PostgreSQL may choose any of these for a call with one argument.
     SELECT p.oid, p.proowner
     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = schema_name AND p.proname = function_name AND p.pronargs >= 1
@@ -1372,7 +1372,7 @@ COMMENT ON FUNCTION pgflow_prefect.may_execute(text, text, text) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.check_function(
     workflow_slug text, step_slug text, schema_name text, function_name text, trusted_owners text[], input jsonb
 ) RETURNS jsonb
-LANGUAGE plpgsql VOLATILE -- and its result is the argument of the call: PostgreSQL can't call the function before
+LANGUAGE plpgsql VOLATILE -- the call takes its result as an argument, so this check comes first
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
@@ -1423,7 +1423,7 @@ BEGIN
     BEGIN
         path := parse_ident(target);
     EXCEPTION WHEN invalid_parameter_value THEN
-        RETURN; -- the name of no function: the worker says so, and `validate` before it
+        RETURN; -- no such function: the worker says so, and `validate` before it
     END;
     IF NOT pgflow_prefect.may_execute(role_name, path[1], path[2]) THEN
         RAISE EXCEPTION '% can''t bind a step to %, which it may not execute', role_name, target
@@ -1490,7 +1490,7 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     NEW.changed := false;
-    PERFORM FROM pgflow.steps s -- two who change it, one after the other
+    PERFORM FROM pgflow.steps s -- two sessions change it one after the other
     WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug FOR NO KEY UPDATE;
     IF NEW.action = 'undo' THEN
         SELECT * INTO undone FROM pgflow_prefect.binding_changes c
@@ -1536,7 +1536,7 @@ BEGIN
             FOR EACH ROW EXECUTE FUNCTION pgflow_prefect.do_binding_request();
     END IF;
     IF to_regprocedure('pgflow_prefect.change_binding(text, text, jsonb)') IS NOT NULL THEN
-        DROP FUNCTION pgflow_prefect.change_binding(text, text, jsonb); -- 5 had it with the rights of its caller
+        DROP FUNCTION pgflow_prefect.change_binding(text, text, jsonb); -- in version 5 it had the rights of its caller
     END IF;
 END
 $triggers$;
@@ -1652,9 +1652,9 @@ JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
 LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
 WHERE r.status = 'pending'
-  -- Only what is declared external, by a row or in the handlers' file: that is known once a claim has looked there.
+  -- Only steps that a row or the file of handlers declares external. The file counts once a claim has read it.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
-  -- Claimed by Prefect before it was turned over: Prefect's, until that attempt has come to nothing.
+  -- If Prefect claimed the step before it became external, the step stays Prefect's until that attempt fails.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
                   WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
@@ -1733,8 +1733,8 @@ BEGIN
         JOIN pgflow.runs r ON r.id = e.run_id
         WHERE e.workflow_slug = choose_external_steps.workflow_slug
           AND (only_step IS NULL OR e.step_slug = only_step)
-        ORDER BY e.run_created_at, e.created_at -- the runs as their index has them
-        LIMIT wanted -- what is fetched is locked
+        ORDER BY e.run_created_at, e.created_at -- in the order of the runs' index
+        LIMIT wanted -- every fetched row is locked
         FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
 END
 $$;
@@ -1961,8 +1961,8 @@ DECLARE
     claim pg_catalog.record;
     state pgflow.step_states;
 BEGIN
-    -- One after the other: both lock the run's row, and no transaction waits for itself. What the completions make ready is
-    -- there to be claimed.
+    -- One after the other. A transaction never waits for its own lock on the run's row. The claims come last, because the
+    -- completions may make their steps ready.
     FOR completion IN
         SELECT * FROM pg_catalog.jsonb_to_recordset(completions) AS c(
             step_slug pg_catalog.text, result pg_catalog.jsonb, attempt int, task_run_id pg_catalog.uuid)
@@ -2088,7 +2088,7 @@ BEGIN
           AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
         ORDER BY r.finished_at
         LIMIT at_most
-        FOR UPDATE SKIP LOCKED -- others who prune at this moment take others; one that is being reopened stays
+        FOR UPDATE SKIP LOCKED -- skip runs that another session prunes or reopens
     ) chosen);
 END
 $$;
@@ -2122,14 +2122,14 @@ BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
-    -- One workflow and status after the other, as the index has them: a batch reads what it deletes, and no more.
+    -- By workflow and status, as the index is sorted: a batch reads only the rows that it deletes.
     FOR among IN
         SELECT * FROM pgflow_prefect.find_prunable(ended_before, workflow_slugs, only_status)
     LOOP
         chosen := pgflow_prefect.choose_prunable(among.workflow_slug, among.status, ended_before, grace,
                                                  at_most OPERATOR(pg_catalog.-) pruned);
         CONTINUE WHEN chosen IS NULL;
-        -- One run at a time: for a list of them, the planner may rather read a whole table.
+        -- One run at a time: for a list of runs, the planner may read the whole table.
         FOREACH one IN ARRAY chosen LOOP
             DELETE FROM pgflow.step_states s WHERE s.run_id OPERATOR(pg_catalog.=) one;
             DELETE FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) one;
@@ -2183,12 +2183,12 @@ BEGIN
     FROM pgflow.definitions d
     JOIN pgflow.workflows w ON w.slug = d.workflow_slug AND w.version > d.version
     WHERE (workflow_slugs IS NULL OR d.workflow_slug = ANY (workflow_slugs))
-      -- A transaction that looked before the edit may be starting a run of it, which no other session can see yet.
+      -- A transaction from before the edit may be starting a run with it, which this session can't see yet.
       AND EXISTS (SELECT FROM pgflow.definitions n
                   WHERE n.workflow_slug = d.workflow_slug AND n.version > d.version
                     AND n.created_at < clock_timestamp() - grace);
     IF outdated IS NULL THEN
-        RETURN 0; -- without a look at all runs
+        RETURN 0; -- without reading all runs
     END IF;
     DELETE FROM pgflow.definitions d
     WHERE d.id IN (SELECT unnest(outdated)
@@ -2209,7 +2209,7 @@ DO $copied$ BEGIN PERFORM pgflow_prefect.claim_installation(); END $copied$;
 
 DO $rights$
 BEGIN
-    -- Version 5 left the functions to PUBLIC where its owner had default privileges.
+    -- Version 5 left functions to PUBLIC if their owner had default privileges.
     PERFORM pgflow.close_schema('pgflow_prefect', also_known => current_setting('pgflow.former_version')::int < 6);
 END
 $rights$;

@@ -1,17 +1,17 @@
--- pgflow_api: what an application calls to start, cancel and reopen runs.
+-- pgflow_api: the functions by which an application starts, cancels and reopens runs.
 --
--- The engine's own functions run with their caller's rights, so a role that may call pgflow.run_workflow may also
--- write runs and step states by hand, and under row-level security they answer with an error rather than
--- with half of the rows. Here a caller needs no more than INSERT on three columns of pgflow.runs, or on a request;
--- PostgreSQL checks grants and policies as for any INSERT, and then a trigger does the rest as the tables' owner.
--- It is the triggers alone that have the owner's rights, and no role can call a trigger.
+-- The engine's own functions run with their caller's rights. So a role that may call pgflow.run_workflow may also write
+-- runs and step states by hand. Under row-level security, these functions raise an error instead of seeing half of the
+-- rows. The functions here need less: INSERT on three columns of pgflow.runs, or on a request. PostgreSQL checks grants
+-- and policies as for any INSERT. Then a trigger does the rest as the tables' owner. Only the triggers have the owner's
+-- rights, and no role can call a trigger.
 --
 -- Needs pgflow.sql. Paste this file into an SQL editor as the owner of the schema pgflow, or psql -f api.sql.
 -- One transaction, safe to run again. On Supabase, add pgflow_api (and, to read runs, pgflow) to the exposed schemas:
 --
 --     await supabase.schema('pgflow_api').rpc('run_workflow', { workflow_slug: 'greeting', payload: { id: 7 } })
 --
--- To take it back, after row_level_security.sql: DROP TRIGGER begin_run ON pgflow.runs; DROP SCHEMA pgflow_api CASCADE;
+-- To undo it, after row_level_security.sql: DROP TRIGGER begin_run ON pgflow.runs; DROP SCHEMA pgflow_api CASCADE;
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -33,7 +33,7 @@ BEGIN
 END
 $guard$;
 
--- What was asked of a run, and by which role. No role is granted id, requested_by or requested_at: they are true.
+-- The requests for runs, each with the role that made it. No role may write id, requested_by or requested_at.
 CREATE TABLE IF NOT EXISTS pgflow_api.requests (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
@@ -56,8 +56,8 @@ $indexes$;
 -- The triggers: with the owner's rights, after the caller's have been checked
 ------------------------------------------------------------------------------------------------------------
 
--- The search_path is set all the same: triggers of yours on runs and step_states run inside with the owner's rights, and
--- the caller's search_path would decide which functions and tables their unqualified names mean.
+-- The function sets search_path although it writes runs and step_states. Your triggers on these tables run inside it with
+-- the owner's rights, and the caller's search_path must not decide what their unqualified names mean.
 CREATE OR REPLACE FUNCTION pgflow_api.begin_run() RETURNS trigger
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp

@@ -1,16 +1,15 @@
--- Runs and step states on Supabase Realtime: a browser that subscribes hears of every change that it may see.
+-- Runs and step states on Supabase Realtime: a browser that subscribes gets every change that it may see.
 --
--- Adds pgflow.runs and pgflow.step_states to the publication supabase_realtime; where there is no such publication,
--- or they are in it already, it does nothing. Realtime shows a subscriber the rows that row_level_security.sql lets him
--- read, so run that first: without it, a role that may SELECT a table hears of all its rows.
+-- Adds pgflow.runs and pgflow.step_states to the publication supabase_realtime. It does nothing if there is no such
+-- publication, or if the tables are in it already. Realtime shows a subscriber the rows that row_level_security.sql shows
+-- to this user, so run that script first. Without it, a role that may SELECT a table gets all changes of its rows.
 --
--- The replica identity stays what it is, the primary key, and that is enough: the new row is sent whole with every
--- INSERT and UPDATE, and the old one as its key. FULL would write payloads and results into the log a second time at
--- every step's claim and report. A DELETE is not filtered by policies: subscribers hear the ids of deleted runs, and
--- no more than that.
+-- The replica identity stays the primary key. That is enough: every INSERT and UPDATE sends the whole new row, and the
+-- key of the old row. With FULL, every claim and report would write payloads and results into the log a second time.
+-- Policies do not filter a DELETE: subscribers get the ids of deleted runs, and nothing else.
 --
 -- Paste this file into an SQL editor as the owner of the schema pgflow, or psql -f realtime.sql. Safe to run again.
--- To take it back: ALTER PUBLICATION supabase_realtime DROP TABLE pgflow.runs, pgflow.step_states;
+-- To undo it: ALTER PUBLICATION supabase_realtime DROP TABLE pgflow.runs, pgflow.step_states;
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 

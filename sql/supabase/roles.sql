@@ -1,27 +1,27 @@
 -- Four roles of least privilege, to be granted to login roles: GRANT pgflow_work TO my_worker;
 --
---   pgflow_define   edits workflows, steps and deps, and who does a step (its binding); sees no run
---   pgflow_run      starts, cancels and reopens runs by pgflow_api; reads runs and step states
---   pgflow_work     claims, completes and fails steps, takes runs: what pgflow-prefect's worker, bridge and reconcile
---                   do, and workers of your own that read a queue; can't change what a step is or who does it
+--   pgflow_define   edits workflows, steps, deps and bindings. Sees no run
+--   pgflow_run      starts, cancels and reopens runs by pgflow_api. Reads runs and step states
+--   pgflow_work     takes runs, and claims, completes and fails steps. For worker, bridge and reconcile, and for your
+--                   workers that read a queue. Can't change steps or bindings
 --   pgflow_observe  reads everything, changes nothing
 --
--- None of them deletes runs: `pgflow-prefect prune`, or pg_cron's job, runs as the owner of the tables.
+-- None of them deletes runs: let `pgflow-prefect prune`, or a job of pg_cron, run as the owner of the tables.
 --
--- A binding names the code that a worker executes: who may define decides what workers do. Supabase's service_role,
--- where there is one, may do what all four may.
+-- A binding names the code that a worker executes. So a role that may define workflows decides what workers do.
+-- Supabase's service_role, if there is one, may do all of this.
 --
 -- Needs pgflow.sql and api.sql; run it again after the scripts of classic/ were added or upgraded. Paste it into
 -- an SQL editor as the owner of the schema pgflow, or psql -f roles.sql. One transaction, safe to run again.
--- What you have granted these roles beside it stays.
+-- Your own grants to these roles stay.
 --
--- A transaction that a login leaves open holds locks: other starts of the workflow may then wait, and deletions of its
--- steps. PostgreSQL does not hand settings of a role on to its members, so say it for each login:
+-- An open transaction of a login holds locks. Starts of the workflow and deletions of its steps may then wait. Members of
+-- a role do not inherit its settings, so set this for each login:
 --     ALTER ROLE my_worker SET idle_in_transaction_session_timeout = '1min';
 --
--- Roles belong to the whole server, grants to this database. To take it back, in each database and for each role:
+-- Roles belong to the whole server, grants to this database. To undo it, in each database and for each role:
 --     DROP OWNED BY pgflow_define;  and at last:  DROP ROLE pgflow_define;
--- (who is no superuser says before it: GRANT pgflow_define TO CURRENT_USER;)
+-- (If you are no superuser, first: GRANT pgflow_define TO CURRENT_USER;)
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 

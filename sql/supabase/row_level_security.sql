@@ -1,32 +1,33 @@
 -- Row-level security: a user of the application sees only its own runs.
 --
---   authenticated   reads all definitions; starts runs; reads and cancels those that are his, with their step states;
---                   reopening, snapshots and everything in pgflow_prefect are not for him
---   service_role and the roles of roles.sql: every row, for what their grants allow
+--   authenticated   reads all definitions. Starts runs. Reads and cancels its own runs, and reads their step states.
+--                   Can't reopen runs, and can't read snapshots or anything in pgflow_prefect
+--   service_role and the roles of roles.sql: every row, within their grants
 --   anon, and all other roles: nothing
 --
--- Whose a run is, you choose. Out of the box it is a column, owner_id, filled with auth.uid() when a run starts; runs
--- from before have none, and belong to no user until you fill it. Or it is an expression of your own over the columns of
--- pgflow.runs, evaluated with the user's rights; write out the schema of what it names:
+-- You choose who owns a run. By default, the column owner_id says so. A run gets auth.uid() there when it starts. Older
+-- runs have no owner until you fill the column. You can also name an expression over the columns of pgflow.runs. It is
+-- evaluated with the user's rights, so write the schema of everything that it names:
 --
 --     SELECT pgflow_api.protect_runs($$ payload ->> 'team' = (SELECT auth.jwt() ->> 'team') $$);
 --     SELECT pgflow_api.protect_runs();   -- the column again
 --
--- A choice stays when this script runs again.
+-- Your choice stays when this script runs again.
 --
--- Workers. The engine's functions are set to row_security = off: where a policy applies to the caller, they raise an
--- error, and would even if it hid nothing, because half of the rows is worse than none. So a worker has to be the
--- tables' owner or have BYPASSRLS. This script gives pgflow_define, pgflow_work and pgflow_observe BYPASSRLS if it may:
--- a superuser may, and from PostgreSQL 16 on a role that has CREATEROLE and BYPASSRLS itself, as Supabase's postgres has.
--- Members do not inherit it. Who logs in is to become the role, which also works behind a pooler:
+-- Workers. The engine's functions are set to row_security = off. If a policy applies to the caller, they raise an error,
+-- even if the policy hides nothing: half of the rows is worse than none. So a worker must be the tables' owner or have
+-- BYPASSRLS. This script gives BYPASSRLS to pgflow_define, pgflow_work and pgflow_observe if it may. A superuser may.
+-- From PostgreSQL 16 on, so may a role with CREATEROLE and BYPASSRLS, such as Supabase's postgres. Members of a role do
+-- not inherit BYPASSRLS. So a login must become the role, which also works behind a pooler:
 --
 --     GRANT pgflow_work TO my_worker;  ALTER ROLE my_worker SET role = 'pgflow_work';
 --
--- Where BYPASSRLS is out of reach, let workers connect as the tables' owner. The table at the end tells who is ready.
+-- If no role can get BYPASSRLS, let workers connect as the tables' owner. The result of this script tells which roles are
+-- ready, and how to make the others ready.
 --
 -- Needs pgflow.sql, api.sql and the role authenticated; run it again after roles.sql, or after tables were added.
 -- Paste it into an SQL editor as the owner of the schema pgflow, or psql -f. One transaction, safe to run again.
--- To take it back, the grants first:
+-- To undo it, revoke the grants first:
 --     REVOKE ALL ON ALL TABLES IN SCHEMA pgflow, pgflow_api FROM authenticated;
 --     and for each table of pgflow, pgflow_prefect and pgflow_api: ALTER TABLE ... DISABLE ROW LEVEL SECURITY;
 
@@ -197,7 +198,7 @@ GRANT EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_ap
 
 
 ------------------------------------------------------------------------------------------------------------
--- Who works goes on to work
+-- Workers: their roles bypass the policies
 ------------------------------------------------------------------------------------------------------------
 
 DO $bypass$
@@ -219,7 +220,7 @@ $bypass$;
 
 COMMIT;
 
--- Who may call the engine's functions now; an SQL editor shows this, but no warnings.
+-- The roles that may call the engine's functions now. An SQL editor shows this table, but no warnings.
 SELECT r.rolname AS role,
        CASE WHEN r.rolsuper OR r.rolbypassrls THEN 'ready'
             WHEN NOT r.rolcanlogin
