@@ -5,9 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -20,6 +18,7 @@ from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
+from tests.databases import Databases, choose_place
 from tests.sharing import choose_directory, share
 from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_itemcollected, pytest_report_header
 
@@ -72,7 +71,7 @@ def server_dsn() -> Iterator[str]:
         yield dsn
         return
     # A short path: the socket's name has at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:
+    with tempfile.TemporaryDirectory(prefix="pgflow-", dir=choose_place()) as directory:
         server = start_embedded(Path(directory) / "data")
         # Its power does not fail: hundreds of databases are created on it, and need not be on disk.
         execute(server.get_uri(), sql.SQL("ALTER SYSTEM SET fsync = off"))
@@ -96,29 +95,19 @@ def execute(dsn: str, statement: sql.SQL | sql.Composed) -> None:
 
 
 @pytest.fixture(scope="session")
-def make_database(server_dsn: str) -> Iterator[Callable[[str | None], str]]:
+def databases(server_dsn: str) -> Iterator[Databases]:
+    """The databases of this session on its server."""
+    is_ours = "PGFLOW_TEST_DSN" not in os.environ
+    found = Databases(server_dsn, is_ours=is_ours)
+    yield found
+    if not is_ours:  # one of our own goes as a whole
+        found.drop_all()
+
+
+@pytest.fixture(scope="session")
+def make_database(databases: Databases) -> Callable[[str | None], str]:
     """A function that creates a database, empty or as a copy of another one, and returns its connection string."""
-    made: list[str] = []
-
-    # Half the processor time, where a checkpoint costs nothing: the embedded server has fsync off.
-    strategy = sql.SQL("" if "PGFLOW_TEST_DSN" in os.environ else " STRATEGY file_copy")
-
-    def make(template: str | None) -> str:
-        name = f"test_{uuid4().hex[:12]}"
-        copied = sql.SQL(" TEMPLATE {}{}").format(sql.Identifier(template), strategy) if template else strategy
-        execute(server_dsn, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + copied)
-        made.append(name)
-        return make_conninfo(server_dsn, dbname=name)
-
-    yield make
-    if "PGFLOW_TEST_DSN" not in os.environ:
-        return  # a server of our own goes as a whole
-
-    def drop(name: str) -> None:
-        execute(server_dsn, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    with ThreadPoolExecutor(8) as pool:  # each waits for a checkpoint, and several share one
-        [*pool.map(drop, made)]
+    return databases.make
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +121,11 @@ def template(make_database: Callable[[str | None], str]) -> str:
 
 
 @pytest.fixture
-def empty_dsn(make_database: Callable[[str | None], str]) -> str:
+def empty_dsn(databases: Databases) -> Iterator[str]:
     """A database of this test's own, with nothing in it."""
-    return make_database(None)
+    made = databases.make(None)
+    yield made
+    databases.discard(made)
 
 
 @pytest.fixture
@@ -144,12 +135,13 @@ def copy_dsn(empty_dsn: str) -> str:
 
 
 @pytest.fixture
-def dsn(make_database: Callable[[str | None], str], template: str) -> str:
+def dsn(databases: Databases, template: str) -> Iterator[str]:
     """A database of this test's own, with the engine's and the adapter's schema."""
-    made = make_database(template)
+    made = databases.make(template)
     # A copy of a database that was never used with Prefect gets an id of its own, or the first command would do it.
     execute(made, sql.SQL("SELECT pgflow_prefect.claim_installation()"))
-    return made
+    yield made
+    databases.discard(made)
 
 
 @pytest.fixture

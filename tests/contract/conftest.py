@@ -16,6 +16,7 @@ from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.contract.worlds import ClassicWorld, ReleasedWorld, World
+from tests.databases import Databases
 from tests.released_lab import install_released, list_sources, open_flows
 
 MakeDatabase = Callable[[str | None], str]
@@ -42,30 +43,31 @@ def install(dsn: str) -> Implementation:
 
 
 @pytest.fixture(scope="session")
-def released_templates(make_database: MakeDatabase) -> dict[str, tuple[str, Implementation]]:
+def released_templates() -> dict[str, tuple[str, Implementation]]:
     """The databases of the released pgflow with our schema, by their source, as far as a test has asked for them."""
     return {}
 
 
 @contextmanager
 def open_released(
-    source: str, make_database: MakeDatabase, templates: dict[str, tuple[str, Implementation]]
+    source: str, databases: Databases, templates: dict[str, tuple[str, Implementation]]
 ) -> Iterator[ReleasedWorld]:
     """Copy a database of the released pgflow."""
     if source not in templates:
-        made = make_database(None)
+        made = databases.make(None)
         install_released(made, source)
         templates[source] = str(conninfo_to_dict(made)["dbname"]), install(made)
     name, implementation = templates[source]
-    dsn = make_database(name)
+    dsn = databases.make(name)
     with open_flows(dsn) as flows:
         yield ReleasedWorld(dsn, flows, implementation)
+    databases.discard(dsn)
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def world(
     request: pytest.FixtureRequest,
-    make_database: MakeDatabase,
+    databases: Databases,
     released_templates: dict[str, tuple[str, Implementation]],
 ) -> Iterator[World]:
     """A database of this test's own, with each of the implementations."""
@@ -75,18 +77,18 @@ def world(
         with psycopg.connect(dsn, autocommit=True) as db:
             yield ClassicWorld(dsn, db, CLASSIC)
         return
-    with open_released(source, make_database, released_templates) as released:
+    with open_released(source, databases, released_templates) as released:
         yield released
 
 
 @pytest.fixture(params=list_sources())
 def released(
     request: pytest.FixtureRequest,
-    make_database: MakeDatabase,
+    databases: Databases,
     released_templates: dict[str, tuple[str, Implementation]],
 ) -> Iterator[ReleasedWorld]:
     """A database of this test's own, with each version of the released pgflow that is at hand."""
-    with open_released(str(request.param), make_database, released_templates) as world:
+    with open_released(str(request.param), databases, released_templates) as world:
         yield world
 
 
