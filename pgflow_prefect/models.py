@@ -185,6 +185,7 @@ class TakenRun(BaseModel):
         workflow_slug: its workflow.
         epoch: in which it was taken.
         former_flow_run_id: whose lease has run out; None for a run that was never executed before.
+        was_held: its former owner let the lease run out, and did not hand the run back.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -193,6 +194,7 @@ class TakenRun(BaseModel):
     workflow_slug: str
     epoch: int
     former_flow_run_id: UUID | None
+    was_held: bool = False
 
     @property
     def idempotency_key(self) -> str:

@@ -424,11 +424,39 @@ BEGIN
         END LOOP;
     END IF;
 
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'taken_in') THEN
+        ALTER TABLE pgflow.runs ADD COLUMN taken_in INT; -- the epoch in which a service has taken it; another one: free
+        -- A role that was granted single columns writes this one together with the epoch.
+        FOR granted IN
+            SELECT r.privilege_type AS "right", r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE a.attrelid = 'pgflow.runs'::regclass AND a.attname = 'epoch'
+        LOOP
+            EXECUTE format('GRANT %s (taken_in) ON pgflow.runs TO %s%s', granted."right", granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
     IF to_regclass('pgflow.deps_upstream') IS NULL THEN
         CREATE INDEX deps_upstream ON pgflow.deps (workflow_slug, to_step_slug, from_step_slug);
     END IF;
-    IF to_regclass('pgflow.runs_pending') IS NULL THEN
-        CREATE INDEX runs_pending ON pgflow.runs (workflow_slug, created_at) WHERE status = 'pending';
+    -- The free runs of a workflow stand together, the oldest first, and so do those that were taken. `init` builds this
+    -- index after the script, without a lock, where the table has the former one.
+    IF to_regclass('pgflow.runs_pending') IS NULL
+       OR coalesce(current_setting('pgflow.keys_follow', true), '') <> 'on' THEN
+        IF EXISTS (SELECT FROM pg_catalog.pg_index
+                   WHERE indexrelid = to_regclass('pgflow.runs_to_take') AND NOT indisvalid) THEN
+            DROP INDEX pgflow.runs_to_take; -- what an interrupted build has left
+        END IF;
+        IF to_regclass('pgflow.runs_to_take') IS NULL THEN
+            CREATE INDEX runs_to_take ON pgflow.runs (workflow_slug, (taken_in IS DISTINCT FROM epoch), created_at)
+                WHERE status = 'pending';
+        END IF;
+        IF to_regclass('pgflow.runs_pending') IS NOT NULL THEN
+            DROP INDEX pgflow.runs_pending;
+        END IF;
     END IF;
     IF to_regclass('pgflow.runs_ended') IS NULL THEN
         -- For the deletion of old runs: the oldest of a workflow, without a look at the others.
@@ -1985,25 +2013,43 @@ END
 $renamed$;
 
 
+CREATE OR REPLACE FUNCTION pgflow.set_epoch(run pgflow.runs, epoch int, taken_in int) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    taken int;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    UPDATE pgflow.runs r SET epoch = set_epoch.epoch, taken_in = set_epoch.taken_in
+    WHERE r.id OPERATOR(pg_catalog.=) run.id
+    RETURNING r.epoch INTO taken;
+    IF (taken OPERATOR(pg_catalog.=) set_epoch.epoch) IS NOT TRUE THEN
+        RAISE EXCEPTION 'run % can''t be taken: a trigger or rule on pgflow.runs skipped the update', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    RETURN taken;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.set_epoch(pgflow.runs, int, int) IS
+    'Puts a locked run into an epoch, and notes in which one a service has taken it. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow.take_run(run_id uuid) RETURNS int
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
 DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
-    taken int;
 BEGIN
     IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RAISE EXCEPTION 'run % can''t be taken: it is %', run.id, run.status
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
     END IF;
-    UPDATE pgflow.runs r SET epoch = r.epoch OPERATOR(pg_catalog.+) 1 WHERE r.id OPERATOR(pg_catalog.=) run.id
-    RETURNING r.epoch INTO taken;
-    IF (taken OPERATOR(pg_catalog.=) (run.epoch OPERATOR(pg_catalog.+) 1)) IS NOT TRUE THEN
-        RAISE EXCEPTION 'run % can''t be taken: a trigger or rule on pgflow.runs skipped the update', run.id
-            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
-    END IF;
-    RETURN taken;
+    RETURN pgflow.set_epoch(run, run.epoch OPERATOR(pg_catalog.+) 1, run.taken_in);
 END
 $$;
 

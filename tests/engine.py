@@ -41,6 +41,7 @@ class Run:
     created_at: datetime | None
     finished_at: datetime | None
     ended_as: str | None = None
+    taken_in: int | None = None
 
 
 @dataclass(frozen=True)

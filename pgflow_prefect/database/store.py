@@ -170,7 +170,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         return _find_epoch(rows)
 
     async def take_runs(
-        self, workflow_slugs: Iterable[str], wanted: int, *, adopt: bool = False, besides: Iterable[UUID] = ()
+        self,
+        workflow_slugs: Iterable[str],
+        wanted: int,
+        *,
+        adopt: bool = False,
+        besides: Iterable[UUID] = (),
+        expired: bool = True,
     ) -> list[TakenRun]:
         """Reserve pending runs that no process holds, the oldest of each workflow first.
 
@@ -179,6 +185,8 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             wanted: the greatest number of runs.
             adopt: also runs that began before their workflow was enabled.
             besides: leaves out these runs, which this process executes, even if it could not extend their leases.
+            expired: also runs whose owner let its lease run out, and these first. To find them, PostgreSQL reads
+                every run that is held.
         """
         rows = await self._fetch(
             "take_runs",
@@ -186,6 +194,7 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
             wanted=wanted,
             adopt=adopt,
             besides=list(besides),
+            expired=expired,
             **self.lease_terms._asdict(),
         )
         return [TakenRun.model_validate(row) for row in rows]

@@ -1,11 +1,12 @@
 """Upgrades a database in use: no claim and no report waits for longer than a moment.
 
-Each script upgrades the database in one transaction. Three changes would take too long for a transaction:
+Each script upgrades the database in one transaction. Four changes would take too long for a transaction:
 
 - A big table would stay locked while its new key is built. So `init` builds the index before, `CONCURRENTLY`.
 - A statement that began before the scripts goes on with the former functions, and those need the former key. So `init`
   exchanges the key after the scripts, when such statements have ended.
 - Former versions marked a cancelled run by its message only. So `init` reads all ended runs before the scripts.
+- The index that runs are taken by needs a column of the scripts. So `init` builds it after them, `CONCURRENTLY`.
 
 If a script or an exchange meets a lock, it gives way after half a second, and tries again.
 """
@@ -14,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 from psycopg import errors, sql
 
@@ -42,6 +43,31 @@ _KEYS_FOLLOW = b"SET LOCAL pgflow.keys_follow = 'on'; "
 
 _UPGRADES = read_statements("upgrades")
 
+
+class _Prepared(NamedTuple):
+    """An index that is built beside a table in use.
+
+    Attributes:
+        schema: of the table and the index.
+        table: the table.
+        name: of the index.
+        build: the statement that builds it.
+    """
+
+    schema: LiteralString
+    table: str
+    name: str
+    build: str
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the statements about it are formatted with."""
+        return {"schema": self.schema, "table": self.table, "index": self.name}
+
+
+_TO_TAKE = _Prepared("pgflow", "runs", "runs_to_take", "build_index_to_take")
+_FORMER_PENDING = _Prepared("pgflow", "runs", "runs_pending", "")
+
 _GIVES_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)  # two `init` may wait for each other
 
 
@@ -62,6 +88,7 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
             await _run_script(connection, shipped_path("sql", script).read_bytes())
         if unkeyed:
             await _await_former_statements(connection)
+        await _replace_pending_index(connection)
         # Again, because in an empty database the scripts have made the tables.
         for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]
@@ -81,31 +108,52 @@ async def _list_unkeyed(connection: Connection) -> list[str]:
 
 async def _prepare_key(connection: Connection, table: str) -> None:
     """Build the index of a table's future key, unless it is there."""
-    index = f"{table}_by_task"
     await _give_way(connection, lambda: _add_task_index(connection, table))
+    await _build_beside(connection, _Prepared("pgflow_prefect", table, f"{table}_by_task", "build_prepared_index"))
+
+
+async def _replace_pending_index(connection: Connection) -> None:
+    """Build the index that runs are taken by, in place of that of a former version."""
+    if await _find_index(connection, _FORMER_PENDING):
+        await _build_beside(connection, _TO_TAKE)
+        await _give_way(connection, lambda: _drop_index(connection, _FORMER_PENDING))
+
+
+async def _build_beside(connection: Connection, index: _Prepared) -> None:
+    """Build an index while its table is in use, unless it is there and whole."""
     while not await _is_prepared(connection, index):
-        await _give_way(connection, lambda: _drop_unfinished(connection, table, index))
+        await _give_way(connection, lambda: _drop_unfinished(connection, index))
         with suppress(errors.DuplicateTable):  # another `init` was faster
-            await _give_way(connection, lambda: _build(connection, table, index))
+            await _give_way(connection, lambda: _build(connection, index))
 
 
-async def _build(connection: Connection, table: str, index: str) -> None:
-    with _bounded_build(connection, table):
+async def _build(connection: Connection, index: _Prepared) -> None:
+    with _bounded_build(connection, f"{index.schema}.{index.table}"):
         async with asyncio.timeout(BUILD_PATIENCE):
-            await connection.execute(_name("build_prepared_index", table=table, index=index))
+            await connection.execute(_name(index.build, **index.names))
 
 
-async def _is_prepared(connection: Connection, index: str) -> bool:
-    found = await _fetch(connection, "find_prepared_index", index=index)
+async def _find_index(connection: Connection, index: _Prepared) -> list[Row]:
+    return await _fetch(connection, "find_prepared_index", index=f"{index.schema}.{index.name}")
+
+
+async def _is_prepared(connection: Connection, index: _Prepared) -> bool:
+    found = await _find_index(connection, index)
     return bool(found and found[0]["is_valid"])
 
 
-async def _drop_unfinished(connection: Connection, table: str, index: str) -> None:
+async def _drop_unfinished(connection: Connection, index: _Prepared) -> None:
     async with connection.transaction():
         await _fetch(connection, "wait_briefly")
-        await connection.execute(_name("keep_builders_out", table=table))
+        await connection.execute(_name("keep_builders_out", **index.names))
         if not await _is_prepared(connection, index):  # else another `init` has just built it
-            await connection.execute(_name("drop_prepared_index", index=index))
+            await connection.execute(_name("drop_prepared_index", **index.names))
+
+
+async def _drop_index(connection: Connection, index: _Prepared) -> None:
+    async with connection.transaction():
+        await _fetch(connection, "wait_briefly")
+        await connection.execute(_name("drop_prepared_index", **index.names))
 
 
 @contextmanager
@@ -114,12 +162,12 @@ def _bounded_build(connection: Connection, table: str) -> Iterator[None]:
         yield
     except (TimeoutError, errors.LockNotAvailable) as error:
         raise PgflowPrefectError(
-            f"an index of the table pgflow_prefect.{table} of database {connection.info.dbname!r} could not be built: "
+            f"an index of the table {table} of database {connection.info.dbname!r} could not be built: "
             "an older transaction is open. Let that transaction end, and run `pgflow-prefect init` again"
         ) from error
     except errors.QueryCanceled as error:
         raise PgflowPrefectError(
-            f"an index of the table pgflow_prefect.{table} of database {connection.info.dbname!r} could not be built "
+            f"an index of the table {table} of database {connection.info.dbname!r} could not be built "
             "in the statement_timeout of this role or database: run `pgflow-prefect init` as a role without one"
         ) from error
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -53,6 +53,7 @@ class RunFetcher:
     _pause: float = field(default=0, init=False)
     _pauses: Pauses = field(default_factory=lambda: Pauses(_SHORTEST_PAUSE, _LONGEST_PAUSE), init=False)
     _next_look: float = field(default=0, init=False)
+    _more_expired: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._limiter = anyio.CapacityLimiter(self.slots)
@@ -113,8 +114,7 @@ class RunFetcher:
                 with anyio.CancelScope() as self._taking:
                     if self.stopped:
                         return
-                    await self._expire_dead_holders()
-                    runs = await self.store.take_runs(slugs, len(places), adopt=self.adopt, besides=self.executing())
+                    runs = await self._look(slugs, len(places))
                 if self._taking.cancelled_caught:
                     _logger.warning("no answer to the last sweep: what it has taken is free when its lease runs out")
                     return
@@ -128,11 +128,18 @@ class RunFetcher:
             for taken in runs:
                 group.start_soon(self._handle, taken, places.pop())
 
-    async def _expire_dead_holders(self) -> None:
-        """Look once a sweep for dead owners, and not with each run that wakes this."""
-        if anyio.current_time() >= self._next_look:
+    async def _look(self, slugs: Sequence[str], wanted: int) -> list[TakenRun]:
+        """Take free runs; once a sweep, and not with each run that wakes this, look for dead owners, too."""
+        if expired := anyio.current_time() >= self._next_look:
             await self.store.expire_dead_holders()
+        runs = await self.store.take_runs(
+            slugs, wanted, adopt=self.adopt, besides=self.executing(), expired=expired or self._more_expired
+        )
+        if expired:
             self._next_look = anyio.current_time() + self.sweep_interval
+        # Where many owners died and few slots are free, all of their runs come before the free ones.
+        self._more_expired = any(each.was_held for each in runs)
+        return runs
 
     @contextmanager
     def _occupy(self, slots: int) -> Iterator[list[Slot]]:

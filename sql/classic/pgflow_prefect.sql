@@ -293,6 +293,9 @@ BEGIN
         -- 5 did not know which runs the caller executes
         DROP FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int);
     END IF;
+    IF to_regprocedure('pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[])') IS NOT NULL THEN
+        DROP FUNCTION pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[]); -- it read what was taken
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_class
                    WHERE oid = 'pgflow_prefect.task_runs'::regclass AND 'fillfactor=70' = ANY (reloptions)) THEN
         ALTER TABLE pgflow_prefect.task_runs SET (fillfactor = 70); -- a state's change is an update in place
@@ -636,7 +639,10 @@ BEGIN
         UPDATE pgflow_prefect.task_runs t SET updated_at = pg_catalog.clock_timestamp()
         WHERE t.run_id OPERATOR(pg_catalog.=) run.id AND t.state_name OPERATOR(pg_catalog.=) 'Waiting';
     END IF;
-    taken := coalesce(taken, pgflow.take_run(run.id));
+    taken := coalesce(taken, run.epoch OPERATOR(pg_catalog.+) 1);
+    IF (run.taken_in OPERATOR(pg_catalog.=) taken) IS NOT TRUE THEN
+        taken := pgflow.set_epoch(run, taken, taken);
+    END IF;
     INSERT INTO pgflow_prefect.owners AS o (run_id, epoch, flow_run_id, held_by, lease_until, remaining, recoveries)
     VALUES (run.id, taken, take_run.flow_run_id, take_run.held_by,
             pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => lease),
@@ -769,7 +775,7 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
-    workflow_slug text, wanted int, adopt boolean, lease double precision, besides uuid[]
+    workflow_slug text, held boolean, wanted int, adopt boolean, lease double precision, besides uuid[]
 ) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
@@ -793,7 +799,9 @@ BEGIN
             SELECT o AS whole, o.*
             FROM pgflow_prefect.owners o WHERE o.run_id = r.id OFFSET 0) o ON true -- as in watch_steps
         WHERE r.workflow_slug = choose_runs.workflow_slug AND r.status = 'pending'
+          AND (r.taken_in IS DISTINCT FROM r.epoch) = (NOT held) -- as the index has it
           AND r.id <> ALL (coalesce(besides, '{}'))
+          -- A run that was taken before it could be noted looks free.
           AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
                    ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, enabling) END
           AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
@@ -805,14 +813,15 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[]) IS
-    'Locks the runs of a workflow that take_runs is to take, and returns them. Internal.';
+COMMENT ON FUNCTION pgflow_prefect.choose_runs(text, boolean, int, boolean, double precision, uuid[]) IS
+    'Locks the runs of a workflow that take_runs is to take, and returns them: free ones, or (held) those that were '
+    'taken and whose lease has run out. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
-    besides uuid[] DEFAULT '{}'
-) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
+    besides uuid[], expired boolean
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -831,10 +840,11 @@ BEGIN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
     FOREACH workflow_slug IN ARRAY workflow_slugs LOOP -- one by one, each in the order of the index
+        was_held := expired IS TRUE; -- these first: they had begun before
         LOOP
             before := passed_over;
             FOR candidate IN
-                SELECT * FROM pgflow_prefect.choose_runs(workflow_slug, open_slots, adopt, lease, besides)
+                SELECT * FROM pgflow_prefect.choose_runs(workflow_slug, was_held, open_slots, adopt, lease, besides)
             LOOP
                 epoch := NULL;
                 BEGIN
@@ -868,19 +878,37 @@ BEGIN
                 open_slots := open_slots OPERATOR(pg_catalog.-) 1;
                 RETURN NEXT;
             END LOOP;
+            EXIT WHEN open_slots OPERATOR(pg_catalog.<=) 0;
             -- Behind those that were passed over there may be others.
-            EXIT WHEN open_slots OPERATOR(pg_catalog.<=) 0 OR passed_over OPERATOR(pg_catalog.=) before
-                      OR passed_over OPERATOR(pg_catalog.>=) most_passed_over;
+            CONTINUE WHEN passed_over OPERATOR(pg_catalog.>) before
+                          AND passed_over OPERATOR(pg_catalog.<) most_passed_over;
+            EXIT WHEN NOT was_held;
+            was_held := false;
         END LOOP;
         EXIT WHEN open_slots OPERATOR(pg_catalog.<=) 0;
     END LOOP;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[]) IS
+COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[], boolean) IS
     'Reserves pending runs that no process holds, the oldest first, at most so many: of enabled workflows, begun since '
-    'they were enabled (adopt: older ones, too). A run that raises an error is set aside for a while. Never those '
-    'of besides, which the caller executes.';
+    'they were enabled (adopt: older ones, too). Reads none that was taken, unless `expired` asks for those whose lease '
+    'has run out: they come first. A run that raises an error is set aside for a while. Never those of besides, which '
+    'the caller executes.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
+    workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
+    besides uuid[] DEFAULT '{}'
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid)
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT t.run_id, t.workflow_slug, t.epoch, t.former_flow_run_id
+    FROM pgflow_prefect.take_runs(workflow_slugs, wanted, adopt, held_by, lease, max_recoveries, besides, true) t
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[]) IS
+    'Signature of version 6: looks at every pending run.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_run(
@@ -1045,6 +1073,11 @@ BEGIN
     WHERE o.run_id OPERATOR(pg_catalog.=) run.id AND o.epoch OPERATOR(pg_catalog.=) release_run.epoch;
     IF FOUND AND run.status OPERATOR(pg_catalog.=) 'pending' AND run.epoch OPERATOR(pg_catalog.=) release_run.epoch
     THEN
+        BEGIN
+            UPDATE pgflow.runs r SET taken_in = NULL WHERE r.id OPERATOR(pg_catalog.=) run.id;
+        EXCEPTION WHEN OTHERS THEN
+            NULL; -- a trigger of a user's: the next sweep finds the run by its lease
+        END;
         PERFORM pgflow.announce_run(run); -- for its next owner
         RETURN true;
     END IF;

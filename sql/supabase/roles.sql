@@ -139,7 +139,8 @@ BEGIN
              'pgflow_api.reopen_run', '{run}'),
 
             ('INSERT (workflow_slug, id, payload, definition_id, remaining), '
-             'UPDATE (status, ended_as, definition_id, remaining, epoch, error_message, finished_at) ON pgflow.runs', '{work}'),
+             'UPDATE (status, ended_as, definition_id, remaining, epoch, taken_in, error_message, '
+             'finished_at) ON pgflow.runs', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug), '
              'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at) ON pgflow.step_states',
              '{work}'),

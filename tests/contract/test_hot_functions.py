@@ -145,8 +145,8 @@ def report_failure(run: HeldRun) -> Call:
 
 def take_runs(run: HeldRun) -> Call:
     run.ask("enable_workflow", workflow_slug="waiting", enabled=True)
-    run_workflow(run.db, "waiting", {})  # it looks at the pending runs of a workflow, the oldest first
-    return Call("take_runs", {"workflow_slugs": ["waiting"], "wanted": 1, "adopt": True, **HOLDER})
+    run_workflow(run.db, "waiting", {})  # it looks at the free runs of a workflow, the oldest first
+    return Call("take_runs", {"workflow_slugs": ["waiting"], "wanted": 1, "adopt": True, "expired": False, **HOLDER})
 
 
 def extend_leases(run: HeldRun) -> Call:

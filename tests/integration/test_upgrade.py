@@ -38,6 +38,11 @@ CLAIM = """
 """
 """As the former version's Python says it."""
 
+TAKE = """
+    SELECT run_id FROM pgflow_prefect.take_runs(
+        ARRAY['chain'], 10, adopt => false, held_by => 'the tests', lease => 60, max_recoveries => 3)
+"""
+
 COMPLETE = "SELECT status FROM pgflow_prefect.complete_step(%s, %s, '1', 0, %s, gen_random_uuid())"
 
 
@@ -76,7 +81,9 @@ def read_keys(db: Connection) -> dict[str, list[str]]:
 
 
 def describe_indexes(db: Connection) -> list[str]:
-    found = db.execute("SELECT indexdef FROM pg_indexes WHERE schemaname = 'pgflow_prefect' ORDER BY 1").fetchall()
+    found = db.execute(
+        "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('pgflow', 'pgflow_prefect') ORDER BY 1"
+    ).fetchall()
     return [str(definition) for (definition,) in found]
 
 
@@ -185,6 +192,47 @@ async def test_an_index_that_was_left_unfinished_is_built_anew(old: Connection, 
     old.execute(unfinished, ["pgflow_prefect.task_runs_by_task"])
     await init(old_dsn)
     assert are_keyed_by_task(old)
+
+
+async def test_an_index_of_runs_that_was_left_unfinished_is_built_anew(
+    old: Connection, old_dsn: str, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stop(connection: Any, index: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrades, "_drop_index", stop)
+        with pytest.raises(KeyboardInterrupt):
+            await init(old_dsn)
+    run_workflow(old, "chain", {})
+    old.execute("SELECT pgflow_prefect.enable_workflow('chain')")
+    assert old.execute(TAKE).fetchall() == [], "it is older"
+    old.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'pgflow.runs_to_take'::regclass")
+    await init(old_dsn)
+    assert describe_indexes(old) == describe_indexes(db)
+    assert value(old, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'pgflow.runs_to_take'::regclass") is True
+    newer = run_workflow(old, "chain", {}).id
+    assert old.execute(TAKE).fetchall() == [(newer,)]
+
+
+async def test_a_role_that_was_granted_the_epoch_alone_notes_who_has_taken_a_run(old: Connection, old_dsn: str) -> None:
+    name = f"taker_{uuid4().hex[:8]}"
+    role = sql.Identifier(name)
+    old.execute(sql.SQL("CREATE ROLE {0}; GRANT UPDATE (epoch) ON pgflow.runs TO {0}").format(role))
+    try:
+        await init(old_dsn)
+        assert value(old, "SELECT has_column_privilege(%s, 'pgflow.runs', 'taken_in', 'UPDATE')", name) is True
+    finally:
+        old.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(role))
+
+
+async def test_what_a_former_worker_holds_is_not_taken_after_an_upgrade(old: Connection, old_dsn: str) -> None:
+    old.execute("SELECT pgflow_prefect.enable_workflow('chain')")
+    held, free = (run_workflow(old, "chain", {}).id for _ in range(2))
+    old.execute("SELECT pgflow_prefect.take_run(%s, gen_random_uuid(), 'former', 600, 3)", [held])
+    await init(old_dsn)
+    assert old.execute(TAKE).fetchall() == [(free,)]
+    assert old.execute(TAKE).fetchall() == []
 
 
 async def test_init_makes_an_empty_database_with_the_keys_of_tasks(empty_dsn: str) -> None:

@@ -46,6 +46,7 @@ TRANSITIONS = {
     "pgflow.break_off_run": Transition("SELECT pgflow.break_off_run(%(run)s, 'broken', NULL)"),
     "pgflow.end_run": Transition("SELECT pgflow.end_run(r, 'broken') FROM pgflow.runs r WHERE id = %(run)s"),
     "pgflow.take_run": Transition("SELECT pgflow.take_run(%(run)s)"),
+    "pgflow.set_epoch": Transition("SELECT pgflow.set_epoch(r, 7, NULL) FROM pgflow.runs r WHERE id = %(run)s"),
     "pgflow.cancel_run": Transition("SELECT pgflow.cancel_run(%(run)s)"),
     "pgflow.reopen_run": Transition("SELECT pgflow.reopen_run(%(run)s)", CANCELLED),
     "pgflow.lock_run": Transition("SELECT pgflow.lock_run(%(run)s)", BY_HAND),

@@ -14,10 +14,10 @@ FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s
 
 -- take_runs --
 -- Reserve pending runs that no process holds.
-SELECT run_id, workflow_slug, epoch, former_flow_run_id,
+SELECT run_id, workflow_slug, epoch, former_flow_run_id, was_held,
        pgflow_prefect.note_holder(run_id, epoch, %(holder)s::jsonb)
 FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
-                              %(besides)s::uuid[])
+                              %(besides)s::uuid[], %(expired)s)
 
 -- list_holders --
 -- The processes of one machine that hold runs.

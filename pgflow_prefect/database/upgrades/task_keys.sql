@@ -16,21 +16,26 @@ ORDER BY keyed.place
 ALTER TABLE pgflow_prefect.{table} ADD COLUMN IF NOT EXISTS task_index INT NOT NULL DEFAULT 0
 
 -- find_prepared_index --
--- Whether the index of the future key is there, and whole; no row where there is none.
+-- Whether an index is there, and whole; no row where there is none.
 SELECT i.indisvalid AS is_valid FROM pg_catalog.pg_index i
-WHERE i.indexrelid = pg_catalog.to_regclass('pgflow_prefect.' || %(index)s)
+WHERE i.indexrelid = pg_catalog.to_regclass(%(index)s)
 
 -- keep_builders_out --
 -- Waits for another session that builds an index of the table.
-LOCK TABLE pgflow_prefect.{table} IN SHARE UPDATE EXCLUSIVE MODE
+LOCK TABLE {schema}.{table} IN SHARE UPDATE EXCLUSIVE MODE
 
 -- drop_prepared_index --
--- What an interrupted build has left.
-DROP INDEX IF EXISTS pgflow_prefect.{index}
+-- What an interrupted build or a former version has left.
+DROP INDEX IF EXISTS {schema}.{index}
 
 -- build_prepared_index --
 -- Reads the table twice, and keeps no claim and no report waiting.
-CREATE UNIQUE INDEX CONCURRENTLY {index} ON pgflow_prefect.{table} (run_id, step_slug, task_index)
+CREATE UNIQUE INDEX CONCURRENTLY {index} ON {schema}.{table} (run_id, step_slug, task_index)
+
+-- build_index_to_take --
+-- What pgflow.sql has for a new database.
+CREATE INDEX CONCURRENTLY {index} ON {schema}.{table}
+    (workflow_slug, (taken_in IS DISTINCT FROM epoch), created_at) WHERE status = 'pending'
 
 -- key_by_task --
 -- Makes that index the primary key.
