@@ -260,6 +260,15 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         """
         await self._fetch("release_reservation", run_id=run_id, epoch=epoch, held_by=self.lease_terms.held_by)
 
+    async def put_off_run(self, run_id: UUID, epoch: int, reason: str) -> bool:
+        """Hand a run back that this process has reserved and could not begin, to be taken again after a while.
+
+        The while grows with each time. The answer is False where `release_reservation` would hand nothing back.
+        """
+        given = {"epoch": epoch, "held_by": self.lease_terms.held_by}
+        [row] = await self._fetch_telling("put_off_run", {"reason": reason}, run_id=run_id, **given)
+        return bool(row["put_off"])
+
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
         """Return workflow and id of the pending runs that only `adopt` takes, older than the enabling."""
         rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)
@@ -389,9 +398,15 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         """End a run and all its pending steps as cancelled; a finished run stays as it is."""
         await self._fetch_telling("cancel_run", {"reason": reason}, run_id=run_id)
 
-    async def fail_run(self, run_id: UUID, reason: str) -> None:
-        """Fail a run that can't go on, and its pending steps; unlike a cancelled one, Prefect's Retry may reopen it."""
-        await self._fetch_telling("fail_run", {"reason": reason}, run_id=run_id)
+    async def fail_run(self, run_id: UUID, epoch: int, reason: str) -> bool:
+        """Fail a run that this process holds and that can't go on, and its pending steps.
+
+        Unlike a cancelled run, Prefect's Retry may reopen it. The answer is False if another process has the run now:
+        it stays as it is then.
+        """
+        given = {"epoch": epoch, "held_by": self.lease_terms.held_by}
+        [row] = await self._fetch_telling("fail_run", {"reason": reason}, run_id=run_id, **given)
+        return bool(row["failed"])
 
     # Steps
 

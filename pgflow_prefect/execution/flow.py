@@ -241,7 +241,7 @@ class Execution:
         arguments = {slug: each.function.required for slug, each in self.handlers.items() if each.function}
         if problems := find_problems(definition, arguments):
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
-            await self._persist(store, lambda: store.fail_run(run_id, reason))
+            await self._persist(store, lambda: store.fail_run(run_id, run.epoch, reason))
             return graph, None
         async with (
             open_task_runner() as task_runner,
@@ -314,7 +314,7 @@ async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
     """Fail a run whose flow has timed out. Prefect's engine shows the flow run as TimedOut."""
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
-            await store.fail_run(run.run_id, reason)
+            await store.fail_run(run.run_id, run.epoch, reason)
         except Exception as error:  # noqa: BLE001  the flow must end with the error that ended the run
             _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
 

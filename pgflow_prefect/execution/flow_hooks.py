@@ -1,14 +1,18 @@
 """The hooks of the user's flow: each ends on its own, blocks no event loop, and may use Prefect's functions."""
 
+import asyncio
 import inspect
+import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from copy import copy
 from functools import partial, wraps
 from typing import Any
 
-from prefect import get_run_logger
+from anyio import CancelScope, current_time
+from prefect import Flow, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext
@@ -20,10 +24,32 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 
 Hook = Callable[..., Any]
 
+AnyLogger = logging.Logger | logging.LoggerAdapter[Any]
+
 HOOKS = ("on_running_hooks", "on_completion_hooks", "on_failure_hooks", "on_cancellation_hooks", "on_crashed_hooks")
+
+HOOK_GRACE = 10.0
+"""Seconds that a hook gets to end once its process drains."""
 
 _CONTAINED = "__pgflow_contained__"
 _RUNNER_OWNS = ("PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS", "false")
+
+
+_drained: ContextVar[asyncio.Event | None] = ContextVar("pgflow_drained", default=None)
+
+
+@contextmanager
+def leave_hooks_after(drained: asyncio.Event | None) -> Iterator[None]:
+    """Let no hook in this block hold up a process that drains for longer than `HOOK_GRACE`.
+
+    Args:
+        drained: set when the process drains; None where it never does.
+    """
+    token = _drained.set(drained)
+    try:
+        yield
+    finally:
+        _drained.reset(token)
 
 
 class Hooks(list[Hook]):
@@ -48,7 +74,10 @@ def contain_hook(hook: Hook) -> Hook:
 
     @wraps(hook, updated=())
     async def call(*args: object, **kwargs: object) -> None:
-        await contain(_call(hook, partial(hook, *args, **kwargs)))
+        with _bound() as scope:
+            await contain(_call(hook, partial(hook, *args, **kwargs)))
+        if scope.cancelled_caught:
+            raise TimeoutError(f"it was left: the process ends, and the hook was not done {HOOK_GRACE:g} s later")
 
     call.__name__ = find_hook_name(hook)
     setattr(call, _CONTAINED, True)
@@ -59,6 +88,46 @@ def find_hook_name(hook: Hook) -> str:
     """Return the name of a hook in logs: of a function, a partial function, or a callable object."""
     named = hook.func if isinstance(hook, partial) else hook
     return str(getattr(named, "__name__", type(named).__name__))
+
+
+async def call_hooks(
+    hooks: Iterable[Hook],
+    flow: Flow[..., Any],
+    flow_run: FlowRun,
+    state: State[Any],
+    logger: AnyLogger,
+) -> None:
+    """Call hooks one after the other, as Prefect's engine does; what one raises keeps no other from being called."""
+    for hook in map(contain_hook, hooks):
+        name = find_hook_name(hook)
+        logger.info("Running hook %r in response to entering state %r", name, state.name)
+        try:
+            await hook(flow, flow_run, state)
+        except Exception:
+            logger.exception("An error was encountered while running hook %r", name)
+        else:
+            logger.info("Hook %r finished running successfully", name)
+
+
+@contextmanager
+def _bound() -> Iterator[CancelScope]:
+    """Cancel the block some time after the process has begun to drain."""
+    drained = _drained.get()
+    with CancelScope() as scope:
+        if drained is None:
+            yield scope
+            return
+
+        def end_soon(waiting: "asyncio.Task[Any]") -> None:
+            if not waiting.cancelled():
+                scope.deadline = min(scope.deadline, current_time() + HOOK_GRACE)
+
+        waiting = asyncio.ensure_future(drained.wait())
+        waiting.add_done_callback(end_soon)
+        try:
+            yield scope
+        finally:
+            waiting.cancel()
 
 
 async def _call(hook: Hook, call: Callable[[], Any]) -> None:
@@ -95,14 +164,7 @@ async def run_cancellation_hooks(state: State[Any]) -> None:
     hooks = context.flow.on_cancellation_hooks
     if not hooks or await _is_for_runner(context):
         return
-    logger = get_run_logger()
-    for hook in map(contain_hook, hooks):
-        name = find_hook_name(hook)
-        logger.info("Running hook %r in response to entering state %r", name, state.name)
-        try:
-            await hook(context.flow, context.flow_run, state)
-        except Exception:
-            logger.exception("An error was encountered while running hook %r", name)
+    await call_hooks(hooks, context.flow, context.flow_run, state, get_run_logger())
 
 
 async def _is_for_runner(context: FlowRunContext) -> bool:

@@ -8,7 +8,7 @@ from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import get_current_settings
-from prefect.states import Pending
+from prefect.states import Running
 
 from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
@@ -41,7 +41,7 @@ async def create_flow_run(
         name=name_flow_run(workflow_slug, run_id),
         tags=[TAG, make_ownership_tag(installation)],
         parameters={"run_id": str(run_id)},
-        state=Pending(),
+        state=Running(),
     )
     return CreatedFlowRun(created, url_for(created) if get_current_settings().api.url else None)
 

@@ -1,7 +1,7 @@
 """Flow runs of several runs of one process, created and ended with one request of Prefect's API each time."""
 
 import logging
-from asyncio import CancelledError, Future, Semaphore, Task, gather, get_running_loop
+from asyncio import CancelledError, Event, Future, Semaphore, Task, ensure_future, gather, get_running_loop
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,8 +46,8 @@ _WITHOUT_ROUTES = 600.0
 """Seconds after which a server that lacks the routes for several is asked again: it may have been its proxy."""
 
 _NO_ROUTE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
-_OF_ALL = frozenset({401, 403, 408, 425, 429, 502, 503, 504})
-"""What no flow run of several is to blame for."""
+_OF_ALL = frozenset({401, 408, 425, 429, 502, 503, 504})
+"""What no flow run of several is to blame for. What is forbidden, 403, may be one of them only."""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -106,6 +106,36 @@ class FlowRunWriter:
         if not force and _is_plain_completion(state):
             return await self._completions.ask((flow_run_id, state))
         return await self._propose(flow_run_id, state, force=force)
+
+    async def enter_in_turn(
+        self, flow_run_id: UUID, state: State[Any], given_up: Event | None = None
+    ) -> State[Any] | None:
+        """Have a flow run enter a state when the server lets it, and return the one that it is in then.
+
+        Args:
+            flow_run_id: the flow run.
+            state: the server may let it wait, until a retry is due for example.
+            given_up: where this is set first, the flow run stays as it is, and the answer is None. A request that is
+                under way is waited for.
+
+        Raises:
+            Abort: see `enter`, here and below.
+            Pause: it says that the flow run is paused.
+            PrefectUnavailableError: there was no answer in time.
+            PrefectHTTPStatusError: Prefect refuses it.
+        """
+        if given_up is None:
+            return await self._propose(flow_run_id, state)
+        entered: State[Any] | None = None
+        with anyio.CancelScope() as scope:
+            waiting = ensure_future(given_up.wait())
+            waiting.add_done_callback(lambda done: None if done.cancelled() else scope.cancel())
+            client = cast("PrefectClient", _PatientClient(self._client, to_the_end=True))
+            try:
+                entered = await propose_state(client, state, flow_run_id=flow_run_id)
+            finally:
+                waiting.cancel()
+        return entered
 
     async def _propose(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> State[Any]:
         client = cast("PrefectClient", _PatientClient(self._client))
@@ -201,14 +231,17 @@ class _PatientClient:
     Between its answers, the server may let a state wait for as long as it says.
     """
 
-    def __init__(self, client: PrefectClient) -> None:
+    def __init__(self, client: PrefectClient, *, to_the_end: bool = False) -> None:
         self._client = client
+        self._to_the_end = to_the_end  # a cancellation waits for the answer: what was asked may have been done
 
     async def set_flow_run_state(
         self, flow_run_id: UUID, state: State[Any], force: bool = False
     ) -> OrchestrationResult[Any]:
-        with _bounded(_PATIENCE_OF_END):
-            return await self._client.set_flow_run_state(flow_run_id, state, force=force)
+        answer: OrchestrationResult[Any]
+        with anyio.CancelScope(shield=self._to_the_end), _bounded(_PATIENCE_OF_END):
+            answer = await self._client.set_flow_run_state(flow_run_id, state, force=force)
+        return answer
 
 
 _Entry: TypeAlias = tuple[UUID, State[Any]]

@@ -5,6 +5,7 @@ The internals of Prefect's runner are in `runner_internals`, because their impor
 them.
 """
 
+from prefect.concurrency._leases import amaintain_concurrency_lease
 from prefect.concurrency.context import ConcurrencyContext
 from prefect.context import AsyncClientContext, SettingsContext, TagsContext, get_settings_context
 from prefect.events.clients import EventsClient, get_events_client
@@ -41,6 +42,7 @@ __all__ = [
     "ResultStore",
     "SettingsContext",
     "TagsContext",
+    "amaintain_concurrency_lease",
     "clamped_poisson_interval",
     "exception_to_crashed_state",
     "exception_to_failed_state",

@@ -185,7 +185,7 @@ class Bridge:
             )
         except PrefectRefusedError as error:
             _logger.error("run %s of %r fails: %s", run_id, taken.workflow_slug, error)  # noqa: TRY400  no traceback
-            await self.store.fail_run(run_id, str(error))
+            await self.store.fail_run(run_id, epoch, str(error))
         except (DeploymentGoneError, KeyError):
             self.deployments = {slug: each for slug, each in self.deployments.items() if slug != taken.workflow_slug}
             self.fetcher.workflow_slugs = [*self.deployments]

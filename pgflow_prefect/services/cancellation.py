@@ -23,10 +23,11 @@ from prefect.states import Cancelled, Cancelling
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_runs
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
-from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
+from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
 from pgflow_prefect.prefect_api.client import ask_prefect
+from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
@@ -127,7 +128,7 @@ async def execute_until_cancelled(
     async with anyio.create_task_group() as group:
         group.start_soon(CancellationRequests(host.store, client).watch, host, flow_run.id, run_id)
         try:
-            return await execute_flow_run(flow, flow_run)
+            return await FlowRunEngine(flow, FlowRunWriter(client), client).execute(flow_run)
         except Exception as error:  # noqa: BLE001  raised below: here, the group would wrap it
             failure = error
         finally:

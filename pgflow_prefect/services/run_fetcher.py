@@ -16,6 +16,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import TakenRun
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.waiting import Pauses, Wakeup
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
@@ -166,5 +167,16 @@ class RunFetcher:
             _logger.warning("run %s: %s; trying again in %.1f s", taken.run_id, error, self._pause)
         except PgflowPrefectError as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and a process takes it again
+        except Exception as error:
+            await self._put_off(taken, f"{type(error).__name__}: {describe_error(error)}")
+            _logger.debug("run %s", taken.run_id, exc_info=error)
         finally:
             slot.leave()
+
+    async def _put_off(self, taken: TakenRun, reason: str) -> None:
+        """Set a run aside that this process can't begin; a process tries again later, and later each time."""
+        _logger.error("run %s of %r is set aside: %s", taken.run_id, taken.workflow_slug, reason)
+        try:
+            await self.store.put_off_run(taken.run_id, taken.epoch, reason)
+        except PgflowPrefectError as error:
+            _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out

@@ -1,17 +1,16 @@
 """A process that executes runs: those that SQL started, and those that Prefect scheduled."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID
 
 import anyio
 from anyio import CancelScope
 from anyio.abc import TaskGroup
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, ObjectNotFound, PrefectSignal
 from prefect.states import Pending, Running
 
@@ -26,7 +25,6 @@ from pgflow_prefect.errors import (
     PrefectRefusedError,
     PrefectUnavailableError,
 )
-from pgflow_prefect.execution.in_process import execute_flow_run
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
@@ -92,7 +90,10 @@ class Worker:
         self._flows = {
             slug: workflow.make_flow(settings, host=self.host) for slug, (workflow, _) in self.workflows.items()
         }
-        self._engines = {slug: FlowRunEngine(flow, self._writer, self.client) for slug, flow in self._flows.items()}
+        self._engines = {
+            slug: FlowRunEngine(flow, self._writer, self.client, self.host.draining)
+            for slug, flow in self._flows.items()
+        }
 
     async def register(self) -> None:
         """Create or update the deployment of each workflow, and enable those that were never enabled or disabled.
@@ -249,7 +250,7 @@ class Worker:
             flow_run = await self._submit(taken)
             # If PostgreSQL was away for longer than a lease, this process may have taken the run twice.
             if flow_run is not None and flow_run.id not in self._executing:
-                await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot, self._execute_created)
+                await self._execute(taken.workflow_slug, flow_run, taken.run_id, slot)
 
     async def _submit(self, taken: TakenRun) -> FlowRun | None:
         """Create the flow run of a run, and link it. Return None if there is nothing to execute."""
@@ -273,7 +274,7 @@ class Worker:
                 policy={"retries": flow.retries, "retry_delay": flow.retry_delay_seconds},
             )
         except PrefectRefusedError as error:
-            await store.fail_run(taken.run_id, str(error))
+            await store.fail_run(taken.run_id, taken.epoch, str(error))
             return None
         except DeploymentGoneError:
             await store.release_reservation(taken.run_id, taken.epoch)
@@ -295,33 +296,17 @@ class Worker:
             _logger.info("run %s of %r, flow run %s, scheduled by Prefect", run_id, slug, flow_run.name)
             self.host.requested.add(flow_run.id)
             try:
-                await self._execute(slug, flow_run, run_id, slot, self._execute_requested)
+                await self._execute(slug, flow_run, run_id, slot)
             finally:
                 self.host.requested.discard(flow_run.id)
 
-    async def _execute_requested(self, slug: str, flow_run: FlowRun) -> State[Any]:
-        return await execute_flow_run(self._flows[slug], flow_run)
-
-    async def _execute_created(self, slug: str, flow_run: FlowRun) -> State[Any]:
-        # One that was created before, in the same epoch, may be in any state: Prefect's engine begins with that.
-        if flow_run.state is None or not flow_run.state.is_running():
-            return await execute_flow_run(self._flows[slug], flow_run)
-        return await self._engines[slug].execute(flow_run)
-
-    async def _execute(
-        self,
-        slug: str,
-        flow_run: FlowRun,
-        run_id: UUID,
-        slot: Slot,
-        execute: Callable[[str, FlowRun], Awaitable[State[Any]]],
-    ) -> None:
+    async def _execute(self, slug: str, flow_run: FlowRun, run_id: UUID, slot: Slot) -> None:
         if flow_run.id in self._executing:
             return  # its creation took longer than the lease, and this worker has taken the run again
         self._executing[flow_run.id] = run_id
         self.host.places[flow_run.id] = slot
         try:
-            state = await execute(slug, flow_run)
+            state = await self._engines[slug].execute(flow_run)
             reason = f", {state.message}" if state.message and not state.is_completed() else ""
             level = logging.ERROR if state.is_failed() or state.is_crashed() else logging.INFO
             _logger.log(level, "run %s of %r: %s%s", run_id, slug, state.name, reason)

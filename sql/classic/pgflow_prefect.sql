@@ -1109,6 +1109,23 @@ COMMENT ON FUNCTION pgflow_prefect.release_reservation(uuid, int, text) IS
     'release_run for a run that this process has reserved, and linked to no flow run.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.put_off_run(run_id uuid, epoch int, held_by text, reason text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF NOT pgflow_prefect.release_reservation(run_id, epoch, held_by) THEN
+        RETURN false;
+    END IF;
+    PERFORM pgflow_prefect.set_aside(run_id, reason);
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.put_off_run(uuid, int, text, text) IS
+    'release_reservation for a run that this process could not begin to execute: it is set aside for a while.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.enable_workflow(workflow_slug text, enabled boolean DEFAULT true)
 RETURNS pgflow_prefect.enabled_workflows
 LANGUAGE plpgsql VOLATILE

@@ -332,17 +332,35 @@ COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
     'Ends a run and its pending steps as cancelled, with this reason; a run that has ended stays as it is.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.fail_run(run_id uuid, reason text) RETURNS uuid
+DROP FUNCTION IF EXISTS pgflow_prefect.fail_run(uuid, text); -- before, a former owner could fail a run
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.fail_run(run_id uuid, epoch int, held_by text, reason text)
+RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    RETURN (pgflow.fail_run(fail_run.run_id, fail_run.reason)).id;
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    -- The run before its owner, as everywhere. Not by lock_run: a run that can't begin ends without beginning.
+    PERFORM FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) fail_run.run_id FOR NO KEY UPDATE;
+    -- A reservation that ran out keeps its epoch: another process may have the run in the same one.
+    IF NOT EXISTS (SELECT FROM pgflow.runs r
+                   JOIN pgflow_prefect.owners o ON o.run_id OPERATOR(pg_catalog.=) r.id
+                   WHERE r.id OPERATOR(pg_catalog.=) fail_run.run_id
+                     AND r.epoch OPERATOR(pg_catalog.=) fail_run.epoch
+                     AND o.epoch OPERATOR(pg_catalog.=) fail_run.epoch
+                     AND o.held_by OPERATOR(pg_catalog.=) fail_run.held_by) THEN
+        RETURN false;
+    END IF;
+    PERFORM pgflow.fail_run(fail_run.run_id, fail_run.reason);
+    RETURN true;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.fail_run(uuid, text) IS
-    'Fails a run that can''t go on, and its pending steps; Prefect''s Retry may reopen it. A run that has ended stays as '
-    'it is.';
+COMMENT ON FUNCTION pgflow_prefect.fail_run(uuid, int, text, text) IS
+    'Fails a run that this process holds and can''t go on with, and its pending steps; Prefect''s Retry may reopen it. '
+    'False where another process has taken the run: it stays as it is, and so does one that has ended.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_step(

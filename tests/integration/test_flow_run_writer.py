@@ -202,6 +202,29 @@ async def test_what_no_flow_run_is_to_blame_for_is_told_to_all_without_asking_fo
     assert requests.asked == [CREATE_ALL]
 
 
+async def test_of_several_only_the_one_that_is_forbidden_is_refused(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
+    def forbid_first() -> PrefectHTTPStatusError:
+        del requests.answers[CREATE]
+        return refuse(403)
+
+    requests.answers = {CREATE_ALL: lambda: refuse(403), CREATE: forbid_first}
+    forbidden, *made = await create_all(writer, deployment, [make_body() for _ in range(3)])
+    assert isinstance(forbidden, PrefectHTTPStatusError)
+    assert [isinstance(each, FlowRun) for each in made] == [True, True]
+
+    def forbid_end() -> PrefectHTTPStatusError:
+        del requests.answers[END]
+        return refuse(403)
+
+    requests.answers = {END_ALL: lambda: refuse(403), END: forbid_end}
+    ended = await asyncio.gather(
+        *(writer.enter(each.id, Completed()) for each in made if isinstance(each, FlowRun)), return_exceptions=True
+    )
+    assert [describe(each) for each in ended] == ["PrefectHTTPStatusError", "Completed"]
+
+
 async def test_a_server_that_does_not_answer_is_waited_for_a_limited_time(
     writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

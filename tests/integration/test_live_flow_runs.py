@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
+import httpx
 import pytest
 from prefect import flow, get_run_logger, pause_flow_run, task
 from prefect.client.orchestration import PrefectClient
@@ -26,7 +27,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Running
 
 from pgflow_prefect import StepContext, Workflow
-from pgflow_prefect.execution.reporting import flow_runs
+from pgflow_prefect.execution.reporting import flow_runs, heartbeat
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.prefect_api.event_sender import EventSender, Make
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
@@ -362,9 +363,39 @@ async def test_where_results_go_is_asked_once_for_many_flow_runs(
     assert len({id(each.cache) for each in stores}) == 3, "no flow run finds another one's results"
     monkeypatch.setattr(flow_runs, "_LIFETIME", 0.0)
     executes = FlowRunEngine(note, FlowRunWriter(client), client)
-    for _ in range(2):
-        await executes.execute(await client.create_flow_run(note, state=Running()))
-    assert len(asked) == 3
+    await executes.execute(await client.create_flow_run(note, state=Running()))
+    assert len(asked) == 2
+    await executes.execute(await client.create_flow_run(note, state=Running()))
+    with anyio.fail_after(180):
+        while len(asked) < 3 or executes._refreshing is not None:
+            await anyio.sleep(0.01)
+
+
+async def test_no_flow_run_waits_for_the_refresh_of_where_results_go(
+    client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow(name=make_slug())
+    async def nothing() -> None: ...
+
+    executes = FlowRunEngine(nothing, FlowRunWriter(client), client)
+    await executes.execute(await client.create_flow_run(nothing, state=Running()))
+    answered = anyio.Event()
+
+    async def be_late() -> Any:
+        await answered.wait()
+        raise httpx.ConnectError("gone")
+
+    monkeypatch.setattr(PrefectClient, "read_server_default_result_storage", lambda self: be_late())
+    executes._results_until = 0.0
+    with anyio.fail_after(180):
+        ended = await executes.execute(await client.create_flow_run(nothing, state=Running()))
+        assert ended.is_completed()
+        refreshing = executes._refreshing
+        assert refreshing is not None
+        answered.set()
+        await refreshing
+        ended = await executes.execute(await client.create_flow_run(nothing, state=Running()))
+    assert ended.is_completed(), "what was right before is kept"
 
 
 async def test_one_thread_tells_that_long_flow_runs_are_alive(
@@ -381,7 +412,7 @@ async def test_one_thread_tells_that_long_flow_runs_are_alive(
             loop.call_soon_threadsafe(beaten.set)
 
     monkeypatch.setattr(EventSender, "send", send)
-    monkeypatch.setattr(flow_runs, "_SHORTEST_HEARTBEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "SHORTEST_HEARTBEAT", 0.05)
     repeat = EventSender.repeat
     monkeypatch.setattr(EventSender, "repeat", lambda self, make, interval: repeat(self, make, interval / 600))
 

@@ -232,6 +232,37 @@ async def test_a_reservation_that_ran_out_is_not_handed_back_for_the_next_owner(
             assert (await store.read_run(run_id)).held is Held.LEASED, "a flow run executes it"
 
 
+async def test_a_process_fails_only_runs_that_it_holds(store: Store, dsn: str, db: Connection, workflow: str) -> None:
+    run_id = run_workflow(db, workflow).id
+    [late] = await store.take_runs([workflow], 10)
+    expire(db, run_id)
+    async with open_pool(dsn, size=2, timeout=10) as pool:
+        other = Store(pool, TENURE._replace(held_by="another process"))
+        [taken] = await other.take_runs([workflow], 10)
+        assert taken.epoch == late.epoch, "reserved a second time"
+        assert not await store.fail_run(run_id, late.epoch, "Prefect refuses it")
+        assert (await store.read_run(run_id)).status == "pending"
+
+        epoch = await store.take_run(run_id, uuid4(), force=True)
+        assert not await other.fail_run(run_id, taken.epoch, "Prefect refuses it"), "executed by the former one"
+        assert (await store.read_run(run_id)).status == "pending"
+        assert epoch is not None
+        assert await store.fail_run(run_id, epoch, "it can't be executed")
+    run = await store.read_run(run_id)
+    assert (run.status, run.error_message) == ("failed", "it can't be executed")
+    assert not await store.fail_run(uuid4(), 1, "of no run")
+
+
+async def test_a_run_that_was_taken_by_hand_is_failed_by_no_former_owner(
+    store: Store, db: Connection, workflow: str
+) -> None:
+    run_id = run_workflow(db, workflow).id
+    [taken] = await store.take_runs([workflow], 10)
+    db.execute("SELECT pgflow.take_run(%s)", [run_id])
+    assert not await store.fail_run(run_id, taken.epoch, "Prefect refuses it")
+    assert (await store.read_run(run_id)).status == "pending"
+
+
 async def test_a_reservation_is_handed_back(store: Store, db: Connection, workflow: str) -> None:
     run_id = run_workflow(db, workflow).id
     [taken] = await store.take_runs([workflow], 10)

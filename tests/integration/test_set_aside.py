@@ -2,11 +2,16 @@
 
 from uuid import UUID
 
+import anyio
 import pytest
 
 from pgflow_prefect.database.diagnosis import DiagnosisStatements
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.execution.process.slots import Slot
+from pgflow_prefect.models import TakenRun
+from pgflow_prefect.services.run_fetcher import RunFetcher
+from pgflow_prefect.waiting import Wakeup
 from tests.conftest import Connection
 from tests.engine import CHAIN, cancel, define, get_run, insert_run, reopen, repair, run_workflow, value
 
@@ -182,3 +187,50 @@ def test_an_inserted_run_of_a_broken_workflow_can_be_cancelled_repaired_and_reop
     db.execute("DELETE FROM pgflow.deps WHERE workflow_slug = 'broken'")
     db.execute("INSERT INTO pgflow.steps VALUES ('broken', 'a') ON CONFLICT DO NOTHING")
     assert reopen(db, repaired).status == "pending", "after its workflow was mended"
+
+
+async def test_a_run_that_a_process_could_not_begin_is_tried_again_later_each_time(
+    store: Store, db: Connection, workflow: str
+) -> None:
+    bad, good = run_workflow(db, workflow, "bad").id, run_workflow(db, workflow, "good").id
+    waits: list[float] = []
+    for _ in range(3):
+        taken = {each.run_id: each for each in await store.take_runs(["chain"], 10)}
+        assert await store.put_off_run(bad, taken[bad].epoch, "KeyError: 'id'")
+        assert not await store.put_off_run(bad, taken[bad].epoch + 1, "KeyError: 'id'"), "another owner has it"
+        assert await take(store) == []
+        waits.append(float(str(value(db, WAIT))))
+        let_try(db)
+    assert waits[2] > waits[1] > waits[0]
+    assert (await store.read_run(bad)).set_aside == "KeyError: 'id'"
+    assert (await store.read_run(good)).set_aside is None
+    assert await take(store) == [bad]
+    assert (await store.read_run(bad)).set_aside is None
+
+
+async def test_a_fault_with_one_run_ends_no_fetcher(
+    store: Store, db: Connection, workflow: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = run_workflow(db, workflow, "bad").id
+    handled: list[UUID] = []
+
+    async def handle(taken: TakenRun, slot: Slot) -> None:
+        handled.append(taken.run_id)
+        if taken.run_id == bad:
+            raise KeyError("id")
+        await store.cancel_run(taken.run_id, "done")
+
+    fetcher = RunFetcher(store, handle, 2, 3600.0, False, [workflow], Wakeup())
+    with anyio.fail_after(180):
+        async with anyio.create_task_group() as group:
+            group.start_soon(fetcher.run, group)
+            while (await store.read_run(bad)).set_aside is None:
+                await anyio.sleep(0.01)
+            good = run_workflow(db, workflow, "good").id
+            fetcher.wakeup.wake()
+            while good not in handled:
+                await anyio.sleep(0.01)
+            fetcher.stop()
+    assert f"run {bad} of 'chain' is set aside: KeyError: 'id'" in caplog.text
+    assert "KeyError: 'id'" in str((await store.read_run(bad)).set_aside)
+    assert fetcher.free == 2

@@ -154,8 +154,9 @@ async def test_runs_are_listed_newest_first(store: Store, db: Connection) -> Non
     for workflow, run_id in zip(("chain", "other", "chain"), ids, strict=True):
         await store.create_run(workflow, "{}", run_id)
     await store.cancel_run(ids[0], "enough")
-    await store.create_run("other", "{}", failed := uuid4())
-    await store.fail_run(failed, "cancelled, says the carrier")
+    epoch = await store.create_run("other", "{}", failed := uuid4())
+    assert epoch is not None
+    assert await store.fail_run(failed, epoch, "cancelled, says the carrier")
 
     async def list_ids(**filters: Any) -> list[UUID]:
         return [run.id for run in await store.list_runs(**filters)]

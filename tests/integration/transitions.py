@@ -21,6 +21,7 @@ CANCELLED: LiteralString = "SELECT pgflow.cancel_run(%(run)s)"
 NOT_STARTED: LiteralString = "DELETE FROM pgflow.step_states WHERE run_id = %(run)s"
 EXTERNAL: LiteralString = "SELECT pgflow_prefect.bind_step('chain', 'a', 'external')"
 ENABLED: LiteralString = "SELECT pgflow_prefect.enable_workflow('chain')"
+HELD: LiteralString = "SELECT pgflow_prefect.take_run(%(run)s, NULL, 'me', 60, 3)"
 LONG_AGO: LiteralString = "UPDATE pgflow.runs SET status = 'failed', finished_at = 'epoch' WHERE id = %(run)s"
 
 
@@ -66,6 +67,7 @@ TRANSITIONS = {
     "pgflow_prefect.release_reservation": Transition(
         "SELECT pgflow_prefect.release_reservation(%(run)s, 0, 'me')", BY_HAND
     ),
+    "pgflow_prefect.put_off_run": Transition("SELECT pgflow_prefect.put_off_run(%(run)s, 0, 'me', 'no')", BY_HAND),
     "pgflow_prefect.claim_step": Transition(
         "SELECT pgflow_prefect.claim_step(%(run)s, 'a', 0, 0, gen_random_uuid(), '{}', true, 'python', true, 'here')"
     ),
@@ -114,7 +116,7 @@ TRANSITIONS = {
     ),
     "pgflow_prefect.take_external_steps": Transition("SELECT pgflow_prefect.take_external_steps('chain')", EXTERNAL),
     "pgflow_prefect.lock_run": Transition("SELECT pgflow_prefect.lock_run(%(run)s)", BY_HAND),
-    "pgflow_prefect.fail_run": Transition("SELECT pgflow_prefect.fail_run(%(run)s, 'broken')"),
+    "pgflow_prefect.fail_run": Transition("SELECT pgflow_prefect.fail_run(%(run)s, 1, 'me', 'broken')", HELD),
     "pgflow_prefect.cancel_run": Transition("SELECT pgflow_prefect.cancel_run(%(run)s, 'enough')"),
     "pgflow_prefect.reopen_run": Transition("SELECT pgflow_prefect.reopen_run(%(run)s)", CANCELLED),
     "pgflow_prefect.repair_run": Transition("SELECT pgflow_prefect.repair_run(%(run)s)", NOT_STARTED),

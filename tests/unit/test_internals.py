@@ -58,6 +58,7 @@ CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
     "AsyncTransaction": (internals.AsyncTransaction, 0, {"store", "write_on_commit", "logger"}),
     "ConcurrencyContext": (internals.ConcurrencyContext, 0, set()),
     "SettingsContext": (internals.SettingsContext, 0, {"profile", "settings"}),
+    "amaintain_concurrency_lease": (internals.amaintain_concurrency_lease, 2, {"raise_on_lease_renewal_failure"}),
     "clamped_poisson_interval": (internals.clamped_poisson_interval, 1, {"clamping_factor"}),
     "concurrency": (concurrency, 1, {"occupy", "holder", "strict"}),
     "exception_to_crashed_state": (internals.exception_to_crashed_state, 1, set()),

@@ -44,8 +44,8 @@ FROM bound, LATERAL pgflow_prefect.link_flow_runs(
 SELECT pgflow_prefect.is_made_for(%(run_id)s, %(flow_run_id)s) AS made
 
 -- fail_run --
--- Fail a run that can't be executed; Prefect's Retry may reopen it.
-SELECT pgflow_prefect.fail_run(%(run_id)s, %(reason)s)
+-- Fail a run that this process holds and can't execute; Prefect's Retry may reopen it.
+SELECT pgflow_prefect.fail_run(%(run_id)s, %(epoch)s, %(held_by)s, %(reason)s) AS failed
 
 -- release_run --
 -- Hand a run back.
@@ -54,6 +54,10 @@ SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
 -- release_reservation --
 -- Hand a run back that was reserved, and linked to no flow run.
 SELECT pgflow_prefect.release_reservation(%(run_id)s, %(epoch)s, %(held_by)s) AS released
+
+-- put_off_run --
+-- Hand a reserved run back that this process could not begin, to be tried again later.
+SELECT pgflow_prefect.put_off_run(%(run_id)s, %(epoch)s, %(held_by)s, %(reason)s) AS put_off
 
 -- extend_leases --
 -- Extend leases, and hear how each run is held.

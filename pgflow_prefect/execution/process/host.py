@@ -187,6 +187,7 @@ class Host(StepEnvironment):
         places: the slots of the executing flow runs, if a limit allows only so many.
         requested: the flow runs that Prefect started, and not this process.
         active: the runs that are executed now, by id.
+        draining: set once no further step begins.
     """
 
     keeper: LeaseKeeper
@@ -196,7 +197,7 @@ class Host(StepEnvironment):
     places: dict[UUID, Slot] = field(default_factory=dict)
     requested: set[UUID] = field(default_factory=set)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
-    _drained: bool = False
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
     _linked: dict[UUID, tuple[LinkRequest, LinkedRun]] = field(default_factory=dict)  # by run
     _prepared: dict[UUID, Plan] = field(default_factory=dict)  # by run, until that begins here
@@ -311,7 +312,7 @@ class Host(StepEnvironment):
         """
         loop = asyncio.get_running_loop()
         turns = Turns(self.settings.concurrency, self.places.get(flow_run_id))
-        run = ActiveRun(run_id, epoch, turns, drained=self._drained, linked=linked)
+        run = ActiveRun(run_id, epoch, turns, drained=self.draining.is_set(), linked=linked)
         self.active[run_id] = run
 
         def stop(why: str) -> None:
@@ -341,7 +342,7 @@ class Host(StepEnvironment):
 
     def drain(self) -> None:
         """Begin no further step of any run."""
-        self._drained = True
+        self.draining.set()
         for run in self.active.values():
             run.drain()
 
@@ -352,7 +353,7 @@ class Host(StepEnvironment):
 
     def stop(self) -> None:
         """Stop all runs at once."""
-        self._drained = True
+        self.draining.set()
         for run in self.active.values():
             run.stop(Stop.SHUTDOWN)
 

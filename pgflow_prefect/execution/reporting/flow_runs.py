@@ -10,12 +10,12 @@ of its own, and has no log lines of its own where all went well. Flow runs that 
 engine: their slots of concurrency limits hang on the way from Pending to Running.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import prefect
@@ -23,21 +23,20 @@ from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.events import Event, RelatedResource, Resource
 from prefect.exceptions import PrefectSignal
 from prefect.settings import get_current_settings
-from prefect.states import Failed, Running
-from prefect.types import DateTime
+from prefect.states import Failed, Running, Scheduled
 
-from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError
-from pgflow_prefect.execution.flow_hooks import Hook, contain_hook, find_hook_name
+from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.execution.flow_hooks import Hook, call_hooks, leave_hooks_after
 from pgflow_prefect.execution.flow_options import make_flow_run_name
+from pgflow_prefect.execution.reporting.heartbeat import start_heartbeat
 from pgflow_prefect.prefect_api.client import ask_prefect
-from pgflow_prefect.prefect_api.event_sender import find_outbox
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.internals import (
     ConcurrencyContext,
     ResultStore,
+    amaintain_concurrency_lease,
     exception_to_crashed_state,
     exception_to_failed_state,
     flow_run_logger,
@@ -48,6 +47,7 @@ from pgflow_prefect.prefect_api.internals import (
     should_log_prints,
     should_persist_result,
 )
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
 AnyFlow = Flow[..., Any]
@@ -56,43 +56,60 @@ _logger = logging.getLogger(__name__)
 
 _LIFETIME = 60.0  # seconds after which it asks again where results are stored
 
-_SHORTEST_HEARTBEAT = 30.0  # seconds, as Prefect has it
+_SLOT_LEASE = 300.0  # seconds for which Prefect keeps a slot of a concurrency limit, as its own engine has it
+
+_LOOK_AGAIN = 0.2  # seconds, as Prefect's engine has it
+
+_NOT_FOR_THE_SERVER = {"send_to_api": False}
+"""Of a line about a run that goes well: it would cost the server as much as a step."""
 
 
 class FlowRunEngine:
-    """Executes flow runs of one flow in this process, each once it is Running."""
+    """Executes flow runs of one flow in this process."""
 
-    def __init__(self, flow: AnyFlow, writer: FlowRunWriter, client: PrefectClient) -> None:
+    def __init__(
+        self, flow: AnyFlow, writer: FlowRunWriter, client: PrefectClient, drained: asyncio.Event | None = None
+    ) -> None:
         """Prepare for flow runs of a flow.
 
         Args:
             flow: an async one.
             writer: writes the states of all flow runs of this process.
             client: Prefect's API.
+            drained: set when the process drains: a flow run that only waits to be tried again is left to others then.
         """
         self.flow = flow
         self.writer = writer
         self.client = client
+        self.drained = drained
         self._results: ResultStore | None = None
         self._results_until = 0.0
-        self._asking = anyio.Lock()
+        self._asking = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def execute(self, flow_run: FlowRun) -> State[Any]:
-        """Execute a flow run and return its final state, whatever it is.
+        """Execute a flow run and return the state in which it is left: a final one, or the one that it waits in.
+
+        A flow run that is not Running yet becomes so first, when the server lets it.
 
         Raises:
             PrefectSignal: Prefect's server wants the flow run to be left alone.
             PrefectUnavailableError: Prefect does not answer in time.
             PrefectHTTPStatusError: it did not take a state.
         """
-        return await _LiveFlowRun(self, flow_run, await self._open_results()).perform()
+        with leave_hooks_after(self.drained):
+            return await _LiveFlowRun(self, flow_run, await self._open_results()).perform()
 
     async def _open_results(self) -> ResultStore:
-        """Return where the results of a flow run go, if any are persisted; the server says so once in a while."""
+        """Return where the results of a flow run go, if any are persisted.
+
+        The server says so once in a while. Only the first flow run waits for its answer.
+        """
         async with self._asking:
-            if self._results is None or monotonic() > self._results_until:
+            if self._results is None:
                 self._results = await self._ask_for_results()
-                self._results_until = monotonic() + _LIFETIME
+            elif monotonic() > self._results_until and self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refresh_results())
         # Each flow run has a cache of its own: results of others are nothing that it may find.
         return ResultStore(
             result_storage=self._results.result_storage,
@@ -101,15 +118,20 @@ class FlowRunEngine:
             cache_result_in_memory=self._results.cache_result_in_memory,
         )
 
-    async def _ask_for_results(self) -> ResultStore:
+    async def _refresh_results(self) -> None:
         try:
-            with ask_prefect("where results are stored"):
-                return await ResultStore().aupdate_for_flow(self.flow)
-        except PrefectUnavailableError as error:
-            if self._results is None:
-                raise
-            _logger.warning("results are stored where they were before: %s", error)
-            return self._results
+            self._results = await self._ask_for_results()
+        except Exception as error:  # noqa: BLE001  whatever the client raises: what was right a minute ago is not lost
+            self._results_until = monotonic() + _LIFETIME
+            _logger.warning("results are stored where they were before: %s", describe_error(error))
+        finally:
+            self._refreshing = None
+
+    async def _ask_for_results(self) -> ResultStore:
+        with ask_prefect("where results are stored"):
+            found = await ResultStore().aupdate_for_flow(self.flow)
+        self._results_until = monotonic() + _LIFETIME
+        return found
 
 
 class _LiveFlowRun:
@@ -119,34 +141,75 @@ class _LiveFlowRun:
         self._flow = engine.flow
         self._writer = engine.writer
         self._client = engine.client
+        self._drained = engine.drained
         self._flow_run = flow_run
         self._results = results
         self._logger = flow_run_logger(flow_run=flow_run, flow=engine.flow)
 
     async def perform(self) -> State[Any]:
-        stop_heartbeat = _start_heartbeat(self._flow, self._flow_run)
-        try:
-            if self._flow.flow_run_name:
-                await self._name()
-            await self._call_hooks(self._flow.on_running_hooks)
-            while self._state.is_running():
-                with self._enter_context():
-                    await self._attempt()
-        except PrefectSignal as signal:
-            if (state := getattr(signal, "state", None)) is not None:
-                self._note(state)
-            raise
-        except Exception:
-            raise  # Prefect did not take a state: what the run has come to, PostgreSQL says
-        except BaseException as error:
-            if not self._state.is_final():
-                await self._crash(error)
-            raise
-        finally:
-            stop_heartbeat()
-            if not self._state.is_completed():
-                self._logger.error("Finished in state %s", self._state)
+        with ExitStack() as stack:
+            try:
+                if self._flow.flow_run_name:
+                    await self._name()
+                await self._begin()
+                names = self._flow_run.name, self._flow.name
+                self._logger.info("Beginning flow run %r for flow %r", *names, extra=_NOT_FOR_THE_SERVER)
+                stack.callback(start_heartbeat(self._flow, self._flow_run))
+                while self._state.is_running():
+                    async with self._hold_slot():
+                        with self._enter_context():
+                            await self._attempt()
+            except PrefectSignal as signal:
+                if (state := getattr(signal, "state", None)) is not None:
+                    self._note(state)
+                raise
+            except Exception:
+                raise  # Prefect did not take a state: what the run has come to, PostgreSQL says
+            except BaseException as error:
+                if not self._state.is_final():
+                    await self._crash(error)
+                raise
+            finally:
+                self._tell_end()
         return self._state
+
+    def _tell_end(self) -> None:
+        state = self._state
+        level = logging.INFO if state.is_completed() or state.is_scheduled() else logging.ERROR
+        self._logger.log(
+            level, "Finished in state %s", state, extra=_NOT_FOR_THE_SERVER if state.is_completed() else None
+        )
+
+    async def _begin(self) -> None:
+        """Enter Running, unless the flow run was created so: its slots of concurrency limits hang on that way."""
+        if self._state.is_running():
+            await self._call_hooks()
+            return
+        await self._note_policy()
+        while is_in_turn := await self._enter_in_turn():
+            if not self._state.is_pending():
+                break
+            await anyio.sleep(_LOOK_AGAIN)
+        if not is_in_turn:  # no other process would look for it in Pending
+            await self._enter(Scheduled(message="its process ends, and it had not begun"))
+        if self._state.is_running():
+            with ask_prefect(f"flow run {self._flow_run.id}"):
+                self._flow_run = await self._client.read_flow_run(self._flow_run.id)
+
+    async def _note_policy(self) -> None:
+        """Tell the server how often the flow is to be tried again, unless the flow run was created with it."""
+        flow, policy = self._flow, self._flow_run.empirical_policy
+        given = {"retries": flow.retries, "retry_delay": flow.retry_delay_seconds}
+        policy = policy.model_copy(update={name: each for name, each in given.items() if getattr(policy, name) is None})
+        with ask_prefect(f"flow run {self._flow_run.id}"):
+            await self._client.update_flow_run(self._flow_run.id, flow_version=flow.version, empirical_policy=policy)
+
+    def _hold_slot(self) -> AbstractAsyncContextManager[None]:
+        """Hold the flow run's slot of its deployment's concurrency limit, if it has one."""
+        lease = self._state.state_details.deployment_concurrency_lease_id
+        if lease is None:
+            return nullcontext()
+        return amaintain_concurrency_lease(lease, _SLOT_LEASE, raise_on_lease_renewal_failure=True)
 
     @property
     def _state(self) -> State[Any]:
@@ -227,18 +290,38 @@ class _LiveFlowRun:
                 self._state.name,
                 state.name,
             )
-            await self._enter(Running())  # which the server lets wait until it is time
-            self._flow_run.run_count += 1  # as the server has counted
+            if await self._enter_in_turn():
+                self._flow_run.run_count += 1  # as the server has counted
+            else:
+                self._logger.info("It is left to the next process that looks at Prefect's schedule: this one ends")
+
+    async def _enter_in_turn(self) -> bool:
+        """Enter Running, which the server lets wait until it is time; False if the process drains meanwhile."""
+        entered = await self._writer.enter_in_turn(self._flow_run.id, Running(), self._drained)
+        if entered is None:
+            return False
+        self._note(entered)
+        await self._call_hooks()
+        return True
 
     async def _enter(self, state: State[Any], *, force: bool = False) -> None:
-        self._note(await self._writer.enter(self._flow_run.id, state, force=force))
-        await self._call_hooks(self._find_hooks())
+        try:
+            self._note(await self._writer.enter(self._flow_run.id, state, force=force))
+        except Exception:
+            # Prefect does not hear of it now, but the run has come to this end, and hooks are called at an end.
+            self._note(state)
+            await self._call_hooks()
+            raise
+        await self._call_hooks()
 
     async def _crash(self, error: BaseException) -> None:
         with anyio.CancelScope(shield=True):
             state = await exception_to_crashed_state(error)
             self._logger.error("Crash detected! %s", state.message)
-            await self._enter(state, force=True)
+            try:
+                await self._enter(state, force=True)
+            except Exception as refused:  # noqa: BLE001  what broke the flow run off is what is to be raised
+                self._logger.warning("Prefect did not hear of it: %s", describe_error(refused))
 
     def _find_hooks(self) -> list[Hook]:
         """Return what is to be called in the state that the flow run has entered.
@@ -254,16 +337,8 @@ class _LiveFlowRun:
             return [*flow.on_crashed_hooks]
         return [*flow.on_running_hooks] if state.is_running() else []
 
-    async def _call_hooks(self, hooks: list[Hook]) -> None:
-        for hook in map(contain_hook, hooks):
-            name = find_hook_name(hook)
-            self._logger.info("Running hook %r in response to entering state %r", name, self._state.name)
-            try:
-                await hook(self._flow, self._flow_run, self._state)
-            except Exception:
-                self._logger.exception("An error was encountered while running hook %r", name)
-            else:
-                self._logger.info("Hook %r finished running successfully", name)
+    async def _call_hooks(self) -> None:
+        await call_hooks(self._find_hooks(), self._flow, self._flow_run, self._state, self._logger)
 
 
 @contextmanager
@@ -276,43 +351,3 @@ def _be_of_deployment(flow_run: FlowRun) -> Iterator[None]:
             if variable is not None:
                 stack.callback(variable.reset, variable.set(value))
         yield
-
-
-def _start_heartbeat(flow: AnyFlow, flow_run: FlowRun) -> Callable[[], None]:
-    """Tell the server once in a while that a long flow run is alive, until the function that is returned is called.
-
-    Prefect's engine has a thread for each flow run do so. Here, the one that sends the events of all does.
-    """
-    seconds = get_current_settings().flows.heartbeat_frequency
-    if seconds is None:
-        return lambda: None
-    resource = {
-        "prefect.resource.id": f"prefect.flow-run.{flow_run.id}",
-        "prefect.resource.name": flow_run.name,
-        "prefect.version": prefect.__version__,
-    }
-    related: list[Mapping[str, str]] = [
-        {
-            "prefect.resource.id": f"prefect.flow.{flow_run.flow_id}",
-            "prefect.resource.role": "flow",
-            "prefect.resource.name": flow.name,
-        },
-        *(
-            {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
-            for tag in sorted(flow_run.tags)
-        ),
-    ]
-    if flow_run.deployment_id is not None:
-        deployment = f"prefect.deployment.{flow_run.deployment_id}"
-        related.insert(1, {"prefect.resource.id": deployment, "prefect.resource.role": "deployment"})
-
-    def make_event() -> Event:
-        return Event.model_construct(
-            occurred=cast("DateTime", datetime.now(UTC)),
-            event="prefect.flow-run.heartbeat",
-            resource=Resource.model_construct(resource),
-            related=[RelatedResource.model_construct(dict(each)) for each in related],
-            payload={},
-        )
-
-    return find_outbox().repeat(make_event, max(float(seconds), _SHORTEST_HEARTBEAT))
