@@ -114,14 +114,13 @@ def bind(
         "login_block": login_block,
     }
     options = {name: value for name, value in options.items() if value is not None}
+    kinds = [f"--{kind}" for kind in Kind]
     if len(given) + remove + undo > 1:
-        raise UsageError(
-            "--external, --python, --sql, --http, --queue, --remove and --undo exclude each other: name one"
-        )
+        raise UsageError(f"{', '.join(kinds)}, --remove and --undo exclude each other: name one")
     if options and python:
         raise UsageError("--python takes no options. Set them in the function's decorator")
     if options and not given:
-        raise UsageError("options of a binding go with --external, --python, --sql, --http or --queue")
+        raise UsageError(f"options of a binding go with a kind: name one of {', '.join(kinds)}")
     if step is None and (given or remove or undo):
         raise UsageError("which step? name it after the workflow")
     binding = next((parse_binding(kind, target, options) for kind, target in given.items()), None)

@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from typing import assert_never
 
 from pgflow_prefect.bindings import AnyBinding, External, HttpEndpoint, Python, Queue, SqlFunction, parse_binding
 from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
@@ -78,18 +79,19 @@ class StepHandlers:
         is_row = claim.kind is not None
         if claim.kind is not None:
             binding = parse_binding(claim.kind, claim.target, claim.options or {})
+        handler: Handler | None = None
+        shadow: PythonHandler | None = None
         match binding:
             case SqlFunction():
-                trusted_owners = toolbox.function_owners if claim.kind is not None else None
-                return Chosen(make_policy(binding), SqlHandler(self.step_slug, binding, trusted_owners))
+                handler = SqlHandler(self.step_slug, binding, toolbox.function_owners if is_row else None)
             case HttpEndpoint():
-                return Chosen(make_policy(binding), HttpHandler(self.step_slug, binding, toolbox, is_row))
+                handler = HttpHandler(self.step_slug, binding, toolbox, is_row)
             case Queue():
-                return Chosen(make_policy(binding), QueueHandler(self.step_slug, binding, toolbox, is_row))
-            case External(shadow=shadow):
-                runs_beside = shadow and self.function is not None and self.function.shadow
-                return Chosen(make_policy(binding), shadow=self.function if runs_beside else None)
-            case Python() if self.function is None:  # another process, started with another file, has the handler
-                return Chosen(make_policy(binding))
+                handler = QueueHandler(self.step_slug, binding, toolbox, is_row)
+            case External():
+                shadow = self.function if binding.shadow and self.function and self.function.shadow else None
             case Python():
-                return Chosen(self.function.policy, self.function)
+                handler = self.function  # None if another process, started with another file, has it
+            case _:
+                assert_never(binding)
+        return Chosen(handler.policy if handler is not None else make_policy(binding), handler, shadow)

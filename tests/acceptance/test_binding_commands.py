@@ -63,7 +63,7 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
         (
             ["b", "--external", "--python"],
-            "--external, --python, --sql, --http, --queue, --remove and --undo exclude each other",
+            "--python, --external, --sql, --http, --queue, --remove and --undo exclude each other",
         ),
         (["b", "--retries", "2"], "options of a binding go with"),
         (["--external"], "which step? name it after the workflow"),
