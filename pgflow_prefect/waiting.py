@@ -1,11 +1,21 @@
-"""How this package waits: pauses that grow between tries, and a wake-up that ends a wait early."""
+"""How this package waits: growing pauses between tries, a wake-up, and questions that share a request."""
 
 import logging
 import random
-from collections.abc import Iterator
+from asyncio import CancelledError, Future, Task, get_running_loop
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextvars import copy_context
 from time import monotonic
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import anyio
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+Asked: TypeAlias = "tuple[Item, Future[Answer]]"
+"""An item, and the future that gets its answer."""
 
 _SHORTEST, _LONGEST = 0.1, 5.0  # seconds
 
@@ -87,3 +97,109 @@ class Backoff:
         _logger.warning("%s: %s; trying again in about %.1f s", self._of, error, pause)
         await anyio.sleep(pause)
         return True
+
+
+class Collected(Generic[Item, Answer]):
+    """Asks for several items with one request.
+
+    Items that come during a request wait for the next one. A late answer no longer keeps them waiting.
+    """
+
+    def __init__(
+        self,
+        ask_all: Callable[[Sequence["Asked[Item, Answer]"]], Awaitable[None]],
+        *,
+        most: int,
+        late: float,
+        at_once: float = float("inf"),
+    ) -> None:
+        """Begin without items, in the running event loop.
+
+        Args:
+            ask_all: sends a request, and answers each of its items.
+            most: items in one request.
+            late: seconds after which other items no longer wait for a request.
+            at_once: the most requests at the same time; all but the last one are late.
+        """
+        self._ask_all = ask_all
+        self._most, self._late_after, self._at_once = most, late, at_once
+        self._waiting: deque[Asked[Item, Answer]] = deque()
+        self._is_due = False
+        self._under_way: set[Task[None]] = set()
+        self._late: set[Task[None]] = set()  # of those
+        self._context = copy_context()  # a request must not have the context of the run that asks first
+
+    async def ask(self, item: Item) -> Answer:
+        """Return the answer to an item, or raise its error."""
+        answer: Future[Answer] = get_running_loop().create_future()
+        self._waiting.append((item, answer))
+        self._send_soon()
+        return await answer
+
+    def _send_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            get_running_loop().call_soon(self._send, context=self._context)
+
+    def _send(self) -> None:
+        self._is_due = False
+        if self._under_way - self._late or len(self._under_way) >= self._at_once:
+            return
+        asked: list[Asked[Item, Answer]] = []
+        while self._waiting and len(asked) < self._most:
+            each = self._waiting.popleft()
+            if not each[1].done():  # its caller was cancelled
+                asked.append(each)
+        if asked:
+            self._begin(asked)
+
+    def _begin(self, asked: "list[Asked[Item, Answer]]") -> None:
+        loop = get_running_loop()
+        task = loop.create_task(self._answer_all(asked), context=self._context)
+        self._under_way.add(task)
+
+        def keep_waiting_no_more() -> None:
+            self._late.add(task)
+            self._send_soon()
+
+        timer = loop.call_later(self._late_after, keep_waiting_no_more, context=self._context)
+
+        def end(_: object) -> None:
+            timer.cancel()
+            self._under_way.discard(task)
+            self._late.discard(task)
+            if not task.cancelled():
+                task.exception()  # the callers get it
+            self._send_soon()
+
+        task.add_done_callback(end)
+
+    async def _answer_all(self, asked: "list[Asked[Item, Answer]]") -> None:
+        try:
+            await self._ask_all(asked)
+        except BaseException as error:
+            waiting = [*asked]
+            if not isinstance(error, Exception):  # the process ends: all callers must get it
+                waiting += self._waiting
+                self._waiting.clear()
+            for _, answer in waiting:
+                refuse(answer, error)
+            if not isinstance(error, Exception):
+                raise
+
+
+def give(waiting: "Future[Answer]", answer: Answer) -> None:
+    """Answer a caller, unless it was cancelled."""
+    if not waiting.done():
+        waiting.set_result(answer)
+
+
+def refuse(waiting: "Future[Any]", error: BaseException) -> None:
+    """Raise an error where a caller waits, unless it was cancelled."""
+    if waiting.done():
+        return
+    if isinstance(error, CancelledError):
+        waiting.cancel()
+    else:
+        waiting.set_exception(error)
+        waiting.exception()  # the caller may be gone, and no other one asks for it

@@ -20,6 +20,7 @@ from pgflow_prefect.errors import (
     TransientError,
 )
 from pgflow_prefect.models import Claim, ClaimRequest, Completion, Failure, Report, TaskElement
+from pgflow_prefect.waiting import give, refuse
 
 MOST, MOST_BYTES = 100, 1024 * 1024
 """The limits of a statement: elements, and bytes of all their results. A larger result has a statement of its own."""
@@ -297,7 +298,7 @@ class Batch:
             if not isinstance(error, CancelledError):
                 waiting += [element for run in self._waiting for element in run.drop()]
             for element in waiting:
-                _break_off(element.answer, error)
+                refuse(element.answer, error)
             raise
 
     async def _send_together(self, elements: list[_Element]) -> None:
@@ -312,7 +313,7 @@ class Batch:
                 self._suspect(runs, elements)
             else:
                 for element in elements:
-                    _refuse(element.answer, error)
+                    refuse(element.answer, error)
         except Exception as error:  # noqa: BLE001  the halves show which element caused it
             await self._send_halves(elements, error)
         else:
@@ -325,7 +326,7 @@ class Batch:
             if isinstance(error, ResultInvalidError):
                 await self._send_one(elements[0])  # the single function names the value, or stores a message without it
             else:
-                _refuse(elements[0].answer, error)  # without a second call: a user's trigger may have raised it
+                refuse(elements[0].answer, error)  # without a second call: a user's trigger may have raised it
             return
         level = logging.DEBUG if isinstance(error, _OF_ONE) else logging.WARNING
         _logger.log(level, "run %s: its statement is sent again in halves: %s", elements[0].run.run_id, error)
@@ -343,16 +344,16 @@ class Batch:
         run_id, epoch, asked = element.run.run_id, element.run.epoch, element.asked
         try:
             if isinstance(asked, Completion):
-                _give(element.answer, await self._store.complete_step(run_id, epoch, asked))
+                give(element.answer, await self._store.complete_step(run_id, epoch, asked))
             elif isinstance(asked, Failure):
                 given = asked.as_parameters() | {"epoch": epoch}
                 task, message = asked.task, given.pop("error_message")
                 del given["step_slug"], given["task_index"]
-                _give(element.answer, await self._store.fail_step(run_id, task, str(message), **given))  # type: ignore[arg-type]
+                give(element.answer, await self._store.fail_step(run_id, task, str(message), **given))  # type: ignore[arg-type]
             else:
-                _give(element.answer, await self._store.claim_step(run_id, epoch, asked))
+                give(element.answer, await self._store.claim_step(run_id, epoch, asked))
         except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-            _refuse(element.answer, error)
+            refuse(element.answer, error)
 
     async def _send_alone(self, run: RunBatch, elements: list[_Element]) -> None:
         """Send elements of one run in a statement, and try again later if the run stays locked."""
@@ -369,7 +370,7 @@ class Batch:
                     self._pause(run)
             else:
                 for element in elements:
-                    _refuse(element.answer, error)
+                    refuse(element.answer, error)
         except Exception as error:  # noqa: BLE001  as above
             run.looks = 0
             await self._send_halves(elements, error)
@@ -393,9 +394,9 @@ class Batch:
             if answer is None:
                 locked.append(element)
             elif isinstance(answer, PgflowPrefectError):
-                _refuse(element.answer, answer)
+                refuse(element.answer, answer)
             else:
-                _give(element.answer, answer)
+                give(element.answer, answer)
         self._suspect({element.run for element in locked}, locked)
 
     def _suspect(self, runs: set[RunBatch], elements: list[_Element]) -> None:
@@ -411,21 +412,3 @@ class Batch:
 
         pause = min(_SHORTEST_PAUSE * 2**run.looks, _LONGEST_PAUSE)
         run.pause = get_running_loop().call_later(pause, look_again, context=self._context)
-
-
-def _give(waiting: "Future[Any]", answer: object) -> None:
-    if not waiting.done():  # the caller may have been cancelled
-        waiting.set_result(answer)
-
-
-def _break_off(waiting: "Future[Any]", error: BaseException) -> None:
-    if isinstance(error, CancelledError):
-        waiting.cancel()
-    else:
-        _refuse(waiting, error)
-
-
-def _refuse(waiting: "Future[Any]", error: BaseException) -> None:
-    if not waiting.done():
-        waiting.set_exception(error)
-        waiting.exception()  # no step may await the answer to a claim that was sent ahead

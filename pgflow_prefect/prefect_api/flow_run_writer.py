@@ -1,13 +1,11 @@
 """Flow runs of several runs of one process, created and ended with one request of Prefect's API each time."""
 
 import logging
-from asyncio import CancelledError, Event, Future, Semaphore, Task, ensure_future, gather, get_running_loop
-from collections import deque
+from asyncio import Event, Future, Semaphore, ensure_future, gather
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import copy_context
 from time import monotonic
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 import anyio
@@ -23,6 +21,7 @@ from pgflow_prefect.errors import PrefectUnavailableError
 from pgflow_prefect.prefect_api.errors import unavailable
 from pgflow_prefect.prefect_api.internals import propose_state, to_state_create
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.waiting import Answer, Asked, Collected, Item, give, refuse
 
 MOST_CREATED, MOST_ENDED = 100, 50
 """Flow runs in one request, as Prefect's server has it."""
@@ -49,11 +48,7 @@ _NO_ROUTE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
 _OF_ALL = frozenset({401, 408, 425, 429, 502, 503, 504})
 """What no flow run of several is to blame for. What is forbidden, 403, may be one of them only."""
 
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
-
 Json: TypeAlias = dict[str, Any]
-Asked: TypeAlias = "tuple[Item, Future[Answer]]"
 
 _logger = logging.getLogger(__name__)
 
@@ -73,8 +68,8 @@ class FlowRunWriter:
             client: Prefect's API.
         """
         self._client = client
-        self._creations: dict[UUID, _Collected[Json, FlowRun]] = {}
-        self._completions: _Collected[_Entry, State[Any]] = _Collected(self._complete, MOST_ENDED)
+        self._creations: dict[UUID, Collected[Json, FlowRun]] = {}
+        self._completions: Collected[_Entry, State[Any]] = _collect(self._complete, MOST_ENDED)
         self._creates_alone_until = self._ends_alone_until = 0.0
         self._lanes = Semaphore(_LANES)
 
@@ -91,7 +86,7 @@ class FlowRunWriter:
         """
         if deployment_id not in self._creations:
             send = _bind(self._create, deployment_id)
-            self._creations[deployment_id] = _Collected(send, MOST_CREATED)
+            self._creations[deployment_id] = _collect(send, MOST_CREATED)
         return await self._creations[deployment_id].ask(body)
 
     async def enter(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> State[Any]:
@@ -149,7 +144,7 @@ class FlowRunWriter:
             made = await self._create_together(deployment_id, [body for body, _ in asked])
         for (_, answer), flow_run in zip(asked, made, strict=True):
             if flow_run is not None:
-                _answer(answer, flow_run)
+                give(answer, flow_run)
         left = [each for each, flow_run in zip(asked, made, strict=True) if flow_run is None]
         await _send_each(left, lambda body: self._create_one(deployment_id, body), self._lanes)
 
@@ -247,80 +242,6 @@ class _PatientClient:
 _Entry: TypeAlias = tuple[UUID, State[Any]]
 
 
-class _Collected(Generic[Item, Answer]):
-    """What waits for the next request, which is made once the former one is answered, or is late."""
-
-    def __init__(self, send: Callable[[Sequence["Asked[Item, Answer]"]], Awaitable[None]], most: int) -> None:
-        """Begin with nothing.
-
-        Args:
-            send: asks for several, and answers each.
-            most: in one request.
-        """
-        self._send = send
-        self._most = most
-        self._waiting: deque[Asked[Item, Answer]] = deque()
-        self._is_due = False
-        self._under_way: set[Task[None]] = set()
-        self._late: set[Task[None]] = set()  # of those
-        self._context = copy_context()  # what a flow run has in its context is not for the others
-
-    async def ask(self, item: Item) -> Answer:
-        answer: Future[Answer] = get_running_loop().create_future()
-        self._waiting.append((item, answer))
-        self._send_soon()
-        return await answer
-
-    def _send_soon(self) -> None:
-        if not self._is_due:
-            self._is_due = True
-            get_running_loop().call_soon(self._send_next, context=self._context)
-
-    def _send_next(self) -> None:
-        self._is_due = False
-        if self._under_way - self._late or len(self._under_way) >= _MOST_AT_ONCE:
-            return
-        taken: list[Asked[Item, Answer]] = []
-        while self._waiting and len(taken) < self._most:
-            asked = self._waiting.popleft()
-            if not asked[1].done():  # the caller may have been cancelled: what it wanted, no run needs
-                taken.append(asked)
-        if taken:
-            self._begin(taken)
-
-    def _begin(self, taken: list["Asked[Item, Answer]"]) -> None:
-        loop = get_running_loop()
-        task = loop.create_task(self._answer_all(taken), context=self._context)
-        self._under_way.add(task)
-
-        def keep_waiting_no_more() -> None:
-            self._late.add(task)
-            self._send_soon()
-
-        timer = loop.call_later(_LATE, keep_waiting_no_more, context=self._context)
-
-        def end(_: object) -> None:
-            timer.cancel()
-            self._under_way.discard(task)
-            self._late.discard(task)
-            if not task.cancelled():
-                task.exception()  # raised to those who asked
-            self._send_soon()
-
-        task.add_done_callback(end)
-
-    async def _answer_all(self, taken: list["Asked[Item, Answer]"]) -> None:
-        try:
-            await self._send(taken)
-        except Exception as error:  # noqa: BLE001  it is raised where the answer is awaited
-            _refuse_all(taken, error)
-        except BaseException as error:
-            # The end of the process, or a signal: those who wait are to hear it, too.
-            _refuse_all([*taken, *self._waiting], error)
-            self._waiting.clear()
-            raise
-
-
 async def _send_each(
     asked: Sequence["Asked[Item, Answer]"], send: Callable[[Item], Awaitable[Answer]], lanes: Semaphore
 ) -> None:
@@ -331,15 +252,15 @@ async def _send_each(
         nonlocal reason
         async with lanes:
             if reason is not None:
-                _refuse_all([(item, answer)], reason)
+                refuse(answer, reason)
             if answer.done():
                 return
             try:
-                _answer(answer, await send(item))
+                give(answer, await send(item))
             except (Exception, PrefectSignal) as error:  # noqa: BLE001  it is raised where the answer is awaited
                 if _is_of_all(error):
                     reason = cast("Exception", error)
-                _refuse_all([(item, answer)], error)
+                refuse(answer, error)
 
     await gather(*(send_one(*each) for each in asked))
 
@@ -348,11 +269,11 @@ def _conclude(answer: "Future[State[Any]]", state: State[Any], result: Orchestra
     """Answer as `propose_state` does."""
     found = result.state
     if result.status is SetStateStatus.ACCEPT and found is not None:
-        _answer(answer, _note_entered(state, found))
+        give(answer, _note_entered(state, found))
     elif found is not None and found.is_paused():
-        _refuse_all([(None, answer)], Pause(getattr(result.details, "reason", None), state=found))
+        refuse(answer, Pause(getattr(result.details, "reason", None), state=found))
     else:
-        _answer(answer, state if found is None else found)
+        give(answer, state if found is None else found)
 
 
 def _note_entered(state: State[Any], entered: State[Any]) -> State[Any]:
@@ -430,17 +351,7 @@ def _bind(
     return lambda asked: send(deployment_id, asked)
 
 
-def _answer(waiting: "Future[Any]", answer: object) -> None:
-    if not waiting.done():  # the caller may have been cancelled
-        waiting.set_result(answer)
-
-
-def _refuse_all(asked: Sequence[tuple[Any, "Future[Any]"]], error: BaseException) -> None:
-    for _, waiting in asked:
-        if waiting.done():
-            continue
-        if isinstance(error, CancelledError):
-            waiting.cancel()
-        else:
-            waiting.set_exception(error)
-            waiting.exception()  # its caller may be gone
+def _collect(
+    send: Callable[[Sequence["Asked[Item, Answer]"]], Awaitable[None]], most: int
+) -> "Collected[Item, Answer]":
+    return Collected(send, most=most, late=_LATE, at_once=_MOST_AT_ONCE)

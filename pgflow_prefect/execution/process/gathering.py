@@ -1,13 +1,12 @@
 """Sends questions to the database that come at the same time in one statement."""
 
-from asyncio import Future, Task, gather, get_running_loop, sleep
-from collections import deque
+from asyncio import gather, sleep
 from collections.abc import Awaitable, Callable, Sequence
-from contextvars import copy_context
 from typing import Generic, TypeVar
 
 from pgflow_prefect.errors import PgflowPrefectError, TransientError
 from pgflow_prefect.execution.batch import LOCK_TIMEOUT, SHORT_LOCK_TIMEOUT
+from pgflow_prefect.waiting import Asked, Collected, give, refuse
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two looks at what is locked
 
@@ -41,11 +40,7 @@ class Gathering(Generic[Q, A]):
         self._ask_all = ask_all
         self._most_patient = most_patient
         self._patient = 0
-        self._waiting: deque[tuple[Q, Future[A]]] = deque()
-        self._context = copy_context()  # not the context of the run that asks first
-        self._is_due = False
-        self._under_way: set[Task[None]] = set()
-        self._keeping: Task[None] | None = None  # the statement that later questions wait for
+        self._collected: Collected[Q, A] = Collected(self._answer, most=MOST, late=LATE)
 
     async def ask(self, question: Q) -> A:
         """Return the answer to a question.
@@ -53,58 +48,17 @@ class Gathering(Generic[Q, A]):
         Raises:
             PgflowPrefectError: the error that the question alone would raise.
         """
-        answer: Future[A] = get_running_loop().create_future()
-        self._waiting.append((question, answer))
-        self._send_soon()
-        return await answer
+        return await self._collected.ask(question)
 
-    def _send_soon(self) -> None:
-        if not self._is_due and self._keeping is None:
-            self._is_due = True
-            get_running_loop().call_soon(self._send, context=self._context)
-
-    def _send(self) -> None:
-        self._is_due = False
-        asked: list[tuple[Q, Future[A]]] = []
-        while self._waiting and len(asked) < MOST:
-            question, answer = self._waiting.popleft()
-            if not answer.done():  # the run that asked was cancelled
-                asked.append((question, answer))
-        if not asked:
-            return
-        loop = get_running_loop()
-        task = self._keeping = loop.create_task(self._answer(asked), context=self._context)
-        self._under_way.add(task)
-
-        def go_on() -> None:
-            timer.cancel()
-            if self._keeping is task:
-                self._keeping = None
-                if self._waiting:
-                    self._send_soon()
-
-        def end(_: object) -> None:
-            self._under_way.discard(task)
-            if not task.cancelled():
-                task.exception()  # raised in the tasks that asked
-            go_on()
-
-        timer = loop.call_later(LATE, go_on, context=self._context)
-        task.add_done_callback(end)
-
-    async def _answer(self, asked: list[tuple[Q, "Future[A]"]]) -> None:
+    async def _answer(self, asked: Sequence["Asked[Q, A]"]) -> None:
         """Answer questions, those that meet a lock after all others."""
-        try:
-            locked = await self._try(asked, lock_timeout=LOCK_TIMEOUT)
-            await gather(*(self._ask_until_unlocked(each) for each in locked))
-        except BaseException as error:  # a signal, or the end of the process: the waiting tasks get it, too
-            for _, waiting in asked:
-                _refuse(waiting, error)
-            raise
+        locked = await self._try(asked, lock_timeout=LOCK_TIMEOUT)
+        await gather(*(self._ask_until_unlocked(each) for each in locked))
 
-    async def _ask_until_unlocked(self, asked: tuple[Q, "Future[A]"]) -> None:
+    async def _ask_until_unlocked(self, asked: "Asked[Q, A]") -> None:
         """Answer a question that met a lock: wait for the lock, or look again where too many questions wait for one."""
-        pause, locked = _SHORTEST_PAUSE, [asked]
+        pause: float = _SHORTEST_PAUSE
+        locked: Sequence[Asked[Q, A]] = [asked]
         while locked and not asked[1].done():
             is_patient = self._patient < self._most_patient
             self._patient += is_patient
@@ -116,9 +70,7 @@ class Gathering(Generic[Q, A]):
                 await sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    async def _try(
-        self, asked: list[tuple[Q, "Future[A]"]], *, lock_timeout: float | None
-    ) -> list[tuple[Q, "Future[A]"]]:
+    async def _try(self, asked: Sequence["Asked[Q, A]"], *, lock_timeout: float | None) -> Sequence["Asked[Q, A]"]:
         """Answer questions in one statement, or each alone, and return those that met a lock."""
         try:
             answers = await self._ask_all([question for question, _ in asked], lock_timeout)
@@ -129,15 +81,8 @@ class Gathering(Generic[Q, A]):
             if is_of_rows and lock_timeout is not None:
                 return asked
             for _, waiting in asked:
-                _refuse(waiting, error)
+                refuse(waiting, error)
             return []
         for (_, waiting), answer in zip(asked, answers, strict=True):
-            if not waiting.done():
-                waiting.set_result(answer)
+            give(waiting, answer)
         return []
-
-
-def _refuse(waiting: "Future[A]", error: BaseException) -> None:
-    if not waiting.done():
-        waiting.set_exception(error)
-        waiting.exception()  # the run that asked may have stopped waiting
