@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
     from pgflow_prefect.handlers.base import StepContext
+    from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
@@ -18,6 +19,7 @@ __all__ = [
     "PgflowDatabase",
     "PgflowPrefectError",
     "Queue",
+    "RecordLater",
     "Settings",
     "SqlFunction",
     "StepContext",
@@ -31,6 +33,7 @@ _ORIGINS = {
     "PgflowDatabase": "pgflow_prefect.blocks",
     "PgflowPrefectError": "pgflow_prefect.errors",
     "Queue": "pgflow_prefect.bindings",
+    "RecordLater": "pgflow_prefect.recording",
     "Settings": "pgflow_prefect.settings",
     "SqlFunction": "pgflow_prefect.bindings",
     "StepContext": "pgflow_prefect.handlers.base",

@@ -143,6 +143,8 @@ class Run(BaseModel):
     """When a worker or a bridge tries again to take it."""
     is_older: bool = False
     """Whether workers and bridges leave it alone, unless they adopt: begun before its workflow was enabled."""
+    is_unshown: bool = False
+    """Whether Prefect was not told of it, because its workflow is recorded later; see `mark_unshown`."""
 
     @property
     def is_cancelled(self) -> bool:

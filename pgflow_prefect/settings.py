@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pgflow_prefect.origins import parse_credential_origins, parse_origins
+from pgflow_prefect.recording import RecordLater, parse_recordings
 
 BLOCK_TYPE = "pgflow-database"
 """What Prefect calls the kind of block that says where a database is."""
@@ -125,6 +126,20 @@ class Settings(BaseSettings):
     run_url: str | None = None
     """The address of a run's page, for a link in Prefect's UI. `{run_id}` and `{workflow}` are filled in."""
 
+    record_later: str = ""
+    """Workflows whose runs a worker executes in PostgreSQL only, and shows in Prefect later: slugs, by commas.
+
+    `orders:100:10` shows one in 100 of the completed runs of `orders`, and each run once it takes longer than 10 s.
+    Both numbers may be left out. It wins over what a handlers' file says, and it is the only way for a workflow that
+    has no file. The operator who sets the worker's environment decides. No row can: a role that may write definitions
+    or bindings could otherwise hide its runs from Prefect.
+    """
+
+    @property
+    def recordings(self) -> dict[str, RecordLater]:
+        """What `record_later` says, by slug."""
+        return parse_recordings(self.record_later)
+
     @property
     def queue_key_bytes(self) -> bytes | None:
         """The key of messages for queues; None where they are not signed."""
@@ -148,6 +163,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_credentials(cls, text: str) -> str:
         parse_credential_origins(text)
+        return text
+
+    @field_validator("record_later")
+    @classmethod
+    def _check_recordings(cls, text: str) -> str:
+        parse_recordings(text)
         return text
 
     @property

@@ -22,7 +22,7 @@ from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
-from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, take_options
+from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, find_unshown_problems, take_options
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
 from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
@@ -30,6 +30,7 @@ from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.prefect_api.ids import parse_run_id
+from pgflow_prefect.recording import RecordLater
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.state_names import Observer
 from pgflow_prefect.wording import write_code
@@ -117,6 +118,7 @@ class Workflow:
         description: str | None = None,
         tags: Collection[str] = (),
         task_runner: AnyTaskRunner | None = None,
+        record: RecordLater | None = None,
     ) -> None:
         """Begin with no handlers.
 
@@ -126,6 +128,8 @@ class Workflow:
             tags: of its deployment.
             task_runner: one of Prefect's, which then executes the handlers in Python: `DaskTaskRunner(address=…)`,
                 say. Without one, steps are executed in the flow run's own event loop and its threads: the fastest way.
+            record: how a worker shows runs in Prefect that it executes without telling Prefect. Without it, each run
+                is shown while it is executed. See `pgflow-prefect guide recording`.
 
         Raises:
             UsageError: the tags are one text.
@@ -135,6 +139,7 @@ class Workflow:
         self.slug = slug
         self.description = description
         self.tags = tuple(tags)
+        self.record = record
         self._task_runner: AnyTaskRunner = task_runner or EventLoopTaskRunner()
         self._handlers: dict[str, PythonHandler] = {}
         self._bindings: dict[str, AnyBinding] = {}
@@ -329,6 +334,7 @@ class Workflow:
             except UsageError as error:
                 problems.append(str(error))
         problems += self._find_flow_problems() if self._flow_is_made else []
+        problems += self.find_recording_problems() if self.record is not None else []
         # A stub's arguments count all the same: it is to become a handler.
         arguments = {slug: handler.required for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
@@ -339,6 +345,13 @@ class Workflow:
             yield from find_option_problems(self.given_flow, self.flow.name)
         except UsageError as error:
             yield str(error)
+
+    def find_recording_problems(self) -> list[str]:
+        """Return everything that keeps runs from being executed without telling Prefect, a sentence each."""
+        try:
+            return [*find_unshown_problems(self.given_flow)]
+        except UsageError as error:
+            return [str(error)]
 
     @cached_property
     def flow(self) -> AsyncFlow:

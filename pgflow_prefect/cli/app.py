@@ -56,6 +56,7 @@ COMMANDS = {
     "timeline": ("timeline:timeline", "Show when each step of a run began and how long it took."),
     "retry": ("retry:retry", "Make a failed run pending again."),
     "cancel": ("cancel:cancel", "End a run, in PostgreSQL and in Prefect."),
+    "record": ("record:record", "Show ended runs in Prefect that it was never told of."),
     "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair the differences."),
     "prune": ("prune:prune", "Delete runs that have ended: old ones, a workflow's, or one."),
     "doctor": ("doctor:doctor", "Check the database, Prefect, and the connections between them."),

@@ -197,7 +197,7 @@ async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool)
         if live:
             counted = await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
             total = sum(each.runs for each in counted)
-        with _show_progress(live, total) as progress:
+        with show_progress(live, total) as progress:
             found = chosen.batch
             while found >= chosen.batch:
                 found = await store.prune_runs(
@@ -214,8 +214,8 @@ async def _check_workflows(store: Store, chosen: Choice) -> None:
 
 
 @contextmanager
-def _show_progress(live: bool, total: int) -> Iterator[Progress]:
-    """Show the progress on a terminal."""
+def show_progress(live: bool, total: int | None) -> Iterator[Progress]:
+    """Show on a terminal how many runs are done, of so many if that is known."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(complete_style="cyan"), MofNCompleteColumn(), TextColumn("runs"), TimeElapsedColumn())

@@ -72,8 +72,11 @@ def runs(
     if json:
         print_json(found)
     elif found:
-        columns = ("run", "workflow", "status", "created", "took", "steps", "error")
+        columns: tuple[str, ...] = ("run", "workflow", "status", "created", "took", "steps", "error")
         rows = [_describe_run(each) for each in found]
+        if any(each.is_unshown for each in found):
+            columns = (*columns, "prefect")
+            rows = [(*row, "not shown" if each.is_unshown else "") for row, each in zip(rows, found, strict=True)]
         print_table(columns, rows, whole=("run", "status"), spare=("error", "created", "steps", "took"))
     else:
         out.print(f"no runs: {how_to_start}")
@@ -102,7 +105,9 @@ async def _list_runs(
     async with open_store(settings, size=1, only_reads=True) as store:
         if workflow is not None:
             await store.load_definition(workflow)  # a mistyped name is an error, not an empty list
-        found = await store.list_runs(
-            workflow_slug=workflow, status=status, since=since, limit=limit, with_payload=with_payload
+        found = await store.mark_unshown(
+            await store.list_runs(
+                workflow_slug=workflow, status=status, since=since, limit=limit, with_payload=with_payload
+            )
         )
         return found, store.implementation.how_to_start

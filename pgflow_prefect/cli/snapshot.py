@@ -80,6 +80,8 @@ class Snapshot:
             lines.append(run.error_message)
         if run.status is Status.PENDING:
             lines += self._describe_owner() if self.executes else ["pgflow's own workers execute it"]
+        if run.is_unshown:
+            lines.append(_describe_unshown(run))
         if run.recoveries:
             lines.append(f"taken over {count(run.recoveries, 'time')} in a row without a further step completing")
         if run.stale_writes:
@@ -202,6 +204,12 @@ def describe_run_status(run: Run) -> str:
 def count(number: int, thing: str) -> str:
     """Return a number with its noun."""
     return f"{number} {thing}{'s'[: number != 1]}"
+
+
+def _describe_unshown(run: Run) -> str:
+    if run.status is Status.PENDING:
+        return "not shown in Prefect: its workflow is recorded later"
+    return f"not shown in Prefect: `pgflow-prefect record {run.id}` shows it"
 
 
 def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:

@@ -106,7 +106,7 @@ async def _await_end(
 async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, with_payload: bool = False) -> Snapshot:
     from pgflow_prefect.definitions.graph import build_graph, sort_steps
 
-    run = await store.read_run(run_id, with_payload=with_payload)
+    [run] = await store.mark_unshown([await store.read_run(run_id, with_payload=with_payload)])
     states = {state.step_slug: state for state in await store.list_step_states(run_id)}
     if order is None:  # a run keeps its definition
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))

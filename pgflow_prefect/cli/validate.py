@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgflow_prefect.cli.console import out, print_json, print_table
@@ -13,6 +14,7 @@ from pgflow_prefect.errors import InvalidDefinitionError
 if TYPE_CHECKING:
     from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.deployment.doers import Doer
+    from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
 
 
@@ -44,6 +46,7 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
                 "stubs": [slug for slug, each in doers.items() if each.is_stub],
                 "definition_hash": definition.definition_hash,
                 "problems": problems,
+                "recorded_later": None if checked.recording is None else asdict(checked.recording),
             }
         )
         return 1 if problems else 0  # cyclopts takes True for success
@@ -56,9 +59,20 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
         out.print(f"its flow in Prefect is called {name!r}, because the slug is not a valid name there", markup=False)
     print_table(("step", "done by"), [(slug, each.text) for slug, each in doers.items()])
     print_stubs(doers)
+    if checked.recording is not None:
+        out.print(_describe_recording(checked.recording), markup=False)
     if external := [slug for slug in checked.external if not doers[slug].is_stub]:
         out.print(f"done by external workers, which call complete_step: {', '.join(external)}", markup=False)
     return 1 if problems else 0
+
+
+def _describe_recording(recording: RecordLater) -> str:
+    others = "no other run" if recording.one_in is None else f"one in {recording.one_in} of the others"
+    return (
+        f"a worker records its runs later: Prefect shows failed runs, runs from {recording.longer_than:g} s on, and "
+        f"{others}. Until a run is shown, Prefect's Cancel has nothing to cancel, and handlers find no flow run: "
+        "`pgflow-prefect guide recording`"
+    )
 
 
 class _Checked(NamedTuple):
@@ -69,6 +83,7 @@ class _Checked(NamedTuple):
     kinds: dict[str, str]
     doers: dict[str, Doer]
     problems: list[str]
+    recording: RecordLater | None
 
     @property
     def external(self) -> list[str]:
@@ -93,8 +108,11 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         order = order_steps(definition)
         problems = [*await find_all_problems(store, loaded, definition, rows), *find_missing_here(loaded, rows)]
         problems += _find_twins(workflow, await store.list_slugs())
+        recording = settings.recordings.get(workflow, loaded.record)
+        if recording is not None and loaded.record is None:
+            problems += loaded.find_recording_problems()
         doers = describe_doers(order, rows, loaded, source)
-        return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems)
+        return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems, recording)
 
 
 def _find_twins(workflow: str, slugs: Iterable[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pgflow_prefect.database.connection import connect, open_pool
 from pgflow_prefect.database.implementations import FoundSchema, read_schema
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.queries import QUERIES
+from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.store import make_lease_terms
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.models import Enabled
@@ -87,7 +88,7 @@ class DisabledTrigger(BaseModel):
     sees_edits: bool
 
 
-class DiagnosisStatements(InstallationStatements):
+class DiagnosisStatements(InstallationStatements, RecordingStatements):
     """Questions about the server, the schemas and the rights; about runs if the schemas are installed."""
 
     async def read_server(self) -> Server:

@@ -17,6 +17,7 @@ from pgflow_prefect.database.deployment_statements import DeploymentStatements
 from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
+from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.run_names import RunName
 from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import LeaseTerms
@@ -60,7 +61,14 @@ _SIMILAR_SHOWN = 5
 """The number of ids in an error that lists the runs that a person may mean."""
 
 
-class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningStatements, UnsettledStatements):
+class Store(
+    BindingStatements,
+    DeploymentStatements,
+    HolderStatements,
+    PruningStatements,
+    RecordingStatements,
+    UnsettledStatements,
+):
     """pgflow's tables and functions, one method a statement.
 
     Every method raises `SchemaMissingError` if there is no schema, and `TransientError` if the same call may succeed
@@ -304,6 +312,13 @@ class Store(BindingStatements, DeploymentStatements, HolderStatements, PruningSt
         if not rows:
             raise _unknown_run(run_id)
         return Run.model_validate(rows[0])
+
+    async def mark_unshown(self, runs: Sequence[Run]) -> list[Run]:
+        """Return these runs, and note on each whether Prefect was not told of it."""
+        if not self.implementation.executes:
+            return [*runs]
+        unshown = {each.id for each in await self.read_unrecorded([run.id for run in runs])}
+        return [run.model_copy(update={"is_unshown": run.id in unshown}) for run in runs]
 
     async def find_run_id(self, name: RunName) -> UUID:
         """Return the id of the run that a person means; a whole id is returned without a statement.

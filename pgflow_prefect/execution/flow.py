@@ -250,7 +250,8 @@ class Execution:
             submitted: frozenset[str] = frozenset()
             if task_runner is not None:
                 submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
-            task_runs = await make_task_runs()
+            unshown = host.unshown.get(run_id)
+            task_runs = await make_task_runs(unshown.sender if unshown is not None else None)
             task_run_ids = TaskRunIds(flow_run.id)
             display = Display(
                 host=host,
@@ -276,6 +277,8 @@ class Execution:
                 submitted=submitted,
                 task_runner=task_runner,
             )
+            if unshown is not None:
+                unshown.begin(task_runs)
             with display.show():
                 await run_in_order(steps.schedule, steps.perform)
             run.result_sizes = batch.sizes

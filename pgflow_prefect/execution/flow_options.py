@@ -9,6 +9,7 @@ from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
 
 from pgflow_prefect.execution.flow_hooks import HOOKS
+from pgflow_prefect.execution.task_runner import EventLoopTaskRunner
 from pgflow_prefect.prefect_api.internals import get_call_parameters
 
 AnyFlow = Flow[..., Any]
@@ -75,6 +76,22 @@ def find_option_problems(given: AnyFlow, name: str) -> Iterator[str]:
         yield (
             f"its flow has a `flow_run_name` with {', '.join(sorted(unknown))}: only run_id is known to Prefect, the "
             "payload stays in PostgreSQL"
+        )
+
+
+def find_unshown_problems(given: AnyFlow) -> Iterator[str]:
+    """Return what a user's flow has that needs a flow run from the beginning, a sentence each."""
+    needs = {
+        "a task runner": not isinstance(given.task_runner, EventLoopTaskRunner),
+        "retries of its own": bool(given.retries),
+        "a `flow_run_name`": given.flow_run_name is not None,
+        "persisted results": bool(given.persist_result),
+        **{name.removesuffix("_hooks"): bool(getattr(given, name)) for name in HOOKS},
+    }
+    if found := [what for what, is_there in needs.items() if is_there]:
+        yield (
+            f"its runs are recorded later, and its flow has {', '.join(found)}: these need a flow run of Prefect from "
+            "the beginning. Leave them out, or leave out the recording"
         )
 
 

@@ -26,7 +26,7 @@ class _StepLogHandler(APILogHandler):
             super().emit(record)
 
 
-_HANDLER = _StepLogHandler()
+HANDLER = _StepLogHandler()
 
 
 def show_logs(functions: Iterable[Callable[..., Any]]) -> None:
@@ -64,7 +64,7 @@ def _show(logger: logging.Logger) -> None:
     lineage = [*_list_lineage(logger)]
     if any(isinstance(handler, APILogHandler) for each in lineage for handler in each.handlers):
         return
-    logger.addHandler(_HANDLER)
+    logger.addHandler(HANDLER)
     set_by = next((each for each in lineage if each.level != logging.NOTSET), logging.getLogger())
     level = logging.getLogger("prefect.extra").getEffectiveLevel()
     if set_by is logging.getLogger() and set_by.level > level:

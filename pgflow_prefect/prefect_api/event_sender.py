@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from contextvars import Context
 from functools import cache, partial
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -61,6 +61,26 @@ _TASK_RUN = "prefect.task-run."
 _logger = logging.getLogger(__name__)
 
 
+class Sender(Protocol):
+    """Where a run's displays go: to Prefect, or nowhere while Prefect is not told of the run."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether Prefect is told of the run."""
+
+    def send(self, make: Make, related: Related | None = None) -> None:
+        """Send an event; see `EventSender`."""
+
+    def request(self, act: Request, what: str) -> None:
+        """Make a request to Prefect's API; see `EventSender`."""
+
+    def look_up(self, find: Callable[[PrefectClient], Awaitable[T]], otherwise: T) -> "Future[T]":
+        """Ask Prefect's API; see `EventSender`."""
+
+    def give_way(self) -> None:
+        """Send nothing for a moment; see `EventSender`."""
+
+
 class EventSender:
     """Sends events in their order while Prefect answers, and keeps them while it does not.
 
@@ -69,6 +89,8 @@ class EventSender:
     Prefect's own `emit_event` passes every event to a thread, from there to another one and back, while all three
     compete for the interpreter. For an empty step, that was half of its cost.
     """
+
+    is_shown = True
 
     def __init__(self) -> None:
         """Start the thread; it ends with the process, after it has sent everything."""
@@ -101,6 +123,11 @@ class EventSender:
         # Like Prefect, before the interpreter refuses new threads: `atexit` is later, and then no server name can be
         # resolved.
         getattr(threading, "_register_atexit", atexit.register)(self.close)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait to be sent."""
+        return len(self._waiting)
 
     def send(self, make: Make, related: Related | None = None) -> None:
         """Send an event, soon; from any thread.

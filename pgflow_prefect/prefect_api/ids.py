@@ -8,6 +8,9 @@ from prefect.client.schemas.objects import FlowRun
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.models import TaskKey
 
+_PLACEHOLDER_VERSION = 8
+"""The version of a UUID that its maker gives a meaning, as RFC 9562 has it. No server of Prefect gives one out."""
+
 _RUN_NAMESPACE = UUID("7f0c6d1e-27e0-5e0f-9f2f-6a3b5f2f6f55")
 
 
@@ -36,6 +39,22 @@ def parse_run_id(given: object) -> UUID | None:
         return UUID(str(given))
     except ValueError:
         raise UsageError(f"the parameter run_id is {given!r}, and no UUID: leave it out to begin a run") from None
+
+
+def make_placeholder(run_id: UUID, epoch: int) -> UUID:
+    """Return what stands for the flow run of a run that Prefect is not told of; the same for each call.
+
+    Args:
+        run_id: the run.
+        epoch: in which it was taken.
+    """
+    made = uuid5(run_id, str(epoch)).int
+    return UUID(int=made & ~(0xF << 76) | _PLACEHOLDER_VERSION << 76)
+
+
+def is_placeholder(flow_run_id: UUID) -> bool:
+    """Tell whether an id stands for a flow run that there is not."""
+    return flow_run_id.version == _PLACEHOLDER_VERSION
 
 
 def find_task_run_id(flow_run_id: UUID, task: TaskKey) -> UUID:

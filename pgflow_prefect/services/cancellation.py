@@ -28,7 +28,7 @@ from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
-from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
+from pgflow_prefect.prefect_api.ids import find_run_id, is_placeholder, read_run_id
 from pgflow_prefect.prefect_api.states import is_cancelled
 from pgflow_prefect.workflow import AsyncFlow
 
@@ -73,7 +73,7 @@ class CancellationRequests:
 
     async def was_cancelled(self, flow_run_id: UUID | None) -> bool:
         """Tell whether a user cancelled the flow run whose lease has expired."""
-        if flow_run_id is None:
+        if flow_run_id is None or is_placeholder(flow_run_id):
             return False
         with ask_prefect(f"flow run {flow_run_id}"):
             try:

@@ -17,6 +17,7 @@ from prefect.states import Pending, Running
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.deployment.deployments import Deployed, register
 from pgflow_prefect.deployment.deployments.find import find_flows
+from pgflow_prefect.deployment.reconciliation.reconcile import GRACE
 from pgflow_prefect.errors import (
     DeploymentGoneError,
     ForeignDeploymentError,
@@ -38,8 +39,11 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
 from pgflow_prefect.services.maintenance import keep_reconciled
+from pgflow_prefect.services.recorder import Recorder
+from pgflow_prefect.services.recording import RunRecorder
 from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.services.submission import create_submission
+from pgflow_prefect.services.unshown_runs import UnshownRuns
 from pgflow_prefect.waiting import Wakeup
 from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
 
@@ -90,6 +94,7 @@ class Worker:
         self._flows = {
             slug: workflow.make_flow(settings, host=self.host) for slug, (workflow, _) in self.workflows.items()
         }
+        self._unshown_runs = self._make_unshown_runs()
         self._engines = {
             slug: FlowRunEngine(flow, self._writer, self.client, self.host.draining)
             for slug, flow in self._flows.items()
@@ -124,11 +129,13 @@ class Worker:
             background.start_soon(self._listen)
             background.start_soon(self._watch_cancellations)
             background.start_soon(self._reconcile, settings.reconcile_interval)
+            background.start_soon(self._unshown_runs.recorder.run)
             async with anyio.create_task_group() as executing:
                 executing.start_soon(self._watch_schedule, executing)
                 await self.fetcher.run(executing)
                 _logger.info("draining: %d runs under way", self.fetcher.busy)
             background.cancel_scope.cancel()
+        await self._unshown_runs.recorder.close()
         if self._failure is not None:
             raise self._failure
 
@@ -141,6 +148,24 @@ class Worker:
         """Take no more runs, stop the working steps, and hand their runs back."""
         self.drain()
         self.host.stop()
+
+    def _make_unshown_runs(self) -> UnshownRuns:
+        def find_deployment(slug: str) -> UUID | None:
+            return deployment.id if (deployment := self.deployments.get(slug)) is not None else None
+
+        settings, host = self.host.settings, self.host
+        recorded = {slug: workflow.record for slug, (workflow, _) in self.workflows.items()} | settings.recordings
+        policies = {slug: each for slug, each in recorded.items() if each is not None and slug in self.workflows}
+        runs = RunRecorder(host.store, self.client, self._writer, host.installation.id, settings, find_deployment)
+        recorder = Recorder(
+            runs,
+            policies,
+            list_slugs=lambda: [*self.deployments],
+            executing=self._list_executing,
+            interval=settings.reconcile_interval,
+            grace=GRACE,
+        )
+        return UnshownRuns(host, self._flows, recorder, self._executing)
 
     # Background work
 
@@ -247,6 +272,8 @@ class Worker:
     async def _execute_taken(self, taken: TakenRun, slot: Slot) -> None:
         # Prefect may need longer than a lease to create a flow run and to let it begin.
         with self.host.reserve(taken.run_id, taken.epoch):
+            if await self._unshown_runs.execute(taken, slot):
+                return
             flow_run = await self._submit(taken)
             # If PostgreSQL was away for longer than a lease, this process may have taken the run twice.
             if flow_run is not None and flow_run.id not in self._executing:

@@ -1,7 +1,7 @@
 -- pgflow_prefect: reading runs and their steps, ending and reopening them, and what diagnosis and pruning ask.
 --
--- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql and
--- classic/definitions.sql, whose head says how these functions are planned. This script is the last one: it says which
+-- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql,
+-- classic/recording.sql, and classic/definitions.sql, whose head says how these functions are planned. This script is the last one: it says which
 -- version is installed.
 -- psql -d DATABASE -f runs.sql; one transaction, safe to run again.
 
@@ -14,9 +14,10 @@ SET LOCAL pgflow.script_version = 3;
 
 DO $guard$
 BEGIN
-    IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL THEN
+    IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL
+       OR to_regprocedure('pgflow_prefect.is_unshown(uuid)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow_prefect is missing or old'
-            USING HINT = 'Run pgflow.sql, classic/pgflow_prefect.sql and classic/definitions.sql first.';
+            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql and recording.sql first.';
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0';
@@ -630,6 +631,7 @@ BEGIN
         SELECT o.run_id
         FROM pgflow_prefect.owners o
         WHERE (list_unsettled.everything OR NOT o.settled)
+          AND NOT pgflow_prefect.is_unshown(o.flow_run_id)
           AND (list_unsettled.after IS NULL OR o.run_id > list_unsettled.after)
         ORDER BY o.run_id
         LIMIT list_unsettled.at_most;
@@ -637,7 +639,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_unsettled(boolean, uuid, int) IS
-    'Runs that were taken and that Prefect was not yet seen to agree on, by id; everything: all that were taken.';
+    'Runs that were taken and that Prefect was not yet seen to agree on, by id; everything: all that were taken. Never '
+    'those that Prefect was not told of.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_unsettled(run_ids uuid[], lease double precision)

@@ -4,7 +4,13 @@ from pgflow_prefect.database.implementations.capabilities import Implementation
 
 CLASSIC = Implementation(
     name="classic",
-    scripts=("pgflow.sql", "classic/pgflow_prefect.sql", "classic/definitions.sql", "classic/runs.sql"),
+    scripts=(
+        "pgflow.sql",
+        "classic/pgflow_prefect.sql",
+        "classic/definitions.sql",
+        "classic/recording.sql",
+        "classic/runs.sql",
+    ),
     executes=True,
     tasks_per_step=False,
     skips=False,

@@ -1,6 +1,7 @@
 """Checks of deployments, waiting runs and work pools."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
@@ -8,10 +9,12 @@ from prefect.client.schemas.objects import WorkerStatus, WorkPool
 
 from pgflow_prefect.deployment.deployments import find_deployments
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
+from pgflow_prefect.models import Status
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.workflow import to_flow_name
 
 _UNTAKEN_AFTER = 60.0  # seconds: worker and bridge look every other second
+_UNSHOWN_AFTER = 60.0  # seconds: a worker shows a failed run soon after its end
 _NAMED = 10  # runs set aside
 _PAGE = 200  # the largest answer of Prefect's API by default
 
@@ -73,7 +76,22 @@ async def _check_set_aside(patient: Patient) -> Verdict:
     )
 
 
-def _list_counts(counts: dict[str, int]) -> str:
+async def _check_unshown(patient: Patient) -> Verdict:
+    slugs = [*await patient.reached.list_enabled()]
+    left = await patient.reached.list_left_unshown(slugs, grace=_UNSHOWN_AFTER, after=None, limit=_PAGE)
+    failed = Counter(each.workflow_slug for each in left if each.status is Status.FAILED)
+    if not failed:
+        return Verdict(Outcome.OK, "no failed run waits to be shown in Prefect")
+    more = " or more" if len(left) == _PAGE else ""
+    return Verdict(
+        Outcome.WARNING,
+        f"failed runs that Prefect does not show yet: {_list_counts(failed)}{more}",
+        "start `pgflow-prefect worker` for these workflows, or `pgflow-prefect record --since 7d --status failed`",
+        details=tuple(str(each.run_id) for each in left if each.status is Status.FAILED),
+    )
+
+
+def _list_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} of {slug}" for slug, number in counts.items())
 
 
@@ -113,5 +131,6 @@ WORKFLOW_CHECKS = (
     Check("deployments", _check_deployments, needs=("schema", "rights", "prefect api")),
     Check("runs", _check_runs, needs=("schema", "rights")),
     Check("runs set aside", _check_set_aside, needs=("schema", "rights")),
+    Check("runs not shown", _check_unshown, needs=("schema", "rights")),
     Check("work pools", _check_work_pools, needs=("schema", "rights", "prefect api"), patience=20),
 )

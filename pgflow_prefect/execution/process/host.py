@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequenc
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from anyio import CancelScope, move_on_after
@@ -27,6 +27,10 @@ from pgflow_prefect.execution.step_writer import persist
 from pgflow_prefect.handlers.base import Toolbox
 from pgflow_prefect.models import Installation, LinkedRun, LinkRequest, RunEnd, Status, TakenRun
 from pgflow_prefect.settings import Settings
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.recording import BegunRun
+    from pgflow_prefect.execution.reporting.unshown import UnshownFlowRun
 
 MOST_STEPS = 100_000
 """The most steps of all definitions that a process keeps. The latest definition may have more."""
@@ -187,6 +191,7 @@ class Host(StepEnvironment):
         places: the slots of the executing flow runs, if a limit allows only so many.
         requested: the flow runs that Prefect started, and not this process.
         active: the runs that are executed now, by id.
+        unshown: those of them that began without a flow run of Prefect, by id.
         draining: set once no further step begins.
     """
 
@@ -197,6 +202,7 @@ class Host(StepEnvironment):
     places: dict[UUID, Slot] = field(default_factory=dict)
     requested: set[UUID] = field(default_factory=set)
     active: dict[UUID, ActiveRun] = field(default_factory=dict)
+    unshown: dict[UUID, "UnshownFlowRun"] = field(default_factory=dict)
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
     _linked: dict[UUID, tuple[LinkRequest, LinkedRun]] = field(default_factory=dict)  # by run
@@ -208,6 +214,9 @@ class Host(StepEnvironment):
         most_patient = max(1, self.store.connections // 4)
         self._links: Gathering[LinkRequest, LinkedRun] = Gathering(
             lambda links, lock_timeout: self.store.link_flow_runs(links, lock_timeout=lock_timeout), most_patient
+        )
+        self._beginnings: Gathering[LinkRequest, BegunRun] = Gathering(
+            lambda links, lock_timeout: self.store.begin_unshown_runs(links, lock_timeout=lock_timeout), most_patient
         )
         self._ends: Gathering[tuple[UUID, Sequence[str]], RunEnd] = Gathering(
             lambda asked, _: self.store.read_ends(asked), most_patient
@@ -240,9 +249,21 @@ class Host(StepEnvironment):
         linked = await persist(
             self.store, self.settings.report_timeout, lambda: self._links.ask(link), f"run {taken.run_id}"
         )
-        if linked.linked and linked.status is Status.PENDING and linked.definition_id is not None:
-            self._linked[taken.run_id] = (link, linked)
+        self._remember(link, linked)
         return linked.linked
+
+    async def begin_unshown(self, taken: TakenRun, placeholder: UUID) -> "BegunRun":
+        """Hold a run without a flow run, which this process has reserved; else as `link`."""
+        link = LinkRequest(taken.run_id, taken.epoch, placeholder)
+        begun = await persist(
+            self.store, self.settings.report_timeout, lambda: self._beginnings.ask(link), f"run {taken.run_id}"
+        )
+        self._remember(link, begun)
+        return begun
+
+    def _remember(self, link: LinkRequest, linked: LinkedRun) -> None:
+        if linked.linked and linked.status is Status.PENDING and linked.definition_id is not None:
+            self._linked[link.run_id] = (link, linked)
 
     def begin(self, run_id: UUID, flow_run_id: UUID) -> tuple[int, LinkedRun] | None:
         """Return epoch and facts of a run that this process has reserved for this flow run; None for any other run.

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.objects import FlowRun
 
 from pgflow_prefect.models import StepState
 
@@ -27,8 +28,8 @@ class RunArtifacts:
     with all its runs as versions.
     """
 
-    def __init__(self, flow_run_id: UUID, run_id: UUID, workflow_slug: str) -> None:
-        self._flow_run_id = flow_run_id
+    def __init__(self, flow_run: FlowRun, run_id: UUID, workflow_slug: str) -> None:
+        self._flow_run = flow_run  # whose id is a placeholder, as long as Prefect has none
         self._run_id = run_id
         self._key = make_key(workflow_slug)
         self._progress: UUID | None = None
@@ -68,7 +69,7 @@ class RunArtifacts:
                 type=type_,
                 data=data,
                 description=description,
-                flow_run_id=self._flow_run_id,
+                flow_run_id=self._flow_run.id,
             )
         )
         return created.id

@@ -16,7 +16,7 @@ from pgflow_prefect.execution.process.host import ActiveRun, Host
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.reporting.events import RunEvents
 from pgflow_prefect.models import RunEnd, Status
-from pgflow_prefect.prefect_api.event_sender import EventSender, Request
+from pgflow_prefect.prefect_api.event_sender import Request, Sender
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
@@ -47,7 +47,7 @@ class Display:
         flow_run: FlowRun,
         graph: Graph,
         task_run_ids: TaskRunIds,
-        event_sender: EventSender,
+        event_sender: Sender,
         observer: Observer,
     ) -> None:
         """Prepare to show a run.
@@ -75,7 +75,7 @@ class Display:
         self._events = RunEvents(
             self._run_id, workflow_slug, flow_run, task_run_ids.find, self._settings.events, event_sender
         )
-        self._artifacts = RunArtifacts(flow_run.id, self._run_id, workflow_slug)
+        self._artifacts = RunArtifacts(flow_run, self._run_id, workflow_slug)
         self._done = 0
         self._began_at = monotonic()
         self._is_linked = False
@@ -107,7 +107,7 @@ class Display:
 
     def _link(self) -> None:
         """Link to the run, once."""
-        if not self._is_linked:
+        if not self._is_linked and self._event_sender.is_shown:
             self._is_linked = True
             url = self._find_url()
             self._request("its link", lambda client: self._artifacts.link(client, url))
@@ -119,7 +119,7 @@ class Display:
 
     async def show_end(self, run: RunEnd) -> None:
         """Show how the run has ended in PostgreSQL."""
-        if run.status is Status.PENDING or run.epoch != self._run.epoch:
+        if not self._event_sender.is_shown or run.status is Status.PENDING or run.epoch != self._run.epoch:
             return  # another process goes on with it, or has done so
         try:
             self._events.tell_of_run(_describe(run))
@@ -154,9 +154,9 @@ class Display:
             return
         shown = -1
         await anyio.sleep(LONG)
-        self._link()
         while True:
-            if self._done != shown:
+            self._link()
+            if self._done != shown and self._event_sender.is_shown:
                 shown = self._done
                 self._is_progress_shown = True
                 self._request_progress()

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events import Event, RelatedResource, Resource
 from prefect.types import DateTime
 
-from pgflow_prefect.prefect_api.event_sender import EventSender
+from pgflow_prefect.prefect_api.event_sender import Sender
 from pgflow_prefect.settings import Events
 from pgflow_prefect.state_names import DONE, StateName
 from pgflow_prefect.wording import clean
@@ -42,12 +42,12 @@ class RunEvents:
     flow_run: FlowRun
     find_task_run_id: Callable[[str], UUID]
     wanted: Events
-    event_sender: EventSender
+    event_sender: Sender
 
-    def tell_of_run(self, what: str) -> None:
-        """Tell what happened to the run: a state's name."""
+    def tell_of_run(self, what: str, occurred: datetime | None = None) -> None:
+        """Tell what happened to the run: a state's name, and when it entered that, if not now."""
         if self.wanted is not Events.NONE:
-            self.event_sender.send(partial(self._make_event_of_run, what, datetime.now(UTC)))
+            self.event_sender.send(partial(self._make_event_of_run, what, occurred or datetime.now(UTC)))
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""

@@ -13,8 +13,15 @@ from the identity of values.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from time import time
@@ -48,7 +55,8 @@ from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
 from pgflow_prefect.prefect_api.client import TAG
-from pgflow_prefect.prefect_api.event_sender import EventSender, Related, find_outbox
+from pgflow_prefect.prefect_api.contexts import leave_flow_run
+from pgflow_prefect.prefect_api.event_sender import Related, Sender, find_outbox
 from pgflow_prefect.prefect_api.internals import (
     AsyncTransaction,
     ConcurrencyContext,
@@ -84,6 +92,8 @@ _COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
 
 _TIGHT = 300.0  # seconds after which an event no longer follows another one, as in Prefect
 
+_NOTHING = nullcontext()
+
 _PATIENCE = 5.0  # seconds for which a run waits for an answer of Prefect's API
 
 _logger = logging.getLogger(__name__)
@@ -92,9 +102,7 @@ _logger = logging.getLogger(__name__)
 class TaskRuns:
     """The task runs of the current flow run, and their common data."""
 
-    def __init__(
-        self, context: FlowRunContext, limits: Iterable[str], event_sender: EventSender, related: Related
-    ) -> None:
+    def __init__(self, context: FlowRunContext, limits: Iterable[str], event_sender: Sender, related: Related) -> None:
         """Take the data that `make_task_runs` has found."""
         assert context.flow_run is not None
         self.context = context
@@ -112,6 +120,37 @@ class TaskRuns:
             tags=self.tags,
         )
         self._task_run_context: TaskRunContext | None = None
+        self._open: set[StepTaskRun] = set()  # of a run that begins unshown: those that have not ended
+        self._shown: set[UUID] = set()  # of such a run: those that Prefect hears of from here
+        self._begins_shown = event_sender.is_shown
+
+    @property
+    def shown(self) -> frozenset[UUID]:
+        """The task runs that Prefect hears of from here, of a run that began unshown."""
+        return frozenset(self._shown)
+
+    def begin_to_show(self) -> None:
+        """Show a run that began unshown, from now on: the flow run in the context has its id in Prefect now."""
+        self.related = _look_up_related(self.context, self.event_sender)
+        for each in self._open:
+            self._shown.add(each.task_run_id)
+            each.show_again()
+
+    def enter(self, step: "StepTaskRun") -> AbstractContextManager[None]:
+        """Be in the flow run, as far as there is one, while a step is performed."""
+        return _NOTHING if self._begins_shown else self._enter_unshown(step)
+
+    @contextmanager
+    def _enter_unshown(self, step: "StepTaskRun") -> Iterator[None]:
+        # A flow or task that the handler calls would name a flow run that Prefect does not have: Prefect refuses that.
+        with nullcontext() if self.event_sender.is_shown else leave_flow_run():
+            self._open.add(step)
+            if self.event_sender.is_shown:
+                self._shown.add(step.task_run_id)
+            try:
+                yield
+            finally:
+                self._open.discard(step)
 
     def prepare(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> "StepTaskRun":
         """Return the task run of a step; Prefect hears of it once it is performed.
@@ -189,14 +228,22 @@ class TaskRuns:
         stack.push_async_exit(give_back)
 
 
-async def make_task_runs() -> TaskRuns:
-    """Prepare for task runs in the current flow run."""
+async def make_task_runs(sender: Sender | None = None) -> TaskRuns:
+    """Prepare for task runs in the current flow run.
+
+    Args:
+        sender: where events go; by default, to Prefect's server.
+    """
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
-    event_sender = find_outbox()
-    related = event_sender.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
-    return TaskRuns(context, await _find_limits(context), event_sender, related)
+    event_sender = sender or find_outbox()
+    related = _look_up_related(context, event_sender)
+    return TaskRuns(context, await _find_limits(context) if event_sender.is_shown else [], event_sender, related)
+
+
+def _look_up_related(context: FlowRunContext, event_sender: Sender) -> Related:
+    return event_sender.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
 
 
 async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
@@ -270,6 +317,18 @@ class StepTaskRun:
         self._running, self._completed = _make_state(StateType.RUNNING), _make_state(StateType.COMPLETED)
         self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
 
+    @property
+    def task_run_id(self) -> UUID:
+        """The id of the task run."""
+        return self._task_run.id
+
+    def show_again(self) -> None:
+        """Send the current state once more: of a run that was not shown until now."""
+        run = self._task_run
+        if run.state is not None:
+            run.flow_run_id = run.state.state_details.flow_run_id = self._runs.flow_run.id
+            self._runs.event_sender.send(partial(make_event, run.model_copy(), run.state, None), self._runs.related)
+
     def _make_transaction(self) -> AsyncTransaction:
         # `atransaction` does this, and more for persisted results: it costs as much as two states.
         return AsyncTransaction(store=self._runs.context.result_store, write_on_commit=False, logger=_logger)
@@ -280,7 +339,7 @@ class StepTaskRun:
         Args:
             conclude: called with that state, as soon as Prefect is told of it.
         """
-        with self._context, self._slots:
+        with self._context, self._slots, self._runs.enter(self):
             try:
                 state = await self._attempt(self._running, conclude)
                 while state.is_scheduled():
@@ -344,6 +403,7 @@ class StepTaskRun:
     def _enter(self, state: State[Any]) -> None:
         """Set the task run's state, and send it to the server."""
         run, before = self._task_run, self._task_run.state
+        run.flow_run_id = self._runs.flow_run.id  # a placeholder, as long as Prefect is not told of the run
         if state.message:
             state.message = clean_message(state.message)
         state.timestamp = datetime.now(UTC)
@@ -361,10 +421,10 @@ class StepTaskRun:
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
         told = run if state.is_final() else run.model_copy()  # a copy of now, because it is sent later
-        self._runs.event_sender.send(partial(_make_event, told, state, before), self._runs.related)
+        self._runs.event_sender.send(partial(make_event, told, state, before), self._runs.related)
 
 
-def _make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
+def make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
     """Return the event for a task run that has entered a state."""
     # No validation is needed, for which Prefect's models would look up their settings each time.
     return Event.model_construct(

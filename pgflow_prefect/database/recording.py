@@ -1,0 +1,212 @@
+"""Reads the runs that Prefect hears of later, and notes which flow runs show them."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pgflow_prefect.database.statements import Statements
+from pgflow_prefect.models import EndedAs, Ending, LinkedRun, LinkRequest, Shown, Status, StepState
+
+
+class BegunRun(LinkedRun):
+    """What is known of a run that begins without a flow run.
+
+    Attributes:
+        shown: Prefect was shown the run before. It goes on being shown, so nothing was begun.
+    """
+
+    shown: bool
+
+
+class LeftRun(BaseModel):
+    """An ended run of which no process has decided yet whether Prefect is to be told.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: its workflow.
+        epoch: in which it ended.
+        status: completed or failed.
+        seconds: how long its last owner had it; None if that is not known.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    workflow_slug: str
+    epoch: int
+    status: Status
+    seconds: float | None
+
+
+class UnrecordedRun(BaseModel):
+    """An ended run that Prefect was never shown. Times are the database's.
+
+    Attributes:
+        id: the run.
+        workflow_slug: its workflow.
+        epoch: in which it ended.
+        status: completed or failed; pending while it is executed.
+        ended_as: how it ended.
+        error_message: why it failed.
+        created_at: when it began.
+        taken_at: when its last owner took it.
+        finished_at: when it ended.
+        definition_id: the definition that it began with.
+        step_count: how many steps that has; None if the run never began.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: UUID
+    workflow_slug: str
+    epoch: int
+    status: Status
+    ended_as: EndedAs = Field(default=None, validate_default=True)
+    error_message: Shown | None
+    created_at: datetime | None
+    taken_at: datetime
+    finished_at: datetime | None
+    definition_id: int | None
+    step_count: int | None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether `cancel_run` ended the run; a failed run failed by itself."""
+        return self.ended_as is Ending.CANCELLED
+
+
+class UnrecordedStep(StepState):
+    """A step of such a run, and the task run that claimed it last."""
+
+    run_id: UUID
+    task_run_id: UUID
+    task_index: int = 0
+
+
+class _UnrecordedEnd(BaseModel):
+    """A run that Prefect was never shown, and when it ended."""
+
+    run_id: UUID
+    finished_at: datetime
+
+
+class RecordLink(NamedTuple):
+    """The flow run that shows a run which had none.
+
+    Attributes:
+        run_id: the run.
+        epoch: in which it was taken last.
+        flow_run_id: the flow run.
+    """
+
+    run_id: UUID
+    epoch: int
+    flow_run_id: UUID
+
+
+class RecordingStatements(Statements):
+    """The part of the store for runs that Prefect hears of later."""
+
+    async def begin_unshown_runs(
+        self, links: Sequence[LinkRequest], *, lock_timeout: float | None = None
+    ) -> list[BegunRun]:
+        """Hold reserved runs without a flow run, all in one statement.
+
+        Args:
+            links: one for each run, with its placeholder in place of a flow run.
+            lock_timeout: seconds to wait for each lock; None for the database's setting.
+
+        Returns:
+            The facts about each run, in the order of `links`.
+        """
+        rows = await self._fetch(
+            "begin_unshown_runs",
+            run_ids=[each.run_id for each in links],
+            epochs=[each.epoch for each in links],
+            placeholders=[each.flow_run_id for each in links],
+            held_by=self.lease_terms.held_by,
+            lock_timeout=None if lock_timeout is None else f"{lock_timeout * 1000:.0f}ms",
+        )
+        found = {each.run_id: each for each in map(BegunRun.model_validate, rows)}
+        return [found[each.run_id] for each in links]
+
+    async def link_recorded_runs(self, links: Iterable[RecordLink]) -> frozenset[UUID]:
+        """Name the flow runs that now show runs, and return the runs for which that was news."""
+        given = [*links]
+        rows = await self._fetch(
+            "link_recorded_runs",
+            run_ids=[each.run_id for each in given],
+            epochs=[each.epoch for each in given],
+            flow_run_ids=[each.flow_run_id for each in given],
+        )
+        return frozenset(UUID(str(row["run_id"])) for row in rows)
+
+    async def settle_unshown(self, runs: Iterable[tuple[UUID, int]]) -> None:
+        """Leave ended runs unshown, given with their epochs, but not one that a process has taken again meanwhile."""
+        run_ids, epochs = zip(*runs, strict=True)
+        await self._fetch("settle_runs", run_ids=[*run_ids], epochs=[*epochs])
+
+    async def list_left_unshown(
+        self, workflow_slugs: Iterable[str], *, grace: float, after: UUID | None, limit: int
+    ) -> list[LeftRun]:
+        """Return ended runs that are neither shown nor left unshown for good, by id.
+
+        Args:
+            workflow_slugs: of these workflows.
+            grace: seconds since the end of a run. Before that, the process that executed it decides.
+            after: begins behind this id; by default, with the first one.
+            limit: the greatest number of runs.
+        """
+        rows = await self._fetch(
+            "list_left_unshown", workflow_slugs=[*workflow_slugs], grace=grace, after=after, limit=limit
+        )
+        return [LeftRun.model_validate(row) for row in rows]
+
+    async def list_unrecorded(
+        self,
+        workflow_slug: str,
+        status: Status,
+        ended_as: Ending | None,
+        *,
+        since: datetime,
+        after: tuple[datetime, UUID] | None,
+        limit: int,
+    ) -> list[tuple[datetime, UUID]]:
+        """Return ended runs of a workflow that Prefect was never shown, in the order of their ends.
+
+        Args:
+            workflow_slug: the workflow.
+            status: completed or failed.
+            ended_as: only runs that ended so.
+            since: only runs that ended since then.
+            after: begins behind this run, given with its end.
+            limit: the greatest number of runs.
+
+        Returns:
+            The end and the id of each.
+        """
+        finished, run_id = after or (None, None)
+        rows = await self._fetch(
+            "list_unrecorded",
+            workflow_slug=workflow_slug,
+            status=status,
+            ended_as=ended_as,
+            since=since,
+            after_finished=finished,
+            after=run_id,
+            limit=limit,
+        )
+        found = [_UnrecordedEnd.model_validate(row) for row in rows]
+        return [(each.finished_at, each.run_id) for each in found]
+
+    async def read_unrecorded(self, run_ids: Iterable[UUID]) -> list[UnrecordedRun]:
+        """Return the current state of those of these runs that Prefect was never shown."""
+        return [UnrecordedRun.model_validate(row) for row in await self._fetch("read_unrecorded", run_ids=[*run_ids])]
+
+    async def list_unrecorded_steps(self, run_ids: Iterable[UUID]) -> list[UnrecordedStep]:
+        """Return the claimed steps of these runs, each run's in the order of their first claims."""
+        rows = await self._fetch("list_unrecorded_steps", run_ids=[*run_ids])
+        return [UnrecordedStep.model_validate(row) for row in rows]
