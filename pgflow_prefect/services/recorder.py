@@ -7,7 +7,7 @@ run that there is no room for stays unshown: `pgflow-prefect record` can show it
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -50,6 +50,7 @@ class Recorder:
         policies: of the workflows that are recorded later, by slug.
         list_slugs: returns the workflows of which the worker has a deployment.
         executing: returns the runs that this process executes.
+        restore: creates the deployment of a workflow again, which a user has deleted.
         interval: seconds between two looks for runs that no process has decided on.
         grace: seconds since its end after which a run counts as left by the process that executed it.
     """
@@ -58,6 +59,7 @@ class Recorder:
     policies: Mapping[str, RecordLater]
     list_slugs: Callable[[], Collection[str]]
     executing: Callable[[], Collection[UUID]]
+    restore: Callable[[str], Awaitable[None]]
     interval: float
     grace: float
     _waiting: OrderedDict[UUID, HeldLines | None] = field(default_factory=OrderedDict, init=False)
@@ -191,6 +193,8 @@ class Recorder:
             _logger.warning("run %s is not shown: %s", run_id, error)
             if isinstance(error, PrefectRefusedError):
                 await self._leave_unshown(run_id)
+        for workflow_slug in recorded.without_deployment:  # its runs are found by their rows
+            await self.restore(workflow_slug)
         if recorded.shown:
             _logger.info("shown later: %d runs", len(recorded.shown))
         for run_id in some:

@@ -67,10 +67,12 @@ class Recorded:
     Attributes:
         shown: the runs that are shown now, and were not before.
         refused: why a run can't be shown, by id: Prefect refuses it, or its workflow has no deployment.
+        without_deployment: those workflows.
     """
 
     shown: frozenset[UUID]
     refused: Mapping[UUID, PgflowPrefectError]
+    without_deployment: frozenset[str]
 
 
 @dataclass
@@ -121,7 +123,8 @@ class RunRecorder:
                     refused[run.id] = answer
                 elif isinstance(answer, BaseException):
                     raise answer
-        return Recorded(frozenset(shown), refused)
+        gone = {run.workflow_slug for run in found if isinstance(refused.get(run.id), DeploymentGoneError)}
+        return Recorded(frozenset(shown), refused, frozenset(gone))
 
     async def show_begun(self, run: TakenRun) -> FlowRun:
         """Create the flow run of a run that is executed unshown, in Running; see `create_submission`."""

@@ -12,7 +12,7 @@ import anyio
 from prefect.exceptions import PrefectSignal
 
 from pgflow_prefect.database.recording import RecordLink
-from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.errors import DeploymentGoneError, PgflowPrefectError
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.reporting.held_logs import HELD, send_lines
@@ -135,6 +135,10 @@ class UnshownRuns:
         try:
             flow_run = await runs.show_begun(taken)
             linked = await runs.store.link_recorded_runs([RecordLink(taken.run_id, taken.epoch, flow_run.id)])
+        except DeploymentGoneError as error:
+            _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, error)
+            await self.recorder.restore(taken.workflow_slug)
+            return False
         except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
             _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, describe_error(error))
             return False

@@ -162,6 +162,7 @@ class Worker:
             policies,
             list_slugs=lambda: [*self.deployments],
             executing=self._list_executing,
+            restore=self._restore,
             interval=settings.reconcile_interval,
             grace=GRACE,
         )
@@ -353,6 +354,14 @@ class Worker:
                 await self.host.store.release_run(run_id, run.epoch)
         except PgflowPrefectError as error:
             _logger.warning("run %s could not be handed back: %s", run_id, error)  # its lease will expire
+
+    async def _restore(self, slug: str) -> None:
+        """Create a workflow's deployment again, unless it is another installation's now."""
+        if slug in self.deployments:
+            try:
+                await self._deploy(slug)
+            except PgflowPrefectError as error:
+                _logger.warning("workflow %r has no deployment: %s", slug, error)
 
     async def _deploy(self, slug: str) -> None:
         workflow, source = self.workflows[slug]

@@ -81,7 +81,7 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.heartbeats (
 CREATE TABLE IF NOT EXISTS pgflow_prefect.owners (
     run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
     epoch INT NOT NULL,
-    flow_run_id UUID,              -- NULL until Prefect has created it
+    flow_run_id UUID,              -- NULL until Prefect has created it; of version 8: Prefect is not told of the run
     held_by TEXT NOT NULL,         -- host and process, for people
     lease_until TIMESTAMPTZ NOT NULL,
     remaining INT,                 -- of the run's steps when it was taken: fewer now mean progress

@@ -33,6 +33,7 @@ from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import make_placeholder
 from pgflow_prefect.prefect_api.internals import APILogHandler
 from pgflow_prefect.services import recorder as recorders
+from pgflow_prefect.services import recording
 from pgflow_prefect.services import worker as workers
 from pgflow_prefect.services.recorder import Recorder
 from pgflow_prefect.services.recording import Recorded
@@ -398,9 +399,40 @@ async def test_an_unshown_run_is_no_disagreement(site: Site, db: Connection, sto
         assert await reconcile(store, site.client, apply=False, everything=True, grace=0, lag=0) == []
 
 
+async def test_a_failed_run_is_shown_though_its_deployment_was_deleted(site: Site, db: Connection) -> None:
+    workflow = make_chain(db, NONE_SHOWN, fail_in_b)
+    async with site.work(workflow) as worker:
+        await site.client.delete_deployment(worker.deployments[workflow.slug].id)
+        run_id = run_workflow(db, workflow.slug, "bad").id
+        await site.await_state(run_id, "Failed")
+
+
+async def test_a_task_run_that_got_lost_is_repaired(
+    site: Site, db: Connection, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's server drops events that its queue has no room for."""
+    workflow = make_chain(db, NONE_SHOWN, fail_in_b)
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, "_send", lambda _: None)
+        patched.setattr(workers, "keep_reconciled", leave)
+        async with site.work(workflow):
+            run_id = run_workflow(db, workflow.slug, "bad").id
+            flow_run = await site.await_state(run_id, "Failed")
+    db.execute("UPDATE pgflow_prefect.owners SET lease_until = 'epoch'")  # as once its time is over
+    found = await reconcile(store, site.client, apply=True, grace=0, lag=0)
+    assert [each.kind for each in found] == ["lagging"]
+    await await_task_runs(site.client, flow_run, {"a": "Completed", "b": "Failed"})
+    assert await read_edges(site.client, flow_run) == {("a", "b")}
+    assert await reconcile(store, site.client, apply=False, grace=0, lag=0) == []
+
+
+async def leave(*_: object, **__: object) -> None:
+    """Do nothing."""
+
+
 async def test_memory_is_bounded_while_two_thousand_runs_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run waits for Prefect, and none of those that there is no room for is held."""
-    recorder = Recorder(cast("Any", None), {"orders": RecordLater(one_in=1)}, tuple, tuple, interval=60, grace=0)
+    recorder = Recorder(cast("Any", None), {"orders": RecordLater(one_in=1)}, tuple, tuple, leave, interval=60, grace=0)
     logs = HeldLogs()
     monkeypatch.setattr(held_logs, "HELD", logs)
     monkeypatch.setattr(recorders, "HELD", logs)

@@ -26,10 +26,12 @@ from pgflow_prefect.deployment.reconciliation.disagreements import (
     describe,
 )
 from pgflow_prefect.models import CANCELLED, Ending, Held, Status
-from pgflow_prefect.prefect_api.ids import find_task_run_id
+from pgflow_prefect.prefect_api.ids import find_task_run_id, make_placeholder
 
 START = 6
 """A flow run may take this many graces from its start until it takes its run: it may have to fetch a container."""
+
+_EPOCHS = 20  # the latest ones, in which a step may have been claimed before its run was shown
 
 _VANISHED = Target(StateType.CRASHED, "no process executes it any more, according to PostgreSQL")
 _IN_PREFECT = f"{CANCELLED} in Prefect"
@@ -267,8 +269,18 @@ def _create_task(view: View, step: UnsettledStep, target: Target) -> Iterator[Cr
     if step.status is Status.PENDING:
         return
     for flow_run_id in view.flow_runs:  # a deleted one can show nothing
-        if find_task_run_id(flow_run_id, step.task) == step.task_run_id:
+        if _is_of(view.run, step, flow_run_id):
             yield CreateTaskRun(step.task_run_id, flow_run_id, step.step_slug, target)
+
+
+def _is_of(run: UnsettledRun, step: UnsettledStep, flow_run_id: UUID) -> bool:
+    """Tell whether a step's task run belongs to a flow run: it was claimed there, or before that showed the run."""
+    if find_task_run_id(flow_run_id, step.task) == step.task_run_id:
+        return True
+    if flow_run_id != run.flow_run_id:
+        return False
+    epochs = range(run.epoch, max(0, run.epoch - _EPOCHS), -1)
+    return any(find_task_run_id(make_placeholder(run.id, each), step.task) == step.task_run_id for each in epochs)
 
 
 def _is_right(task: ShownTaskRun, step: UnsettledStep) -> bool:

@@ -71,8 +71,10 @@ async def _create_task_run(store: Store, client: PrefectClient, run_id: UUID, ac
     """Create a task run with the edges of the definition."""
     definition = await store.load_run_definition(run_id)
     upstream = [dep.upstream for dep in definition.deps if dep.downstream == action.step_slug]
+    # A step that was claimed before its run was shown has another id than the flow run would give it.
+    claimed = {step.step_slug: step.task_run_id for step in await store.list_unsettled_steps([run_id])}
     edges: list[TaskRunResult | FlowRunResult | Parameter | Constant] = [
-        TaskRunResult(id=find_task_run_id(action.flow_run_id, TaskKey(slug))) for slug in upstream
+        TaskRunResult(id=claimed.get(slug) or find_task_run_id(action.flow_run_id, TaskKey(slug))) for slug in upstream
     ]
     await client.create_task_run(
         Task(_do_nothing, name=clean(action.step_slug)),

@@ -20,7 +20,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed, Running
 from prefect.types import DateTime
 
-from pgflow_prefect.execution.reporting.flow_runs import _start_heartbeat as start_heartbeat
+from pgflow_prefect.execution.reporting.heartbeat import start_heartbeat
 from pgflow_prefect.execution.reporting.held_logs import HELD
 from pgflow_prefect.execution.reporting.task_runs import TaskRuns
 from pgflow_prefect.prefect_api.event_sender import EventSender, Make, Related, Request, find_outbox
