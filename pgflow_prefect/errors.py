@@ -29,7 +29,7 @@ class PrefectRefusedError(PgflowPrefectError):
 
 
 class DeploymentGoneError(PrefectUnavailableError):
-    """A deployment is not there any more."""
+    """A deployment no longer exists."""
 
 
 class SchemaMissingError(PgflowPrefectError):

@@ -45,7 +45,7 @@ async def find_all_problems(
     in_force = {**workflow.bindings, **bindings}
     if not others_have_functions:
         problems += [
-            f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step to another"
+            f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step otherwise"
             for slug in find_missing_functions(workflow, find_doers(workflow, definition, rows))
         ]
     problems += _check_queues(in_force)

@@ -44,7 +44,7 @@ async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
             raise UsageError(f"run {run_id} is one of workflow {slug!r}, and this is a flow run of {name!r}")
     if len(slugs) != 1:
         raise UsageError(
-            f"Prefect's flow {name!r} stands for {len(slugs)} workflows of this database: deploy the one that is meant "
-            "with `pgflow-prefect deploy`, under a slug that no other one resembles"
+            f"{len(slugs)} workflows of this database fit Prefect's flow {name!r}: run `pgflow-prefect deploy` for the "
+            "one that you mean, under a slug that no other slug resembles"
         )
     return slugs[0]

@@ -32,7 +32,7 @@ from pgflow_prefect import Workflow
 
 STUB = '''{decorator}
 {signature}
-    """Stand in for the work of step {step}: write it, and take `unimplemented` out."""
+    """Write the work of step {step} here, and remove `unimplemented`."""
 {body}
 '''
 

@@ -73,8 +73,8 @@ def compare_handlers(
     for dep in definition.deps:
         if dep not in known and {*dep} <= {*own.steps}:
             message = (
-                f"step {dep.downstream!r} waits for {dep.upstream!r} in the database, and not in the file: add it to "
-                "`after` there, or take it out of the database with `pgflow-prefect push`"
+                f"step {dep.downstream!r} waits for {dep.upstream!r} in the database, but not in the file: add it to "
+                "`after` there, or remove the dependency with `pgflow-prefect push`"
             )
             yield Difference(definition.slug, Part.HANDLERS, message)
 

@@ -182,7 +182,7 @@ def load_module(source: str) -> ModuleType:
         if is_from_signal(error):
             raise
         if isinstance(error, ModuleNotFoundError) and not is_file(source) and source.startswith(error.name or source):
-            raise UsageError(f"there is no module {source!r}: is it a file? then name it with its .py") from error
+            raise UsageError(f"there is no module {source!r}. If it is a file, name it with its .py") from error
         raise UsageError(f"{source} can't be imported: {_locate(error)}") from error
 
 

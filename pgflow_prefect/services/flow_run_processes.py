@@ -128,7 +128,7 @@ class FlowRunProcesses:
         flows, free = dict(self.flows), self.limit - self.busy
         if not flows or free <= 0:
             return
-        with ask_prefect("a look at what is scheduled"):
+        with ask_prefect("a look at scheduled flow runs"):
             scheduled = await self._context.client.get_scheduled_flow_runs_for_deployments(
                 [*flows], scheduled_before=datetime.now(UTC), limit=free + len(self._foreign)
             )

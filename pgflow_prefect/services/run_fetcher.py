@@ -117,7 +117,7 @@ class RunFetcher:
                         return
                     runs = await self._look(slugs, len(places))
                 if self._taking.cancelled_caught:
-                    _logger.warning("no answer to the last sweep: what it has taken is free when its lease runs out")
+                    _logger.warning("no answer to the last sweep: its runs are free when their leases expire")
                     return
             except DatabaseUnavailableError as error:
                 _logger.warning("no runs taken: %s", error)

@@ -62,12 +62,12 @@ async def create_submission(
             created = await writer.create(deployment_id, body)
         except (ObjectNotFound, PrefectHTTPStatusError) as error:
             if isinstance(error, ObjectNotFound) or error.response.status_code == httpx.codes.NOT_FOUND:
-                raise DeploymentGoneError(f"deployment {deployment_id} is not there any more") from error
+                raise DeploymentGoneError(f"deployment {deployment_id} no longer exists") from error
             raise
     # Of a key that it knows, Prefect returns the flow run that is there, whatever it was asked to do.
     if created.parameters.get("run_id") != parameters["run_id"] or created.deployment_id != deployment_id:
         raise PrefectRefusedError(
-            f"flow run {created.id} has the idempotency key {run.idempotency_key!r} and is another one: "
+            f"flow run {created.id} has the idempotency key {run.idempotency_key!r}, but is not of this run: "
             f"deployment {created.deployment_id}, run {created.parameters.get('run_id')}"
         )
     if installation is not None and (foreign := find_foreign_tags(created.tags, installation)):

@@ -150,7 +150,7 @@ def test_every_file_that_can_not_be_loaded_is_named_at_once(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["chain", "--source", "https://u:secret@host/a"], "--source has credentials in it"),
+        (["chain", "--source", "https://u:secret@host/a"], "--source has credentials"),
         (["--all"], "no workflow of the database can be deployed from here: it has none"),
     ],
 )

@@ -88,7 +88,7 @@ def test_an_option_that_means_nothing_is_refused(flags: DeployFlags, message: st
     ],
 )
 def test_a_secret_in_the_url_of_the_code_is_refused_and_not_shown(source: str) -> None:
-    with pytest.raises(UsageError, match="--source has credentials in it") as caught:
+    with pytest.raises(UsageError, match="--source has credentials") as caught:
         parse_location(source, None, None)
 
     assert "hunter2" not in str(caught.value)
@@ -175,5 +175,5 @@ def test_a_directory_is_the_repository_s_or_the_other_machine_s() -> None:
     assert back.make_steps(HERE)[0][SET]["directory"] == "/srv/app"
     assert is_said(elsewhere.make_steps(HERE))
     assert not is_said(make_default_steps(HERE))
-    with pytest.raises(UsageError, match="is to be in the repository of --source"):
+    with pytest.raises(UsageError, match="must be a directory of the repository of --source"):
         parse_location("https://host/a/b", None, "/app")

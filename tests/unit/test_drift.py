@@ -30,7 +30,7 @@ def test_a_dep_that_only_the_database_has_is_named_where_the_file_says_what_wait
     found = [*compare_handlers(make_workflow(after=["b"]), DIAMOND, [])]
 
     assert [each.part for each in found] == [Part.HANDLERS]
-    assert found[0].message.startswith("step 'b' waits for 'a' in the database, and not in the file")
+    assert found[0].message.startswith("step 'b' waits for 'a' in the database, but not in the file")
 
 
 def test_a_handler_that_leaves_an_upstream_result_out_is_no_difference() -> None:

@@ -110,8 +110,8 @@ def test_a_file_that_changed_is_loaded_as_it_is_now(directory: Path) -> None:
     ("handlers", "message"),
     [
         ("missing.py", "there is no file missing.py"),
-        ("no_such_module", "there is no module 'no_such_module': is it a file? then name it with its .py"),
-        ("email.no_such_part", "there is no module 'email.no_such_part': is it a file? then name it with its .py"),
+        ("no_such_module", "there is no module 'no_such_module'. If it is a file, name it with its .py"),
+        ("email.no_such_part", "there is no module 'email.no_such_part'. If it is a file, name it with its .py"),
     ],
 )
 def test_what_does_not_exist_is_named(handlers: str, message: str) -> None:

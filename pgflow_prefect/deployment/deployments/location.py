@@ -82,7 +82,9 @@ def parse_location(source: str | None, credentials: str | None, directory: str |
     if source is None:
         return None if directory is None else Location(directory=directory)
     if directory is not None and Path(directory).is_absolute():
-        raise UsageError(f"--directory {directory} is to be in the repository of --source: name it relative to that")
+        raise UsageError(
+            f"--directory {directory} must be a directory of the repository of --source: name it relative to its root"
+        )
     url, ref = _split_url(source.removeprefix("git+"))
     return Location(GitSource(url, ref, (credentials and _parse_block(credentials)) or None), directory)
 
@@ -141,7 +143,7 @@ def _split_url(url: str) -> tuple[str, str | None]:
     # First of all, because no message may have a secret.
     if parts.password is not None or parts.query or (parts.username and parts.scheme != "ssh"):
         raise UsageError(
-            "--source has credentials in it, and every reader of the deployment would: leave them out, "
+            "--source has credentials, which every reader of the deployment would see. Leave them out, "
             "and name the Prefect block that has them with --source-credentials"
         )
     path, at, ref = parts.path.partition("@")

@@ -117,8 +117,8 @@ def describe_wanted(
     entrypoint = make_entrypoint(workflow.slug, source, here)
     if options.location is not None and Path(entrypoint).is_absolute():
         raise UsageError(
-            f"{source} is not beneath {here}, so that nothing says where it is in the place that --source or "
-            "--directory names: call this where they stand for the current directory"
+            f"{source} is not beneath {here}, so its path under --source or --directory is unknown: run this command "
+            "in the directory that they stand for"
         )
     owned = (make_ownership_tag(installation),) if installation is not None else ()
     return Wanted(

@@ -123,7 +123,7 @@ def is_settled(view: View) -> bool:
 def compare_without_prefect(run: UnsettledRun) -> list[Disagreement]:
     """Return what the run's row alone shows: vanished owners, whose flow runs Prefect may show as alive."""
     if run.status is Status.PENDING and run.held is Held.EXPIRED:
-        found = "its owner has not been heard of for longer than a lease"
+        found = "its owner's lease has expired"
     elif run.status is Status.FAILED and run.is_given_up:
         found = run.error_message or ""
     else:
@@ -226,7 +226,7 @@ def _compare_ended(view: View) -> Iterator[Disagreement]:
         found = f"it is {_describe_status(run)}, and flow run {shown.name!r} is {shown.state}"
         yield _make(run, kind, shown.id, found, SetFlowRun(shown.id, _find_run_target(run)), *tasks)
     elif tasks:
-        found = f"it is {_describe_status(run)}, and {len(tasks)} of its task runs are not as its steps are"
+        found = f"it is {_describe_status(run)}, but {len(tasks)} of its task runs differ from its steps"
         yield _make(run, Kind.LAGGING, shown.id if shown else None, found, *tasks)
 
 
