@@ -227,7 +227,7 @@ def test_a_script_that_asks_for_json_gets_errors_as_json_too(
     assert cli(*arguments).out == "", "people read standard error"
 
 
-def test_what_was_printed_as_json_stays_one_value_where_an_error_follows(cli: CommandLine, chain: str) -> None:
+def test_printed_json_stays_one_value_if_an_error_follows(cli: CommandLine, chain: str) -> None:
     cli.write("broken")
     failed = cli("run", chain, "--json")
     assert failed.code == 1

@@ -58,7 +58,7 @@ def test_retry_executes_only_what_is_not_completed(
 
 
 @pytest.mark.parametrize("by", ["Prefect", "the command", "SQL"])
-def test_cancel_stops_what_is_under_way(
+def test_cancel_stops_working_steps(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, by: str
 ) -> None:
     cli.write("gate")
@@ -163,7 +163,7 @@ def test_without_prefect_retry_and_cancel_work_on_the_rows(cli: CommandLine, db:
     assert get_run(db, run_id).status == "pending"
 
 
-def test_what_is_completed_is_neither_retried_nor_cancelled(cli: CommandLine, db: Connection, chain: str) -> None:
+def test_a_completed_run_is_neither_retried_nor_cancelled(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     for step in "abc":
         db.execute("SELECT pgflow.complete_step(%s, %s, '1')", [run_id, step])

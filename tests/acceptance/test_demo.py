@@ -66,7 +66,7 @@ def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, te
     assert find_processes(temporary) == []
 
 
-def test_the_demo_stays_until_it_is_interrupted_where_it_is_asked_to(visitor: CommandLine, temporary: Path) -> None:
+def test_the_demo_keeps_its_servers_until_it_is_interrupted(visitor: CommandLine, temporary: Path) -> None:
     process = visitor.start("demo", "--keep")
     assert process.stdout is not None
     told = ""

@@ -237,7 +237,7 @@ def test_a_work_pool_without_a_deployment_is_refused(cli: CommandLine) -> None:
     assert (refused.code, refused.find_error()) == (2, "--work-pool goes with --deploy")
 
 
-def test_enable_and_disable_say_what_is_so_afterwards(cli: CommandLine, db: Connection) -> None:
+def test_enable_and_disable_say_the_new_state(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
     older = start_run(db, "chain")
 

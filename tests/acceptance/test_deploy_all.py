@@ -154,7 +154,7 @@ def test_every_file_that_can_not_be_loaded_is_named_at_once(
         (["--all"], "no workflow of the database can be deployed from here: it has none"),
     ],
 )
-def test_a_wrong_word_is_one_message(cli: CommandLine, arguments: list[str], message: str) -> None:
+def test_a_wrong_argument_gets_one_message(cli: CommandLine, arguments: list[str], message: str) -> None:
     refused = cli("deploy", *arguments)
 
     assert refused.code == 2

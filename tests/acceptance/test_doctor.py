@@ -35,7 +35,7 @@ def outcomes(findings: Findings, names: list[str]) -> set[str]:
     return {findings[name]["outcome"] for name in names}
 
 
-def test_where_all_is_well_every_check_says_so_and_nothing_is_left_behind(
+def test_doctor_finds_a_sound_installation_well_and_leaves_nothing_behind(
     cli: CommandLine, prefect: PrefectView
 ) -> None:
     ended = cli("doctor", "--json")

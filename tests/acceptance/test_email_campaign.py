@@ -60,7 +60,7 @@ def campaign(cli: CommandLine, db: Connection) -> CommandLine:
     return cli
 
 
-def test_mails_go_into_a_maildir_where_nothing_else_is_said(campaign: CommandLine, db: Connection) -> None:
+def test_mails_go_into_a_maildir_by_default(campaign: CommandLine, db: Connection) -> None:
     ran = campaign(*RUN, "--payload", '{"campaign_id": 7, "subject": "News in März"}')
 
     assert (ran.code, ran.err) == (0, "")

@@ -67,7 +67,7 @@ def test_a_file_that_can_t_be_written_is_named(cli: CommandLine, db: Connection)
     assert refused.find_error() == "--output 'no/such/directory' can't be written: No such file or directory"
 
 
-def test_what_is_to_be_drawn_has_to_be_clear(cli: CommandLine, db: Connection, half: UUID) -> None:
+def test_graph_without_a_clear_subject_is_refused(cli: CommandLine, db: Connection, half: UUID) -> None:
     define(db, "other", {"a": []})
     missing = uuid4()
 

@@ -88,7 +88,7 @@ def test_import_of_all_writes_a_file_for_each_workflow_where_it_is_told(cli: Com
     assert found.lines[1].startswith("workflow '2nd-chain' is valid: 3 steps")
 
 
-def test_import_of_nothing_asks_what_is_meant(cli: CommandLine) -> None:
+def test_import_without_a_workflow_is_refused(cli: CommandLine) -> None:
     refused = cli("import")
 
     assert refused.code == 2

@@ -98,7 +98,7 @@ def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
         (["--older-than", "30d", "--status", "pending"], "pending"),
     ],
 )
-def test_what_can_not_be_meant_is_refused_in_one_message(
+def test_options_that_contradict_each_other_are_refused_in_one_message(
     prune: CommandLine, db: Connection, old_runs: list[UUID], arguments: list[str], message: str
 ) -> None:
     ended = prune("prune", *arguments)

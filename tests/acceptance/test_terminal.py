@@ -136,7 +136,7 @@ def test_a_run_s_id_is_whole_in_a_table_of_any_width(
     assert "failed" in line
 
 
-def test_what_is_to_be_copied_is_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_for_copying_is_never_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     """A hard line break in a command, a URL or an `export` makes two of it."""
     dsn = "postgresql://postgres:@/postgres?host=/tmp/" + "a-long-directory/" * 9
     narrow = type(console.out)(width=40, force_terminal=True, highlight=False)

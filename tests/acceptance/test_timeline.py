@@ -64,7 +64,7 @@ def test_json_has_the_critical_path(cli: CommandLine, diamond: UUID) -> None:
     }
 
 
-def test_only_the_longest_are_shown_where_that_is_asked(cli: CommandLine, diamond: UUID) -> None:
+def test_top_shows_only_the_longest_steps(cli: CommandLine, diamond: UUID) -> None:
     shown = cli("timeline", str(diamond), "--top", "2")
 
     assert [line.split("\t")[0] for line in shown.lines[1:]] == ["b", "c"]

@@ -76,7 +76,7 @@ def test_no_elements_have_no_rows(db: Connection) -> None:
     assert perform(db) == []
 
 
-def test_a_run_that_is_lost_ended_or_gone_keeps_no_other_one_back(db: Connection) -> None:
+def test_a_lost_ended_or_deleted_run_does_not_delay_other_runs(db: Connection) -> None:
     lost, ended, gone, good = start(db), start(db), uuid4(), start(db)
     perform(db, claim(lost), claim(good))
     db.execute("SELECT pgflow_prefect.take_run(%s, %s, 'me', 60, 3)", [lost, uuid4()])
@@ -106,7 +106,7 @@ def test_a_completed_step_of_a_run_that_has_ended_is_no_refusal(db: Connection) 
     ]  # fmt: skip
 
 
-def test_a_locked_run_keeps_no_other_one_waiting_and_is_tried_again_by_itself(db: Connection, connect: Connect) -> None:
+def test_a_locked_run_is_tried_again_alone_and_delays_no_other_run(db: Connection, connect: Connect) -> None:
     held, free = start(db), start(db)
     db.execute("SET lock_timeout = '100ms'")
     holder = connect()
@@ -118,7 +118,7 @@ def test_a_locked_run_keeps_no_other_one_waiting_and_is_tried_again_by_itself(db
     assert outcomes(db, claim(held)) == [("done", "pending")]
 
 
-def test_a_batch_of_one_run_waits_for_it(db: Connection, connect: Connect) -> None:
+def test_a_batch_of_one_run_waits_for_its_lock(db: Connection, connect: Connect) -> None:
     run, holder, waiting = start(db), connect(), connect()
     with ThreadPoolExecutor(1) as thread:
         with holder.transaction():

@@ -64,7 +64,7 @@ def await_completion(db: Connection, run_id: UUID) -> None:
 
 
 @pytest.mark.parametrize("through_connection", [False, True], ids=["plain", "through context.connection"])
-def test_who_was_taken_for_dead_is_refused_when_it_writes(
+def test_an_owner_that_was_taken_for_dead_is_refused_when_it_writes(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, through_connection: bool
 ) -> None:
     imports = "import asyncio\nimport signal\nimport threading\n"

@@ -103,7 +103,7 @@ async def claim_all(batch: RunBatch, steps: list[str]) -> None:
             group.start_soon(batch.claim, ask(step))
 
 
-async def test_what_comes_at_the_same_time_goes_in_one_statement(
+async def test_requests_that_come_at_the_same_time_share_a_statement(
     batch: RunBatch, sent: list[tuple[int, int]], db: Connection, run_id: UUID
 ) -> None:
     await claim_all(batch, STEPS)
@@ -131,7 +131,7 @@ async def test_a_step_is_claimed_together_with_the_completion_that_makes_it_read
     assert value(db, attempts, run_id) == 1
 
 
-async def test_one_result_that_cannot_be_stored_keeps_no_other_one_back(
+async def test_a_result_that_can_not_be_stored_delays_no_other_result(
     batch: RunBatch, db: Connection, run_id: UUID
 ) -> None:
     await claim_all(batch, STEPS[:3])
@@ -152,7 +152,7 @@ async def test_one_result_that_cannot_be_stored_keeps_no_other_one_back(
     assert db.execute(found, [run_id]).fetchone() == ("null",)
 
 
-async def test_a_claim_ahead_of_what_is_not_ready_is_refused_and_harms_nothing(batch: RunBatch) -> None:
+async def test_an_early_claim_of_a_step_that_is_not_ready_is_refused_and_harms_nothing(batch: RunBatch) -> None:
     await batch.claim(ask("s0"))
     ahead = batch.claim_later(ask("join"))
     assert (await batch.complete(Completion(TaskKey("s0"), "1", 1, uuid4()))).status is Status.COMPLETED
@@ -182,7 +182,7 @@ class Signal(BaseException):
     """What Prefect raises for SIGTERM, wherever the event loop is at that moment."""
 
 
-async def test_a_signal_that_meets_the_statement_is_heard_by_all_who_wait_for_it(
+async def test_a_signal_during_a_statement_reaches_all_steps_that_wait_for_it(
     batch: RunBatch, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def raise_signal(*_: object, **__: object) -> None:
@@ -349,7 +349,7 @@ async def test_more_locked_runs_than_there_are_connections_keep_no_other_run_wai
         assert [each.attempts for each in await store.list_step_states(run_ids[0])] == [1]
 
 
-async def test_of_many_that_come_together_the_one_to_blame_alone_hears_of_it(
+async def test_only_the_element_that_caused_an_error_gets_it(
     store: Store, sent: list[tuple[int, int]], db: Connection, run_ids: list[UUID]
 ) -> None:
     db.execute("ALTER TABLE pgflow.step_states ADD CONSTRAINT odd CHECK (step_result IS DISTINCT FROM '13')")
@@ -375,7 +375,7 @@ async def test_of_many_that_come_together_the_one_to_blame_alone_hears_of_it(
     assert len(sent) <= 2 * 5 + 2, "halved, and not one by one"
 
 
-async def test_a_run_that_is_taken_over_meanwhile_keeps_no_other_one_back(store: Store, run_ids: list[UUID]) -> None:
+async def test_a_run_that_is_taken_over_delays_no_other_run(store: Store, run_ids: list[UUID]) -> None:
     outcomes: list[object] = []
     async with AsyncExitStack() as stack:
         runs = await open_runs(stack, Batch(store), store, run_ids)
@@ -393,7 +393,7 @@ async def test_a_run_that_is_taken_over_meanwhile_keeps_no_other_one_back(store:
     assert sorted(outcomes, key=str) == [1] * 29 + [run_ids[4]]
 
 
-async def test_a_run_that_is_left_drops_what_waits_and_others_go_on(store: Store, run_ids: list[UUID]) -> None:
+async def test_a_closed_run_drops_its_requests_and_other_runs_go_on(store: Store, run_ids: list[UUID]) -> None:
     async with AsyncExitStack() as stack:
         batch = Batch(store)
         [run] = await open_runs(stack, batch, store, run_ids[:1])
@@ -404,7 +404,7 @@ async def test_a_run_that_is_left_drops_what_waits_and_others_go_on(store: Store
     assert [each.attempts for each in await store.list_step_states(run_ids[1])] == [0]
 
 
-async def test_a_small_run_does_not_wait_for_all_that_a_large_one_asks_for(
+async def test_a_small_run_does_not_wait_for_all_requests_of_a_large_run(
     store: Store, sent: list[tuple[int, int]], db: Connection, run_ids: list[UUID]
 ) -> None:
     steps = [f"s{number}" for number in range(5 * MOST)]
@@ -422,7 +422,7 @@ async def test_a_small_run_does_not_wait_for_all_that_a_large_one_asks_for(
     assert sent == [(0, MOST), (1, MOST - 1), *[(0, MOST)] * 3, (0, 2)]
 
 
-async def test_a_step_that_fails_is_reported_with_what_others_complete(
+async def test_a_failure_is_reported_together_with_completions(
     store: Store, sent: list[tuple[int, int]], run_ids: list[UUID]
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -97,7 +97,7 @@ def test_every_change_is_recorded_with_time_and_user(chain: str, db: Connection,
     assert column(db, "SELECT id FROM pgflow_prefect.binding_changes WHERE before = 'null' OR after = 'null'") == []
 
 
-def test_changes_are_taken_back_one_after_the_other(chain: str, db: Connection, bind: Bind) -> None:
+def test_changes_are_undone_one_after_the_other(chain: str, db: Connection, bind: Bind) -> None:
     bind(chain, "a", "external", timeout_seconds=5)
     bind(chain, "a", "sql", "app.f")
     bind(chain, "b", "external")
@@ -215,7 +215,7 @@ def test_a_step_that_is_deleted_takes_its_row_along(chain: str, db: Connection, 
     assert bind(chain, "a2", "external") is True
 
 
-def test_two_who_change_a_binding_at_once_are_both_recorded(chain: str, db: Connection, dsn: str) -> None:
+def test_two_changes_of_a_binding_at_once_are_both_recorded(chain: str, db: Connection, dsn: str) -> None:
     call: LiteralString = "SELECT pgflow_prefect.bind_step('chain', 'a', %s)"
     with psycopg.connect(dsn) as one, psycopg.connect(dsn, autocommit=True) as other:
         one.execute(call, ["external"])
@@ -291,7 +291,7 @@ async def test_a_row_that_says_python_wins_over_bind(define: Define, db: Connect
 
 
 @flows
-async def test_a_row_that_says_python_where_there_is_none_waits_for_a_process_that_has_it(
+async def test_a_step_bound_to_python_waits_for_a_process_that_has_its_function(
     define: Define, db: Connection, bind: Bind
 ) -> None:
     workflow = Workflow(make_slug())

@@ -55,7 +55,7 @@ async def test_prefect_shows_the_connection_string_to_no_user(client: PrefectCli
     assert "hush" not in repr(PgflowDatabase(dsn=SecretStr(ADDRESS)))
 
 
-async def test_what_is_nearer_comes_first(default_block: None, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_nearer_setting_wins(default_block: None, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     named = Settings(block="default")
     assert (await find_settings(named)).dsn == SecretStr(dsn)
     assert (await find_settings(named)).pool_size == 3

@@ -126,6 +126,6 @@ async def test_a_run_that_was_taken_meanwhile_is_left_to_its_new_owner(
 
 @needs_linux
 @pytest.mark.parametrize("pid", [0, -1, 2**31, "1", None, 1.5])
-def test_what_is_no_identity_says_nothing(pid: object) -> None:
+def test_a_process_with_an_invalid_identity_does_not_count_as_dead(pid: object) -> None:
     assert HERE is not None
     assert not is_dead({**HERE.model_dump(), "pid": pid}, HERE)

@@ -214,7 +214,7 @@ async def test_tags_job_variables_and_limits_are_put_beside_what_people_set(
     assert (await project.read(made.id)).global_concurrency_limit is None
 
 
-async def test_where_the_code_is_stays_once_a_user_said_so(project: Project) -> None:
+async def test_deploy_keeps_the_location_of_the_code_that_a_user_named(project: Project) -> None:
     location = parse_location("git+https://example.org/shop.git@main", None, None)
     made = await project.deploy(location=location)
     cloned = (await project.read(made.id)).pull_steps
@@ -340,7 +340,7 @@ async def plan_all(projects: list[Project], **options: Any) -> Plans:
     return await make_plans(projects[0].client, wanted)
 
 
-async def test_what_prefect_refuses_of_one_keeps_the_others_from_nothing(
+async def test_a_deployment_that_prefect_refuses_does_not_stop_the_others(
     several: list[Project], client: PrefectClient
 ) -> None:
     made = await several[1].deploy()
@@ -354,7 +354,7 @@ async def test_what_prefect_refuses_of_one_keeps_the_others_from_nothing(
     assert f"Prefect refuses the deployment of workflow {several[1].slug!r}" in str(failure)
 
 
-async def test_what_is_unforeseen_in_one_keeps_the_others_from_nothing(
+async def test_an_unexpected_error_of_one_deployment_does_not_stop_the_others(
     several: list[Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail_once(client: PrefectClient, plan: Plan, flow_ids: Mapping[str, UUID]) -> Deployed:

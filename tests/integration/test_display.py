@@ -218,7 +218,7 @@ async def test_a_long_run_shows_its_progress(slug: str, client: PrefectClient, m
             await anyio.sleep(0.05)
 
 
-async def test_nothing_is_made_where_nothing_is_wanted(
+async def test_without_artifacts_and_events_nothing_is_sent(
     slug: str, prefect_api: str, told: Callable[[], list[Any]], asked: list[str]
 ) -> None:
     await make_workflow(slug).make_flow(Settings(artifacts=Artifacts.NONE, events=Events.NONE))({})
@@ -263,9 +263,7 @@ async def test_automations_hear_of_runs_and_steps(
     assert related["task-run"].startswith("prefect.task-run.")
 
 
-async def test_automations_hear_how_steps_end_where_nothing_else_is_said(
-    slug: str, told: Callable[[], list[Any]]
-) -> None:
+async def test_automations_get_the_ends_of_steps_by_default(slug: str, told: Callable[[], list[Any]]) -> None:
     with pytest.raises(RunFailedError):
         await make_workflow(slug).flow({"broken": True})
     names = [event.event for event in told()]

@@ -83,7 +83,7 @@ def test_the_same_run_started_again_is_not_announced_again(db: Connection, liste
     assert listener.heard() == []
 
 
-def test_what_is_rolled_back_is_not_announced(db: Connection, listener: Listener) -> None:
+def test_a_run_that_is_rolled_back_is_not_announced(db: Connection, listener: Listener) -> None:
     define(db, "chain", CHAIN)
     with db.transaction(force_rollback=True):
         finish(db, run_workflow(db, "chain").id)

@@ -267,7 +267,7 @@ async def test_a_statement_timeout_of_the_role_lets_a_locked_report_arrive(
         holder.execute("ROLLBACK")
 
 
-async def test_who_lost_the_run_is_not_kept_waiting(writer: StepWriter, db: Connection) -> None:
+async def test_an_owner_that_lost_the_run_does_not_wait(writer: StepWriter, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
     with anyio.fail_after(180), pytest.raises(SupersededError):
         await claim(writer)

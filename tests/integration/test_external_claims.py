@@ -152,7 +152,7 @@ def test_what_is_claimed_outside_has_the_time_that_it_takes_wherever_it_is_moved
     assert db.execute(waited, [run_id]).fetchone() == (True, None), "the function's time-out is not theirs"
 
 
-def test_what_is_not_started_or_has_ended_is_not_given(chain: str, db: Connection) -> None:
+def test_a_step_that_has_not_started_or_has_ended_is_not_given(chain: str, db: Connection) -> None:
     bind(db, chain, "a", "external")
     bind(db, chain, "b", "external")
     run_id = run_workflow(db, chain).id
@@ -205,7 +205,7 @@ def test_a_short_lease_runs_out_by_itself(chain: str, db: Connection) -> None:
     assert claim_outside(db, run_id, "a") is not None
 
 
-def test_who_comes_back_after_its_lease_is_refused_if_it_names_its_attempt(chain: str, db: Connection) -> None:
+def test_a_worker_that_returns_after_its_lease_is_refused_if_it_names_its_attempt(chain: str, db: Connection) -> None:
     bind(db, chain, "a", "external")
     run_id = run_workflow(db, chain).id
     claim_outside(db, run_id, "a", "1 millisecond")
@@ -242,7 +242,7 @@ def test_several_steps_of_one_run_are_taken_at_once(db: Connection) -> None:
     assert len(take(db, "wide", wanted=100)) == 30
 
 
-def test_who_takes_one_step_leaves_the_others_to_others(chain: str, db: Connection, dsn: str) -> None:
+def test_a_worker_that_takes_one_step_leaves_the_other_steps(chain: str, db: Connection, dsn: str) -> None:
     bind(db, chain, "a", "external")
     ids = [run_workflow(db, chain).id for _ in range(4)]
     with several(dsn, 4) as workers:  # none of them commits before all have looked
@@ -305,7 +305,7 @@ def test_prefect_and_an_outside_worker_never_both_have_a_step(chain: str, db: Co
 
 
 @flows
-async def test_a_waiting_flow_run_shows_who_claimed_and_what_came_of_it(define: Define, db: Connection) -> None:
+async def test_a_waiting_flow_run_shows_the_claim_and_its_end(define: Define, db: Connection) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["a", "b"], [("a", "b")])
 

@@ -42,7 +42,7 @@ def check_times(db: Connection, shown: TaskRun, step: str) -> None:
         assert abs(there.timestamp() - here.timestamp()) < 0.001
 
 
-async def test_what_others_complete_is_shown_with_their_result_and_times(
+async def test_a_step_that_an_external_worker_completes_is_shown_with_its_result_and_times(
     outside: Workflow, db: Connection, client: PrefectClient
 ) -> None:
     async with going(outside, db) as run:
@@ -119,7 +119,7 @@ async def test_what_failed_before_prefect_looked_is_shown_the_same_way(
     check_times(db, shown["second"], "second")
 
 
-async def test_what_others_fail_is_shown_with_their_message_and_times(
+async def test_a_step_that_an_external_worker_fails_is_shown_with_its_message_and_times(
     outside: Workflow, db: Connection, client: PrefectClient
 ) -> None:
     async with going(outside, db) as run:
@@ -135,7 +135,7 @@ async def test_what_others_fail_is_shown_with_their_message_and_times(
     assert read_steps(db) == {"first": ("failed", 0, None, "no such list")}
 
 
-async def test_a_failure_that_others_report_is_not_tried_again(define: Define, db: Connection) -> None:
+async def test_a_failure_that_an_external_worker_reports_is_not_tried_again(define: Define, db: Connection) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(retries=3))
@@ -171,7 +171,7 @@ async def test_a_step_beside_handlers_waits_while_they_work(define: Define, db: 
     assert await run.ended.result() == {"d": 42}
 
 
-async def test_waiting_has_an_end_where_it_was_given_one(define: Define, db: Connection, client: PrefectClient) -> None:
+async def test_waiting_ends_after_its_time_out(define: Define, db: Connection, client: PrefectClient) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(timeout_seconds=0.5))
@@ -209,9 +209,7 @@ async def test_a_run_that_is_stopped_because_its_last_step_is_done_is_completed(
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"only": "Completed"})
 
 
-async def test_who_reports_while_the_time_runs_out_is_heard(
-    define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_report_at_the_time_out_counts(define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
     workflow.bind("only", External(timeout_seconds=0.3))
@@ -252,7 +250,7 @@ async def test_a_step_of_a_run_that_failed_elsewhere_is_waited_for_no_longer(
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"left": "Failed", "right": "Cancelled"})
 
 
-async def test_who_loses_the_run_while_waiting_stops_and_leaves_it_alone(
+async def test_a_process_that_loses_the_run_while_it_waits_stops_and_leaves_the_run_alone(
     outside: Workflow, db: Connection, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGFLOW_LEASE", "1")  # the process hears of it within a third of that
@@ -265,7 +263,7 @@ async def test_who_loses_the_run_while_waiting_stops_and_leaves_it_alone(
     assert read_steps(db) == {"first": ("pending", 0, None, None)}
 
 
-async def test_draining_hands_a_waiting_run_back_and_the_next_one_waits_on(
+async def test_draining_hands_back_a_waiting_run_and_the_next_owner_waits_on(
     define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workflow = Workflow(make_slug())

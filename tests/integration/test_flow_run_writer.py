@@ -112,7 +112,9 @@ async def test_flow_runs_that_are_wanted_together_are_created_in_one_request(
         assert flow_run.empirical_policy.retries == 2
 
 
-async def test_one_alone_is_created_as_ever(writer: FlowRunWriter, deployment: UUID, requests: Requests) -> None:
+async def test_a_single_flow_run_is_created_by_a_plain_request(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests
+) -> None:
     [made] = await make_running(writer, deployment, 1)
     assert requests.asked == [CREATE]
     assert made.state is not None
@@ -147,7 +149,7 @@ async def test_a_key_that_is_known_gives_the_flow_run_that_has_it(
     assert fresh.id not in (former.id, other.id)
 
 
-async def test_of_several_only_the_one_that_is_to_blame_is_refused(
+async def test_only_the_flow_run_that_caused_an_error_is_refused(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
     made = await create_all(writer, deployment, [make_body(), make_body(parameters={"run_id": 7}), make_body()])
@@ -202,7 +204,7 @@ async def test_what_no_flow_run_is_to_blame_for_is_told_to_all_without_asking_fo
     assert requests.asked == [CREATE_ALL]
 
 
-async def test_of_several_only_the_one_that_is_forbidden_is_refused(
+async def test_only_the_forbidden_flow_run_of_several_is_refused(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
     def forbid_first() -> PrefectHTTPStatusError:
@@ -305,7 +307,7 @@ async def test_a_caller_that_is_cancelled_harms_no_other(writer: FlowRunWriter, 
     assert {first.name, last.name} == {bodies[0]["name"], bodies[2]["name"]}
 
 
-async def test_a_signal_for_one_flow_run_harms_none_that_waits(
+async def test_a_signal_for_one_flow_run_harms_no_waiting_flow_run(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
     aborted, *others = await make_running(writer, deployment, 3)
@@ -322,7 +324,7 @@ async def test_a_signal_for_one_flow_run_harms_none_that_waits(
     assert [each.name for each in await asyncio.gather(*later)] == ["Completed", "Completed"]
 
 
-async def test_a_signal_for_one_of_several_that_are_asked_alone_harms_no_other(
+async def test_a_signal_for_a_flow_run_that_is_sent_alone_harms_no_other(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
     made = await make_running(writer, deployment, 3)
@@ -382,7 +384,7 @@ async def test_requests_without_an_answer_are_few(
     assert most == flow_run_writer._MOST_AT_ONCE
 
 
-async def test_few_are_asked_one_by_one_at_once(
+async def test_few_flow_runs_are_sent_alone_at_the_same_time(
     writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     requests.answers = {CREATE_ALL: lambda: refuse(404)}
@@ -464,7 +466,7 @@ async def test_an_end_without_an_answer_is_waited_for_a_limited_time(
         await writer.enter(made.id, state)
 
 
-async def test_a_sender_that_is_broken_off_tells_all_who_wait(
+async def test_a_sender_that_breaks_off_tells_all_waiting_callers(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
     requests.answers = {CREATE_ALL: lambda: TerminationSignal(signal=15)}

@@ -203,7 +203,7 @@ async def yields_async() -> AsyncIterator[int]:
 
 
 @pytest.mark.parametrize("function", [yields, maps, nests, annotated, gives_lazily, yields_async, logged(yields_async)])
-async def test_what_is_yielded_item_by_item_is_stored_as_a_list(function: Callable[..., Any], define: Define) -> None:
+async def test_yielded_items_are_stored_as_a_list(function: Callable[..., Any], define: Define) -> None:
     workflow = make_workflow(define, function)
     [result] = (await workflow.flow()).values()
     assert result == ({"rows": [1, 2]} if function is nests else [1, 2])

@@ -69,7 +69,7 @@ def let_try(db: Connection) -> None:
 
 
 @pytest.mark.parametrize("trigger", TRIGGERS)
-async def test_a_trigger_that_refuses_one_run_keeps_no_worker_from_the_others(
+async def test_a_trigger_that_refuses_one_run_does_not_stop_workers_from_taking_others(
     store: Store, db: Connection, workflow: str, trigger: str
 ) -> None:
     bad, good = run_workflow(db, workflow, "bad").id, run_workflow(db, workflow, "good").id
@@ -112,7 +112,7 @@ async def test_the_worker_waits_longer_after_each_try(store: Store, db: Connecti
     assert 200 < waits[-1] <= 300
 
 
-async def test_many_refused_runs_do_not_hide_the_ones_behind_them(store: Store, db: Connection, workflow: str) -> None:
+async def test_many_refused_runs_do_not_hide_later_runs(store: Store, db: Connection, workflow: str) -> None:
     for _ in range(30):
         run_workflow(db, workflow, "bad")
     good = run_workflow(db, workflow, "good").id
@@ -139,7 +139,7 @@ async def test_a_refused_cancellation_shows_the_triggers_error(store: Store, db:
     assert get_run(db, run_id).status == "pending"
 
 
-async def test_the_doctor_counts_what_is_set_aside(store: Store, db: Connection, workflow: str) -> None:
+async def test_doctor_counts_runs_that_are_set_aside(store: Store, db: Connection, workflow: str) -> None:
     run_id = run_workflow(db, workflow, "bad").id
     run_workflow(db, workflow, "bad")
     add_trigger(db, TRIGGERS["raises an error"])

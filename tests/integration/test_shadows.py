@@ -41,7 +41,9 @@ async def run(workflow: Workflow, db: Connection, result: object, payload: objec
     assert under_way.ended.is_completed()
 
 
-async def test_who_returns_the_same_is_reported_so(workflow: Workflow, db: Connection, client: PrefectClient) -> None:
+async def test_a_shadow_with_the_same_result_is_reported_as_the_same(
+    workflow: Workflow, db: Connection, client: PrefectClient
+) -> None:
     seen: list[tuple[bool, int]] = []
 
     @workflow.step("only", shadow=True)
@@ -60,7 +62,7 @@ async def test_who_returns_the_same_is_reported_so(workflow: Workflow, db: Conne
     assert shown["only"].state.message == 'completed outside Prefect: {"n": 42} (shadow: same)'
 
 
-async def test_where_results_differ_the_places_are_reported_and_nothing_of_them(
+async def test_differing_results_are_reported_by_their_places_without_values(
     workflow: Workflow, db: Connection
 ) -> None:
     @workflow.step("only", shadow=True)

@@ -104,7 +104,7 @@ async def test_what_it_writes_is_there_exactly_when_the_step_is_completed(define
 
 @flows
 @pytest.mark.parametrize("by", ["cancelled", "taken", "completed by another program"])
-async def test_what_it_wrote_is_gone_where_its_completion_is_refused(
+async def test_a_function_s_writes_are_rolled_back_if_its_completion_is_refused(
     define: Define, db: Connection, connect: Connect, by: str
 ) -> None:
     body = "INSERT INTO written VALUES ('never'); PERFORM pg_advisory_xact_lock(1); RETURN '1';"

@@ -139,7 +139,7 @@ async def test_a_report_that_had_arrived_is_returned_as_it_was_stored(writer: St
     assert get_run(db, writer.run_id).remaining == 2
 
 
-async def test_who_came_first_wins_and_is_returned(writer: StepWriter, db: Connection) -> None:
+async def test_the_first_report_wins_and_is_returned(writer: StepWriter, db: Connection) -> None:
     attempt = await claim(writer)
     db.execute("SELECT pgflow.complete_step(%s, 'a', '\"by hand\"')", [writer.run_id])
     late = await writer.fail(TaskKey("a"), "too late", state_name="Failed", task_run_id=TASK_RUN, attempt=attempt)
@@ -147,7 +147,7 @@ async def test_who_came_first_wins_and_is_returned(writer: StepWriter, db: Conne
     assert get_state(db, writer.run_id, "a").step_result == "by hand"
 
 
-async def test_what_is_no_matter_of_the_moment_is_raised_at_once(writer: StepWriter, db: Connection) -> None:
+async def test_a_lasting_error_is_raised_at_once(writer: StepWriter, db: Connection) -> None:
     db.execute("SELECT pgflow.take_run(%s)", [writer.run_id])
     with anyio.fail_after(180), pytest.raises(SupersededError):
         await claim(writer)

@@ -68,7 +68,7 @@ async def test_workflows_are_listed_with_their_size_and_runs(store: Store, db: C
     ]
 
 
-async def test_a_definition_is_what_the_tables_say(store: Store, db: Connection) -> None:
+async def test_a_definition_has_the_rows_of_the_tables(store: Store, db: Connection) -> None:
     define(db, "other", {"z": [], "a": ["z"]})
     define(db, "diamond", DIAMOND)
     define(db, "bare", {})

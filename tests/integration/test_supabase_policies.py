@@ -202,7 +202,7 @@ def test_without_a_user_nothing_starts(protected: Connection, connect: Connect) 
         start(sign_in(connect()), uuid4())
 
 
-def test_a_user_who_hijacks_a_name_gets_nowhere(protected: Connection, connect: Connect) -> None:
+def test_a_user_who_takes_a_name_gains_nothing(protected: Connection, connect: Connect) -> None:
     bob = connect()
     bob.execute("""
         CREATE TEMP TABLE runs AS SELECT * FROM pgflow.runs;
@@ -291,7 +291,7 @@ def test_an_expression_looks_at_other_tables_with_the_users_eyes(protected: Conn
     bob.execute("SELECT pgflow_api.cancel_run(%s)", [RUN])
 
 
-def test_what_is_no_condition_is_refused_and_changes_nothing(protected: Connection) -> None:
+def test_an_invalid_condition_is_refused_and_changes_nothing(protected: Connection) -> None:
     before = read_rights(protected)
     for expression in (
         "true); DROP TABLE pgflow.step_states CASCADE; --",

@@ -42,7 +42,7 @@ def test_what_a_user_published_already_stays_as_it_is(db: Connection) -> None:
         ("CREATE PUBLICATION supabase_realtime FOR ALL TABLES", "has all tables"),
     ],
 )
-def test_where_there_is_nothing_to_do_it_says_so(db: Connection, publication: str | None, notice: str) -> None:
+def test_the_script_says_if_there_is_nothing_to_do(db: Connection, publication: str | None, notice: str) -> None:
     if publication:
         db.execute(publication.encode())
     heard: list[str | None] = []

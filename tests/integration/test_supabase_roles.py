@@ -255,7 +255,7 @@ def test_no_statement_of_the_store_is_refused(kit: Connection) -> None:
     assert refusals.keys() == {"prune_runs", "prune_run", "prune_definitions"}, "deleting runs is the owner's"
 
 
-def test_doctor_finds_that_who_works_lacks_nothing_and_who_observes_much(kit: Connection) -> None:
+def test_doctor_finds_all_rights_for_pgflow_work_and_few_for_pgflow_observe(kit: Connection) -> None:
     def list_missing(role: str) -> set[object]:
         become(kit, role)
         return {row[0] for row in kit.execute(QUERIES["list_missing_rights"], {"run_id": None})}
@@ -308,7 +308,7 @@ def test_a_run_that_is_started_by_a_plain_insert_is_announced_and_under_way(kit:
     assert statuses(kit, run_id) == {"a": "pending"}
 
 
-def test_a_request_says_who_asked(kit: Connection) -> None:
+def test_a_request_records_the_role_that_made_it(kit: Connection) -> None:
     become(kit, "pgflow_run").execute("SELECT pgflow_api.cancel_run(%s, 'too late')", [RUN])
     become(kit, "pgflow_observe")
     assert kit.execute("SELECT run_id, action, reason, requested_by FROM pgflow_api.requests").fetchall() == [
@@ -341,7 +341,7 @@ def test_what_an_administrator_granted_beside_it_stays(kit: Connection) -> None:
     assert attempt(become(kit, "pgflow_work"), OPERATIONS["delete a run"]) == "yes"
 
 
-def test_what_is_missing_is_said(db: Connection, connect: Connect) -> None:
+def test_the_script_names_what_is_missing(db: Connection, connect: Connect) -> None:
     with refused("P0001", "pgflow_api is missing"):
         run_script(connect(), "roles")
     run_script(db, "api")

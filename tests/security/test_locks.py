@@ -62,7 +62,9 @@ def test_the_script_takes_back_what_earlier_ones_granted(kit: Connection, party:
 
 @pytest.mark.parametrize("role", ["run", "work", "observe"])
 @pytest.mark.parametrize("strength", ["UPDATE", "NO KEY UPDATE", "SHARE", "KEY SHARE"])
-def test_only_those_who_edit_lock_a_workflow(kit: Connection, party: Party, role: str, strength: LiteralString) -> None:
+def test_only_roles_that_edit_workflows_lock_them(
+    kit: Connection, party: Party, role: str, strength: LiteralString
+) -> None:
     with refused(DENIED):
         party(role).execute("SELECT FROM pgflow.workflows FOR " + strength)
 
@@ -81,7 +83,7 @@ def test_a_first_run_that_is_left_open_keeps_no_edit_waiting(kit: Connection, pa
 
 @pytest.mark.parametrize("role", ["run", "work"])
 @pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
-def test_a_first_run_that_is_left_open_keeps_no_other_one_waiting(
+def test_an_open_transaction_of_a_first_run_delays_no_other_run(
     kit: Connection, party: Party, role: str, end: LiteralString
 ) -> None:
     kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")

@@ -134,7 +134,7 @@ def test_a_key_that_can_be_guessed_is_refused() -> None:
         Settings.model_validate({"queue_key": "short"})
 
 
-def test_a_consumer_of_a_broker_skips_what_is_forged_and_goes_on(
+def test_a_consumer_of_a_broker_skips_forged_messages_and_goes_on(
     db: Connection, dsn: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     url, other = (f"{redis_url}?queue=q-{uuid4().hex[:8]}" for _ in range(2))

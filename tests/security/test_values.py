@@ -85,14 +85,14 @@ def test_a_worker_can_not_report_a_hostile_result(party: Party, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_what_is_large_and_reasonable_passes(kit: Connection, name: str) -> None:
+def test_large_values_within_the_limits_pass(kit: Connection, name: str) -> None:
     run_id = run_workflow(kit, "chain").id
     kit.execute("SELECT pgflow.run_workflow('chain', %s)", [ALLOWED[name]])
     kit.execute("SELECT pgflow.complete_step(%s, 'a', %s)", [run_id, ALLOWED[name]])
     assert statuses(kit, run_id) == {"a": "completed", "b": "pending"}
 
 
-def test_the_owner_changes_the_limits_and_no_one_else(kit: Connection, party: Party) -> None:
+def test_only_the_owner_changes_the_limits(kit: Connection, party: Party) -> None:
     kit.execute("UPDATE pgflow.limits SET payload_bytes = 2000, digits = 2000")
     with refused(INVALID, "has 5002 bytes as text, more than the limit of 2000"):
         run_workflow(kit, "chain", "x" * 5000)

@@ -59,7 +59,7 @@ def test_the_name_of_a_function_is_read_as_sql_reads_it(written: str, read: tupl
 @pytest.mark.parametrize(
     "name", ["send", "a.b.c", "app.", ".send", "app.send()", "app.send; DROP", '"app".', "1app.send", "app. send", ""]
 )
-def test_what_is_no_function_with_its_schema_is_refused(name: str) -> None:
+def test_a_name_that_is_no_function_with_its_schema_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"bound to sql so: function: it is not the name of a function"):
         parse_binding("sql", name, {})
 
@@ -129,7 +129,7 @@ def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
         parse_binding("fax", None, {})
 
 
-def test_a_target_is_missing_or_is_one_too_many() -> None:
+def test_a_missing_or_unexpected_target_is_refused() -> None:
     with pytest.raises(UsageError, match="function: "):
         parse_binding("sql", None, {})
     with pytest.raises(UsageError, match="has no target"):

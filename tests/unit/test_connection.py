@@ -45,7 +45,7 @@ def test_an_empty_setting_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_dsn(Settings()) == ""
 
 
-def test_where_nothing_is_named_the_embedded_server_keeps_the_user_s_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_the_embedded_server_keeps_the_user_s_data(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(prefix="pgflow-") as directory:  # a short path, as in conftest
         monkeypatch.setenv("XDG_DATA_HOME", directory)
         try:
@@ -89,7 +89,7 @@ def test_a_dsn_that_is_none_is_refused_without_showing_it(dsn: str) -> None:
         "service=app",
     ],
 )
-def test_a_dsn_that_is_one_is_taken_as_it_is(dsn: str) -> None:
+def test_a_valid_dsn_is_taken_as_it_is(dsn: str) -> None:
     assert find_dsn(Settings(dsn=SecretStr(dsn))) == dsn
 
 

@@ -121,7 +121,9 @@ def test_a_step_without_inputs_is_named() -> None:
         (["chain"], {"all_": True}, "--all means all workflows: name none beside it"),
     ],
 )
-def test_what_is_to_be_deployed_is_said_once(slugs: list[str], options: dict[str, bool], message: str) -> None:
+def test_a_contradictory_choice_of_workflows_is_refused(
+    slugs: list[str], options: dict[str, bool], message: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         deploy(*slugs, **options)  # type: ignore[arg-type]
 

@@ -70,7 +70,7 @@ def test_a_check_that_takes_too_long_is_a_fault() -> None:
     assert (found.outcome, found.message) == (Outcome.FAULT, "no answer in 0.01 s")
 
 
-def test_what_needs_a_check_that_failed_is_skipped_and_so_is_what_needs_that() -> None:
+def test_checks_that_need_a_failed_or_skipped_check_are_skipped() -> None:
     found, _ = carry_out_all(
         Check("database", broken), Check("schema", well, needs=("database",)), Check("runs", well, needs=("schema",))
     )

@@ -37,7 +37,7 @@ def test_a_handler_that_leaves_an_upstream_result_out_is_no_difference() -> None
     assert [*compare_handlers(make_workflow(), DIAMOND, [])] == []
 
 
-def test_what_is_wrong_with_the_handlers_is_a_difference() -> None:
+def test_a_problem_of_the_handlers_is_a_difference() -> None:
     [found] = compare_handlers(make_workflow(), DIAMOND, ["step 'd' is missing"])
 
     assert (found.workflow_slug, found.part, found.message) == ("shop", Part.HANDLERS, "step 'd' is missing")

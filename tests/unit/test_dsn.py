@@ -55,5 +55,5 @@ def test_the_wrong_part_is_named_and_the_password_is_not(dsn: str, named: str) -
         f"postgresql://me:{SECRET}?x:1@db/app",
     ],
 )
-def test_a_sound_one_is_taken(dsn: str) -> None:
+def test_a_valid_dsn_is_taken(dsn: str) -> None:
     check_dsn(dsn)

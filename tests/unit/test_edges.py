@@ -231,7 +231,7 @@ def test_annotations_that_have_no_value_in_common_are_a_misfit(returned: Any, ta
 
 
 @pytest.mark.parametrize(("returned", "taken"), FITS, ids=name)
-def test_annotations_that_may_have_one_are_none(returned: Any, taken: Any) -> None:
+def test_annotations_that_may_share_a_value_are_no_problem(returned: Any, taken: Any) -> None:
     assert find_misfit(make_shape(returned, "serialization"), make_shape(taken, "validation")) is None
 
 

@@ -155,7 +155,7 @@ def test_an_event_is_not_to_blame_for_a_connection(stream: EventSender, server: 
     assert server.names == NAMES[:3]
 
 
-def test_an_event_that_cannot_be_sent_keeps_no_other_one_back(stream: EventSender, server: Server) -> None:
+def test_an_event_that_can_not_be_sent_delays_no_other_event(stream: EventSender, server: Server) -> None:
     stream.send(lambda: make_event("no JSON").model_copy(update={"payload": {"key": object()}}))
     send(stream, *NAMES[:3])
     stream.close()
@@ -173,7 +173,7 @@ def test_an_event_waits_until_it_is_known_what_it_is_related_to(stream: EventSen
     assert [each.role for each in server.heard[0].related] == ["flow"]
 
 
-def test_what_is_never_known_keeps_no_other_event_back(
+def test_an_event_whose_parts_stay_unknown_delays_no_other_event(
     stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_sender, "_LONGEST_LOOK", 0.01)
@@ -209,7 +209,7 @@ def test_events_of_many_threads_all_arrive(stream: EventSender, server: Server) 
         assert mine == [f"{number}.{each}" for each in range(200)], "each one's in their order"
 
 
-def test_who_is_given_way_to_is_not_disturbed_and_a_process_that_ends_does_not_wait_for_it(
+def test_giving_way_holds_events_back_except_at_the_end_of_the_process(
     stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_sender, "_PAUSE", 3600.0)

@@ -120,7 +120,7 @@ def test_numbers_that_are_one_float_stay_apart() -> None:
     ]
 
 
-def test_what_is_no_decimal_is_read_as_ever() -> None:
+def test_other_values_than_decimals_are_read_as_before() -> None:
     item = read(Item, f'{{"price": {LONG}, "weight": {LONG}, "note": [{LONG}, 1.10]}}')
     assert type(item.weight) is float
     assert (item.price, item.weight, item.note) == (Decimal(LONG), float(LONG), [float(LONG), 1.1])

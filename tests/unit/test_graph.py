@@ -32,7 +32,7 @@ def test_steps_are_sorted_by_what_they_wait_for_and_then_by_alphabet() -> None:
     assert sort_steps(build_graph(CAMPAIGN)) == ["check", "prepare_list", "render", "send", "report"]
 
 
-def test_a_layer_is_what_waits_for_earlier_layers_only() -> None:
+def test_the_steps_of_a_layer_wait_for_earlier_layers_only() -> None:
     assert find_layers(build_graph(CAMPAIGN)) == [["check", "prepare_list"], ["render"], ["send"], ["report"]]
 
 
@@ -40,7 +40,7 @@ def test_the_critical_path_is_a_longest_chain() -> None:
     assert find_critical_path(build_graph(CAMPAIGN)) == ["prepare_list", "render", "send", "report"]
 
 
-def test_leaves_are_what_nothing_waits_for_in_the_definition_s_order() -> None:
+def test_leaves_are_the_steps_without_downstream_steps_in_the_definition_s_order() -> None:
     assert find_leaves(build_graph(CAMPAIGN)) == ["report"]
     assert find_leaves(build_graph(define({"z": [], "a": [], "m": ["z"]}))) == ["a", "m"]
 

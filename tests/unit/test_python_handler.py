@@ -111,7 +111,7 @@ async def test_nothing_need_be_taken() -> None:
     assert await execute(send, {"n": 1}, {"first": 1}) == "null"
 
 
-def test_only_what_is_taken_is_fetched() -> None:
+def test_only_results_that_an_argument_takes_are_fetched() -> None:
     def send(first: int, payload: JsonValue, context: StepContext) -> None: ...
 
     handler = PythonHandler("send", send)

@@ -226,7 +226,7 @@ class SealedDelayError(RetryLaterError):
         super().__setattr__(name, value)
 
 
-def test_what_is_not_to_be_retried_or_only_later_stays_so() -> None:
+def test_errors_that_forbid_or_delay_a_retry_keep_their_meaning() -> None:
     refusal = make_ordinary(FrozenRefusalError(7))
     assert (type(refusal), str(refusal)) == (NotRetriableError, "7")
     delay = make_ordinary(SealedDelayError("busy", 30))

@@ -66,7 +66,7 @@ def test_a_member_keeps_its_text(number: str, within: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", '"{}"', "null", '{"a": }', '{"a" 1', "", '{"a": 1, "b'])
-def test_what_is_no_object_is_refused(text: str) -> None:
+def test_a_document_that_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(UnreadableJsonError, match="can't be read"):
         RawJson(text).split()
 

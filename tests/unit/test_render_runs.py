@@ -181,7 +181,7 @@ def test_a_step_that_was_never_claimed_has_no_bar() -> None:
     assert next(iter(write_rows(chart))) == ("a", "", "", "1", "completed", "yes")
 
 
-def test_bars_stand_where_they_belong() -> None:
+def test_bars_stand_at_their_times() -> None:
     states = [make_state("a", start=0, end=5), make_state("b", start=5, end=10), make_state("c", start=10, end=10)]
     chart = make_timeline(build_graph(DIAMOND), trace(DIAMOND, *states))
     drawn = {row.slug: draw_bar(row, chart, 10) for row in chart.rows}
@@ -252,12 +252,12 @@ def test_bars_stay_in_their_row(definition: WorkflowDefinition, data: st.DataObj
 
 
 @given(st.text(), st.integers(1, 30))
-def test_what_is_cut_fits(text: str, columns: int) -> None:
+def test_a_cut_text_fits(text: str, columns: int) -> None:
     assert measure(cut(text, columns)) <= columns or columns == 1
 
 
 @given(slugs)
-def test_what_is_clean_stays_so_and_has_no_character_that_acts(text: str) -> None:
+def test_clean_text_stays_the_same_and_has_no_control_character(text: str) -> None:
     assert clean(clean(text)) == clean(text)
     assert clean("\x1b[31m\u202eabc\x9b") == "␛[31m\ufffdabc\ufffd"
     assert clean("größe 👩‍🔬") == "größe 👩‍🔬"

@@ -108,7 +108,7 @@ async def test_it_does_not_matter_which_step_ends_its_work_first(limit: int) -> 
         gate.set()
 
 
-async def test_who_goes_on_waits_for_a_place_and_two_never_have_it() -> None:
+async def test_a_run_that_goes_on_waits_for_its_slot_and_two_runs_never_share_one() -> None:
     desk, gate = Desk(1), anyio.Event()
     waiting, other = desk.make_place(), desk.make_place()
     waiting.take_nowait()

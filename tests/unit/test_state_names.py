@@ -86,7 +86,7 @@ def test_a_step_that_did_not_begin_has_the_outcome_of_its_run_s_stop(reason: Sto
     assert find_outcome_of_stop(reason) is outcome
 
 
-def test_only_what_is_completed_or_skipped_lets_the_next_steps_start() -> None:
+def test_only_completed_and_skipped_steps_let_the_next_steps_start() -> None:
     assert {each for each in StepOutcome if each.is_done} == {StepOutcome.COMPLETED, StepOutcome.SKIPPED}
 
 
@@ -94,5 +94,5 @@ def test_only_what_is_completed_or_skipped_lets_the_next_steps_start() -> None:
     ("state", "cancelled"),
     [(Cancelled(), True), (State(type=StateType.CANCELLING), True), (superseded(""), False), (handed_back(""), False)],
 )
-def test_what_is_superseded_or_handed_back_is_not_cancelled(state: State[object], cancelled: bool) -> None:
+def test_a_superseded_or_handed_back_state_is_not_cancelled(state: State[object], cancelled: bool) -> None:
     assert is_cancelled(state) is cancelled

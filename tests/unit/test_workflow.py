@@ -45,7 +45,7 @@ def handlers(tmp_path: Path) -> ModuleType:
     return load_module(str(path))
 
 
-def test_a_step_is_called_as_its_function_or_as_one_says() -> None:
+def test_a_step_has_the_name_of_its_function_or_the_given_slug() -> None:
     workflow = Workflow("campaign")
 
     @workflow.step
