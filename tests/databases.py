@@ -51,31 +51,47 @@ class Databases:
         self._strategy = sql.SQL(" STRATEGY file_copy" if is_ours else "")
         self._made: set[str] = set()
         self._discarded: set[str] = set()
+        self._server: psycopg.Connection[tuple[object, ...]] | None = None
 
     def make(self, template: str | None) -> str:
         """Create a database, empty or as a copy of another one, and return its connection string."""
         name = f"test_{uuid4().hex[:12]}"
         copied = sql.SQL(" TEMPLATE {}").format(sql.Identifier(template)) if template else sql.SQL("")
         create = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
-        with psycopg.connect(self._server_dsn, autocommit=True) as server:
-            server.execute(create + copied + self._strategy)
+        self._connect().execute(create + copied + self._strategy)
         self._made.add(name)
         return make_conninfo(self._server_dsn, dbname=name)
 
     def discard(self, dsn: str) -> None:
         """Drop a database whose test is over: now, or later where a connection is still open."""
         self._discarded.add(str(conninfo_to_dict(dsn)["dbname"]))
-        with psycopg.connect(self._server_dsn, autocommit=True) as server:
-            for [name] in server.execute(_UNUSED, [[*self._discarded]]).fetchall():
-                with suppress(psycopg.errors.ObjectInUse):  # a connection has come meanwhile
-                    server.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
-                    self._forget([name])
+        server = self._connect()
+        for [name] in server.execute(_UNUSED, [[*self._discarded]]).fetchall():
+            with suppress(psycopg.errors.ObjectInUse):  # a connection has come meanwhile
+                server.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(str(name))))
+                self._forget([str(name)])
+
+    def close(self) -> None:
+        """Close the connection to the server."""
+        if self._server is not None:
+            self._server.close()
 
     def drop_all(self) -> None:
         """Drop what is left, whether it is in use or not."""
         with ThreadPoolExecutor(8) as pool:  # each waits for a checkpoint, and several share one
             [*pool.map(self._drop, self._made)]
         self._forget([*self._made])
+
+    def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        """Return an open connection; a test may have ended the one before."""
+        try:
+            if self._server is not None:
+                self._server.execute("SELECT 1")
+                return self._server
+        except psycopg.OperationalError:
+            pass
+        self._server = psycopg.connect(self._server_dsn, autocommit=True)
+        return self._server
 
     def _drop(self, name: str) -> None:
         with psycopg.connect(self._server_dsn, autocommit=True) as server:
