@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pgflow_prefect.database.statements import Statements
+from pgflow_prefect.database.statements import Statements, to_setting
 from pgflow_prefect.models import EndedAs, Ending, LinkedRun, LinkRequest, Shown, Status, StepState
 
 
@@ -128,7 +128,7 @@ class RecordingStatements(Statements):
             epochs=[each.epoch for each in links],
             placeholders=[each.flow_run_id for each in links],
             held_by=self.lease_terms.held_by,
-            lock_timeout=None if lock_timeout is None else f"{lock_timeout * 1000:.0f}ms",
+            lock_timeout=to_setting(lock_timeout),
         )
         found = {each.run_id: each for each in map(BegunRun.model_validate, rows)}
         return [found[each.run_id] for each in links]

@@ -193,3 +193,8 @@ class Statements:
 def escape(text: str) -> str:
     """Return a text that fits every encoding: a euro sign as \\u20ac."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def to_setting(seconds: float | None) -> str | None:
+    """Return a time-out in the server's form; None for the database's setting."""
+    return None if seconds is None else f"{seconds * 1000:.0f}ms"

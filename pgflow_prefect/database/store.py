@@ -1,4 +1,4 @@
-"""The statements of the rest of the package: definitions, runs, claims, reports."""
+"""The statements of the rest of the package. This file has those of runs and their steps; the parts have the others."""
 
 import os
 import socket
@@ -12,48 +12,41 @@ from pydantic_core import to_json
 
 from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
-from pgflow_prefect.database.definition_edit import replace_definition
-from pgflow_prefect.database.deployment_statements import DeploymentStatements
 from pgflow_prefect.database.holder_statements import HolderStatements
+from pgflow_prefect.database.installation import InstallationStatements
+from pgflow_prefect.database.ownership_statements import OwnershipStatements
 from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.run_names import RunName
 from pgflow_prefect.database.schema import check_schema, has_other_isolation
-from pgflow_prefect.database.statements import LeaseTerms
-from pgflow_prefect.database.translation import translate_errors
+from pgflow_prefect.database.statements import LeaseTerms, to_setting
 from pgflow_prefect.database.unsettled import UnsettledStatements
+from pgflow_prefect.database.workflow_statements import WorkflowStatements
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.errors import (
     PgflowPrefectError,
     RunNotPendingError,
     SupersededError,
     UnknownRunError,
-    UnknownWorkflowError,
     UsageError,
 )
 from pgflow_prefect.models import (
     Claim,
     ClaimRequest,
     Completion,
-    Enabled,
     Ending,
     Failure,
-    LinkedRun,
-    LinkRequest,
     Report,
     Run,
     RunEnd,
     Status,
     StepState,
-    TakenRun,
     TaskElement,
     TaskKey,
-    WorkflowSummary,
 )
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
-from pgflow_prefect.wording import suggest
 
 _DOING = {Completion: "complete", Failure: "fail", ClaimRequest: "claim"}
 
@@ -63,11 +56,13 @@ _SIMILAR_SHOWN = 5
 
 class Store(
     BindingStatements,
-    DeploymentStatements,
     HolderStatements,
+    InstallationStatements,
+    OwnershipStatements,
     PruningStatements,
     RecordingStatements,
     UnsettledStatements,
+    WorkflowStatements,
 ):
     """pgflow's tables and functions, one method a statement.
 
@@ -75,42 +70,7 @@ class Store(
     a moment later.
     """
 
-    # Definitions
-
-    async def list_workflows(self) -> list[WorkflowSummary]:
-        """Return every workflow with its size and the number of its runs."""
-        return [WorkflowSummary.model_validate(row) for row in await self._fetch("list_workflows")]
-
-    async def list_slugs(self) -> list[str]:
-        """Return the slugs of all workflows in alphabetical order."""
-        return [str(row["slug"]) for row in await self._fetch("list_slugs")]
-
-    async def load_definition(self, workflow_slug: str) -> WorkflowDefinition:
-        """Return the current definition of a workflow.
-
-        Raises:
-            UnknownWorkflowError: with the nearest slug that exists.
-        """
-        rows = await self._fetch("load_definition", workflow_slug=workflow_slug)
-        if not rows:
-            await self._raise_unknown_workflow(workflow_slug)
-        return WorkflowDefinition.model_validate(rows[0])
-
-    async def replace_definition(self, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
-        """Replace a workflow's definition: all differences in one transaction, or nothing.
-
-        Args:
-            old: from `load_definition`; None for a workflow that the database does not know.
-            new: of the same slug; if it equals `old`, nothing is sent.
-
-        Raises:
-            DefinitionChangedError: the database no longer has `old`.
-            UsageError: the new deps make a cycle.
-            PgflowPrefectError: a run needs a removed step, or the workflow stays locked.
-        """
-        with translate_errors():
-            async with self._pool.connection() as connection:
-                await replace_definition(connection, old, new)
+    # Runs
 
     async def load_run_definition(self, run_id: UUID) -> WorkflowDefinition:
         """Return the definition that a run began with, without later edits.
@@ -122,185 +82,6 @@ class Store(
         if not rows:
             raise _unknown_run(run_id)
         return WorkflowDefinition.model_validate(rows[0])
-
-    async def _raise_unknown_workflow(self, workflow_slug: str) -> None:
-        known = await self.list_slugs()
-        hint = suggest(workflow_slug, known) or (
-            "; `pgflow-prefect list` shows all" if known else "; there is none yet"
-        )
-        raise UnknownWorkflowError(f"unknown workflow {workflow_slug!r}{hint}")
-
-    # Runs
-
-    async def create_run(
-        self, workflow_slug: str, payload: str, run_id: UUID, flow_run_id: UUID | None = None
-    ) -> int | None:
-        """Start a run and its root steps, and take it at once; with the same id again, take the existing run.
-
-        Args:
-            workflow_slug: the workflow.
-            payload: JSON text.
-            run_id: the run's id.
-            flow_run_id: its owner; without one, the run is reserved for a flow run that is about to be created.
-
-        Returns:
-            The epoch, or None if the run has ended.
-
-        Raises:
-            UsageError: unknown workflow, no steps, a cycle.
-            RunHeldError: it exists, and another process holds it.
-        """
-        rows = await self._fetch(
-            "create_run",
-            run_id=run_id,
-            workflow_slug=workflow_slug,
-            payload=payload,
-            flow_run_id=flow_run_id,
-            **self.lease_terms._asdict(),
-        )
-        return _find_epoch(rows)
-
-    async def take_run(self, run_id: UUID, flow_run_id: UUID | None = None, *, force: bool = False) -> int | None:
-        """Make a flow run the owner of a pending run and return the new epoch; None if the run has ended.
-
-        Args:
-            run_id: the run.
-            flow_run_id: the owner; without one, the run is reserved for a flow run that is about to be created.
-            force: take it from the process that holds it.
-
-        Raises:
-            RunHeldError: another process holds it.
-            UsageError: there is no such run.
-        """
-        rows = await self._fetch(
-            "take_run", run_id=run_id, flow_run_id=flow_run_id, force=force, **self.lease_terms._asdict()
-        )
-        return _find_epoch(rows)
-
-    async def take_runs(
-        self,
-        workflow_slugs: Iterable[str],
-        wanted: int,
-        *,
-        adopt: bool = False,
-        besides: Iterable[UUID] = (),
-        expired: bool = True,
-    ) -> list[TakenRun]:
-        """Reserve pending runs that no process holds, the oldest of each workflow first.
-
-        Args:
-            workflow_slugs: of these workflows, if they are enabled.
-            wanted: the greatest number of runs.
-            adopt: also runs that began before their workflow was enabled.
-            besides: leaves out these runs, which this process executes, even if it could not extend their leases.
-            expired: also runs whose owner let its lease run out, and these first. To find them, PostgreSQL reads
-                every run that is held.
-        """
-        rows = await self._fetch(
-            "take_runs",
-            workflow_slugs=list(workflow_slugs),
-            wanted=wanted,
-            adopt=adopt,
-            besides=list(besides),
-            expired=expired,
-            **self.lease_terms._asdict(),
-        )
-        return [TakenRun.model_validate(row) for row in rows]
-
-    async def link_flow_run(self, run_id: UUID, epoch: int, flow_run_id: UUID, *, queued: bool) -> bool:
-        """Name the flow run of a reserved run; return False if another process has taken the run meanwhile.
-
-        Args:
-            run_id: the run.
-            epoch: in which it was reserved.
-            flow_run_id: the flow run that was created for it.
-            queued: Prefect decides when it starts, and there is no lease until then.
-        """
-        rows = await self._fetch(
-            "link_flow_run",
-            run_id=run_id,
-            epoch=epoch,
-            flow_run_id=flow_run_id,
-            held_by=self.lease_terms.held_by,
-            queued=queued,
-        )
-        return bool(rows[0]["linked"])
-
-    async def link_flow_runs(
-        self, links: Sequence[LinkRequest], *, lock_timeout: float | None = None
-    ) -> list[LinkedRun]:
-        """Name the flow runs of reserved runs, all in one statement.
-
-        Args:
-            links: one for each run.
-            lock_timeout: seconds to wait for each lock; None for the database's setting.
-
-        Returns:
-            The facts about each run, in the order of `links`.
-        """
-        rows = await self._fetch(
-            "link_flow_runs",
-            run_ids=[each.run_id for each in links],
-            epochs=[each.epoch for each in links],
-            flow_run_ids=[each.flow_run_id for each in links],
-            held_by=self.lease_terms.held_by,
-            lock_timeout=_to_setting(lock_timeout),
-        )
-        found = {each.run_id: each for each in map(LinkedRun.model_validate, rows)}
-        return [found[each.run_id] for each in links]
-
-    async def is_made_for(self, run_id: UUID, flow_run_id: UUID) -> bool:
-        """Tell whether a flow run that Prefect started may take a run.
-
-        It may if it was made for the run, or if the run was never taken and its workflow is enabled.
-        """
-        [row] = await self._fetch("is_made_for", run_id=run_id, flow_run_id=flow_run_id)
-        return bool(row["made"])
-
-    async def release_run(self, run_id: UUID, epoch: int) -> None:
-        """Hand a run back, for its next owner."""
-        await self._fetch("release_run", run_id=run_id, epoch=epoch)
-
-    async def release_reservation(self, run_id: UUID, epoch: int) -> None:
-        """Hand a run back that this process has reserved, and linked to no flow run.
-
-        The next process that reserves the run does so in the same epoch: what that one has, stays as it is.
-        """
-        await self._fetch("release_reservation", run_id=run_id, epoch=epoch, held_by=self.lease_terms.held_by)
-
-    async def put_off_run(self, run_id: UUID, epoch: int, reason: str) -> bool:
-        """Hand a run back that this process has reserved and could not begin, to be taken again after a while.
-
-        The while grows with each time. The answer is False where `release_reservation` would hand nothing back.
-        """
-        given = {"epoch": epoch, "held_by": self.lease_terms.held_by}
-        [row] = await self._fetch_telling("put_off_run", {"reason": reason}, run_id=run_id, **given)
-        return bool(row["put_off"])
-
-    async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
-        """Return workflow and id of the pending runs that only `adopt` takes, older than the enabling."""
-        rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)
-        return [(str(row["workflow_slug"]), UUID(str(row["id"]))) for row in rows]
-
-    async def list_waiting_runs(self) -> dict[str, tuple[int, UUID]]:
-        """Return the number of pending runs that no process has ever taken, and the oldest, by enabled workflow."""
-        rows = await self._fetch("list_waiting_runs")
-        return {str(row["workflow_slug"]): (int(str(row["runs"])), UUID(str(row["first"]))) for row in rows}
-
-    async def enable_workflow(self, workflow_slug: str, *, enabled: bool = True) -> Enabled:
-        """Let workers and bridges take a workflow's new runs, or no runs at all; a repeated call changes nothing.
-
-        Raises:
-            UnknownWorkflowError: with the nearest slug that exists.
-        """
-        await self.load_definition(workflow_slug)
-        [row] = await self._fetch("enable_workflow", workflow_slug=workflow_slug, enabled=enabled)
-        return Enabled.model_validate(row)
-
-    async def list_enabled(self) -> dict[str, Enabled]:
-        """Return the workflows that were enabled or disabled, by slug."""
-        found = [Enabled.model_validate(row) for row in await self._fetch("list_enabled")]
-        return {each.workflow_slug: each for each in found}
 
     async def read_run(self, run_id: UUID, *, with_payload: bool = False) -> Run:
         """Return the current state of a run, with its payload only on request.
@@ -496,7 +277,7 @@ class Store(
             "perform_tasks",
             run_id=elements[0].run_id if len(runs) == 1 else None,
             elements=f"[{','.join(map(_to_element, elements))}]",
-            lock_timeout=_to_setting(lock_timeout),
+            lock_timeout=to_setting(lock_timeout),
         )
         return [_to_answer(element, row) for element, row in zip(elements, rows, strict=True)]
 
@@ -526,16 +307,6 @@ class Store(
             state_name=state_name,
             **task.as_parameters(),
         )
-
-
-def _to_setting(seconds: float | None) -> str | None:
-    """Return a time-out in the server's form; None for the database's setting."""
-    return None if seconds is None else f"{seconds * 1000:.0f}ms"
-
-
-def _find_epoch(rows: list[Row]) -> int | None:
-    epoch = rows[0]["epoch"]
-    return None if epoch is None else int(str(epoch))
 
 
 def _to_claim(row: Row) -> Claim | None:
