@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import certifi
@@ -22,8 +23,16 @@ from tests.brokers import rabbitmq_url, redis_url
 from tests.databases import Databases, choose_place
 from tests.sharing import choose_directory, share
 from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_itemcollected, pytest_report_header
+from tests.termination import (
+    TERMINATION,
+    pytest_configure,
+    pytest_keyboard_interrupt,
+    pytest_sessionfinish,
+    tell_that_all_is_clean,
+)
 
 __all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_itemcollected", "pytest_report_header"]  # hooks
+__all__ += ["pytest_configure", "pytest_keyboard_interrupt", "pytest_sessionfinish"]
 __all__ += ["rabbitmq_url", "redis_url"]  # fixtures
 
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -67,6 +76,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(PREFECT_HOME, ignore_errors=True)
+    tell_that_all_is_clean()
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +86,14 @@ def server_dsn() -> Iterator[str]:
         yield dsn
         return
     # A short path: the socket's name has at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="pgflow-", dir=choose_place()) as directory:
-        server = start_embedded(Path(directory) / "data")
+    with tempfile.TemporaryDirectory(prefix="pgflow-", dir=choose_place()) as directory, ExitStack() as running:
+        with TERMINATION.delayed():
+            server = start_embedded(Path(directory) / "data")
+            running.callback(stop_embedded, server)
         # Its power does not fail: hundreds of databases are created on it, and need not be on disk.
         execute(server.get_uri(), sql.SQL("ALTER SYSTEM SET fsync = off"))
         execute(server.get_uri(), sql.SQL("SELECT pg_reload_conf()"))
         yield server.get_uri()
-        stop_embedded(server)
 
 
 def route(dsn: str) -> str:

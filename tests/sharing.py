@@ -21,6 +21,11 @@ def choose_directory(path: str) -> None:
     os.environ.setdefault(_DIRECTORY, path)
 
 
+def find_shared_directory() -> Path:
+    """Return the directory that all processes of a test session share."""
+    return Path(os.environ[_DIRECTORY])
+
+
 @contextmanager
 def share(name: str, start: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
     """Yield the address of a server that all processes share.
@@ -31,22 +36,23 @@ def share(name: str, start: Callable[[], AbstractContextManager[str]]) -> Iterat
         name: of the server.
         start: starts it, yields its address and stops it.
     """
-    directory = Path(os.environ[_DIRECTORY])
+    directory = find_shared_directory()
     address = directory / f"{name}.address"
     server = ExitStack()
+    is_ours = False
     with (directory / f"{name}.starts").open("w") as starts, (directory / f"{name}.uses").open("w") as uses:
-        with _locked(starts):
-            is_ours = not address.exists()
-            if is_ours:
-                address.write_text(server.enter_context(start()), encoding="utf-8")
-            fcntl.flock(uses, fcntl.LOCK_SH)
-            found = address.read_text(encoding="utf-8")
         try:
+            with _locked(starts):
+                is_ours = not address.exists()
+                if is_ours:
+                    address.write_text(server.enter_context(start()), encoding="utf-8")
+                fcntl.flock(uses, fcntl.LOCK_SH)
+                found = address.read_text(encoding="utf-8")
             yield found
         finally:
             if is_ours:
                 with _used_by_no_other(starts, uses), server:
-                    address.unlink()
+                    address.unlink(missing_ok=True)
 
 
 @contextmanager
