@@ -5,7 +5,7 @@ from uuid import UUID
 from zlib import crc32
 
 LONGER_THAN = 10.0
-"""Seconds after which an unshown run is shown, where nothing else was said."""
+"""By default, the seconds after which an unshown run is shown."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RecordLater:
     Example: `Workflow("orders", record=RecordLater(one_in=100))`
 
     Attributes:
-        one_in: one in so many of the other runs is shown after its end; None for none of them.
+        one_in: of the other runs, one in so many is shown after its end; None for no other run.
         longer_than: seconds after which a run is shown while it is executed.
     """
 
@@ -32,7 +32,7 @@ class RecordLater:
             raise ValueError(f"longer_than is {self.longer_than:g}: give a number of seconds above 0")
 
     def wants(self, run_id: UUID, seconds: float | None) -> bool:
-        """Tell whether a completed run is to be shown; the same answer each time, in each process.
+        """Tell whether to show a completed run. The answer is the same each time and in each process.
 
         Args:
             run_id: the run.
@@ -46,7 +46,7 @@ class RecordLater:
 def parse_recordings(text: str) -> dict[str, RecordLater]:
     """Return how workflows are recorded, by slug, from `orders,uploads:100,reports:10:30`.
 
-    Behind the slug stand `one_in` and `longer_than`. What is left out has its default.
+    The numbers after the slug are `one_in` and `longer_than`. By default, they are those of `RecordLater`.
 
     Raises:
         ValueError: the text has another form.

@@ -12,24 +12,24 @@ from pgflow_prefect.models import EndedAs, Ending, LinkedRun, LinkRequest, Shown
 
 
 class BegunRun(LinkedRun):
-    """What is known of a run that begins without a flow run.
+    """The facts about a run that begins without a flow run.
 
     Attributes:
-        shown: Prefect was shown the run before. It goes on being shown, so nothing was begun.
+        shown: Prefect shows the run already, so it has not begun here without a flow run.
     """
 
     shown: bool
 
 
 class LeftRun(BaseModel):
-    """An ended run of which no process has decided yet whether Prefect is to be told.
+    """An ended run. No process has decided yet whether to tell Prefect of it.
 
     Attributes:
         run_id: the run.
         workflow_slug: its workflow.
         epoch: in which it ended.
         status: completed or failed.
-        seconds: how long its last owner had it; None if that is not known.
+        seconds: for how long its last owner held it; None if that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,7 +55,7 @@ class UnrecordedRun(BaseModel):
         taken_at: when its last owner took it.
         finished_at: when it ended.
         definition_id: the definition that it began with.
-        step_count: how many steps that has; None if the run never began.
+        step_count: the number of its steps; None if the run never began.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -94,7 +94,7 @@ class _UnrecordedEnd(BaseModel):
 
 
 class RecordLink(NamedTuple):
-    """The flow run that shows a run which had none.
+    """A run that had no flow run, and the flow run that shows it now.
 
     Attributes:
         run_id: the run.
@@ -134,7 +134,7 @@ class RecordingStatements(Statements):
         return [found[each.run_id] for each in links]
 
     async def link_recorded_runs(self, links: Iterable[RecordLink]) -> frozenset[UUID]:
-        """Name the flow runs that now show runs, and return the runs for which that was news."""
+        """Name the flow runs that now show runs. Return the runs that had none before."""
         given = [*links]
         rows = await self._fetch(
             "link_recorded_runs",
@@ -145,7 +145,7 @@ class RecordingStatements(Statements):
         return frozenset(UUID(str(row["run_id"])) for row in rows)
 
     async def settle_unshown(self, runs: Iterable[tuple[UUID, int]]) -> None:
-        """Leave ended runs unshown, given with their epochs, but not one that a process has taken again meanwhile."""
+        """Leave ended runs unshown, given with their epochs; skip runs that a process has taken again meanwhile."""
         run_ids, epochs = zip(*runs, strict=True)
         await self._fetch("settle_runs", run_ids=[*run_ids], epochs=[*epochs])
 
@@ -157,7 +157,7 @@ class RecordingStatements(Statements):
         Args:
             workflow_slugs: of these workflows.
             grace: seconds since the end of a run. Before that, the process that executed it decides.
-            after: begins behind this id; by default, with the first one.
+            after: only runs behind this id; by default, all.
             limit: the greatest number of runs.
         """
         rows = await self._fetch(
@@ -182,7 +182,7 @@ class RecordingStatements(Statements):
             status: completed or failed.
             ended_as: only runs that ended so.
             since: only runs that ended since then.
-            after: begins behind this run, given with its end.
+            after: only runs behind this one, given with its end.
             limit: the greatest number of runs.
 
         Returns:
@@ -203,7 +203,7 @@ class RecordingStatements(Statements):
         return [(each.finished_at, each.run_id) for each in found]
 
     async def read_unrecorded(self, run_ids: Iterable[UUID]) -> list[UnrecordedRun]:
-        """Return the current state of those of these runs that Prefect was never shown."""
+        """Return the current states of these runs, without those that Prefect was shown."""
         return [UnrecordedRun.model_validate(row) for row in await self._fetch("read_unrecorded", run_ids=[*run_ids])]
 
     async def list_unrecorded_steps(self, run_ids: Iterable[UUID]) -> list[UnrecordedStep]:

@@ -1,8 +1,8 @@
-"""Decides in a worker which ended runs Prefect is told of, and tells it, without a run that waits for that.
+"""Decides in a worker which ended runs to show in Prefect, and shows them. No run waits for that.
 
-What waits is a bounded queue of run ids, beside a bounded number of log lines. All else is read from the rows. A failed
-run that the queue has no room for is found again by its rows, and so is what a process that died has left. Any other
-run that there is no room for stays unshown: `pgflow-prefect record` can show it.
+A bounded queue has the ids of the runs that wait, and a bounded number of their log lines. All else comes from the
+rows. If the queue has no room for a failed run, the recorder finds it later by its row. The same holds for runs of a
+process that died. Any other run without room stays unshown, and `pgflow-prefect record` can show it.
 """
 
 import logging
@@ -22,13 +22,13 @@ from pgflow_prefect.services.recording import MOST_RUNS, RunRecorder
 from pgflow_prefect.waiting import Pauses, Wakeup
 
 MOST_WAITING = 1_000
-"""Runs that wait to be shown."""
+"""The most runs that wait to be shown."""
 
 _MOST_SETTLED = 100
-"""Runs of one statement that notes that they stay unshown."""
+"""The most runs in a statement that notes that they stay unshown."""
 
 _MOST_UNSETTLED = 10_000
-"""Runs that wait for that. Later ones are found by their rows."""
+"""The most runs that wait for such a statement. The recorder finds later runs by their rows."""
 
 _LINGER = 0.5  # seconds for which such runs are collected
 _PAGE = 500  # runs of one look
@@ -38,7 +38,7 @@ _PATIENCE = 10.0  # seconds for which an ending process goes on showing runs
 _logger = logging.getLogger(__name__)
 
 _LIVE = RecordLater()
-"""How the runs of a workflow are treated that is recorded live by now: failed and long ones are shown."""
+"""The policy for unshown runs of a workflow that is no longer recorded later: it shows failed and long runs."""
 
 
 @dataclass
@@ -48,11 +48,11 @@ class Recorder:
     Attributes:
         runs: shows them.
         policies: of the workflows that are recorded later, by slug.
-        list_slugs: returns the workflows of which the worker has a deployment.
+        list_slugs: returns the workflows with a deployment of the worker.
         executing: returns the runs that this process executes.
-        restore: creates the deployment of a workflow again, which a user has deleted.
+        restore: creates a workflow's deployment again after a user has deleted it.
         interval: seconds between two looks for runs that no process has decided on.
-        grace: seconds since its end after which a run counts as left by the process that executed it.
+        grace: seconds after a run's end; after that, the process that executed it has left it undecided.
     """
 
     runs: RunRecorder
@@ -72,25 +72,25 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many runs wait to be shown."""
+        """The number of runs that wait to be shown."""
         return len(self._waiting)
 
     def note_end(
         self, workflow_slug: str, run_id: UUID, epoch: int, *, completed: bool, seconds: float, lines: HeldLines
     ) -> None:
-        """Decide on a run that this process has executed unshown; nothing waits for that.
+        """Decide whether to show a run that this process has executed unshown. No run waits for that.
 
         Args:
             workflow_slug: its workflow.
             run_id: the run.
             epoch: in which it was executed.
-            completed: whether it completed. Of any other end, the rows say what it was.
+            completed: whether it completed; the rows tell any other end.
             seconds: how long it took.
             lines: its log lines.
         """
         if not completed:
             if not self._want(run_id, lines):
-                self._is_behind = True  # its row stays as it is, and is found
+                self._is_behind = True  # the recorder finds its row later
         elif not self._find_policy(workflow_slug).wants(run_id, seconds):
             HELD.forget(lines)
             self._settle(run_id, epoch)
@@ -108,7 +108,7 @@ class Recorder:
             group.start_soon(self._keep_looking)
 
     async def close(self) -> None:
-        """Show what waits, for a limited time; another worker finds the rest by its rows."""
+        """Show the waiting runs, for a limited time. Another worker finds the rest by their rows."""
         with anyio.move_on_after(_PATIENCE) as scope:
             try:
                 while self._unwanted:
@@ -123,10 +123,10 @@ class Recorder:
     def _find_policy(self, workflow_slug: str) -> RecordLater:
         return self.policies.get(workflow_slug, _LIVE)
 
-    # What waits
+    # Runs that wait
 
     def _want(self, run_id: UUID, lines: HeldLines | None = None) -> bool:
-        """Have a run shown; return False if there is no room for it."""
+        """Let a run wait to be shown; return False if there is no room for it."""
         if run_id in self._waiting:
             return True
         if len(self._waiting) >= MOST_WAITING:
@@ -176,7 +176,7 @@ class Recorder:
                     pauses.reset()
                 if self._is_behind:
                     self._looking_wakeup.wake()
-            except Exception as error:  # noqa: BLE001  whatever it is, the runs go on, and these are tried again
+            except Exception as error:  # noqa: BLE001  any error only delays these runs, which are tried again
                 pause, reason = pauses.draw(), describe_error(error)
                 _logger.warning(
                     "%d runs wait to be shown: %s; trying again in %.1f s", len(self._waiting), reason, pause
@@ -185,7 +185,7 @@ class Recorder:
                 self._recording_wakeup.wake()
 
     async def _record_next(self) -> None:
-        """Show the runs that have waited longest; those that could not be shown stay."""
+        """Show the runs that have waited longest. Runs that could not be shown stay in the queue."""
         some = dict([*self._waiting.items()][:MOST_RUNS])
         lines = {run_id: each for run_id, each in some.items() if each is not None}
         recorded = await self.runs.record([*some], lines)
@@ -193,7 +193,7 @@ class Recorder:
             _logger.warning("run %s is not shown: %s", run_id, error)
             if isinstance(error, PrefectRefusedError):
                 await self._leave_unshown(run_id)
-        for workflow_slug in recorded.without_deployment:  # its runs are found by their rows
+        for workflow_slug in recorded.without_deployment:  # the recorder finds its runs by their rows
             await self.restore(workflow_slug)
         if recorded.shown:
             _logger.info("shown later: %d runs", len(recorded.shown))
@@ -216,7 +216,7 @@ class Recorder:
             await self._looking_wakeup.wait(self.interval)
 
     async def _look(self) -> None:
-        """Find ended runs that a process left undecided, or that there was no room for, as far as there is now."""
+        """Find ended runs that a process left undecided, or that had no room, as long as there is room now."""
         after: UUID | None = None
         self._is_behind = True
         while len(self._waiting) < MOST_WAITING and len(self._unwanted) < _MOST_UNSETTLED:

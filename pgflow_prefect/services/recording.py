@@ -1,6 +1,6 @@
-"""Shows runs in Prefect that were executed without telling it: from their rows, which are the truth.
+"""Shows runs in Prefect that were executed without it, from their rows.
 
-A flow run is created in the state in which its run has ended, with an idempotency key of run and epoch. So a process
+It creates a flow run in the last state of its run, with an idempotency key of run and epoch. So a process
 that dies on the way leaves nothing half-shown, and two processes that show the same run show it once.
 """
 
@@ -47,14 +47,14 @@ from pgflow_prefect.settings import Artifacts, Settings
 from pgflow_prefect.workflow import to_flow_name
 
 MOST_RUNS, MOST_STEPS = 50, 2_000
-"""What is read and shown together: runs, and steps of them; of a larger run, all steps."""
+"""The most runs, and the most of their steps, that are shown together. A larger run comes with all its steps."""
 
 _MOST_EVENTS = 2_000
-"""Events that may wait to be sent before the next runs are shown."""
+"""The most events that wait when the next runs are shown."""
 
-_PATIENCE = 60.0  # seconds without room for more events, after which Prefect counts as away
-_LOOK = 0.05  # seconds between two looks whether there is room
-_LANES = 8  # artifacts that are made at the same time
+_PATIENCE = 60.0  # seconds without room for more events; then Prefect counts as away
+_LOOK = 0.05  # seconds between two looks for room
+_LANES = 8  # the most artifacts that are made at the same time
 _MOST_GRAPHS = 100
 
 _logger = logging.getLogger(__name__)
@@ -62,12 +62,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recorded:
-    """What came of showing some runs.
+    """The result of showing some runs.
 
     Attributes:
-        shown: the runs that are shown now, and were not before.
-        refused: why a run can't be shown, by id: Prefect refuses it, or its workflow has no deployment.
-        without_deployment: those workflows.
+        shown: the runs that Prefect shows now, and did not before.
+        refused: the reasons why runs can't be shown, by id: Prefect refuses a run, or its workflow has no deployment.
+        without_deployment: the workflows without a deployment.
     """
 
     shown: frozenset[UUID]
@@ -84,7 +84,7 @@ class RunRecorder:
         client: Prefect's API.
         writer: creates flow runs, and writes their states.
         installation: the database's id.
-        settings: which events and artifacts there are.
+        settings: say which events and artifacts to send.
         find_deployment: returns the deployment of a workflow; None if there is none.
     """
 
@@ -97,15 +97,15 @@ class RunRecorder:
     _graphs: OrderedDict[int, Graph] = field(default_factory=OrderedDict, init=False)  # by definition
 
     async def record(self, run_ids: Sequence[UUID], lines: Mapping[UUID, HeldLines] | None = None) -> Recorded:
-        """Show those of these runs that have ended and that Prefect was never shown.
+        """Show these runs, without those that go on or that Prefect shows already.
 
         Args:
-            run_ids: the runs, a portion of them.
-            lines: their log lines, as far as they were kept, by run.
+            run_ids: the runs.
+            lines: the log lines that were kept, by run.
 
         Raises:
             PrefectUnavailableError: Prefect does not answer; some of the runs may be shown.
-            DatabaseUnavailableError: PostgreSQL does not.
+            DatabaseUnavailableError: PostgreSQL does not answer.
         """
         order = {run_id: place for place, run_id in enumerate(run_ids)}
         found = [each for each in await self.store.read_unrecorded(run_ids) if each.status is not Status.PENDING]
@@ -127,7 +127,7 @@ class RunRecorder:
         return Recorded(frozenset(shown), refused, frozenset(gone))
 
     async def show_begun(self, run: TakenRun) -> FlowRun:
-        """Create the flow run of a run that is executed unshown, in Running; see `create_submission`."""
+        """Create the flow run of a run that goes on unshown, in the state Running; see `create_submission`."""
         deployment_id = self._require_deployment(run.workflow_slug)
         return await create_submission(
             self.writer,
@@ -143,8 +143,8 @@ class RunRecorder:
 
         Args:
             run_id: the run.
-            flow_run: which shows it.
-            find_shown: returns the task runs that Prefect hears of from the process that executes them.
+            flow_run: shows it.
+            find_shown: returns the task runs that the executing process itself shows.
         """
         steps = [each for each in await self.store.list_unrecorded_steps([run_id]) if each.status is not Status.PENDING]
         graph = build_graph(await self.store.load_run_definition(run_id))
@@ -164,7 +164,7 @@ class RunRecorder:
             installation=self.installation,
         )
         if flow_run.state is None or not flow_run.state.is_final():
-            # It was created while the run was executed, by a process that could not say so in PostgreSQL.
+            # A process created it while it executed the run, and could not write that to PostgreSQL.
             with ask_prefect(f"flow run {flow_run.id}"):
                 await self.client.set_flow_run_state(flow_run.id, make_final_state(run), force=True)
         return flow_run
@@ -189,7 +189,7 @@ class RunRecorder:
         await self._send_lines(created, lines)
         links = [RecordLink(run.id, run.epoch, flow_run.id) for run, flow_run in created]
         linked = await self.store.link_recorded_runs(links)
-        # What would be there twice, if two processes made it: only the one that has linked the run does.
+        # Only the process that has linked the run makes these. Otherwise two processes could make them twice.
         ours = [(run, flow_run) for run, flow_run in created if run.id in linked]
         for run, flow_run in ours:
             self._tell(run, flow_run)
@@ -199,7 +199,10 @@ class RunRecorder:
     async def _show_steps(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[UnrecordedStep]) -> None:
         try:
             events = [*RecordedSteps(flow_run, await self._read_graph(run), tuple(steps)).make_events()]
-        except (ValueError, LookupError) as error:  # rows that Prefect's models can't hold keep no other run waiting
+        except (
+            ValueError,
+            LookupError,
+        ) as error:  # Prefect's models may refuse a row: the others go on
             _logger.warning("run %s: its steps are not shown: %s", run.id, describe_error(error))
         else:
             _send(events)
@@ -259,7 +262,7 @@ class RunRecorder:
             with ask_prefect(f"the artifacts of run {run.id}"):
                 await artifacts.link(self.client, url)
                 await artifacts.tabulate(self.client, order, {each.step_slug: each for each in steps})
-        except Exception as error:  # noqa: BLE001  whatever it is, it is only shown
+        except Exception as error:  # noqa: BLE001  an error here is only an error of display
             _logger.warning("run %s: its artifacts are not shown: %s", run.id, describe_error(error))
 
 
@@ -291,7 +294,7 @@ def _give(event: Event) -> Event:
 
 
 async def _await_room() -> None:
-    """Return once few events wait to be sent.
+    """Wait until few events wait to be sent.
 
     Raises:
         PrefectUnavailableError: it takes too long.
@@ -305,7 +308,7 @@ async def _await_room() -> None:
 
 
 def _split(runs: Iterable[UnrecordedRun]) -> Iterator[list[UnrecordedRun]]:
-    """Yield runs in portions, none of which has too many steps."""
+    """Yield runs in portions that don't have too many steps."""
     some: list[UnrecordedRun] = []
     steps = 0
     for run in runs:

@@ -1,4 +1,4 @@
-"""Pending runs as they come, so many at a time: what worker and bridge have in common."""
+"""Fetches pending runs for worker and bridge while there are free slots."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from pgflow_prefect.models import TakenRun
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.waiting import Pauses, Wakeup
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds for which nothing is taken after Prefect did not answer
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds without taking runs after Prefect did not answer
 
 _LAST_ANSWER = 5.0  # seconds
 
@@ -28,18 +28,18 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class RunFetcher:
-    """Takes pending runs while there are free slots, and has each one handled.
+    """Takes pending runs while there are free slots, and lets a function handle each.
 
     Attributes:
         store: the database.
-        handle: does something with a run that was taken, in the slot that it gets; raises
-            `PrefectUnavailableError` after handing it back where Prefect does not answer.
-        slots: runs at the same time.
-        sweep_interval: seconds after which to look without having been woken.
-        adopt: take pending runs that are older than their workflow's enabling, too.
-        workflow_slugs: whose runs to take; may change.
+        handle: handles a taken run in its slot. If Prefect does not answer, it hands the run back and raises
+            `PrefectUnavailableError`.
+        slots: the most runs at the same time.
+        sweep_interval: seconds after which it looks without a wake-up.
+        adopt: also take pending runs that began before their workflow was enabled.
+        workflow_slugs: takes the runs of these workflows; may change.
         wakeup: wakes it.
-        executing: returns the runs that this process executes: these it never takes.
+        executing: returns the runs that this process executes. It never takes them.
     """
 
     store: Store
@@ -63,26 +63,26 @@ class RunFetcher:
 
     @property
     def free(self) -> int:
-        """Slots that nothing occupies, and that no run waits for which had left its own."""
+        """The number of free slots, without those that waiting runs will occupy again."""
         return int(self._limiter.available_tokens)
 
     @property
     def busy(self) -> int:
-        """Slots that something occupies."""
+        """The number of occupied slots."""
         return self._limiter.borrowed_tokens
 
     @property
     def passed_at(self) -> float:
-        """When it looked for pending runs last, or had no slot for them, by the monotonic clock."""
+        """The last time at which it looked for pending runs or had no free slot, by the monotonic clock."""
         return self._passed_at
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is to be taken."""
+        """Whether it takes no more runs."""
         return self.stopping.is_set()
 
     def stop(self) -> None:
-        """Take nothing more; a sweep that is under way gets a little time for its answer."""
+        """Take no more runs. A sweep that has begun gets a little time for its answer."""
         self.stopping.set()
         self.wakeup.wake()
         self._taking.deadline = min(self._taking.deadline, asyncio.get_running_loop().time() + _LAST_ANSWER)
@@ -98,7 +98,7 @@ class RunFetcher:
             slot.leave()
 
     async def run(self, group: TaskGroup) -> None:
-        """Take runs until `stop`; what was taken is handled in the group."""
+        """Take runs until `stop`, and handle them in the group."""
         while not self.stopped:
             self._passed_at = monotonic()
             if self._pause:
@@ -108,9 +108,11 @@ class RunFetcher:
             await self.wakeup.wait(self.sweep_interval)
 
     async def _take(self, group: TaskGroup) -> None:
-        # Before asking: a run that goes on after waiting may want a slot in the meantime.
+        # Before the request, because a run that goes on after waiting may need a slot meanwhile.
         with self._occupy(self.free) as places:
-            slugs = random.sample([*self.workflow_slugs], len(self.workflow_slugs))  # none has to wait for all others
+            slugs = random.sample(
+                [*self.workflow_slugs], len(self.workflow_slugs)
+            )  # no workflow always waits for the others
             try:
                 with anyio.CancelScope() as self._taking:
                     if self.stopped:
@@ -123,14 +125,14 @@ class RunFetcher:
                 _logger.warning("no runs taken: %s", error)
                 await self.store.drop_broken_connections()
                 return
-            except PgflowPrefectError as error:  # a right that was revoked, for example: it may be given back
+            except PgflowPrefectError as error:  # for example a revoked right, which may be granted again
                 _logger.warning("no runs taken: %s", error)
                 return
             for taken in runs:
                 group.start_soon(self._handle, taken, places.pop())
 
     async def _look(self, slugs: Sequence[str], wanted: int) -> list[TakenRun]:
-        """Take free runs; once a sweep, and not with each run that wakes this, look for dead owners, too."""
+        """Take free runs. Look for dead owners only once a sweep, not after each wake-up."""
         if expired := anyio.current_time() >= self._next_look:
             await self.store.expire_dead_holders()
         runs = await self.store.take_runs(
@@ -138,7 +140,7 @@ class RunFetcher:
         )
         if expired:
             self._next_look = anyio.current_time() + self.sweep_interval
-        # Where many owners died and few slots are free, all of their runs come before the free ones.
+        # If many owners died and few slots are free, all runs of dead owners come first.
         self._more_expired = any(each.was_held for each in runs)
         return runs
 
@@ -155,7 +157,7 @@ class RunFetcher:
             yield places
         finally:
             for slot in places:
-                slot.leave(quietly=True)  # they were free before: no news
+                slot.leave(quietly=True)  # without a wake-up: these slots were free before
 
     async def _handle(self, taken: TakenRun, slot: Slot) -> None:
         try:
@@ -174,7 +176,7 @@ class RunFetcher:
             slot.leave()
 
     async def _put_off(self, taken: TakenRun, reason: str) -> None:
-        """Set a run aside that this process can't begin; a process tries again later, and later each time."""
+        """Set aside a run that this process can't begin. A process tries it again, after longer and longer pauses."""
         _logger.error("run %s of %r is set aside: %s", taken.run_id, taken.workflow_slug, reason)
         try:
             await self.store.put_off_run(taken.run_id, taken.epoch, reason)

@@ -1,4 +1,4 @@
-"""Executes a worker's runs that Prefect hears of later, and shows a run once it takes long."""
+"""Executes a worker's unshown runs, and shows a run in Prefect once it takes long."""
 
 import asyncio
 import logging
@@ -37,8 +37,8 @@ class UnshownRuns:
         host: this process.
         flows: of the workflows, by slug.
         recorder: decides which ended runs are shown, and knows which workflows are recorded later.
-        executing: the runs of the flow runs that this process executes, for Prefect's Cancel; a run that is shown gets
-            into it.
+        executing: the runs that this process executes, by flow run, for Prefect's Cancel. A run joins them when it is
+            shown.
     """
 
     host: Host
@@ -47,10 +47,10 @@ class UnshownRuns:
     executing: MutableMapping[UUID, UUID]
 
     async def execute(self, taken: TakenRun, slot: Slot) -> bool:
-        """Execute a run that this process has reserved, and that Prefect is not to be told of yet.
+        """Execute a reserved run without telling Prefect yet.
 
         Returns:
-            False if the run is to be shown from its beginning: nothing was done.
+            False if the run must be shown from its beginning. Then nothing was done.
         """
         former = taken.former_flow_run_id
         if taken.workflow_slug not in self.recorder.policies or (former is not None and not is_placeholder(former)):
@@ -77,7 +77,7 @@ class UnshownRuns:
         with self._register(taken, slot, unshown):
             try:
                 state = await unshown.execute()
-            except (Exception, PrefectSignal) as error:  # noqa: BLE001  Prefect's own: PostgreSQL says how far the run is
+            except (Exception, PrefectSignal) as error:  # noqa: BLE001  an error of Prefect: PostgreSQL knows the run's state
                 _logger.warning("run %s of %r broke off: %s", taken.run_id, taken.workflow_slug, describe_error(error))
                 await self._release(taken)
             else:
@@ -89,7 +89,7 @@ class UnshownRuns:
                     self.host.finish(_await(showing))
                 else:
                     showing.cancel()
-        HELD.end(unshown.placeholder)  # what a thread still writes is of no run
+        HELD.end(unshown.placeholder)  # a thread may go on writing lines after the run
         if not unshown.is_shown:
             self.recorder.note_end(
                 taken.workflow_slug,
@@ -112,7 +112,7 @@ class UnshownRuns:
             self.executing.pop(unshown.flow_run.id, None)
 
     async def _show_once_long(self, taken: TakenRun, unshown: UnshownFlowRun) -> None:
-        """Show a run that is still executed after some time, however long Prefect is away."""
+        """Show a run that takes long. If Prefect is away, try again until it is back."""
         await anyio.sleep(self.recorder.policies[taken.workflow_slug].longer_than)
         await unshown.wait_until_begun()
         pauses = Pauses(_SHORTEST_PAUSE, _LONGEST_PAUSE)
@@ -124,13 +124,13 @@ class UnshownRuns:
             runs = self.recorder.runs
             await runs.show_steps(taken.run_id, unshown.flow_run, unshown.find_shown_task_runs)
             await send_lines(runs.client, unshown.lines.release(unshown.flow_run.id))
-        except Exception as error:  # noqa: BLE001  whatever it is, reconciling shows the steps
+        except Exception as error:  # noqa: BLE001  after any error, reconciling shows the steps
             _logger.warning("run %s: what it has done is not shown yet: %s", taken.run_id, describe_error(error))
         finally:
             HELD.forget(unshown.lines)
 
     async def _try_to_show(self, taken: TakenRun, unshown: UnshownFlowRun) -> bool:
-        """Show a run; return False if it is to be tried again."""
+        """Show a run; return False to try it again."""
         runs = self.recorder.runs
         try:
             flow_run = await runs.show_begun(taken)
@@ -139,17 +139,17 @@ class UnshownRuns:
             _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, error)
             await self.recorder.restore(taken.workflow_slug)
             return False
-        except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
+        except Exception as error:  # noqa: BLE001  the run goes on after any error
             _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, describe_error(error))
             return False
         if taken.run_id in linked:
             unshown.show(flow_run, runs.writer)
             self.executing[flow_run.id] = taken.run_id
             _logger.info("run %s of %r takes long: flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)
-        return True  # else another owner has the run
+        return True  # otherwise another owner has the run
 
     async def _release(self, taken: TakenRun) -> None:
-        """Hand a run back that this process executes no more."""
+        """Hand back a run that this process no longer executes."""
         try:
             await self.host.store.release_run(taken.run_id, taken.epoch)
         except PgflowPrefectError as error:

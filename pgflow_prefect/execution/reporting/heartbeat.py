@@ -1,4 +1,4 @@
-"""Tells Prefect's server once in a while that a long flow run is alive."""
+"""Tells Prefect's server at intervals that a long flow run is alive."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -14,13 +14,13 @@ from prefect.types import DateTime
 from pgflow_prefect.prefect_api.event_sender import find_outbox
 
 SHORTEST_HEARTBEAT = 30.0
-"""Seconds between two signs of life, at least, as Prefect has it."""
+"""The least number of seconds between two signs of life, as in Prefect."""
 
 
 def start_heartbeat(flow: Flow[..., Any], flow_run: FlowRun) -> Callable[[], None]:
-    """Tell the server once in a while that a long flow run is alive, until the function that is returned is called.
+    """Tell the server at intervals that a long flow run is alive. The returned function ends that.
 
-    Prefect's engine has a thread for each flow run do so. Here, the one that sends the events of all does.
+    Prefect's engine starts a thread for each flow run. Here, the thread that sends all events does it.
     """
     seconds = get_current_settings().flows.heartbeat_frequency
     if seconds is None:

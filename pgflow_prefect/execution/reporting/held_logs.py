@@ -1,4 +1,4 @@
-"""Holds back the log lines of runs that Prefect is not told of yet, and sends them once it is."""
+"""Holds back the log lines of unshown runs, and sends them when a run is shown."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,18 +17,18 @@ from pgflow_prefect.prefect_api.ids import is_placeholder
 from pgflow_prefect.prefect_api.internals import APILogHandler
 
 MOST_LINES, MOST_BYTES = 1_000, 16 * 1024 * 1024
-"""What is held back: lines of one run, and bytes of all runs of this process. Later lines are left out, and counted."""
+"""The most lines of one run, and the most bytes of all runs of this process. Later lines are left out and counted."""
 
 _OTHERWISE = 500
-"""About how many bytes a line has beside its message: names, ids and times."""
+"""The bytes of a line beside its message, roughly: names, ids and times."""
 
 _LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "prefect.extra")
 
 _PAYLOAD_SIZE = "__payload_size__"
-"""What Prefect's handler adds to a line for itself."""
+"""A field that Prefect's handler adds to a line for its own use."""
 
 Line = dict[str, Any]
-"""What Prefect's API takes for one line of a log."""
+"""One line of a log, as Prefect's API takes it."""
 
 
 @dataclass
@@ -38,8 +38,8 @@ class HeldLines:
     Attributes:
         lines: as Prefect's API takes them.
         size: their bytes.
-        left_out: how many more there were.
-        flow_run_id: Prefect's flow run, once it shows the run.
+        left_out: the number of lines that were left out.
+        flow_run_id: Prefect's flow run; None until it shows the run.
     """
 
     lines: list[Line] = field(default_factory=list)
@@ -48,7 +48,7 @@ class HeldLines:
     flow_run_id: UUID | None = None
 
     def release(self, flow_run_id: UUID) -> list[Line]:
-        """Return the lines as those of a flow run."""
+        """Return the lines as lines of a flow run."""
         found = [{**each, "flow_run_id": str(flow_run_id)} for each in self.lines]
         if found and self.left_out:
             last = {**found[-1], "message": f"{self.left_out} more lines were not kept until the run was shown"}
@@ -57,7 +57,7 @@ class HeldLines:
 
 
 class HeldLogs:
-    """The lines of all runs of this process that Prefect is not told of. Any thread may write a line."""
+    """The lines of all unshown runs of this process. Any thread may write a line."""
 
     def __init__(self) -> None:
         self._runs: dict[UUID, HeldLines] = {}  # by placeholder
@@ -72,18 +72,18 @@ class HeldLogs:
         return lines
 
     def end(self, placeholder: UUID) -> None:
-        """Let later lines of a run go nowhere: the run has ended."""
+        """Drop later lines of a run, because it has ended."""
         with self._lock:
             self._runs.pop(placeholder, None)
 
     def forget(self, lines: HeldLines) -> None:
-        """Make room: these lines are sent, or their run is not to be shown."""
+        """Make room after these lines were sent, or if their run stays unshown."""
         with self._lock:
             self._size -= lines.size
             lines.lines, lines.size = [], 0
 
     def take(self, placeholder: UUID, handler: APILogHandler, record: logging.LogRecord) -> bool:
-        """Hold a line back, and tell whether it is to be sent at once instead."""
+        """Hold back a line; return True if it must be sent at once instead."""
         lines = self._runs.get(placeholder)
         if lines is None:
             return False
@@ -94,7 +94,7 @@ class HeldLogs:
             return False
         try:
             prepared = handler.prepare(record)
-        except Exception:  # noqa: BLE001  as of any handler: what can't be formatted harms no run
+        except Exception:  # noqa: BLE001  a line that can't be formatted must not harm a run
             handler.handleError(record)
             return False
         prepared.pop(_PAYLOAD_SIZE, None)
@@ -126,7 +126,7 @@ class _Filter(logging.Filter):
 
 
 def _find_placeholder(record: logging.LogRecord) -> UUID | None:
-    """Return the placeholder that a line names in place of a flow run; None for any other line."""
+    """Return the placeholder that a line names as its flow run; None for any other line."""
     named = getattr(record, "flow_run_id", None)
     if named is None:
         context = TaskRunContext.get()
@@ -161,7 +161,7 @@ async def send_lines(client: PrefectClient, lines: Sequence[Line]) -> None:
     """
     for some in _split(lines, get_current_settings().logging.to_api.batch_size):
         with ask_prefect("log lines of runs"):
-            await cast("Any", client).request("POST", "/logs/", json=some)  # not a route that its types know
+            await cast("Any", client).request("POST", "/logs/", json=some)  # Prefect's types do not know this route
 
 
 def _measure(line: Line) -> int:
@@ -169,7 +169,7 @@ def _measure(line: Line) -> int:
 
 
 def _split(lines: Iterable[Line], most: int) -> Iterator[list[Line]]:
-    """Yield lines in portions of about so many bytes."""
+    """Yield lines in portions of roughly so many bytes."""
     some: list[Line] = []
     size = 0
     for line in lines:

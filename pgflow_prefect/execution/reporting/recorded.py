@@ -1,4 +1,4 @@
-"""Makes the events of steps that ended before Prefect heard of their run, from their rows."""
+"""Makes the events of steps that ended before Prefect was told of their run, from their rows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _TICK = timedelta(microseconds=1)
 
 
 def make_final_state(run: UnrecordedRun) -> State[Any]:
-    """Return the state that Prefect shows of an ended run."""
+    """Return the state in which Prefect shows an ended run."""
     if run.status is Status.COMPLETED:
         return Completed()
     if run.is_cancelled:
@@ -32,10 +32,10 @@ def make_final_state(run: UnrecordedRun) -> State[Any]:
 
 @dataclass(frozen=True)
 class RecordedSteps:
-    """The claimed steps of one run, as Prefect is to show them.
+    """The claimed steps of one run, to be shown in Prefect.
 
     Attributes:
-        flow_run: of Prefect, which shows the run.
+        flow_run: Prefect's flow run that shows the run.
         graph: the run's steps.
         steps: in the order of their first claims.
     """
@@ -96,7 +96,7 @@ class RecordedSteps:
         return event
 
     def _relate(self) -> list[RelatedResource]:
-        """Return what automations look for; each is a row on the server."""
+        """Return the related resources that automations look for. Each is a row on the server."""
         found = {"flow-run": self.flow_run.id, "flow": self.flow_run.flow_id, "deployment": self.flow_run.deployment_id}
         return [
             RelatedResource.model_construct(
@@ -108,7 +108,7 @@ class RecordedSteps:
 
 
 def _find_states(step: UnrecordedStep, began_at: datetime) -> Iterator[State[Any]]:
-    """Yield the states that a step has been in, as far as its row tells."""
+    """Yield the states of a step that its row tells."""
     yield State(type=StateType.RUNNING, timestamp=began_at)
     ended_at = max(step.finished_at or began_at, began_at + _TICK)  # the server orders states by their times
     if step.status is Status.COMPLETED:

@@ -1,8 +1,8 @@
 """Executes a run without telling Prefect, until it is shown.
 
-An unshown run has a flow run that only this process knows. The flow run's id is a placeholder. Events and requests go
-nowhere, log lines are held back, and a state needs no answer of a server. `UnshownFlowRun.show` puts Prefect's flow run
-in the place of the placeholder, while the run goes on. From then on everything goes to Prefect.
+An unshown run has a flow run that only this process knows. Its id is a placeholder. Events and requests are dropped,
+log lines are held back, and a state needs no answer of a server. `UnshownFlowRun.show` replaces the placeholder by
+Prefect's flow run while the run goes on. After that, everything goes to Prefect.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -70,7 +70,7 @@ class UnshownSender:
             self._outbox.request(act, what)
 
     def look_up(self, find: Callable[[PrefectClient], Awaitable[T]], otherwise: T) -> "Future[T]":
-        """Ask Prefect's API, if the run is shown; the other answer is there at once."""
+        """Ask Prefect's API if the run is shown; otherwise return the given answer at once."""
         if self._outbox is not None:
             return self._outbox.look_up(find, otherwise)
         found: Future[T] = Future()
@@ -87,8 +87,8 @@ class UnshownFlowRun:
     """Executes one run in this process.
 
     Attributes:
-        flow_run: what handlers' task runs belong to; its id is a placeholder until the run is shown.
-        sender: where the run's displays go.
+        flow_run: the handlers' task runs belong to it; its id is a placeholder until the run is shown.
+        sender: sends events and requests once the run is shown.
         lines: the log lines that are held back.
     """
 
@@ -98,12 +98,12 @@ class UnshownFlowRun:
         """Prepare to execute a run that this process has reserved.
 
         Args:
-            flow: of the workflow, an async one.
+            flow: the workflow's flow, an async one.
             workflow_slug: the workflow.
             run_id: the run.
             epoch: in which it was reserved.
             installation: the database's id.
-            client: Prefect's API, for handlers that find it in their context.
+            client: Prefect's API, for the context of handlers.
         """
         placeholder = make_placeholder(run_id, epoch)
         self._flow = flow
@@ -130,7 +130,7 @@ class UnshownFlowRun:
 
     @property
     def placeholder(self) -> UUID:
-        """What PostgreSQL names in place of a flow run."""
+        """The id in PostgreSQL in place of a flow run's id."""
         return self._placeholder
 
     @property
@@ -139,20 +139,20 @@ class UnshownFlowRun:
         return self.sender.is_shown
 
     def begin(self, task_runs: TaskRuns) -> None:
-        """Note that the run's steps are about to begin, as these task runs."""
+        """Note that the run's steps begin now, as these task runs."""
         self._task_runs = task_runs
         self._has_begun.set()
 
     async def wait_until_begun(self) -> None:
-        """Return once the run's steps begin: it can be shown from then on."""
+        """Wait until the run's steps begin. After that, it can be shown."""
         await self._has_begun.wait()
 
     def find_shown_task_runs(self) -> frozenset[UUID]:
-        """Return the task runs that Prefect hears of from here."""
+        """Return the task runs that this process shows."""
         return frozenset() if self._task_runs is None else self._task_runs.shown
 
     def show(self, flow_run: FlowRun, writer: FlowRunWriter) -> None:
-        """Show the run from now on, as this flow run of Prefect.
+        """Show the run as this flow run of Prefect from now on.
 
         Args:
             flow_run: it is Running.
@@ -172,7 +172,7 @@ class UnshownFlowRun:
 
         Raises:
             PrefectSignal: the run is shown, and Prefect's server wants the flow run to be left alone.
-            PrefectUnavailableError: it is shown, and Prefect does not answer in time.
+            PrefectUnavailableError: the run is shown, and Prefect does not answer in time.
         """
         with self._resources:
             try:
@@ -220,7 +220,7 @@ class UnshownFlowRun:
                 client=self._client,
                 log_prints=log_prints,
                 task_runner=stack.enter_context(self._flow.task_runner.duplicate()),
-                result_store=ResultStore(),  # nothing is stored, so that Prefect need not be asked where
+                result_store=ResultStore(),  # no result is stored, so Prefect is not asked for its storage
                 persist_result=False,
             )
             stack.enter_context(context)
