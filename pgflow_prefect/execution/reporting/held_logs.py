@@ -63,10 +63,13 @@ class HeldLogs:
         self._runs: dict[UUID, HeldLines] = {}  # by placeholder
         self._size = 0
         self._lock = Lock()
+        self._is_filtering = False
 
     def begin(self, placeholder: UUID) -> HeldLines:
         """Hold back the lines of a run from now on, until `end`."""
-        _filter_handlers()
+        if not self._is_filtering:  # Prefect configures its handlers before a flow run begins
+            self._is_filtering = True
+            _filter_handlers()
         with self._lock:
             lines = self._runs[placeholder] = HeldLines()
         return lines

@@ -420,6 +420,8 @@ class StepTaskRun:
             run.expected_start_time = run.expected_start_time or _to_time(state)
         if state.is_final():
             run.end_time = run.end_time or _to_time(state)
+        if not self._runs.event_sender.is_shown:
+            return
         told = run if state.is_final() else run.model_copy()  # a copy of now, because it is sent later
         self._runs.event_sender.send(partial(make_event, told, state, before), self._runs.related)
 
