@@ -1,4 +1,4 @@
-"""What moves between the rooms: definitions, runs, step states, claims. All frozen; none knows where it came from."""
+"""The data that rooms pass to each other: runs, step states, claims, reports. All are frozen."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,23 +22,23 @@ from pgflow_prefect.state_names import WORKING
 from pgflow_prefect.wording import clean_lines
 
 Shown = Annotated[str, AfterValidator(clean_lines)]
-"""What a row says and Prefect shows, in its pages and in the terminals of its own workers: it is cleaned when read."""
+"""A text of a row that Prefect shows in its pages and in terminals. It is cleaned when it is read."""
 
 
 class Held(StrEnum):
     """How a run's latest owner holds it."""
 
     LEASED = "leased"
-    """It executes the run, or is about to."""
+    """The owner executes the run, or will begin now."""
 
     QUEUED = "queued"
-    """Its flow run waits in Prefect."""
+    """The owner's flow run waits in Prefect."""
 
     EXPIRED = "expired"
-    """It has not been heard of for too long: another one may take the run."""
+    """The lease has expired, and another owner may take the run."""
 
     RELEASED = "released"
-    """It has let go of the run, or has lost it."""
+    """The owner has released the run, or has lost it."""
 
 
 class Status(StrEnum):
@@ -51,18 +51,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, order=True, slots=True)
 class TaskKey:
-    """What addresses a task within a run: one unit of work of a step.
+    """The address of a task within a run. A task is one unit of work of a step.
 
     Attributes:
         step_slug: the step.
-        index: which of the step's tasks; a plain step has one, 0.
+        index: the number of the task within its step; 0 for the only task of a plain step.
     """
 
     step_slug: str
     index: int = 0
 
     def __str__(self) -> str:
-        """Name it for people: a plain step's task is the step."""
+        """Name it for people. The task of a plain step has the step's name."""
         return repr(self.step_slug) if self.index == 0 else f"{self.step_slug!r}[{self.index}]"
 
     def as_parameters(self) -> dict[str, object]:
@@ -71,7 +71,7 @@ class TaskKey:
 
 
 class Ending(StrEnum):
-    """How a run or a step ended: its status, and what the status alone does not say."""
+    """How a run or a step ended. This tells more than its status."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -80,11 +80,11 @@ class Ending(StrEnum):
 
 
 CANCELLED = Ending.CANCELLED.value
-"""The reason of a cancellation that names no other one."""
+"""The reason of a cancellation without a reason."""
 
 
 def _find_ending(noted: object, info: ValidationInfo) -> Ending | None:
-    """Return how it ended; the column `ended_as` counts only where the status is `failed`."""
+    """Return how it ended. The column `ended_as` counts only if the status is `failed`."""
     status = info.data.get("status")
     if status not in (Status.COMPLETED, Status.FAILED):
         return None
@@ -107,9 +107,9 @@ class WorkflowSummary(BaseModel):
     completed: int
     failed: int
     enabled: bool | None
-    """Whether workers and bridges take its runs; None: neither was said."""
+    """Whether workers and bridges take its runs; None if it was never enabled or disabled."""
     bound: dict[str, int] | None = None
-    """How many steps rows bind to which kind of handler; the others are the file's, or external."""
+    """The number of steps that rows bind, by kind. The file of handlers does the other steps, or they are external."""
 
 
 class Run(BaseModel):
@@ -122,13 +122,13 @@ class Run(BaseModel):
     status: Status
     ended_as: EndedAs = Field(default=None, validate_default=True)
     payload: RawJson | None = None
-    """None where it was not asked for, or is beyond the limits."""
+    """None if it was not requested, or is beyond the limits."""
     payload_problem: str | None = None
-    """In what the payload is beyond the limits, where it was asked for."""
+    """How the payload is beyond the limits, if it was requested."""
     epoch: int
     remaining: int | None
     steps: int | None = None
-    """Those of its definition; None until it begins."""
+    """The number of its steps; None until it begins."""
     error_message: Shown | None
     created_at: datetime | None
     finished_at: datetime | None
@@ -138,30 +138,30 @@ class Run(BaseModel):
     recoveries: int = 0
     stale_writes: int = 0
     set_aside: str | None = None
-    """Why it could not be taken; None for a run that nothing keeps from being taken."""
+    """The reason why it could not be taken; None if it can be taken."""
     next_try: datetime | None = None
     """When a worker or a bridge tries again to take it."""
     is_older: bool = False
-    """Whether workers and bridges leave it alone, unless they adopt: begun before its workflow was enabled."""
+    """Whether it began before its workflow was enabled. Workers and bridges take such a run only with --adopt."""
     is_unshown: bool = False
     """Whether Prefect was not told of it, because its workflow is recorded later; see `mark_unshown`."""
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        """Whether `cancel_run` ended it. Otherwise, a failed run failed by itself."""
         return self.ended_as is Ending.CANCELLED
 
 
 class RunEnd(BaseModel):
-    """How a run stands when its owner has nothing left to do for it.
+    """The state of a run when its owner has finished its work.
 
     Attributes:
         id: the run.
-        status: completed or failed; pending where it is left to another process.
+        status: completed or failed; pending if another process goes on with it.
         ended_as: how it ended.
         epoch: in which it was taken last.
-        error_message: why it has failed.
-        results: of the steps that were asked for, by slug; none unless the run is completed.
+        error_message: why it failed.
+        results: the requested results by step slug; empty unless the run is completed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -175,18 +175,18 @@ class RunEnd(BaseModel):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether `cancel_run` ended it, where a failed one has failed by itself."""
+        """Whether `cancel_run` ended it. Otherwise, a failed run failed by itself."""
         return self.ended_as is Ending.CANCELLED
 
 
 class TakenRun(BaseModel):
-    """A run that was reserved for a flow run which is yet to be created.
+    """A run that this process has reserved for a new flow run.
 
     Attributes:
         run_id: the run.
         workflow_slug: its workflow.
         epoch: in which it was taken.
-        former_flow_run_id: whose lease has run out; None for a run that was never executed before.
+        former_flow_run_id: the flow run whose lease has expired; None if the run was never executed before.
         was_held: its former owner let the lease run out, and did not hand the run back.
     """
 
@@ -200,17 +200,17 @@ class TakenRun(BaseModel):
 
     @property
     def idempotency_key(self) -> str:
-        """Names the flow run to be created: asked for twice, Prefect creates one."""
+        """The key of the new flow run. Prefect creates only one flow run for a key."""
         return f"pgflow/{self.run_id}/{self.epoch}"
 
 
 class LinkRequest(NamedTuple):
-    """The flow run that a run was reserved for.
+    """A reserved run and its new flow run.
 
     Attributes:
         run_id: the run.
         epoch: in which it was reserved.
-        flow_run_id: what was created for it.
+        flow_run_id: its new flow run.
     """
 
     run_id: UUID
@@ -219,13 +219,13 @@ class LinkRequest(NamedTuple):
 
 
 class LinkedRun(BaseModel):
-    """What is known of a run whose flow run was named.
+    """The facts about a run whose flow run was named.
 
     Attributes:
         run_id: the run.
-        linked: false: another process has taken it meanwhile.
-        status: of the run; None for a run that is gone.
-        remaining: how many of its steps are not completed.
+        linked: false if another process has taken the run meanwhile.
+        status: of the run; None if the run was deleted.
+        remaining: the number of its steps that are not completed.
         definition_id: the definition that it began with.
     """
 
@@ -239,15 +239,15 @@ class LinkedRun(BaseModel):
 
 
 class Installation(BaseModel):
-    """A database among those that share a Prefect server.
+    """One of the databases that share a Prefect server.
 
     Attributes:
-        id: what its objects in Prefect are tagged with.
-        stamp: of the database that it was stamped in.
-        current_stamp: of the database that it is in now.
-        former_stamps: of the databases that it was moved from.
-        fits: both stamps are of one database; else this one is a copy.
-        is_used: it has written to Prefect.
+        id: the tag of its objects in Prefect has this id.
+        stamp: identifies the database that was stamped.
+        current_stamp: identifies the database that this row is in now.
+        former_stamps: identify the databases that it was moved from.
+        fits: whether both stamps identify one database; otherwise this database is a copy.
+        is_used: whether it has written to Prefect.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -261,7 +261,7 @@ class Installation(BaseModel):
 
 
 class Enabled(BaseModel):
-    """Whether workers and bridges take a workflow's runs, and those begun since when."""
+    """Whether workers and bridges take a workflow's runs, and since when."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -271,7 +271,7 @@ class Enabled(BaseModel):
 
 
 class StepState(BaseModel):
-    """What is known of one step in one run: a row of `pgflow.step_states`, and the state of its task run."""
+    """The state of one step of a run: a row of `pgflow.step_states`, and the state of its task run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -282,14 +282,14 @@ class StepState(BaseModel):
     step_result: RawJson | None
     error_message: Shown | None
     result_problem: str | None = None
-    """In what the result is beyond the limits, and so not there."""
+    """How the result is beyond the limits, so that it was not read."""
     created_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
     task_state: str | None = None
-    """The state of its task run in Prefect; of a step that has ended, what Prefect shows, or is about to show."""
+    """The state of its task run in Prefect. If the step has ended, Prefect may show it a moment later."""
     handler: str | None = None
-    """Who does it, as the latest claim found it."""
+    """Its handler, according to the latest claim."""
     first_claimed_at: datetime | None = None
     """When Prefect's first attempt was claimed; None for steps of runs from before this was noted."""
     tasks: int | None = None
@@ -302,20 +302,20 @@ class StepState(BaseModel):
     @field_validator("task_state")
     @classmethod
     def _end_task_state(cls, noted: str | None, info: ValidationInfo) -> str | None:
-        """Replace what was noted while the step was worked on, if it has ended since: by a cancellation, say."""
+        """Replace a noted state if the step has ended since, for example by a cancellation."""
         ended_as = info.data.get("ended_as")
         return ended_as.capitalize() if ended_as is not None and noted in WORKING else noted
 
 
 class Claim(BaseModel):
-    """What the process that executes a step gets: which attempt it is, and the step's input.
+    """The answer to a claim: the attempt, and the step's input.
 
     Attributes:
         status: pending, or completed already.
-        attempt: which execution this is; where an external worker does the step, the latest one there was.
-        payload: None where it was not asked for, and where the step is completed or an external worker does it.
-        upstream_results: an object, by the upstream step's slug; None likewise.
-        kind: of the row that binds the step; None where there is none.
+        attempt: the number of this attempt; if an external worker does the step, of the latest attempt.
+        payload: None if it was not requested, if the step is completed, or if an external worker does it.
+        upstream_results: an object, by the upstream step's slug; None in the same cases.
+        kind: of the row that binds the step; None without a row.
         target: of that row.
         options: of that row.
         waits: an external worker does the step, and nothing was claimed.
@@ -342,16 +342,16 @@ class Claim(BaseModel):
 
 
 class ClaimRequest(NamedTuple):
-    """What a task is claimed with.
+    """The request to claim a task.
 
     Attributes:
         task: of the run.
         task_run_id: Prefect's task run of it.
-        upstream: the upstream steps whose results are wanted, None for all.
-        with_payload: whether the run's payload is wanted.
-        bound: the kind of its handler, where no row says otherwise.
-        has_function: whether this process could do it in Python.
-        handler: who does it in words, where no row says otherwise, for `status`.
+        upstream: the upstream steps whose results are requested; None for all.
+        with_payload: whether the run's payload is requested.
+        bound: the kind of its handler if no row binds it.
+        has_function: whether this process has a function for it.
+        handler: its handler in words if no row binds it, for `status`.
     """
 
     task: TaskKey
@@ -368,12 +368,12 @@ class ClaimRequest(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """That a task is done.
+    """The report that a task is done.
 
     Attributes:
         task: of the run.
         result: JSON text.
-        attempt: what the claim has returned.
+        attempt: from the claim.
         task_run_id: Prefect's task run of it.
     """
 
@@ -388,13 +388,13 @@ class Completion(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """That a task has failed, and its run with it.
+    """The report that a task has failed, and its run with it.
 
     Attributes:
         task: of the run.
         error_message: the reason, for people.
-        state_name: what Prefect shows of the task run.
-        attempt: what the claim has returned; None for any attempt.
+        state_name: the state of the task run in Prefect.
+        attempt: from the claim; None for any attempt.
         task_run_id: Prefect's task run of it.
     """
 
@@ -410,12 +410,12 @@ class Failure(NamedTuple):
 
 
 class TaskElement(NamedTuple):
-    """What is to be done to a task of a run, as one of several in a statement.
+    """One of several requests for tasks in a statement.
 
     Attributes:
         run_id: the run.
         epoch: in which it was taken.
-        asked: what is to be done.
+        asked: the request.
     """
 
     run_id: UUID
@@ -430,15 +430,15 @@ def _flatten(fields: dict[str, object]) -> dict[str, object]:
 
 
 class AwaitedStep(NamedTuple):
-    """A task that another program does, and what of ours waits for it.
+    """A task that an external worker does, and the task run that waits for it.
 
     Attributes:
         run_id: the run.
         task: of the run.
         epoch: in which the run was taken here.
-        task_run_id: what waits.
-        bound: to what kind of handler the step is bound in Python: in force where no row says otherwise.
-        has_function: whether this process could do it in Python.
+        task_run_id: the task run that waits.
+        bound: the kind of its handler if no row binds it.
+        has_function: whether this process has a function for it.
     """
 
     run_id: UUID
@@ -450,27 +450,27 @@ class AwaitedStep(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """Why there is nothing to wait for any more."""
+    """Why the wait for a step is over."""
 
     COMPLETED = "completed"
     FAILED = "failed"
     LOST = "lost"
     """Another owner has taken the run."""
     ENDED = "ended"
-    """The run has, and the step has not: no process will do it."""
+    """The run has ended without the step, and no process will do it."""
     REBOUND = "rebound"
-    """From now on the process that waits is to do it."""
+    """A binding has changed: the waiting process must do the step now."""
 
 
 class StepEnd(BaseModel):
-    """The end of waiting for a step.
+    """The end of the wait for a step.
 
     Attributes:
-        task_run_id: what has waited.
-        outcome: why it need not any more.
+        task_run_id: the task run that has waited.
+        outcome: why the wait is over.
         message: the result, shortened, or the reason.
-        began_at: when the work began; where the step was never claimed, when it was started.
-        ended_at: when it ended.
+        began_at: the start of the work; if the step was never claimed, the start of the step.
+        ended_at: the end of the work.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -508,7 +508,7 @@ class BindingChange(BaseModel):
 
 
 class ShadowSummary(BaseModel):
-    """What came of running a step's handler beside an external worker."""
+    """Comparisons of a step's handler with an external worker."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -517,9 +517,9 @@ class ShadowSummary(BaseModel):
     different: int
     failed: int
     seconds: float | None
-    """Median of what the handler took."""
+    """The median time of the handler."""
     details: list[str]
-    """Of the latest one that was not the same."""
+    """The differences of the latest comparison that was not the same."""
 
 
 class Report(BaseModel):

@@ -44,12 +44,12 @@ AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
 
 
 class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
-    """A flow whose calls have something ready by the time that its function is called.
+    """A flow that prepares its function's work while Prefect creates the flow run.
 
-    Prefect spends most of a small flow's time on creating the flow run, and on hearing how it has ended.
+    For a small flow, Prefect spends most of the time on creating the flow run and on storing its end.
 
     Attributes:
-        before: what is entered before Prefect creates the flow run, and left once it is through.
+        before: a context that is entered before Prefect creates the flow run, and left after the flow run's end.
     """
 
     before: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
@@ -81,24 +81,24 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
 
 
 _MADE_FOR_ROWS = "pgflow_prefect.deployment."
-"""How the names of the modules begin that make a workflow which has no file: their docstrings say nothing of it."""
+"""The beginning of the names of modules that make workflows without a file. Their docstrings do not describe these."""
 
 _FORBIDDEN_IN_FLOW_NAMES = frozenset("/%&<>")
 
 
 def to_flow_name(slug: str) -> str:
-    """Return the name of a workflow's flow: its slug, as far as Prefect takes that for a name.
+    """Return the name of a workflow's flow in Prefect: its slug, if Prefect accepts that.
 
-    Other characters become `_`, and the name gets a hash of the slug: `a/b` and `a_b` are two flows.
+    Otherwise, forbidden characters become `_`, and the name ends with a hash of the slug: `a/b` differs from `a_b`.
     """
     name = "".join(each if each.isprintable() and each not in _FORBIDDEN_IN_FLOW_NAMES else "_" for each in slug)
     return name if name == slug else f"{name}-{sha256(slug.encode()).hexdigest()[:8]}"
 
 
 class Workflow:
-    """The handlers of one workflow. Which steps there are and what waits for what, the database says.
+    """The handlers of one workflow. The database defines its steps and their dependencies.
 
-    What the handlers say of that is `definition`; `pgflow-prefect push` writes it into the database.
+    `definition` is the workflow as the handlers define it. `pgflow-prefect push` writes it into the database.
 
     Example:
         ```python
@@ -124,10 +124,11 @@ class Workflow:
 
         Args:
             slug: the workflow.
-            description: what it does, for Prefect's UI; the docstring of the module, where none is given.
-            tags: of its deployment.
-            task_runner: one of Prefect's, which then executes the handlers in Python: `DaskTaskRunner(address=…)`,
-                say. Without one, steps are executed in the flow run's own event loop and its threads: the fastest way.
+            description: a text for Prefect's UI; by default, the docstring of the module.
+            tags: the tags of its deployment.
+            task_runner: a task runner of Prefect that executes the handlers in Python, such as
+                `DaskTaskRunner(address=…)`. By default, the flow run's event loop and its threads execute them, which
+                is fastest.
             record: how a worker shows runs in Prefect that it executes without telling Prefect. Without it, each run
                 is shown while it is executed. See `pgflow-prefect guide recording`.
 
@@ -148,7 +149,7 @@ class Workflow:
         self._globals = caller.f_globals
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave behind what no other process could use: a handler may refer to its workflow, and travel."""
+        """Leave out what no other process could use. A handler may refer to its workflow when it is pickled."""
         return {name: value for name, value in vars(self).items() if name not in {"flow", "_globals"}} | {
             "_globals": {}
         }
@@ -272,33 +273,33 @@ class Workflow:
 
     @property
     def source(self) -> Path | None:
-        """The file whose code made this object; None where it was made elsewhere, in a notebook for one."""
+        """The file whose code made this object; None if no file did, for example in a notebook."""
         file = self._globals.get("__file__")
         return Path(file).resolve() if isinstance(file, str) else None
 
     @property
     def bindings(self) -> Mapping[str, AnyBinding]:
-        """What `bind` says, by step slug."""
+        """The bindings that `bind` set, by step slug."""
         return dict(self._bindings)
 
     @property
     def after(self) -> Mapping[str, tuple[str, ...]]:
-        """What `after` says, by step slug: the steps that it waits for beyond those that its arguments name."""
+        """The steps that `after` names, by step slug: the step waits for them, too."""
         return dict(self._after)
 
     @property
     def step_handlers(self) -> dict[str, StepHandlers]:
-        """Who may do the work of each step that this file knows, by step slug."""
+        """The handlers and bindings of each step that this file knows, by step slug."""
         handlers, bindings = self.handlers, self._bindings
         return {slug: StepHandlers(slug, handlers.get(slug), bindings.get(slug)) for slug in {**handlers, **bindings}}
 
     @property
     def handlers(self) -> Mapping[str, PythonHandler]:
-        """The handlers by step slug; stubs that are not filled in are not among them."""
+        """The handlers by step slug, without stubs."""
         return {slug: handler for slug, handler in self._handlers.items() if not handler.unimplemented}
 
     def find_function(self, slug: str) -> PythonHandler | None:
-        """Return the function of a step, be it a stub; None where this file has none."""
+        """Return the function of a step, which may be a stub; None if this file has none."""
         return self._handlers.get(slug)
 
     @property
@@ -308,22 +309,22 @@ class Workflow:
 
     @property
     def known_steps(self) -> list[str]:
-        """The slugs of the steps that were said to exist: those with a handler, if only a stub, or bound elsewhere."""
+        """The slugs of the steps that this file knows: those with a function or a stub, and those that `bind` binds."""
         return list(dict.fromkeys([*self._handlers, *self._bindings]))
 
     @property
     def definition(self) -> WorkflowDefinition:
-        """The workflow as its handlers define it: each waits for the steps that its arguments and its `after` name.
+        """The workflow as its handlers define it. A step waits for the steps that its arguments and `after` name.
 
         Raises:
-            InvalidDefinitionError: with everything that is wrong with it, a sentence each.
+            InvalidDefinitionError: with a sentence for each problem.
         """
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         optional = {slug: handler.optional for slug, handler in self._handlers.items()}
         return derive_definition(self.slug, self.known_steps, arguments, self._after, optional)
 
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
-        """Return everything that keeps these handlers from executing this definition, a sentence each.
+        """Return a sentence for each reason why these handlers can't execute this definition.
 
         A step without a handler is external, and so is a stub: neither is a problem.
         """
@@ -335,7 +336,7 @@ class Workflow:
                 problems.append(str(error))
         problems += self._find_flow_problems() if self._flow_is_made else []
         problems += self.find_recording_problems() if self.record is not None else []
-        # A stub's arguments count all the same: it is to become a handler.
+        # A stub's arguments count, because it will become a handler.
         arguments = {slug: handler.required for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
         return [*find_problems(definition, arguments), *find_missing_deps(definition, self._after), *problems]
@@ -347,7 +348,7 @@ class Workflow:
             yield str(error)
 
     def find_recording_problems(self) -> list[str]:
-        """Return everything that keeps runs from being executed without telling Prefect, a sentence each."""
+        """Return a sentence for each reason why runs can't be executed without telling Prefect."""
         try:
             return [*find_unshown_problems(self.given_flow)]
         except UsageError as error:
@@ -355,22 +356,22 @@ class Workflow:
 
     @cached_property
     def flow(self) -> AsyncFlow:
-        """The Prefect flow that executes runs of this workflow: call it, serve it, deploy it.
+        """The Prefect flow that executes runs of this workflow. You can call it, serve it and deploy it.
 
-        It takes `payload`, any JSON value, and then creates the run; or `run_id`, of a run that exists. It returns the
-        results of the leaf steps, by slug. The database is found as the command line finds it: `PGFLOW_DSN`, libpq's
-        `PG*` variables, the embedded server.
+        With `payload`, any JSON value, it creates a run. With `run_id`, it executes a run that exists. It returns the
+        results of the leaf steps, by slug. It finds the database as the command line does: by `PGFLOW_DSN`, libpq's
+        `PG*` variables, or the embedded server.
         """
         return self.make_flow()
 
     @property
     def given_flow(self) -> AnyFlow:
-        """The flow that the user's file has: `flow`, what it has made of that with `with_options`, or just ours.
+        """The flow of the user's file: `flow`, or the one that the file made of it with `with_options`.
 
         Raises:
             UsageError: the file has several flows, and none is called `flow`.
         """
-        function = self.flow.fn  # that is what all that are made of our flow have in common
+        function = self.flow.fn  # every flow that was made of ours has the same function
         made = {
             name: value for name, value in self._globals.items() if isinstance(value, Flow) and value.fn is function
         }
@@ -390,14 +391,12 @@ class Workflow:
     def make_flow(
         self, settings: Settings | None = None, observe: Observer | None = None, host: Host | None = None
     ) -> AsyncFlow:
-        """Return the flow with settings of its own, and with a hook that hears of every state that a step enters.
-
-        It has the options and the hooks of `given_flow`.
+        """Return a flow with its own settings and an observer, and with the options and hooks of `given_flow`.
 
         Args:
-            settings: read from the environment, at the beginning of each run, where they are not given.
+            settings: by default, each run reads them from the environment when it begins.
             observe: called with a step's slug and the name of its new state.
-            host: the process, where it executes several runs at once.
+            host: the process, if it executes several runs at once.
         """
 
         async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
@@ -417,7 +416,7 @@ class Workflow:
             task_runner=self._task_runner,
             persist_result=False,
             log_prints=True,
-            # A payload is any JSON: Prefect would take an object with "$ref" for one of its blocks, and look for that.
+            # A payload is any JSON. Prefect would take an object with "$ref" for a block, and look for the block.
             validate_parameters=False,
         )
         if self._flow_is_made:
@@ -435,14 +434,14 @@ class Workflow:
         return cleandoc(text) if isinstance(text, str) else None
 
     def belong_to(self, module: ModuleType) -> None:
-        """Look for the names of this object and of its flows in a module, where a factory elsewhere has made it."""
+        """Look for the names of this object and of its flows in a module, if a factory elsewhere made the object."""
         if self._find_own_name() is None:
             self._globals = vars(module)
 
     def _find_own_name(self) -> str | None:
-        """Return the name that this workflow has in the user's module: `workflow`, most often."""
+        """Return the name of this workflow in the user's module, usually `workflow`."""
         return next((name for name, value in self._globals.items() if value is self), None)
 
 
 def _ignore(step_slug: str, state_name: str) -> None:
-    """Hear of a state, and do nothing."""
+    """Ignore a state."""
