@@ -340,7 +340,7 @@ RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    IF pgflow_prefect.is_under_policies() THEN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
     -- The run before its owner, as everywhere. Not by lock_run: a run that can't begin ends without beginning.
