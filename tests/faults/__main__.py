@@ -31,6 +31,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, help="of a storm that is to be repeated; random where not given")
     parser.add_argument("--workers", type=int, default=3)
+    parser.add_argument("--later", action="store_true", help="Prefect hears of the runs later: see `guide recording`")
     parser.add_argument("--keep", type=Path, help="an empty or new directory to work in, which stays with all logs")
     parser.add_argument(
         "--break-fence",
@@ -49,7 +50,10 @@ def main() -> int:
     options = _parse()
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     level = options.break_fence
-    storms = [Storm(kind, options.runs, seed, options.workers, bool(level), level) for kind in options.kinds or [MIXED]]
+    storms = [
+        Storm(kind, options.runs, seed, options.workers, bool(level), level, options.later)
+        for kind in options.kinds or [MIXED]
+    ]
     began = time.monotonic()
 
     def say(text: str) -> None:

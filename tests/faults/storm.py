@@ -28,6 +28,10 @@ from tests.faults.workflows import EXECUTIONS, WORKFLOWS, Steps, draw_workflows,
 from tests.silent_proxy import silent_proxy
 
 _WORKFLOWS = 6
+_UNDECIDED = """
+    SELECT count(*) FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id
+    WHERE r.status <> 'pending' AND NOT o.settled AND pgflow_prefect.is_unshown(o.flow_run_id)
+"""
 _LOOK = 2.0  # seconds between two looks whether a broken fence has been found
 _LINGER = 30.0  # seconds after which the server finds a silent link dead by itself
 _MOST = 30  # times the runs that were asked for, with a broken fence: it has been found by then
@@ -44,6 +48,7 @@ class Storm:
         workers: how many at a time; fewer, where the weather says so.
         broken: break the storm's fence on purpose.
         level: how many of the fences in PostgreSQL are broken, where they are the storm's; all, where not given.
+        later: Prefect hears of the runs later; of one in five that complete, and of those that take long.
     """
 
     kind: str
@@ -52,6 +57,7 @@ class Storm:
     workers: int = 3
     broken: bool = False
     level: int | None = None
+    later: bool = False
 
     @property
     def weather(self) -> Weather:
@@ -182,6 +188,8 @@ class _Blowing:
             "PGFLOW_DSN": proxy.dsn,
             "PREFECT_API_URL": prefect.url,
         }
+        if storm.later:
+            self._environment["PGFLOW_RECORD_LATER"] = ",".join(f"{slug}:5:2" for slug in self._workflows)
         if twin:
             self._environment |= twin.settings
             if not twin.level:
@@ -317,10 +325,13 @@ class _Blowing:
                 check=False,
             )
             found = json.loads(looked.stdout) if looked.stdout.strip() else None
-            if looked.returncode == 0 and found == []:
+            [[undecided]] = self._database.read(_UNDECIDED)
+            if looked.returncode == 0 and found == [] and not undecided:
                 self._say("reconcile finds nothing")
                 return []
             self._say(f"reconcile finds {'nothing' if found is None else len(found)}, exit code {looked.returncode}")
+            if time.monotonic() > deadline and undecided:
+                return [f"{undecided} ended runs are neither shown in Prefect nor left unshown"]
             if time.monotonic() > deadline:
                 return [f"reconcile still finds, exit code {looked.returncode}: {looked.stdout}{looked.stderr}"]
             time.sleep(3)
