@@ -1,4 +1,4 @@
-"""The worker's side of a queue: do the steps that are on it, and report them."""
+"""The consumer's side of a queue: does the steps on it, and reports them."""
 
 import inspect
 import logging
@@ -61,12 +61,12 @@ from pgflow_prefect.waiting import Pauses
 __all__ = ["StepMessage", "consume", "perform", "perform_sync"]
 
 Function = Callable[..., Any]
-"""Sync or async; takes a step's input, and `message` where it has an argument of that name; returns its result."""
+"""A sync or async function from a step's input to its result. It may also take an argument `message`."""
 
 _HEARTBEAT = 30  # seconds
-_IDLE = 1.0  # seconds for which a consumer listens before it looks whether it is to stop
-_BUSY = 0.05  # seconds, where the end of some work is awaited, too
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds before a broker is asked again
+_IDLE = 1.0  # seconds for which a consumer listens before it checks for a stop
+_BUSY = 0.05  # the same in seconds while some work goes on
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds before another request to a broker
 
 _log = logging.getLogger(__name__)
 
@@ -74,22 +74,22 @@ _log = logging.getLogger(__name__)
 async def perform(
     message: bytes | str | None, function: Function, dsn: str | None = None, *, queue: str | None = None
 ) -> None:
-    """Do the step that a message asks for, and report it; a step that waits for it no more is left alone.
+    """Do the step that a message asks for, and report it. Do nothing if the step no longer waits for it.
 
-    The message only names an attempt of a step. PostgreSQL says whether that attempt was handed to this queue, and
-    what the input is. Where `PGFLOW_QUEUE_KEY` is set, the message must be signed with it, and has the input.
+    The message only names an attempt of a step. PostgreSQL knows whether that attempt was handed to this queue, and its
+    input. If `PGFLOW_QUEUE_KEY` is set, the message must be signed with it, and has the input.
 
-    Sync functions run in a thread. Acknowledge the message when this has returned: the report is in PostgreSQL then.
+    Sync functions run in a thread. Acknowledge the message after this returns, because PostgreSQL has the report then.
 
     Args:
-        message: as it was on the queue; in pgqueuer, `job.payload`.
-        function: called as `function(input)`, with `{"payload": …, "<upstream step>": …}`. What it returns is the
-            step's result; what it raises fails the step and its run.
+        message: the message on the queue; in pgqueuer, `job.payload`.
+        function: called as `function(input)`, with `{"payload": …, "<upstream step>": …}`. It returns the step's
+            result. An exception fails the step and its run.
         dsn: the database; without it, `PGFLOW_DSN` or libpq's variables name it.
         queue: the URL that steps are bound to, such as `pgqueuer:mails`; without it, any queue of pgqueuer.
 
     Raises:
-        UsageError: the message is none of a step, or not signed; or the DSN can't be right.
+        UsageError: the message is not one of a step, or is not signed; or the DSN is wrong.
         DatabaseUnavailableError: PostgreSQL could not answer for `PGFLOW_REPORT_TIMEOUT` seconds.
     """
     settings = _find_settings(dsn)
@@ -99,7 +99,7 @@ async def perform(
 def perform_sync(
     message: bytes | str | None, function: Function, dsn: str | None = None, *, queue: str | None = None
 ) -> None:
-    """Do what `perform` does, where no event loop runs."""
+    """Do the same as `perform`, without a running event loop."""
     anyio.run(partial(perform, message, function, dsn, queue=queue))
 
 
@@ -108,14 +108,14 @@ def _find_settings(dsn: str | None) -> Settings:
 
 
 def _accept(body: bytes | str | None, settings: Settings) -> StepMessage:
-    """Return a message, which is signed if there is a key for that."""
+    """Return a message, which must be signed if there is a key."""
     if settings.queue_key_bytes is not None:
         check_signature(body, settings.queue_key_bytes)
     return parse_message(body)
 
 
 def _is_handed_over(message: StepMessage, handover: Handover, queue: str | None) -> bool:
-    """Tell whether PostgreSQL says that the attempt was handed to this queue; a queue's writer may say anything."""
+    """Tell whether PostgreSQL knows that the attempt was handed to this queue. A message alone proves nothing."""
     kind, _, target = (handover.handler or "").partition(" ")
     if kind != Kind.QUEUE or message.workflow_slug != handover.workflow_slug:
         return False
@@ -151,7 +151,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         await _report(store.complete, step, result)
     except DatabaseUnavailableError:
         raise
-    except PgflowPrefectError as error:  # what PostgreSQL refuses now, it would refuse again
+    except PgflowPrefectError as error:  # PostgreSQL would refuse it again
         _log.exception("run %s, step %s, attempt %d: its result can't be stored", *step)
         await _report(store.fail, step, describe(error))
 
@@ -170,7 +170,7 @@ async def _call(function: Function, message: StepMessage) -> object:
 
 
 def _read_input(function: Function, message: StepMessage) -> object:
-    """Return what a function gets: an exact value where its annotation has a Decimal, else the input as it is.
+    """Return the argument of a function: an exact value if its annotation has a Decimal, otherwise the plain input.
 
     Raises:
         ArgumentInvalidError: the input does not fit such an annotation.
@@ -185,7 +185,7 @@ def _read_input(function: Function, message: StepMessage) -> object:
 
 
 def _find_reader(function: Function) -> ValueReader | None:
-    with suppress(Exception):  # an annotation that can't be read says nothing
+    with suppress(Exception):  # ignore an annotation that can't be read
         name = next(iter(inspect.signature(function).parameters))
         reader = ValueReader(TypeAdapter(find_hints(function)[name]))
         return reader if reader.has_decimals else None
@@ -196,7 +196,7 @@ async def _call_function(function: Function, call: Callable[[], Any]) -> object:
     if inspect.iscoroutinefunction(function):
         return await call()
     value: Any = None
-    with CancelScope(shield=True):  # what is under way is finished
+    with CancelScope(shield=True):  # let the current work finish
         value = await run_in_thread(lambda: collect(call()))
     return await value if inspect.isawaitable(value) else value
 
@@ -225,26 +225,26 @@ def consume(
     visibility_timeout: float = 3600,
     stop: threading.Event | None = None,
 ) -> None:
-    """Do the steps on a queue of RabbitMQ or Redis, until SIGTERM or Ctrl-C; what is under way then is finished.
+    """Do the steps on a queue of RabbitMQ or Redis, until SIGTERM or Ctrl-C. Then finish the current steps.
 
-    A message is acknowledged after the step's report. If this process dies before, the message is delivered again: by
-    RabbitMQ at once, by Redis after `visibility_timeout`; so a step may be done twice, with the same idempotency key.
-    A message that is none of a step is logged and rejected. While the broker can't be reached, it is asked again.
+    The consumer acknowledges a message after the step's report. If it dies before, the broker delivers the message
+    again: RabbitMQ at once, Redis after `visibility_timeout`. So a step may be done twice, with the same idempotency
+    key. The consumer logs and rejects a message that is not one of a step. If the broker is away, it tries again.
 
     Args:
-        url: as the step is bound to it: `amqp://HOST/VHOST?queue=NAME`, `redis://HOST/DB?queue=NAME`.
+        url: the URL that the step is bound to: `amqp://HOST/VHOST?queue=NAME`, `redis://HOST/DB?queue=NAME`.
         function: as in `perform`. Async functions of one consumer share one event loop.
         dsn: as in `perform`.
-        bound_to: the URL that steps are bound to, where this process reaches the broker by another one.
+        bound_to: the URL that steps are bound to, if this process reaches the broker by another URL.
         login_env: the environment variable with the broker's `USER:PASSWORD`.
-        concurrency: messages that are worked on at the same time.
-        visibility_timeout: seconds; longer than any work, or Redis delivers a message that is worked on once more.
-        stop: ends this as a signal does; signals are only heard of in the main thread.
+        concurrency: the most messages in work at the same time.
+        visibility_timeout: seconds, longer than any work. Otherwise, Redis delivers a message again during its work.
+        stop: ends this as a signal does. Only the main thread gets signals.
 
     Raises:
-        UsageError: the URL or the DSN can't be right.
+        UsageError: the URL or the DSN is wrong.
         NotRetriableError: the broker refuses the login, or a package or a variable is missing.
-        PgflowPrefectError: PostgreSQL refuses what every message needs, as where the schema is missing.
+        PgflowPrefectError: PostgreSQL refuses every message, for example because the schema is missing.
     """
     check_queue_url(url)
     check_queue_url(bound_to or url)
@@ -261,7 +261,7 @@ def consume(
 
 @contextmanager
 def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set the event at the first signal; a second one does what it did before."""
+    """Set the event at the first signal. A second signal has its former effect."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -285,11 +285,11 @@ def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
 
 @dataclass
 class _Job:
-    """A message that is worked on.
+    """A message in work.
 
     Attributes:
         work: ends with the report.
-        delivery: what is to be acknowledged; the latest one, where a lost link had the message delivered again.
+        delivery: the delivery to acknowledge. After a lost link, this is the latest one.
     """
 
     work: "Future[None]"
@@ -298,9 +298,9 @@ class _Job:
 
 @dataclass
 class _Consumer:
-    """One process's work on one queue: the link to the broker here, the work on the portal's event loop.
+    """The work of one process on one queue. The link to the broker is in this thread, the work in an event loop.
 
-    So the link is listened to while the work goes on: RabbitMQ would take a silent consumer for dead.
+    So the link is used while the work goes on: RabbitMQ would take a silent consumer for dead.
     """
 
     address: BrokerAddress
@@ -346,7 +346,7 @@ class _Consumer:
                 self._turn(connection)
 
     def _turn(self, connection: Any) -> None:  # noqa: ANN401  kombu has no types
-        """Listen for a moment, acknowledge what is done."""
+        """Listen for a moment, and acknowledge finished messages."""
         working = [job.work for job in self._jobs.values()]
         if len(working) >= self.concurrency or (working and self.stop.is_set()):
             wait(working, timeout=_IDLE, return_when="FIRST_COMPLETED")
@@ -361,7 +361,7 @@ class _Consumer:
         if known := self._jobs.get(body):
             known.delivery = delivery
             return
-        if self.stop.is_set():  # RabbitMQ sends the next one as soon as one is acknowledged
+        if self.stop.is_set():  # RabbitMQ sends the next message after an acknowledgement
             delivery.requeue()
             return
         try:
@@ -374,7 +374,7 @@ class _Consumer:
         self._jobs[body] = _Job(work, delivery)
 
     def _settle(self) -> None:
-        """Acknowledge what has been reported; what could not be reported goes back to the queue."""
+        """Acknowledge the reported messages. Put messages that could not be reported back on the queue."""
         for body, job in [*self._jobs.items()]:
             if not job.work.done():
                 continue

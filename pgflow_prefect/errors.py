@@ -5,11 +5,11 @@ from uuid import UUID
 
 
 class PgflowPrefectError(Exception):
-    """Base of all errors that this package raises on purpose: its message is written for the user."""
+    """The base of all errors that this package raises on purpose. Its message is for the user."""
 
 
 class UsageError(PgflowPrefectError):
-    """What was asked for can't be done as it was asked: another name, argument or setting is needed."""
+    """The user asked for something impossible: another name, argument or setting is needed."""
 
 
 class DatabaseUnavailableError(PgflowPrefectError):
@@ -17,7 +17,7 @@ class DatabaseUnavailableError(PgflowPrefectError):
 
 
 class DatabaseReadOnlyError(DatabaseUnavailableError):
-    """PostgreSQL answers, and nothing can be written: a standby, or a failover under way."""
+    """PostgreSQL answers, but can't write: it is a standby, or a failover goes on."""
 
 
 class PrefectUnavailableError(PgflowPrefectError):
@@ -25,7 +25,7 @@ class PrefectUnavailableError(PgflowPrefectError):
 
 
 class PrefectRefusedError(PgflowPrefectError):
-    """Prefect's API refuses what was asked of it, and would refuse it again."""
+    """Prefect's API refuses a request, and would refuse it again."""
 
 
 class DeploymentGoneError(PrefectUnavailableError):
@@ -37,15 +37,15 @@ class SchemaMissingError(PgflowPrefectError):
 
 
 class SchemaNewerError(PgflowPrefectError):
-    """The database has schemas of a later version: this program does not know what its functions promise."""
+    """The database has schemas of a later version, whose functions this program does not know."""
 
 
 class HiddenRowsError(PgflowPrefectError):
-    """Row-level security hides rows from the role that this process is: an answer from the rest would be untrue."""
+    """Row-level security hides rows from this process's role, so that an answer would be wrong."""
 
 
 class ForeignInstallationError(PgflowPrefectError):
-    """This database is a copy, or another database uses its id in Prefect: it must not touch what that one shows."""
+    """This database is a copy, or another database uses its id in Prefect. It must not change the other's objects."""
 
 
 class ForeignDeploymentError(UsageError):
@@ -102,15 +102,15 @@ class ArgumentInvalidError(NotRetriableError):
 
 
 class PayloadInvalidError(UsageError):
-    """The payload of a run that is to begin does not fit what a handler says of it: no run is created."""
+    """A payload does not fit a handler's annotation, and no run is created."""
 
 
 class ResultInvalidError(NotRetriableError):
-    """What a handler returned does not fit its annotation, or can't be stored as jsonb."""
+    """A handler's result does not fit its annotation, or can't be stored as jsonb."""
 
 
 class ReturnedStateError(PgflowPrefectError):
-    """A handler returned one of Prefect's states, and it is one of failure.
+    """A handler returned a state of Prefect that means a failure.
 
     Attributes:
         state_name: Prefect's name of it.
@@ -124,11 +124,11 @@ class ReturnedStateError(PgflowPrefectError):
 
 
 class ReturnedEndError(ReturnedStateError, NotRetriableError):
-    """A handler returned a state of Prefect's that another attempt would not change, such as Cancelled."""
+    """A handler returned a state of Prefect that another attempt would not change, such as Cancelled."""
 
 
 class ReportRefusedError(NotRetriableError):
-    """PostgreSQL refuses a step's completion for good: to execute its handler again would not change that."""
+    """PostgreSQL refuses a step's completion for good. Another execution of its handler would not change that."""
 
 
 class UnstorableTextError(ResultInvalidError):
@@ -136,7 +136,7 @@ class UnstorableTextError(ResultInvalidError):
 
 
 class RetryLaterError(PgflowPrefectError):
-    """A step failed in a way that may pass, and the server that refused said when.
+    """A step failed, and the server that refused it said when to try again.
 
     Attributes:
         after: seconds from now; None for the step's own delay.
@@ -152,20 +152,20 @@ class StepTimeoutError(PgflowPrefectError, TimeoutError):
 
 
 class NoConnectionError(PgflowPrefectError):
-    """A step waited in vain for the connection that its handler asked for: the server is full, away or read-only."""
+    """A step got no connection for its handler in time: the server is full, away or read-only."""
 
 
 class HandlerRaisedError(PgflowPrefectError):
-    """A handler raised what is no ordinary exception, or what can't be printed or changed.
+    """A handler raised an exception that is not ordinary, or that can't be printed or changed.
 
-    `SystemExit` and its like would end the process, `StopIteration` can't pass through a coroutine, an exception whose
-    `str()` raises breaks whatever reports it, and a frozen one breaks the context managers that it passes. The message
-    has the type and the text; `__cause__` is what was raised.
+    `SystemExit` would end the process. `StopIteration` can't pass through a coroutine. An exception whose `str()`
+    raises breaks its reports. A frozen exception breaks context managers. The message has the type and the text, and
+    `__cause__` is the original exception.
     """
 
 
 class RunNotPendingError(PgflowPrefectError):
-    """The run has finished, failed or been cancelled: nothing of it can be claimed any more."""
+    """The run has ended, so no step of it can be claimed."""
 
 
 class RunHeldError(PgflowPrefectError):
@@ -185,7 +185,7 @@ class RunFailedError(PgflowPrefectError):
 
 
 class SupersededError(PgflowPrefectError):
-    """Another owner has taken the run: this one stops, and leaves the run alone.
+    """Another owner has taken the run. This owner stops, and leaves the run alone.
 
     Attributes:
         run_id: the run.
@@ -197,14 +197,14 @@ class SupersededError(PgflowPrefectError):
 
 
 def find_first(error: BaseException) -> BaseException:
-    """Return what a task has raised, and not the group that says one did; of several, the first."""
+    """Return the first exception of a group, or the exception itself if it is no group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 class TransientError(DatabaseUnavailableError):
-    """PostgreSQL could not answer at this moment; the same statement may succeed in the next.
+    """PostgreSQL could not answer at this moment. The same statement may succeed a moment later.
 
     Attributes:
         is_of_rows: the statement met a lock, a time-out or a conflict: a statement about other rows may succeed now.

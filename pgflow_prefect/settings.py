@@ -10,15 +10,15 @@ from pgflow_prefect.origins import parse_credential_origins, parse_origins
 from pgflow_prefect.recording import RecordLater, parse_recordings
 
 BLOCK_TYPE = "pgflow-database"
-"""What Prefect calls the kind of block that says where a database is."""
+"""The slug of the type of block that has a database's address."""
 
 
 _SHORTEST_BOUND = 5.0
-"""Seconds: less than that is no sign of a dead connection."""
+"""In seconds. A shorter time without an answer does not mean that a connection is dead."""
 
 
 class Events(StrEnum):
-    """Which events Prefect is told of."""
+    """The events that Prefect gets."""
 
     ALL = "all"
     ENDS = "ends"
@@ -27,7 +27,7 @@ class Events(StrEnum):
 
 
 class Artifacts(StrEnum):
-    """Which runs Prefect's UI gets artifacts of."""
+    """The runs that get artifacts in Prefect's UI."""
 
     ALL = "all"
     NOTABLE = "notable"
@@ -35,18 +35,18 @@ class Artifacts(StrEnum):
 
 
 _FORMER_ARTIFACTS = TypeAdapter(bool)
-"""What the setting was in former versions: made for each run, or for none."""
+"""The type of the setting in former versions: true for all runs, false for none."""
 
 
 class HttpBody(StrEnum):
-    """What the body of a request to an endpoint is."""
+    """The form of the body of a request to an endpoint."""
 
     INPUT = "input"
     FLAT = "flat"
 
 
 class Settings(BaseSettings):
-    """What can be set without touching code.
+    """The settings of every command and every flow run.
 
     Example: `PGFLOW_DSN=postgresql://app@db/app PGFLOW_CONCURRENCY=20 pgflow-prefect run my_workflow`
     """
@@ -54,16 +54,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="PGFLOW_", frozen=True)
 
     dsn: SecretStr | None = None
-    """How to connect to PostgreSQL, as a URI or as `key=value` pairs. Without it libpq's own `PG*` variables count."""
+    """The database, as a URI or as `key=value` pairs. Without it, libpq's own `PG*` variables count."""
 
     block: str | None = None
-    """The Prefect block `pgflow-database/…` that says how to connect, where `dsn` does not."""
+    """The Prefect block `pgflow-database/…` that has the database's address if `dsn` is not set."""
 
     pool_size: int = Field(default=5, ge=1)
-    """Connections that one run of a flow opens at most."""
+    """The most connections of one flow run."""
 
     concurrency: int = Field(default=100, ge=1)
-    """Steps of one run that execute at the same time."""
+    """The most steps of one run that execute at the same time."""
 
     connect_timeout: float = Field(default=10, gt=0)
     """Seconds to wait for PostgreSQL to answer before a command gives up."""
@@ -71,78 +71,78 @@ class Settings(BaseSettings):
     report_timeout: float = Field(default=60, gt=0)
     """Seconds for which a claim or a report is tried again while PostgreSQL can't be reached.
 
-    A third of it is the bound of every single statement of ours: what is not answered by then is tried again on another
-    connection. A process that gets no answer at all for this long lets its leases run out.
+    A third of it bounds each statement of this package: without an answer, the statement is tried again on another
+    connection. A process that gets no answer at all for this time lets its leases expire.
     """
 
     @property
     def statement_bound(self) -> float:
-        """Seconds without an answer to one statement, after which its connection counts as dead."""
+        """Seconds without an answer to a statement, after which its connection counts as dead."""
         return max(_SHORTEST_BOUND, self.report_timeout / 3)
 
     lease: float = Field(default=15, ge=1)
-    """Seconds after which a run whose process has vanished may be taken by another one."""
+    """Seconds after which another process may take a run whose process has vanished."""
 
     max_recoveries: int = Field(default=3, ge=0)
-    """Owners in a row that may vanish while no further step completes, before the run fails."""
+    """The number of owners in a row that may vanish without progress before the run fails."""
 
     sweep_interval: float = Field(default=2, gt=0)
-    """Seconds after which a worker or bridge looks for pending runs without having been told of one."""
+    """Seconds after which a worker or bridge looks for pending runs without a notification."""
 
     reconcile_interval: float = Field(default=30, gt=0)
-    """Seconds after which a worker or bridge compares PostgreSQL with Prefect and repairs what differs."""
+    """Seconds after which a worker or bridge compares PostgreSQL with Prefect and repairs differences."""
 
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
-    """Bytes of JSON that a step's result may have, as its handler writes it: larger things belong in storage.
+    """The most bytes of JSON of a step's result, as its handler writes it. Keep larger data in a storage.
 
-    The table `pgflow.limits` bounds what PostgreSQL stores, whichever role writes it.
+    The table `pgflow.limits` bounds the results that PostgreSQL stores for any role.
     """
 
     http_allow: str = ""
-    """Origins that rows may bind steps to though these lead to loopback, private addresses or Prefect, by commas."""
+    """Origins, separated by commas, that rows may name although they lead to loopback, private addresses or Prefect."""
 
     credential_origins: str = ""
-    """Where each credential may go that a row names: `NAME=ORIGIN`, by commas; a name may stand there repeatedly."""
+    """Origins that may get rows' credentials: `NAME=ORIGIN`, separated by commas. A name may have several origins."""
 
     http_body: HttpBody = HttpBody.INPUT
-    """What endpoints get: `input`, `{"input": {…}}`; or `flat`, the input as the whole body, for this version only."""
+    """The body for endpoints: `input` means `{"input": {…}}`; `flat` means the input alone, in this version only."""
 
     function_owners: str = ""
-    """Roles, by commas, whose SQL functions rows may bind steps to, beside superusers and the owner of `pgflow`."""
+    """Roles, separated by commas. Rows may name their functions, and those of superusers and of `pgflow`'s owner."""
 
     queue_key: SecretStr | None = Field(default=None, min_length=16)
-    """What messages for queues are signed with, the same for workers and consumers; at least 16 characters."""
+    """The key that signs messages for queues, the same for workers and consumers, at least 16 characters."""
 
     events: Events = Events.ENDS
-    """Events that Prefect is told of, for automations: all; of runs and of how steps end; of runs only; none."""
+    """The events that Prefect gets for automations: all, those of runs and of steps' ends, those of runs, or none."""
 
     artifacts: Artifacts = Artifacts.NOTABLE
-    """Runs of which Prefect's UI gets a table of the steps, a link to the run, and the progress of a long one.
+    """The runs that get a table of their steps, a link and their progress in Prefect's UI.
 
-    `all` runs; `notable` ones, which did not complete or took longer than ten seconds; `none`. `true` and `false`, of
-    former versions, mean `all` and `none`.
+    `all` means all runs, `none` no run. `notable` means runs that did not complete or took longer than ten seconds.
+    `true` and `false`, the values of former versions, mean `all` and `none`.
     """
 
     run_url: str | None = None
-    """The address of a run's page, for a link in Prefect's UI. `{run_id}` and `{workflow}` are filled in."""
+    """The address of a run's page for a link in Prefect's UI, with `{run_id}` and `{workflow}` as placeholders."""
 
     record_later: str = ""
     """Workflows whose runs a worker executes in PostgreSQL only, and shows in Prefect later: slugs, by commas.
 
     `orders:100:10` shows one in 100 of the completed runs of `orders`, and each run once it takes longer than 10 s.
-    Both numbers may be left out. It wins over what a handlers' file says, and it is the only way for a workflow that
-    has no file. The operator who sets the worker's environment decides. No row can: a role that may write definitions
-    or bindings could otherwise hide its runs from Prefect.
+    Both numbers are optional. The setting wins over the file of handlers. It is the only way for a workflow without a
+    file. So the operator of the worker decides. Rows can't: otherwise, a role that may write definitions or bindings
+    could hide its runs from Prefect.
     """
 
     @property
     def recordings(self) -> dict[str, RecordLater]:
-        """What `record_later` says, by slug."""
+        """The policies of `record_later`, by slug."""
         return parse_recordings(self.record_later)
 
     @property
     def queue_key_bytes(self) -> bytes | None:
-        """The key of messages for queues; None where they are not signed."""
+        """The key of messages for queues; None if they are not signed."""
         return None if self.queue_key is None else self.queue_key.get_secret_value().encode()
 
     @field_validator("artifacts", mode="before")

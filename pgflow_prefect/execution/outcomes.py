@@ -1,4 +1,4 @@
-"""What became of a step, as far as its flow run is concerned."""
+"""Tells the outcome of a step from the state of its task run."""
 
 from enum import StrEnum
 from typing import Any
@@ -10,7 +10,7 @@ from pgflow_prefect.state_names import StateName
 
 
 class StepOutcome(StrEnum):
-    """What became of a step, as far as its flow run is concerned."""
+    """The outcome of a step for its flow run."""
 
     COMPLETED = "completed"
     SKIPPED = "skipped"

@@ -1,4 +1,4 @@
-"""Flow runs of several runs of one process, created and ended with one request of Prefect's API each time."""
+"""Creates and ends the flow runs of several runs with one request of Prefect's API."""
 
 import logging
 from asyncio import Event, Future, Semaphore, ensure_future, gather
@@ -24,29 +24,29 @@ from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.waiting import Answer, Asked, Collected, Item, give, refuse
 
 MOST_CREATED, MOST_ENDED = 100, 50
-"""Flow runs in one request, as Prefect's server has it."""
+"""The most flow runs in one request, as in Prefect's server."""
 
 _PATIENCE, _PATIENCE_EACH = 10.0, 0.2
-"""Seconds for an answer about new flow runs: their runs are handed back, and taken again."""
+"""Seconds to wait for new flow runs, and more for each of several. After that, their runs are handed back."""
 
 _PATIENCE_OF_END = 60.0
-"""Seconds for an answer about the state of a flow run: for as long, Prefect's client tries again by itself."""
+"""Seconds to wait for a flow run's state. Prefect's client itself tries again for as long."""
 
 _LATE = 0.5
-"""Seconds after which a request that has no answer keeps later flow runs waiting no more."""
+"""Seconds after which later flow runs no longer wait for the answer to a request."""
 
 _MOST_AT_ONCE = 4
-"""Requests for several flow runs that are under way at the same time, where all but the last one are late."""
+"""The most requests for several flow runs at the same time. All but the last one are late."""
 
 _LANES = 8
-"""Flow runs that are asked for one by one at the same time. More would not be faster."""
+"""The most requests for single flow runs at the same time. More would not be faster."""
 
 _WITHOUT_ROUTES = 600.0
-"""Seconds after which a server that lacks the routes for several is asked again: it may have been its proxy."""
+"""Seconds after which a server without the routes for several is tried again: its proxy may have been the cause."""
 
 _NO_ROUTE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED})
 _OF_ALL = frozenset({401, 408, 425, 429, 502, 503, 504})
-"""What no flow run of several is to blame for. What is forbidden, 403, may be one of them only."""
+"""Status codes that no single flow run has caused. 403 is not among them: only one flow run may be forbidden."""
 
 Json: TypeAlias = dict[str, Any]
 
@@ -56,13 +56,13 @@ _logger = logging.getLogger(__name__)
 class FlowRunWriter:
     """Creates flow runs of deployments, and writes their states, for all runs of this process.
 
-    What comes while a request is being answered goes with the next one, which waits for a late answer no longer. An
-    error is told to the run that is to blame: what can't be done together is done one by one. A server without these
-    routes is asked for one by one, and now and then whether it has them.
+    Flow runs that come during a request go with the next one, which does not wait for a late answer. If a request for
+    several fails, each is sent alone, so that only the flow run with the error gets it. A server without the routes for
+    several gets single requests. Once in a while, it is asked again whether it has the routes.
     """
 
     def __init__(self, client: PrefectClient) -> None:
-        """Begin with nothing.
+        """Begin without flow runs.
 
         Args:
             client: Prefect's API.
@@ -78,7 +78,7 @@ class FlowRunWriter:
 
         Args:
             deployment_id: the deployment.
-            body: what Prefect's API takes for one flow run.
+            body: the body of Prefect's request for one flow run.
 
         Raises:
             PrefectUnavailableError: there was no answer in time.
@@ -90,10 +90,10 @@ class FlowRunWriter:
         return await self._creations[deployment_id].ask(body)
 
     async def enter(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> State[Any]:
-        """Have a flow run enter a state, and return the one that it is in then: see `propose_state` of Prefect.
+        """Propose a state for a flow run, and return the state that it is in then: see Prefect's `propose_state`.
 
         Raises:
-            Abort: Prefect's server says that the process is to leave the flow run alone.
+            Abort: Prefect's server says that the process must leave the flow run alone.
             Pause: it says that the flow run is paused.
             PrefectUnavailableError: there was no answer in time.
             PrefectHTTPStatusError: Prefect refuses it.
@@ -105,13 +105,13 @@ class FlowRunWriter:
     async def enter_in_turn(
         self, flow_run_id: UUID, state: State[Any], given_up: Event | None = None
     ) -> State[Any] | None:
-        """Have a flow run enter a state when the server lets it, and return the one that it is in then.
+        """Propose a state until the server accepts it, and return the state that the flow run is in then.
 
         Args:
             flow_run_id: the flow run.
-            state: the server may let it wait, until a retry is due for example.
-            given_up: where this is set first, the flow run stays as it is, and the answer is None. A request that is
-                under way is waited for.
+            state: the server may let it wait, for example until a retry is due.
+            given_up: if this is set first, the flow run keeps its state, and the answer is None. A request that has
+                begun is awaited.
 
         Raises:
             Abort: see `enter`, here and below.
@@ -149,7 +149,7 @@ class FlowRunWriter:
         await _send_each(left, lambda body: self._create_one(deployment_id, body), self._lanes)
 
     async def _create_together(self, deployment_id: UUID, bodies: Sequence[Json]) -> list[FlowRun | None]:
-        """Return the flow runs that were created, and None for each that is to be created alone."""
+        """Return the created flow runs, and None for each that must be created alone."""
         with _bounded(_PATIENCE, len(bodies)), _understood():
             try:
                 answer = await self._post(f"/deployments/{deployment_id}/create_flow_run/bulk", [*bodies])
@@ -165,7 +165,7 @@ class FlowRunWriter:
         return [None if each is None else found.get(each) for each in ids]
 
     async def _read(self, ids: Sequence[UUID]) -> dict[UUID, FlowRun]:
-        """Return flow runs by id: a transaction that broke at its end has created nothing, whatever it answered."""
+        """Return the flow runs that exist, by id. A request that broke at its end may have created none of them."""
         if not ids:
             return {}
         with _bounded(_PATIENCE, len(ids)), _understood():
@@ -177,7 +177,7 @@ class FlowRunWriter:
             return FlowRun.model_validate(await self._post(f"/deployments/{deployment_id}/create_flow_run", body))
 
     async def _post(self, path: str, body: Json | list[Json]) -> Any:  # noqa: ANN401  JSON
-        # Not all of these routes are among those that its client's types know.
+        # The types of Prefect's client do not know all of these routes.
         response = await cast("Any", self._client).request("POST", path, json=body)
         return response.json()
 
@@ -191,7 +191,7 @@ class FlowRunWriter:
         for (flow_run_id, state), answer in asked:
             result = results.get(flow_run_id)
             if result is None or result.status not in (SetStateStatus.ACCEPT, SetStateStatus.REJECT):
-                left.append(((flow_run_id, state), answer))  # why, it says where it is asked alone
+                left.append(((flow_run_id, state), answer))  # the single request tells the reason
             else:
                 _conclude(answer, state, result)
         await _send_each(left, self._complete_one, self._lanes)
@@ -221,14 +221,14 @@ class FlowRunWriter:
 
 
 class _PatientClient:
-    """Prefect's client, as far as a state is proposed: each answer is waited for a limited time.
+    """Prefect's client for proposing states, with a limited wait for each answer.
 
-    Between its answers, the server may let a state wait for as long as it says.
+    Between two answers, the server may let a state wait for any time.
     """
 
     def __init__(self, client: PrefectClient, *, to_the_end: bool = False) -> None:
         self._client = client
-        self._to_the_end = to_the_end  # a cancellation waits for the answer: what was asked may have been done
+        self._to_the_end = to_the_end  # a cancellation waits for the answer
 
     async def set_flow_run_state(
         self, flow_run_id: UUID, state: State[Any], force: bool = False
@@ -245,7 +245,7 @@ _Entry: TypeAlias = tuple[UUID, State[Any]]
 async def _send_each(
     asked: Sequence["Asked[Item, Answer]"], send: Callable[[Item], Awaitable[Answer]], lanes: Semaphore
 ) -> None:
-    """Ask for each alone; where the server can't be used, it is not asked for those that have not begun."""
+    """Send each request alone. If the server can't be used, refuse the requests that have not begun."""
     reason: Exception | None = None
 
     async def send_one(item: Item, answer: "Future[Answer]") -> None:
@@ -266,7 +266,7 @@ async def _send_each(
 
 
 def _conclude(answer: "Future[State[Any]]", state: State[Any], result: OrchestrationResult[Any]) -> None:
-    """Answer as `propose_state` does."""
+    """Give the answer that `propose_state` would return or raise."""
     found = result.state
     if result.status is SetStateStatus.ACCEPT and found is not None:
         give(answer, _note_entered(state, found))
@@ -283,14 +283,14 @@ def _note_entered(state: State[Any], entered: State[Any]) -> State[Any]:
 
 
 def _is_plain_completion(state: State[Any]) -> bool:
-    """Tell whether it is the state that most flow runs end in, so that one is as good as another."""
+    """Tell whether it is the usual state at the end, which several flow runs can share."""
     if state.type is not StateType.COMPLETED or state.name != "Completed" or state.message is not None:
         return False
-    return to_state_create(state).data is None  # in the flow run's context, which says whether results are persisted
+    return to_state_create(state).data is None  # the flow run's context says whether results are persisted
 
 
 def _lacks_route(error: PrefectHTTPStatusError) -> bool:
-    """Tell whether the server knows no such route; a deployment that it does not know, it names."""
+    """Tell whether the server lacks the route. If it lacks the deployment instead, its answer names that."""
     if error.response.status_code not in _NO_ROUTE:
         return False
     try:
@@ -301,10 +301,10 @@ def _lacks_route(error: PrefectHTTPStatusError) -> bool:
 
 
 def _judge(error: PrefectHTTPStatusError, what: str) -> None:
-    """Go on one by one, unless all would be answered the same.
+    """Decide whether to send each request alone.
 
     Raises:
-        PrefectHTTPStatusError: they would.
+        PrefectHTTPStatusError: each would get the same answer.
     """
     if _is_of_all(error):
         raise error
@@ -320,10 +320,10 @@ def _is_of_all(error: BaseException) -> bool:
 
 @contextmanager
 def _bounded(patience: float, count: int = 1) -> Iterator[None]:
-    """Wait for an answer about so many flow runs for a limited time.
+    """Limit the wait for an answer about so many flow runs.
 
     Raises:
-        PrefectUnavailableError: there was none.
+        PrefectUnavailableError: there was no answer in time.
     """
     seconds = patience + _PATIENCE_EACH * (count - 1)
     with anyio.move_on_after(seconds) as scope:
@@ -334,10 +334,10 @@ def _bounded(patience: float, count: int = 1) -> Iterator[None]:
 
 @contextmanager
 def _understood() -> Iterator[None]:
-    """Read what the server has answered.
+    """Read the server's answer.
 
     Raises:
-        PrefectUnavailableError: it is no answer of Prefect's API: a page of a proxy, for example.
+        PrefectUnavailableError: it is not an answer of Prefect's API, but for example a page of a proxy.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a workflow's deployment should be, as far as the workflow and the deploying user say."""
+"""Describes the deployment that a workflow should have, from the workflow and the user's options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,29 +17,29 @@ from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 DEPLOYMENT = "pgflow"
-"""The name of the one deployment that we keep for each workflow; a tag of it, too."""
+"""The name of the one deployment of each workflow, and also a tag of it."""
 
 NO_LIMIT = 0
-"""The concurrency limit that is none."""
+"""Means no concurrency limit."""
 
 NO_POOL = ""
-"""The work pool that is none: `pgflow-prefect worker` and `serve` execute the flow runs."""
+"""Means no work pool: `pgflow-prefect worker` and `serve` execute the flow runs."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the deploying user says beyond the workflows themselves. What is not said stays as it is in Prefect.
+    """The options of the user who deploys. Prefect keeps the former value of each option that is not given.
 
     Attributes:
-        work_pool: whose workers execute the flow runs; `NO_POOL` takes it away.
-        tags: of the deployments, too.
-        schedule: what is to become of our schedule.
-        concurrency_limit: flow runs of a deployment at the same time; `NO_LIMIT` for any number.
-        image: what its workers start flow runs in.
-        block: the Prefect block by which a flow run finds its database.
-        location: where the code is for a worker on another machine.
-        here: the directory that stands for that one on this machine; the current one where not given.
-        take_over: take deployments over that belong to another installation.
+        work_pool: its workers execute the flow runs; `NO_POOL` takes the pool away.
+        tags: further tags of the deployments.
+        schedule: the change of the schedule named `pgflow`.
+        concurrency_limit: the most flow runs of a deployment at the same time; `NO_LIMIT` for any number.
+        image: the image in which the workers start flow runs.
+        block: the Prefect block that has the database's address for flow runs.
+        location: the place of the code for a worker on another machine.
+        here: the directory on this machine that corresponds to it; by default, the current one.
+        take_over: take over deployments of another installation.
     """
 
     work_pool: str | None = None
@@ -54,7 +54,7 @@ class Options:
 
     @property
     def job_variables(self) -> dict[str, Any]:
-        """The job variables that they ask for."""
+        """The job variables of these options."""
         variables: dict[str, Any] = {}
         if self.image is not None:
             variables["image"] = self.image
@@ -63,13 +63,13 @@ class Options:
         return variables
 
     def name_for_pools(self) -> list[str]:
-        """Return the options that were given and that only the workers of a work pool use."""
+        """Return the given options that only the workers of a work pool use."""
         return [f"--{name}" for name in ("image", "block") if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a workflow's deployment should be.
+    """The deployment that a workflow should have.
 
     Attributes:
         workflow_slug: its workflow.

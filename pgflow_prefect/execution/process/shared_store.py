@@ -45,7 +45,7 @@ def lend(store: Store, watch: Watch) -> Iterator[UUID]:
 
 
 def borrow(token: UUID, dsn: str, settings: Settings) -> Shared:
-    """Return what was lent; in another process, what that process has opened once for all its threads.
+    """Return the lent store; in another process, the store that this process opened for all its threads.
 
     Blocks until it is open: call it from a thread that may wait. It stays open until the process ends.
 
