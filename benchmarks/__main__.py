@@ -11,6 +11,7 @@ from benchmarks.bridge import measure_bridge
 from benchmarks.deploy import measure_deploy
 from benchmarks.engine import measure_engine
 from benchmarks.measure import Report
+from benchmarks.overload import measure_overload
 from benchmarks.results import describe_machine, write_results
 from benchmarks.scale import measure_scale
 from benchmarks.server import statistics_server
@@ -27,6 +28,7 @@ SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "translation": measure_translation,
     "worker": measure_worker,
     "small-runs": measure_small_runs,
+    "overload": measure_overload,
     "bridge": measure_bridge,
     "deploy": measure_deploy,
     "startup": measure_startup,

@@ -3,13 +3,13 @@
 import json
 import re
 import signal
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from tests.acceptance.conftest import CommandLine, PrefectView, Services, expire_leases, kill, wait_until
 from tests.conftest import Connection
-from tests.engine import get_run, get_state, run_workflow, statuses, value
+from tests.engine import define, get_run, get_state, run_workflow, statuses, value
 
 SET_ASIDE = "SELECT count(*) FROM pgflow_prefect.set_aside_runs"
 HOLDERS = "SELECT count(DISTINCT held_by) FROM pgflow_prefect.owners"
@@ -93,6 +93,47 @@ def test_sigterm_lets_running_steps_finish_and_hands_the_rest_back(
     services.start("worker")
     wait_until(lambda: is_completed(db, run_id), "another worker goes on")
     assert cli.executions() == ["a", "b", "c"]
+
+
+RETRIED = """
+from pathlib import Path
+
+from pgflow_prefect import Workflow
+
+workflow = Workflow("SLUG")
+
+
+@workflow.step
+async def work():
+    if not Path("mended").exists():
+        raise ValueError("not yet")
+    return 7
+
+
+flow = workflow.flow.with_options(retries=1, retry_delay_seconds=3600)
+"""
+
+
+def test_a_worker_that_drains_leaves_a_flow_run_that_waits_for_its_next_try_to_another_worker(
+    services: Services, db: Connection, cli: CommandLine, prefect: PrefectView
+) -> None:
+    slug = f"retried_{uuid4().hex[:8]}"
+    define(db, slug, {"work": []})
+    cli.write(f"flows/{slug}.py", RETRIED.replace("SLUG", slug))
+    first = services.start("worker")
+    run_id = run_workflow(db, slug).id
+    wait_until(lambda: get_run(db, run_id).status == "failed", "the run fails")
+    prefect.await_state(run_id, "AwaitingRetry")
+    first.process.send_signal(signal.SIGTERM)
+    assert first.wait() == 0
+
+    prefect.await_state(run_id, "AwaitingRetry")
+    cli.write("mended")
+    services.start("worker")
+    prefect.press("Retry", prefect.find_flow_run(run_id)["id"])  # as if the time had come
+    wait_until(lambda: is_completed(db, run_id), "another worker tries again")
+    prefect.await_state(run_id, "Completed")
+    assert value(db, "SELECT count(DISTINCT flow_run_id) FROM pgflow_prefect.flow_runs") == 1
 
 
 def test_a_second_signal_stops_at_once(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:

@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     LogFilter,
     LogFilterFlowRunId,
 )
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import Event
 from prefect.exceptions import Abort, Pause, PrefectSignal
@@ -290,17 +291,33 @@ async def test_a_flow_run_that_is_broken_off_crashes(engine: Engine, client: Pre
         begun.set()
         await anyio.sleep_forever()
 
-    state = engine.first_state
-    created = await client.create_flow_run(wait, state=state)
+    told: list[str | None] = []
+
+    async def note(flow: Any, flow_run: Any, state: State[Any]) -> None:
+        told.append(state.name)
+
+    wait.on_crashed(note)
+    created = await client.create_flow_run(wait, state=engine.first_state)
     executing = asyncio.create_task(continue_by(engine, client, wait, created))
     with anyio.fail_after(180):
         await begun.wait()
         executing.cancel()
         await asyncio.wait([executing])
     assert executing.cancelled()
+    assert told == ["Crashed"]
     shown = await client.read_flow_run(created.id)
     assert shown.state is not None
     assert (shown.state.name, shown.state.message) == ("Crashed", "Execution was cancelled by the runtime environment.")
+
+
+async def test_a_persisted_result_is_there_for_others(engine: Engine, client: PrefectClient) -> None:
+    @flow(name=make_slug(), persist_result=True)
+    async def compute() -> int:
+        return 7
+
+    _, shown = await execute_by(engine, compute)
+    assert shown.state is not None
+    assert await shown.state.aresult() == 7
 
 
 async def test_automations_hear_of_each_state_of_a_flow_run(engine: Engine, client: PrefectClient) -> None:

@@ -2,8 +2,11 @@
 
 import pytest
 
+from benchmarks.costs import Cost
 from benchmarks.measure import Row, Sample, Target, ratio
+from benchmarks.overload import Overload, report
 from benchmarks.shapes import SHAPES, Trace, find_downstream, find_layers, layers
+from benchmarks.small_runs import AT_ONCE, Shape, compare
 
 STEADY = Sample((2.0, 2.1, 1.9, 2.0, 2.0), "s")
 NOISY = Sample((1.0, 2.0, 9.0, 2.0, 8.0), "s")
@@ -25,6 +28,44 @@ def test_a_ratio_with_a_noisy_row_is_neither_met_nor_missed(sample: Sample, refe
 def test_whether_two_values_are_noisy_is_unknown() -> None:
     pair = Sample((2.0, 2.0), "s")
     assert Row("", ratio(pair, pair), Target(at_most=0.01)).verdict == "too few"
+
+
+def cost(seconds: float, latency: float | None = None) -> Cost:
+    return Cost(seconds, 0.01, 0.05, 0.02, 0.2, 1.0, latency)
+
+
+def judge(costs: dict[str, list[Cost]]) -> dict[str, str]:
+    return {row.name: row.verdict for row in compare(costs, Shape(5, max(AT_ONCE)))}
+
+
+def test_small_runs_are_judged_by_several_measurements() -> None:
+    former = [cost(0.3, 0.1)] * 3
+    verdicts = judge({"ours": [cost(0.05, 0.02)] * 3, "former": former, "by_hand": [cost(0.1)] * 3})
+    assert verdicts["rate: ours / former"] == verdicts["rate: ours / by hand"] == "met"
+    assert verdicts["latency: ours / former"] == verdicts["requests a run"] == verdicts["statements a run"] == "met"
+    assert verdicts["CPU of the worker: ours / former"] == "missed"
+    uneven = judge({"ours": [cost(each, 0.02) for each in (0.05, 0.2, 0.5)], "former": former})
+    assert uneven["rate: ours / former"] == "too noisy"
+    assert judge({"ours": [cost(0.05, 0.02)], "former": former[:1]})["rate: ours / former"] == "too few"
+
+
+def test_runs_that_are_recorded_later_are_judged_by_the_cpu_of_all_processes() -> None:
+    verdicts = judge({"unshown": [cost(0.005, 0.01)] * 3, "dbos": [cost(0.011)] * 3, "former": [cost(0.3, 0.1)] * 3})
+    assert verdicts == {
+        "CPU in all: unshown": "missed",
+        "rate: unshown / DBOS": "met",
+        "latency: unshown / former": "met",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "failed", "hidden", "grown"),
+    [(0, 2, 0, 1.0), (1, 2, 0, 1.0), (0, 1, 0, 1.0), (0, 2, 1, 1.0), (0, 2, 0, 2.0)],
+)
+def test_an_overload_is_borne_only_if_everything_is_right(wrong: int, failed: int, hidden: int, grown: float) -> None:
+    memory = [100.0] * 8 + [100.0 * grown] * 4
+    found = Overload(10.0, 100, 50, memory, wrong, failed, hidden)
+    assert report(found).is_missed == ((wrong, failed, hidden, grown) != (0, 2, 0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from prefect import task as make_task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowFilter, FlowFilterId
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import task_run as current_task_run
 from prefect.settings import PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
@@ -20,7 +20,7 @@ from prefect.states import Pending
 
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.deployment.diagnosis.prefect import RECORDER_ADVICE
-from pgflow_prefect.execution.in_process import execute_flow_run
+from pgflow_prefect.prefect_api.internals import run_flow_async
 from pgflow_prefect.waiting import Pauses
 
 FLOW = "pgflow-doctor"
@@ -53,7 +53,8 @@ async def _measure(patient: Patient) -> Verdict:
     try:
         # Its log would arrive after the deletion, and stay.
         with temporary_settings({PREFECT_LOGGING_TO_API_ENABLED: False}):
-            state = await execute_flow_run(flow, flow_run)
+            state = await run_flow_async(flow, flow_run=flow_run, return_type="state")
+        assert isinstance(state, State)
         if not state.is_completed() or probe.task_run_id is None:
             return Verdict(
                 Outcome.FAULT, f"a flow run of one task ended as {state.name}: {state.message or 'no reason'}"

@@ -1,13 +1,14 @@
-"""The one place that does what Prefect's flow engine does: a flow run that this process has created in Running.
+"""The one place that does what Prefect's flow engine does: it executes flow runs of one flow in this process.
 
 For a small flow run, Prefect's own engine asks the server six times, once of them with another client in a thread, and
 logs three lines. PostgreSQL says who executes a run. What is left to do is to be the flow run that handlers find in
 their context, to write its end, and to try again where the server says so. The server itself tells automations of the
 states that a flow run enters.
 
-What differs from Prefect's engine: such a flow run was never Pending, has no `flow_version` and no OpenTelemetry span
-of its own, and has no log lines of its own where all went well. Flow runs that Prefect schedules are executed by its
-engine: their slots of concurrency limits hang on the way from Pending to Running.
+A flow run that this process has created is Running from the start. A flow run that Prefect has scheduled goes from
+Pending to Running by Prefect's policy: its slot of a concurrency limit hangs on that way.
+
+What differs from Prefect's engine: no OpenTelemetry span, and no lines in Prefect's log where all went well.
 """
 
 import asyncio
