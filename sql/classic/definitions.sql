@@ -190,7 +190,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.lock_workflow(text) IS
-    'Until the transaction ends, no other session edits the workflow or starts a run of it; false where there is none.';
+    'Lets no other session edit the workflow or start a run of it until the transaction ends; false if there is '
+    'no such workflow.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.insert_steps(workflow_slug text, steps text[]) RETURNS void
@@ -280,7 +281,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.find_pending_user(text, text[]) IS
-    'The oldest pending run that has a state of one of these steps. Only when it has ended, its rows can go.';
+    'The oldest pending run that has a state of one of these steps. Their rows can go only after its end.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -301,7 +302,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS 'What the steps of a workflow are bound to, by rows.';
+COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS
+    'The bindings of a workflow''s steps by rows.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_network_bindings()
@@ -360,7 +362,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_bound_workflows() IS
-    'The workflows that need no Python: each of their steps has a row, and none of those says Python.';
+    'The workflows that need no Python: rows bind all their steps, and none of them to Python.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_workflows_with_bindings() RETURNS SETOF text
@@ -373,7 +375,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_workflows_with_bindings() IS
-    'The workflows of which rows say who does some of their steps, or all.';
+    'The workflows with a row for one of their steps, or more.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_shadows(workflow_slug text)
@@ -397,8 +399,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_shadows(text) IS
-    'What came of the shadows of a workflow, by step: how many of each outcome, the median of their seconds, and in '
-    'what the latest one differed.';
+    'The comparisons of a workflow''s shadows, by step: the number of each outcome, the median of their seconds, '
+    'and the differences of the latest one.';
 
 
 ------------------------------------------------------------------------------------------------------------

@@ -396,7 +396,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.current_stamp() IS
-    'What tells this database from a restored or cloned one: the cluster''s system identifier and the database''s oid.';
+    'Tells this database from a restored or cloned one, by the cluster''s system identifier and the database''s '
+    'oid.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_same_stamp(stamp text, other text) RETURNS boolean
@@ -408,7 +409,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_same_stamp(text, text) IS
-    'True where two stamps are of one database; a cluster that a role could not read (?) decides nothing.';
+    'True if two stamps are of one database. A cluster that a role could not read (?) decides nothing.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_installation()
@@ -422,7 +423,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.read_installation() IS
-    'This installation; fits: its stamp is of this database, which is no copy; is_used: Prefect has heard of it.';
+    'This installation. fits: its stamp is of this database, which is no copy. is_used: it has written to '
+    'Prefect.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_installation() RETURNS boolean
@@ -441,7 +443,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_installation() IS
-    'Gives a copy an id of its own where the original was never used with Prefect: a template, say. Else changes nothing.';
+    'Gives a copy an id of its own if the original was never used with Prefect, such as a template. Otherwise '
+    'changes nothing.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.new_installation() RETURNS uuid
@@ -462,7 +465,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.new_installation() IS
-    'Says that this database, a copy, is an installation of its own: a new id, and nothing of the original''s in '
+    'Makes this copy of a database an installation of its own, with a new id and nothing of the original''s in '
     'Prefect. Workers take no run that is pending now, unless they adopt. Stop its services first.';
 
 
@@ -479,8 +482,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.move_installation() IS
-    'Says that this database, restored or upgraded, replaces the one that it is a copy of, which is gone. False where '
-    'it is no copy.';
+    'Lets this database, restored or upgraded, replace the one that it is a copy of, which is gone. False if it '
+    'is no copy.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.use_installation()
@@ -505,7 +508,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.use_installation() IS
-    'read_installation, for who is about to write to Prefect: from then on the installation counts as used.';
+    'read_installation for a process that will write to Prefect: after this, the installation counts as used.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.beat(beat uuid, every double precision) RETURNS uuid[]
@@ -539,7 +542,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_under_policies() IS
-    'pgflow.is_under_policies for the tables of this schema that runs are taken and steps are claimed by.';
+    'pgflow.is_under_policies for the tables of this schema that taking runs and claiming steps need.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -557,7 +560,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_leased(timestamptz, double precision) IS
-    'True while a lease holds; for one lease length (in seconds) after the server''s start, every lease does.';
+    'True while a lease holds. Every lease holds for one lease length (in seconds) after the server''s start.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.how_held(owner pgflow_prefect.owners, epoch int, lease double precision)
@@ -573,7 +576,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.how_held(pgflow_prefect.owners, int, double precision) IS
-    'How the owner holds a run that is in this epoch: leased, queued in Prefect, expired, or released; NULL: never.';
+    'How the owner holds a run that is in this epoch: leased, queued in Prefect, expired, or released. NULL: no '
+    'owner.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_older(
@@ -588,8 +592,9 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_older(timestamptz, int, pgflow_prefect.owners, pgflow_prefect.enabled_workflows) IS
-    'True for a run that services leave alone unless they adopt: begun before its workflow was enabled. One that had '
-    'an owner goes on after the workflow was disabled and enabled again, and so does one that a service has adopted.';
+    'True for a run that services take only if they adopt: it began before its workflow was enabled. A run that '
+    'had an owner goes on after the workflow was disabled and enabled again. So does a run that a service has '
+    'adopted.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_run(
@@ -658,9 +663,9 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.take_run(uuid, uuid, text, double precision, int, boolean) IS
-    'Makes a flow run the owner of a pending run for `lease` seconds and returns the new epoch; NULL where the run '
-    'has ended, or ends now because too many owners vanished. Without a flow run: reserves it for one to be created. '
-    'A run that another process holds is refused, unless forced.';
+    'Makes a flow run the owner of a pending run for `lease` seconds and returns the new epoch. NULL if the run '
+    'has ended, or ends now because too many owners vanished. Without a flow run, reserves the run for a new one. '
+    'Refuses a run that another process holds, unless forced.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.give_up_run(run_id uuid, reason text) RETURNS void
@@ -678,7 +683,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.give_up_run(uuid, text) IS
-    'pgflow.fail_run for a run whose owners vanish one after the other: reconcile names it. Internal.';
+    'pgflow.fail_run for a run whose owners vanish one after the other. reconcile names such a run. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_cancelled_for_good(run_id uuid) RETURNS boolean
@@ -690,8 +695,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_cancelled_for_good(uuid) IS
-    'True for a run that cancel_run has ended: only SQL and pgflow-prefect retry reopen it, and not Prefect''s Retry. '
-    'Workers of version 6 ask.';
+    'True for a run that cancel_run has ended. SQL and pgflow-prefect retry reopen it, Prefect''s Retry does not. '
+    'For workers of version 6.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_made_for(run_id uuid, flow_run_id uuid) RETURNS boolean
@@ -708,8 +713,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_made_for(uuid, uuid) IS
-    'True where a flow run that Prefect started may take a run: it was made for it, or the run was never taken and its '
-    'workflow is enabled.';
+    'True if a flow run that Prefect started may take a run: it was made for the run, or the run was never taken '
+    'and its workflow is enabled.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_flow_run(run_id uuid, epoch int, flow_run_id uuid) RETURNS void
@@ -936,8 +941,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.link_flow_run(uuid, int, uuid, text, boolean) IS
-    'Names the flow run that a reserved run was reserved for (queued: the lease has no end, Prefect decides when it '
-    'starts); false where another process has taken the run meanwhile.';
+    'Names the flow run of a reserved run. queued: the lease has no end, because Prefect decides when the flow '
+    'run starts. False if another process has taken the run meanwhile.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_runs(
@@ -968,8 +973,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.link_flow_runs(uuid[], int[], uuid[], text) IS
-    'link_flow_run for several runs, by id, and what their first claims need to know of each: how it stands, how many '
-    'steps are left, which definition it began with.';
+    'link_flow_run for several runs, by id, with the facts that their first claims need: status, number of steps '
+    'left, definition.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.extend_leases(
@@ -1009,8 +1014,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.extend_leases(uuid[], int[], double precision) IS
-    'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost, to another owner '
-    'else; completed, which may be yet to be shown; ended otherwise, with no report outstanding.';
+    'Extends the leases of runs in the epochs in which they were taken, and tells of each: held; lost to another '
+    'owner; completed, though perhaps not shown yet; ended otherwise, with no report outstanding.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_holder(run_id uuid, epoch int, holder jsonb) RETURNS void
@@ -1023,7 +1028,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.note_holder(uuid, int, jsonb) IS
-    'Notes which process has taken a run in this epoch: an object that the machine of the process can look it up by.';
+    'Notes the process that has taken a run in this epoch, as an object by which its machine can find it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_holders(machine jsonb, only_run uuid DEFAULT NULL)
@@ -1056,8 +1061,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.expire_lease(uuid, int, jsonb) IS
-    'Ends the lease of a process that is dead, as its machine knows, as if it had run out. NULL where another process '
-    'has taken the run meanwhile.';
+    'Ends the lease of a process that its machine knows to be dead, as if the lease had expired. NULL if another '
+    'process has taken the run meanwhile.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.release_run(run_id uuid, epoch int) RETURNS boolean
@@ -1087,7 +1092,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.release_run(uuid, int) IS
-    'Hands a run back: its lease ends now. False where there was nothing to hand back.';
+    'Hands a run back: its lease ends now. False if there was nothing to hand back.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.release_reservation(run_id uuid, epoch int, held_by text) RETURNS boolean
@@ -1152,7 +1157,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.enable_workflow(text, boolean) IS
-    'From now on, workers and bridges take this workflow''s new runs; false: they take none.';
+    'Lets workers and bridges take this workflow''s new runs from now on; false: they take none.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -1172,7 +1177,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
-    'Tells whether another owner has taken the run since this epoch, and counts it where that is so.';
+    'Tells whether another owner has taken the run since this epoch, and counts the refused write if so.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_task(step_slug text, task_index int) RETURNS void
@@ -1313,7 +1318,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.note_state(uuid, text, int, uuid, text, text) IS
-    'Notes the state that Prefect shows the run of a task in, such as AwaitingRetry.';
+    'Notes the state in which Prefect shows the run of a task, such as AwaitingRetry.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_step(
@@ -1401,7 +1406,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.find_functions(text, text) IS
-    'The functions of this name that a call with one argument may mean. Internal.';
+    'The functions of this name that a call with one argument may call. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.may_execute(role_name text, schema_name text, function_name text)
@@ -1417,7 +1422,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.may_execute(text, text, text) IS
-    'Whether a role may execute each function of this name that a call with one argument may mean. Internal.';
+    'Whether a role may execute each function of this name that a call with one argument may call. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.check_function(
@@ -1457,8 +1462,9 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.check_function(text, text, text, text, text[], jsonb) IS
-    'Returns the input of a function that a row binds a step to. Refuses one whose owner is neither a superuser, the '
-    'owner of the schema pgflow nor trusted, and one that the role which bound the step may not execute.';
+    'Returns the input of a function that a row binds a step to. Refuses a function if its owner is no superuser, '
+    'does not own the schema pgflow and is not trusted. Also refuses it if the role that bound the step may not '
+    'execute it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_forbidden(role_name text, kind text, target text) RETURNS void
@@ -1519,7 +1525,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.change_binding(text, text, jsonb, text) IS
-    'Gives a step a binding, or none, and returns what that changed; NULL where it was so. Internal.';
+    'Gives a step a binding, or none, and returns the change; NULL if nothing changed. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.do_binding_request() RETURNS trigger
@@ -1576,7 +1582,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.do_binding_request() IS
-    'Does what a row of pgflow_prefect.binding_requests asks for, and writes it down.';
+    'Does what a row of pgflow_prefect.binding_requests asks for, and records it.';
 
 
 DO $triggers$
@@ -1610,8 +1616,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.bind_step(text, text, text, text, jsonb) IS
-    'Says who does a step from its next claim on: python, external, sql, http, queue; NULL takes the row away. False '
-    'where it was so already. Targets and options name environment variables or Prefect blocks for what is secret.';
+    'Binds a step from its next claim on: python, external, sql, http, queue; NULL deletes the row. False if '
+    'nothing changed. For secrets, targets and options name environment variables or Prefect blocks.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.undo_binding(workflow_slug text, step_slug text) RETURNS boolean
@@ -1629,7 +1635,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.undo_binding(text, text) IS
-    'Takes back the last change of a step''s binding that was not taken back yet; false where there is none.';
+    'Undoes the last change of a step''s binding that was not undone yet; false if there is none.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.observe_workflow(workflow_slug text) RETURNS int
@@ -1652,7 +1658,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.observe_workflow(text) IS
-    'Binds all steps of a workflow to others: Prefect executes nothing of it, and shows everything.';
+    'Makes all steps of a workflow external: Prefect executes nothing of it, and shows everything.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -1667,7 +1673,8 @@ AS $$
                 ELSE coalesce('not shown: it ' || pgflow.find_json_problem(result, false), left(result::text, 1000)) END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.shorten(jsonb) IS 'As much of a result as a person reads.';
+COMMENT ON FUNCTION pgflow_prefect.shorten(jsonb) IS
+    'As much of a result as a person needs to read.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_others(kind text, has_function boolean) RETURNS boolean
@@ -1676,7 +1683,8 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$ SELECT kind = 'external' OR (kind = 'python' AND NOT has_function) $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_others(text, boolean) IS
-    'True where the process that asks can only wait: an external worker does the step, or a process that has its function.';
+    'True if the claiming process can only wait: an external worker does the step, or another process has its '
+    'function.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed_outside(state pgflow.step_states, task_index int) RETURNS boolean
@@ -1691,7 +1699,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_claimed_outside(pgflow.step_states, int) IS
-    'True while an external worker does this task of a step, having claimed it by claim_external_step.';
+    'True while an external worker does this task of a step, after it claimed the task by claim_external_step.';
 
 
 -- Steps that wait for an external worker to claim them: what a worker of yours polls, or is sent. A view reads
@@ -1791,7 +1799,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.choose_external_steps(text, text, int) IS
-    'Locks the runs whose steps take_external_steps is to claim, and returns the steps. Internal.';
+    'Locks the runs of steps for take_external_steps, and returns the steps. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_external_steps(
@@ -1937,7 +1945,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.report_shadow(uuid, text, int, text, text[], double precision) IS
-    'Notes what came of running a handler beside an external worker: same, different, failed.';
+    'Notes the comparison of a handler with an external worker: same, different, failed.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -2090,7 +2098,8 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_let_go(uuid) IS
-    'True where no process holds a run that has ended, and Prefect is known to show its end, or never knew of it.';
+    'True if no process holds a run that has ended, and Prefect is known to show its end, or was never told of '
+    'it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_prunable(
@@ -2145,7 +2154,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.choose_prunable(text, text, timestamptz, interval, int) IS
-    'Locks runs that prune_runs is to delete, and returns their ids. Internal.';
+    'Locks runs for prune_runs, and returns their ids. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.prune_runs(
@@ -2216,7 +2225,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.prune_run(uuid) IS
-    'Deletes one run that has ended, however long ago, with all that is its own.';
+    'Deletes one run that has ended, at any age, with all its rows.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.prune_definitions(

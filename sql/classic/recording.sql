@@ -83,8 +83,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.begin_unshown_runs(uuid[], int[], uuid[], text) IS
-    'link_flow_runs for runs that Prefect is not told of. A run that Prefect was ever shown goes on being shown: it is '
-    'not linked, and shown is true.';
+    'link_flow_runs for runs that Prefect is not told of. A run that Prefect was ever shown is not linked, and '
+    'its `shown` is true.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_recorded_runs(
@@ -115,8 +115,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.link_recorded_runs(uuid[], int[], uuid[]) IS
-    'Names the flow runs that now show runs which had none, and returns the runs for which this call did so: not those '
-    'that another process has shown, or has taken, meanwhile.';
+    'Names the flow runs that now show runs without one, and returns the runs that this call has linked. It '
+    'leaves runs alone that another process has shown or taken meanwhile.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_left_unshown(
@@ -142,8 +142,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_left_unshown(text[], double precision, uuid, int) IS
-    'Runs that ended grace seconds ago, that Prefect was not told of, and of which no process has decided yet whether it is to be told, by id. '
-    'seconds: how long their last owner had them.';
+    'Runs that ended `grace` seconds ago or earlier, that Prefect was not told of, and for which no process has '
+    'decided yet whether to tell it, by id. seconds: how long their last owner held them.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_unrecorded(

@@ -175,7 +175,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_waiting_runs() IS
-    'How many pending runs of each workflow no process has ever taken, and the oldest one; not of disabled workflows.';
+    'The number of pending runs of each enabled workflow that no process has ever taken, and the oldest of them.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_older_runs(workflow_slugs text[], lease double precision)
@@ -198,7 +198,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_older_runs(text[], double precision) IS
-    'Pending runs that services leave alone, begun before their workflow was enabled; the oldest first.';
+    'Pending runs that began before their workflow was enabled, so that services take them only if they adopt. '
+    'The oldest first.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.check_result(jsonb) IS
-    'Returns the result of a function that does a step; raises an error where it is beyond the limits.';
+    'Returns the result of a function that does a step; raises an error if the result is beyond the limits.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -318,7 +319,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.repair_run(uuid) IS 'Starts what is ready and was not started, ends what is done.';
+COMMENT ON FUNCTION pgflow_prefect.repair_run(uuid) IS
+    'Starts ready steps that were not started, and ends the run if all its steps are done.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.cancel_run(run_id uuid, reason text) RETURNS uuid
@@ -419,8 +421,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.find_handover(uuid, text, int, int) IS
-    'Whether a step still waits for the report of this attempt, and who the attempt was claimed for. No row: the run is '
-    'gone.';
+    'Whether a step still waits for the report of this attempt, and the handler that the attempt was claimed for. '
+    'No row: the run is gone.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_completion(
@@ -639,8 +641,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_unsettled(boolean, uuid, int) IS
-    'Runs that were taken and that Prefect was not yet seen to agree on, by id; everything: all that were taken. Never '
-    'those that Prefect was not told of.';
+    'Runs that were taken and whose states in Prefect are not known to agree, by id; everything: all that were '
+    'taken. Without runs that Prefect was not told of.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_unsettled(run_ids uuid[], lease double precision)

@@ -118,7 +118,8 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_api.shorten_reason() IS 'Keeps as much of a reason as a person reads.';
+COMMENT ON FUNCTION pgflow_api.shorten_reason() IS
+    'Keeps as much of a reason as a person needs to read.';
 
 
 DO $triggers$
@@ -204,7 +205,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_api.request(uuid, text, text) IS
-    'Asks for something to be done to a run, and returns the run as it is then. Internal.';
+    'Makes a request for a run, and returns the run afterwards. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_api.cancel_run(run_id uuid, reason text DEFAULT 'cancelled') RETURNS pgflow.runs

@@ -115,7 +115,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_api.protect_runs(text) IS
-    'Chooses whose a run is: by its owner_id, or by an expression over the columns of pgflow.runs.';
+    'Chooses the owner of a run: the user in owner_id, or an expression over the columns of pgflow.runs.';
 
 REVOKE EXECUTE ON FUNCTION pgflow_api.protect_runs(text) FROM PUBLIC;
 
