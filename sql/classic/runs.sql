@@ -1,8 +1,8 @@
 -- pgflow_prefect: reading runs and their steps, ending and reopening them, and what diagnosis and pruning ask.
 --
 -- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql,
--- classic/recording.sql, and classic/definitions.sql, whose head says how these functions are planned. This script is the last one: it says which
--- version is installed.
+-- classic/recording.sql, and classic/definitions.sql, whose head says how these functions are planned. This script
+-- comes last, because it sets the version.
 -- psql -d DATABASE -f runs.sql; one transaction, safe to run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
