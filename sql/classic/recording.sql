@@ -36,10 +36,9 @@ $guard$;
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_unshown(flow_run_id uuid) RETURNS boolean
-LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp
+LANGUAGE sql IMMUTABLE -- no SET clause, so that PostgreSQL can inline it
 AS $$
-    SELECT coalesce(substr(flow_run_id::text, 15, 1) = '8', false)
+    SELECT coalesce(pg_catalog.substr(flow_run_id::pg_catalog.text, 15, 1) OPERATOR(pg_catalog.=) '8', false)
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.is_unshown(uuid) IS
