@@ -1,11 +1,16 @@
 """The rooms of the package: no circles, and a picture of them that is current."""
 
+import re
+import tomllib
 from pathlib import Path
 
+import grimp
 import networkx as nx
 
 import pgflow_prefect
 from tests.architecture import draw_rooms, find_rooms, read_picture
+
+KNOW_PREFECT = {"blocks", "deployment", "execution", "prefect_api", "services", "workflow"}
 
 
 def test_no_rooms_import_each_other() -> None:
@@ -14,6 +19,17 @@ def test_no_rooms_import_each_other() -> None:
 
 def test_the_picture_of_the_rooms_is_current() -> None:
     assert read_picture() == draw_rooms(), "python -m tests.architecture draws it anew"
+
+
+def test_the_contracts_of_imports_name_every_room() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    layers, prefect, postgresql = project["tool"]["importlinter"]["contracts"]
+    rooms = {*grimp.build_graph("pgflow_prefect").find_children("pgflow_prefect")} - {"pgflow_prefect.__main__"}
+    know_prefect = {f"pgflow_prefect.{room}" for room in KNOW_PREFECT}
+
+    assert {name for layer in layers["layers"] for name in re.split(r" \| ", layer)} == rooms
+    assert {*prefect["source_modules"]} == rooms - know_prefect
+    assert {*postgresql["source_modules"]} == rooms - {"pgflow_prefect.database"}
 
 
 def test_requests_to_prefect_have_a_bound() -> None:
