@@ -158,7 +158,7 @@ async def _count(settings: Settings, chosen: Choice) -> Counter[tuple[str, str]]
     from pgflow_prefect.database.store import open_store
 
     found: Counter[tuple[str, str]] = Counter()
-    async with open_store(settings, size=1, only_reads=True) as store:
+    async with open_store(settings, size=1) as store:
         async for run_ids in _find(store, chosen):
             for run in await store.read_unrecorded(run_ids):
                 found[run.workflow_slug, run.ended_as or run.status] += 1

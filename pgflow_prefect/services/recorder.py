@@ -127,13 +127,15 @@ class Recorder:
 
     def _want(self, run_id: UUID, lines: HeldLines | None = None) -> bool:
         """Let a run wait to be shown; return False if there is no room for it."""
-        if run_id in self._waiting:
-            return True
-        if len(self._waiting) >= MOST_WAITING:
+        is_new = run_id not in self._waiting
+        if is_new and len(self._waiting) >= MOST_WAITING:
             if lines is not None:
                 HELD.forget(lines)
             return False
-        self._waiting[run_id] = lines
+        former = self._waiting.get(run_id)
+        if former is not None and lines is not None:
+            HELD.forget(former)
+        self._waiting[run_id] = lines or former
         self._recording_wakeup.wake()
         return True
 

@@ -448,5 +448,10 @@ async def test_memory_is_bounded_while_two_thousand_runs_wait(monkeypatch: pytes
         recorder.note_end("orders", run_id, 1, completed=number % 2 == 0, seconds=0.1, lines=lines)
     assert recorder.waiting == recorders.MOST_WAITING
     assert len(recorder._unwanted) <= 2_000
+    held = logs._size
+    again = next(iter(recorder._waiting))
+    lines = logs.begin(make_placeholder(again, 2))
+    recorder.note_end("orders", again, 2, completed=False, seconds=0.1, lines=lines)
+    assert logs._size <= held, "what was held of a run that waits already is let go"
     kept = [each for each in recorder._waiting.values() if each is not None]
     assert sum(each.size for each in kept) <= held_logs.MOST_BYTES
