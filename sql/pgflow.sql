@@ -1601,11 +1601,11 @@ COMMENT ON FUNCTION pgflow.lock_run(uuid) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow.announce_run(run pgflow.runs) RETURNS void
-LANGUAGE sql VOLATILE
-SET search_path = pg_catalog, pgflow, pg_temp
+LANGUAGE sql VOLATILE -- no SET clause, as in is_under_policies
 AS $$
     -- Only on a run's start and end: at commit, NOTIFY takes a lock that the whole database shares.
-    SELECT pg_notify('pgflow_runs', json_build_object('run_id', run.id, 'status', run.status)::text)
+    SELECT pg_catalog.pg_notify('pgflow_runs', pg_catalog.json_build_object(
+        'run_id', run.id, 'status', run.status)::pg_catalog.text)
 $$;
 
 COMMENT ON FUNCTION pgflow.announce_run(pgflow.runs) IS

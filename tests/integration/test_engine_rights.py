@@ -27,8 +27,8 @@ DENIED = "42501"
 OWNERS_FUNCTIONS = ["check_written", "deps_edited", "find_definition", "snapshot", "steps_edited"]
 TRIGGER_FUNCTIONS = ["check_written", "deps_edited", "refuse_slug", "shorten_message", "steps_edited"]
 WRITERS = [name.removeprefix("pgflow.") for name in TRANSITIONS if name.startswith("pgflow.")]
-INLINED = ["is_under_policies"]
-WITHOUT_TABLES = ["announce_run", "engine_version", "refuse_policies", "refuse_slug"]
+INLINED = ["announce_run", "is_under_policies"]
+WITHOUT_TABLES = ["engine_version", "refuse_policies", "refuse_slug"]
 TABLES = [
     *("workflows", "steps", "deps", "runs", "step_states"),
     *("definitions", "definition_steps", "definition_deps", "waiting_steps"),

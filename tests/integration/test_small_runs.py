@@ -14,9 +14,11 @@ from pgflow_prefect.definitions.graph import find_leaves
 from pgflow_prefect.errors import SupersededError, UnknownRunError
 from pgflow_prefect.execution.process import host as hosts
 from pgflow_prefect.execution.process.host import ActiveRun, Host, open_host
-from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.execution.process.slots import Slot, Turns
 from pgflow_prefect.models import ClaimRequest, Completion, RunEnd, Status, TakenRun, TaskKey
+from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.settings import Settings
+from pgflow_prefect.waiting import Wakeup
 from tests.conftest import Connect, Connection
 from tests.engine import define, run_workflow, value
 
@@ -97,6 +99,27 @@ async def test_fifty_small_runs_cost_a_fraction_of_a_statement_each(
     assert not sent.keys() & {"read_run", "take_run", "link_flow_run", "read_end", "claim_step", "complete_step"}
     assert sent.total() <= 0.5 * RUNS, sent
     assert value(db, "SELECT count(*) FROM pgflow_prefect.flow_runs") == RUNS
+
+
+async def test_runs_that_come_and_go_fifty_at_a_time_cost_one_and_a_half_statements_at_most(
+    host: Host, sent: Counter[str], run_ids: list[UUID], db: Connection
+) -> None:
+    """A slot that gets free wakes the fetcher, as in a worker: runs begin and end one by one, and not in step."""
+    run_ids += [run_workflow(db, slug, {}).id for slug in WORKFLOWS for _ in range(75)]
+    ended: list[UUID] = []
+
+    async def handle(taken: TakenRun, slot: Slot) -> None:
+        ended.append((await execute(host, taken)).id)
+        if len(ended) == len(run_ids):
+            fetcher.stop()
+
+    fetcher = RunFetcher(
+        host.store, handle, slots=RUNS, sweep_interval=600, adopt=False, workflow_slugs=WORKFLOWS, wakeup=Wakeup()
+    )
+    async with anyio.create_task_group() as group:
+        await fetcher.run(group)
+    assert sorted(ended) == sorted(run_ids)
+    assert sent.total() <= 1.5 * len(run_ids), sent
 
 
 async def take_one(host: Host) -> TakenRun:
