@@ -1207,14 +1207,20 @@ CREATE OR REPLACE FUNCTION pgflow.has_long_number(document jsonb, digits int) RE
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
-    -- 0 has few digits however it was written, up to 16,383 zeros after its point. By abs(), which fails at once for what
-    -- is no number, this takes a sixth of the time that comparisons with both signs take.
-    SELECT jsonb_path_exists(document, format('strict $.** ? (@.abs() >= 1e%1$s || (@.abs() < 1e-%1$s && @ != 0))',
-                                              digits)::jsonpath)
+    -- A 0 of 12 bytes may be written with 16,383 zeros. jsonpath does not tell how many digits a number has after its
+    -- point. But the quotient has as many 3s, up to 1000. Both operations fail at once for what is no number.
+    SELECT CASE WHEN digits <= 1000 THEN
+        jsonb_path_exists(document, format('strict $.** ? (@.abs() >= 1e%s || %s)', digits, is_long)::jsonpath)
+    ELSE
+        jsonb_path_exists(document, format('strict $.** ? (@.abs() >= 1e%s)', digits)::jsonpath)
+        OR EXISTS (SELECT FROM jsonb_path_query(document, format('strict $.** ? (%s)', is_long)::jsonpath) n
+                   WHERE scale(n::numeric) > digits)
+    END
+    FROM (VALUES (format('1 / (@ * 0 + 3) > 0.%s', repeat('3', 999)))) AS after_its_point (is_long)
 $$;
 
 COMMENT ON FUNCTION pgflow.has_long_number(jsonb, int) IS
-    'Whether a number in this document has more digits than that before its point, or begins behind so many zeros.';
+    'Whether a number in this document has more digits than that before its point, or behind it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.check_json(document jsonb, is_payload boolean, what text) RETURNS jsonb
@@ -1780,9 +1786,12 @@ BEGIN
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
 
+    -- What is small, and has no number of many digits, is not looked at by a function. A long 0 is small: see
+    -- has_long_number.
     IF with_payload THEN
         payload := CASE WHEN pg_catalog.pg_column_size(run.payload) OPERATOR(pg_catalog.>) 2000
-                             OR pg_catalog.jsonb_path_exists(run.payload, 'strict $.** ? (@.abs() >= 1e1000)')
+                             OR pg_catalog.jsonb_path_exists(run.payload,
+                                'strict $.** ? (@.abs() >= 1e1000 || 1 / (@ * 0 + 3) > 0.333333333333333333333333333333)')
                              OR pg_catalog.octet_length(run.payload::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
                              OR pg_catalog.jsonb_path_exists(run.payload, 'strict $.**{100}')
                         THEN pgflow.check_json(run.payload, true, pg_catalog.format('the payload of run %s', run.id))
@@ -1791,7 +1800,8 @@ BEGIN
     IF claim_step.upstream IS NULL OR pg_catalog.cardinality(claim_step.upstream) OPERATOR(pg_catalog.>) 0 THEN
         SELECT pg_catalog.jsonb_object_agg(s.step_slug, CASE
                    WHEN pg_catalog.pg_column_size(s.step_result) OPERATOR(pg_catalog.>) 2000
-                        OR pg_catalog.jsonb_path_exists(s.step_result, 'strict $.** ? (@.abs() >= 1e1000)')
+                        OR pg_catalog.jsonb_path_exists(s.step_result,
+                           'strict $.** ? (@.abs() >= 1e1000 || 1 / (@ * 0 + 3) > 0.333333333333333333333333333333)')
                         OR pg_catalog.octet_length(s.step_result::pg_catalog.text) OPERATOR(pg_catalog.>) 1000
                         OR pg_catalog.jsonb_path_exists(s.step_result, 'strict $.**{100}')
                    THEN pgflow.check_json(s.step_result, false,

@@ -1666,11 +1666,19 @@ COMMENT ON FUNCTION pgflow_prefect.observe_workflow(text) IS
 ------------------------------------------------------------------------------------------------------------
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.shorten(result jsonb) RETURNS text
-LANGUAGE sql STABLE
+LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
-    SELECT CASE WHEN pg_column_size(result) <= 2000 THEN left(result::text, 1000)
-                ELSE coalesce('not shown: it ' || pgflow.find_json_problem(result, false), left(result::text, 1000)) END
+DECLARE
+    -- Of a small result, too: it may be a large one that is stored compressed.
+    problem text := pgflow.find_json_problem(result, false);
+BEGIN
+    IF problem IS NOT NULL THEN
+        RETURN 'not shown: it ' || problem;
+    END IF;
+    -- A statement of its own: the planner evaluates expressions of constants, even those behind a condition.
+    RETURN left(result::text, 1000);
+END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.shorten(jsonb) IS

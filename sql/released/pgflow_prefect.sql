@@ -81,7 +81,8 @@ BEGIN
     -- The limits that the classic schema has out of the box; here, nothing keeps a document from being beyond them.
     IF jsonb_path_exists(document, 'strict $.**{200} ? (@.type() == "array" || @.type() == "object")') THEN
         RETURN 'nests arrays and objects more than 200 deep';
-    ELSIF jsonb_path_exists(document, 'strict $.** ? (@.abs() >= 1e1000 || (@.abs() < 1e-1000 && @ != 0))') THEN
+    ELSIF jsonb_path_exists(document, format('strict $.** ? (@.abs() >= 1e1000 || 1 / (@ * 0 + 3) > 0.%s)',
+                                             repeat('3', 999))::jsonpath) THEN
         RETURN 'has a number of more than 1000 digits';
     END IF;
     BEGIN

@@ -35,7 +35,9 @@ HOSTILE = {
     "a tiny number": '{"n": {"m": 1e-5000}}',
     "an integer of 5001 digits": "7" * 5001,
     "many huge numbers": repeat("1e131000", 2000),
-    "many zeros of 16 kB each": repeat("0e-16383", 2200),
+    "many zeros of 16 kB each": repeat("0e-16383", 16_500),
+    "a one with 16,000 zeros": f"[1.{'0' * 16_000}]",
+    "1001 digits behind the point": f'{{"n": -0.{"1" * 1001}}}',
     "5000 arrays": nest(5000),
     "300 arrays": nest(300),
     "300 objects": '{"a":' * 300 + "1" + "}" * 300,
@@ -46,6 +48,8 @@ ALLOWED = {
     "a large number": '{"n": 1e400}',
     "a small number": '{"n": 1e-400}',
     "1000 digits": "1" * 1000,
+    "999 digits behind the point": f"-1.{'1' * 999}",
+    "zeros behind the point": "[0.00, 0e-900, 1.50]",
     "200 arrays": nest(200),
     "16 MiB": json.dumps("x" * (16 * 1024 * 1024 - 2)),
     "digits in a text": json.dumps("1" * 100_000),
@@ -93,10 +97,14 @@ def test_large_values_within_the_limits_pass(kit: Connection, name: str) -> None
 
 
 def test_only_the_owner_changes_the_limits(kit: Connection, party: Party) -> None:
-    kit.execute("UPDATE pgflow.limits SET payload_bytes = 2000, digits = 2000")
-    with refused(INVALID, "has 5002 bytes as text, more than the limit of 2000"):
+    kit.execute("UPDATE pgflow.limits SET payload_bytes = 3000, digits = 2000")
+    with refused(INVALID, "has 5002 bytes as text, more than the limit of 3000"):
         run_workflow(kit, "chain", "x" * 5000)
-    kit.execute("SELECT pgflow.run_workflow('chain', '{\"n\": 1e1500}')")
+    for number in ("1e1500", "1e-1500", f"-1.{'0' * 2000}"):
+        kit.execute("SELECT pgflow.run_workflow('chain', %s)", [f'{{"n": {number}}}'])
+    for number in ("1e2001", "1e-2001", f"-1.{'0' * 2001}"):
+        with refused(INVALID, "has a number of more than 2000 digits"):
+            kit.execute("SELECT pgflow.run_workflow('chain', %s)", [f'{{"n": {number}}}'])
     for role in ("define", "run", "work", "observe"):
         with refused("42501"):
             party(role).execute("UPDATE pgflow.limits SET depth = 250")
@@ -121,13 +129,16 @@ def plant_result(db: Connection, run_id: UUID, result: str) -> None:
 
 
 OLD = ["a huge number", "an integer of 5001 digits", "many huge numbers", "5000 arrays", "300 objects"]
+OLD += ["many zeros of 16 kB each"]
 
 
-@pytest.mark.parametrize("times", [2000, 200_000])
-def test_a_planted_value_is_never_written_as_text_to_find_out_its_size(db: Connection, times: int) -> None:
-    """It says which number is long, and not how many bytes the text has: 262 MB or more, of some kB that are stored."""
+@pytest.mark.parametrize(
+    ("number", "times"), [("1e131000", 2000), ("1e131000", 200_000), ("0e-16383", 2000), ("0e-16383", 16_500)]
+)
+def test_a_planted_value_is_never_written_as_text_to_find_out_its_size(db: Connection, number: str, times: int) -> None:
+    """It says which number is long, and not how many bytes the text has: 32 MB to 26 GB, of some kB that are stored."""
     define(db, "join", {"a": [], "b": ["a"], "other": []})
-    stored = repeat("1e131000", times)
+    stored = repeat(number, times)
     run_id = plant(db, "join", stored)
     assert value(db, "SELECT pg_column_size(payload) < 100000 FROM pgflow.runs")
     told = "has a number of more than 1000 digits"
@@ -141,6 +152,8 @@ def test_a_planted_value_is_never_written_as_text_to_find_out_its_size(db: Conne
         "SELECT result_problem FROM pgflow_prefect.list_step_states(%s) WHERE step_slug = 'a'",
     ):
         assert value(db, statement, run_id) == told
+    shown = "SELECT pgflow_prefect.shorten(step_result) FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'a'"
+    assert value(db, shown, run_id) == f"not shown: it {told}"
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -240,7 +253,10 @@ async def test_the_store_says_what_is_wrong(store: Store, db: Connection) -> Non
         await store.complete_step(run_id, epoch, Completion(TaskKey("a"), "1e5000", 1, uuid4()))
 
 
-@pytest.mark.parametrize("options", [HOSTILE["many huge numbers"], json.dumps({"note": "x" * 20_000})])
+@pytest.mark.parametrize(
+    "options",
+    [HOSTILE["many huge numbers"], HOSTILE["many zeros of 16 kB each"], json.dumps({"note": "x" * 20_000})],
+)
 def test_a_binder_can_not_hide_a_bomb_in_the_options(party: Party, options: str) -> None:
     with refused(INVALID, "the options of a binding"):
         party("define").execute("SELECT pgflow_prefect.bind_step('chain', 'a', 'external', NULL, %s)", [options])
