@@ -144,7 +144,7 @@ def measure_throughput(server: str) -> Report:
         [
             *compare_with_floor(server, "completions", Target(at_least=0.4), claims=False, synchronous=True),
             *compare_with_floor(server, "with claims", None, claims=True, synchronous=True),
-            *compare_with_floor(server, "asynchronous commit", None, claims=False, synchronous=False),
+            *compare_with_floor(server, "asynchronous commit", Target(at_least=0.35), claims=False, synchronous=False),
         ],
     )
 
