@@ -254,8 +254,11 @@ class Execution:
             task_runs = await make_task_runs(unshown.sender if unshown is not None else None)
             task_run_ids = TaskRunIds(flow_run.id)
             display = Display(
-                host=host,
-                run=run,
+                settings=host.settings,
+                store=store,
+                installation=host.installation.id,
+                run_id=run_id,
+                epoch=run.epoch,
                 workflow_slug=self.workflow_slug,
                 flow_run=flow_run,
                 graph=graph,

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun
 
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import Graph, sort_steps
-from pgflow_prefect.execution.process.host import ActiveRun, Host
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.reporting.events import RunEvents
 from pgflow_prefect.models import RunEnd, Status
@@ -21,7 +22,7 @@ from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
-from pgflow_prefect.settings import Artifacts
+from pgflow_prefect.settings import Artifacts, Settings
 from pgflow_prefect.state_names import DONE, Observer, StateName
 
 PATIENCE = 5.0
@@ -41,8 +42,11 @@ class Display:
     def __init__(
         self,
         *,
-        host: Host,
-        run: ActiveRun,
+        settings: Settings,
+        store: Store,
+        installation: UUID,
+        run_id: UUID,
+        epoch: int,
         workflow_slug: str,
         flow_run: FlowRun,
         graph: Graph,
@@ -53,8 +57,11 @@ class Display:
         """Prepare to show a run.
 
         Args:
-            host: the process that executes it.
-            run: the run.
+            settings: say what to show.
+            store: the database.
+            installation: the database's id.
+            run_id: the run.
+            epoch: in which it was taken.
             workflow_slug: its workflow.
             flow_run: the flow run that executes it.
             graph: its steps.
@@ -62,13 +69,13 @@ class Display:
             event_sender: sends requests and events to Prefect.
             observer: called with every state that a step enters, too.
         """
-        self._settings = host.settings
-        self._store = host.store
-        self._run = run
-        self._run_id = run.run_id
+        self._settings = settings
+        self._store = store
+        self._epoch = epoch
+        self._run_id = run_id
         self._workflow_slug = workflow_slug
         self._flow_run = flow_run
-        self._tag = make_ownership_tag(host.installation.id)
+        self._tag = make_ownership_tag(installation)
         self._graph = graph
         self._event_sender = event_sender
         self._observer = observer
@@ -119,7 +126,7 @@ class Display:
 
     async def show_end(self, run: RunEnd) -> None:
         """Show how the run has ended in PostgreSQL."""
-        if not self._event_sender.is_shown or run.status is Status.PENDING or run.epoch != self._run.epoch:
+        if not self._event_sender.is_shown or run.status is Status.PENDING or run.epoch != self._epoch:
             return  # another process goes on with it, or has done so
         try:
             self._events.tell_of_run(_describe(run))
