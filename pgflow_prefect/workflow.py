@@ -22,10 +22,16 @@ from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
-from pgflow_prefect.execution.flow_options import AnyFlow, find_option_problems, find_unshown_problems, take_options
+from pgflow_prefect.execution.flow_options import (
+    AnyFlow,
+    AnyTaskRunner,
+    EventLoopTaskRunner,
+    find_option_problems,
+    find_unshown_problems,
+    take_options,
+)
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
-from pgflow_prefect.execution.task_runner import AnyTaskRunner, EventLoopTaskRunner
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler

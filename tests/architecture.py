@@ -12,18 +12,25 @@ _PICTURE = re.compile(r"(?<=<!-- rooms -->\n).*?(?=<!-- /rooms -->)", re.DOTALL)
 _NO_ROOM = {"__main__", "by_path"}
 
 
-def find_rooms() -> "nx.DiGraph[str]":
-    """Return the rooms as a graph: an edge leads from a room to each one that its modules import."""
+def find_rooms(package: str = PACKAGE) -> "nx.DiGraph[str]":
+    """Return the folders and files of a package as a graph: an edge leads from one to each that its modules import."""
     imports = grimp.build_graph(PACKAGE)
+    prefix = f"{package}."
     rooms: nx.DiGraph[str] = nx.DiGraph()
-    rooms.add_nodes_from(room.partition(".")[2] for room in imports.find_children(PACKAGE))
+    rooms.add_nodes_from(room.removeprefix(prefix) for room in imports.find_children(package))
     rooms.remove_nodes_from(_NO_ROOM & set(rooms))
     for importer in imports.modules:
         for imported in imports.find_modules_directly_imported_by(importer):
-            pair = [name.split(".")[1] for name in (importer, imported) if "." in name]
+            pair = [name.removeprefix(prefix).split(".")[0] for name in (importer, imported) if name.startswith(prefix)]
             if len(pair) == 2 and pair[0] != pair[1] and set(pair) <= set(rooms):
                 rooms.add_edge(*pair)
     return rooms
+
+
+def list_packages() -> list[str]:
+    """Return the package and the packages within it."""
+    imports = grimp.build_graph(PACKAGE)
+    return sorted(name for name in imports.modules if imports.find_children(name))
 
 
 def draw_rooms() -> str:

@@ -3,16 +3,17 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from string import Formatter
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pgflow_prefect.execution.flow_hooks import HOOKS
-from pgflow_prefect.execution.task_runner import EventLoopTaskRunner
 from pgflow_prefect.prefect_api.internals import get_call_parameters
 
 AnyFlow = Flow[..., Any]
+AnyTaskRunner: TypeAlias = TaskRunner[Any]
 
 _OPTIONS = (
     *("version", "description", "flow_run_name", "task_runner", "log_prints", "timeout_seconds"),
@@ -20,6 +21,10 @@ _OPTIONS = (
     *("persist_result", "result_storage", "result_serializer", "cache_result_in_memory"),
 )
 _PARAMETERS = {"run_id"}  # of the flow runs of `run`, `worker` and the bridge: the payload stays in PostgreSQL
+
+
+class EventLoopTaskRunner(ThreadPoolTaskRunner[Any]):
+    """Executes steps in the flow run's own event loop, the cheapest way: it submits no task."""
 
 
 def take_options(flow: AnyFlow, given: AnyFlow) -> None:

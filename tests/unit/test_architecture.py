@@ -6,15 +6,17 @@ from pathlib import Path
 
 import grimp
 import networkx as nx
+import pytest
 
 import pgflow_prefect
-from tests.architecture import draw_rooms, find_rooms, read_picture
+from tests.architecture import draw_rooms, find_rooms, list_packages, read_picture
 
 KNOW_PREFECT = {"blocks", "deployment", "execution", "prefect_api", "services", "workflow"}
 
 
-def test_no_rooms_import_each_other() -> None:
-    assert nx.is_directed_acyclic_graph(find_rooms())
+@pytest.mark.parametrize("package", list_packages())
+def test_no_files_or_folders_of_a_package_import_each_other(package: str) -> None:
+    assert nx.is_directed_acyclic_graph(find_rooms(package))
 
 
 def test_the_picture_of_the_rooms_is_current() -> None:
