@@ -1071,7 +1071,7 @@ COMMENT ON FUNCTION pgflow.write_snapshot(text) IS
 CREATE OR REPLACE FUNCTION pgflow.snapshot(workflow_slug text) RETURNS pgflow.definitions
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER -- so that no role needs a right to write a snapshot of its own making
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET lock_timeout = '10s' -- a transaction that is left open keeps no start waiting for ever
+SET lock_timeout = '5s' -- twice; Python gives a statement up after 20 s, and can't say which lock it waits for
 AS $$
 #variable_conflict use_column
 DECLARE

@@ -1,13 +1,15 @@
 """What a weaker role can keep the owner from doing by holding a lock."""
 
+from datetime import timedelta
 from typing import LiteralString
 
 import pytest
 
+from pgflow_prefect.database.link import BOUND
 from pgflow_prefect.database.schema import ENGINE_VERSION, SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
-from tests.engine import column, finish, refused, run_workflow, statuses, value
+from tests.engine import claim, column, complete, define, finish, refused, run_workflow, statuses, value
 from tests.integration.supabase import run_script
 from tests.security.conftest import Party
 
@@ -135,3 +137,39 @@ def test_a_login_with_a_time_out_keeps_a_start_waiting_no_longer(kit: Connection
     run_workflow(worker, "chain")
     assert statuses(kit, run_workflow(kit, "chain").id) == {"a": "pending", "d": "pending"}
     assert value(kit, "SELECT count(*) FROM pgflow.definitions WHERE step_count = 4") == 1
+
+
+def test_an_open_deletion_keeps_nothing_else_waiting(kit: Connection, party: Party) -> None:
+    """Neither another workflow, nor a claim, nor a look waits. What starts a next step of the workflow waits."""
+    define(kit, "other", {"only": [], "after": ["only"]})
+    begun, other = run_workflow(kit, "chain").id, run_workflow(kit, "other").id
+    for workflow in ("chain", "other"):
+        kit.execute("SELECT pgflow_prefect.enable_workflow(%s)", [workflow])
+    kit.execute("INSERT INTO pgflow.steps VALUES ('chain', 'd')")
+    definer = party("define")
+    definer.execute("BEGIN; DELETE FROM pgflow.steps WHERE slug = 'd'")
+
+    worker, observer = party("work"), party("observe")
+    for session in (worker, observer, kit):
+        session.execute("SET lock_timeout = '1ms'")
+    take = "SELECT run_id FROM pgflow_prefect.take_runs(ARRAY['chain', 'other'], 100, true, 'the tests', 60, 3)"
+    assert {begun, other} <= {*column(worker, take)}
+    assert claim(worker, begun, "a").attempt == 1
+    with refused(BUSY):
+        complete(worker, begun, "a")
+    assert finish(worker, other) == ["only", "after"]
+    assert finish(worker, run_workflow(worker, "other").id) == ["only", "after"]
+    assert column(observer, "SELECT slug FROM pgflow_prefect.list_workflows()") == ["chain", "other"]
+    assert value(observer, "SELECT status FROM pgflow_prefect.read_run(%s, 60, true)", begun) == "pending"
+    assert value(observer, "SELECT steps FROM pgflow_prefect.load_definitions(ARRAY['chain'])") == ["a", "b", "c", "d"]
+
+    definer.execute("COMMIT")
+    assert finish(worker, begun) == ["a", "b", "c"]
+
+
+def test_a_start_gives_up_its_lock_before_python_gives_up_the_statement(kit: Connection) -> None:
+    """Else nothing would say which workflow is locked."""
+    waits = "SELECT replace(option, 'lock_timeout=', '')::interval FROM pg_proc, unnest(proconfig) AS option"
+    once = value(kit, f"{waits} WHERE oid = 'pgflow.snapshot(text)'::regprocedure AND option LIKE 'lock_timeout=%%'")
+    assert isinstance(once, timedelta)
+    assert 2 * once.total_seconds() < BOUND / 1.5
