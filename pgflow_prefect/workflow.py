@@ -139,10 +139,12 @@ class Workflow:
                 is shown while it is executed. See `pgflow-prefect guide recording`.
 
         Raises:
-            UsageError: the tags are one text.
+            UsageError: the tags are one text, or `record` is no `RecordLater`.
         """
         if isinstance(tags, str):  # a collection too, of letters
             raise UsageError(f"tags={tags!r} is a text: give a list, tags=[{tags!r}]")
+        if record is not None and not isinstance(record, RecordLater):
+            raise UsageError(f"record={record!r} is no RecordLater: write record=RecordLater(one_in=100), say")
         self.slug = slug
         self.description = description
         self.tags = tuple(tags)

@@ -52,6 +52,7 @@ MOST_RUNS, MOST_STEPS = 50, 2_000
 _MOST_EVENTS = 2_000
 """The most events that wait when the next runs are shown."""
 
+_STRIDE = 500  # events between two looks for room
 _PATIENCE = 60.0  # seconds without room for more events; then Prefect counts as away
 _LOOK = 0.05  # seconds between two looks for room
 _LANES = 8  # the most artifacts that are made at the same time
@@ -113,7 +114,6 @@ class RunRecorder:
         shown: set[UUID] = set()
         refused: dict[UUID, PgflowPrefectError] = {}
         for runs in _split(found):
-            await _await_room()
             answers = await asyncio.gather(*map(self._create, runs), return_exceptions=True)
             created = [(run, each) for run, each in zip(runs, answers, strict=True) if isinstance(each, FlowRun)]
             if created:
@@ -148,7 +148,7 @@ class RunRecorder:
         """
         steps = [each for each in await self.store.list_unrecorded_steps([run_id]) if each.status is not Status.PENDING]
         graph = build_graph(await self.store.load_run_definition(run_id))
-        _send(RecordedSteps(flow_run, graph, tuple(steps)).make_events(find_shown()))
+        await _send(RecordedSteps(flow_run, graph, tuple(steps)).make_events(find_shown()))
 
     # Ended runs
 
@@ -198,14 +198,9 @@ class RunRecorder:
 
     async def _show_steps(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[UnrecordedStep]) -> None:
         try:
-            events = [*RecordedSteps(flow_run, await self._read_graph(run), tuple(steps)).make_events()]
-        except (
-            ValueError,
-            LookupError,
-        ) as error:  # Prefect's models may refuse a row: the others go on
+            await _send(RecordedSteps(flow_run, await self._read_graph(run), tuple(steps)).make_events())
+        except (ValueError, LookupError) as error:  # rows that Prefect's models can't hold keep no other run waiting
             _logger.warning("run %s: its steps are not shown: %s", run.id, describe_error(error))
-        else:
-            _send(events)
 
     async def _read_graph(self, run: UnrecordedRun) -> Graph:
         if run.definition_id is None:
@@ -283,9 +278,12 @@ async def open_recorder(settings: Settings, store: Store, client: PrefectClient)
     return RunRecorder(store, client, FlowRunWriter(client), installation.id, settings, deployments.get)
 
 
-def _send(events: Iterable[Event]) -> None:
+async def _send(events: Iterable[Event]) -> None:
+    """Send events as fast as Prefect's server takes them, so that none is dropped, of however large a run."""
     outbox = find_outbox()
-    for event in events:
+    for number, event in enumerate(events):
+        if number % _STRIDE == 0:
+            await _await_room()
         outbox.send(partial(_give, event))
 
 

@@ -1,11 +1,14 @@
 """Which runs Prefect hears of later, and what stands for the flow run of a run that it is not told of."""
 
+from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pgflow_prefect import Workflow
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.prefect_api.ids import is_placeholder, make_placeholder
 from pgflow_prefect.recording import LONGER_THAN, RecordLater, parse_recordings
 
@@ -46,6 +49,12 @@ def test_long_runs_are_wanted_and_others_by_their_ids() -> None:
     wanted = [record.wants(UUID(int=number), 0.0) for number in range(10_000)]
     assert 800 < sum(wanted) < 1_200, "about one in ten, also of ids that are counted up"
     assert wanted == [record.wants(UUID(int=number), 0.0) for number in range(10_000)]
+
+
+def test_what_a_workflow_is_told_to_record_has_to_be_of_its_type() -> None:
+    given: Any = "later"
+    with pytest.raises(UsageError, match="record='later' is no RecordLater: write record="):
+        Workflow("orders", record=given)
 
 
 @given(st.uuids(), st.integers(1, 10_000))
