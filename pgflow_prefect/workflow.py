@@ -24,7 +24,6 @@ from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import (
     AnyFlow,
-    AnyTaskRunner,
     EventLoopTaskRunner,
     find_option_problems,
     find_unshown_problems,
@@ -32,6 +31,7 @@ from pgflow_prefect.execution.flow_options import (
 )
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
+from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler

@@ -3,17 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from string import Formatter
-from typing import Any, TypeAlias
+from typing import Any
 
 from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from pgflow_prefect.execution.flow_hooks import HOOKS
 from pgflow_prefect.prefect_api.internals import get_call_parameters
 
 AnyFlow = Flow[..., Any]
-AnyTaskRunner: TypeAlias = TaskRunner[Any]
 
 _OPTIONS = (
     *("version", "description", "flow_run_name", "task_runner", "log_prints", "timeout_seconds"),

@@ -15,7 +15,6 @@ from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.errors import TransientError
-from pgflow_prefect.execution.flow_options import AnyTaskRunner
 from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
@@ -26,6 +25,7 @@ from pgflow_prefect.execution.step import ClaimAhead, Step
 from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.task_runner import (
+    AnyTaskRunner,
     StepNotSentError,
     Submission,
     TaskRunnerGoneError,

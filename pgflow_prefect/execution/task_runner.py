@@ -6,7 +6,7 @@ from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from uuid import UUID
 
 from anyio import move_on_after, to_thread
@@ -14,11 +14,14 @@ from prefect import Flow
 from prefect.client.schemas.objects import RunInput, State, TaskRunResult
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner
 
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.execution.flow_options import AnyTaskRunner, EventLoopTaskRunner
+from pgflow_prefect.execution.flow_options import EventLoopTaskRunner
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.reporting.task_runs import EDGES
+
+AnyTaskRunner: TypeAlias = TaskRunner[Any]
 
 _GRACE = 10.0  # seconds for which an ended run waits for work that its threads and processes still do
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from pgflow_prefect import Settings, SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
-from pgflow_prefect.execution.flow_options import AnyTaskRunner
+from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from tests.conftest import Connection
 from tests.engine import value
 from tests.integration.conftest import (
