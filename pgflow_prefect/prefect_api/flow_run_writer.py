@@ -23,8 +23,12 @@ from pgflow_prefect.prefect_api.internals import propose_state, to_state_create
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.waiting import Answer, Asked, Collected, Item, give, refuse
 
-MOST_CREATED, MOST_ENDED = 100, 50
-"""The most flow runs in one request, as in Prefect's server."""
+MOST_CREATED = 25
+"""The most new flow runs in one request. Prefect's server takes 100. But its answer comes when it has created the last
+one, and none of their runs begins before."""
+
+MOST_ENDED = 50
+"""The most flow runs that one request ends, as in Prefect's server."""
 
 _PATIENCE, _PATIENCE_EACH = 10.0, 0.2
 """Seconds to wait for new flow runs, and more for each of several. After that, their runs are handed back."""

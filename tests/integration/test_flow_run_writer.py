@@ -99,7 +99,7 @@ async def make_running(writer: FlowRunWriter, deployment: UUID, count: int) -> l
 async def test_flow_runs_that_are_wanted_together_are_created_in_one_request(
     writer: FlowRunWriter, deployment: UUID, requests: Requests
 ) -> None:
-    bodies = [make_body() for _ in range(30)]
+    bodies = [make_body() for _ in range(20)]
     made = await create_all(writer, deployment, bodies)
     assert requests.asked == [CREATE_ALL, "filter"]
     for body, flow_run in zip(bodies, made, strict=True):
@@ -110,6 +110,23 @@ async def test_flow_runs_that_are_wanted_together_are_created_in_one_request(
         assert (flow_run.state.is_running(), flow_run.run_count) == (True, 1)
         assert flow_run.start_time is not None
         assert flow_run.empirical_policy.retries == 2
+
+
+async def test_the_first_flow_runs_of_a_burst_do_not_wait_for_the_last(
+    writer: FlowRunWriter, deployment: UUID, requests: Requests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_run_writer, "_LATE", 1000.0)
+    monkeypatch.setattr(flow_run_writer, "MOST_CREATED", 3)
+    asked_for: dict[str, list[str]] = {}
+
+    async def create(body: Json) -> None:
+        await writer.create(deployment, body)
+        asked_for[body["name"]] = [*requests.asked]
+
+    bodies = [make_body() for _ in range(6)]
+    await asyncio.gather(*map(create, bodies))
+    assert asked_for[bodies[0]["name"]].count(CREATE_ALL) == 1
+    assert asked_for[bodies[-1]["name"]].count(CREATE_ALL) == 2
 
 
 async def test_a_single_flow_run_is_created_by_a_plain_request(

@@ -2,15 +2,18 @@
 
 import threading
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.runtime import flow_run as runtime
-from prefect.states import Pending
+from prefect.states import Pending, Running, Scheduled
 
+from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
+from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.internals import propose_state
 from tests.integration.conftest import make_slug
 from tests.integration.live import Engine, continue_by
@@ -66,3 +69,33 @@ async def test_a_scheduled_flow_run_has_the_states_and_counts_of_prefects_engine
     names = [each["name"] for each in sorted(response.json(), key=lambda state: str(state["timestamp"]))]
     assert names == ["Scheduled", "Pending", "Running", "Completed"]
     assert (shown.run_count, shown.flow_version, counts) == (1, "7", [(1, {})])
+
+
+async def test_our_engine_sends_few_requests_for_a_flow_run(
+    client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    send = httpx.AsyncClient.send
+
+    async def note(self: httpx.AsyncClient, request: httpx.Request, **options: Any) -> httpx.Response:
+        if self is client._client:  # threads have clients of their own
+            path = [part for part in request.url.path.split("/") if part and len(part) != len(str(uuid4()))]
+            sent.append(f"{request.method} {'/'.join(path)}")
+        return await send(self, request, **options)
+
+    @flow(name=make_slug())
+    async def nothing() -> None: ...
+
+    engine = FlowRunEngine(nothing, FlowRunWriter(client), client)
+    await engine.execute(
+        await client.create_flow_run(nothing, state=Running())
+    )  # where results go is known from now on
+    created = await client.create_flow_run(nothing, state=Running())
+    scheduled = await client.create_flow_run(nothing, state=Scheduled())
+    monkeypatch.setattr(httpx.AsyncClient, "send", note)
+    await engine.execute(created)
+    assert sent == ["POST api/flow_runs/set_state"]
+    sent.clear()
+    await engine.execute(scheduled)
+    begin = ["PATCH api/flow_runs", "POST api/flow_runs/set_state", "GET api/flow_runs"]
+    assert sent == [*begin, "POST api/flow_runs/set_state"]
