@@ -53,16 +53,19 @@ class StepLink:
 
     async def keep_watch(self) -> None:
         """Return when the link is cut; until then, go on for ever."""
+        bound = pause = self._connector.bound
         while True:
-            await asyncio.sleep(self._connector.bound)
-            since = self._find_wait()
-            if since is None or monotonic() - since < self._connector.bound:
+            await asyncio.sleep(pause)
+            since, looked_at = self._find_wait(), monotonic()
+            pause = bound if since is None else max(0, since + bound - looked_at)
+            if since is None or pause > 0:
                 continue
             reason = await self._find_death(since)
             if reason is not None and self._find_wait() == since:
                 cut(self._connection)
                 self._tell(reason, monotonic() - since)
                 return
+            pause = max(0, looked_at + bound - monotonic())  # a server that gave no answer has taken this time already
 
     async def _find_death(self, since: float) -> str | None:
         """Return why the link is dead; None if it may be alive."""
