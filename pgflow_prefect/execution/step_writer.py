@@ -105,7 +105,7 @@ class StepWriter:
         )
 
     async def look(self, awaited: AwaitedStep) -> StepEnd | None:
-        """Return why the wait for a step is over; None if it is not; see `Store.watch_steps`."""
+        """Return why the wait for a step is over, or None while it goes on; see `Store.watch_steps`."""
         return next(iter(await self._persist(lambda: self.store.watch_steps([awaited]))), None)
 
     async def read_input(self, task: TaskKey, upstream: list[str] | None) -> tuple[RawJson, RawJson]:

@@ -279,9 +279,9 @@ class QueueHandler:
         """Publish one message for this attempt.
 
         Raises:
-            RetryLaterError: the broker can't be reached, or did not take it.
-            NotRetriableError: the URL names no queue, the broker refuses, a login or a package is missing, the
-                message is larger than a result may be, or a row may not name the login or reach the broker.
+            RetryLaterError: the broker can't be reached, or did not take the message.
+            NotRetriableError: another attempt would fail, too. For example, the URL names no queue, the broker refuses
+                the message, a package is missing, or the row may not reach the broker.
         """
         url = self.binding.url
         try:

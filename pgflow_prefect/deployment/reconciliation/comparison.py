@@ -46,8 +46,8 @@ class View:
         run: the run.
         steps: those of its steps that a task run has claimed.
         flow_runs: those of its flow runs that Prefect knows, by id.
-        task_runs: by id; for an ended run, those of its steps; for a flow run without a process, those that have not
-            ended.
+        task_runs: by id. For an ended run, the task runs of its steps. For a flow run without a process, the task runs
+            that have not ended.
         grace: for how long the two may differ.
         lag: for how long task runs may be behind, because Prefect stores their events one by one.
     """

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from pgflow_prefect.models import StepState
 
 ROWS = 1_000
-"""Rows of a table at most, because Prefect's UI loads it whole."""
+"""The most rows of a table, because Prefect's UI loads the whole table."""
 
 _ERROR_LENGTH = 200  # characters
 
@@ -24,8 +24,8 @@ _ERROR_LENGTH = 200  # characters
 class RunArtifacts:
     """Makes the artifacts of one run's flow run, one after the other.
 
-    Their keys begin with the workflow's slug, so that Prefect's page of artifacts has one of each kind for a workflow,
-    with all its runs as versions.
+    Their keys begin with the workflow's slug. So Prefect's page of artifacts has one artifact of each kind for a
+    workflow, with all its runs as versions.
     """
 
     def __init__(self, flow_run: FlowRun, run_id: UUID, workflow_slug: str) -> None:

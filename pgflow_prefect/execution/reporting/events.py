@@ -25,8 +25,8 @@ class RunEvents:
 
     An event is called `pgflow.run.…` or `pgflow.step.…`, followed by Prefect's name of the state, in lower case with
     dashes: `pgflow.run.completed`, `pgflow.step.awaiting-retry`. Its resource is `pgflow.run.<run id>` or
-    `pgflow.step.<run id>.<step slug>`, with the labels `pgflow.workflow`, `pgflow.run` and `pgflow.step`; the flow run
-    is a related resource, and so is the task run of a step that did not complete.
+    `pgflow.step.<run id>.<step slug>`. The resource has the labels `pgflow.workflow`, `pgflow.run` and `pgflow.step`.
+    The flow run is a related resource. So is the task run of a step that did not complete.
 
     Attributes:
         run_id: the run.
@@ -107,7 +107,7 @@ def _make_event(
 ) -> Event:
     # Prefect's models would look up the allowed number of labels in its settings for each event.
     return Event.model_construct(
-        occurred=cast("DateTime", occurred),  # it is one; Prefect's types don't say so
+        occurred=cast("DateTime", occurred),  # Prefect's types don't know that it is one
         event=event,
         resource=Resource.model_construct(resource),
         related=[RelatedResource.model_construct(each) for each in related],
