@@ -53,6 +53,8 @@ COMMANDS = {
     "bridge": ("bridge:bridge", "Submit the runs that SQL starts to Prefect's own workers."),
     "runs": ("runs:runs", "List the newest runs."),
     "status": ("status:status", "Show a run and its steps."),
+    "logs": ("logs:logs", "Show what a run's handlers have logged."),
+    "open": ("open_:open_", "Open a run's page in Prefect's UI."),
     "timeline": ("timeline:timeline", "Show when each step of a run began and how long it took."),
     "retry": ("retry:retry", "Make a failed run pending again."),
     "cancel": ("cancel:cancel", "End a run, in PostgreSQL and in Prefect."),

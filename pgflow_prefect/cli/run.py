@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import uuid4
 
 from cyclopts import Parameter
 
-from pgflow_prefect.cli.console import err, format_duration, out, print_error, print_json
+from pgflow_prefect.cli.console import err, format_duration, is_debugging, out, print_error, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, RunHeldError, UsageError
 
@@ -207,7 +208,7 @@ async def _execute(
                 out.print(f"run {run_id}", markup=False)
                 if created.url:
                     out.print(f"in Prefect: {created.url}", markup=False)
-            with view.show(len(plan.definition.steps)):
+            with view.show(len(plan.definition.steps)), _show_lines(json=json):
                 state = await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
         except BaseException:
             if not json:
@@ -249,6 +250,19 @@ async def _take(store: Store, run_id: UUID, *, force: bool) -> int | None:
                 )
                 told = True
         await anyio.sleep(_HELD_INTERVAL)
+
+
+def _show_lines(*, json: bool) -> AbstractContextManager[None]:
+    """Show what handlers log and print, until the block ends; not to scripts, and not twice."""
+    from pgflow_prefect.services.handler_lines import show_handler_lines
+
+    return nullcontext() if json or is_debugging() else show_handler_lines(_write_line)
+
+
+def _write_line(line: str) -> None:
+    # A live view takes the place of this stream, and puts the line above what it draws. `print` would write a log line.
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def _report(run: Run, url: str | None, *, json: bool) -> int:

@@ -101,6 +101,11 @@ class Store(
         unshown = {each.id for each in await self.read_unrecorded([run.id for run in runs])}
         return [run.model_copy(update={"is_unshown": run.id in unshown}) for run in runs]
 
+    async def list_flow_runs(self, run_id: UUID) -> list[UUID]:
+        """Return the flow runs that have taken a run, each once, in the order in which they took it."""
+        rows = await self._fetch("list_flow_runs", run_id=run_id)
+        return [*dict.fromkeys(UUID(str(row["flow_run_id"])) for row in rows)]
+
     async def find_run_id(self, name: RunName) -> UUID:
         """Return the id of the run that a person means; a whole id is returned without a statement.
 

@@ -9,6 +9,14 @@ from pgflow_prefect.wording import CleanBlockFormatter
 
 _STEPS = "prefect.task_runs"
 _SAID_BY_STATE = "Task run failed with exception"
+_ENDS = (_SAID_BY_STATE, "Finished in state", "Crash detected!")
+_RETRY = "Retry %s/%s"
+
+
+def is_end(record: logging.LogRecord) -> bool:
+    """Tell whether a record says only how a step ended, which the service says in its own words."""
+    text = str(record.msg)
+    return text.startswith(_ENDS) and _RETRY not in text
 
 
 class HandlersFilter(logging.Filter):

@@ -254,6 +254,20 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
     'How these steps of a run ended, without their results, which may be large; only of steps that have started.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_flow_runs(run_id uuid) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = list_flow_runs.run_id ORDER BY f.epoch;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_flow_runs(uuid) IS
+    'The flow runs that have taken a run, in the order in which they took it.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_results(run_id uuid, step_slugs text[]) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan

@@ -38,6 +38,10 @@ SELECT step_slug, status, ended_as, attempts, NULL AS step_result, error_message
        handler, first_claimed_at, tasks, tasks_completed, skip_reason
 FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
+-- list_flow_runs --
+-- The flow runs that have taken a run.
+SELECT flow_run_id FROM pgflow_prefect.list_flow_runs(%(run_id)s) AS flow_run_id
+
 -- read_results --
 -- The results of these steps, by slug; only of those that are completed.
 SELECT pgflow_prefect.read_results(%(run_id)s, %(step_slugs)s)::text AS results

@@ -1,0 +1,71 @@
+"""`open`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from pgflow_prefect.cli.console import err, out, print_json
+from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
+from pgflow_prefect.cli.steps import list_steps
+from pgflow_prefect.errors import PgflowPrefectError, UsageError
+
+if TYPE_CHECKING:
+    from pgflow_prefect.database.run_names import RunName
+    from pgflow_prefect.settings import Settings
+
+Step = Annotated[str | None, Parameter(help="Open the page of this step's task run.", show_default=False)]
+
+
+def open_(
+    run_id: RunId,
+    step: Step = None,
+    /,
+    *,
+    json: AsJson = False,
+    dsn: Dsn = None,
+) -> None:
+    """Open a run's page in Prefect's UI.
+
+    The command prints the page's address. On a terminal, it also opens the page in your browser.
+
+    Example: `pgflow-prefect open latest`
+    """
+    import anyio
+
+    from pgflow_prefect.database.run_names import parse_run_name
+
+    page = anyio.run(_find_page, make_settings(dsn), parse_run_name(run_id), step)
+    if json:
+        print_json({"url": page})
+        return
+    out.print(page, markup=False)
+    if out.is_terminal and not _open(page):
+        err.print("no browser was found: open the address yourself", markup=False)
+
+
+async def _find_page(settings: Settings, name: RunName, step: str | None) -> str:
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.prefect_api.pages import find_flow_run_page, find_step_page
+
+    async with open_store(settings, size=1, only_reads=True) as store:
+        run_id = await store.find_run_id(name)
+        run = await store.read_run(run_id)
+        if step is not None:
+            await list_steps(store, run_id, step)
+    if run.flow_run_id is None:
+        raise PgflowPrefectError(
+            f"run {run_id} has no flow run in Prefect: `pgflow-prefect status {run_id}` shows what it waits for"
+        )
+    page = find_flow_run_page(run.flow_run_id) if step is None else find_step_page(run.flow_run_id, step)
+    if not page:
+        raise UsageError("the address of Prefect's UI is not known: set PREFECT_API_URL or PREFECT_UI_URL")
+    return page
+
+
+def _open(page: str) -> bool:
+    """Open a page in the user's browser; tell whether there is one."""
+    import webbrowser
+
+    return webbrowser.open(page)

@@ -1,0 +1,18 @@
+"""Finds the pages of Prefect's UI."""
+
+from uuid import UUID
+
+from prefect.utilities.urls import url_for
+
+from pgflow_prefect.models import TaskKey
+from pgflow_prefect.prefect_api.ids import find_task_run_id
+
+
+def find_flow_run_page(flow_run_id: UUID) -> str | None:
+    """Return the address of a flow run's page; None if neither the UI's nor the API's address is set."""
+    return url_for("flow-run", flow_run_id)
+
+
+def find_step_page(flow_run_id: UUID, step_slug: str) -> str | None:
+    """Return the address of the page of a step's task run in a flow run; None as for a flow run."""
+    return url_for("task-run", find_task_run_id(flow_run_id, TaskKey(step_slug)))
