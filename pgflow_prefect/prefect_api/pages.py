@@ -2,10 +2,9 @@
 
 from uuid import UUID
 
-from prefect.utilities.urls import url_for
-
 from pgflow_prefect.models import TaskKey
 from pgflow_prefect.prefect_api.ids import find_task_run_id
+from pgflow_prefect.prefect_api.internals import url_for
 
 
 def find_flow_run_page(flow_run_id: UUID) -> str | None:
