@@ -10,8 +10,7 @@ from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_cells
 from pgflow_prefect.cli.options import Dsn, Flag, RunId, make_settings
-from pgflow_prefect.cli.steps import list_steps
-from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.cli.shown import explain_no_flow_run, list_steps
 from pgflow_prefect.models import Status
 from pgflow_prefect.wording import clean, clean_block, escape_json
 
@@ -65,15 +64,12 @@ async def _show(settings: Settings, name: RunName, step: str | None, follow: boo
     from pgflow_prefect.prefect_api.client import connect_to_prefect
     from pgflow_prefect.prefect_api.run_logs import RunLogs, find_log_delay
 
-    async with open_store(settings, size=1, only_reads=True) as store:
+    async with open_store(settings, size=1) as store:
         run_id = await store.find_run_id(name)
-        await store.read_run(run_id)
+        run = await store.read_run(run_id)
         steps = await list_steps(store, run_id, step)
         if not follow and not await store.list_flow_runs(run_id):
-            raise PgflowPrefectError(
-                f"run {run_id} has no flow run in Prefect, and so no log: "
-                f"`pgflow-prefect status {run_id}` shows what it waits for"
-            )
+            raise await explain_no_flow_run(store, run)
         async with connect_to_prefect() as client:
             lines = RunLogs(client, steps, step)
             if follow:
@@ -107,7 +103,7 @@ async def _follow(store: Store, run_id: UUID, lines: RunLogs, delay: timedelta, 
 async def _print_new(store: Store, run_id: UUID, lines: RunLogs, *, json: bool) -> bool:
     """Print the lines that are new; tell whether there were any."""
     printed = False
-    async for line in lines.read_new(await store.list_flow_runs(run_id)):
+    async for line in lines.read_new(await store.list_flow_runs(run_id), await store.list_task_runs(run_id)):
         _print(line, json=json)
         printed = True
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import err, out, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
-from pgflow_prefect.cli.steps import list_steps
+from pgflow_prefect.cli.shown import explain_no_flow_run, list_steps
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 if TYPE_CHECKING:
@@ -47,18 +47,18 @@ def open_(
 
 async def _find_page(settings: Settings, name: RunName, step: str | None) -> str:
     from pgflow_prefect.database.store import open_store
-    from pgflow_prefect.prefect_api.pages import find_flow_run_page, find_step_page
+    from pgflow_prefect.prefect_api.pages import find_flow_run_page, find_task_run_page
 
-    async with open_store(settings, size=1, only_reads=True) as store:
+    async with open_store(settings, size=1) as store:
         run_id = await store.find_run_id(name)
         run = await store.read_run(run_id)
-        if step is not None:
-            await list_steps(store, run_id, step)
-    if run.flow_run_id is None:
-        raise PgflowPrefectError(
-            f"run {run_id} has no flow run in Prefect: `pgflow-prefect status {run_id}` shows what it waits for"
-        )
-    page = find_flow_run_page(run.flow_run_id) if step is None else find_step_page(run.flow_run_id, step)
+        await list_steps(store, run_id, step)
+        if run.flow_run_id is None:
+            raise await explain_no_flow_run(store, run)
+        task_runs = await store.list_task_runs(run_id)
+    if step is not None and step not in task_runs:
+        raise PgflowPrefectError(f"step {step!r} of run {run_id} has no task run yet: it was never claimed")
+    page = find_flow_run_page(run.flow_run_id) if step is None else find_task_run_page(task_runs[step])
     if not page:
         raise UsageError("the address of Prefect's UI is not known: set PREFECT_API_URL or PREFECT_UI_URL")
     return page

@@ -106,6 +106,11 @@ class Store(
         rows = await self._fetch("list_flow_runs", run_id=run_id)
         return [*dict.fromkeys(UUID(str(row["flow_run_id"])) for row in rows)]
 
+    async def list_task_runs(self, run_id: UUID) -> dict[str, UUID]:
+        """Return the latest task run of each step of a run that was claimed, by step slug."""
+        rows = await self._fetch("list_task_runs", run_id=run_id)
+        return {str(row["step_slug"]): UUID(str(row["task_run_id"])) for row in rows}
+
     async def find_run_id(self, name: RunName) -> UUID:
         """Return the id of the run that a person means; a whole id is returned without a statement.
 

@@ -2,8 +2,6 @@
 
 from uuid import UUID
 
-from pgflow_prefect.models import TaskKey
-from pgflow_prefect.prefect_api.ids import find_task_run_id
 from pgflow_prefect.prefect_api.internals import url_for
 
 
@@ -12,6 +10,6 @@ def find_flow_run_page(flow_run_id: UUID) -> str | None:
     return url_for("flow-run", flow_run_id)
 
 
-def find_step_page(flow_run_id: UUID, step_slug: str) -> str | None:
-    """Return the address of the page of a step's task run in a flow run; None as for a flow run."""
-    return url_for("task-run", find_task_run_id(flow_run_id, TaskKey(step_slug)))
+def find_task_run_page(task_run_id: UUID) -> str | None:
+    """Return the address of a task run's page; None as for a flow run."""
+    return url_for("task-run", task_run_id)

@@ -1,6 +1,6 @@
 """Reads from Prefect what a run's flow runs have logged."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from logging import getLevelName
@@ -72,8 +72,13 @@ class RunLogs:
         self._tasks: dict[UUID, str] = {}
         self._known: set[UUID] = set()
 
-    async def read_new(self, flow_run_ids: Sequence[UUID]) -> AsyncIterator[LogLine]:
+    async def read_new(self, flow_run_ids: Sequence[UUID], task_run_ids: Mapping[str, UUID]) -> AsyncIterator[LogLine]:
         """Yield the lines of these flow runs that were not yielded before, in the order of their times.
+
+        Args:
+            flow_run_ids: all flow runs that have taken the run.
+            task_run_ids: the latest task run of each step. A task runner gives them ids of its own, and a run that was
+                shown later has those of before.
 
         Raises:
             PrefectUnavailableError: Prefect's API does not answer in time.
@@ -84,6 +89,7 @@ class RunLogs:
         for flow_run_id in {*flow_run_ids} - self._known:
             self._known.add(flow_run_id)
             self._tasks |= {find_task_run_id(flow_run_id, TaskKey(slug)): slug for slug in self._steps}
+        self._tasks |= {task_run_id: slug for slug, task_run_id in task_run_ids.items()}
         wanted = self._make_filter(flow_run_ids)
         page: list[Log] = []
         offset = 0

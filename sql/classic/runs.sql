@@ -268,6 +268,22 @@ COMMENT ON FUNCTION pgflow_prefect.list_flow_runs(uuid) IS
     'The flow runs that have taken a run, in the order in which they took it.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_task_runs(run_id uuid) RETURNS TABLE (step_slug text, task_run_id uuid)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT t.step_slug, t.task_run_id FROM pgflow_prefect.task_runs t
+        WHERE t.run_id = list_task_runs.run_id AND t.task_index = 0;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_task_runs(uuid) IS
+    'The latest task run of each step of a run that was claimed.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_results(run_id uuid, step_slugs text[]) RETURNS jsonb
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan

@@ -6,10 +6,10 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, wait_until
+from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Services, wait_until
 from tests.acceptance.test_terminal import watch
 from tests.conftest import Connection
-from tests.engine import define, insert_run
+from tests.engine import define, get_run, insert_run, run_workflow
 
 HANDLERS = """
 import logging
@@ -99,7 +99,7 @@ def test_logs_follows_a_run_from_before_its_start_to_its_end(cli: CommandLine, d
     assert len({(line["time"], line["message"]) for line in lines}) == len(lines), "none twice"
 
 
-def test_logs_and_open_name_what_they_can_not_show(cli: CommandLine, db: Connection, talking: str) -> None:
+def test_logs_and_open_say_what_they_can_not_show(cli: CommandLine, db: Connection, talking: str) -> None:
     run_id = insert_run(db, talking)
 
     for command in ("logs", "open"):
@@ -136,3 +136,26 @@ def test_open_opens_the_page_in_the_user_s_browser(cli: CommandLine, prefect: Pr
     page = f"{prefect.url.removesuffix('/api')}/runs/flow-run/{prefect.find_flow_run(run_id)['id']}"
     wait_until((cli.directory / "opened").exists, "the browser was started")
     assert (cli.directory / "opened").read_text(encoding="utf-8").strip() == page
+
+
+def test_logs_and_open_of_a_run_that_prefect_was_not_told_of_name_the_command_that_shows_it(
+    cli: CommandLine, services: Services, db: Connection, talking: str
+) -> None:
+    cli.write(
+        "flows/talking.py",
+        HANDLERS.replace('("talking")', '("talking", record=RecordLater())').replace(
+            "import Workflow", "import RecordLater, Workflow"
+        ),
+    )
+    services.start("worker")
+    run_id = run_workflow(db, talking, {}).id
+    wait_until(lambda: get_run(db, run_id).status == "completed", "the run has ended")
+
+    for command in ("logs", "open"):
+        assert f"`pgflow-prefect record {run_id}` shows it" in cli(command, str(run_id)).find_error()
+
+    assert cli("record", str(run_id)).code == 0
+    assert cli("open", str(run_id)).code == 0
+    [page] = cli("open", str(run_id), "second").lines
+    task_run = f"{cli.environment['PREFECT_API_URL']}/task_runs/{page.rpartition('/')[2]}"
+    wait_until(lambda: httpx.get(task_run, timeout=TIMEOUT).is_success, "the page is that of a task run")

@@ -42,6 +42,10 @@ FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 -- The flow runs that have taken a run.
 SELECT flow_run_id FROM pgflow_prefect.list_flow_runs(%(run_id)s) AS flow_run_id
 
+-- list_task_runs --
+-- The latest task run of each step of a run.
+SELECT step_slug, task_run_id FROM pgflow_prefect.list_task_runs(%(run_id)s)
+
 -- read_results --
 -- The results of these steps, by slug; only of those that are completed.
 SELECT pgflow_prefect.read_results(%(run_id)s, %(step_slugs)s)::text AS results
