@@ -218,7 +218,9 @@ async def test_one_in_so_many_is_shown_the_same_ones_each_time(site: Site, db: C
     record = RecordLater(one_in=3, longer_than=3600)
     workflow = make_chain(db, record)
     async with site.work(workflow):
-        run_ids = [run_workflow(db, workflow.slug, {}).id for _ in range(24)]
+        run_ids = [UUID(int=number) for number in range(24)]
+        for run_id in run_ids:
+            db.execute("SELECT pgflow.run_workflow(%s, '{}', %s)", [workflow.slug, run_id])
         for run_id in run_ids:
             await site.await_end(run_id)
         wanted = {each for each in run_ids if record.wants(each, 0.0)}
