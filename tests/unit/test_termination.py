@@ -29,15 +29,15 @@ def wait_until(is_so: Callable[[], bool], session: "subprocess.Popen[bytes]", lo
         time.sleep(0.1)
 
 
-def interrupt(tmp_path: Path, chosen: str, told: int, number: signal.Signals, *options: str) -> list[Path]:
-    """Run a session, end it by a signal once so many tests wait, and return what these have told."""
+def interrupt(tmp_path: Path, tests: list[str], number: signal.Signals, processes: int) -> list[Path]:
+    """Run a session, end it by a signal once all its processes wait in a test, and return what these have told."""
     answers = tmp_path / "told"
     answers.mkdir()
     log = tmp_path / "log"
     inherited = {name: text for name, text in os.environ.items() if name != "PGFLOW_TEST_SHARED"}
     with log.open("wb") as output:
         session = subprocess.Popen(
-            [sys.executable, "-m", "pytest", str(SESSION), "-k", chosen, *options],
+            [sys.executable, "-m", "pytest", "-n", str(processes), *(f"{SESSION}::{test}" for test in tests)],
             env={**inherited, "PGFLOW_TEST_TOLD": str(answers)},
             cwd=SESSION.parents[2],
             stdin=subprocess.DEVNULL,
@@ -45,7 +45,7 @@ def interrupt(tmp_path: Path, chosen: str, told: int, number: signal.Signals, *o
             stderr=output,
         )
     try:
-        wait_until(lambda: len([*answers.glob("[!.]*")]) == told, session, log)
+        wait_until(lambda: len([*answers.glob("[!.]*")]) == max(1, processes), session, log)
         session.send_signal(number)
         assert session.wait(PATIENCE) == pytest.ExitCode.INTERRUPTED, log.read_text(encoding="utf-8")
     finally:
@@ -64,10 +64,18 @@ def check_gone(told: Path) -> None:
 
 @pytest.mark.processes
 @starts_servers
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("processes", [0, 2])
-def test_no_postgresql_is_left(tmp_path: Path, processes: int, number: signal.Signals) -> None:
-    for told in interrupt(tmp_path, "for_ever", max(1, processes), number, "-n", str(processes)):
+@pytest.mark.parametrize(
+    ("test", "processes", "number"),
+    [
+        ("test_that_blocks", 0, signal.SIGTERM),
+        ("test_that_blocks", 2, signal.SIGTERM),
+        ("test_that_blocks", 2, signal.SIGINT),
+        ("test_on_an_event_loop", 0, signal.SIGTERM),
+        ("test_on_an_event_loop", 2, signal.SIGTERM),
+    ],
+)
+def test_no_postgresql_is_left(tmp_path: Path, test: str, processes: int, number: signal.Signals) -> None:
+    for told in interrupt(tmp_path, [test], number, processes):
         check_gone(told)
 
 
@@ -75,7 +83,8 @@ def test_no_postgresql_is_left(tmp_path: Path, processes: int, number: signal.Si
 @starts_servers
 def test_no_prefect_server_is_left(tmp_path: Path) -> None:
     """It has its data on the PostgreSQL of one process; the other process waits in a test of its own."""
-    own, shared = interrupt(tmp_path, "prefect or 0", 2, signal.SIGTERM, "-n", "2")
+    tests = ["test_with_a_prefect_server", "test_that_blocks[0]"]
+    own, shared = interrupt(tmp_path, tests, signal.SIGTERM, 2)
     check_gone(own)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{shared.read_text(encoding='utf-8')}/health")
