@@ -139,7 +139,8 @@ def open_site(server: str, sources: Path | None = None) -> Iterator[Site]:
     ):
         for script in SCRIPTS:
             path = shipped_path("sql", script) if sources is None else sources / "sql" / script
-            db.execute(path.read_bytes())
+            if sources is None or path.exists():  # a former version has fewer of them
+                db.execute(path.read_bytes())
         define(db, WORKFLOW, GRAPH)
         flows = Path(temporary) / "flows"
         flows.mkdir()

@@ -153,9 +153,10 @@ class _LiveFlowRun:
                 if self._flow.flow_run_name:
                     await self._name()
                 await self._begin()
-                names = self._flow_run.name, self._flow.name
-                self._logger.info("Beginning flow run %r for flow %r", *names, extra=_NOT_FOR_THE_SERVER)
-                stack.callback(start_heartbeat(self._flow, self._flow_run))
+                if self._state.is_running():
+                    names = self._flow_run.name, self._flow.name
+                    self._logger.info("Beginning flow run %r for flow %r", *names, extra=_NOT_FOR_THE_SERVER)
+                    stack.callback(start_heartbeat(self._flow, self._flow_run))
                 while self._state.is_running():
                     async with self._hold_slot():
                         with self._enter_context():
