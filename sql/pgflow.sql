@@ -13,6 +13,8 @@
 --   complete_step(run_id, step_slug, step_result ...)  store a result, start what became ready
 --   fail_step(run_id, step_slug, error_message ...)    fail the step and its run
 --   has_unmet_deps, get_root_steps, get_ready_steps  what can start
+--   skip_step(run_id, step_slug [, note, cascade ...]) skip a step, with or without what is below it
+--   take_branches(run_id, step_slug, taken ...)        complete a step that chooses which of its branches are taken
 --   cancel_run, fail_run, reopen_run                 end a run, and make it pending again
 --   take_run, repair_run                             the life of a run
 --
@@ -350,6 +352,14 @@ CREATE TABLE IF NOT EXISTS pgflow.waiting_steps (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- How many attempts a step had that a reopened run has made undecided: no number is used twice.
+CREATE TABLE IF NOT EXISTS pgflow.undone_steps (
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    step_slug TEXT NOT NULL,
+    attempts INT NOT NULL,
+    PRIMARY KEY (run_id, step_slug)
+);
+
 -- The limits of payloads and results, for every statement. The owner changes them: UPDATE pgflow.limits SET ...
 -- Lower limits would not work, because the triggers let small values pass without reading them.
 CREATE TABLE IF NOT EXISTS pgflow.limits (
@@ -435,6 +445,81 @@ BEGIN
             WHERE a.attrelid = 'pgflow.runs'::regclass AND a.attname = 'epoch'
         LOOP
             EXECUTE format('GRANT %s (taken_in) ON pgflow.runs TO %s%s', granted."right", granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.steps'::regclass AND attname = 'rule') THEN
+        ALTER TABLE pgflow.workflows
+            ADD COLUMN when_failed TEXT                     -- stop: a failure ends the run at once; continue: what does
+                CHECK (when_failed IN ('stop', 'continue')), -- not depend on it goes on; NULL: as its steps need it
+            ADD COLUMN failed_by TEXT NOT NULL DEFAULT 'steps' -- whose failure fails the run: that of any step, or that of
+                CHECK (failed_by IN ('steps', 'leaves'));   -- a step that none waits for
+        ALTER TABLE pgflow.steps
+            ADD COLUMN rule TEXT                            -- when it runs; NULL: as decide_step says
+                CHECK (rule IN ('all_success', 'all_failed', 'all_done', 'all_done_min_one_success',
+                                'all_done_setup_success', 'all_skipped', 'always', 'none_failed',
+                                'none_failed_min_one_success', 'none_skipped', 'one_done', 'one_failed',
+                                'one_success')),
+            ADD COLUMN required_input_pattern JSONB,        -- its input has to contain this
+            ADD COLUMN forbidden_input_pattern JSONB,       -- its input must not contain this
+            ADD COLUMN when_unmet TEXT NOT NULL DEFAULT 'skip' -- what becomes of it where its input is not so
+                CHECK (when_unmet IN ('fail', 'skip', 'skip-cascade')),
+            ADD COLUMN when_exhausted TEXT NOT NULL DEFAULT 'fail' -- what becomes of it where its last attempt fails
+                CHECK (when_exhausted IN ('fail', 'skip', 'skip-cascade')),
+            ADD COLUMN fails_run BOOLEAN NOT NULL DEFAULT true, -- false: its failure never fails the run
+            ADD COLUMN is_setup BOOLEAN NOT NULL DEFAULT false; -- for the rule all_done_setup_success
+        ALTER TABLE pgflow.definitions
+            ADD COLUMN uses_rules BOOLEAN NOT NULL DEFAULT false, -- its steps are decided by `settle`
+            ADD COLUMN continues BOOLEAN NOT NULL DEFAULT false; -- its runs go on after a failure
+        ALTER TABLE pgflow.definition_steps
+            ADD COLUMN rule TEXT,
+            ADD COLUMN required_input_pattern JSONB,
+            ADD COLUMN forbidden_input_pattern JSONB,
+            ADD COLUMN when_unmet TEXT NOT NULL DEFAULT 'skip',
+            ADD COLUMN when_exhausted TEXT NOT NULL DEFAULT 'fail',
+            ADD COLUMN decides BOOLEAN NOT NULL DEFAULT true, -- its failure fails the run
+            ADD COLUMN setups INT NOT NULL DEFAULT 0;       -- how many of its upstream steps are setups
+        ALTER TABLE pgflow.definition_deps
+            ADD COLUMN from_is_setup BOOLEAN NOT NULL DEFAULT false;
+        ALTER TABLE pgflow.waiting_steps                    -- NULL in runs that use no rules
+            ADD COLUMN upstream INT,                        -- how many upstream steps it has, and how they ended
+            ADD COLUMN skipped INT,
+            ADD COLUMN cascaded INT,                        -- skipped with what is below them
+            ADD COLUMN failed INT,
+            ADD COLUMN not_run INT,
+            ADD COLUMN setups_ok INT,
+            ADD COLUMN setups_skipped INT,
+            ADD COLUMN decided BOOLEAN;                     -- its rule did not wait for the others
+        ALTER TABLE pgflow.runs
+            ADD COLUMN uses_rules BOOLEAN NOT NULL DEFAULT false,
+            ADD COLUMN continues BOOLEAN NOT NULL DEFAULT false;
+        ALTER TABLE pgflow.step_states                      -- no CHECK: it would cost a quarter of each step
+            ADD COLUMN skip_reason TEXT,                    -- why it was skipped, or is failed without an attempt
+            ADD COLUMN skip_cascades BOOLEAN,               -- what is below it is skipped, unless its rule says otherwise
+            ADD COLUMN skipped_by TEXT,                     -- the step that did not take it as a branch
+            ADD COLUMN skip_note TEXT;                      -- for people
+        -- A role that was granted single columns, or what is counted, needs what is new beside it.
+        FOR granted IN
+            SELECT DISTINCT format('%s (%s) ON %s', r.privilege_type, beside.new_columns, a.attrelid::regclass) AS "right",
+                   r.is_grantable, CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM (VALUES ('pgflow.runs'::regclass, 'remaining', 'uses_rules, continues'),
+                         ('pgflow.step_states', 'error_message', 'skip_reason, skip_cascades, skipped_by, skip_note'),
+                         ('pgflow.step_states', 'step_slug', 'status, skip_reason, skip_cascades, skipped_by, skip_note, '
+                                                             'error_message, finished_at, attempts'))
+                 AS beside (relation, known_column, new_columns)
+            JOIN pg_catalog.pg_attribute a ON a.attrelid = beside.relation AND a.attname = beside.known_column
+            CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE r.privilege_type = 'INSERT' OR (r.privilege_type <> 'INSERT' AND beside.known_column <> 'step_slug')
+            UNION
+            SELECT DISTINCT format('%s ON pgflow.undone_steps', r.privilege_type), r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END
+            FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) r
+            WHERE c.oid = 'pgflow.waiting_steps'::regclass AND r.grantee <> c.relowner
+              AND r.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+        LOOP
+            EXECUTE format('GRANT %s TO %s%s', granted."right", granted.grantee,
                            CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
         END LOOP;
     END IF;
@@ -537,7 +622,7 @@ $cancelled$;
 DO $pages$
 BEGIN
     PERFORM pgflow.reserve_pages('pgflow', ARRAY['workflows', 'steps', 'deps', 'runs', 'step_states', 'definitions',
-                                                 'definition_steps', 'definition_deps', 'waiting_steps']);
+                                                 'definition_steps', 'definition_deps', 'waiting_steps', 'undone_steps']);
 END
 $pages$;
 
@@ -930,6 +1015,24 @@ $$;
 COMMENT ON FUNCTION pgflow.deps_edited() IS 'Raises the version of edited workflows; refuses a cycle.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.workflows_edited() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+BEGIN
+    IF TG_RELID <> 'pgflow.workflows'::regclass THEN -- as in steps_edited
+        RAISE EXCEPTION 'the trigger function pgflow.workflows_edited is for pgflow.workflows, not for %', TG_RELID::regclass
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    PERFORM pgflow.raise_version(ARRAY[NEW.slug]);
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.workflows_edited() IS
+    'Raises the version of a workflow whose when_failed or failed_by was edited.';
+
+
 -- A slug becomes a name in Prefect, an HTTP header and a line of a log, so it may have no control characters.
 CREATE OR REPLACE FUNCTION pgflow.refuse_slug() RETURNS trigger
 LANGUAGE plpgsql VOLATILE
@@ -993,8 +1096,40 @@ BEGIN
             EXECUTE format('ALTER TABLE pgflow.%I ENABLE ALWAYS TRIGGER edited_by_%s', edited, event);
         END LOOP;
     END LOOP;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                   WHERE tgrelid = 'pgflow.workflows'::regclass AND tgname = 'edited_by_update') THEN
+        -- By its columns: raise_version updates the row itself.
+        CREATE TRIGGER edited_by_update AFTER UPDATE OF when_failed, failed_by ON pgflow.workflows FOR EACH ROW
+            WHEN (OLD.when_failed IS DISTINCT FROM NEW.when_failed OR OLD.failed_by IS DISTINCT FROM NEW.failed_by)
+            EXECUTE FUNCTION pgflow.workflows_edited();
+        ALTER TABLE pgflow.workflows ENABLE ALWAYS TRIGGER edited_by_update;
+    END IF;
 END
 $triggers$;
+
+
+CREATE OR REPLACE FUNCTION pgflow.refuse_rules(of_workflow text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    step pgflow.steps;
+BEGIN
+    SELECT s.* INTO step FROM pgflow.workflows w JOIN pgflow.steps s ON s.workflow_slug = w.slug
+    WHERE w.slug = of_workflow AND w.when_failed = 'stop' AND (pgflow.may_follow_failure(s.rule) OR NOT s.fails_run)
+    ORDER BY s.slug LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'workflow "%" stops at the first failure, and its step "%" %', of_workflow, step.slug,
+                        CASE WHEN step.fails_run THEN format('has the rule %s, which may run after one', step.rule)
+                             ELSE 'is not to fail its run' END
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Set when_failed of the workflow to NULL or to continue, or take that from the step.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_rules(text) IS
+    'Raises 22023 where a workflow stops at the first failure and one of its steps needs it to go on.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.write_snapshot(workflow_slug text) RETURNS pgflow.definitions
@@ -1021,13 +1156,23 @@ BEGIN
             RAISE EXCEPTION 'workflow "%" has no steps', workflow_slug
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Insert its steps into pgflow.steps first.';
         END IF;
+        PERFORM pgflow.refuse_rules(workflow_slug);
         PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
 
         -- Of two first runs at once, each writes a snapshot, and neither waits for the other's transaction. They are
         -- alike, and later runs begin with the one that was begun first.
-        INSERT INTO pgflow.definitions (workflow_slug, version, step_count)
-        SELECT w.slug, w.version, (SELECT count(*) FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
-        FROM pgflow.workflows w WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
+        INSERT INTO pgflow.definitions (workflow_slug, version, step_count, uses_rules, continues)
+        SELECT w.slug, w.version, s.step_count, s.uses_rules OR s.continues, s.continues
+        FROM pgflow.workflows w
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS step_count,
+                   coalesce(bool_or(s.rule IS NOT NULL OR s.required_input_pattern IS NOT NULL
+                                    OR s.forbidden_input_pattern IS NOT NULL OR s.when_exhausted <> 'fail'), false)
+                       AS uses_rules,
+                   CASE w.when_failed WHEN 'continue' THEN true WHEN 'stop' THEN false
+                       ELSE coalesce(bool_or(pgflow.may_follow_failure(s.rule) OR NOT s.fails_run), false) END AS continues
+            FROM pgflow.steps s WHERE s.workflow_slug = w.slug) s
+        WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
         RETURNING * INTO definition;
         is_new := FOUND;
     END IF;
@@ -1039,18 +1184,41 @@ BEGIN
         WITH unedited AS MATERIALIZED (
             SELECT FROM pgflow.workflows w
             WHERE w.slug = write_snapshot.workflow_slug AND w.version = current_version
+        ), dep AS MATERIALIZED (
+            SELECT d.from_step_slug, d.to_step_slug, f.is_setup AS from_is_setup, t.fails_run AS to_fails_run
+            FROM pgflow.deps d
+            JOIN pgflow.steps f ON f.workflow_slug = write_snapshot.workflow_slug AND f.slug = d.from_step_slug
+            JOIN pgflow.steps t ON t.workflow_slug = write_snapshot.workflow_slug AND t.slug = d.to_step_slug
+            WHERE d.workflow_slug = write_snapshot.workflow_slug
         ), upstream AS MATERIALIZED (
-            SELECT d.to_step_slug AS slug, count(*) AS in_degree FROM pgflow.deps d
-            WHERE d.workflow_slug = write_snapshot.workflow_slug GROUP BY d.to_step_slug
+            SELECT d.to_step_slug AS slug, count(*) AS in_degree, count(*) FILTER (WHERE d.from_is_setup) AS setups
+            FROM dep d GROUP BY d.to_step_slug
+        ), downstream AS MATERIALIZED (
+            SELECT d.from_step_slug AS slug, bool_or(d.to_fails_run) AS fail_run FROM dep d GROUP BY d.from_step_slug
         ), copied_deps AS (
-            INSERT INTO pgflow.definition_deps (definition_id, from_step_slug, to_step_slug, to_in_degree)
-            SELECT definition.id, d.from_step_slug, d.to_step_slug, u.in_degree
-            FROM pgflow.deps d JOIN upstream u ON u.slug = d.to_step_slug
-            WHERE d.workflow_slug = write_snapshot.workflow_slug AND EXISTS (SELECT FROM unedited)
+            INSERT INTO pgflow.definition_deps (definition_id, from_step_slug, to_step_slug, to_in_degree, from_is_setup)
+            SELECT definition.id, d.from_step_slug, d.to_step_slug, u.in_degree, d.from_is_setup
+            FROM dep d JOIN upstream u ON u.slug = d.to_step_slug
+            WHERE EXISTS (SELECT FROM unedited)
+        ), step AS MATERIALIZED ( -- failed_by = leaves: those whose failure counts, and below which that of none does
+            SELECT s.*, coalesce(u.in_degree, 0) AS in_degree, coalesce(u.setups, 0) AS setups,
+                   s.fails_run AND b.fail_run IS NOT TRUE AS is_last, b.slug IS NULL AS is_leaf
+            FROM pgflow.steps s
+            LEFT JOIN upstream u ON u.slug = s.slug
+            LEFT JOIN downstream b ON b.slug = s.slug
+            WHERE s.workflow_slug = write_snapshot.workflow_slug
         )
-        INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree)
-        SELECT definition.id, s.slug, coalesce(u.in_degree, 0)
-        FROM pgflow.steps s LEFT JOIN upstream u ON u.slug = s.slug
+        INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree, rule, required_input_pattern,
+                                             forbidden_input_pattern, when_unmet, when_exhausted, decides, setups)
+        SELECT definition.id, s.slug, s.in_degree, s.rule, s.required_input_pattern, s.forbidden_input_pattern,
+               s.when_unmet, s.when_exhausted,
+               CASE WHEN failed_by_leaves THEN CASE WHEN some_are_last THEN s.is_last ELSE s.is_leaf END
+                    ELSE s.fails_run END,
+               s.setups
+        FROM step s
+        CROSS JOIN (SELECT bool_or(i.is_last) AS some_are_last FROM step i) last
+        CROSS JOIN (SELECT w.failed_by = 'leaves' AS failed_by_leaves FROM pgflow.workflows w
+                    WHERE w.slug = write_snapshot.workflow_slug) how
         WHERE s.workflow_slug = write_snapshot.workflow_slug AND EXISTS (SELECT FROM unedited);
         GET DIAGNOSTICS written = ROW_COUNT;
         IF written = definition.step_count THEN
@@ -1351,7 +1519,7 @@ AS $$
 DECLARE
     run record;
 BEGIN
-    SELECT r.id, r.workflow_slug, r.definition_id INTO run
+    SELECT r.id, r.workflow_slug, r.definition_id, r.uses_rules INTO run
     FROM pgflow.runs r WHERE r.id = has_unmet_deps.run_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown run %', run_id USING ERRCODE = 'no_data_found';
@@ -1364,6 +1532,9 @@ BEGIN
               AND NOT EXISTS (SELECT FROM pgflow.step_states s
                               WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug
                                 AND s.status = 'completed' OFFSET 0)); -- as in closes_cycle
+    ELSIF run.uses_rules THEN
+        RETURN EXISTS (SELECT FROM pgflow.count_steps(run.id, run.definition_id, ARRAY[has_unmet_deps.step_slug]) c
+                       WHERE c.verdict IS DISTINCT FROM 'run');
     END IF;
     RETURN EXISTS (
         SELECT FROM pgflow.definition_deps d
@@ -1375,7 +1546,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.has_unmet_deps(uuid, text) IS
-    'True while an upstream step, in the definition that the run began with, is not completed.';
+    'True while an upstream step, in the definition that the run began with, is not completed; in a run with rules, while '
+    'the step''s rule does not say that it runs.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.check_step(workflow_slug text, definition_id bigint, step_slug text) RETURNS void
@@ -1411,7 +1583,7 @@ AS $$
 DECLARE
     run record;
 BEGIN
-    SELECT r.id, r.workflow_slug, r.definition_id, r.status INTO run
+    SELECT r.id, r.workflow_slug, r.definition_id, r.status, r.uses_rules INTO run
     FROM pgflow.runs r WHERE r.id = get_ready_steps.run_id;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown run %', run_id USING ERRCODE = 'no_data_found';
@@ -1431,6 +1603,13 @@ BEGIN
                     AND u.status IS DISTINCT FROM 'completed')
             ORDER BY s.slug;
         RETURN;
+    ELSIF run.uses_rules THEN
+        RETURN QUERY
+            SELECT s.* FROM pgflow.count_upstream(run.id, run.definition_id) c
+            JOIN pgflow.steps s ON s.workflow_slug = run.workflow_slug AND s.slug = c.slug
+            WHERE NOT c.has_state AND c.verdict = 'run'
+            ORDER BY s.slug;
+        RETURN;
     END IF;
     RETURN QUERY
         SELECT s.* FROM pgflow.definition_steps ds
@@ -1447,20 +1626,33 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.get_ready_steps(uuid) IS
-    'The steps of a pending run that have no state yet and whose upstream steps are all completed.';
+    'The steps of a pending run that have no state yet and whose upstream steps are all completed; in a run with rules, '
+    'those whose rule says that they run.';
 
 
-CREATE OR REPLACE FUNCTION pgflow.count_states(run_id uuid, definition_id bigint, OUT completed int, OUT failed text)
+DO $counted$
+BEGIN
+    IF to_regprocedure('pgflow.count_states(uuid, bigint)') IS NOT NULL AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_proc
+        WHERE oid = to_regprocedure('pgflow.count_states(uuid, bigint)') AND 'failures' = ANY (proargnames)) THEN
+        DROP FUNCTION pgflow.count_states(uuid, bigint); -- it did not count failures
+    END IF;
+END
+$counted$;
+
+CREATE OR REPLACE FUNCTION pgflow.count_states(
+    run_id uuid, definition_id bigint, OUT completed int, OUT failures int, OUT failed text
+)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET enable_nestloop = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT count(*) FILTER (WHERE s.status = 'completed'),
+    SELECT count(*) FILTER (WHERE s.status = 'completed'), count(*) FILTER (WHERE s.status = 'failed'),
            min(format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given')))
                FILTER (WHERE s.status = 'failed')
-    INTO count_states.completed, count_states.failed
+    INTO count_states.completed, count_states.failures, count_states.failed
     FROM pgflow.step_states s
     JOIN pgflow.definition_steps d ON d.definition_id = count_states.definition_id AND d.slug = s.step_slug
     WHERE s.run_id = count_states.run_id;
@@ -1468,7 +1660,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.count_states(uuid, bigint) IS
-    'How many steps of a definition a run has completed, and the reason of one that has failed. Internal.';
+    'How many steps of a definition a run has completed, how many have failed, and the reason of one. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.count_unmet(run_id uuid, definition_id bigint)
@@ -1535,6 +1727,7 @@ AS $$
     SELECT pg_catalog.row_security_active('pgflow.runs'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.step_states'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.waiting_steps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.undone_steps'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definitions'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definition_steps'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definition_deps'::pg_catalog.regclass)
@@ -1637,9 +1830,9 @@ BEGIN
         PERFORM pgflow.refuse_policies();
     END IF;
     definition := pgflow.find_definition(workflow_slug);
-    INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining)
+    INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues)
     VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, pg_catalog.gen_random_uuid()),
-            run_workflow.payload, definition.id, definition.step_count)
+            run_workflow.payload, definition.id, definition.step_count, definition.uses_rules, definition.continues)
     ON CONFLICT (id) DO NOTHING
     RETURNING * INTO run;
     IF NOT FOUND THEN
@@ -1655,6 +1848,10 @@ BEGIN
         RETURN run;
     END IF;
 
+    IF run.uses_rules THEN
+        PERFORM pgflow.announce_run(run);
+        RETURN pgflow.begin_by_rules(run);
+    END IF;
     INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
     SELECT run.workflow_slug, run.id, s.slug
     FROM pgflow.definition_steps s
@@ -1695,7 +1892,9 @@ BEGIN
         RAISE EXCEPTION 'step "%" can''t start: run % is %', step_slug, run.id, run.status
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
-    IF pgflow.has_unmet_deps(run.id, step_slug) THEN
+    IF run.uses_rules THEN
+        RETURN pgflow.start_by_rules(run, step_slug);
+    ELSIF pgflow.has_unmet_deps(run.id, step_slug) THEN
         RAISE EXCEPTION 'step "%" of run % can''t start: a step that it waits for is not completed', step_slug, run.id
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
@@ -1713,7 +1912,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.start_step(uuid, text) IS
-    'Makes a step pending, if its upstream steps are completed; already started: its state as it is.';
+    'Makes a step pending, if its upstream steps are completed; already started: its state as it is. In a run with rules, '
+    'decides it by its rule.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.unaccepted_state(run pgflow.runs, step_slug text, doing text)
@@ -1812,7 +2012,9 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT s.step_slug, s.step_result FROM pgflow.step_states s
             WHERE s.run_id OPERATOR(pg_catalog.=) run.id
-              AND s.step_slug OPERATOR(pg_catalog.=) d.from_step_slug OFFSET 0 -- as in closes_cycle
+              AND s.step_slug OPERATOR(pg_catalog.=) d.from_step_slug
+              -- A rule may have started this step before another one above it has ended.
+              AND s.status OPERATOR(pg_catalog.=) 'completed' AND s.skip_reason IS NULL OFFSET 0 -- as in closes_cycle
         ) s
         WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
           AND d.to_step_slug OPERATOR(pg_catalog.=) claim_step.step_slug
@@ -1866,6 +2068,11 @@ BEGIN
         RAISE EXCEPTION 'the completion of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
                         'skipped it', step_slug, run.id
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+
+    IF run.uses_rules THEN
+        PERFORM pgflow.settle(run, ARRAY[complete_step.step_slug], ARRAY['success'::pg_catalog.text]);
+        RETURN state;
     END IF;
 
     SELECT pg_catalog.array_agg(d.to_step_slug) FILTER (WHERE d.to_in_degree OPERATOR(pg_catalog.=) 1),
@@ -1948,6 +2155,9 @@ DECLARE
     run pgflow.runs := pgflow.lock_run(run_id);
     state pgflow.step_states;
 BEGIN
+    IF run.uses_rules THEN
+        RETURN pgflow.fail_by_rules(run, step_slug, error_message, epoch, attempt);
+    END IF;
     UPDATE pgflow.step_states s
     SET status = 'failed', ended_as = NULL, error_message = fail_step.error_message,
         finished_at = pg_catalog.clock_timestamp()
@@ -1979,7 +2189,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.fail_step(uuid, text, text, int, int) IS
-    'Fails a pending step and its run: claimed steps may still finish, nothing new starts. The first report wins.';
+    'Fails a pending step and its run: claimed steps may still finish, nothing new starts. The first report wins. In a '
+    'run with rules the step may be skipped instead (when_exhausted), and the run may go on (when_failed).';
 
 
 CREATE OR REPLACE FUNCTION pgflow.end_run(
@@ -2145,9 +2356,13 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
 
-    UPDATE pgflow.step_states s
-    SET status = 'pending', ended_as = NULL, error_message = NULL, started_at = NULL, finished_at = NULL
-    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'failed';
+    IF run.uses_rules THEN
+        PERFORM pgflow.take_back(run);
+    ELSE
+        UPDATE pgflow.step_states s
+        SET status = 'pending', ended_as = NULL, error_message = NULL, started_at = NULL, finished_at = NULL
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'failed';
+    END IF;
     UPDATE pgflow.runs r
     SET status = 'pending', ended_as = NULL, error_message = NULL, finished_at = NULL,
         epoch = r.epoch OPERATOR(pg_catalog.+) 1
@@ -2163,7 +2378,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.reopen_run(uuid) IS
-    'Makes a failed run pending again with its failed steps; completed steps keep their results; the epoch rises.';
+    'Makes a failed run pending again with its failed steps; completed steps keep their results; the epoch rises. In a run '
+    'with rules, what was decided because of the failures is decided anew, and a cleanup step runs once more.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.recompute_run(run pgflow.runs) RETURNS pgflow.runs
@@ -2184,6 +2400,9 @@ BEGIN
         definition := pgflow.snapshot(run.workflow_slug);
     ELSE
         SELECT * INTO definition FROM pgflow.definitions d WHERE d.id OPERATOR(pg_catalog.=) run.definition_id;
+    END IF;
+    IF definition.uses_rules OR run.uses_rules THEN
+        RETURN pgflow.recompute_rules(run, definition);
     END IF;
     SELECT c.completed, c.failed INTO completed, failed FROM pgflow.count_states(run.id, definition.id) c;
 
@@ -2240,6 +2459,929 @@ $$;
 
 COMMENT ON FUNCTION pgflow.repair_run(uuid) IS
     'After rows were written by hand: counts again from step_states, starts what is ready, ends what is done.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Rules: what becomes of a step once its upstream steps have ended. Only runs that use them come here.
+--
+-- A step ends in one of five ways, its outcome: success; skip (the steps below go on without it); skip-cascade (they are
+-- skipped with it, unless their rule says otherwise); failed; not_run (a step above has failed, and its rule can't be
+-- met any more). In the tables a skipped step is completed with a skip_reason, and one that is not run is failed with
+-- the skip_reason dependency_failed: programs that look at the status alone still decide right.
+--
+-- The functions that write have no SET clause, as above. Those that only read several rows by their keys set all that
+-- the planner chooses by, for one may call another, and a setting holds in what is called. JIT is off with them: up to
+-- PostgreSQL 17 a forbidden plan looks so expensive that it would be compiled at every call.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.outcome_of(status text, skip_reason text, skip_cascades boolean) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT CASE status
+        WHEN 'completed' THEN CASE WHEN skip_reason IS NULL THEN 'success'
+                                   WHEN skip_cascades THEN 'skip-cascade' ELSE 'skip' END
+        WHEN 'failed' THEN CASE skip_reason WHEN 'dependency_failed' THEN 'not_run' ELSE 'failed' END END
+$$;
+
+COMMENT ON FUNCTION pgflow.outcome_of(text, text, boolean) IS
+    'How a step has ended: success, skip, skip-cascade, failed, not_run; NULL while it is pending.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.may_follow_failure(rule text) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT coalesce(rule NOT IN ('all_success', 'none_failed', 'none_failed_min_one_success', 'all_skipped'), false)
+$$;
+
+COMMENT ON FUNCTION pgflow.may_follow_failure(text) IS
+    'Whether a step with this rule may run although a step above it has failed.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.decide_step(
+    rule text, upstream int, unmet int, skipped int, cascaded int, failed int, not_run int,
+    setups int, setups_ok int, setups_skipped int
+) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT CASE
+        WHEN upstream = 0 OR rule = 'always' THEN 'run'
+        -- What no later end can change.
+        WHEN rule = 'one_success' AND upstream > unmet + skipped + cascaded + failed + not_run THEN 'run'
+        WHEN rule = 'one_failed' AND failed + not_run > 0 THEN 'run'
+        WHEN rule = 'one_done' AND upstream > unmet + skipped + cascaded + not_run THEN 'run'
+        WHEN rule = 'all_failed' AND upstream > unmet + failed + not_run THEN 'skip'
+        WHEN rule = 'all_skipped' AND upstream > unmet + skipped + cascaded THEN 'skip'
+        WHEN rule IN ('none_skipped', 'all_done_min_one_success') AND skipped + cascaded > 0 THEN 'skip'
+        WHEN NOT pgflow.may_follow_failure(rule) AND coalesce(rule, '') <> 'all_skipped' AND failed + not_run > 0
+            THEN 'fail'
+        WHEN unmet > 0 THEN NULL
+        -- All have ended.
+        WHEN rule IS NULL THEN CASE WHEN cascaded > 0 THEN 'skip' ELSE 'run' END
+        WHEN rule = 'all_success' THEN CASE WHEN skipped + cascaded > 0 THEN 'skip' ELSE 'run' END
+        WHEN rule = 'none_failed_min_one_success'
+            THEN CASE WHEN upstream > skipped + cascaded THEN 'run' ELSE 'skip' END
+        WHEN rule = 'one_success' THEN CASE WHEN failed + not_run > 0 THEN 'fail' ELSE 'skip' END
+        WHEN rule IN ('one_failed', 'one_done') THEN 'skip'
+        WHEN rule = 'all_done_min_one_success' THEN CASE WHEN upstream > failed + not_run THEN 'run' ELSE 'fail' END
+        WHEN rule = 'all_done_setup_success'
+            THEN CASE WHEN setups = 0 OR setups_ok > 0 THEN 'run' WHEN setups_skipped >= setups THEN 'skip'
+                      ELSE 'fail' END
+        ELSE 'run' -- none_failed, all_done, all_failed, all_skipped, none_skipped
+    END
+$$;
+
+COMMENT ON FUNCTION pgflow.decide_step(text, int, int, int, int, int, int, int, int, int) IS
+    'What a rule says: run, skip, fail (not to be run), or NULL while it is undecided. Depends on how the upstream steps '
+    'ended, never on the order in which they did.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.is_condition_met(
+    run pgflow.runs, step_slug text, in_degree int, required jsonb, forbidden jsonb
+) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    input jsonb := run.payload;
+BEGIN
+    IF in_degree > 0 THEN
+        SELECT jsonb_build_object('payload', run.payload) || coalesce(jsonb_object_agg(
+                   CASE u.step_slug WHEN 'payload' THEN 'payload_' ELSE u.step_slug END, u.step_result), '{}')
+        INTO input
+        FROM pgflow.definition_deps d
+        CROSS JOIN LATERAL (
+            SELECT s.step_slug, s.step_result FROM pgflow.step_states s
+            WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug AND s.status = 'completed'
+              AND s.skip_reason IS NULL OFFSET 0) u -- as in closes_cycle
+        WHERE d.definition_id = run.definition_id AND d.to_step_slug = is_condition_met.step_slug;
+    END IF;
+    RETURN (required IS NULL OR input @> required) AND (forbidden IS NULL OR NOT input @> forbidden);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.is_condition_met(pgflow.runs, text, int, jsonb, jsonb) IS
+    'Whether a step''s input contains its required pattern, and not its forbidden one. The input is the payload where the '
+    'step waits for none; else {"payload": ..., "<upstream step>": its result, ...}, without those that have none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.describe_decided(run pgflow.runs, due text[], verdicts text[])
+RETURNS TABLE (slug text, status text, skip_reason text, skip_cascades boolean, error_message text, attempts int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.slug,
+               CASE WHEN d.verdict = 'run' THEN 'pending'
+                    WHEN d.verdict IN ('fail', 'unmet-fail') THEN 'failed' ELSE 'completed' END,
+               CASE WHEN d.verdict = 'run' THEN NULL
+                    WHEN d.verdict = 'fail' THEN 'dependency_failed'
+                    WHEN d.verdict LIKE 'unmet-%' THEN 'condition_unmet'
+                    WHEN d.rule IN ('one_failed', 'one_done', 'all_failed', 'all_skipped') THEN 'rule_unmet'
+                    ELSE 'dependency_skipped' END,
+               CASE WHEN d.verdict IN ('skip', 'unmet-skip-cascade') THEN true
+                    WHEN d.verdict = 'unmet-skip' THEN false END,
+               CASE d.verdict WHEN 'fail' THEN 'not run: a step that it waits for has failed'
+                              WHEN 'unmet-fail' THEN 'Condition not met' END,
+               coalesce(d.attempts, 0)
+        FROM (SELECT s.slug, s.rule, u.attempts,
+                     CASE WHEN v.verdict = 'run'
+                               AND (s.required_input_pattern IS NOT NULL OR s.forbidden_input_pattern IS NOT NULL)
+                               AND NOT pgflow.is_condition_met(run, s.slug, s.in_degree, s.required_input_pattern,
+                                                               s.forbidden_input_pattern)
+                          THEN 'unmet-' || s.when_unmet ELSE v.verdict END AS verdict
+              FROM unnest(describe_decided.due, describe_decided.verdicts) AS v (slug, verdict)
+              CROSS JOIN LATERAL (
+                  SELECT t.slug, t.rule, t.in_degree, t.when_unmet, t.required_input_pattern, t.forbidden_input_pattern
+                  FROM pgflow.definition_steps t
+                  WHERE t.definition_id = run.definition_id AND t.slug = v.slug OFFSET 0) s
+              LEFT JOIN LATERAL (
+                  SELECT t.attempts FROM pgflow.undone_steps t
+                  WHERE t.run_id = run.id AND t.step_slug = v.slug OFFSET 0) u ON true
+              OFFSET 0) d;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.describe_decided(pgflow.runs, text[], text[]) IS
+    'The rows of step_states that follow from these verdicts of decide_step, once conditions were looked at. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.insert_decided(
+    run pgflow.runs, due text[], verdicts text[], OUT ended text[], OUT outcomes text[]
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    written bigint;
+    missing pg_catalog.text;
+BEGIN
+    WITH inserted AS (
+        INSERT INTO pgflow.step_states AS s (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades,
+                                             error_message, finished_at, attempts)
+        SELECT run.workflow_slug, run.id, d.slug, d.status, d.skip_reason, d.skip_cascades, d.error_message,
+               CASE WHEN d.status OPERATOR(pg_catalog.<>) 'pending' THEN pg_catalog.clock_timestamp() END, d.attempts
+        FROM pgflow.describe_decided(run, due, verdicts) d
+        ON CONFLICT (run_id, step_slug) DO NOTHING -- started or skipped by hand, or not taken as a branch
+        RETURNING s.step_slug, s.status, s.skip_reason, s.skip_cascades
+    )
+    SELECT pg_catalog.count(*),
+           coalesce(pg_catalog.array_agg(i.step_slug) FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}'),
+           coalesce(pg_catalog.array_agg(pgflow.outcome_of(i.status, i.skip_reason, i.skip_cascades))
+                    FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}')
+    INTO written, ended, outcomes
+    FROM inserted i;
+    IF written OPERATOR(pg_catalog.<) pg_catalog.cardinality(due) THEN
+        FOREACH missing IN ARRAY due LOOP
+            PERFORM FROM pgflow.step_states s
+            WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) missing;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION 'step "%" of run % was not started: a trigger or rule on pgflow.step_states skipped it',
+                                missing, run.id
+                    USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+            END IF;
+        END LOOP;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.insert_decided(pgflow.runs, text[], text[]) IS
+    'Writes the rows of describe_decided, and returns which of these steps have ended by that, and how. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_edges(definition_id bigint, ended text[], outcomes text[])
+RETURNS TABLE (slug text, upstream int, ends int, skipped int, cascaded int, failed int, not_run int, setups_ok int,
+               setups_skipped int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.to_step_slug, d.to_in_degree, count(*)::int,
+               (count(*) FILTER (WHERE e.outcome = 'skip'))::int,
+               (count(*) FILTER (WHERE e.outcome = 'skip-cascade'))::int,
+               (count(*) FILTER (WHERE e.outcome = 'failed'))::int,
+               (count(*) FILTER (WHERE e.outcome = 'not_run'))::int,
+               (count(*) FILTER (WHERE d.from_is_setup AND e.outcome = 'success'))::int,
+               (count(*) FILTER (WHERE d.from_is_setup AND e.outcome IN ('skip', 'skip-cascade')))::int
+        FROM unnest(count_edges.ended, count_edges.outcomes) AS e (slug, outcome)
+        CROSS JOIN LATERAL (
+            SELECT t.to_step_slug, t.to_in_degree, t.from_is_setup FROM pgflow.definition_deps t
+            WHERE t.definition_id = count_edges.definition_id AND t.from_step_slug = e.slug OFFSET 0) d
+        GROUP BY d.to_step_slug, d.to_in_degree;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_edges(bigint, text[], text[]) IS
+    'The steps below these that have ended, and how many of their upstream steps ended how just now. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_ends(
+    run pgflow.runs, ended text[], outcomes text[], OUT due text[], OUT verdicts text[]
+)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    early pg_catalog.text[]; -- decided before all of their upstream steps have ended
+    over pg_catalog.text[];  -- all of theirs have ended
+    counted_step pg_catalog.text;
+BEGIN
+    -- Counted, not looked at, as in complete_step; all that have ended at once, in one statement.
+    WITH edge AS MATERIALIZED (
+        SELECT * FROM pgflow.count_edges(run.definition_id, ended, outcomes)
+    ), counted AS (
+        INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet, upstream, skipped, cascaded, failed, not_run,
+                                               setups_ok, setups_skipped)
+        SELECT run.id, e.slug, e.upstream OPERATOR(pg_catalog.-) e.ends, e.upstream, e.skipped, e.cascaded, e.failed,
+               e.not_run, e.setups_ok, e.setups_skipped
+        FROM edge e WHERE e.upstream OPERATOR(pg_catalog.>) 1
+        ON CONFLICT (run_id, step_slug) DO UPDATE -- NULL: counted while the run used no rules, and nothing was skipped
+        SET unmet = w.unmet OPERATOR(pg_catalog.-) (excluded.upstream OPERATOR(pg_catalog.-) excluded.unmet),
+            upstream = excluded.upstream,
+            skipped = coalesce(w.skipped, 0) OPERATOR(pg_catalog.+) excluded.skipped,
+            cascaded = coalesce(w.cascaded, 0) OPERATOR(pg_catalog.+) excluded.cascaded,
+            failed = coalesce(w.failed, 0) OPERATOR(pg_catalog.+) excluded.failed,
+            not_run = coalesce(w.not_run, 0) OPERATOR(pg_catalog.+) excluded.not_run,
+            setups_ok = coalesce(w.setups_ok, 0) OPERATOR(pg_catalog.+) excluded.setups_ok,
+            setups_skipped = coalesce(w.setups_skipped, 0) OPERATOR(pg_catalog.+) excluded.setups_skipped
+        RETURNING w.step_slug, w.upstream, w.unmet, w.skipped, w.cascaded, w.failed, w.not_run, w.setups_ok,
+                  w.setups_skipped, coalesce(w.decided, false) AS decided
+    ), known AS (
+        SELECT * FROM counted
+        UNION ALL
+        SELECT e.slug, 1, 0, e.skipped, e.cascaded, e.failed, e.not_run, e.setups_ok, e.setups_skipped, false
+        FROM edge e WHERE e.upstream OPERATOR(pg_catalog.=) 1
+    ), decision AS (
+        SELECT k.step_slug, k.upstream, k.unmet,
+               CASE WHEN NOT k.decided THEN
+                   pgflow.decide_step(s.rule, k.upstream, k.unmet, k.skipped, k.cascaded, k.failed, k.not_run, s.setups,
+                                      k.setups_ok, k.setups_skipped) END AS verdict
+        FROM known k
+        CROSS JOIN LATERAL (
+            SELECT t.rule, t.setups FROM pgflow.definition_steps t
+            WHERE t.definition_id OPERATOR(pg_catalog.=) run.definition_id
+              AND t.slug OPERATOR(pg_catalog.=) k.step_slug OFFSET 0) s -- as in closes_cycle
+        OFFSET 0
+    )
+    SELECT coalesce(pg_catalog.array_agg(d.step_slug) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
+           coalesce(pg_catalog.array_agg(d.verdict) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
+           coalesce(pg_catalog.array_agg(d.step_slug)
+                    FILTER (WHERE d.verdict IS NOT NULL AND d.unmet OPERATOR(pg_catalog.>) 0), '{}'),
+           coalesce(pg_catalog.array_agg(d.step_slug)
+                    FILTER (WHERE d.upstream OPERATOR(pg_catalog.>) 1 AND d.unmet OPERATOR(pg_catalog.=) 0), '{}')
+    INTO due, verdicts, early, over
+    FROM decision d;
+    FOREACH counted_step IN ARRAY early LOOP -- one by one, as in complete_step
+        UPDATE pgflow.waiting_steps w SET decided = true
+        WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) counted_step;
+    END LOOP;
+    FOREACH counted_step IN ARRAY over LOOP
+        DELETE FROM pgflow.waiting_steps w
+        WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) counted_step;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_ends(pgflow.runs, text[], text[]) IS
+    'Counts these ends for the steps below, and returns those of them that are decided now, with the verdicts. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_down(run pgflow.runs, ends int) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    counted pgflow.runs;
+BEGIN
+    UPDATE pgflow.runs r SET remaining = r.remaining OPERATOR(pg_catalog.-) ends
+    WHERE r.id OPERATOR(pg_catalog.=) run.id RETURNING r.* INTO counted;
+    IF (counted.remaining OPERATOR(pg_catalog.=) (run.remaining OPERATOR(pg_catalog.-) ends)) IS NOT TRUE THEN
+        RAISE EXCEPTION 'run % did not count the end of a step: a trigger or rule on pgflow.runs skipped it', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    RETURN counted;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_down(pgflow.runs, int) IS 'Counts so many ends of steps for a locked run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.settle(
+    run pgflow.runs, ended text[], outcomes text[], due text[] DEFAULT '{}', verdicts text[] DEFAULT '{}'
+) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    ends int := pg_catalog.cardinality(ended); -- not counted in `remaining` yet
+    decided pg_catalog.record;
+BEGIN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN -- a claimed step of a run that has ended: reopen_run counts anew
+        RETURN pgflow.count_down(run, ends);
+    END IF;
+    LOOP
+        IF pg_catalog.cardinality(due) OPERATOR(pg_catalog.>) 0 THEN
+            SELECT * INTO decided FROM pgflow.insert_decided(run, due, verdicts);
+            ended := ended OPERATOR(pg_catalog.||) decided.ended;
+            outcomes := outcomes OPERATOR(pg_catalog.||) decided.outcomes;
+            ends := ends OPERATOR(pg_catalog.+) pg_catalog.cardinality(decided.ended);
+            IF NOT run.continues AND 'failed' OPERATOR(pg_catalog.=) ANY (decided.outcomes) THEN
+                run := pgflow.count_down(run, ends OPERATOR(pg_catalog.-) pg_catalog.cardinality(
+                    pg_catalog.array_positions(decided.outcomes, 'failed')));
+                RETURN pgflow.end_run(run, pgflow.find_failure(run.id, run.definition_id, false));
+            END IF;
+        END IF;
+        EXIT WHEN pg_catalog.cardinality(ended) OPERATOR(pg_catalog.=) 0;
+        SELECT c.due, c.verdicts INTO due, verdicts FROM pgflow.count_ends(run, ended, outcomes) c;
+        EXIT WHEN pg_catalog.cardinality(due) OPERATOR(pg_catalog.=) 0;
+        ended := '{}';
+        outcomes := '{}';
+    END LOOP;
+    run := pgflow.count_down(run, ends);
+    IF run.remaining OPERATOR(pg_catalog.=) 0 THEN
+        RETURN pgflow.conclude_run(run);
+    END IF;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.settle(pgflow.runs, text[], text[], text[], text[]) IS
+    'Decides all that follows from these ends of steps of a locked run, or from these verdicts, wave by wave: what starts, '
+    'what is skipped, what can''t run any more, and the run''s end. Costs as much as those steps have deps. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.begin_by_rules(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    first_steps pg_catalog.text[];
+BEGIN
+    SELECT pg_catalog.array_agg(s.slug) INTO first_steps FROM pgflow.definition_steps s
+    WHERE s.definition_id OPERATOR(pg_catalog.=) run.definition_id
+      AND (s.in_degree OPERATOR(pg_catalog.=) 0 OR s.rule OPERATOR(pg_catalog.=) 'always');
+    RETURN pgflow.settle(run, '{}', '{}', first_steps, pg_catalog.array_fill(
+        'run'::pg_catalog.text, ARRAY[pg_catalog.cardinality(first_steps)]));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.begin_by_rules(pgflow.runs) IS
+    'Decides the steps of a new run that wait for none. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_failure(run_id uuid, definition_id bigint, only_deciding boolean) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on SET enable_seqscan = on
+SET enable_bitmapscan = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF only_deciding AND NOT EXISTS (
+        SELECT FROM pgflow.step_states s
+        JOIN pgflow.definition_steps d ON d.definition_id = find_failure.definition_id AND d.slug = s.step_slug
+        WHERE s.run_id = find_failure.run_id AND s.status = 'failed' AND d.decides) THEN
+        RETURN NULL;
+    END IF;
+    RETURN coalesce(
+        (SELECT format('step "%s" failed: %s', s.step_slug, coalesce(s.error_message, 'no reason given'))
+         FROM pgflow.step_states s
+         WHERE s.run_id = find_failure.run_id AND s.status = 'failed'
+           AND s.skip_reason IS DISTINCT FROM 'dependency_failed'
+         ORDER BY s.finished_at, s.step_slug LIMIT 1), 'a step was not run');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_failure(uuid, bigint, boolean) IS
+    'The first failure of a run, as its error message; only_deciding: NULL unless a step has failed that fails the run. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.conclude_run(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    reason CONSTANT pg_catalog.text := pgflow.find_failure(run.id, run.definition_id, true);
+    ended pgflow.runs;
+BEGIN
+    IF reason IS NOT NULL THEN
+        RETURN pgflow.end_run(run, reason);
+    END IF;
+    UPDATE pgflow.runs r SET status = 'completed', finished_at = pg_catalog.clock_timestamp()
+    WHERE r.id OPERATOR(pg_catalog.=) run.id RETURNING r.* INTO ended;
+    IF (ended.status OPERATOR(pg_catalog.=) 'completed') IS NOT TRUE THEN
+        RAISE EXCEPTION 'the completion of run % was not stored: a trigger or rule on pgflow.runs skipped it', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    PERFORM pgflow.announce_run(ended);
+    RETURN ended;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.conclude_run(pgflow.runs) IS
+    'Ends a locked run all of whose steps have ended: failed, where a step has failed that decides. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.start_by_rules(run pgflow.runs, step_slug text) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    verdicts CONSTANT pg_catalog.text[] := ARRAY(
+        SELECT c.verdict FROM pgflow.count_steps(run.id, run.definition_id, ARRAY[start_by_rules.step_slug]) c);
+    state pgflow.step_states;
+BEGIN
+    IF verdicts[1] IS NULL THEN
+        RAISE EXCEPTION 'step "%" of run % can''t start: its rule waits for the end of another step', step_slug, run.id
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    PERFORM pgflow.settle(run, '{}', '{}', ARRAY[start_by_rules.step_slug], verdicts);
+    UPDATE pgflow.waiting_steps w SET decided = true
+    WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) start_by_rules.step_slug;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) start_by_rules.step_slug;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.start_by_rules(pgflow.runs, text) IS
+    'What start_step does in a locked run that uses rules: 55000 while the rule is undecided. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.use_rules(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    switched pgflow.runs;
+BEGIN
+    IF run.uses_rules THEN
+        RETURN run;
+    END IF;
+    -- Its counters so far are right: nothing was skipped.
+    UPDATE pgflow.runs r SET uses_rules = true WHERE r.id OPERATOR(pg_catalog.=) run.id RETURNING r.* INTO switched;
+    IF switched.uses_rules IS NOT TRUE THEN
+        RAISE EXCEPTION 'a step of run % can''t be skipped: a trigger or rule on pgflow.runs skipped the update', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    RETURN switched;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.use_rules(pgflow.runs) IS
+    'Has the further steps of a locked run decided by rules, as something of it is skipped. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_when_exhausted(definition_id bigint, step_slug text) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    SELECT d.when_exhausted FROM pgflow.definition_steps d
+    WHERE d.definition_id = find_when_exhausted.definition_id AND d.slug = find_when_exhausted.step_slug
+$$;
+
+COMMENT ON FUNCTION pgflow.find_when_exhausted(bigint, text) IS
+    'What becomes of a step whose last attempt has failed: fail, skip, skip-cascade. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_refused(
+    run pgflow.runs, step_slug text, epoch int, attempt int, doing text
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    state CONSTANT pgflow.step_states := pgflow.unaccepted_state(run, step_slug, doing);
+BEGIN
+    IF state.status OPERATOR(pg_catalog.=) 'pending'
+       AND (epoch IS NULL OR epoch OPERATOR(pg_catalog.=) run.epoch)
+       AND (attempt IS NULL OR (attempt OPERATOR(pg_catalog.=) state.attempts AND state.started_at IS NOT NULL)) THEN
+        RAISE EXCEPTION 'that step "%" of run % is % was not stored: a trigger or rule on pgflow.step_states skipped it',
+                        step_slug, run.id, doing
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_refused(pgflow.runs, text, int, int, text) IS
+    'The state of a step whose report was not accepted; 09000 where it would have been, but for a trigger. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.fail_by_rules(
+    run pgflow.runs, step_slug text, error_message text, epoch int, attempt int
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    outcome CONSTANT pg_catalog.text := coalesce(
+        pg_catalog."replace"(pgflow.find_when_exhausted(run.definition_id, step_slug), 'fail', 'failed'), 'failed');
+    fails CONSTANT boolean := outcome OPERATOR(pg_catalog.=) 'failed';
+    state pgflow.step_states;
+BEGIN
+    UPDATE pgflow.step_states s
+    SET status = CASE WHEN fails THEN 'failed' ELSE 'completed' END, ended_as = NULL,
+        skip_reason = CASE WHEN NOT fails THEN 'handler_failed' END,
+        skip_cascades = CASE WHEN NOT fails THEN outcome OPERATOR(pg_catalog.=) 'skip-cascade' END,
+        error_message = fail_by_rules.error_message, finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) fail_by_rules.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
+      AND (fail_by_rules.epoch IS NULL OR fail_by_rules.epoch OPERATOR(pg_catalog.=) run.epoch)
+      AND (fail_by_rules.attempt IS NULL OR (fail_by_rules.attempt OPERATOR(pg_catalog.=) s.attempts
+        AND s.started_at IS NOT NULL))
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        RETURN pgflow.find_refused(run, step_slug, epoch, attempt, 'failed');
+    ELSIF fails AND NOT run.continues THEN
+        PERFORM pgflow.end_run(run, pg_catalog.format('step "%s" failed: %s', step_slug,
+                                                      coalesce(error_message, 'no reason given')));
+    ELSE
+        PERFORM pgflow.settle(run, ARRAY[fail_by_rules.step_slug], ARRAY[outcome]);
+    END IF;
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.fail_by_rules(pgflow.runs, text, text, int, int) IS
+    'What fail_step does in a locked run that uses rules. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.skip_step(
+    run_id uuid, step_slug text, note text DEFAULT NULL, cascade boolean DEFAULT true, epoch int DEFAULT NULL,
+    attempt int DEFAULT NULL
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+    hard CONSTANT boolean := coalesce(skip_step."cascade", true);
+BEGIN
+    UPDATE pgflow.step_states s
+    SET status = 'completed', skip_reason = 'requested', skip_cascades = hard,
+        skip_note = pg_catalog."left"(skip_step.note, 10000), finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) skip_step.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
+      AND (skip_step.epoch IS NULL OR skip_step.epoch OPERATOR(pg_catalog.=) run.epoch)
+      AND (skip_step.attempt IS NULL OR (skip_step.attempt OPERATOR(pg_catalog.=) s.attempts
+        AND s.started_at IS NOT NULL))
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        SELECT * INTO state FROM pgflow.step_states s
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) skip_step.step_slug;
+        IF FOUND OR run.status OPERATOR(pg_catalog.<>) 'pending' OR skip_step.attempt IS NOT NULL
+           OR coalesce(skip_step.epoch OPERATOR(pg_catalog.<>) run.epoch, false) THEN
+            RETURN pgflow.find_refused(run, step_slug, epoch, attempt, 'skipped');
+        END IF;
+        PERFORM pgflow.check_step(run.workflow_slug, run.definition_id, step_slug);
+        INSERT INTO pgflow.step_states AS s (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades,
+                                             skip_note, finished_at)
+        VALUES (run.workflow_slug, run.id, skip_step.step_slug, 'completed', 'requested', hard,
+                pg_catalog."left"(skip_step.note, 10000), pg_catalog.clock_timestamp())
+        RETURNING s.* INTO state;
+    END IF;
+    IF (state.skip_reason OPERATOR(pg_catalog.=) 'requested') IS NOT TRUE THEN
+        RAISE EXCEPTION 'the skip of step "%" of run % was not stored: a trigger or rule on pgflow.step_states skipped it',
+                        step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    PERFORM pgflow.settle(pgflow.use_rules(run), ARRAY[skip_step.step_slug],
+                          ARRAY[CASE WHEN hard THEN 'skip-cascade' ELSE 'skip' END]);
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.skip_step(uuid, text, text, boolean, int, int) IS
+    'Skips a step that is pending, or not even started: with what is below it and has no rule of its own (cascade), or '
+    'without. The note is for people. The first report wins: of a step that has ended, its state as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_not_taken(
+    definition_id bigint, step_slug text, taken text[], whole boolean
+) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    unknown text;
+BEGIN
+    SELECT coalesce(t.slug, 'NULL') INTO unknown FROM unnest(taken) AS t (slug)
+    WHERE NOT EXISTS (SELECT FROM pgflow.definition_deps d
+                      WHERE d.definition_id = find_not_taken.definition_id
+                        AND d.from_step_slug = find_not_taken.step_slug AND d.to_step_slug = t.slug)
+    LIMIT 1;
+    IF FOUND OR taken IS NULL THEN
+        RAISE EXCEPTION 'step "%" can''t take the branch "%": no such step waits for it', step_slug,
+                        coalesce(unknown, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Name steps that wait for this one directly; an empty array takes none.';
+    END IF;
+    RETURN coalesce((
+        WITH RECURSIVE kept (slug) AS ( -- what a taken branch leads to belongs to no branch that is not taken
+            SELECT t.slug FROM unnest(taken) AS t (slug)
+            UNION
+            SELECT d.to_step_slug FROM kept k CROSS JOIN LATERAL (
+                SELECT e.to_step_slug FROM pgflow.definition_deps e
+                WHERE e.definition_id = find_not_taken.definition_id AND e.from_step_slug = k.slug OFFSET 0) d
+        ), below (slug) AS (
+            SELECT d.to_step_slug FROM pgflow.definition_deps d
+            WHERE d.definition_id = find_not_taken.definition_id AND d.from_step_slug = find_not_taken.step_slug
+            UNION
+            SELECT d.to_step_slug FROM below b CROSS JOIN LATERAL (
+                SELECT e.to_step_slug FROM pgflow.definition_deps e
+                WHERE whole AND e.definition_id = find_not_taken.definition_id AND e.from_step_slug = b.slug OFFSET 0) d
+        )
+        SELECT array_agg(left_out.slug) FROM (SELECT slug FROM below EXCEPT SELECT slug FROM kept) left_out), '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_not_taken(bigint, text, text[], boolean) IS
+    'The steps that are skipped where a step takes these branches; 22023 where one of them does not wait for it. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.take_branches(
+    run_id uuid, step_slug text, taken text[], step_result jsonb DEFAULT 'null', whole boolean DEFAULT false,
+    epoch int DEFAULT NULL, attempt int DEFAULT NULL
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+    left_out CONSTANT pg_catalog.text[] := pgflow.find_not_taken(run.definition_id, step_slug, taken,
+                                                                 coalesce(whole, false));
+    skipped pg_catalog.text[];
+BEGIN
+    UPDATE pgflow.step_states s
+    SET status = 'completed', step_result = take_branches.step_result, finished_at = pg_catalog.clock_timestamp()
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) take_branches.step_slug
+      AND s.status OPERATOR(pg_catalog.=) 'pending'
+      AND (take_branches.epoch IS NULL OR take_branches.epoch OPERATOR(pg_catalog.=) run.epoch)
+      AND (take_branches.attempt IS NULL OR (take_branches.attempt OPERATOR(pg_catalog.=) s.attempts
+        AND s.started_at IS NOT NULL))
+    RETURNING s.* INTO state;
+    IF NOT FOUND THEN
+        RETURN pgflow.find_refused(run, step_slug, epoch, attempt, 'completed');
+    END IF;
+    WITH inserted AS (
+        INSERT INTO pgflow.step_states AS s (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades,
+                                             skipped_by, finished_at)
+        SELECT run.workflow_slug, run.id, l.slug, 'completed', 'branch_not_taken', true, take_branches.step_slug,
+               pg_catalog.clock_timestamp()
+        FROM pg_catalog.unnest(left_out) AS l (slug)
+        WHERE run.status OPERATOR(pg_catalog.=) 'pending'
+        ON CONFLICT (run_id, step_slug) DO NOTHING -- started or decided before
+        RETURNING s.step_slug
+    )
+    SELECT coalesce(pg_catalog.array_agg(i.step_slug), '{}') INTO skipped FROM inserted i;
+    PERFORM pgflow.settle(pgflow.use_rules(run), ARRAY[take_branches.step_slug] OPERATOR(pg_catalog.||) skipped,
+                          ARRAY['success'::pg_catalog.text] OPERATOR(pg_catalog.||) pg_catalog.array_fill(
+                              'skip-cascade'::pg_catalog.text, ARRAY[pg_catalog.cardinality(skipped)]));
+    RETURN state;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.take_branches(uuid, text, text[], jsonb, boolean, int, int) IS
+    'Completes a step, and skips the steps that wait for it and are not taken, whatever their rules say; whole: all that '
+    'is below them, too. What a taken step leads to is not skipped. 22023 where a taken step does not wait for it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_steps(run_id uuid, definition_id bigint, slugs text[])
+RETURNS TABLE (slug text, verdict text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.slug,
+               pgflow.decide_step(s.rule, s.in_degree, c.unmet, c.skipped, c.cascaded, c.failed, c.not_run, s.setups,
+                                  c.setups_ok, c.setups_skipped)
+        FROM unnest(count_steps.slugs) AS g (slug)
+        CROSS JOIN LATERAL (
+            SELECT t.slug, t.rule, t.in_degree, t.setups FROM pgflow.definition_steps t
+            WHERE t.definition_id = count_steps.definition_id AND t.slug = g.slug OFFSET 0) s
+        CROSS JOIN LATERAL (
+            SELECT (count(*) FILTER (WHERE u.outcome IS NULL))::int AS unmet,
+                   (count(*) FILTER (WHERE u.outcome = 'skip'))::int AS skipped,
+                   (count(*) FILTER (WHERE u.outcome = 'skip-cascade'))::int AS cascaded,
+                   (count(*) FILTER (WHERE u.outcome = 'failed'))::int AS failed,
+                   (count(*) FILTER (WHERE u.outcome = 'not_run'))::int AS not_run,
+                   (count(*) FILTER (WHERE e.from_is_setup AND u.outcome = 'success'))::int AS setups_ok,
+                   (count(*) FILTER (WHERE e.from_is_setup AND u.outcome IN ('skip', 'skip-cascade')))::int
+                       AS setups_skipped
+            FROM pgflow.definition_deps e
+            LEFT JOIN LATERAL (
+                SELECT pgflow.outcome_of(t.status, t.skip_reason, t.skip_cascades) AS outcome
+                FROM pgflow.step_states t
+                WHERE t.run_id = count_steps.run_id AND t.step_slug = e.from_step_slug OFFSET 0) u ON true
+            WHERE e.definition_id = count_steps.definition_id AND e.to_step_slug = s.slug OFFSET 0) c;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_steps(uuid, bigint, text[]) IS
+    'What the rules of these steps say now. Costs as much as they have upstream steps. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_upstream(run_id uuid, definition_id bigint)
+RETURNS TABLE (slug text, verdict text, upstream int, unmet int, skipped int, cascaded int, failed int, not_run int,
+               setups_ok int, setups_skipped int, has_state boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on SET enable_seqscan = on
+SET enable_bitmapscan = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.slug,
+               pgflow.decide_step(s.rule, s.in_degree, c.unmet, c.skipped, c.cascaded, c.failed, c.not_run, s.setups,
+                                  c.setups_ok, c.setups_skipped),
+               s.in_degree, c.unmet, c.skipped, c.cascaded, c.failed, c.not_run, c.setups_ok, c.setups_skipped,
+               t.step_slug IS NOT NULL
+        FROM (
+            SELECT d.slug, (count(e.from_step_slug) FILTER (WHERE u.outcome IS NULL))::int AS unmet,
+                   (count(*) FILTER (WHERE u.outcome = 'skip'))::int AS skipped,
+                   (count(*) FILTER (WHERE u.outcome = 'skip-cascade'))::int AS cascaded,
+                   (count(*) FILTER (WHERE u.outcome = 'failed'))::int AS failed,
+                   (count(*) FILTER (WHERE u.outcome = 'not_run'))::int AS not_run,
+                   (count(*) FILTER (WHERE e.from_is_setup AND u.outcome = 'success'))::int AS setups_ok,
+                   (count(*) FILTER (WHERE e.from_is_setup AND u.outcome IN ('skip', 'skip-cascade')))::int
+                       AS setups_skipped
+            FROM pgflow.definition_steps d
+            LEFT JOIN pgflow.definition_deps e ON e.definition_id = count_upstream.definition_id
+                                              AND e.to_step_slug = d.slug
+            LEFT JOIN (SELECT i.step_slug, pgflow.outcome_of(i.status, i.skip_reason, i.skip_cascades) AS outcome
+                       FROM pgflow.step_states i WHERE i.run_id = count_upstream.run_id) u
+                   ON u.step_slug = e.from_step_slug
+            WHERE d.definition_id = count_upstream.definition_id
+            GROUP BY d.slug
+        ) c
+        JOIN pgflow.definition_steps s ON s.definition_id = count_upstream.definition_id AND s.slug = c.slug
+        LEFT JOIN pgflow.step_states t ON t.run_id = count_upstream.run_id AND t.step_slug = c.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_upstream(uuid, bigint) IS
+    'How the upstream steps of every step of a run have ended, and what its rule says to that. Reads all. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_consequences(run_id uuid, definition_id bigint, undone text[]) RETURNS text[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    below text[];
+BEGIN
+    SELECT array_agg(DISTINCT d.to_step_slug) INTO below
+    FROM unnest(undone) AS u (slug)
+    CROSS JOIN LATERAL (
+        SELECT e.to_step_slug FROM pgflow.definition_deps e
+        WHERE e.definition_id = find_consequences.definition_id AND e.from_step_slug = u.slug OFFSET 0) d
+    CROSS JOIN LATERAL (
+        SELECT FROM pgflow.step_states s
+        WHERE s.run_id = find_consequences.run_id AND s.step_slug = d.to_step_slug OFFSET 0) s;
+    RETURN (
+        SELECT array_agg(c.slug)
+        FROM pgflow.count_steps(find_consequences.run_id, find_consequences.definition_id, below) c
+        CROSS JOIN LATERAL (
+            SELECT s.skip_reason, s.skipped_by FROM pgflow.step_states s
+            WHERE s.run_id = find_consequences.run_id AND s.step_slug = c.slug OFFSET 0) t
+        WHERE CASE WHEN t.skip_reason = 'branch_not_taken' THEN
+                       NOT EXISTS (SELECT FROM pgflow.step_states b
+                                   WHERE b.run_id = find_consequences.run_id AND b.step_slug = t.skipped_by
+                                     AND b.status = 'completed' OFFSET 0)
+                   WHEN t.skip_reason = 'requested' THEN false
+                   WHEN t.skip_reason IN ('dependency_skipped', 'rule_unmet') THEN c.verdict IS DISTINCT FROM 'skip'
+                   ELSE c.verdict IS DISTINCT FROM 'run' END);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_consequences(uuid, bigint, text[]) IS
+    'The steps below these undecided ones that were decided because of how those had ended; NULL for none. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.undo_steps(run pgflow.runs, slugs text[]) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    undone pg_catalog.text;
+    executed int;
+BEGIN
+    FOREACH undone IN ARRAY slugs LOOP -- one by one, as in complete_step
+        DELETE FROM pgflow.step_states s
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) undone
+        RETURNING s.attempts INTO executed;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'step "%" of run % was not taken back: a trigger or rule on pgflow.step_states skipped it',
+                            undone, run.id
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN OLD.';
+        ELSIF executed OPERATOR(pg_catalog.>) 0 THEN -- the numbers go on: a late report of yesterday stays refused
+            INSERT INTO pgflow.undone_steps AS u (run_id, step_slug, attempts)
+            VALUES (run.id, undone, executed)
+            ON CONFLICT (run_id, step_slug) DO UPDATE SET attempts = excluded.attempts;
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.undo_steps(pgflow.runs, text[]) IS
+    'Makes steps of a locked run undecided: their rows go, and the numbers of their attempts are kept. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.take_back(run pgflow.runs) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    undone pg_catalog.text[];
+    not_executed pg_catalog.text[];
+BEGIN
+    -- What failed is to be executed again. What was not executed is to be decided again.
+    SELECT pg_catalog.array_agg(s.step_slug),
+           coalesce(pg_catalog.array_agg(s.step_slug) FILTER (WHERE s.skip_reason IS NOT NULL), '{}')
+    INTO undone, not_executed
+    FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'failed';
+    PERFORM pgflow.undo_steps(run, not_executed);
+    UPDATE pgflow.step_states s
+    SET status = 'pending', ended_as = NULL, error_message = NULL, started_at = NULL, finished_at = NULL
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.status OPERATOR(pg_catalog.=) 'failed';
+    -- What followed from their failure, unless it would follow without it, too.
+    WHILE pg_catalog.cardinality(undone) OPERATOR(pg_catalog.>) 0 LOOP
+        undone := pgflow.find_consequences(run.id, run.definition_id, undone);
+        EXIT WHEN undone IS NULL;
+        PERFORM pgflow.undo_steps(run, undone);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.take_back(pgflow.runs) IS
+    'Of a locked run that is being reopened: failed steps are pending again, and what was decided because of them is '
+    'undecided. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.recompute_rules(run pgflow.runs, definition pgflow.definitions) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    ended int;
+    failed pg_catalog.text;
+    counted pgflow.runs;
+    due pg_catalog.text[];
+    verdicts pg_catalog.text[];
+BEGIN
+    SELECT c.completed OPERATOR(pg_catalog.+) CASE WHEN definition.continues THEN c.failures ELSE 0 END, c.failed
+    INTO ended, failed FROM pgflow.count_states(run.id, definition.id) c;
+    UPDATE pgflow.runs r
+    SET definition_id = definition.id, remaining = definition.step_count OPERATOR(pg_catalog.-) ended,
+        uses_rules = true, continues = definition.continues
+    WHERE r.id OPERATOR(pg_catalog.=) run.id
+    RETURNING r.* INTO counted;
+    IF (counted.definition_id OPERATOR(pg_catalog.=) definition.id AND counted.uses_rules) IS NOT TRUE THEN
+        RAISE EXCEPTION 'run % can''t begin: a trigger or rule on pgflow.runs skipped the update', run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+    DELETE FROM pgflow.waiting_steps w WHERE w.run_id OPERATOR(pg_catalog.=) run.id;
+    WITH upstream AS MATERIALIZED (
+        SELECT * FROM pgflow.count_upstream(run.id, definition.id)
+    ), counted_steps AS (
+        INSERT INTO pgflow.waiting_steps (run_id, step_slug, unmet, upstream, skipped, cascaded, failed, not_run,
+                                          setups_ok, setups_skipped, decided)
+        SELECT run.id, u.slug, u.unmet, u.upstream, u.skipped, u.cascaded, u.failed, u.not_run, u.setups_ok,
+               u.setups_skipped, u.has_state OR u.verdict IS NOT NULL
+        FROM upstream u WHERE u.unmet OPERATOR(pg_catalog.>) 0 AND u.unmet OPERATOR(pg_catalog.<) u.upstream
+    )
+    SELECT coalesce(pg_catalog.array_agg(u.slug), '{}'), coalesce(pg_catalog.array_agg(u.verdict), '{}')
+    INTO due, verdicts
+    FROM upstream u WHERE NOT u.has_state AND u.verdict IS NOT NULL;
+    IF counted.status OPERATOR(pg_catalog.<>) 'pending' THEN
+        RETURN counted;
+    ELSIF failed IS NOT NULL AND NOT counted.continues THEN
+        RETURN pgflow.end_run(counted, failed);
+    END IF;
+    RETURN pgflow.settle(counted, '{}', '{}', due, verdicts);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.recompute_rules(pgflow.runs, pgflow.definitions) IS
+    'recompute_run for a run that uses rules. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------
