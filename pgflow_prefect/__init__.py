@@ -8,11 +8,13 @@ if TYPE_CHECKING:
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
     from pgflow_prefect.handlers.base import StepContext
+    from pgflow_prefect.handlers.outcomes import Branch, Skip
     from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
 __all__ = [
+    "Branch",
     "External",
     "HttpEndpoint",
     "NotRetriableError",
@@ -21,12 +23,14 @@ __all__ = [
     "Queue",
     "RecordLater",
     "Settings",
+    "Skip",
     "SqlFunction",
     "StepContext",
     "Workflow",
 ]
 
 _ORIGINS = {
+    "Branch": "pgflow_prefect.handlers.outcomes",
     "External": "pgflow_prefect.bindings",
     "HttpEndpoint": "pgflow_prefect.bindings",
     "NotRetriableError": "pgflow_prefect.errors",
@@ -35,6 +39,7 @@ _ORIGINS = {
     "Queue": "pgflow_prefect.bindings",
     "RecordLater": "pgflow_prefect.recording",
     "Settings": "pgflow_prefect.settings",
+    "Skip": "pgflow_prefect.handlers.outcomes",
     "SqlFunction": "pgflow_prefect.bindings",
     "StepContext": "pgflow_prefect.handlers.base",
     "Workflow": "pgflow_prefect.workflow",

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 from uuid import UUID
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,6 +17,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from typing_extensions import TypedDict
 
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.state_names import WORKING
@@ -78,6 +80,9 @@ class Ending(StrEnum):
     CANCELLED = "cancelled"
     """`pgflow.cancel_run` ended it; its status is `failed`."""
 
+
+NOT_RUN = "dependency_failed"
+"""The skip_reason of a failed step that was not executed, because one that it waits for has failed."""
 
 CANCELLED = Ending.CANCELLED.value
 """The reason of a cancellation without a reason."""
@@ -297,7 +302,25 @@ class StepState(BaseModel):
     tasks_completed: int | None = None
     """How many of them are completed."""
     skip_reason: Shown | None = None
-    """Why it was skipped; its status is then completed, and it has no result."""
+    """Why it was skipped, in one word; its status is then completed, and it has no result. Of a failed step: why it was
+    not executed."""
+    skip_message: Shown | None = None
+    """The same for people; None where the reason says it all."""
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether it was skipped."""
+        return self.status is Status.COMPLETED and self.skip_reason is not None
+
+    @property
+    def is_not_run(self) -> bool:
+        """Whether a step that it waits for has failed, so that it is not executed."""
+        return self.status is Status.FAILED and self.skip_reason == NOT_RUN
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it has ended without a claim that could tell how."""
+        return self.status is Status.FAILED or self.is_skipped
 
     @field_validator("task_state")
     @classmethod
@@ -322,7 +345,8 @@ class Claim(BaseModel):
         waited: seconds for which that has been so.
         began_at: when the work on a completed step that an external worker did began.
         ended_at: when it ended.
-        note: its result, shortened.
+        note: its result, shortened; of a step that was skipped, why, for people.
+        skip_reason: why the completed step was skipped; None for any other.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -339,6 +363,7 @@ class Claim(BaseModel):
     began_at: datetime | None = None
     ended_at: datetime | None = None
     note: Shown | None = None
+    skip_reason: str | None = None
 
 
 class ClaimRequest(NamedTuple):
@@ -367,6 +392,35 @@ class ClaimRequest(NamedTuple):
         return _flatten(self._asdict())
 
 
+class SkipOutcome(TypedDict):
+    """That a step is skipped.
+
+    Attributes:
+        skip: true.
+        note: why, for people.
+        cascade: whether what is below it is skipped, too, unless its rule says otherwise.
+    """
+
+    skip: bool
+    note: str | None
+    cascade: bool
+
+
+class BranchOutcome(TypedDict):
+    """That a step is completed, and that some of the steps that wait for it are skipped.
+
+    Attributes:
+        taken: the slugs of those that are not.
+        whole: whether what is below the others is skipped, too, whatever its rules say.
+    """
+
+    taken: list[str]
+    whole: bool
+
+
+AnyOutcome: TypeAlias = SkipOutcome | BranchOutcome
+
+
 class Completion(NamedTuple):
     """The report that a task is done.
 
@@ -375,12 +429,14 @@ class Completion(NamedTuple):
         result: JSON text.
         attempt: from the claim.
         task_run_id: Prefect's task run of it.
+        outcome: that it is skipped, or which branches it takes: see `SkipOutcome` and `BranchOutcome`.
     """
 
     task: TaskKey
     result: str
     attempt: int
     task_run_id: UUID
+    outcome: AnyOutcome | None = None
 
     def as_parameters(self) -> dict[str, object]:
         """Return it as the parameters of a statement."""
@@ -453,6 +509,7 @@ class Outcome(StrEnum):
     """Why the wait for a step is over."""
 
     COMPLETED = "completed"
+    SKIPPED = "skipped"
     FAILED = "failed"
     LOST = "lost"
     """Another owner has taken the run."""
@@ -530,3 +587,6 @@ class Report(BaseModel):
     status: Status
     ended_as: EndedAs = Field(default=None, validate_default=True)
     error_message: Shown | None
+    skip_reason: str | None = None
+    skip_message: Annotated[Shown | None, Field(validation_alias=AliasChoices("skip_message", "note"))] = None
+    """Why the step was skipped, for people."""

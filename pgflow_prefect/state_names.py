@@ -32,6 +32,9 @@ class StateName(StrEnum):
     SKIPPED = "Skipped"
     """The step was not needed, and what waits for it may go on."""
 
+    NOT_RUN = "NotReady"
+    """A step that it waits for has failed, so that this one is not executed."""
+
     FAILED = "Failed"
     TIMED_OUT = "TimedOut"
     CANCELLED = "Cancelled"

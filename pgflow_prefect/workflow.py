@@ -9,16 +9,26 @@ from hashlib import sha256
 from inspect import cleandoc, iscoroutine
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 from uuid import UUID
 
 from prefect import Flow, Task
 from prefect.client.schemas.objects import State, TaskRun
+from pydantic import JsonValue, ValidationError
 
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
 from pgflow_prefect.definitions.graph import find_problems
-from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import (
+    FailedBy,
+    Rule,
+    StepRules,
+    WhenFailed,
+    WhenUnmet,
+    WorkflowDefinition,
+    to_identifier,
+)
+from pgflow_prefect.definitions.rules import find_missing_defaults, find_rule_problems
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
@@ -42,6 +52,24 @@ from pgflow_prefect.state_names import Observer
 from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+AnyRule: TypeAlias = Literal[
+    "all_success",
+    "all_failed",
+    "all_done",
+    "all_done_min_one_success",
+    "all_done_setup_success",
+    "all_skipped",
+    "always",
+    "none_failed",
+    "none_failed_min_one_success",
+    "none_skipped",
+    "one_done",
+    "one_failed",
+    "one_success",
+]
+AnyWhen: TypeAlias = Literal["fail", "skip", "skip-cascade"]
 
 RetryCondition: TypeAlias = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 """Prefect's `retry_condition_fn`."""
@@ -125,6 +153,8 @@ class Workflow:
         tags: Collection[str] = (),
         task_runner: AnyTaskRunner | None = None,
         record: RecordLater | None = None,
+        when_failed: WhenFailed | None = None,
+        failed_by: FailedBy = "steps",
     ) -> None:
         """Begin with no handlers.
 
@@ -137,14 +167,20 @@ class Workflow:
                 is fastest.
             record: how a worker shows runs in Prefect that it executes without telling Prefect. Without it, each run
                 is shown while it is executed. See `pgflow-prefect guide recording`.
+            when_failed: `stop`: a failure ends a run at once. `continue`: what does not depend on it goes on. None:
+                stop, unless the rule of a step needs the run to go on.
+            failed_by: whose failure fails a run that goes on: `steps`, that of any step, or `leaves`, that of a step
+                that none waits for.
 
         Raises:
-            UsageError: the tags are one text, or `record` is no `RecordLater`.
+            UsageError: the tags are one text, `record` is no `RecordLater`, or there is no such choice.
         """
         if isinstance(tags, str):  # a collection too, of letters
             raise UsageError(f"tags={tags!r} is a text: give a list, tags=[{tags!r}]")
         if record is not None and not isinstance(record, RecordLater):
             raise UsageError(f"record={record!r} is no RecordLater: write record=RecordLater(one_in=100), say")
+        self.when_failed = _choose("when_failed", when_failed, (None, *get_args(WhenFailed)))
+        self.failed_by = _choose("failed_by", failed_by, get_args(FailedBy))
         self.slug = slug
         self.description = description
         self.tags = tuple(tags)
@@ -153,6 +189,7 @@ class Workflow:
         self._handlers: dict[str, PythonHandler] = {}
         self._bindings: dict[str, AnyBinding] = {}
         self._after: dict[str, tuple[str, ...]] = {}
+        self._rules: dict[str, StepRules] = {}
         caller = sys._getframe(1)
         self._globals = caller.f_globals
 
@@ -182,6 +219,13 @@ class Workflow:
         retry_condition_fn: RetryCondition | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
+        rule: AnyRule | None = None,
+        only_if: JsonValue = None,
+        unless: JsonValue = None,
+        when_unmet: AnyWhen = "skip",
+        when_exhausted: AnyWhen = "fail",
+        fails_run: bool = True,
+        is_setup: bool = False,
     ) -> Callable[[F], F]: ...
 
     def step(
@@ -197,6 +241,13 @@ class Workflow:
         retry_condition_fn: RetryCondition | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
+        rule: AnyRule | None = None,
+        only_if: JsonValue = None,
+        unless: JsonValue = None,
+        when_unmet: AnyWhen = "skip",
+        when_exhausted: AnyWhen = "fail",
+        fails_run: bool = True,
+        is_setup: bool = False,
     ) -> F | Callable[[F], F]:
         """Make a function the handler of a step.
 
@@ -219,6 +270,15 @@ class Workflow:
             shadow: the function may run beside an external worker, to compare their results: see
                 `pgflow-prefect shadow`. What it writes through `context.connection` is rolled back then; whatever else
                 it does, it has to leave out where `context.shadow` is set.
+            rule: when the step runs, by how the steps that it waits for have ended: `all_done`, say. Without one it
+                runs when they are completed, or skipped without a cascade. See `pgflow-prefect guide rules`.
+            only_if: its input has to contain this, or it does not run: `{"look": {"rows": 0}}`. The input is the
+                payload where it waits for no step, else `{"payload": …, "<upstream step>": its result, …}`.
+            unless: its input must not contain this.
+            when_unmet: what becomes of it then: `skip`, `skip-cascade` (what waits for it is skipped, too) or `fail`.
+            when_exhausted: what becomes of it where its last attempt fails: `fail`, `skip` or `skip-cascade`.
+            fails_run: false: its failure never fails the run.
+            is_setup: whether it counts for the rule `all_done_setup_success`.
 
         Raises:
             UsageError: the step has a handler already, or the function's arguments can't be bound by name.
@@ -231,6 +291,15 @@ class Workflow:
             raise UsageError(
                 f"retry_condition_fn={retry_condition_fn!r} is no function: give one as for Prefect's tasks"
             )
+        rules = _make_rules(
+            rule=rule,
+            only_if=only_if,
+            unless=unless,
+            when_unmet=when_unmet,
+            when_exhausted=when_exhausted,
+            fails_run=fails_run,
+            is_setup=is_setup,
+        )
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
 
         def register(function: F) -> F:
@@ -241,6 +310,8 @@ class Workflow:
                 raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
             if self._handlers.pop(step_slug, None) is not None:
                 self._after.pop(step_slug, None)
+                self._rules.pop(step_slug, None)
+            self._set_rules(step_slug, rules)
             self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented, shadow)
             if after:
                 self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
@@ -248,7 +319,25 @@ class Workflow:
 
         return register
 
-    def bind(self, slug: str, binding: AnyBinding, *, after: Collection[str] = ()) -> None:
+    def _set_rules(self, slug: str, rules: StepRules) -> None:
+        """Note what is said of a step, by its decorator or by `bind`: one of them."""
+        if rules.said:
+            self._rules[slug] = rules
+
+    def bind(
+        self,
+        slug: str,
+        binding: AnyBinding,
+        *,
+        after: Collection[str] = (),
+        rule: AnyRule | None = None,
+        only_if: JsonValue = None,
+        unless: JsonValue = None,
+        when_unmet: AnyWhen = "skip",
+        when_exhausted: AnyWhen = "fail",
+        fails_run: bool = True,
+        is_setup: bool = False,
+    ) -> None:
         """Have a step done by something else than a function here; a row of `pgflow_prefect.bindings` wins over this.
 
         Example: `workflow.bind("send", HttpEndpoint("https://example.org/send", token_env="SEND_TOKEN"))`
@@ -257,6 +346,13 @@ class Workflow:
             slug: the step.
             binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`.
             after: the slugs of the steps that it waits for, where this file defines the workflow.
+            rule: as of `step`.
+            only_if: as of `step`.
+            unless: as of `step`.
+            when_unmet: as of `step`.
+            when_exhausted: as of `step`.
+            fails_run: as of `step`.
+            is_setup: as of `step`.
 
         Raises:
             UsageError: the step is bound already.
@@ -265,7 +361,17 @@ class Workflow:
             raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
         if slug in self._bindings and not self._is_interactive:
             raise UsageError(f"step {slug!r} of workflow {self.slug!r} is bound twice: remove one")
+        rules = _make_rules(
+            rule=rule,
+            only_if=only_if,
+            unless=unless,
+            when_unmet=when_unmet,
+            when_exhausted=when_exhausted,
+            fails_run=fails_run,
+            is_setup=is_setup,
+        )
         self._bindings[slug] = binding
+        self._set_rules(slug, rules)
         if after:
             self._after[slug] = (*self._after.get(slug, ()), *after)
 
@@ -329,7 +435,10 @@ class Workflow:
         """
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         optional = {slug: handler.optional for slug, handler in self._handlers.items()}
-        return derive_definition(self.slug, self.known_steps, arguments, self._after, optional)
+        derived = derive_definition(self.slug, self.known_steps, arguments, self._after, optional)
+        return derived.model_copy(
+            update={"rules": dict(self._rules), "when_failed": self.when_failed, "failed_by": self.failed_by}
+        )
 
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
         """Return a sentence for each reason why these handlers can't execute this definition.
@@ -347,7 +456,13 @@ class Workflow:
         # A stub's arguments count, because it will become a handler.
         arguments = {slug: handler.required for slug, handler in self._handlers.items()}
         arguments |= {slug: () for slug in self._bindings if slug not in arguments}
-        return [*find_problems(definition, arguments), *find_missing_deps(definition, self._after), *problems]
+        return [
+            *find_problems(definition, arguments),
+            *find_missing_deps(definition, self._after),
+            *find_rule_problems(definition, self._rules),
+            *find_missing_defaults(definition, {slug: each.required for slug, each in self.handlers.items()}),
+            *problems,
+        ]
 
     def _find_flow_problems(self) -> Iterator[str]:
         try:
@@ -449,6 +564,29 @@ class Workflow:
     def _find_own_name(self) -> str | None:
         """Return the name of this workflow in the user's module, usually `workflow`."""
         return next((name for name, value in self._globals.items() if value is self), None)
+
+
+def _choose(name: str, chosen: T, known: Collection[object]) -> T:
+    if chosen not in known:
+        listed = ", ".join(repr(each) for each in known)
+        raise UsageError(f"{name}={chosen!r} is no choice: there is {listed}")
+    return chosen
+
+
+def _make_rules(**said: Any) -> StepRules:  # noqa: ANN401  what a user has written
+    """Return what is said of a step.
+
+    Raises:
+        UsageError: there is no such choice, or a condition is no JSON.
+    """
+    _choose("rule", said["rule"], (None, *map(str, Rule)))
+    _choose("when_unmet", said["when_unmet"], [*map(str, WhenUnmet)])
+    _choose("when_exhausted", said["when_exhausted"], [*map(str, WhenUnmet)])
+    try:
+        return StepRules(**said)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False, include_url=False)[0]
+        raise UsageError(f"{'.'.join(map(str, wrong['loc'][:1]))} of a step is no JSON: {wrong['msg']}") from None
 
 
 def _ignore(step_slug: str, state_name: str) -> None:

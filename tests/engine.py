@@ -42,6 +42,8 @@ class Run:
     finished_at: datetime | None
     ended_as: str | None = None
     taken_in: int | None = None
+    uses_rules: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class StepState:
     started_at: datetime | None
     finished_at: datetime | None
     ended_as: str | None = None
+    skip_reason: str | None = None
+    skip_cascades: bool | None = None
+    skipped_by: str | None = None
+    skip_note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ COMMANDS = {
     "open": ("open_:open_", "Open a run's page in Prefect's UI."),
     "timeline": ("timeline:timeline", "Show when each step of a run began and how long it took."),
     "retry": ("retry:retry", "Make a failed run pending again."),
+    "skip": ("skip:skip", "Skip a step of a run, with what is below it or without."),
     "cancel": ("cancel:cancel", "End a run, in PostgreSQL and in Prefect."),
     "record": ("record:record", "Show ended runs in Prefect that it was never told of."),
     "reconcile": ("reconcile:reconcile", "Compare PostgreSQL with Prefect, and repair the differences."),

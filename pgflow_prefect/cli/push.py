@@ -13,7 +13,7 @@ from pgflow_prefect.errors import UnknownWorkflowError, UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.definitions.difference import Difference
-    from pgflow_prefect.definitions.model import WorkflowDefinition
+    from pgflow_prefect.definitions.model import StepRules, WorkflowDefinition
     from pgflow_prefect.settings import Settings
 
 DIFFERENT = 2
@@ -140,17 +140,24 @@ def _print_change(change: Change) -> None:
         return
     out.print(f"{name} {'is new' if change.old is None else 'differs'}:", markup=False)
     difference = compare_definitions(*change)
-    for line in _describe(difference):
-        out.print(f"  {line}", style="green" if line.startswith("+") else "red", markup=False)
+    for line in _describe(difference, change.new):
+        style = {"+": "green", "-": "red"}.get(line[0], "yellow")
+        out.print(f"  {line}", style=style, markup=False)
 
 
-def _describe(difference: Difference) -> list[str]:
+def _describe(difference: Difference, new: WorkflowDefinition) -> list[str]:
     return [
         *(f"+ step {slug!r}" for slug in difference.steps_added),
         *(f"- step {slug!r}" for slug in difference.steps_removed),
         *(f"+ dep {upstream!r} -> {downstream!r}" for upstream, downstream in difference.deps_added),
         *(f"- dep {upstream!r} -> {downstream!r}" for upstream, downstream in difference.deps_removed),
+        *(f"~ {name} = {getattr(new, name)!r}" for name in difference.workflow_changed),
+        *(f"~ step {slug!r}: {_describe_rules(new.find_rules(slug))}" for slug in difference.rules_changed),
     ]
+
+
+def _describe_rules(rules: StepRules) -> str:
+    return ", ".join(f"{name} = {each!r}" for name, each in rules.said.items()) or "no rules"
 
 
 def _to_json(change: Change, *, written: bool) -> dict[str, object]:

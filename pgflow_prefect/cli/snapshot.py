@@ -110,7 +110,9 @@ class Snapshot:
     def count(self) -> str:
         """Return the progress of the run."""
         done = sum(state.status is Status.COMPLETED for state in self.states.values())
-        return f"{done} of {count(len(self.order), 'step')} completed"
+        skipped = sum(state.is_skipped for state in self.states.values())
+        note = f", {skipped} of them skipped" if skipped else ""
+        return f"{done} of {count(len(self.order), 'step')} completed{note}"
 
     def rows(self, slugs: Iterable[str] | None = None) -> Iterator[Row]:
         """Yield a row for each step, or for each of these steps."""
@@ -122,7 +124,7 @@ class Snapshot:
             result = "" if state.step_result is None or state.step_result.text == "null" else state.step_result.text
             if state.result_problem is not None:
                 result = f"not shown: it {state.result_problem}"
-            note = shorten(state.error_message or _describe_tasks(state, result))
+            note = shorten(state.skip_message or state.error_message or _describe_tasks(state, result))
             status, shown = self._describe_status(state), state.task_state or ""
             yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)
 
@@ -132,7 +134,7 @@ class Snapshot:
         if state is None:
             return Look.WAITING if self.run.status is Status.PENDING else _NOT_REACHED
         if state.status is Status.COMPLETED:  # where it was cached, Prefect's column says so
-            return state.status if state.skip_reason is None else Look.SKIPPED
+            return Look.SKIPPED if state.is_skipped else state.status
         look = find_look(state)
         is_left = self.has_dead_holder or self.run.held in {Held.EXPIRED, Held.RELEASED}
         return _STOPPED if is_left and look in {Look.RUNNING, Look.RETRYING} else look
@@ -140,7 +142,7 @@ class Snapshot:
     def _describe_status(self, state: StepState) -> str:
         """Return the row's status, after the plain word if that differs."""
         word = self.describe_word(state.step_slug)
-        return word if word in {state.status, Look.SKIPPED} else f"{word} ({state.status})"
+        return word if word in {state.status, Look.SKIPPED, Look.NOT_RUN} else f"{word} ({state.status})"
 
     def make_table(self, width: int, slugs: Iterable[str] | None = None) -> Table:
         """Return a line for each step, in columns whose widths do not change while the run executes.

@@ -5,6 +5,7 @@ from time import monotonic
 from uuid import UUID
 
 import anyio
+from pydantic_core import to_json
 
 from pgflow_prefect.database.connection import Row, connect, find_dsn
 from pgflow_prefect.database.queries import QUERIES
@@ -12,7 +13,7 @@ from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import DatabaseUnavailableError, TransientError, UnstorableTextError
-from pgflow_prefect.models import Status, TaskKey
+from pgflow_prefect.models import AnyOutcome, Status, TaskKey
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Pauses
@@ -80,13 +81,23 @@ class ConsumerStore:
         assert row is not None
         return RawJson(str(row["payload"])), RawJson(str(row["upstream_results"]))
 
-    async def complete(self, run_id: UUID, task: TaskKey, attempt: int, result: str) -> Status:
+    async def complete(
+        self, run_id: UUID, task: TaskKey, attempt: int, result: str, outcome: AnyOutcome | None = None
+    ) -> Status:
         """Store a task's result and return the step's status: that of the first report.
+
+        Args:
+            run_id: the run.
+            task: of the run.
+            attempt: of the message.
+            result: JSON text.
+            outcome: that the step is skipped, or which branches it takes.
 
         Raises:
             ResultInvalidError: jsonb can't hold the result.
         """
-        return await self._report("report_completion", run_id, task, attempt, result=result)
+        said = None if outcome is None else to_json(outcome).decode()
+        return await self._report("report_completion", run_id, task, attempt, result=result, outcome=said)
 
     async def fail(self, run_id: UUID, task: TaskKey, attempt: int, message: str) -> Status:
         """Fail a task, its step and the run, and return the step's status: that of the first report."""
@@ -97,7 +108,7 @@ class ConsumerStore:
         except UnstorableTextError:
             return await self._report("report_failure", run_id, task, attempt, error_message=escape(text))
 
-    async def _report(self, query: str, run_id: UUID, task: TaskKey, attempt: int, **what: str) -> Status:
+    async def _report(self, query: str, run_id: UUID, task: TaskKey, attempt: int, **what: str | None) -> Status:
         row = await self._fetch(query, run_id=run_id, attempt=attempt, **task.as_parameters(), **what)
         assert row is not None
         return Status(str(row["status"]))

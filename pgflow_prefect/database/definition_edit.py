@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from shlex import quote
 
 from psycopg import errors
+from pydantic_core import to_json
 
 from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.queries import QUERIES
@@ -35,8 +36,8 @@ async def replace_definition(connection: Connection, old: WorkflowDefinition | N
         async with connection.transaction():
             await connection.execute(QUERIES["limit_waiting"])
             await _lock(connection, old, new.slug)
-            for query, parameters in _list_statements(difference):
-                await connection.execute(QUERIES[query], {"workflow_slug": new.slug, **parameters})
+            for query, parameters in [*_list_statements(difference), *_list_rules(difference, new)]:
+                await connection.execute(QUERIES[query], {"workflow_slug": new.slug} | parameters)
     except errors.LockNotAvailable as error:
         raise PgflowPrefectError(
             f"workflow {new.slug!r} is locked by another transaction: nothing was written; "
@@ -89,7 +90,7 @@ async def _lock(connection: Connection, old: WorkflowDefinition | None, workflow
         )
 
 
-def _list_statements(difference: Difference) -> Iterator[tuple[str, dict[str, list[str]]]]:
+def _list_statements(difference: Difference) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield queries and their parameters, in an order that keeps foreign keys and never makes a cycle."""
     if difference.deps_removed:
         yield "delete_deps", _split(difference.deps_removed)
@@ -101,5 +102,14 @@ def _list_statements(difference: Difference) -> Iterator[tuple[str, dict[str, li
         yield "insert_deps", _split(difference.deps_added)
 
 
-def _split(deps: tuple[Dep, ...]) -> dict[str, list[str]]:
+def _list_rules(difference: Difference, new: WorkflowDefinition) -> Iterator[tuple[str, dict[str, object]]]:
+    if difference.rules_changed or difference.workflow_changed:
+        rules = {slug: new.find_rules(slug).said for slug in difference.rules_changed}
+        yield (
+            "set_rules",
+            {"rules": to_json(rules).decode(), "when_failed": new.when_failed, "failed_by": new.failed_by},
+        )
+
+
+def _split(deps: tuple[Dep, ...]) -> dict[str, object]:
     return {"upstream": [dep.upstream for dep in deps], "downstream": [dep.downstream for dep in deps]}

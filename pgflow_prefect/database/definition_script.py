@@ -1,8 +1,10 @@
 """Writes a definition as SQL, for `psql -f`, an SQL editor or a migration."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator, Sequence
 
 from psycopg import sql
+from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.definitions.model import WorkflowDefinition
@@ -26,6 +28,16 @@ INSERT INTO pgflow.deps (workflow_slug, from_step_slug, to_step_slug) VALUES
 {rows}
 ON CONFLICT DO NOTHING;
 """
+_COLUMNS = {"only_if": "required_input_pattern", "unless": "forbidden_input_pattern"}
+"""The columns of a step's conditions, by our names."""
+
+WORKFLOW_RULES = """\
+UPDATE pgflow.workflows SET when_failed = {when_failed}, failed_by = {failed_by} WHERE slug = {workflow};
+"""
+STEP_RULES = """\
+UPDATE pgflow.steps SET {columns}
+WHERE workflow_slug = {workflow} AND slug = {step};
+"""
 
 
 def write_script(definition: WorkflowDefinition) -> str:
@@ -47,7 +59,27 @@ def write_script(definition: WorkflowDefinition) -> str:
         parts.append(STEPS.format(rows=_list_rows((workflow, quoted[slug]) for slug in order)))
     if deps:
         parts.append(DEPS.format(rows=_list_rows((workflow, quoted[up], quoted[down]) for up, down in deps)))
-    return "".join([*parts, FOOTER])
+    return "".join([*parts, *_write_rules(definition, order), FOOTER])
+
+
+def _write_rules(definition: WorkflowDefinition, order: Sequence[str]) -> Iterator[str]:
+    """Yield the statements that say what is said beside steps and deps; none for a plain workflow."""
+    workflow = _quote(definition.slug)
+    if definition.when_failed is not None or definition.failed_by != "steps":
+        when_failed = "NULL" if definition.when_failed is None else _quote(definition.when_failed)
+        yield WORKFLOW_RULES.format(when_failed=when_failed, failed_by=_quote(definition.failed_by), workflow=workflow)
+    for slug in order:
+        if said := definition.find_rules(slug).said:
+            columns = ", ".join(
+                f"{_COLUMNS.get(name, name)} = {_write_value(name, each)}" for name, each in said.items()
+            )
+            yield STEP_RULES.format(columns=columns, workflow=workflow, step=_quote(slug))
+
+
+def _write_value(name: str, value: JsonValue) -> str:
+    if name in _COLUMNS:
+        return _quote(json.dumps(value, sort_keys=True))
+    return _quote(value) if isinstance(value, str) else str(value).lower()
 
 
 def _list_rows(rows: Iterable[tuple[str, ...]]) -> str:

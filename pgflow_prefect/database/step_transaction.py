@@ -15,6 +15,7 @@ import psycopg
 from anyio import CancelScope, CapacityLimiter
 from psycopg import sql
 from psycopg.pq import TransactionStatus
+from pydantic_core import to_json
 
 from pgflow_prefect.database.connection import Row
 from pgflow_prefect.database.link import cut
@@ -25,7 +26,7 @@ from pgflow_prefect.database.step_connection import AsyncConnection, Connector, 
 from pgflow_prefect.database.step_link import StepLink
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.errors import NoConnectionError, NotRetriableError, ResultInvalidError, TransientError, UsageError
-from pgflow_prefect.models import Report, TaskKey
+from pgflow_prefect.models import AnyOutcome, Report, TaskKey
 from pgflow_prefect.waiting import make_pauses
 
 OPEN_TOO_LONG = 60.0
@@ -236,11 +237,12 @@ class StepTransaction:
             OPEN_TOO_LONG,
         )
 
-    async def complete(self, result: str, **fence: object) -> Report:
+    async def complete(self, result: str, outcome: AnyOutcome | None = None, **fence: object) -> Report:
         """Store the step's result and commit if PostgreSQL accepts it; otherwise the block's end rolls back.
 
         Args:
             result: JSON text.
+            outcome: that the step is skipped, or which branches it takes; None for what its function has said, if any.
             fence: `epoch`, `attempt` and `task_run_id` of the claim.
 
         Raises:
@@ -251,7 +253,14 @@ class StepTransaction:
         opened = self._opened
         assert opened is not None
         self._check(opened.connection)
-        parameters = {"run_id": self._run_id, "result": result, **self._task.as_parameters(), **fence}
+        said = None if outcome is None else to_json(outcome).decode()
+        parameters = {
+            "run_id": self._run_id,
+            "result": result,
+            "outcome": said,
+            **self._task.as_parameters(),
+            **fence,
+        }
         assert self._connector is not None
         pauses = make_pauses(self._connector.patience)
         while True:

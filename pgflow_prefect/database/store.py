@@ -204,6 +204,23 @@ class Store(
         """End a run and all its pending steps as cancelled; a finished run stays as it is."""
         await self._fetch_telling("cancel_run", {"reason": reason}, run_id=run_id)
 
+    async def skip_step(self, run_id: UUID, step_slug: str, note: str | None, *, cascade: bool = True) -> Report:
+        """Skip a step by hand that is pending or has not started yet, and return its state; the first report wins.
+
+        Args:
+            run_id: the run.
+            step_slug: the step.
+            note: why, for people.
+            cascade: whether what is below it is skipped, too, unless its rule says otherwise.
+
+        Raises:
+            PgflowPrefectError: there is no such step, or it can't be skipped any more.
+        """
+        rows = await self._fetch_telling(
+            "skip_step", {"note": note or ""}, run_id=run_id, step_slug=step_slug, cascade=cascade
+        )
+        return Report.model_validate({"error_message": None} | rows[0])
+
     async def fail_run(self, run_id: UUID, epoch: int, reason: str) -> bool:
         """Fail a run that this process holds and that can't go on, and its pending steps.
 
@@ -262,7 +279,9 @@ class Store(
         Raises:
             ResultInvalidError: jsonb can't hold the result.
         """
-        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **completion.as_parameters())
+        given = completion.as_parameters()
+        given["outcome"] = None if completion.outcome is None else to_json(completion.outcome).decode()
+        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **given)
         return Report.model_validate(row)
 
     async def perform_tasks(

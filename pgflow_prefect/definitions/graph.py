@@ -25,6 +25,9 @@ def build_graph(definition: WorkflowDefinition) -> Graph:
 
     graph: Graph = nx.DiGraph(slug=definition.slug)
     graph.add_nodes_from(definition.steps)
+    for slug, rules in definition.rules.items():
+        if rules.rule is not None and slug in graph:
+            graph.nodes[slug]["rule"] = rules.rule.value
     graph.add_edges_from(definition.deps)
     return graph
 

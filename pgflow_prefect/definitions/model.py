@@ -4,12 +4,15 @@ import hashlib
 import json
 import keyword
 import unicodedata
+from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
+    JsonValue,
 )
 
 RESERVED_NAMES = frozenset({"payload", "context", "upstream"})
@@ -41,17 +44,129 @@ class Dep(NamedTuple):
     downstream: str
 
 
+class Rule(StrEnum):
+    """When a step runs, by how the steps that it waits for have ended: the trigger rules of Airflow, by their names."""
+
+    ALL_SUCCESS = "all_success"
+    ALL_FAILED = "all_failed"
+    ALL_DONE = "all_done"
+    ALL_DONE_MIN_ONE_SUCCESS = "all_done_min_one_success"
+    ALL_DONE_SETUP_SUCCESS = "all_done_setup_success"
+    ALL_SKIPPED = "all_skipped"
+    ALWAYS = "always"
+    NONE_FAILED = "none_failed"
+    NONE_FAILED_MIN_ONE_SUCCESS = "none_failed_min_one_success"
+    NONE_SKIPPED = "none_skipped"
+    ONE_DONE = "one_done"
+    ONE_FAILED = "one_failed"
+    ONE_SUCCESS = "one_success"
+
+
+BEFORE_FAILURES = frozenset(
+    {None, Rule.ALL_SUCCESS, Rule.NONE_FAILED, Rule.NONE_FAILED_MIN_ONE_SUCCESS, Rule.ALL_SKIPPED}
+)
+"""Rules of steps that never run after a failure."""
+
+
+class WhenUnmet(StrEnum):
+    """What becomes of a step where its condition is not met, or where its last attempt fails."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    """What waits for it goes on without it."""
+
+    SKIP_CASCADE = "skip-cascade"
+    """What waits for it is skipped, too, unless its rule says otherwise."""
+
+
+class StepRules(BaseModel):
+    """What is said of a step beside its name, of what it waits for, and of who does it.
+
+    Attributes:
+        rule: when it runs; None: when what it waits for is completed, or skipped so that the rest goes on.
+        only_if: its input has to contain this, as the operator `@>` of jsonb tells; None for no condition.
+        unless: its input must not contain this.
+        when_unmet: what becomes of it where its input is not so.
+        when_exhausted: what becomes of it where its last attempt fails.
+        fails_run: whether its failure fails the run.
+        is_setup: whether it counts for the rule `all_done_setup_success`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Rule | None = None
+    only_if: JsonValue = None
+    unless: JsonValue = None
+    when_unmet: WhenUnmet = WhenUnmet.SKIP
+    when_exhausted: WhenUnmet = WhenUnmet.FAIL
+    fails_run: bool = True
+    is_setup: bool = False
+
+    @property
+    def said(self) -> dict[str, JsonValue]:
+        """What does not go without saying."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def needs_to_go_on(self) -> bool:
+        """Whether its run has to go on after a failure."""
+        return self.rule not in BEFORE_FAILURES or not self.fails_run
+
+    @property
+    def may_lack_input(self) -> bool:
+        """Whether it may run although a step that it waits for has no result."""
+        return self.rule not in {None, Rule.ALL_SUCCESS}
+
+
+NO_RULES = StepRules()
+
+WhenFailed = Literal["stop", "continue"]
+FailedBy = Literal["steps", "leaves"]
+
+
 class WorkflowDefinition(BaseModel):
-    """A workflow as the database defines it: its steps and dependencies, in no particular order."""
+    """A workflow as the database defines it: its steps and dependencies, in no particular order.
+
+    Attributes:
+        slug: its name.
+        steps: their slugs.
+        deps: what waits for what.
+        rules: what is said of steps beside that, by slug; a step that is not there has no rules.
+        when_failed: whether a failure ends a run at once; None: unless the rules need it to go on.
+        failed_by: whose failure fails a run that goes on: that of any step, or of one that none waits for.
+        uses_rules: of the definition of a run: PostgreSQL decides its steps by rules.
+        continues: of the definition of a run: it goes on after a failure.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     slug: str
     steps: tuple[str, ...]
     deps: tuple[Dep, ...]
+    rules: dict[str, StepRules] = Field(default_factory=dict)
+    when_failed: WhenFailed | None = None
+    failed_by: FailedBy = "steps"
+    uses_rules: bool = False
+    continues: bool = False
+
+    def find_rules(self, slug: str) -> StepRules:
+        """Return what is said of a step."""
+        return self.rules.get(slug, NO_RULES)
+
+    @property
+    def said(self) -> dict[str, JsonValue]:
+        """What is said of the workflow and its steps beside steps and deps; empty for a plain workflow."""
+        rules: dict[str, JsonValue] = {slug: each.said for slug, each in sorted(self.rules.items()) if each.said}
+        said: dict[str, JsonValue] = {"rules": rules} if rules else {}
+        if self.when_failed is not None:
+            said["when_failed"] = self.when_failed
+        if self.failed_by != "steps":
+            said["failed_by"] = self.failed_by
+        return said
 
     @cached_property
     def definition_hash(self) -> str:
         """A hash of the definition that does not depend on the order of its rows: 16 hexadecimal digits."""
-        canonical = json.dumps([self.slug, sorted(self.steps), sorted(self.deps)], ensure_ascii=False)
+        rows: list[object] = [self.slug, sorted(self.steps), sorted(self.deps), *([self.said] if self.said else [])]
+        canonical = json.dumps(rows, ensure_ascii=False, sort_keys=True)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]

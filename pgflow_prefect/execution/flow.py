@@ -269,7 +269,7 @@ class Execution:
             steps = RunExecutor(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
-                schedule=Schedule(graph, run.turns),
+                schedule=Schedule(graph, run.turns, continues=definition.continues),
                 host=host,
                 run=run,
                 flow_run=flow_run,
@@ -282,6 +282,8 @@ class Execution:
             )
             if unshown is not None:
                 unshown.begin(task_runs)
+            if definition.uses_rules:
+                steps.follow_rules()
             with display.show():
                 await run_in_order(steps.schedule, steps.perform)
             run.result_sizes = batch.sizes

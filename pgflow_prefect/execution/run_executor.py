@@ -8,13 +8,14 @@ from uuid import UUID
 
 from anyio import move_on_after
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Crashed, Failed
+from prefect.states import Cancelled, Crashed, Failed
 from pydantic import SecretStr
 
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.errors import TransientError
+from pgflow_prefect.execution.decisions import Decisions
 from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
@@ -32,9 +33,9 @@ from pgflow_prefect.execution.task_runner import (
     submit,
 )
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import ClaimRequest, TaskKey
+from pgflow_prefect.models import ClaimRequest, Ending, StepState, TaskKey
 from pgflow_prefect.prefect_api.ids import TaskRunIds
-from pgflow_prefect.prefect_api.states import handed_back
+from pgflow_prefect.prefect_api.states import handed_back, not_run, skipped
 from pgflow_prefect.state_names import IDLE, Observer, StateName
 from pgflow_prefect.waiting import Backoff
 
@@ -80,6 +81,18 @@ class RunExecutor:
     def __post_init__(self) -> None:
         self._past = Past(self.graph, self.flow_run.start_time)
 
+    def follow_rules(self) -> None:
+        """Let PostgreSQL decide which steps begin: the run has rules, or a step of it was skipped."""
+        if self.schedule.decisions is None:
+            self.schedule.follow(Decisions(self.graph, self.writer.list_step_ends, self._show_decided))
+
+    def _show_decided(self, state: StepState) -> None:
+        """Show a step that has ended without being executed here: its task run has one state."""
+        shown = _make_state(state)
+        _, task_run = self._prepare(state.step_slug)
+        task_run.show(shown)
+        self._show(state.step_slug, shown)
+
     async def perform(self, slug: str, advance: Advance) -> StepOutcome:
         """Execute a step, all its attempts, and return the outcome; steps that it makes ready may begin earlier."""
         if self.run.drained:
@@ -88,7 +101,7 @@ class RunExecutor:
             with self.run.work():
                 state = await self._perform_elsewhere(slug, self.task_runner)
                 self._show(slug, state)
-                return find_outcome(state)
+                return self._find_outcome(state)
             # The run was stopped here; PostgreSQL accepts no later report of the step.
             return find_outcome_of_stop(self.run.stopped)
         return await self._perform_here(slug, advance)
@@ -152,7 +165,7 @@ class RunExecutor:
         async def conclude(state: State) -> None:
             self._show(slug, state)
             # They begin first: nothing waits for the rest of this one, except for its slot.
-            if find_outcome(state).is_done and not self.task_runs.limits and advance():
+            if self._find_outcome(state).is_done and not self.task_runs.limits and advance():
                 await sleep(0)
 
         with self.run.task(slug):
@@ -163,9 +176,15 @@ class RunExecutor:
             async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
                     return find_outcome_of_stop(self.run.stopped)
-                return find_outcome(await task_run.perform(conclude))
+                return self._find_outcome(await task_run.perform(conclude))
         # It waited for an attempt, and the run must not go on here.
         return find_outcome_of_stop(self.run.stopped)
+
+    def _find_outcome(self, state: State) -> StepOutcome:
+        outcome = find_outcome(state)
+        if outcome is StepOutcome.SKIPPED:
+            self.follow_rules()
+        return outcome
 
     async def _perform_elsewhere(self, slug: str, task_runner: AnyTaskRunner) -> State:
         step = RemoteStep(
@@ -233,3 +252,13 @@ async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, 
         for slug, known in handlers.items()
         if known.function is not None and bound.get(slug, known.bound.kind) == Kind.PYTHON
     )
+
+
+def _make_state(state: StepState) -> State:
+    if state.is_skipped:
+        return skipped(state.skip_message)
+    if state.is_not_run:
+        return not_run(state.skip_message)
+    if state.ended_as is Ending.CANCELLED:
+        return Cancelled(message=state.error_message)
+    return Failed(message=state.error_message)

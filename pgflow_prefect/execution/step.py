@@ -43,10 +43,21 @@ from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
+from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
-from pgflow_prefect.models import AwaitedStep, Claim, Ending, Outcome, Report, Status, StepEnd, TaskKey
-from pgflow_prefect.prefect_api.states import handed_back, superseded
+from pgflow_prefect.models import (
+    AnyOutcome,
+    AwaitedStep,
+    Claim,
+    Ending,
+    Outcome,
+    Report,
+    Status,
+    StepEnd,
+    TaskKey,
+)
+from pgflow_prefect.prefect_api.states import handed_back, skipped, superseded
 from pgflow_prefect.state_names import Observer, StateName
 from pgflow_prefect.waiting import Backoff
 
@@ -237,11 +248,15 @@ class Step:
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:
                 raise
+            self._log_skipped(failed, error)
             return failed
         if transaction.is_open and not transaction.committed:
             # The report was refused. The count of a stale write was rolled back with it, so report again.
-            assert isinstance(result, str)
-            return await self.writer.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            assert not isinstance(result, Deferred)
+            text, outcome = _split(result)
+            return await self.writer.complete(
+                self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
+            )
         return report
 
     @cached_property
@@ -268,7 +283,7 @@ class Step:
         )
         return StepExecution.of(context, transaction, settle)
 
-    async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Deferred:
+    async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Decided | Deferred:
         timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before the report reaches PostgreSQL.
         with self.run.work(timeout):
@@ -321,6 +336,9 @@ class Step:
                 return Cancelled(message=end.message)
             case Outcome.FAILED:
                 return self._show_failed(end.message, end.began_at, end.ended_at)
+            case Outcome.SKIPPED:
+                _show_times(end.began_at, end.ended_at)
+                return skipped(end.message)
         verdict = f" ({await shadow.compare()})" if shadow is not None else ""
         _show_times(end.began_at, end.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
@@ -357,12 +375,15 @@ class Step:
             claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
             async with self._make_transaction() as transaction:
                 execution = self._make_execution(claim, transaction, shadow=True)
-                shadow.result = await self._work(handler, claim, execution)
+                worked = await self._work(handler, claim, execution)
+                shadow.result = worked.result if isinstance(worked, Decided) else worked
         return shadow
 
     def _show_ended(self, claim: Claim) -> State[None]:
         if claim.status is Status.FAILED:
             return self._show_failed(claim.note, claim.began_at, claim.ended_at)
+        if claim.skip_reason is not None:
+            return skipped(claim.note)
         if claim.ended_at is None:
             if self.past is not None:
                 _show_times(*self.past.find_times(self.slug))
@@ -377,7 +398,8 @@ class Step:
         _show_times(began_at, ended_at)
         return Failed(message=message)
 
-    async def _complete(self, claim: Claim, result: str, transaction: StepTransaction) -> Report:
+    async def _complete(self, claim: Claim, decided: str | Decided, transaction: StepTransaction) -> Report:
+        result, outcome = _split(decided)
         size = len(result.encode("utf-8", "surrogatepass"))
         limit = self.host.settings.result_limit
         if size > limit:
@@ -388,10 +410,13 @@ class Step:
         try:
             if transaction.is_open:
                 return await transaction.complete(
-                    result, epoch=self.writer.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
+                    result, outcome, epoch=self.writer.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
-            self.claim_next(self.slug)
-            return await self.writer.complete(self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt)
+            if outcome is None:  # else some of the next ones are skipped
+                self.claim_next(self.slug)
+            return await self.writer.complete(
+                self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
+            )
         except ResultInvalidError as error:
             raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
         except (TransientError, SupersededError, RunNotPendingError):
@@ -433,6 +458,8 @@ class Step:
 
     async def _conclude(self, report: Report) -> State[None] | None:
         """Return the state that Prefect shows after a report; the first report wins."""
+        if report.skip_reason is not None and report.status is Status.COMPLETED:
+            return skipped(report.skip_message)
         if report.status is Status.COMPLETED:
             return None
         if report.ended_as is Ending.CANCELLED:
@@ -440,6 +467,11 @@ class Step:
         if report.status is Status.FAILED:
             return self._show_failed(report.error_message, None, None)
         return self._give_up(f"its report was refused: {await self._find_refusal()}")
+
+    def _log_skipped(self, report: Report, error: Exception) -> None:
+        """Log the error of a step that is skipped where its last attempt fails: its state is none of failure."""
+        if report.skip_reason is not None:
+            self._logger.warning("step %r has failed, and is skipped instead: %s", self.slug, describe(error))
 
     async def _find_refusal(self) -> str:
         """Return why PostgreSQL refused a report on a step that is still pending."""
@@ -450,6 +482,11 @@ class Step:
     def _give_up(self, reason: str) -> State[None]:
         self._logger.warning("step %r: %s", self.slug, reason)
         return superseded(reason)
+
+
+def _split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:
+    """Return the JSON text of a result, and what else was decided."""
+    return (decided.result, decided.outcome) if isinstance(decided, Decided) else (decided, None)
 
 
 def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:

@@ -2,7 +2,7 @@
 
 import logging
 from asyncio import Future
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
@@ -11,6 +11,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import TransientError
 from pgflow_prefect.execution.batch import RunBatch
 from pgflow_prefect.models import (
+    AnyOutcome,
     AwaitedStep,
     Claim,
     ClaimRequest,
@@ -19,6 +20,7 @@ from pgflow_prefect.models import (
     Report,
     Status,
     StepEnd,
+    StepState,
     TaskKey,
 )
 from pgflow_prefect.raw_json import RawJson
@@ -64,9 +66,11 @@ class StepWriter:
         """Claim a step with the next statement, which is not tried again; None if statements are not combined."""
         return self.batch.claim_later(request) if self.batch is not None else None
 
-    async def complete(self, task: TaskKey, result: str, *, task_run_id: UUID, attempt: int) -> Report:
-        """Store a step's result; see `Store.complete_step`."""
-        completion = Completion(task, result, attempt, task_run_id)
+    async def complete(
+        self, task: TaskKey, result: str, *, task_run_id: UUID, attempt: int, outcome: AnyOutcome | None = None
+    ) -> Report:
+        """Store a step's result, or another outcome; see `Store.complete_step`."""
+        completion = Completion(task, result, attempt, task_run_id, outcome)
         batch = self.batch
         if batch is not None:
             return await self._persist(lambda: batch.complete(completion))
@@ -116,9 +120,13 @@ class StepWriter:
         """Tell whether this writer's epoch is still the run's."""
         return (await self._persist(lambda: self.store.read_run(self.run_id))).epoch == self.epoch
 
+    async def list_step_ends(self, step_slugs: Collection[str]) -> list[StepState]:
+        """Return the states of those of these steps that have one; see `Store.list_step_ends`."""
+        return await self._persist(lambda: self.store.list_step_ends(self.run_id, step_slugs))
+
     async def is_completed(self, step_slug: str) -> bool:
         """Tell whether a step has a result."""
-        ends = await self._persist(lambda: self.store.list_step_ends(self.run_id, [step_slug]))
+        ends = await self.list_step_ends([step_slug])
         return any(each.status is Status.COMPLETED for each in ends)
 
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:

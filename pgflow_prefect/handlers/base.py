@@ -10,6 +10,7 @@ import httpx
 from pgflow_prefect.bindings import Binding
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, write_object
@@ -180,8 +181,12 @@ class Handler(Protocol):
     def policy(self) -> RetryPolicy:
         """When to try again."""
 
-    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Deferred:
+    async def execute(
+        self, claim: Claim, upstream: Collection[str], execution: StepExecution
+    ) -> str | Decided | Deferred:
         """Do the step's work and return its result as JSON text, or `Deferred` if another program does it.
+
+        `Decided` says as well that the step is skipped, or which branches it takes.
 
         Raises:
             ArgumentInvalidError: the input does not fit.

@@ -15,6 +15,7 @@ from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import RetryPolicy, StepContext, StepExecution
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
+from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip, find_returned
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
@@ -108,8 +109,14 @@ class PythonHandler:
             return None
         return [slug for slug in upstream if to_identifier(slug) in self.arguments]
 
-    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str:
-        """Call the function with the claimed input and return its result as JSON text."""
+    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Decided:
+        """Call the function with the claimed input and return its result as JSON text, with what it has decided."""
+        try:
+            return await self._execute(claim, upstream, execution)
+        except Skip as skip:
+            return Decided.to_skip(skip)
+
+    async def _execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Decided:
         call = partial(self.function, **dict(self._bind(claim, upstream, execution.context)))
         if self.is_async:
             return await self._finish(call(), execution)
@@ -119,7 +126,9 @@ class PythonHandler:
             execution.abandon()
             raise
         # An async function may be behind a sync decorator.
-        return returned if isinstance(returned, str) else await self._finish(returned.value, execution)
+        if isinstance(returned, _Unfinished):
+            return await self._finish(returned.value, execution)
+        return returned
 
     @cached_property
     def is_async(self) -> bool:
@@ -128,14 +137,14 @@ class PythonHandler:
         kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
         return any(is_kind(each) for is_kind in kinds for each in (function, function.__call__))
 
-    def _call(self, call: Callable[[], Any], execution: StepExecution) -> "str | _Unfinished":
+    def _call(self, call: Callable[[], Any], execution: StepExecution) -> "str | Decided | _Unfinished":
         """Call a sync function in its thread, and convert its result there, because that may call the user's code."""
         value = call()
         if inspect.isawaitable(value) or inspect.isasyncgen(value):
             return _Unfinished(value)
         return self._serialise(execution.settle(collect(value)))
 
-    async def _finish(self, value: Any, execution: StepExecution) -> str:  # noqa: ANN401
+    async def _finish(self, value: Any, execution: StepExecution) -> str | Decided:  # noqa: ANN401
         """Await what an async function returns, and return its result as JSON text."""
         if inspect.isasyncgen(value):
             value = [each async for each in value]
@@ -153,6 +162,7 @@ class PythonHandler:
         results = claim.upstream_results or _NONE
         slugs = {to_identifier(slug): slug for slug in upstream}
         members: Mapping[str, RawJson] | None = None
+        missing: list[str] = []
         for name in self.arguments:
             if name == "context":
                 yield name, context
@@ -162,7 +172,15 @@ class PythonHandler:
                 yield name, self._read(name, results)
             elif name in slugs:
                 members = self._split(results) if members is None else members
-                yield name, self._read(name, members[slugs[name]])
+                if slugs[name] in members:
+                    yield name, self._read(name, members[slugs[name]])
+                elif name not in self.optional:
+                    missing.append(slugs[name])
+        if missing:
+            raise ArgumentInvalidError(
+                f"step {self.step_slug!r} runs without the result of {' and '.join(map(repr, missing))}, which was "
+                "skipped or has not ended well: give that argument a default"
+            )
 
     def _split(self, results: RawJson) -> Mapping[str, RawJson]:
         try:
@@ -189,7 +207,12 @@ class PythonHandler:
                 f"step {self.step_slug!r}: argument {name!r} can't be checked: {describe(error)}"
             ) from error
 
-    def _serialise(self, value: Any) -> str:  # noqa: ANN401
+    def _serialise(self, value: Any) -> str | Decided:  # noqa: ANN401
+        if isinstance(value, Branch):
+            return Decided.to_branch(value, self._write(value.result))
+        return self._write(value)
+
+    def _write(self, value: Any) -> str:  # noqa: ANN401
         try:
             return write_result(value, self._adapters.get("return"))
         except ValidationError as error:
@@ -231,7 +254,7 @@ class PythonHandler:
         except Exception as error:  # an annotation in quotes is any code
             raise self._refuse(error) from error
         if "return" in found:
-            found["return"] = find_collected(found["return"])
+            found["return"] = find_returned(find_collected(found["return"]))
         return {
             name: hint
             for name, hint in found.items()

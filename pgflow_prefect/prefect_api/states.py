@@ -20,6 +20,16 @@ def handed_back(message: str) -> State[Any]:
     return State(type=StateType.CANCELLED, name=StateName.HANDED_BACK, message=message)
 
 
+def skipped(message: str | None) -> State[Any]:
+    """Return the state of a task run whose step is skipped."""
+    return State(type=StateType.COMPLETED, name=StateName.SKIPPED, message=message)
+
+
+def not_run(message: str | None) -> State[Any]:
+    """Return the state of a task run whose step is not executed, because one that it waits for has failed."""
+    return State(type=StateType.PENDING, name=StateName.NOT_RUN, message=message)
+
+
 def is_cancelled(state: State[Any]) -> bool:
     """Tell whether this flow run was cancelled, or is being cancelled."""
     return state.type is StateType.CANCELLING or (state.type is StateType.CANCELLED and state.name not in OURS)

@@ -36,6 +36,7 @@ PAINTS = {
     Look.WAITING: Paint("#f6f8fa", "#6e7781", "#161b22", "#8b949e", "○"),
     Look.SKIPPED: Paint("#eaeef2", "#57606a", "#21262d", "#9ea7b3", "⤼"),
     Look.FAILED: Paint("#ffebe9", "#cf222e", "#301416", "#ff7b72", "✗"),
+    Look.NOT_RUN: Paint("#fdf3f2", "#b35955", "#241516", "#c77b76", "⊝"),
     Look.CANCELLED: Paint("#f2e5ea", "#a0456b", "#2a1720", "#db8aab", "⊘"),
 }
 """By state, in the order of a legend."""

@@ -39,6 +39,9 @@ class Look(StrEnum):
 
     FAILED = "failed"
 
+    NOT_RUN = "not run"
+    """A step that it waits for has failed, so that it was not executed."""
+
     CANCELLED = "cancelled"
     """The run was cancelled before the step ended."""
 
@@ -153,9 +156,9 @@ def _mark(state: StepState, latest: datetime) -> Mark:
     ended_at = state.finished_at
     if state.status is Status.PENDING:
         ended_at = state.started_at and max(latest, state.started_at)
-    elif look is Look.CANCELLED and state.started_at is None:
+    elif look in {Look.CANCELLED, Look.SKIPPED, Look.NOT_RUN} and state.started_at is None:
         ended_at = None  # it has done nothing
-    error = (state.error_message or state.skip_reason or "").split("\n", 1)[0] or None
+    error = (state.skip_message or state.error_message or state.skip_reason or "").split("\n", 1)[0] or None
     first = state.first_claimed_at if state.attempts > 1 else None
     return Mark(look, state.attempts, state.started_at, ended_at, state.handler, error, first, write_tasks(state))
 
@@ -170,8 +173,10 @@ def write_tasks(state: StepState) -> str:
 
 def find_look(state: StepState) -> Look:
     """Return how a step that has started looks."""
-    if state.skip_reason is not None:
+    if state.is_skipped:
         return Look.SKIPPED
+    if state.is_not_run:
+        return Look.NOT_RUN
     if state.status is Status.COMPLETED:
         return Look.CACHED if state.task_state == StateName.CACHED else Look.COMPLETED
     if state.status is Status.FAILED:

@@ -64,13 +64,13 @@ def write_lines(graph: Graph, progress: Progress | None = None) -> Iterator[Line
             yield Line(before, "", None, "", "")
             continue
         slug, after = slugs[int(found[0])], _NUMBER.sub(lambda match: clean(slugs[int(match[1])]), found[1])
-        yield Line(before, clean(slug), *_describe(slug, progress), after)
+        yield Line(before, clean(slug), *_describe(graph, slug, progress), after)
 
 
 def _write_list(graph: Graph, progress: Progress | None) -> Iterator[Line]:
     for slug in sort_steps(graph):
         after = _list(graph.predecessors(slug))
-        yield Line("", clean(slug), *_describe(slug, progress), after)
+        yield Line("", clean(slug), *_describe(graph, slug, progress), after)
 
 
 def _list(slugs: Iterable[str]) -> str:
@@ -78,9 +78,10 @@ def _list(slugs: Iterable[str]) -> str:
     return f" ╾ {listed}" if listed else ""
 
 
-def _describe(slug: str, progress: Progress | None) -> tuple[Look | None, str]:
+def _describe(graph: Graph, slug: str, progress: Progress | None) -> tuple[Look | None, str]:
     if progress is None:
-        return None, ""
+        rule = graph.nodes[slug].get("rule")
+        return None, f"({rule})" if rule else ""
     mark = progress.marks[slug]
     return mark.look, " ".join(filter(None, [PAINTS[mark.look].sign, mark.look, mark.measures]))
 

@@ -90,8 +90,12 @@ BEGIN
         SELECT DISTINCT w.slug
         FROM pgflow.workflows w
         JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
-        WHERE EXISTS (SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug
-                      EXCEPT SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
+        WHERE EXISTS (SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
+                             s.when_exhausted
+                      FROM pgflow.steps s WHERE s.workflow_slug = w.slug
+                      EXCEPT SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
+                                    s.when_exhausted
+                      FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
            OR EXISTS (SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id
                       EXCEPT SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
            OR EXISTS (SELECT e.from_step_slug, e.to_step_slug FROM pgflow.deps e WHERE e.workflow_slug = w.slug
@@ -108,8 +112,43 @@ COMMENT ON FUNCTION pgflow_prefect.list_unlike_snapshots() IS
     'triggers were disabled.';
 
 
+DO $rules$
+BEGIN
+    -- What a function returns can't be changed in place: those that did not tell of rules go.
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc
+               WHERE oid = to_regprocedure('pgflow_prefect.load_definitions(text[])') AND 'rules' <> ALL (proargnames)) THEN
+        DROP FUNCTION pgflow_prefect.load_definitions(text[]);
+    END IF;
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc
+               WHERE oid = to_regprocedure('pgflow_prefect.load_run_definition(uuid)') AND 'rules' <> ALL (proargnames)) THEN
+        DROP FUNCTION pgflow_prefect.load_run_definition(uuid);
+    END IF;
+END
+$rules$;
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_rules(
+    rule text, required jsonb, forbidden jsonb, when_unmet text, when_exhausted text, fails_run boolean, is_setup boolean
+) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT nullif('{}'::jsonb
+        || CASE WHEN rule IS NULL THEN '{}' ELSE jsonb_build_object('rule', rule) END
+        || CASE WHEN required IS NULL THEN '{}' ELSE jsonb_build_object('only_if', required) END
+        || CASE WHEN forbidden IS NULL THEN '{}' ELSE jsonb_build_object('unless', forbidden) END
+        || CASE when_unmet WHEN 'skip' THEN '{}' ELSE jsonb_build_object('when_unmet', when_unmet) END
+        || CASE when_exhausted WHEN 'fail' THEN '{}' ELSE jsonb_build_object('when_exhausted', when_exhausted) END
+        || CASE WHEN fails_run THEN '{}' ELSE jsonb_build_object('fails_run', false) END
+        || CASE WHEN is_setup THEN jsonb_build_object('is_setup', true) ELSE '{}' END, '{}')
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_rules(text, jsonb, jsonb, text, text, boolean, boolean) IS
+    'What is said of a step beside its name, without what goes without saying; NULL for nothing.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
-RETURNS TABLE (slug text, steps text[], deps text[])
+RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, when_failed text, failed_by text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -119,7 +158,13 @@ BEGIN
         SELECT w.slug,
                ARRAY(SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug ORDER BY s.slug),
                ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d WHERE d.workflow_slug = w.slug
-                     ORDER BY d.from_step_slug, d.to_step_slug)
+                     ORDER BY d.from_step_slug, d.to_step_slug),
+               (SELECT coalesce(jsonb_object_agg(r.slug, r.rules), '{}')
+                FROM (SELECT s.slug, pgflow_prefect.describe_rules(
+                                 s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
+                                 s.when_exhausted, s.fails_run, s.is_setup) AS rules
+                      FROM pgflow.steps s WHERE s.workflow_slug = w.slug) r WHERE r.rules IS NOT NULL),
+               w.when_failed, w.failed_by
         FROM pgflow.workflows w
         WHERE load_definitions.workflow_slugs IS NULL OR w.slug = ANY (load_definitions.workflow_slugs)
         ORDER BY w.slug;
@@ -127,11 +172,12 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.load_definitions(text[]) IS
-    'These workflows as they are defined now; NULL: all. A dep is a pair, upstream first.';
+    'These workflows as they are defined now; NULL: all. A dep is a pair, upstream first. rules: an object, by step, of what '
+    'is said of it beside its name.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_run_definition(run_id uuid)
-RETURNS TABLE (slug text, steps text[], deps text[])
+RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, uses_rules boolean, continues boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -148,14 +194,22 @@ BEGIN
                     THEN ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d
                                WHERE d.workflow_slug = r.workflow_slug ORDER BY d.from_step_slug, d.to_step_slug)
                     ELSE ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.definition_deps d
-                               WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END
+                               WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END,
+               (SELECT coalesce(jsonb_object_agg(e.slug, e.rules), '{}')
+                FROM (SELECT s.slug, pgflow_prefect.describe_rules(
+                                 s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
+                                 s.when_exhausted, s.decides, false) AS rules
+                      FROM pgflow.definition_steps s WHERE s.definition_id = r.definition_id) e
+                WHERE e.rules IS NOT NULL),
+               r.uses_rules, r.continues
         FROM pgflow.runs r
         WHERE r.id = load_run_definition.run_id;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.load_run_definition(uuid) IS
-    'The definition that a run began with; the current one of a run that has not begun. No row: there is no such run.';
+    'The definition that a run began with; the current one of a run that has not begun. fails_run says whether the failure '
+    'of a step fails this run. No row: there is no such run.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -207,6 +261,44 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.insert_steps(text, text[]) IS 'Adds steps to a workflow.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.set_rules(
+    workflow_slug text, rules jsonb, when_failed text, failed_by text
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    said pg_catalog.record;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    UPDATE pgflow.workflows w SET when_failed = set_rules.when_failed, failed_by = set_rules.failed_by
+    WHERE w.slug OPERATOR(pg_catalog.=) set_rules.workflow_slug
+      AND (coalesce(w.when_failed, '') OPERATOR(pg_catalog.<>) coalesce(set_rules.when_failed, '')
+           OR w.failed_by OPERATOR(pg_catalog.<>) set_rules.failed_by);
+    FOR said IN
+        SELECT e.key AS slug, r.rule, r.only_if, r.unless, coalesce(r.when_unmet, 'skip') AS when_unmet,
+               coalesce(r.when_exhausted, 'fail') AS when_exhausted, coalesce(r.fails_run, true) AS fails_run,
+               coalesce(r.is_setup, false) AS is_setup
+        FROM pg_catalog.jsonb_each(rules) e
+        CROSS JOIN LATERAL pg_catalog.jsonb_to_record(e.value) AS r(
+            rule pg_catalog.text, only_if pg_catalog.jsonb, unless pg_catalog.jsonb, when_unmet pg_catalog.text,
+            when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean)
+    LOOP
+        UPDATE pgflow.steps s
+        SET rule = said.rule, required_input_pattern = said.only_if, forbidden_input_pattern = said.unless,
+            when_unmet = said.when_unmet, when_exhausted = said.when_exhausted, fails_run = said.fails_run,
+            is_setup = said.is_setup
+        WHERE s.workflow_slug OPERATOR(pg_catalog.=) set_rules.workflow_slug
+          AND s.slug OPERATOR(pg_catalog.=) said.slug;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.set_rules(text, jsonb, text, text) IS
+    'Says of a workflow and of these of its steps all that load_definitions tells: an empty object makes a step plain.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.insert_deps(workflow_slug text, upstream text[], downstream text[])

@@ -304,6 +304,27 @@ BEGIN
 END
 $columns$;
 
+-- What a function returns can't be changed in place: those that did not tell of skips go.
+DO $skips$
+DECLARE
+    former record;
+BEGIN
+    FOR former IN
+        SELECT p.oid::regprocedure AS signature
+        FROM (VALUES ('claim_step(uuid,text,int,int,uuid,text[],boolean,text,boolean,text)', 'skip_reason'),
+                     ('perform_tasks(jsonb)', 'skip_reason'),
+                     ('list_step_states(uuid)', 'skip_message'), ('list_step_ends(uuid,text[])', 'skip_message'),
+                     ('complete_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
+                     ('complete_pending_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
+                     ('report_completion(uuid,text,int,jsonb,int)', 'outcome')) AS known (signature, lacking)
+        JOIN pg_catalog.pg_proc p ON p.oid = to_regprocedure('pgflow_prefect.' || known.signature)
+        WHERE known.lacking <> ALL (p.proargnames)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', former.signature);
+    END LOOP;
+END
+$skips$;
+
 -- Version 7: a task is addressed by its step and its index; a plain step has one task, index 0.
 DO $task_keys$
 DECLARE
@@ -1199,7 +1220,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
     bound text, has_function boolean, handler text
 ) RETURNS TABLE (status text, attempt int, payload jsonb, upstream_results jsonb,
                  kind text, target text, options jsonb, waits boolean, waited double precision,
-                 began_at timestamptz, ended_at timestamptz, note text)
+                 began_at timestamptz, ended_at timestamptz, note text, skip_reason text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -1264,7 +1285,10 @@ BEGIN
                                CASE WHEN takes_input THEN NULL ELSE claim_step.upstream END,
                                takes_input OR claim_step.with_payload) c;
     END IF;
-    IF status OPERATOR(pg_catalog.=) 'failed'
+    IF status OPERATOR(pg_catalog.=) 'completed' AND state.skip_reason IS NOT NULL THEN
+        skip_reason := state.skip_reason;
+        note := pgflow_prefect.describe_skip(state);
+    ELSIF status OPERATOR(pg_catalog.=) 'failed'
        OR (status OPERATOR(pg_catalog.=) 'completed' AND doing OPERATOR(pg_catalog.=) 'external') THEN
         began_at := coalesce(state.started_at, state.created_at);
         ended_at := state.finished_at;
@@ -1274,7 +1298,8 @@ BEGIN
     INSERT INTO pgflow_prefect.task_runs AS t (
         run_id, step_slug, task_index, task_run_id, state_name, handler, attempt)
     VALUES (claim_step.run_id, claim_step.step_slug, claim_step.task_index, claim_step.task_run_id,
-            CASE WHEN status OPERATOR(pg_catalog.=) 'completed'
+            CASE WHEN skip_reason IS NOT NULL THEN 'Skipped'
+                 WHEN status OPERATOR(pg_catalog.=) 'completed'
                  THEN CASE WHEN doing OPERATOR(pg_catalog.=) 'external' THEN 'Completed' ELSE 'Cached' END
                  WHEN status OPERATOR(pg_catalog.=) 'failed' THEN 'Failed'
                  WHEN NOT waits THEN 'Running'
@@ -1298,7 +1323,74 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, int, uuid, text[], boolean, text, boolean, text) IS
     'pgflow.claim_step for what the step is bound to, by its row, else as `bound` says; and which task run claimed '
-    'it. Where an external worker does it (waits), no attempt is counted. All NULL for a former owner.';
+    'it. Where an external worker does it (waits), no attempt is counted. Of a step that was skipped, the reason, and it '
+    'in words (note). All NULL for a former owner.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_skip(state pgflow.step_states) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE state.skip_reason
+        WHEN 'condition_unmet' THEN 'its condition is not met'
+        WHEN 'handler_failed' THEN 'its handler failed: ' || coalesce(state.error_message, 'no reason given')
+        WHEN 'dependency_skipped' THEN 'a step that it waits for was skipped'
+        WHEN 'dependency_failed' THEN 'a step that it waits for has failed'
+        WHEN 'branch_not_taken' THEN format('branch not taken by "%s"', state.skipped_by)
+        WHEN 'rule_unmet' THEN 'its rule is not met'
+        WHEN 'requested' THEN coalesce(nullif(state.skip_note, ''), 'as requested')
+        ELSE state.skip_reason END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_skip(pgflow.step_states) IS
+    'Why a step was skipped, or not run, in words for people; NULL for any other step.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.skip(note text DEFAULT NULL, cascade boolean DEFAULT true) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT pg_catalog.set_config('pgflow_prefect.outcome', pg_catalog.jsonb_build_object(
+        'skip', true, 'note', skip.note, 'cascade', coalesce(skip."cascade", true))::pg_catalog.text, true)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.skip(text, boolean) IS
+    'For a function that does a step: the step ends as skipped when the function returns, and what it wrote stays. '
+    'cascade: what is below it is skipped, too.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.branch(taken text[], whole boolean DEFAULT false) RETURNS void
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT pg_catalog.set_config('pgflow_prefect.outcome', pg_catalog.jsonb_build_object(
+        'taken', coalesce(branch.taken, '{}'), 'whole', coalesce(branch.whole, false))::pg_catalog.text, true)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.branch(text[], boolean) IS
+    'For a function that does a step: when it returns, the steps that wait for it and are not taken are skipped. whole: '
+    'all that is below those, too.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_outcome(
+    run_id uuid, step_slug text, step_result jsonb, epoch int, attempt int, outcome jsonb
+) RETURNS pgflow.step_states
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF outcome IS NULL THEN
+        RETURN pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
+    ELSIF outcome OPERATOR(pg_catalog.?) 'skip' THEN
+        RETURN pgflow.skip_step(run_id, step_slug, outcome OPERATOR(pg_catalog.->>) 'note',
+                                (outcome OPERATOR(pg_catalog.->>) 'cascade')::boolean, epoch, attempt);
+    END IF;
+    RETURN pgflow.take_branches(
+        run_id, step_slug,
+        ARRAY(SELECT t.slug FROM pg_catalog.jsonb_array_elements_text(outcome OPERATOR(pg_catalog.->) 'taken') AS t (slug)),
+        step_result, (outcome OPERATOR(pg_catalog.->>) 'whole')::boolean, epoch, attempt);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_outcome(uuid, text, jsonb, int, int, jsonb) IS
+    'Completes a step, or skips it, or completes it and takes branches: as the outcome says, NULL for the first. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.note_state(
@@ -1322,7 +1414,8 @@ COMMENT ON FUNCTION pgflow_prefect.note_state(uuid, text, int, uuid, text, text)
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_step(
-    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
+    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid,
+    outcome jsonb DEFAULT NULL
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -1333,21 +1426,28 @@ BEGIN
     IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
-    state := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
+    IF outcome IS NULL THEN
+        state := pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
+    ELSE
+        state := pgflow_prefect.report_outcome(run_id, step_slug, step_result, epoch, attempt, outcome);
+    END IF;
     -- Not this report has completed the step; its clock alone would not tell, where it has waited for the run's lock.
     IF (state.status OPERATOR(pg_catalog.=) 'completed' AND state.attempts OPERATOR(pg_catalog.=) attempt
         AND state.finished_at OPERATOR(pg_catalog.>=) began) IS NOT TRUE THEN
         PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     END IF;
     IF state.status OPERATOR(pg_catalog.=) 'completed' THEN
-        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, 'Completed', NULL);
+        PERFORM pgflow_prefect.note_state(
+            run_id, step_slug, task_index, task_run_id,
+            CASE WHEN state.skip_reason IS NULL THEN 'Completed' ELSE 'Skipped' END, NULL);
     END IF;
     RETURN state;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, int, jsonb, int, int, uuid) IS
-    'pgflow.complete_step, and the state of the task run.';
+COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, int, jsonb, int, int, uuid, jsonb) IS
+    'pgflow.complete_step, and the state of the task run. outcome: NULL; {"skip": true, "note", "cascade"} skips the step; '
+    '{"taken": [...], "whole"} completes it and takes these branches.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(
@@ -1366,6 +1466,8 @@ BEGIN
     PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
     IF state.status OPERATOR(pg_catalog.=) 'failed' THEN
         PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, state_name, error_message);
+    ELSIF state.skip_reason IS NOT NULL THEN -- when_exhausted, or it was skipped before
+        PERFORM pgflow_prefect.note_state(run_id, step_slug, task_index, task_run_id, 'Skipped', error_message);
     END IF;
     RETURN state;
 END
@@ -1869,9 +1971,11 @@ BEGIN
     FOR seen IN
         SELECT w.run_id, w.step_slug, w.task_index, w.task_run_id, s.status, s.error_message, r.error_message AS reason,
                CASE WHEN s.status = 'failed' THEN s.error_message END AS cancel_reason,
-               CASE WHEN s.status = 'completed' THEN pgflow_prefect.shorten(s.step_result) END AS result,
+               CASE WHEN s.skip_reason IS NOT NULL THEN pgflow_prefect.describe_skip(s)
+                    WHEN s.status = 'completed' THEN pgflow_prefect.shorten(s.step_result) END AS result,
                coalesce(s.started_at, s.created_at) AS began_at, s.finished_at AS ended_at,
                CASE WHEN s.status = 'failed' AND s.ended_as = 'cancelled' THEN 'ended'
+                    WHEN s.status = 'completed' AND s.skip_reason IS NOT NULL THEN 'skipped'
                     WHEN s.status <> 'pending' THEN s.status
                     WHEN r.epoch IS DISTINCT FROM w.epoch THEN 'lost'
                     WHEN r.status <> 'pending' THEN 'ended'
@@ -1898,12 +2002,12 @@ BEGIN
         CONTINUE WHEN seen.outcome IS NULL;
         task_run_id := seen.task_run_id;
         outcome := seen.outcome;
-        message := CASE outcome WHEN 'completed' THEN seen.result
-                                WHEN 'failed' THEN seen.error_message
-                                WHEN 'ended' THEN coalesce(seen.cancel_reason, seen.reason) END;
+        message := CASE WHEN outcome IN ('completed', 'skipped') THEN seen.result
+                        WHEN outcome = 'failed' THEN seen.error_message
+                        WHEN outcome = 'ended' THEN coalesce(seen.cancel_reason, seen.reason) END;
         began_at := seen.began_at;
         ended_at := seen.ended_at;
-        IF outcome IN ('completed', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then
+        IF outcome IN ('completed', 'skipped', 'failed', 'ended') THEN -- reopened, it does not count as waiting since then
             PERFORM pgflow_prefect.note_state(seen.run_id, seen.step_slug, seen.task_index, seen.task_run_id,
                                               CASE outcome WHEN 'ended' THEN 'Cancelled' ELSE initcap(outcome) END,
                                               NULL);
@@ -1914,7 +2018,7 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], int[], uuid[], text[], boolean[]) IS
-    'Looks at tasks that others do and returns those for which the waiting is over: completed, failed, lost (the run '
+    'Looks at tasks that others do and returns those for which the waiting is over: completed, skipped, failed, lost (the run '
     'was taken), ended (the run was), rebound (from now on the one who waits is to do it).';
 
 
@@ -1926,7 +2030,8 @@ AS $$
     SELECT r.payload, coalesce(
         (SELECT jsonb_object_agg(s.step_slug, s.step_result)
          FROM pgflow.definition_deps d
-         JOIN pgflow.step_states s ON s.run_id = r.id AND s.step_slug = d.from_step_slug
+         JOIN pgflow.step_states s ON s.run_id = r.id AND s.step_slug = d.from_step_slug AND s.status = 'completed'
+                                  AND s.skip_reason IS NULL
          WHERE d.definition_id = r.definition_id AND d.to_step_slug = read_input.step_slug
            AND (read_input.upstream IS NULL OR d.from_step_slug = ANY (read_input.upstream))), '{}')
     FROM pgflow.runs r WHERE r.id = read_input.run_id AND read_input.task_index = 0
@@ -1977,8 +2082,10 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
                  began_at timestamptz, ended_at timestamptz, note text)
 LANGUAGE sql VOLATILE
 AS $$
-    SELECT * FROM pgflow_prefect.claim_step(
-        run_id, step_slug, 0, epoch, task_run_id, upstream, with_payload, bound, has_function, handler)
+    SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits, c.waited, c.began_at,
+           c.ended_at, c.note
+    FROM pgflow_prefect.claim_step(
+        run_id, step_slug, 0, epoch, task_run_id, upstream, with_payload, bound, has_function, handler) c
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, uuid, text[], boolean, text, boolean, text) IS
@@ -2065,9 +2172,10 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.watch_steps(
 ) RETURNS TABLE (task_run_id uuid, outcome text, message text, began_at timestamptz, ended_at timestamptz)
 LANGUAGE sql VOLATILE
 AS $$
-    SELECT * FROM pgflow_prefect.watch_steps(
+    SELECT w.task_run_id, pg_catalog."replace"(w.outcome, 'skipped', 'completed'), w.message, w.began_at, w.ended_at
+    FROM pgflow_prefect.watch_steps(
         run_ids, step_slugs, pg_catalog.array_fill(0, ARRAY[pg_catalog.cardinality(run_ids)]), epochs, task_run_ids,
-        bound, have_function)
+        bound, have_function) w
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], uuid[], text[], boolean[]) IS

@@ -117,14 +117,16 @@ BEGIN
     RETURN QUERY -- one look at both
         SELECT r.id, r.status, r.ended_as::text, r.epoch, r.error_message,
                (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') FROM pgflow.step_states s
-                WHERE s.run_id = r.id AND r.status = 'completed' AND s.step_slug = ANY (read_end.step_slugs))
+                WHERE s.run_id = r.id AND r.status = 'completed' AND s.step_slug = ANY (read_end.step_slugs)
+                  AND s.status = 'completed' AND s.skip_reason IS NULL)
         FROM pgflow.runs r
         WHERE r.id = read_end.run_id;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.read_end(uuid, text[]) IS
-    'How a run stands, and the results of these steps if it is completed. No row: there is no such run.';
+    'How a run stands, and the results of these steps if it is completed, without those that were skipped. No row: there is '
+    'no such run.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_latest_run() RETURNS SETOF uuid
@@ -209,7 +211,8 @@ COMMENT ON FUNCTION pgflow_prefect.list_older_runs(text[], double precision) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, step_result jsonb, result_problem text,
                error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
-               task_state text, handler text, tasks int, tasks_completed int, skip_reason text)
+               task_state text, handler text, tasks int, tasks_completed int, skip_reason text,
+               skip_message text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -218,7 +221,8 @@ BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts,
                CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem, s.error_message, s.created_at,
-               s.started_at, s.finished_at, t.state_name, t.handler, NULL::int, NULL::int, NULL::text
+               s.started_at, s.finished_at, t.state_name, t.handler, NULL::int, NULL::int, s.skip_reason,
+               pgflow_prefect.describe_skip(s)
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
@@ -235,7 +239,8 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
                started_at timestamptz, finished_at timestamptz, task_state text, handler text,
-               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text)
+               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text,
+               skip_message text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -243,7 +248,8 @@ AS $$
 BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts, s.error_message, s.created_at, s.started_at,
-               s.finished_at, t.state_name, t.handler, t.first_claimed_at, NULL::int, NULL::int, NULL::text
+               s.finished_at, t.state_name, t.handler, t.first_claimed_at, NULL::int, NULL::int, s.skip_reason,
+               pgflow_prefect.describe_skip(s)
         FROM pgflow.step_states s
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);
@@ -291,13 +297,13 @@ AS $$
 BEGIN
     RETURN (SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}')
             FROM pgflow.step_states s
-            WHERE s.run_id = read_results.run_id AND s.status = 'completed'
+            WHERE s.run_id = read_results.run_id AND s.status = 'completed' AND s.skip_reason IS NULL
               AND s.step_slug = ANY (read_results.step_slugs));
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.read_results(uuid, text[]) IS
-    'The results of those of these steps that are completed, by slug.';
+    'The results of those of these steps that are completed and were not skipped, by slug.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.check_result(result jsonb) RETURNS jsonb
@@ -365,6 +371,25 @@ COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
     'Ends a run and its pending steps as cancelled, with this reason; a run that has ended stays as it is.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.skip_step(run_id uuid, step_slug text, note text, cascade boolean)
+RETURNS TABLE (status text, skip_reason text, skip_message text)
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    state CONSTANT pgflow.step_states := pgflow.skip_step(
+        skip_step.run_id, skip_step.step_slug, skip_step.note, skip_step."cascade");
+BEGIN
+    status := state.status;
+    skip_reason := state.skip_reason;
+    skip_message := pgflow_prefect.describe_skip(state);
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.skip_step(uuid, text, text, boolean) IS
+    'Skips a step by hand, pending or not started yet, and returns how it stands: a step that has ended stays as it is.';
+
+
 DROP FUNCTION IF EXISTS pgflow_prefect.fail_run(uuid, text); -- before, a former owner could fail a run
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.fail_run(run_id uuid, epoch int, held_by text, reason text)
@@ -397,8 +422,9 @@ COMMENT ON FUNCTION pgflow_prefect.fail_run(uuid, int, text, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_step(
-    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid
-) RETURNS TABLE (status text, ended_as text, error_message text, accepted boolean)
+    run_id uuid, step_slug text, task_index int, step_result jsonb, epoch int, attempt int, task_run_id uuid,
+    outcome jsonb DEFAULT NULL
+) RETURNS TABLE (status text, ended_as text, error_message text, accepted boolean, skip_reason text, skip_message text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -411,17 +437,23 @@ BEGIN
     done := pgflow_prefect.complete_step(complete_pending_step.run_id, complete_pending_step.step_slug,
                                          complete_pending_step.task_index, complete_pending_step.step_result,
                                          complete_pending_step.epoch, complete_pending_step.attempt,
-                                         complete_pending_step.task_run_id);
+                                         complete_pending_step.task_run_id,
+                                         -- What pgflow_prefect.skip or branch has set in this transaction.
+                                         coalesce(complete_pending_step.outcome, nullif(pg_catalog.current_setting(
+                                             'pgflow_prefect.outcome', true), '')::pg_catalog.jsonb));
     status := done.status;
     ended_as := done.ended_as;
     error_message := done.error_message;
     accepted := former.status OPERATOR(pg_catalog.=) 'pending' AND done.status OPERATOR(pg_catalog.=) 'completed';
+    skip_reason := done.skip_reason;
+    skip_message := pgflow_prefect.describe_skip(done);
     RETURN NEXT;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, int, jsonb, int, int, uuid) IS
-    'complete_step, and whether it was this call that completed the step.';
+COMMENT ON FUNCTION pgflow_prefect.complete_pending_step(uuid, text, int, jsonb, int, int, uuid, jsonb) IS
+    'complete_step, with the outcome that is given or that the handler has set; and whether it was this call that ended the '
+    'step.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -456,7 +488,7 @@ COMMENT ON FUNCTION pgflow_prefect.find_handover(uuid, text, int, int) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_completion(
-    run_id uuid, step_slug text, task_index int, step_result jsonb, attempt int
+    run_id uuid, step_slug text, task_index int, step_result jsonb, attempt int, outcome jsonb DEFAULT NULL
 ) RETURNS text
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -464,13 +496,14 @@ BEGIN
     IF (task_index OPERATOR(pg_catalog.=) 0) IS NOT TRUE THEN
         PERFORM pgflow_prefect.refuse_task(step_slug, task_index);
     END IF;
-    RETURN (pgflow.complete_step(report_completion.run_id, report_completion.step_slug, report_completion.step_result,
-                                 NULL, report_completion.attempt)).status;
+    RETURN (pgflow_prefect.report_outcome(report_completion.run_id, report_completion.step_slug,
+                                          report_completion.step_result, NULL, report_completion.attempt,
+                                          report_completion.outcome)).status;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.report_completion(uuid, text, int, jsonb, int) IS
-    'Stores the result of an attempt, whichever owner the run has, and returns the step''s status.';
+COMMENT ON FUNCTION pgflow_prefect.report_completion(uuid, text, int, jsonb, int, jsonb) IS
+    'Stores the result of an attempt, or another outcome of it, whichever owner the run has, and returns the step''s status.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.report_failure(
@@ -548,7 +581,7 @@ COMMENT ON FUNCTION pgflow_prefect.find_refusal(uuid, text, int, int, uuid, text
 CREATE OR REPLACE FUNCTION pgflow_prefect.perform_tasks(elements jsonb)
 RETURNS TABLE (outcome text, status text, ended_as text, error_message text, attempt int, payload jsonb,
                upstream_results jsonb, kind text, target text, options jsonb, waits boolean, waited double precision,
-               began_at timestamptz, ended_at timestamptz, note text)
+               began_at timestamptz, ended_at timestamptz, note text, skip_reason text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -567,7 +600,8 @@ BEGIN
     FOR element IN
         SELECT * FROM pg_catalog.jsonb_to_recordset(elements) AS e(
             "do" pg_catalog.text, run_id pg_catalog.uuid, epoch int, step_slug pg_catalog.text, task_index int,
-            task_run_id pg_catalog.uuid, attempt int, result pg_catalog.jsonb, error_message pg_catalog.text,
+            task_run_id pg_catalog.uuid, attempt int, result pg_catalog.jsonb, outcome pg_catalog.jsonb,
+            error_message pg_catalog.text,
             state_name pg_catalog.text, upstream pg_catalog.text[], with_payload boolean, bound pg_catalog.text,
             has_function boolean, handler pg_catalog.text)
     LOOP
@@ -586,6 +620,7 @@ BEGIN
         began_at := NULL;
         ended_at := NULL;
         note := NULL;
+        skip_reason := NULL;
         SELECT r.status, r.epoch INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) element.run_id;
         IF NOT FOUND THEN
             outcome := 'gone';
@@ -601,7 +636,7 @@ BEGIN
         IF element."do" OPERATOR(pg_catalog.=) 'complete' THEN
             state := pgflow_prefect.complete_step(
                 element.run_id, element.step_slug, element.task_index, coalesce(element.result, 'null'),
-                element.epoch, element.attempt, element.task_run_id);
+                element.epoch, element.attempt, element.task_run_id, element.outcome);
         ELSIF element."do" OPERATOR(pg_catalog.=) 'fail' THEN
             state := pgflow_prefect.fail_step(
                 element.run_id, element.step_slug, element.task_index, element.error_message, element.epoch,
@@ -619,9 +654,9 @@ BEGIN
             END IF;
             IF outcome OPERATOR(pg_catalog.=) 'done' THEN
                 SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
-                       c.waited, c.began_at, c.ended_at, c.note
+                       c.waited, c.began_at, c.ended_at, c.note, c.skip_reason
                 INTO status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
-                     ended_at, note
+                     ended_at, note, skip_reason
                 FROM pgflow_prefect.claim_step(
                     element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
                     element.upstream, element.with_payload, element.bound, element.has_function,
@@ -636,6 +671,10 @@ BEGIN
             status := state.status;
             ended_as := state.ended_as;
             error_message := state.error_message;
+            IF state.skip_reason IS NOT NULL THEN
+                skip_reason := state.skip_reason;
+                note := pgflow_prefect.describe_skip(state);
+            END IF;
         END IF;
         RETURN NEXT;
     END LOOP;

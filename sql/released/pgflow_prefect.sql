@@ -141,8 +141,25 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.list_slugs() IS 'The slugs of all flows.';
 
 
+DO $told$
+DECLARE
+    former regprocedure;
+BEGIN
+    FOR former IN
+        SELECT p.oid FROM (VALUES ('load_definitions(text[])', 'rules'), ('load_run_definition(uuid)', 'rules'),
+                                  ('list_step_ends(uuid,text[])', 'skip_message'),
+                                  ('list_step_states(uuid)', 'skip_message')) AS known (signature, lacking)
+        JOIN pg_catalog.pg_proc p ON p.oid = to_regprocedure('pgflow_prefect.' || known.signature)
+        WHERE known.lacking <> ALL (p.proargnames)
+    LOOP
+        EXECUTE format('DROP FUNCTION %s', former); -- what a function returns can't be changed in place
+    END LOOP;
+END
+$told$;
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
-RETURNS TABLE (slug text, steps text[], deps text[])
+RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, when_failed text, failed_by text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -152,7 +169,8 @@ BEGIN
         SELECT f.flow_slug,
                ARRAY(SELECT s.step_slug FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug ORDER BY s.step_slug),
                ARRAY(SELECT ARRAY[d.dep_slug, d.step_slug] FROM pgflow.deps d WHERE d.flow_slug = f.flow_slug
-                     ORDER BY d.dep_slug, d.step_slug)
+                     ORDER BY d.dep_slug, d.step_slug),
+               '{}'::jsonb, NULL::text, 'steps'::text
         FROM pgflow.flows f
         WHERE load_definitions.workflow_slugs IS NULL OR f.flow_slug = ANY (load_definitions.workflow_slugs)
         ORDER BY f.flow_slug;
@@ -164,14 +182,14 @@ COMMENT ON FUNCTION pgflow_prefect.load_definitions(text[]) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_run_definition(run_id uuid)
-RETURNS TABLE (slug text, steps text[], deps text[])
+RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, uses_rules boolean, continues boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY -- pgflow deletes the runs of a flow before it changes the flow
-        SELECT d.slug, d.steps, d.deps
+        SELECT d.slug, d.steps, d.deps, d.rules, false, false
         FROM pgflow.runs r CROSS JOIN LATERAL pgflow_prefect.load_definitions(ARRAY[r.flow_slug]) d
         WHERE r.run_id = load_run_definition.run_id;
 END
@@ -327,7 +345,8 @@ COMMENT ON FUNCTION pgflow_prefect.find_runs_between(uuid, uuid, int) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
                started_at timestamptz, finished_at timestamptz, task_state text, handler text,
-               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text)
+               first_claimed_at timestamptz, tasks int, tasks_completed int, skip_reason text,
+               skip_message text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -341,7 +360,7 @@ BEGIN
                (SELECT w.function_name FROM pgflow.workers w WHERE w.worker_id = t.last_worker_id), NULL::timestamptz,
                CASE WHEN d.step_type = 'map' THEN s.initial_tasks END,
                CASE WHEN d.step_type = 'map' THEN coalesce(t.completed, 0) END,
-               CASE WHEN s.status = 'skipped' THEN coalesce(%2$s, 'no reason given') END
+               CASE WHEN s.status = 'skipped' THEN coalesce(%2$s, 'no reason given') END, NULL::text
         FROM pgflow.step_states s
         LEFT JOIN pgflow.steps d ON d.flow_slug = s.flow_slug AND d.step_slug = s.step_slug
         LEFT JOIN LATERAL (
@@ -366,7 +385,8 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, step_result jsonb, result_problem text,
                error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
-               task_state text, handler text, tasks int, tasks_completed int, skip_reason text)
+               task_state text, handler text, tasks int, tasks_completed int, skip_reason text,
+               skip_message text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -375,7 +395,7 @@ BEGIN
     RETURN QUERY
         SELECT e.step_slug, e.status, e.ended_as, e.attempts, CASE WHEN p.problem IS NULL THEN o.output END, p.problem,
                e.error_message, e.created_at, e.started_at, e.finished_at, e.task_state, e.handler,
-               e.tasks, e.tasks_completed, e.skip_reason
+               e.tasks, e.tasks_completed, e.skip_reason, e.skip_message
         FROM pgflow_prefect.list_step_ends(list_step_states.run_id, NULL) e
         LEFT JOIN LATERAL (
             SELECT CASE WHEN e.tasks IS NULL THEN (array_agg(t.output))[1] -- a plain step has one task

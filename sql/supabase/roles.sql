@@ -99,8 +99,8 @@ DECLARE
     grantee text;
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
-        'insert_deps,delete_steps,delete_deps}';
-    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,list_unlike_snapshots,load_definitions,list_bindings,'
+        'set_rules,insert_deps,delete_steps,delete_deps}';
+    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_prunable,choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
@@ -126,7 +126,8 @@ BEGIN
             ('USAGE ON SCHEMA pgflow_api', '{run,observe}'),
 
             ('SELECT ON pgflow.workflows, pgflow.steps, pgflow.deps', '{define,run,work,observe}'),
-            ('INSERT (slug), UPDATE (slug), DELETE ON pgflow.workflows', '{define}'), -- its version is the triggers'
+            ('INSERT (slug, when_failed, failed_by), UPDATE (slug, when_failed, failed_by), DELETE ON pgflow.workflows',
+             '{define}'), -- its version is the triggers'
             ('INSERT, UPDATE, DELETE ON pgflow.steps, pgflow.deps', '{define}'),
             ('SELECT ON pgflow.definitions, pgflow.definition_steps, pgflow.definition_deps', '{define,work,observe}'),
 
@@ -138,14 +139,16 @@ BEGIN
             ('EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_api.cancel_run, '
              'pgflow_api.reopen_run', '{run}'),
 
-            ('INSERT (workflow_slug, id, payload, definition_id, remaining), '
-             'UPDATE (status, ended_as, definition_id, remaining, epoch, taken_in, error_message, '
-             'finished_at) ON pgflow.runs', '{work}'),
-            ('INSERT (workflow_slug, run_id, step_slug), '
-             'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at) ON pgflow.step_states',
+            ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues), '
+             'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
+             'error_message, finished_at) ON pgflow.runs', '{work}'),
+            ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
+             'error_message, finished_at, attempts), '
+             'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at, skip_reason, '
+             'skip_cascades, skip_note), DELETE ON pgflow.step_states', -- a reopened run takes steps back
              '{work}'),
-            ('SELECT ON pgflow.waiting_steps', '{work,observe}'),
-            ('INSERT, UPDATE, DELETE ON pgflow.waiting_steps', '{work}')
+            ('SELECT ON pgflow.waiting_steps, pgflow.undone_steps', '{work,observe}'),
+            ('INSERT, UPDATE, DELETE ON pgflow.waiting_steps, pgflow.undone_steps', '{work}')
         ) AS fixed ("right", roles)
         UNION ALL
         SELECT format('USAGE ON SCHEMA %I', nspname), '{define,work,observe}'::text[] FROM adapter

@@ -85,7 +85,8 @@ def define_drawn(db: Connection, workflow: str, drawn: Drawn) -> None:
     for step, options in drawn.options.items():
         db.execute(
             "UPDATE pgflow.steps SET rule = %s, required_input_pattern = %s, forbidden_input_pattern = %s, "
-            "when_unmet = %s, when_exhausted = %s, fails_run = %s, is_setup = %s WHERE workflow_slug = %s AND slug = %s",
+            "when_unmet = %s, when_exhausted = %s, fails_run = %s, is_setup = %s "
+            "WHERE workflow_slug = %s AND slug = %s",
             [
                 options.rule,
                 None if options.required is None else json.dumps(options.required),
@@ -161,7 +162,7 @@ class Play:
     def _call(self, function: str, *arguments: object) -> None:
         self.events.append((function, *arguments))
         places = ", ".join(["%s"] * (len(arguments) + 1))
-        self.db.execute(f"SELECT pgflow.{function}({places})", [self.run_id, *arguments])  # type: ignore[arg-type]
+        self.db.execute(f"SELECT pgflow.{function}({places})", [self.run_id, *arguments])
 
     def _do_something(self) -> bool:
         rng, model = self.rng, self.model
@@ -220,12 +221,10 @@ def play(db: Connection, number: int) -> int:
     Raises:
         AssertionError: the engine and the model differ.
     """
-    rng = random.Random(number)
+    rng = random.Random(number)  # noqa: S311  the same runs each time
     drawn = draw(rng, continues=number % 2 == 1)
     define_drawn(db, f"random {number}", drawn)
-    run_id = value(
-        db, "SELECT (pgflow.run_workflow(%s, %s)).id", f"random {number}", json.dumps(drawn.payload)
-    )
+    run_id = value(db, "SELECT (pgflow.run_workflow(%s, %s)).id", f"random {number}", json.dumps(drawn.payload))
     assert isinstance(run_id, UUID)
     model = Model(drawn.graph, drawn.options, drawn.payload, drawn.when_failed, drawn.failed_by)
     return Play(db, rng, run_id, model, drawn).play()

@@ -113,7 +113,7 @@ def _decide_early(rule: str | None, tally: Tally) -> str | None:
     return "skip" if skips.get(rule) else None
 
 
-def _decide_at_last(rule: str | None, tally: Tally) -> str:
+def _decide_at_last(rule: str | None, tally: Tally) -> str:  # noqa: PLR0911  a table
     match rule:
         case None:
             return "skip" if tally.hard_skips else "run"
@@ -186,9 +186,7 @@ class Model:
     @property
     def rows(self) -> dict[str, tuple[str, str | None, bool | None]]:
         """Status, skip_reason and skip_cascades of each step that has a row."""
-        return {step: ("pending", None, None) for step in self.pending} | {
-            step: end.row for step, end in self.ends.items()
-        }
+        return dict.fromkeys(self.pending, ("pending", None, None)) | {step: end.row for step, end in self.ends.items()}
 
     @property
     def untouched(self) -> list[str]:
@@ -211,9 +209,7 @@ class Model:
             failures=outcomes.count("failed"),
             not_run=outcomes.count("not_run"),
             setups=[
-                outcome
-                for up, outcome in zip(self.graph[step], outcomes, strict=True)
-                if self.options[up].is_setup
+                outcome for up, outcome in zip(self.graph[step], outcomes, strict=True) if self.options[up].is_setup
             ],
         )
         return decide(self.options[step].rule, tally)
@@ -272,7 +268,7 @@ class Model:
 
     # What happens to it
 
-    def complete(self, step: str, result: Any) -> None:  # noqa: ANN401  any JSON value
+    def complete(self, step: str, result: Any) -> None:
         """Note that a pending step was executed."""
         self._end(step, End("success"))
         self.results[step] = result
@@ -351,7 +347,7 @@ class Model:
         return self.decide(step) != ("skip" if reason in ("dependency_skipped", "rule_unmet") else "run")
 
 
-def contains(document: Any, pattern: Any) -> bool:  # noqa: ANN401  any JSON values
+def contains(document: Any, pattern: Any) -> bool:
     """Tell whether a document contains a pattern, as the operator `@>` of jsonb does."""
     if isinstance(document, dict) and isinstance(pattern, dict):
         return all(key in document and contains(document[key], each) for key, each in pattern.items())

@@ -36,7 +36,9 @@ async def execute(function: Callable[..., Any], **upstream_results: JsonValue) -
     payload = upstream_results.pop("payload", None)
     results = RawJson.of(upstream_results)
     claim = Claim(status=Status.PENDING, attempt=1, payload=RawJson.of(payload), upstream_results=results)
-    return await PythonHandler("send", function).execute(claim, tuple(upstream_results), StepExecution(CONTEXT))
+    result = await PythonHandler("send", function).execute(claim, tuple(upstream_results), StepExecution(CONTEXT))
+    assert isinstance(result, str)
+    return result
 
 
 @pytest.fixture(scope="module")

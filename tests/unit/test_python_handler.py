@@ -32,7 +32,9 @@ async def execute(
     """Execute a function as the handler of a step whose upstream steps have these results."""
     results = dict(upstream_results or {})
     claim = Claim(status=Status.PENDING, attempt=2, payload=RawJson.of(payload), upstream_results=RawJson.of(results))
-    return await PythonHandler("send", function).execute(claim, tuple(results), StepExecution(CONTEXT))
+    result = await PythonHandler("send", function).execute(claim, tuple(results), StepExecution(CONTEXT))
+    assert isinstance(result, str)
+    return result
 
 
 async def test_an_argument_gets_the_result_of_the_upstream_step_of_its_name() -> None:

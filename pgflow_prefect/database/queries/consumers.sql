@@ -9,7 +9,7 @@ SELECT awaited, workflow_slug, handler FROM pgflow_prefect.find_handover(%(run_i
 -- report_completion --
 -- Of the consumers of queues: store a result, for whichever owner the run has.
 SELECT pgflow_prefect.report_completion(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb,
-                                        %(attempt)s) AS status
+                                        %(attempt)s, %(outcome)s::jsonb) AS status
 
 -- report_failure --
 -- Of the consumers of queues: fail a step and its run.

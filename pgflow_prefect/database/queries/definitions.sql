@@ -10,7 +10,8 @@ SELECT slug FROM pgflow_prefect.list_slugs() AS slug
 
 -- load_definition --
 -- A workflow as it is defined now, in one statement: an edit in between can't mix two versions.
-SELECT slug, steps, deps FROM pgflow_prefect.load_definitions(ARRAY[%(workflow_slug)s::text])
+SELECT slug, steps, deps, rules, when_failed, failed_by
+FROM pgflow_prefect.load_definitions(ARRAY[%(workflow_slug)s::text])
 
 -- limit_waiting --
 -- Until the transaction's end, wait no longer than this for a lock.
@@ -33,6 +34,10 @@ SELECT pgflow_prefect.insert_steps(%(workflow_slug)s, %(steps)s)
 -- Deps of a workflow, in one statement: after each, the engine looks for cycles.
 SELECT pgflow_prefect.insert_deps(%(workflow_slug)s, %(upstream)s, %(downstream)s)
 
+-- set_rules --
+-- What is said of a workflow and its steps beside their names.
+SELECT pgflow_prefect.set_rules(%(workflow_slug)s, %(rules)s::jsonb, %(when_failed)s, %(failed_by)s)
+
 -- delete_steps --
 -- Steps of a workflow, as far as no run needs them.
 SELECT pgflow_prefect.delete_steps(%(workflow_slug)s, %(steps)s)
@@ -43,7 +48,7 @@ SELECT pgflow_prefect.delete_deps(%(workflow_slug)s, %(upstream)s, %(downstream)
 
 -- load_run_definition --
 -- The definition that a run began with; the current one of a run that nothing was done to yet.
-SELECT slug, steps, deps FROM pgflow_prefect.load_run_definition(%(run_id)s)
+SELECT slug, steps, deps, rules, uses_rules, continues FROM pgflow_prefect.load_run_definition(%(run_id)s)
 
 -- find_pending_user --
 -- A pending run that has executed one of these steps: only when it has ended, its rows can go.

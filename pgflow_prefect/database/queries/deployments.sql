@@ -18,7 +18,7 @@ SELECT pgflow_prefect.list_beats() AS beats
 
 -- load_definitions --
 -- Workflows as they are defined now, in one statement; no slugs: all of them.
-SELECT slug, steps, deps FROM pgflow_prefect.load_definitions(%(workflow_slugs)s)
+SELECT slug, steps, deps, rules, when_failed, failed_by FROM pgflow_prefect.load_definitions(%(workflow_slugs)s)
 
 -- list_workflows_with_bindings --
 -- The workflows of which rows say who does some of their steps, or all.

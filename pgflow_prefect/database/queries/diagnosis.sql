@@ -13,7 +13,7 @@ WITH ours AS (
     SELECT c.oid, ours.nspname || '.' || c.relname AS name, c.relkind, CASE
         WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname = 'installation' THEN '{SELECT}'::text[]
         WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
-        WHEN c.relname = 'waiting_steps' THEN '{SELECT,INSERT,UPDATE,DELETE}'
+        WHEN c.relname IN ('waiting_steps', 'undone_steps') THEN '{SELECT,INSERT,UPDATE,DELETE}'
         ELSE '{SELECT}' END AS needed
     FROM pg_catalog.pg_class c JOIN ours ON ours.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v')
@@ -22,7 +22,7 @@ WITH ours AS (
     FROM pg_catalog.pg_proc p JOIN ours ON ours.oid = p.pronamespace
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
-                            'lock_workflow', 'insert_steps', 'insert_deps', 'delete_steps', 'delete_deps', 'prune_runs',
+                            'lock_workflow', 'insert_steps', 'insert_deps', 'set_rules', 'delete_steps', 'delete_deps', 'prune_runs',
                             'prune_run', 'prune_definitions', 'find_prunable', 'choose_prunable', 'lock_schema',
                             'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
                             'move_installation')

@@ -29,13 +29,13 @@ SELECT clock_timestamp() AS now
 -- list_step_states --
 -- The steps of a run that have started, in the order of their start.
 SELECT step_slug, status, ended_as, attempts, step_result::text, result_problem, error_message, created_at, started_at,
-       finished_at, task_state, handler, tasks, tasks_completed, skip_reason
+       finished_at, task_state, handler, tasks, tasks_completed, skip_reason, skip_message
 FROM pgflow_prefect.list_step_states(%(run_id)s)
 
 -- list_step_ends --
 -- How these steps of a run ended, without their results, which may be large.
 SELECT step_slug, status, ended_as, attempts, NULL AS step_result, error_message, created_at, started_at, finished_at, task_state,
-       handler, first_claimed_at, tasks, tasks_completed, skip_reason
+       handler, first_claimed_at, tasks, tasks_completed, skip_reason, skip_message
 FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
 -- list_flow_runs --
@@ -58,6 +58,10 @@ SELECT pgflow_prefect.reopen_run(%(run_id)s)
 -- Start what is ready and was not started.
 SELECT pgflow_prefect.repair_run(%(run_id)s)
 
+-- skip_step --
+-- Skip a step by hand.
+SELECT status, skip_reason, skip_message FROM pgflow_prefect.skip_step(%(run_id)s, %(step_slug)s, %(note)s, %(cascade)s)
+
 -- cancel_run --
 -- End a run and its pending steps.
 SELECT pgflow_prefect.cancel_run(%(run_id)s, %(reason)s)
@@ -69,9 +73,9 @@ SAVEPOINT pgflow_report; SELECT pgflow_prefect.lock_run(%(run_id)s); RELEASE SAV
 -- complete_pending_step --
 -- Store a result, and tell whether it was this statement that did: start_step locks the run and returns the state that
 -- the step is in under that lock, where no other transaction can complete it any more.
-SELECT status, ended_as, error_message, accepted
+SELECT status, ended_as, error_message, accepted, skip_reason, skip_message
 FROM pgflow_prefect.complete_pending_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s,
-                                          %(attempt)s, %(task_run_id)s)
+                                          %(attempt)s, %(task_run_id)s, %(outcome)s::jsonb)
 
 -- find_latest_run --
 -- The run that began last; of several that began in one moment, one.

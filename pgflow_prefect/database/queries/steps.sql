@@ -3,30 +3,30 @@
 -- claim_step --
 -- Count an attempt and get the step's input, or hear that an external worker does it.
 SELECT status, attempt, payload::text, upstream_results::text, kind, target, options, waits, waited, began_at, ended_at,
-       note
+       note, skip_reason
 FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoch)s, %(task_run_id)s, %(upstream)s,
                                %(with_payload)s, %(bound)s, %(has_function)s, %(handler)s)
 
 -- complete_step --
 -- Store a result. The result itself need not come back: the step that reads it gets it with its claim.
-SELECT status, ended_as::text, error_message
+SELECT status, ended_as::text, error_message, skip_reason, pgflow_prefect.describe_skip(c) AS skip_message
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
-                                  %(task_run_id)s)
+                                  %(task_run_id)s, %(outcome)s::jsonb) AS c
 
 -- perform_tasks --
 -- Completions, failures and claims of one or several runs, in one transaction: a row for each. The time-out is set for
 -- this transaction alone, before the function begins.
 WITH bound AS MATERIALIZED (SELECT pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true) AS lock_timeout)
 SELECT p.outcome, p.status, p.ended_as, p.error_message, p.attempt, p.payload::text, p.upstream_results::text, p.kind,
-       p.target, p.options, p.waits, p.waited, p.began_at, p.ended_at, p.note
+       p.target, p.options, p.waits, p.waited, p.began_at, p.ended_at, p.note, p.skip_reason
 FROM bound, LATERAL pgflow_prefect.perform_tasks(
     CASE WHEN bound.lock_timeout IS NOT NULL THEN %(elements)s::jsonb END) AS p
 
 -- fail_step --
 -- Fail a step and its run.
-SELECT status, ended_as::text, error_message
+SELECT status, ended_as::text, error_message, skip_reason, pgflow_prefect.describe_skip(f) AS skip_message
 FROM pgflow_prefect.fail_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(error_message)s, %(epoch)s, %(attempt)s,
-                              %(task_run_id)s, %(state_name)s)
+                              %(task_run_id)s, %(state_name)s) AS f
 
 -- note_state --
 -- Note the state that Prefect shows a task run in.

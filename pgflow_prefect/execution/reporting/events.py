@@ -16,7 +16,7 @@ from pgflow_prefect.settings import Events
 from pgflow_prefect.state_names import DONE, StateName
 from pgflow_prefect.wording import clean
 
-_ENDS = DONE | {StateName.FAILED, StateName.TIMED_OUT, StateName.CANCELLED, StateName.CRASHED}
+_ENDS = DONE | {StateName.NOT_RUN, StateName.FAILED, StateName.TIMED_OUT, StateName.CANCELLED, StateName.CRASHED}
 
 
 @dataclass
@@ -117,4 +117,6 @@ def _make_event(
 
 def _to_words(state_name: str) -> str:
     """Return a state's name as events write it: `AwaitingRetry` is `awaiting-retry`."""
+    if state_name == StateName.NOT_RUN:
+        return "not-run"  # Prefect's name for it says less
     return "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in state_name).lstrip("-")

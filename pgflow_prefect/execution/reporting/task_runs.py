@@ -358,6 +358,11 @@ class StepTaskRun:
                 self.logger.error("Finished in state %s", state)
         return state
 
+    def show(self, state: State[Any]) -> None:
+        """Show the task run in this state, without an attempt: its step was not executed."""
+        with self._context:
+            self._enter(state)
+
     async def _attempt(self, running: State[Any], conclude: Callable[[State[Any]], Awaitable[None]]) -> State[Any]:
         """Make an attempt and enter the state that follows: a final one, or a scheduled one."""
         self._enter(running)

@@ -1,0 +1,65 @@
+"""What is wrong with the rules of a definition, and with the handlers that execute it."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.definitions.model import StepRules, WhenUnmet, WorkflowDefinition, to_identifier
+
+
+def find_rule_problems(definition: WorkflowDefinition, rules: Mapping[str, StepRules]) -> Iterator[str]:
+    """Yield a sentence for each rule of the handlers' file that is not the database's, and for what contradicts itself.
+
+    A file that says nothing of rules has no such problem: the database's are in force.
+    """
+    known = set(definition.steps)
+    for slug, said in rules.items():
+        if slug in known and _compare(said) != _compare(definition.find_rules(slug)):
+            yield (
+                f"the rules of step {slug!r} are others in the database: write them there with `pgflow-prefect push`, "
+                "or take them out of the file"
+            )
+    if definition.when_failed == "stop":
+        for slug in definition.steps:
+            if definition.find_rules(slug).needs_to_go_on:
+                yield (
+                    f"step {slug!r} needs the run to go on after a failure, and when_failed='stop' ends it: take one "
+                    "of them out"
+                )
+
+
+def _compare(rules: StepRules) -> dict[str, object]:
+    """Return what decides whether a step is executed."""
+    return {name: each for name, each in rules.said.items() if name not in {"fails_run", "is_setup"}}
+
+
+def find_missing_defaults(definition: WorkflowDefinition, required: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Yield a sentence for each argument without a default whose step may have no result.
+
+    Args:
+        definition: the workflow.
+        required: for each handler, the names of its arguments that have no default.
+    """
+    graph = build_graph(definition)
+    for slug, names in required.items():
+        if slug not in graph:
+            continue
+        for upstream in graph.predecessors(slug):
+            if to_identifier(upstream) in names and (why := _find_reason(definition, slug, upstream)):
+                yield (
+                    f"the handler of step {slug!r} needs the result of {upstream!r}, and may run without it, for "
+                    f"{why}: give that argument a default"
+                )
+
+
+def _find_reason(definition: WorkflowDefinition, slug: str, upstream: str) -> str | None:
+    rules, above = definition.find_rules(slug), definition.find_rules(upstream)
+    if rules.may_lack_input:
+        return f"its rule is {rules.rule}"
+    if rules.rule is not None:
+        return None
+    has_condition = above.only_if is not None or above.unless is not None
+    if has_condition and above.when_unmet is WhenUnmet.SKIP:
+        return "that step is skipped where its condition is not met"
+    if above.when_exhausted is WhenUnmet.SKIP:
+        return "that step is skipped where it fails"
+    return None

@@ -1,0 +1,212 @@
+"""Steps that branch, skip and follow a failure, as an ordinary user writes them: run by Prefect, decided by PostgreSQL."""
+
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import PrefectClient
+
+from pgflow_prefect import Branch, Skip, StepContext, Workflow
+from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.store import Store
+from tests.conftest import Connection
+from tests.integration.conftest import (
+    TENURE,
+    await_task_runs,
+    make_slug,
+    read_flow_run,
+    read_run,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("prefect_api")]
+
+
+async def push(dsn: str, workflow: Workflow) -> None:
+    """Write the workflow into the database as its file defines it."""
+    async with open_pool(dsn, size=1, timeout=10) as pool:
+        await Store(pool, TENURE).replace_definition(None, workflow.definition)
+
+
+def read_ends(db: Connection) -> dict[str, tuple[object, object]]:
+    """Return status and skip_reason of each step that has a row."""
+    found = db.execute("SELECT step_slug, status, skip_reason FROM pgflow.step_states").fetchall()
+    return {str(slug): (status, reason) for slug, status, reason in found}
+
+
+@pytest.fixture
+def workflow(pgflow_dsn: str) -> Workflow:
+    return Workflow(make_slug())
+
+
+async def test_a_branch_skips_the_others_and_the_join_runs_with_defaults(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    @workflow.step
+    def look(payload: dict[str, Any]) -> Branch[dict[str, int]]:
+        return Branch(payload["take"], result={"rows": 3})
+
+    @workflow.step
+    async def full(look: dict[str, int]) -> int:
+        return look["rows"]
+
+    @workflow.step
+    async def delta(look: dict[str, int]) -> int:
+        return -look["rows"]
+
+    @workflow.step(rule="none_failed_min_one_success")
+    async def publish(full: int | None = None, delta: int | None = None) -> list[int | None]:
+        return [full, delta]
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow(payload={"take": "full"}) == {"publish": [3, None]}
+    assert read_ends(db)["delta"] == ("completed", "branch_not_taken")
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = await await_task_runs(
+        client,
+        flow_run,
+        {"look": "Completed", "full": "Completed", "delta": "Skipped", "publish": "Completed"},
+    )
+    delta_run = shown["delta"]
+    assert delta_run.state is not None
+    assert delta_run.state.message == 'branch not taken by "look"'
+    assert delta_run.start_time is None  # it was never running
+
+
+async def test_a_handler_skips_its_step_and_what_is_below_it_in_a_workflow_without_rules(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    @workflow.step
+    async def look() -> int:
+        raise Skip("nothing new")
+
+    @workflow.step
+    async def load(look: int) -> int:
+        return look
+
+    @workflow.step
+    async def audit() -> str:
+        return "done"
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow() == {"audit": "done"}
+    assert read_ends(db) == {
+        "look": ("completed", "requested"),
+        "load": ("completed", "dependency_skipped"),
+        "audit": ("completed", None),
+    }
+    flow_run = await read_flow_run(client, workflow.slug)
+    assert flow_run.state_name == "Completed"
+    shown = await await_task_runs(client, flow_run, {"look": "Skipped", "load": "Skipped", "audit": "Completed"})
+    assert shown["look"].state is not None
+    assert shown["look"].state.message == "nothing new"
+
+
+async def test_a_soft_skip_lets_what_is_below_go_on(db: Connection, pgflow_dsn: str, workflow: Workflow) -> None:
+    @workflow.step
+    def look(context: StepContext) -> int:
+        context.connection.execute("CREATE TABLE seen AS SELECT 1 AS n")
+        raise Skip(cascade=False)
+
+    @workflow.step
+    async def load(look: int = 7) -> int:
+        return look
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow() == {"load": 7}
+    assert read_ends(db)["look"] == ("completed", "requested")
+    assert db.execute("SELECT n FROM seen").fetchall() == [(1,)]  # what it wrote stays
+
+
+async def test_an_argument_without_default_fails_the_step_that_lacks_it(
+    pgflow_dsn: str, workflow: Workflow
+) -> None:
+    @workflow.step
+    async def look() -> int:
+        raise Skip(cascade=False)
+
+    @workflow.step
+    async def load(look: int) -> int:
+        return look
+
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(Exception, match="give that argument a default"):
+        await workflow.flow()
+
+
+async def test_a_condition_on_the_input_skips_a_step(db: Connection, pgflow_dsn: str, workflow: Workflow) -> None:
+    @workflow.step
+    async def look(payload: dict[str, int]) -> dict[str, int]:
+        return payload
+
+    @workflow.step(only_if={"look": {"rows": 0}}, when_unmet="skip-cascade")
+    async def warn(look: dict[str, int]) -> str:
+        return "no rows"
+
+    @workflow.step(unless={"look": {"rows": 0}})
+    async def load(look: dict[str, int]) -> int:
+        return look["rows"]
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow(payload={"rows": 3}) == {"load": 3}
+    assert read_ends(db)["warn"] == ("completed", "condition_unmet")
+
+
+async def test_what_follows_a_failure_runs_and_the_rest_is_not_run(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    told: list[str] = []
+
+    @workflow.step
+    async def load() -> int:
+        raise ValueError("no file")
+
+    @workflow.step
+    async def publish(load: int) -> int:
+        return load
+
+    @workflow.step(rule="one_failed", after=["load", "publish"], fails_run=False)
+    async def notify() -> None:
+        told.append("notified")
+
+    @workflow.step(rule="all_done", after=["publish"], fails_run=False)
+    async def clean_up() -> None:
+        told.append("cleaned")
+
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(Exception, match="no file"):
+        await workflow.flow()
+    assert sorted(told) == ["cleaned", "notified"]
+    assert read_run(db)[0] == "failed"
+    assert read_ends(db)["publish"] == ("failed", "dependency_failed")
+    flow_run = await read_flow_run(client, workflow.slug)
+    assert flow_run.state_name == "Failed"
+    shown = await await_task_runs(
+        client,
+        flow_run,
+        {"load": "Failed", "publish": "NotReady", "notify": "Completed", "clean_up": "Completed"},
+    )
+    assert shown["publish"].state is not None
+    assert shown["publish"].state.message == "a step that it waits for has failed"
+
+
+async def test_a_step_that_has_failed_for_good_is_skipped_where_it_may_be(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    tries: list[int] = []
+
+    @workflow.step(retries=1, when_exhausted="skip")
+    async def enrich() -> int:
+        tries.append(1)
+        raise ValueError("the service is down")
+
+    @workflow.step
+    async def store(enrich: int | None = None) -> int | None:
+        return enrich
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow() == {"store": None}
+    assert len(tries) == 2
+    assert read_ends(db)["enrich"] == ("completed", "handler_failed")
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = await await_task_runs(client, flow_run, {"enrich": "Skipped", "store": "Completed"})
+    assert shown["enrich"].state is not None
+    assert "the service is down" in str(shown["enrich"].state.message)
