@@ -44,6 +44,7 @@ from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.credential import read_variable, split_login
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect
+from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip
 from pgflow_prefect.handlers.queue import (
     StepMessage,
     check_queue_url,
@@ -142,13 +143,15 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         await _report(store.fail, step, f"the input of step {message.step_slug!r} can't be read: {error}")
         return
     try:
-        result = _serialise(await _call(function, message), settings.result_limit)
+        decided = _decide(await _call(function, message), settings.result_limit)
+    except Skip as skip:
+        decided = Decided.to_skip(skip)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
         _log.exception("run %s, step %s, attempt %d failed", *step)
         await _report(store.fail, step, describe(error))
         return
     try:
-        await _report(store.complete, step, result)
+        await _report(store.complete, step, decided.result, decided.outcome)
     except DatabaseUnavailableError:
         raise
     except PgflowPrefectError as error:  # PostgreSQL would refuse it again
@@ -156,9 +159,9 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         await _report(store.fail, step, describe(error))
 
 
-async def _report(report: Callable[..., Any], step: tuple[object, ...], what: str) -> None:
+async def _report(report: Callable[..., Any], step: tuple[object, ...], *what: object) -> None:
     try:
-        status = await report(*step, what)
+        status = await report(*step, *what)
         _log.info("run %s, step %s, attempt %d: reported; it is %s", *step, status)
     except (UsageError, RunNotPendingError) as error:  # deleted, or reopened, while the work was done
         _log.warning("run %s, step %s, attempt %d: its report is refused: %s", *step, error)
@@ -199,6 +202,12 @@ async def _call_function(function: Function, call: Callable[[], Any]) -> object:
     with CancelScope(shield=True):  # let the current work finish
         value = await run_in_thread(lambda: collect(call()))
     return await value if inspect.isawaitable(value) else value
+
+
+def _decide(value: object, limit: int) -> Decided:
+    if isinstance(value, Branch):
+        return Decided.to_branch(value, _serialise(value.result, limit))
+    return Decided(_serialise(value, limit))
 
 
 def _serialise(value: object, limit: int) -> str:

@@ -2469,8 +2469,8 @@ COMMENT ON FUNCTION pgflow.repair_run(uuid) IS
 -- met any more). In the tables a skipped step is completed with a skip_reason, and one that is not run is failed with
 -- the skip_reason dependency_failed: programs that look at the status alone still decide right.
 --
--- The functions that write have no SET clause, as above. Those that only read several rows by their keys set all that
--- the planner chooses by, for one may call another, and a setting holds in what is called. JIT is off with them: up to
+-- The functions that write runs or step_states have no SET clause, as above. Others that look up several rows by their
+-- keys set all that the planner chooses by, for one may call another, and a setting holds in what is called. JIT is off with them: up to
 -- PostgreSQL 17 a forbidden plan looks so expensive that it would be compiled at every call.
 ------------------------------------------------------------------------------------------------------------
 
@@ -2691,11 +2691,15 @@ CREATE OR REPLACE FUNCTION pgflow.count_ends(
     run pgflow.runs, ended text[], outcomes text[], OUT due text[], OUT verdicts text[]
 )
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
 AS $$
+#variable_conflict use_column
 DECLARE
-    early pg_catalog.text[]; -- decided before all of their upstream steps have ended
-    over pg_catalog.text[];  -- all of theirs have ended
-    counted_step pg_catalog.text;
+    early text[]; -- decided before all of their upstream steps have ended
+    over text[];  -- all of theirs have ended
+    counted_step text;
 BEGIN
     -- Counted, not looked at, as in complete_step; all that have ended at once, in one statement.
     WITH edge AS MATERIALIZED (
@@ -2703,25 +2707,25 @@ BEGIN
     ), counted AS (
         INSERT INTO pgflow.waiting_steps AS w (run_id, step_slug, unmet, upstream, skipped, cascaded, failed, not_run,
                                                setups_ok, setups_skipped)
-        SELECT run.id, e.slug, e.upstream OPERATOR(pg_catalog.-) e.ends, e.upstream, e.skipped, e.cascaded, e.failed,
+        SELECT run.id, e.slug, e.upstream - e.ends, e.upstream, e.skipped, e.cascaded, e.failed,
                e.not_run, e.setups_ok, e.setups_skipped
-        FROM edge e WHERE e.upstream OPERATOR(pg_catalog.>) 1
+        FROM edge e WHERE e.upstream > 1
         ON CONFLICT (run_id, step_slug) DO UPDATE -- NULL: counted while the run used no rules, and nothing was skipped
-        SET unmet = w.unmet OPERATOR(pg_catalog.-) (excluded.upstream OPERATOR(pg_catalog.-) excluded.unmet),
+        SET unmet = w.unmet - (excluded.upstream - excluded.unmet),
             upstream = excluded.upstream,
-            skipped = coalesce(w.skipped, 0) OPERATOR(pg_catalog.+) excluded.skipped,
-            cascaded = coalesce(w.cascaded, 0) OPERATOR(pg_catalog.+) excluded.cascaded,
-            failed = coalesce(w.failed, 0) OPERATOR(pg_catalog.+) excluded.failed,
-            not_run = coalesce(w.not_run, 0) OPERATOR(pg_catalog.+) excluded.not_run,
-            setups_ok = coalesce(w.setups_ok, 0) OPERATOR(pg_catalog.+) excluded.setups_ok,
-            setups_skipped = coalesce(w.setups_skipped, 0) OPERATOR(pg_catalog.+) excluded.setups_skipped
+            skipped = coalesce(w.skipped, 0) + excluded.skipped,
+            cascaded = coalesce(w.cascaded, 0) + excluded.cascaded,
+            failed = coalesce(w.failed, 0) + excluded.failed,
+            not_run = coalesce(w.not_run, 0) + excluded.not_run,
+            setups_ok = coalesce(w.setups_ok, 0) + excluded.setups_ok,
+            setups_skipped = coalesce(w.setups_skipped, 0) + excluded.setups_skipped
         RETURNING w.step_slug, w.upstream, w.unmet, w.skipped, w.cascaded, w.failed, w.not_run, w.setups_ok,
                   w.setups_skipped, coalesce(w.decided, false) AS decided
     ), known AS (
         SELECT * FROM counted
         UNION ALL
         SELECT e.slug, 1, 0, e.skipped, e.cascaded, e.failed, e.not_run, e.setups_ok, e.setups_skipped, false
-        FROM edge e WHERE e.upstream OPERATOR(pg_catalog.=) 1
+        FROM edge e WHERE e.upstream = 1
     ), decision AS (
         SELECT k.step_slug, k.upstream, k.unmet,
                CASE WHEN NOT k.decided THEN
@@ -2730,25 +2734,25 @@ BEGIN
         FROM known k
         CROSS JOIN LATERAL (
             SELECT t.rule, t.setups FROM pgflow.definition_steps t
-            WHERE t.definition_id OPERATOR(pg_catalog.=) run.definition_id
-              AND t.slug OPERATOR(pg_catalog.=) k.step_slug OFFSET 0) s -- as in closes_cycle
+            WHERE t.definition_id = run.definition_id
+              AND t.slug = k.step_slug OFFSET 0) s -- as in closes_cycle
         OFFSET 0
     )
-    SELECT coalesce(pg_catalog.array_agg(d.step_slug) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
-           coalesce(pg_catalog.array_agg(d.verdict) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
-           coalesce(pg_catalog.array_agg(d.step_slug)
-                    FILTER (WHERE d.verdict IS NOT NULL AND d.unmet OPERATOR(pg_catalog.>) 0), '{}'),
-           coalesce(pg_catalog.array_agg(d.step_slug)
-                    FILTER (WHERE d.upstream OPERATOR(pg_catalog.>) 1 AND d.unmet OPERATOR(pg_catalog.=) 0), '{}')
+    SELECT coalesce(array_agg(d.step_slug) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
+           coalesce(array_agg(d.verdict) FILTER (WHERE d.verdict IS NOT NULL), '{}'),
+           coalesce(array_agg(d.step_slug)
+                    FILTER (WHERE d.verdict IS NOT NULL AND d.unmet > 0), '{}'),
+           coalesce(array_agg(d.step_slug)
+                    FILTER (WHERE d.upstream > 1 AND d.unmet = 0), '{}')
     INTO due, verdicts, early, over
     FROM decision d;
     FOREACH counted_step IN ARRAY early LOOP -- one by one, as in complete_step
         UPDATE pgflow.waiting_steps w SET decided = true
-        WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) counted_step;
+        WHERE w.run_id = run.id AND w.step_slug = counted_step;
     END LOOP;
     FOREACH counted_step IN ARRAY over LOOP
         DELETE FROM pgflow.waiting_steps w
-        WHERE w.run_id OPERATOR(pg_catalog.=) run.id AND w.step_slug OPERATOR(pg_catalog.=) counted_step;
+        WHERE w.run_id = run.id AND w.step_slug = counted_step;
     END LOOP;
 END
 $$;
@@ -2955,13 +2959,14 @@ CREATE OR REPLACE FUNCTION pgflow.find_refused(
     run pgflow.runs, step_slug text, epoch int, attempt int, doing text
 ) RETURNS pgflow.step_states
 LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
     state CONSTANT pgflow.step_states := pgflow.unaccepted_state(run, step_slug, doing);
 BEGIN
-    IF state.status OPERATOR(pg_catalog.=) 'pending'
-       AND (epoch IS NULL OR epoch OPERATOR(pg_catalog.=) run.epoch)
-       AND (attempt IS NULL OR (attempt OPERATOR(pg_catalog.=) state.attempts AND state.started_at IS NOT NULL)) THEN
+    IF state.status = 'pending'
+       AND (epoch IS NULL OR epoch = run.epoch)
+       AND (attempt IS NULL OR (attempt = state.attempts AND state.started_at IS NOT NULL)) THEN
         RAISE EXCEPTION 'that step "%" of run % is % was not stored: a trigger or rule on pgflow.step_states skipped it',
                         step_slug, run.id, doing
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';

@@ -2,12 +2,12 @@
 
 import re
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import anyio
 import httpx
@@ -25,6 +25,7 @@ from pgflow_prefect.handlers.base import (
 )
 from pgflow_prefect.handlers.credential import read_credential
 from pgflow_prefect.handlers.json_text import check_json
+from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip
 from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_origin
 from pgflow_prefect.models import Claim
 from pgflow_prefect.origins import Origin, find_origin
@@ -42,6 +43,10 @@ _RETRIED = (408, 425, 429)
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _SECONDS = re.compile(r"\s*[+-]?\d+(?:\.\d+)?\s*", re.ASCII)
 _GZIP = 31  # zlib's window bits for gzip
+
+_OUTCOME, _BRANCHES = "Pgflow-Outcome", "Pgflow-Branches"
+_CASCADES = {"": True, "cascade=yes": True, "cascade=no": False}
+"""What may follow `skip;` in the header, and whether what is below the step is skipped, too."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,12 @@ class HttpHandler:
     def _endpoint(self) -> str:
         return self.binding.url.partition("?")[0].partition("#")[0]
 
-    async def execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Deferred:
+    async def execute(
+        self, claim: Claim, upstream: Collection[str], execution: StepExecution
+    ) -> str | Decided | Deferred:
         """Send the request and return the answer's JSON text, or that the endpoint reports later.
+
+        The headers of the answer may say that the step is skipped, or which branches it takes.
 
         Raises:
             RetryLaterError: there was no answer in time, or it was 408, 425, 429 or 5xx.
@@ -123,7 +132,7 @@ class HttpHandler:
 
     async def _request(
         self, client: httpx.AsyncClient, body: bytes, headers: dict[str, str], token: str | None
-    ) -> str | Deferred:
+    ) -> str | Decided | Deferred:
         request = client.stream(
             "POST", self.binding.url, content=body, headers=headers, timeout=None, follow_redirects=False
         )
@@ -131,7 +140,7 @@ class HttpHandler:
             if response.status_code == httpx.codes.ACCEPTED:
                 return Deferred(f"accepted by {self._endpoint}")
             if response.is_success:
-                return await self._read_result(response)
+                return decide(await self._read_result(response), response.headers)
             raise await self._make_error(response, token)
 
     async def _read_result(self, response: httpx.Response) -> str:
@@ -163,6 +172,36 @@ class HttpHandler:
         if status in _RETRIED or response.is_server_error:
             return RetryLaterError(message, parse_retry_after(response.headers.get("Retry-After")))
         return NotRetriableError(message)
+
+
+def decide(result: str, headers: Mapping[str, str]) -> str | Decided:
+    """Return the result of an answer, with what its headers have decided.
+
+    `Pgflow-Outcome: skip` skips the step, `skip; cascade=no` without what is below it; `Pgflow-Note` says why.
+    `Pgflow-Branches: full, audit` takes these branches, `; whole` skips all that is below the others. Slugs and notes
+    are percent-encoded.
+
+    Raises:
+        NotRetriableError: a header says something else.
+    """
+    outcome, branches = headers.get(_OUTCOME), headers.get(_BRANCHES)
+    if outcome is not None:
+        word, _, option = (part.strip().lower() for part in outcome.partition(";"))
+        if word != "skip" or option not in _CASCADES:
+            raise NotRetriableError(
+                f"the header {_OUTCOME}: {outcome!r} of the answer says nothing: `skip`, or `skip; cascade=no`"
+            )
+        note = unquote(headers.get("Pgflow-Note", "")) or None
+        return Decided.to_skip(Skip(note, cascade=_CASCADES[option]))
+    if branches is not None:
+        slugs, _, option = branches.partition(";")
+        if option.strip().lower() not in ("", "whole"):
+            raise NotRetriableError(
+                f"the header {_BRANCHES}: {branches!r} of the answer says nothing: slugs, and perhaps `; whole`"
+            )
+        taken = [unquote(slug.strip()) for slug in slugs.split(",") if slug.strip()]
+        return Decided.to_branch(Branch(taken, whole=bool(option.strip())), result)
+    return result
 
 
 def make_body(claim: Claim, *, flat: bool) -> RawJson:

@@ -85,11 +85,11 @@ class Decided:
 
     Attributes:
         result: JSON text.
-        outcome: what is to be reported.
+        outcome: what is to be reported; None for a step that is just completed.
     """
 
     result: str
-    outcome: AnyOutcome
+    outcome: AnyOutcome | None = None
 
     @classmethod
     def to_skip(cls, skip: Skip) -> "Decided":

@@ -1329,7 +1329,7 @@ COMMENT ON FUNCTION pgflow_prefect.claim_step(uuid, text, int, int, uuid, text[]
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.describe_skip(state pgflow.step_states) RETURNS text
 LANGUAGE sql IMMUTABLE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
     SELECT CASE state.skip_reason
         WHEN 'condition_unmet' THEN 'its condition is not met'

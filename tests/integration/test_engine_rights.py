@@ -24,14 +24,18 @@ from tests.engine import (
 from tests.integration.transitions import TRANSITIONS, make, prepare
 
 DENIED = "42501"
-OWNERS_FUNCTIONS = ["check_written", "deps_edited", "find_definition", "snapshot", "steps_edited"]
-TRIGGER_FUNCTIONS = ["check_written", "deps_edited", "refuse_slug", "shorten_message", "steps_edited"]
+OWNERS_FUNCTIONS = ["check_written", "deps_edited", "find_definition", "snapshot", "steps_edited", "workflows_edited"]
+TRIGGER_FUNCTIONS = [
+    *("check_written", "deps_edited", "refuse_slug", "shorten_message", "steps_edited", "workflows_edited"),
+]
 WRITERS = [name.removeprefix("pgflow.") for name in TRANSITIONS if name.startswith("pgflow.")]
 INLINED = ["announce_run", "is_under_policies"]
-WITHOUT_TABLES = ["engine_version", "refuse_policies", "refuse_slug"]
+WITHOUT_TABLES = [
+    *("decide_step", "engine_version", "may_follow_failure", "outcome_of", "refuse_policies", "refuse_slug"),
+]
 TABLES = [
     *("workflows", "steps", "deps", "runs", "step_states"),
-    *("definitions", "definition_steps", "definition_deps", "waiting_steps"),
+    *("definitions", "definition_steps", "definition_deps", "waiting_steps", "undone_steps"),
 ]
 RUN = """
     GRANT USAGE ON SCHEMA pgflow TO {role};

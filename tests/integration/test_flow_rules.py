@@ -1,4 +1,4 @@
-"""Steps that branch, skip and follow a failure, as an ordinary user writes them: run by Prefect, decided by PostgreSQL."""
+"""Steps that branch, skip and follow a failure: written in Python, decided by PostgreSQL, shown by Prefect."""
 
 from typing import Any
 
@@ -116,9 +116,7 @@ async def test_a_soft_skip_lets_what_is_below_go_on(db: Connection, pgflow_dsn: 
     assert db.execute("SELECT n FROM seen").fetchall() == [(1,)]  # what it wrote stays
 
 
-async def test_an_argument_without_default_fails_the_step_that_lacks_it(
-    pgflow_dsn: str, workflow: Workflow
-) -> None:
+async def test_an_argument_without_default_fails_the_step_that_lacks_it(pgflow_dsn: str, workflow: Workflow) -> None:
     @workflow.step
     async def look() -> int:
         raise Skip(cascade=False)

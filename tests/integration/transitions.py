@@ -24,6 +24,11 @@ ENABLED: LiteralString = "SELECT pgflow_prefect.enable_workflow('chain')"
 HELD: LiteralString = "SELECT pgflow_prefect.take_run(%(run)s, NULL, 'me', 60, 3)"
 LONG_AGO: LiteralString = "UPDATE pgflow.runs SET status = 'failed', finished_at = 'epoch' WHERE id = %(run)s"
 
+RULES: LiteralString = "UPDATE pgflow.runs SET uses_rules = true, continues = true WHERE id = %(run)s"
+RULES_NOT_STARTED: LiteralString = f"{RULES}; {NOT_STARTED}"
+A_FAILED: LiteralString = f"{RULES}; SELECT pgflow.fail_step(%(run)s, 'a', 'broken')"
+RUN: LiteralString = "FROM pgflow.runs r WHERE id = %(run)s"
+
 
 class Transition(NamedTuple):
     """A call that writes runs or step states.
@@ -55,6 +60,28 @@ TRANSITIONS = {
         "SELECT pgflow.recompute_run(r) FROM pgflow.runs r WHERE id = %(run)s", NOT_STARTED
     ),
     "pgflow.repair_run": Transition("SELECT pgflow.repair_run(%(run)s)", NOT_STARTED),
+    "pgflow.skip_step": Transition("SELECT pgflow.skip_step(%(run)s, 'a')"),
+    "pgflow.take_branches": Transition("SELECT pgflow.take_branches(%(run)s, 'a', '{}')"),
+    "pgflow.fail_by_rules": Transition(f"SELECT pgflow.fail_by_rules(r, 'a', 'broken', 0, NULL) {RUN}", RULES),
+    "pgflow.begin_by_rules": Transition(f"SELECT pgflow.begin_by_rules(r) {RUN}", RULES_NOT_STARTED),
+    "pgflow.start_by_rules": Transition(f"SELECT pgflow.start_by_rules(r, 'a') {RUN}", RULES_NOT_STARTED),
+    "pgflow.insert_decided": Transition(
+        f"SELECT pgflow.insert_decided(r, ARRAY['a', 'b'], ARRAY['run', 'skip']) {RUN}", RULES_NOT_STARTED
+    ),
+    "pgflow.settle": Transition(f"SELECT pgflow.settle(r, ARRAY['a'], ARRAY['failed']) {RUN}", RULES),
+    "pgflow.count_down": Transition(f"SELECT pgflow.count_down(r, 1) {RUN}", RULES),
+    "pgflow.conclude_run": Transition(f"SELECT pgflow.conclude_run(r) {RUN}", RULES),
+    "pgflow.use_rules": Transition(f"SELECT pgflow.use_rules(r) {RUN}"),
+    "pgflow.take_back": Transition(f"SELECT pgflow.take_back(r) {RUN}", A_FAILED),
+    "pgflow.undo_steps": Transition(f"SELECT pgflow.undo_steps(r, ARRAY['a']) {RUN}", f"{RULES}; {CLAIMED}"),
+    "pgflow.recompute_rules": Transition(
+        "SELECT pgflow.recompute_rules(r, d) FROM pgflow.runs r JOIN pgflow.definitions d ON d.id = definition_id",
+        RULES_NOT_STARTED,
+    ),
+    "pgflow_prefect.skip_step": Transition("SELECT pgflow_prefect.skip_step(%(run)s, 'a', 'why', true)"),
+    "pgflow_prefect.report_outcome": Transition(
+        "SELECT pgflow_prefect.report_outcome(%(run)s, 'a', '1', 0, 1, '{\"skip\": true}')", CLAIMED
+    ),
     "pgflow_prefect.create_run": Transition(
         "SELECT pgflow_prefect.create_run('chain', '{}', gen_random_uuid(), gen_random_uuid(), 'me', 60, 3)"
     ),

@@ -18,6 +18,7 @@ from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import Deferred, StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.http_endpoint import HttpHandler, parse_retry_after
+from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.raw_json import RawJson
 from tests.http_server import HttpServer, drip, http_server, send
@@ -55,7 +56,7 @@ async def toolbox(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Toolbox]:
         yield Toolbox(lambda: client, find_secret, LIMIT)
 
 
-async def call(server: HttpServer, toolbox: Toolbox, claim: Claim = CLAIM, **options: Any) -> str | Deferred:
+async def call(server: HttpServer, toolbox: Toolbox, claim: Claim = CLAIM, **options: Any) -> str | Decided | Deferred:
     binding = HttpEndpoint(f"{server.url}/send?x=1", **{"token_env": "EDGE_TOKEN"} | options)
     return await HttpHandler("send", binding, toolbox).execute(claim, ["a", "payload"], StepExecution(CONTEXT))
 
