@@ -2624,6 +2624,9 @@ DECLARE
     written bigint;
     missing pg_catalog.text;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     WITH inserted AS (
         INSERT INTO pgflow.step_states AS s (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades,
                                              error_message, finished_at, attempts)
@@ -2767,6 +2770,9 @@ AS $$
 DECLARE
     counted pgflow.runs;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     UPDATE pgflow.runs r SET remaining = r.remaining OPERATOR(pg_catalog.-) ends
     WHERE r.id OPERATOR(pg_catalog.=) run.id RETURNING r.* INTO counted;
     IF (counted.remaining OPERATOR(pg_catalog.=) (run.remaining OPERATOR(pg_catalog.-) ends)) IS NOT TRUE THEN
@@ -2829,6 +2835,9 @@ AS $$
 DECLARE
     first_steps pg_catalog.text[];
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     SELECT pg_catalog.array_agg(s.slug) INTO first_steps FROM pgflow.definition_steps s
     WHERE s.definition_id OPERATOR(pg_catalog.=) run.definition_id
       AND (s.in_degree OPERATOR(pg_catalog.=) 0 OR s.rule OPERATOR(pg_catalog.=) 'always');
@@ -2926,6 +2935,9 @@ AS $$
 DECLARE
     switched pgflow.runs;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     IF run.uses_rules THEN
         RETURN run;
     END IF;
@@ -3290,6 +3302,9 @@ DECLARE
     undone pg_catalog.text;
     executed int;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
     FOREACH undone IN ARRAY slugs LOOP -- one by one, as in complete_step
         DELETE FROM pgflow.step_states s
         WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) undone
