@@ -32,11 +32,12 @@ _COLUMNS = {"only_if": "required_input_pattern", "unless": "forbidden_input_patt
 """The columns of a step's conditions, by our names."""
 
 WORKFLOW_RULES = """\
-UPDATE pgflow.workflows SET when_failed = {when_failed}, failed_by = {failed_by} WHERE slug = {workflow};
+UPDATE pgflow.workflows SET when_failed = {when_failed}, failed_by = {failed_by}
+WHERE slug = {workflow} AND (when_failed, failed_by) IS DISTINCT FROM ({when_failed}, {failed_by});
 """
 STEP_RULES = """\
 UPDATE pgflow.steps SET {columns}
-WHERE workflow_slug = {workflow} AND slug = {step};
+WHERE workflow_slug = {workflow} AND slug = {step} AND ({differences});
 """
 
 
@@ -70,10 +71,13 @@ def _write_rules(definition: WorkflowDefinition, order: Sequence[str]) -> Iterat
         yield WORKFLOW_RULES.format(when_failed=when_failed, failed_by=_quote(definition.failed_by), workflow=workflow)
     for slug in order:
         if said := definition.find_rules(slug).said:
-            columns = ", ".join(
-                f"{_COLUMNS.get(name, name)} = {_write_value(name, each)}" for name, each in said.items()
+            written = [(_COLUMNS.get(name, name), _write_value(name, each)) for name, each in said.items()]
+            yield STEP_RULES.format(
+                columns=", ".join(f"{column} = {each}" for column, each in written),
+                differences=" OR ".join(f"{column} IS DISTINCT FROM {each}" for column, each in written),
+                workflow=workflow,
+                step=_quote(slug),
             )
-            yield STEP_RULES.format(columns=columns, workflow=workflow, step=_quote(slug))
 
 
 def _write_value(name: str, value: JsonValue) -> str:

@@ -44,14 +44,15 @@ def find_missing_defaults(definition: WorkflowDefinition, required: Mapping[str,
         if slug not in graph:
             continue
         for upstream in graph.predecessors(slug):
-            if to_identifier(upstream) in names and (why := _find_reason(definition, slug, upstream)):
+            if to_identifier(upstream) in names and (why := find_lack(definition, slug, upstream)):
                 yield (
                     f"the handler of step {slug!r} needs the result of {upstream!r}, and may run without it, for "
                     f"{why}: give that argument a default"
                 )
 
 
-def _find_reason(definition: WorkflowDefinition, slug: str, upstream: str) -> str | None:
+def find_lack(definition: WorkflowDefinition, slug: str, upstream: str) -> str | None:
+    """Return why a step may run without the result of another one, as far as the definition says; None: it does not."""
     rules, above = definition.find_rules(slug), definition.find_rules(upstream)
     if rules.may_lack_input:
         return f"its rule is {rules.rule}"

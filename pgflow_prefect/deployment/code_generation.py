@@ -12,6 +12,7 @@ from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.rules import find_lack
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
 
@@ -76,9 +77,9 @@ def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
     if not path.exists():
         header = HEADER.format(
             name=_in_docstring(definition.slug),
-            assignment=_join("workflow = Workflow", [_literal(definition.slug)]),
+            assignment=_join("workflow = Workflow", [_literal(definition.slug), *_write_options(definition)]),
         )
-        text = "\n\n".join([header, *make_stubs(upstream, taken=NAMES), FOOTER])
+        text = "\n\n".join([header, *make_stubs(upstream, taken=NAMES, definition=definition), FOOTER])
         _replace(path, text.encode())
         return ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=tuple(upstream))
 
@@ -90,7 +91,7 @@ def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
         names = vars(module)
         name = next(name for name, value in names.items() if value is workflow)
         json_type = "JsonValue" if names.get("JsonValue", JsonValue) is JsonValue else "object"
-        stubs = make_stubs(added, name, json_type, taken=names)
+        stubs = make_stubs(added, name, json_type, taken=names, definition=definition)
         _replace(path, insert_stubs(path.read_bytes(), stubs, name, "" if "JsonValue" in names else IMPORT))
     gone = tuple(slug for slug in sorted(present) if slug not in graph)
     return ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
@@ -101,6 +102,7 @@ def make_stubs(
     workflow: str = "workflow",
     json_type: str = "JsonValue",
     taken: Iterable[str] = (),
+    definition: WorkflowDefinition | None = None,
 ) -> list[str]:
     """Return the Python source of each step's stub; it takes and returns JSON, because the database has no types.
 
@@ -109,6 +111,7 @@ def make_stubs(
         workflow: the name of the `Workflow` in the file.
         json_type: the file's name of the type for any JSON value.
         taken: names with another meaning in the file; no stub gets one of them.
+        definition: says which rules the steps have, and which results they may lack.
     """
     names = {*taken, *dir(builtins)}
     stubs = []
@@ -119,10 +122,14 @@ def make_stubs(
         names.add(name)
         slugs = [] if name == slug else [_literal(slug)]
         message = [_literal(f"step {slug}")]
+        rules = definition.find_rules(slug).said if definition is not None else {}
+        lacking = [each for each in upstream if definition is not None and find_lack(definition, slug, each)]
         stubs.append(
             STUB.format(
-                decorator=_join(f"@{workflow}.step", [*slugs, "unimplemented=True"]),
-                signature=_join(f"async def {name}", _make_arguments(upstream, json_type), f" -> {json_type}:"),
+                decorator=_join(f"@{workflow}.step", [*slugs, *_write_keywords(rules), "unimplemented=True"]),
+                signature=_join(
+                    f"async def {name}", _make_arguments(upstream, json_type, lacking), f" -> {json_type}:"
+                ),
                 step=_in_docstring(slug),
                 body=indent(_join("raise NotImplementedError", message, width=LINE_LENGTH - 4), "    "),
             )
@@ -130,12 +137,22 @@ def make_stubs(
     return stubs
 
 
-def _make_arguments(upstream: Collection[str], json_type: str) -> list[str]:
+def _write_options(definition: WorkflowDefinition) -> list[str]:
+    return _write_keywords({name: each for name, each in definition.said.items() if name != "rules"})
+
+
+def _write_keywords(said: Mapping[str, JsonValue]) -> list[str]:
+    return [f"{name}={_literal(each) if isinstance(each, str) else repr(each)}" for name, each in said.items()]
+
+
+def _make_arguments(upstream: Collection[str], json_type: str, lacking: Collection[str]) -> list[str]:
+    """Return the arguments of a stub; those whose result may be lacking have a default, and so stand last."""
     if not upstream:
         return [f"payload: {json_type}"]
     if len(upstream) > MOST_ARGUMENTS:
         return [f"upstream: dict[str, {json_type}]"]
-    return [f"{to_identifier(each)}: {json_type}" for each in sorted(upstream)]
+    given = [f"{to_identifier(each)}: {json_type}" for each in sorted(upstream) if each not in lacking]
+    return given + [f"{to_identifier(each)}: {json_type} = None" for each in sorted(lacking)]
 
 
 def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str, imported: str = "") -> bytes:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from inspect import Parameter, Signature
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,7 +15,14 @@ from pgflow_prefect.database.connection import run_script
 from pgflow_prefect.database.definition_script import write_script
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.definitions.model import Dep, WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import (
+    Dep,
+    Rule,
+    StepRules,
+    WhenUnmet,
+    WorkflowDefinition,
+    to_identifier,
+)
 from pgflow_prefect.errors import UnknownWorkflowError
 from pgflow_prefect.settings import Settings
 from tests.unit.definitions import define
@@ -38,6 +46,18 @@ NASTY = [
 CHARACTERS = st.characters(exclude_characters="\0", exclude_categories=["Cs", "Cc"])
 SLUGS = st.sampled_from(NASTY) | st.text(CHARACTERS, max_size=8) | st.from_regex("[a-z]{1,3}", fullmatch=True)
 
+PATTERNS = st.none() | st.dictionaries(SLUGS, st.sampled_from([1, "'", None, True, [1.5, {}], "\\"]), max_size=2)
+RULES = st.builds(
+    StepRules,
+    rule=st.none() | st.sampled_from(Rule),
+    only_if=PATTERNS,
+    unless=PATTERNS,
+    when_unmet=st.sampled_from(WhenUnmet),
+    when_exhausted=st.sampled_from(WhenUnmet),
+    fails_run=st.booleans(),
+    is_setup=st.booleans(),
+)
+
 few = settings(max_examples=40, deadline=None, database=None, suppress_health_check=[*HealthCheck])
 
 
@@ -47,7 +67,14 @@ def wild_dags(draw: st.DrawFn, slugs: list[str]) -> WorkflowDefinition:
     steps = draw(st.permutations(slugs))[: draw(st.integers(1, len(slugs)))]
     pairs = [Dep(upstream, step) for place, step in enumerate(steps) for upstream in steps[:place]]
     deps = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
-    return WorkflowDefinition(slug=draw(SLUGS), steps=tuple(draw(st.permutations(steps))), deps=tuple(deps))
+    return WorkflowDefinition(
+        slug=draw(SLUGS),
+        steps=tuple(draw(st.permutations(steps))),
+        deps=tuple(deps),
+        rules=draw(st.dictionaries(st.sampled_from(steps), RULES, max_size=3)),
+        when_failed=draw(st.sampled_from([None, "continue"])),
+        failed_by=draw(st.sampled_from(["steps", "leaves"])),
+    )
 
 
 POOLS = st.lists(SLUGS, min_size=1, max_size=8, unique_by=to_identifier)
@@ -94,7 +121,7 @@ def database(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
 def make_workflow(definition: WorkflowDefinition, taken: frozenset[Dep]) -> Workflow:
     """Return a workflow in Python; of the deps, those in `taken` are arguments, the others in `after`."""
     graph = build_graph(definition)
-    workflow = Workflow(definition.slug)
+    workflow = Workflow(definition.slug, when_failed=definition.when_failed, failed_by=definition.failed_by)
     for slug in definition.steps:
         upstream = list(graph.predecessors(slug))
         named = [each for each in upstream if Dep(each, slug) in taken]
@@ -102,9 +129,11 @@ def make_workflow(definition: WorkflowDefinition, taken: frozenset[Dep]) -> Work
         def work(**results: object) -> None: ...
 
         kind = Parameter.KEYWORD_ONLY
-        parameters = [Parameter(name, kind) for name in ("payload", *map(to_identifier, named))]
+        parameters = [Parameter("payload", kind)]
+        parameters += [Parameter(to_identifier(name), kind, default=None) for name in named]
         work.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-        workflow.step(slug, after=[each for each in upstream if each not in named])(work)
+        rules: dict[str, Any] = definition.find_rules(slug).said
+        workflow.step(slug, after=[each for each in upstream if each not in named], **rules)(work)
     return workflow
 
 
