@@ -656,6 +656,7 @@ CREATE OR REPLACE FUNCTION pgflow.find_cycle(workflow_slug text) RETURNS text[]
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET enable_nestloop = off -- on tables never analyzed a nested loop looks cheap, and is quadratic
+SET jit = off -- where a nested loop is all there is, it looks so expensive that it would be compiled at every call
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1135,7 +1136,7 @@ COMMENT ON FUNCTION pgflow.refuse_rules(text) IS
 CREATE OR REPLACE FUNCTION pgflow.write_snapshot(workflow_slug text) RETURNS pgflow.definitions
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
+SET enable_nestloop = off SET jit = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1577,7 +1578,7 @@ COMMENT ON FUNCTION pgflow.check_step(text, bigint, text) IS 'Raises P0002 where
 CREATE OR REPLACE FUNCTION pgflow.get_ready_steps(run_id uuid) RETURNS SETOF pgflow.steps
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
+SET enable_nestloop = off SET jit = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -1645,7 +1646,7 @@ CREATE OR REPLACE FUNCTION pgflow.count_states(
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
+SET enable_nestloop = off SET jit = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1667,7 +1668,7 @@ CREATE OR REPLACE FUNCTION pgflow.count_unmet(run_id uuid, definition_id bigint)
 RETURNS TABLE (step_slug text, unmet int)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
+SET enable_nestloop = off SET jit = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 BEGIN
@@ -1689,7 +1690,7 @@ COMMENT ON FUNCTION pgflow.count_unmet(uuid, bigint) IS
 CREATE OR REPLACE FUNCTION pgflow.find_deleted_step(workflow_slug text, definition_id bigint) RETURNS text
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET enable_nestloop = off -- as in find_cycle
+SET enable_nestloop = off SET jit = off -- as in find_cycle
 AS $$
 #variable_conflict use_column
 BEGIN

@@ -127,7 +127,11 @@ def test_the_commands_show_skips_and_what_is_not_run(without_prefect: CommandLin
 
 @pytest.mark.parametrize(
     ("step", "reason"),
-    [("look", "is completed already"), ("lock", "has no step 'lock' (did you mean 'look'?)"), ("delta", "is completed")],
+    [
+        ("look", "is completed already"),
+        ("lock", "has no step 'lock' (did you mean 'look'?)"),
+        ("delta", "is completed"),
+    ],
 )
 def test_what_can_not_be_skipped_is_refused(
     without_prefect: CommandLine, db: Connection, step: str, reason: str
