@@ -38,6 +38,7 @@ pytestmark = pytest.mark.anyio
 MONTH = timedelta(days=30)
 CHILDREN = (
     "pgflow.step_states",
+    "pgflow.undone_steps",
     "pgflow.waiting_steps",
     "pgflow_prefect.owners",
     "pgflow_prefect.flow_runs",
@@ -116,6 +117,7 @@ def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: st
         ):
             db.execute(f"INSERT INTO pgflow_prefect.{table} ({columns}) VALUES ({values})", [each])  # noqa: S608
         db.execute("INSERT INTO pgflow_api.requests (run_id, action) VALUES (%s, 'reopen')", [each])
+        db.execute("INSERT INTO pgflow.undone_steps VALUES (%s, 'd', 1)", [each])
     referring = column(
         db,
         """SELECT DISTINCT conrelid::regclass::text FROM pg_constraint
