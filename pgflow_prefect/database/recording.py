@@ -79,10 +79,10 @@ class UnrecordedRun(BaseModel):
 
 
 class UnrecordedStep(StepState):
-    """A step of such a run, and the task run that claimed it last."""
+    """A step of such a run, and the task run that claimed it last; None for a step that was decided without a claim."""
 
     run_id: UUID
-    task_run_id: UUID
+    task_run_id: UUID | None
     task_index: int = 0
 
 

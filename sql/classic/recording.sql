@@ -198,27 +198,41 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.read_unrecorded(uuid[]) IS 'Those of these runs that Prefect was never shown.';
 
 
+DO $skips$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc
+               WHERE oid = to_regprocedure('pgflow_prefect.list_unrecorded_steps(uuid[])')
+                 AND 'skip_reason' <> ALL (proargnames)) THEN
+        DROP FUNCTION pgflow_prefect.list_unrecorded_steps(uuid[]); -- what it returns can't be changed in place
+    END IF;
+END
+$skips$;
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_unrecorded_steps(run_ids uuid[])
 RETURNS TABLE (run_id uuid, step_slug text, task_index int, status text, ended_as text, attempts int,
                error_message text, created_at timestamptz, started_at timestamptz, finished_at timestamptz,
-               task_state text, handler text, first_claimed_at timestamptz, task_run_id uuid)
+               task_state text, handler text, first_claimed_at timestamptz, task_run_id uuid, skip_reason text,
+               skip_message text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT s.run_id, s.step_slug, t.task_index, s.status, s.ended_as::text, s.attempts, s.error_message,
-               s.created_at, s.started_at, s.finished_at, t.state_name, t.handler, t.first_claimed_at, t.task_run_id
+        SELECT s.run_id, s.step_slug, coalesce(t.task_index, 0), s.status, s.ended_as::text, s.attempts, s.error_message,
+               s.created_at, s.started_at, s.finished_at, t.state_name, t.handler, t.first_claimed_at, t.task_run_id,
+               s.skip_reason, pgflow_prefect.describe_skip(s)
         FROM pgflow.step_states s
-        JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
-        WHERE s.run_id = ANY (list_unrecorded_steps.run_ids)
+        LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        WHERE s.run_id = ANY (list_unrecorded_steps.run_ids) AND (t.run_id IS NOT NULL OR s.skip_reason IS NOT NULL)
         ORDER BY s.run_id, coalesce(t.first_claimed_at, s.started_at, s.created_at), s.step_slug, t.task_index;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_unrecorded_steps(uuid[]) IS
-    'The steps of these runs that a task run has claimed, in the order of their first claims, without their results.';
+    'The steps of these runs that a task run has claimed, or that were skipped or not run without one, in the order of '
+    'their first claims, without their results.';
 
 
 DO $rights$

@@ -31,5 +31,5 @@ FROM pgflow_prefect.read_unrecorded(%(run_ids)s)
 -- list_unrecorded_steps --
 -- Their steps, without results, which may be large.
 SELECT run_id, step_slug, task_index, status, ended_as, attempts, NULL AS step_result, error_message, created_at,
-       started_at, finished_at, task_state, handler, first_claimed_at, task_run_id
+       started_at, finished_at, task_state, handler, first_claimed_at, task_run_id, skip_reason, skip_message
 FROM pgflow_prefect.list_unrecorded_steps(%(run_ids)s)

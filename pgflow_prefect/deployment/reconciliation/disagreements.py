@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 from pydantic import BaseModel, ConfigDict, Field
 
 from pgflow_prefect.prefect_api.ids import find_run_id
+from pgflow_prefect.state_names import StateName
 
 
 class Kind(StrEnum):
@@ -91,16 +92,18 @@ class ShownTaskRun:
         id: the task run.
         flow_run_id: its flow run.
         type: the type of its state.
+        state: the name of its state, where it matters.
     """
 
     id: UUID
     flow_run_id: UUID | None
     type: StateType
+    state: str | None = None
 
     @property
     def is_final(self) -> bool:
-        """Whether it has ended."""
-        return self.type in TERMINAL_STATES
+        """Whether nothing follows: it has ended, or its step is not run."""
+        return self.type in TERMINAL_STATES or self.state == StateName.NOT_RUN
 
 
 @dataclass(frozen=True)

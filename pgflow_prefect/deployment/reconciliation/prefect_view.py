@@ -140,7 +140,7 @@ def _show_flow_run(flow_run: FlowRun, installation: UUID, own_deployments: Colle
 
 def _show_task_run(task_run: TaskRun) -> ShownTaskRun:
     assert task_run.state_type is not None, "Prefect creates no task run without a state"
-    return ShownTaskRun(task_run.id, task_run.flow_run_id, task_run.state_type)
+    return ShownTaskRun(task_run.id, task_run.flow_run_id, task_run.state_type, task_run.state_name)
 
 
 def _split(values: Sequence[T]) -> Iterator[list[T]]:

@@ -14,7 +14,9 @@ from prefect.types import DateTime
 from pgflow_prefect.database.recording import UnrecordedRun, UnrecordedStep
 from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.execution.reporting.task_runs import EDGES, make_event
-from pgflow_prefect.models import Ending, Status
+from pgflow_prefect.models import Ending, Status, TaskKey
+from pgflow_prefect.prefect_api.ids import find_task_run_id
+from pgflow_prefect.prefect_api.states import not_run, skipped
 from pgflow_prefect.state_names import StateName
 from pgflow_prefect.wording import clean
 
@@ -32,7 +34,7 @@ def make_final_state(run: UnrecordedRun) -> State[Any]:
 
 @dataclass(frozen=True)
 class RecordedSteps:
-    """The claimed steps of one run, to be shown in Prefect.
+    """The steps of one run that were claimed, skipped or not run, to be shown in Prefect.
 
     Attributes:
         flow_run: Prefect's flow run that shows the run.
@@ -52,10 +54,14 @@ class RecordedSteps:
         Args:
             besides: task runs to leave out.
         """
-        task_run_ids = {each.step_slug: each.task_run_id for each in self.steps}
+        task_run_ids = {each.step_slug: self._find_task_run_id(each) for each in self.steps}
         for step in self.steps:
-            if step.task_run_id not in besides:
+            if task_run_ids[step.step_slug] not in besides:
                 yield from self._make_events_of(step, task_run_ids)
+
+    def _find_task_run_id(self, step: UnrecordedStep) -> UUID:
+        """Return the task run that claimed a step; of a step that was decided without a claim, one of its own."""
+        return step.task_run_id or find_task_run_id(self.flow_run.id, TaskKey(step.step_slug, step.task_index))
 
     def _make_events_of(self, step: UnrecordedStep, task_run_ids: Mapping[str, UUID]) -> Iterator[Event]:
         # The first claim is noted a moment after it; the start is that of the latest attempt.
@@ -72,12 +78,12 @@ class RecordedSteps:
     def _make_task_run(self, step: UnrecordedStep, upstream: Iterable[UUID]) -> TaskRun:
         name = clean(step.step_slug)
         return TaskRun(
-            id=step.task_run_id,
+            id=(task_run_id := self._find_task_run_id(step)),
             flow_run_id=self.flow_run.id,
             flow_run_run_count=self.flow_run.run_count,
             name=name,
             task_key=name,
-            dynamic_key=str(step.task_run_id),
+            dynamic_key=str(task_run_id),
             run_count=step.attempts,
             task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
         )
@@ -109,9 +115,15 @@ class RecordedSteps:
 
 def _find_states(step: UnrecordedStep, began_at: datetime) -> Iterator[State[Any]]:
     """Yield the states of a step that its row tells."""
+    if step.started_at is None and (step.is_skipped or step.is_not_run):
+        decided = skipped(step.skip_message) if step.is_skipped else not_run(step.skip_message)
+        yield decided.model_copy(update={"timestamp": step.finished_at or began_at})
+        return
     yield State(type=StateType.RUNNING, timestamp=began_at)
     ended_at = max(step.finished_at or began_at, began_at + _TICK)  # the server orders states by their times
-    if step.status is Status.COMPLETED:
+    if step.is_skipped:
+        yield skipped(step.skip_message).model_copy(update={"timestamp": ended_at})
+    elif step.status is Status.COMPLETED:
         yield State(type=StateType.COMPLETED, timestamp=ended_at)
     elif step.ended_as is Ending.CANCELLED:
         yield State(type=StateType.CANCELLED, timestamp=ended_at, message=step.error_message)
