@@ -12,7 +12,14 @@ from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.schema import check_schema
 from pgflow_prefect.database.statements import escape
 from pgflow_prefect.database.translation import translate_errors
-from pgflow_prefect.errors import DatabaseUnavailableError, TransientError, UnstorableTextError
+from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
+    ResultInvalidError,
+    TransientError,
+    UnknownRunError,
+    UnstorableTextError,
+    UsageError,
+)
 from pgflow_prefect.models import AnyOutcome, Status, TaskKey
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
@@ -94,10 +101,15 @@ class ConsumerStore:
             outcome: that the step is skipped, or which branches it takes.
 
         Raises:
-            ResultInvalidError: jsonb can't hold the result.
+            ResultInvalidError: jsonb can't hold the result, or no step waits for this one that is a taken branch.
         """
         said = None if outcome is None else to_json(outcome).decode()
-        return await self._report("report_completion", run_id, task, attempt, result=result, outcome=said)
+        try:
+            return await self._report("report_completion", run_id, task, attempt, result=result, outcome=said)
+        except UsageError as error:
+            if outcome is None or "taken" not in outcome or isinstance(error, UnknownRunError):
+                raise
+            raise ResultInvalidError(str(error)) from error  # it would be refused each time
 
     async def fail(self, run_id: UUID, task: TaskKey, attempt: int, message: str) -> Status:
         """Fail a task, its step and the run, and return the step's status: that of the first report."""

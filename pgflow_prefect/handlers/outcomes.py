@@ -62,7 +62,7 @@ class Branch(Generic[T]):
 
         Args:
             taken: a slug, or several; none of them: `[]`.
-            result: the step's own result.
+            result: the step's own result; without one it is `null`, whatever the annotation says.
             whole: skip all that is below the others, whatever its rules say.
 
         Raises:

@@ -209,7 +209,8 @@ class PythonHandler:
 
     def _serialise(self, value: Any) -> str | Decided:  # noqa: ANN401
         if isinstance(value, Branch):
-            return Decided.to_branch(value, self._write(value.result))
+            # Without a result, there is nothing to check.
+            return Decided.to_branch(value, "null" if value.result is None else self._write(value.result))
         return self._write(value)
 
     def _write(self, value: Any) -> str:  # noqa: ANN401

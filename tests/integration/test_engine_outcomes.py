@@ -1,7 +1,8 @@
 """Skips, branches, conditions and rules, as a person sees them in the rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations_with_replacement, permutations
+from time import monotonic
 from uuid import UUID
 
 import pytest
@@ -26,6 +27,7 @@ from tests.engine import (
     statuses,
     value,
 )
+from tests.growth import is_linear
 from tests.property.rules_model import INTOLERANT, TOLERANT, Tally, decide
 
 DIAMOND: dict[str, Sequence[str]] = {"look": [], "full": ["look"], "delta": ["look"], "publish": ["full", "delta"]}
@@ -326,3 +328,32 @@ def test_a_plain_workflow_uses_no_rules(db: Connection) -> None:
     define(db, "plain", DIAMOND)
     run = run_workflow(db, "plain")
     assert (run.uses_rules, run.continues) == (False, False)
+
+
+def chain_of(size: int) -> dict[str, Sequence[str]]:
+    return {"s0": []} | {f"s{i}": [f"s{i - 1}"] for i in range(1, size)}
+
+
+def fan_of(size: int) -> dict[str, Sequence[str]]:
+    leaves = [f"s{i}" for i in range(1, size)]
+    return {"s0": []} | dict.fromkeys(leaves, ("s0",)) | {"join": leaves}
+
+
+@pytest.mark.parametrize("make", [chain_of, fan_of])
+@pytest.mark.parametrize("analyzed", [False, True])
+def test_a_cascade_costs_as_much_as_it_has_steps(
+    make: Callable[[int], dict[str, Sequence[str]]], analyzed: bool, db: Connection
+) -> None:
+    sizes = (200, 2000)
+    for size in sizes:
+        define(db, f"of {size}", make(size))
+    if analyzed:
+        run_workflow(db, f"of {sizes[0]}")
+        db.execute("ANALYZE")
+
+    def skip_all(size: int) -> None:
+        run_id = run_workflow(db, f"of {size}").id
+        skip(db, run_id, "s0")
+        assert get_run(db, run_id).status == "completed"
+
+    assert is_linear(skip_all, sizes[0], sizes[1] // sizes[0], clock=monotonic)

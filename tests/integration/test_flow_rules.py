@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import FlowFilter
 
-from pgflow_prefect import Branch, Skip, StepContext, Workflow
+from pgflow_prefect import Branch, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
@@ -208,3 +209,104 @@ async def test_a_step_that_has_failed_for_good_is_skipped_where_it_may_be(
     shown = await await_task_runs(client, flow_run, {"enrich": "Skipped", "store": "Completed"})
     assert shown["enrich"].state is not None
     assert "the service is down" in str(shown["enrich"].state.message)
+
+
+async def test_sql_functions_skip_and_branch_and_what_they_wrote_stays(
+    db: Connection, pgflow_dsn: str, workflow: Workflow
+) -> None:
+    db.execute("""
+        CREATE SCHEMA shop;
+        CREATE TABLE shop.seen (step text);
+        CREATE FUNCTION shop.look(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pgflow_prefect.branch(ARRAY['full']);
+            RETURN '7';
+        END $$;
+        CREATE FUNCTION shop.full(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO shop.seen VALUES ('full');
+            PERFORM pgflow_prefect.skip('closed', false);
+            RETURN NULL;
+        END $$;
+        CREATE FUNCTION shop.count(input jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT input $$;
+    """)
+    workflow.bind("look", SqlFunction("shop.look"))
+    workflow.bind("full", SqlFunction("shop.full"), after=["look"])
+    workflow.bind("delta", SqlFunction("shop.full"), after=["look"])
+    workflow.bind("total", SqlFunction("shop.count"), after=["full", "delta"], rule="none_failed")
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow(payload=1) == {"total": {"payload": 1}}
+    assert db.execute("SELECT step FROM shop.seen").fetchall() == [("full",)]
+    assert read_ends(db) == {
+        "look": ("completed", None),
+        "full": ("completed", "requested"),
+        "delta": ("completed", "branch_not_taken"),
+        "total": ("completed", None),
+    }
+
+
+async def test_a_branch_that_waits_for_no_such_step_fails_the_step_with_its_name(
+    pgflow_dsn: str, workflow: Workflow
+) -> None:
+    @workflow.step
+    async def look() -> Branch[int]:
+        return Branch("fulll", result=1)
+
+    @workflow.step
+    async def full(look: int) -> int:
+        return look
+
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(Exception, match='take the branch "fulll"'):
+        await workflow.flow()
+
+
+async def test_a_step_that_a_person_skips_while_it_works_is_shown_as_skipped(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    @workflow.step
+    async def look() -> int:
+        db.execute("SELECT pgflow.skip_step(run_id, 'look', 'by hand') FROM pgflow.step_states")
+        return 1
+
+    @workflow.step
+    async def load(look: int) -> int:
+        return look
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow() == {}
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, {"look": "Skipped", "load": "Skipped"})
+
+
+async def test_a_run_that_is_taken_again_shows_what_was_decided_before(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    @workflow.step
+    async def look() -> Branch[int]:
+        return Branch("full", result=1)
+
+    @workflow.step
+    async def full(look: int) -> int:
+        if not broken:
+            return 1
+        broken.clear()
+        raise ValueError("once")
+
+    @workflow.step
+    async def delta(look: int) -> int:
+        return 2
+
+    @workflow.step(rule="all_done", after=["full"])
+    async def clean_up() -> str:
+        return "clean"
+
+    broken = [True]
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(Exception, match="once"):
+        await workflow.flow()
+    run_id = read_run(db)[2]
+    db.execute("SELECT pgflow.reopen_run(%s)", [run_id])
+    assert await workflow.flow(run_id=run_id) == {"clean_up": "clean"}
+    flow_runs = await client.read_flow_runs(flow_filter=FlowFilter(name={"any_": [workflow.slug]}))
+    [latest] = [each for each in flow_runs if each.state_name == "Completed"]
+    states = {"look": "Cached", "full": "Completed", "delta": "Skipped", "clean_up": "Completed"}
+    await await_task_runs(client, latest, states)

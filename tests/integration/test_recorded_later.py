@@ -20,7 +20,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Cancelling
 from pydantic import SecretStr
 
-from pgflow_prefect import RecordLater, Workflow
+from pgflow_prefect import RecordLater, Skip, Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.handler_files import BY_ROWS
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
@@ -457,3 +457,32 @@ async def test_memory_is_bounded_while_two_thousand_runs_wait(monkeypatch: pytes
     assert logs._size <= held, "what was held of a run that waits already is let go"
     kept = [each for each in recorder._waiting.values() if each is not None]
     assert sum(each.size for each in kept) <= held_logs.MOST_BYTES
+
+
+async def test_a_recorded_run_shows_what_was_skipped_and_what_was_not_run(site: Site) -> None:
+    workflow = Workflow(make_slug(), record=NONE_SHOWN)
+    define(
+        site.db, workflow.slug, {"load": [], "publish": ["load"], "look": [], "warn": ["look"], "clean": ["publish"]}
+    )
+    site.db.execute("UPDATE pgflow.steps SET rule = 'all_done' WHERE slug = 'clean'")
+
+    @workflow.step
+    async def load() -> int:
+        raise ValueError("no file")
+
+    @workflow.step
+    async def look() -> int:
+        raise Skip("nothing new")
+
+    for slug in ("publish", "warn", "clean"):
+
+        @workflow.step(slug)
+        async def work() -> int:
+            return 1
+
+    run_id = run_workflow(site.db, workflow.slug, {}).id
+    async with site.work(workflow):
+        assert await site.await_end(run_id) == "failed"
+        flow_run = await site.await_state(run_id, "Failed")
+        states = {"load": "Failed", "publish": "NotReady", "look": "Skipped", "warn": "Skipped", "clean": "Completed"}
+        await await_task_runs(site.client, flow_run, states)

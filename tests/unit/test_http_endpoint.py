@@ -289,3 +289,34 @@ def test_the_policy_is_the_bindings() -> None:
     toolbox: Any = None
     policy = HttpHandler("send", HttpEndpoint("https://example.org", timeout_seconds=9), toolbox).policy
     assert (policy.retries, policy.retry_delay_seconds, policy.timeout_seconds) == (3, [1, 10, 60], 9)
+
+
+@pytest.mark.parametrize(
+    ("headers", "outcome"),
+    [
+        ({"Pgflow-Outcome": "skip"}, {"skip": True, "note": None, "cascade": True}),
+        (
+            {"Pgflow-Outcome": "Skip; cascade=no", "Pgflow-Note": "nichts%20n%C3%B6tig"},
+            {"skip": True, "note": "nichts nötig", "cascade": False},
+        ),
+        ({"Pgflow-Branches": "full, au%2Cdit"}, {"taken": ["full", "au,dit"], "whole": False}),
+        ({"Pgflow-Branches": "; whole"}, {"taken": [], "whole": True}),
+    ],
+)
+async def test_an_answer_skips_its_step_or_takes_branches(
+    server: HttpServer, toolbox: Toolbox, headers: dict[str, str], outcome: dict[str, object]
+) -> None:
+    server.respond(200, b"1", **headers)
+    answered = await call(server, toolbox)
+    assert isinstance(answered, Decided)
+    assert answered.outcome == outcome
+    assert answered.result == ("null" if "Pgflow-Outcome" in headers else "1")
+
+
+@pytest.mark.parametrize("headers", [{"Pgflow-Outcome": "later"}, {"Pgflow-Branches": "full; hole"}])
+async def test_an_answer_that_says_something_else_is_refused(
+    server: HttpServer, toolbox: Toolbox, headers: dict[str, str]
+) -> None:
+    server.respond(200, b"1", **headers)
+    with pytest.raises(NotRetriableError, match="says nothing"):
+        await call(server, toolbox)
