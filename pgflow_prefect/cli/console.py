@@ -32,6 +32,8 @@ STYLES = {
     "retrying": "yellow",
     "elsewhere": "magenta",
     "skipped": "dim",
+    "not run": "dim red",
+    "notready": "dim red",
     "cancelled": "red",
 }
 """By status, in lower case."""

@@ -1,5 +1,6 @@
 """What PostgreSQL decides about the steps of a run with rules: this process only begins and shows what it says."""
 
+from asyncio import sleep
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
@@ -42,6 +43,7 @@ class Decisions:
                 self.left.discard(state.step_slug)
                 if state.is_decided:
                     self.show(state)
+                    await sleep(0)  # there may be thousands, and leases are extended meanwhile
                     decided.append(state.step_slug)
                 else:
                     ready.append(state.step_slug)

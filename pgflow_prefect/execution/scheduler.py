@@ -1,12 +1,12 @@
 """The order in which the steps of a run execute."""
 
 from asyncio import TaskGroup, current_task
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context, copy_context
 from functools import partial
 
 from pgflow_prefect.definitions.graph import Graph
-from pgflow_prefect.errors import find_first
+from pgflow_prefect.errors import DatabaseUnavailableError, find_first
 from pgflow_prefect.execution.decisions import Decisions
 from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.process.slots import Turns
@@ -64,15 +64,24 @@ class Schedule:
 
     async def find_first(self) -> list[str]:
         """Return the steps that are to begin at once."""
-        return self.roots if self.decisions is None else await self.decisions.find_ready()
+        return self.roots if self.decisions is None else await self._ask()
 
     async def find_next(self, slug: str) -> list[str]:
         """Return the steps that are to begin after a step has ended."""
-        return self.conclude(slug) if self.decisions is None else await self.decisions.find_ready([slug])
+        return self.conclude(slug) if self.decisions is None else await self._ask([slug])
 
     async def find_rest(self) -> list[str]:
         """Return the steps that are to begin although no end of a step here has told so: by hand, say."""
-        return [] if self.decisions is None or self.stopped else await self.decisions.find_ready()
+        return [] if self.decisions is None or self.stopped else await self._ask()
+
+    async def _ask(self, ended: Sequence[str] | None = None) -> list[str]:
+        """Ask PostgreSQL. If it does not answer, leave the rest of the run to the next owner."""
+        assert self.decisions is not None
+        try:
+            return await self.decisions.find_ready(ended)
+        except DatabaseUnavailableError:
+            self.stopped = True
+            return []
 
     def conclude(self, slug: str) -> list[str]:
         """Note that a step is done, and return the steps that are ready now; a second note returns none."""

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowFilter
 
-from pgflow_prefect import Branch, Skip, SqlFunction, StepContext, Workflow
+from pgflow_prefect import Branch, External, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
@@ -310,3 +311,29 @@ async def test_a_run_that_is_taken_again_shows_what_was_decided_before(
     [latest] = [each for each in flow_runs if each.state_name == "Completed"]
     states = {"look": "Cached", "full": "Completed", "delta": "Skipped", "clean_up": "Completed"}
     await await_task_runs(client, latest, states)
+
+
+async def test_an_external_step_that_is_skipped_ends_the_wait_for_it(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    workflow.bind("look", External())
+
+    @workflow.step
+    async def load(look: int = 5) -> int:
+        return look
+
+    async def skip_when_it_waits() -> None:
+        waits = "SELECT count(*) FROM pgflow_prefect.task_runs WHERE state_name = 'Waiting'"
+        while db.execute(waits).fetchone() != (1,):
+            await anyio.sleep(0.02)
+        db.execute("SELECT pgflow.skip_step(run_id, 'look', 'not today', false) FROM pgflow.step_states")
+
+    await push(pgflow_dsn, workflow)
+    with anyio.fail_after(180):
+        async with anyio.create_task_group() as group:
+            group.start_soon(skip_when_it_waits)
+            assert await workflow.flow() == {"load": 5}
+    flow_run = await read_flow_run(client, workflow.slug)
+    shown = await await_task_runs(client, flow_run, {"look": "Skipped", "load": "Completed"})
+    assert shown["look"].state is not None
+    assert shown["look"].state.message == "not today"
