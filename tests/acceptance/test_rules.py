@@ -183,12 +183,13 @@ def test_run_executes_branches_and_skips_and_prefect_shows_them(
     assert cli("reconcile").code == 0
 
 
-def test_a_worker_executes_what_follows_a_skip_of_a_handler(
-    services: Services, cli: CommandLine, db: Connection, prefect: PrefectView
+@pytest.mark.parametrize("service", ["worker", "serve"])
+def test_a_service_executes_what_follows_a_skip_of_a_handler(
+    service: str, services: Services, cli: CommandLine, db: Connection, prefect: PrefectView
 ) -> None:
     cli.write("flows/orders.py", ORDERS)
     cli("push", "flows/orders.py", "--yes")
-    services.start("worker")
+    services.start(service)
     cli("enable", "orders")
     run_id = run_workflow(db, "orders", {"take": ["delta"]}).id
     wait_until(lambda: get_run(db, run_id).status != "pending", "the run ends")
