@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
@@ -163,12 +164,19 @@ def test_a_file_whose_rules_are_not_in_the_database_is_invalid(without_prefect: 
     assert "the rules of step 'publish' are others in the database" in checked.out
 
 
+@pytest.fixture
+def orders(cli: CommandLine) -> str:
+    """The slug of the workflow, pushed: one of this test's own, as Prefect has one deployment of a name."""
+    slug = f"orders_{uuid4().hex[:8]}"
+    cli.write(f"flows/{slug}.py", ORDERS.replace('"orders"', f'"{slug}"'))
+    assert cli("push", f"flows/{slug}.py", "--yes").code == 0
+    return slug
+
+
 def test_run_executes_branches_and_skips_and_prefect_shows_them(
-    cli: CommandLine, db: Connection, prefect: PrefectView
+    cli: CommandLine, db: Connection, prefect: PrefectView, orders: str
 ) -> None:
-    cli.write("flows/orders.py", ORDERS)
-    cli("push", "flows/orders.py", "--yes")
-    ran = cli("run", "orders", "--payload", '{"take": "full"}')
+    ran = cli("run", orders, "--payload", '{"take": "full"}')
     assert (ran.code, ran.err) == (0, "")
     run_id = ran.find_run_id()
     assert get_run(db, run_id).status == "completed"
@@ -185,13 +193,11 @@ def test_run_executes_branches_and_skips_and_prefect_shows_them(
 
 @pytest.mark.parametrize("service", ["worker", "serve"])
 def test_a_service_executes_what_follows_a_skip_of_a_handler(
-    service: str, services: Services, cli: CommandLine, db: Connection, prefect: PrefectView
+    service: str, services: Services, cli: CommandLine, db: Connection, prefect: PrefectView, orders: str
 ) -> None:
-    cli.write("flows/orders.py", ORDERS)
-    cli("push", "flows/orders.py", "--yes")
     services.start(service)
-    cli("enable", "orders")
-    run_id = run_workflow(db, "orders", {"take": ["delta"]}).id
+    cli("enable", orders)
+    run_id = run_workflow(db, orders, {"take": ["delta"]}).id
     wait_until(lambda: get_run(db, run_id).status != "pending", "the run ends")
     assert get_run(db, run_id).status == "completed"
     assert set(statuses(db, run_id).values()) == {"completed"}
