@@ -41,7 +41,7 @@ from pgflow_prefect.services.worker import Worker
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import define, get_run, run_workflow, value
-from tests.integration.conftest import await_task_runs, make_slug, read_edges
+from tests.integration.conftest import await_task_runs, make_slug, read_edges, read_flow_run
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("prefect_api")]
 
@@ -295,10 +295,7 @@ async def test_flows_that_a_handler_calls_are_flow_runs_of_their_own(
     async with site.work(workflow):
         assert await site.await_end(run_workflow(db, workflow.slug, {}).id) == "completed"
     assert told == [None], "there is no flow run that it could be in"
-    [made] = [
-        each for each in await client.read_flow_runs() if each.flow_id == (await client.read_flow_by_name(name)).id
-    ]
-    assert made.parent_task_run_id is None
+    assert (await read_flow_run(client, name)).parent_task_run_id is None
 
 
 async def test_what_a_worker_left_undecided_is_found_by_its_rows(
