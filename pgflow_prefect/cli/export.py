@@ -45,12 +45,18 @@ def export(
         raise UsageError("which workflow? name it, or say --all")
     definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
     if json:
-        print_json([{**each.model_dump(mode="json"), "definition_hash": each.definition_hash} for each in definitions])
+        print_json([_to_json(each) for each in definitions])
         return
     for each in definitions:
         if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
             raise InvalidDefinitionError(each.slug, cycles)
     sys.stdout.write("\n".join(map(write_script, definitions)))
+
+
+def _to_json(definition: WorkflowDefinition) -> dict[str, object]:
+    """Return a definition for scripts: rules only where there are some."""
+    rows = definition.model_dump(mode="json", include={"slug", "steps", "deps"})
+    return {**rows, **definition.said, "definition_hash": definition.definition_hash}
 
 
 async def load_definitions(settings: Settings, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
