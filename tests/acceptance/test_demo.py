@@ -47,7 +47,9 @@ def test_the_demo_shows_a_run_and_leaves_nothing_behind(visitor: CommandLine, te
     process = visitor.start("demo")
     out, err = process.communicate(timeout=TIMEOUT * 2)
 
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    assert err.endswith("INFO send_emails: sent 20 mails, 0 were there already\n"), err
+    assert err.count("\n") == 1, err
     lines = out.splitlines()
     assert "$ pgflow-prefect init" in lines
     assert "INSERT INTO pgflow.workflows (slug) VALUES ('email_campaign');" in lines
@@ -107,7 +109,9 @@ def test_the_demo_keeps_its_servers_until_it_is_interrupted(visitor: CommandLine
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=TIMEOUT)
 
-    assert (process.returncode, err) == (0, "")
+    assert process.returncode == 0
+    assert err.endswith("INFO send_emails: sent 20 mails, 0 were there already\n"), err
+    assert err.count("\n") == 1, err
     assert list(temporary.iterdir()) == []
     wait_until(lambda: find_processes(temporary) == [], "all that it had started is gone")
     with pytest.raises(httpx.ConnectError):
