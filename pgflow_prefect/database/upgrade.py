@@ -13,7 +13,7 @@ If a script or an exchange meets a lock, it gives way after half a second, and t
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from time import monotonic
 from typing import LiteralString, NamedTuple
 
@@ -98,7 +98,7 @@ async def _look_for_cancelled(connection: Connection) -> None:
     """Find the runs that a former version may have cancelled, and store them for the script that notes them."""
     [row] = await _fetch(connection, "find_unnoted_endings")
     if row["found"]:
-        with suppress(errors.DuplicateTable):  # of another `init`, or of one that was interrupted
+        with _unless_there():  # of another `init`, or of one that was interrupted
             await connection.execute(_UPGRADES["look_for_cancelled"], {})
 
 
@@ -123,8 +123,20 @@ async def _build_beside(connection: Connection, index: _Prepared) -> None:
     """Build an index while its table is in use, unless it is there and whole."""
     while not await _is_prepared(connection, index):
         await _give_way(connection, lambda: _drop_unfinished(connection, index))
-        with suppress(errors.DuplicateTable):  # another `init` was faster
+        with _unless_there():  # another `init` was faster
             await _give_way(connection, lambda: _build(connection, index))
+
+
+@contextmanager
+def _unless_there() -> Iterator[None]:
+    """Accept that a relation exists: another session has made it before, or at the same moment."""
+    try:
+        yield
+    except errors.DuplicateTable:
+        pass
+    except errors.UniqueViolation as error:
+        if error.diag.schema_name != "pg_catalog":
+            raise
 
 
 async def _build(connection: Connection, index: _Prepared) -> None:
