@@ -24,7 +24,7 @@ from pgflow_prefect.errors import PgflowPrefectError, SchemaNewerError
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
-from tests.engine import define, run_workflow, value, wait_until_blocked
+from tests.engine import define, run_workflow, value, wait_until_blocked, wait_until_true
 from tests.former import SCRIPTS as FORMER_SCRIPTS
 from tests.former import install_former, read_former
 
@@ -252,6 +252,21 @@ async def test_two_upgrades_at_once_end_as_one_does(old: Connection, old_dsn: st
     assert are_keyed_by_task(old)
     run = run_workflow(old, "chain", {}).id
     assert old.execute(CLAIM, [run, "a"]).fetchone() == ("pending", 1)
+
+
+async def test_an_upgrade_accepts_what_another_one_prepares_at_the_same_moment(old: Connection, old_dsn: str) -> None:
+    blocked = """
+        SELECT EXISTS (SELECT FROM pg_stat_activity
+                       WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0
+                         AND query LIKE '%%CREATE UNLOGGED TABLE%%')
+    """
+    with psycopg.connect(old_dsn) as other:
+        other.execute("CREATE UNLOGGED TABLE pgflow.ended_before AS SELECT NULL::uuid AS run_id, now() AS looked_at")
+        async with anyio.create_task_group() as group:
+            group.start_soon(init, old_dsn)
+            await anyio.to_thread.run_sync(wait_until_true, old, blocked)
+            other.commit()
+    assert are_keyed_by_task(old)
 
 
 async def test_a_statement_timeout_that_is_too_short_is_named(old: Connection, old_dsn: str) -> None:
