@@ -33,7 +33,7 @@ from pgflow_prefect.execution.task_runner import (
     submit,
 )
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import ClaimRequest, Ending, StepState, TaskKey
+from pgflow_prefect.models import ClaimRequest, Ending, Status, StepState, TaskKey
 from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.states import handed_back, not_run, skipped
 from pgflow_prefect.state_names import IDLE, Observer, StateName
@@ -228,7 +228,7 @@ class RunExecutor:
 
     async def _fail(self, slug: str, message: str) -> State:
         try:
-            await self.writer.fail(
+            report = await self.writer.fail(
                 TaskKey(slug),
                 message,
                 state_name=StateName.FAILED,
@@ -237,6 +237,8 @@ class RunExecutor:
             )
         except TransientError as error:
             return Crashed(message=str(error))
+        if report.status is Status.COMPLETED and report.skip_reason is not None:
+            return skipped(report.skip_message)
         return Failed(message=message)
 
 

@@ -182,13 +182,20 @@ class Step:
         end: Report | State[None] | None = None
         while end is None:
             claim = await self._claim_or_fail(again=backoff.has_begun)
+            if isinstance(claim, Report):
+                return claim
             if claim.status is not Status.PENDING:
                 return self._show_ended(claim)
             end = await self._execute(claim, backoff)
         return end
 
-    async def _claim_or_fail(self, *, again: bool) -> Claim:
-        """Claim the step; fail it if its input is beyond the limits, because no owner could ever read it."""
+    async def _claim_or_fail(self, *, again: bool) -> Claim | Report:
+        """Claim the step; fail it if its input is beyond the limits, because no owner could ever read it.
+
+        Returns:
+            The claim, or the report if the step has another end than a failure, such as that of a step that is skipped
+            where it fails.
+        """
         try:
             return await self._claim(again=again)
         except Exception as error:
@@ -196,9 +203,12 @@ class Step:
                 raise
             self._task.retries = 0
             message = f"the input of step {self.slug!r} can't be read: {describe(error)}"
-            await self.writer.fail(
+            report = await self.writer.fail(
                 self.task, message, state_name=StateName.FAILED, task_run_id=self.task_run_id, attempt=None
             )
+            if report.status is not Status.FAILED:
+                self._log_skipped(report, error)
+                return report
             raise ResultInvalidError(message) from error
 
     async def _claim(self, *, again: bool) -> Claim:

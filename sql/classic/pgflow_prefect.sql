@@ -1271,7 +1271,10 @@ BEGIN
                            ELSE 0 END;
         END IF;
     END IF;
-    IF waits OR (run.status OPERATOR(pg_catalog.<>) 'pending' AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch
+    -- A run that goes on has failed steps: another program has failed this one before its claim.
+    IF waits OR (run.continues AND run.status OPERATOR(pg_catalog.=) 'pending'
+                 AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch AND state.status OPERATOR(pg_catalog.=) 'failed')
+       OR (run.status OPERATOR(pg_catalog.<>) 'pending' AND run.epoch OPERATOR(pg_catalog.=) claim_step.epoch
                  AND (state.status OPERATOR(pg_catalog.=) 'completed'
                       -- An external worker has failed it before any claim. cancel_run has not.
                       OR (state.status OPERATOR(pg_catalog.=) 'failed'

@@ -10,6 +10,9 @@ from prefect.client.schemas.filters import FlowFilter
 from pgflow_prefect import Branch, External, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.errors import ResultInvalidError
+from pgflow_prefect.execution.step_writer import StepWriter
+from pgflow_prefect.models import Claim, ClaimRequest
 from tests.conftest import Connection
 from tests.integration.conftest import (
     TENURE,
@@ -210,6 +213,57 @@ async def test_a_step_that_has_failed_for_good_is_skipped_where_it_may_be(
     shown = await await_task_runs(client, flow_run, {"enrich": "Skipped", "store": "Completed"})
     assert shown["enrich"].state is not None
     assert "the service is down" in str(shown["enrich"].state.message)
+
+
+async def test_a_step_that_another_program_fails_before_its_claim_does_not_stop_a_run_that_goes_on(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
+) -> None:
+    async def fail_from_outside(*_: object) -> bool:
+        db.execute("SELECT pgflow.fail_step(run_id, 'load', 'given up') FROM pgflow.step_states")
+        return True
+
+    @workflow.step(retries=1, retry_condition_fn=fail_from_outside)
+    async def load() -> int:
+        raise ValueError("no file")
+
+    @workflow.step(rule="all_done", after=["load"], fails_run=False)
+    async def clean_up() -> None:
+        pass
+
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(Exception, match="given up"):
+        await workflow.flow()
+    assert read_run(db)[0] == "failed"
+    assert read_ends(db) == {"load": ("failed", None), "clean_up": ("completed", None)}
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, {"load": "Failed", "clean_up": "Completed"})
+
+
+async def test_a_step_whose_input_can_not_be_read_is_skipped_where_it_may_be(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = StepWriter.claim
+
+    async def claim_unless_planted(self: StepWriter, request: ClaimRequest) -> Claim:
+        if request.task.step_slug == "enrich":
+            raise ResultInvalidError("planted")
+        return await claim(self, request)
+
+    monkeypatch.setattr(StepWriter, "claim", claim_unless_planted)
+
+    @workflow.step(when_exhausted="skip")
+    async def enrich() -> int:
+        return 1
+
+    @workflow.step
+    async def store(enrich: int | None = None) -> int | None:
+        return enrich
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow() == {"store": None}
+    assert read_ends(db)["enrich"] == ("completed", "handler_failed")
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, {"enrich": "Skipped", "store": "Completed"})
 
 
 async def test_sql_functions_skip_and_branch_and_what_they_wrote_stays(
