@@ -179,12 +179,18 @@ class Recorder:
                 if self._is_behind:
                     self._looking_wakeup.wake()
             except Exception as error:  # noqa: BLE001  any error only delays these runs, which are tried again
+                self._put_back()
                 pause, reason = pauses.draw(), describe_error(error)
                 _logger.warning(
                     "%d runs wait to be shown: %s; trying again in %.1f s", len(self._waiting), reason, pause
                 )
                 await anyio.sleep(pause)
                 self._recording_wakeup.wake()
+
+    def _put_back(self) -> None:
+        """Let the runs that could not be shown wait behind the others: one of them may be the reason."""
+        for run_id in [*self._waiting][:MOST_RUNS]:
+            self._waiting.move_to_end(run_id)
 
     async def _record_next(self) -> None:
         """Show the runs that have waited longest. Runs that could not be shown stay in the queue."""

@@ -135,6 +135,8 @@ class UnshownRuns:
         try:
             flow_run = await runs.show_begun(taken)
             linked = await runs.store.link_recorded_runs([RecordLink(taken.run_id, taken.epoch, flow_run.id)])
+            # After a lost answer, the same link is no news.
+            is_ours = taken.run_id in linked or (await runs.store.read_run(taken.run_id)).flow_run_id == flow_run.id
         except DeploymentGoneError as error:
             _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, error)
             await self.recorder.restore(taken.workflow_slug)
@@ -142,7 +144,7 @@ class UnshownRuns:
         except Exception as error:  # noqa: BLE001  the run goes on after any error
             _logger.warning("run %s takes long, and is not shown yet: %s", taken.run_id, describe_error(error))
             return False
-        if taken.run_id in linked:
+        if is_ours:
             unshown.show(flow_run, runs.writer)
             self.executing[flow_run.id] = taken.run_id
             _logger.info("run %s of %r takes long: flow run %s", taken.run_id, taken.workflow_slug, flow_run.name)

@@ -347,6 +347,34 @@ async def test_failed_runs_wait_for_prefect_and_more_than_there_is_room_for_are_
     assert site.count_shown() == len(bad), "there was no room for the one that completed"
 
 
+async def test_a_run_that_prefect_can_not_show_holds_up_no_others(
+    site: Site, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorders, "MOST_RUNS", 1)
+    workflow = make_chain(db, RecordLater(one_in=1, longer_than=3600), fail_in_b)
+    create = FlowRunWriter.create
+    forbidden: list[UUID] = []
+
+    async def refuse_or_create(self: FlowRunWriter, deployment_id: UUID, body: Any) -> FlowRun:
+        run_id = UUID(str(body["parameters"]["run_id"]))
+        forbidden.extend([run_id] if not forbidden else [])
+        if run_id in forbidden:
+            raise PrefectUnavailableError("it answers 403")
+        return await create(self, deployment_id, body)
+
+    monkeypatch.setattr(FlowRunWriter, "create", refuse_or_create)
+    async with site.work(workflow):
+        bad = [run_workflow(db, workflow.slug, "bad").id for _ in range(4)]
+        for run_id in bad:
+            assert await site.await_end(run_id) == "failed"
+        while site.count_shown() < 3:
+            await anyio.sleep(0.02)
+        forbidden.clear()
+        forbidden.append(UUID(int=0))
+        for run_id in bad:
+            await site.await_state(run_id, "Failed")
+
+
 async def test_two_processes_that_show_a_run_at_once_show_it_once(
     site: Site, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

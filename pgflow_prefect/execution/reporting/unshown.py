@@ -37,6 +37,7 @@ from pgflow_prefect.prefect_api.internals import (
     should_log_prints,
 )
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
 T = TypeVar("T")
@@ -182,11 +183,18 @@ class UnshownFlowRun:
             except BaseException as error:
                 if self.is_shown and not isinstance(error, Exception):
                     with anyio.CancelScope(shield=True):
-                        await self._enter(await exception_to_crashed_state(error), force=True)
+                        await self._crash(error)
                 raise
             if not state.is_completed():
                 self._logger.error("Finished in state %s", state)
             return state
+
+    async def _crash(self, error: BaseException) -> None:
+        """Show that the flow run crashed; an error of Prefect must not take the place of the cancellation."""
+        try:
+            await self._enter(await exception_to_crashed_state(error), force=True)
+        except Exception as refusal:  # noqa: BLE001  reconciling shows the state later
+            self._logger.warning("The state Crashed is not shown: %s", describe_error(refusal))
 
     async def _perform(self) -> State[Any]:
         seconds = self._flow.timeout_seconds
