@@ -9,8 +9,8 @@ from pgflow_prefect.database.upgrade import upgrade
 from pgflow_prefect.errors import HiddenRowsError, PgflowPrefectError, SchemaMissingError, SchemaNewerError
 from pgflow_prefect.shipped import shipped_path
 
-ENGINE_VERSION = 3
-ADAPTER_VERSION = 7
+ENGINE_VERSION = 4
+ADAPTER_VERSION = 8
 
 SCRIPTS = CLASSIC.scripts
 """The scripts of the classic schemas, in this order; the last one sets the version."""

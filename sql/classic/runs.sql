@@ -10,7 +10,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
-SET LOCAL pgflow.script_version = 3;
+SET LOCAL pgflow.script_version = 4;
 
 DO $guard$
 BEGIN
@@ -902,7 +902,7 @@ COMMENT ON FUNCTION pgflow_prefect.count_prunable(interval, interval, text[], te
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 7 $$;
+AS $$ SELECT 8 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of these scripts: a higher one upgrades a lower one.';
 

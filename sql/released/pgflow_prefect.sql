@@ -418,7 +418,7 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 7 $$;
+AS $$ SELECT 8 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
 
