@@ -1,37 +1,32 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
 import sys
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
-from copy import copy
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import cached_property, partial
 from hashlib import sha256
-from inspect import cleandoc, iscoroutine
+from inspect import cleandoc
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
+from typing import Any, TypeAlias, TypeVar, get_args, overload
 from uuid import UUID
 
 from prefect import Flow, Task
 from prefect.client.schemas.objects import State, TaskRun
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
 from pgflow_prefect.definitions.graph import find_problems
 from pgflow_prefect.definitions.model import (
     FailedBy,
-    Rule,
     StepRules,
     WhenFailed,
-    WhenUnmet,
     WorkflowDefinition,
     to_identifier,
 )
 from pgflow_prefect.definitions.rules import find_missing_defaults, find_rule_problems
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.flow import Execution
-from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
 from pgflow_prefect.execution.flow_options import (
     AnyFlow,
     EventLoopTaskRunner,
@@ -42,9 +37,11 @@ from pgflow_prefect.execution.flow_options import (
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
+from pgflow_prefect.execution.workflow_flow import AsyncFlow, WorkflowFlow
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.step_options import AnyRule, AnyWhen, choose, make_rules, refuse_text
 from pgflow_prefect.prefect_api.ids import parse_run_id
 from pgflow_prefect.recording import RecordLater
 from pgflow_prefect.settings import Settings
@@ -52,67 +49,9 @@ from pgflow_prefect.state_names import Observer
 from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
-
-AnyRule: TypeAlias = Literal[
-    "all_success",
-    "all_failed",
-    "all_done",
-    "all_done_min_one_success",
-    "all_done_setup_success",
-    "all_skipped",
-    "always",
-    "none_failed",
-    "none_failed_min_one_success",
-    "none_skipped",
-    "one_done",
-    "one_failed",
-    "one_success",
-]
-AnyWhen: TypeAlias = Literal["fail", "skip", "skip-cascade"]
 
 RetryCondition: TypeAlias = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 """Prefect's `retry_condition_fn`."""
-
-AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
-
-
-class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
-    """A flow that prepares its function's work while Prefect creates the flow run.
-
-    For a small flow, Prefect spends most of the time on creating the flow run and on storing its end.
-
-    Attributes:
-        before: a context that is entered before Prefect creates the flow run, and left after the flow run's end.
-    """
-
-    before: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-
-    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401
-        """Make the flow; see `prefect.Flow`."""
-        super().__init__(*args, **options)
-        self._contain_hooks()
-
-    def with_options(self, **options: Any) -> Flow[..., Coroutine[Any, Any, Any]]:  # noqa: ANN401
-        """Return a flow of this class, not one of Prefect's own, whose hooks would block the event loop."""
-        made = copy(self)
-        vars(made).update(vars(super().with_options(**options)))
-        made._contain_hooks()
-        return made
-
-    def _contain_hooks(self) -> None:
-        for name in HOOKS:
-            setattr(self, name, Hooks(getattr(self, name)))
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  a coroutine, or a drawing of Prefect's
-        """Create a flow run and execute it; see `prefect.Flow.__call__`."""
-        call = super().__call__(*args, **kwargs)
-        return self._call(call) if iscoroutine(call) else call
-
-    async def _call(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401  what the function returns
-        async with self.before():
-            return await call
-
 
 _MADE_FOR_ROWS = "pgflow_prefect.deployment."
 """The beginning of the names of modules that make workflows without a file. Their docstrings do not describe these."""
@@ -175,12 +114,11 @@ class Workflow:
         Raises:
             UsageError: the tags are one text, `record` is no `RecordLater`, or there is no such choice.
         """
-        if isinstance(tags, str):  # a collection too, of letters
-            raise UsageError(f"tags={tags!r} is a text: give a list, tags=[{tags!r}]")
+        refuse_text("tags", tags, "a list")
         if record is not None and not isinstance(record, RecordLater):
             raise UsageError(f"record={record!r} is no RecordLater: write record=RecordLater(one_in=100), say")
-        self.when_failed = _choose("when_failed", when_failed, (None, *get_args(WhenFailed)))
-        self.failed_by = _choose("failed_by", failed_by, get_args(FailedBy))
+        self.when_failed = choose("when_failed", when_failed, (None, *get_args(WhenFailed)))
+        self.failed_by = choose("failed_by", failed_by, get_args(FailedBy))
         self.slug = slug
         self.description = description
         self.tags = tuple(tags)
@@ -285,13 +223,12 @@ class Workflow:
         """
         if callable(slug):
             return self.step()(slug)
-        if isinstance(after, str):  # a collection too, of letters
-            raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
+        refuse_text("after", after, "a list of slugs")
         if retry_condition_fn is not None and not callable(retry_condition_fn):
             raise UsageError(
                 f"retry_condition_fn={retry_condition_fn!r} is no function: give one as for Prefect's tasks"
             )
-        rules = _make_rules(
+        rules = make_rules(
             rule=rule,
             only_if=only_if,
             unless=unless,
@@ -357,11 +294,10 @@ class Workflow:
         Raises:
             UsageError: the step is bound already.
         """
-        if isinstance(after, str):
-            raise UsageError(f"after={after!r} is a text: give a list of slugs, after=[{after!r}]")
+        refuse_text("after", after, "a list of slugs")
         if slug in self._bindings and not self._is_interactive:
             raise UsageError(f"step {slug!r} of workflow {self.slug!r} is bound twice: remove one")
-        rules = _make_rules(
+        rules = make_rules(
             rule=rule,
             only_if=only_if,
             unless=unless,
@@ -564,29 +500,6 @@ class Workflow:
     def _find_own_name(self) -> str | None:
         """Return the name of this workflow in the user's module, usually `workflow`."""
         return next((name for name, value in self._globals.items() if value is self), None)
-
-
-def _choose(name: str, chosen: T, known: Collection[object]) -> T:
-    if chosen not in known:
-        listed = ", ".join(repr(each) for each in known)
-        raise UsageError(f"{name}={chosen!r} is no choice: there is {listed}")
-    return chosen
-
-
-def _make_rules(**said: Any) -> StepRules:  # noqa: ANN401  what a user has written
-    """Return what is said of a step.
-
-    Raises:
-        UsageError: there is no such choice, or a condition is no JSON.
-    """
-    _choose("rule", said["rule"], (None, *map(str, Rule)))
-    _choose("when_unmet", said["when_unmet"], [*map(str, WhenUnmet)])
-    _choose("when_exhausted", said["when_exhausted"], [*map(str, WhenUnmet)])
-    try:
-        return StepRules(**said)
-    except ValidationError as error:
-        wrong = error.errors(include_input=False, include_url=False)[0]
-        raise UsageError(f"{'.'.join(map(str, wrong['loc'][:1]))} of a step is no JSON: {wrong['msg']}") from None
 
 
 def _ignore(step_slug: str, state_name: str) -> None:

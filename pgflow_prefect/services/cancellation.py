@@ -25,12 +25,12 @@ from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_runs
 from pgflow_prefect.errors import PgflowPrefectError, UnknownRunError
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
+from pgflow_prefect.execution.workflow_flow import AsyncFlow
 from pgflow_prefect.models import CANCELLED, Held, Run, Status
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import find_run_id, is_placeholder, read_run_id
 from pgflow_prefect.prefect_api.states import is_cancelled
-from pgflow_prefect.workflow import AsyncFlow
 
 POLL_INTERVAL = 2.0
 """Seconds between two looks at cancelled flow runs. Prefect's events may get lost, so these looks decide."""

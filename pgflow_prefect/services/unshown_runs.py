@@ -17,12 +17,12 @@ from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.reporting.held_logs import HELD, send_lines
 from pgflow_prefect.execution.reporting.unshown import UnshownFlowRun
+from pgflow_prefect.execution.workflow_flow import AsyncFlow
 from pgflow_prefect.models import Status, TakenRun
 from pgflow_prefect.prefect_api.ids import is_placeholder
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.recorder import Recorder
 from pgflow_prefect.waiting import Pauses
-from pgflow_prefect.workflow import AsyncFlow
 
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds between two tries to show a run that takes long
 

@@ -29,6 +29,7 @@ from pgflow_prefect.errors import (
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
+from pgflow_prefect.execution.workflow_flow import AsyncFlow
 from pgflow_prefect.models import CANCELLED, Held, TakenRun
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
@@ -45,7 +46,7 @@ from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.services.submission import create_submission
 from pgflow_prefect.services.unshown_runs import UnshownRuns
 from pgflow_prefect.waiting import Wakeup
-from pgflow_prefect.workflow import AsyncFlow, Workflow, to_flow_name
+from pgflow_prefect.workflow import Workflow, to_flow_name
 
 _OWNERS_INTERVAL = 15.0  # seconds between two checks that the deployments still belong to this installation
 

@@ -1,0 +1,71 @@
+"""Checks what a user says of a step in code, where it is said."""
+
+from collections.abc import Collection
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+
+from pgflow_prefect.definitions.model import Rule, StepRules, WhenUnmet
+from pgflow_prefect.errors import UsageError
+
+T = TypeVar("T")
+
+AnyRule: TypeAlias = Literal[
+    "all_success",
+    "all_failed",
+    "all_done",
+    "all_done_min_one_success",
+    "all_done_setup_success",
+    "all_skipped",
+    "always",
+    "none_failed",
+    "none_failed_min_one_success",
+    "none_skipped",
+    "one_done",
+    "one_failed",
+    "one_success",
+]
+AnyWhen: TypeAlias = Literal["fail", "skip", "skip-cascade"]
+
+
+def refuse_text(name: str, given: Collection[str], what: str) -> None:
+    """Refuse a text where a list is meant: a text is a collection too, of letters.
+
+    Args:
+        name: the option.
+        given: its value.
+        what: what to give instead, for the message.
+
+    Raises:
+        UsageError: it is a text.
+    """
+    if isinstance(given, str):
+        raise UsageError(f"{name}={given!r} is a text: give {what}, {name}=[{given!r}]")
+
+
+def choose(name: str, chosen: T, known: Collection[object]) -> T:
+    """Return a choice.
+
+    Raises:
+        UsageError: it is none of the known ones.
+    """
+    if chosen not in known:
+        listed = ", ".join(repr(each) for each in known)
+        raise UsageError(f"{name}={chosen!r} is no choice: there is {listed}")
+    return chosen
+
+
+def make_rules(**said: Any) -> StepRules:  # noqa: ANN401  what a user has written
+    """Return what is said of a step.
+
+    Raises:
+        UsageError: there is no such choice, or a condition is no JSON.
+    """
+    choose("rule", said["rule"], (None, *map(str, Rule)))
+    choose("when_unmet", said["when_unmet"], [*map(str, WhenUnmet)])
+    choose("when_exhausted", said["when_exhausted"], [*map(str, WhenUnmet)])
+    try:
+        return StepRules(**said)
+    except ValidationError as error:
+        wrong = error.errors(include_input=False, include_url=False)[0]
+        raise UsageError(f"{'.'.join(map(str, wrong['loc'][:1]))} of a step is no JSON: {wrong['msg']}") from None
