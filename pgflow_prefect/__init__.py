@@ -7,13 +7,14 @@ if TYPE_CHECKING:
     from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
-    from pgflow_prefect.handlers.base import StepContext
+    from pgflow_prefect.handlers.base import AsyncStepContext, StepContext
     from pgflow_prefect.handlers.outcomes import Branch, Skip
     from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
 __all__ = [
+    "AsyncStepContext",
     "Branch",
     "External",
     "HttpEndpoint",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _ORIGINS = {
+    "AsyncStepContext": "pgflow_prefect.handlers.base",
     "Branch": "pgflow_prefect.handlers.outcomes",
     "External": "pgflow_prefect.bindings",
     "HttpEndpoint": "pgflow_prefect.bindings",

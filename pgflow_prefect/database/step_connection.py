@@ -1,19 +1,23 @@
 """The connections that handlers get: psycopg's own, and one that is opened only when it is used."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import psycopg
-from psycopg.abc import PQGen
-from psycopg.rows import TupleRow
+from psycopg.abc import Params, PQGen
+from psycopg.rows import AsyncRowFactory, TupleRow
 
 from pgflow_prefect.database.connection import with_timeout
 from pgflow_prefect.database.link import BOUND
 
+if TYPE_CHECKING:
+    from psycopg.abc import QueryNoTemplate  # since psycopg 3.3
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 SyncConnection = psycopg.Connection[TupleRow]
 AsyncConnection = psycopg.AsyncConnection[TupleRow]
@@ -24,27 +28,27 @@ _READ_ONLY = "the database is read-only: a standby, or default_transaction_read_
 class _WatchedConnection(psycopg.Connection[TupleRow]):
     """psycopg's connection, which also tells since when it waits for the server, by the monotonic clock."""
 
-    waits_since: float | None = None
+    _waits_since: float | None = None
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401  as psycopg has it
-        self.waits_since = monotonic()
+        self._waits_since = monotonic()
         try:
             return super().wait(gen, *arguments, **options)
         finally:
-            self.waits_since = None
+            self._waits_since = None
 
 
 class _WatchedAsyncConnection(psycopg.AsyncConnection[TupleRow]):
     """Likewise."""
 
-    waits_since: float | None = None
+    _waits_since: float | None = None
 
     async def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:  # noqa: ANN401  as psycopg has it
-        self.waits_since = monotonic()
+        self._waits_since = monotonic()
         try:
             return await super().wait(gen, *arguments, **options)
         finally:
-            self.waits_since = None
+            self._waits_since = None
 
 
 @dataclass(frozen=True)
@@ -108,21 +112,59 @@ class LazyConnection:
     def __await__(self) -> Generator[Any, None, AsyncConnection]:
         return self._open().__await__()
 
-    async def execute(self, *arguments: Any, **options: Any) -> psycopg.AsyncCursor[TupleRow]:  # noqa: ANN401
+    async def execute(
+        self,
+        query: "QueryNoTemplate",
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        binary: bool = False,
+    ) -> psycopg.AsyncCursor[TupleRow]:
         """Execute a statement, as `psycopg.AsyncConnection.execute` does."""
-        return await (await self).execute(*arguments, **options)
+        return await (await self).execute(query, params, prepare=prepare, binary=binary)
+
+    @overload
+    def cursor(self, *, binary: bool = False) -> AbstractAsyncContextManager[psycopg.AsyncCursor[TupleRow]]: ...
+
+    @overload
+    def cursor(
+        self, *, binary: bool = False, row_factory: AsyncRowFactory[R]
+    ) -> AbstractAsyncContextManager[psycopg.AsyncCursor[R]]: ...
+
+    @overload
+    def cursor(
+        self, name: str, *, binary: bool = False, scrollable: bool | None = None, withhold: bool = False
+    ) -> AbstractAsyncContextManager[psycopg.AsyncServerCursor[TupleRow]]: ...
+
+    @overload
+    def cursor(
+        self,
+        name: str,
+        *,
+        binary: bool = False,
+        row_factory: AsyncRowFactory[R],
+        scrollable: bool | None = None,
+        withhold: bool = False,
+    ) -> AbstractAsyncContextManager[psycopg.AsyncServerCursor[R]]: ...
+
+    def cursor(self, *arguments: Any, **options: Any) -> AbstractAsyncContextManager[Any]:
+        """Open a cursor, for `async with`; the arguments are those of `psycopg.AsyncConnection.cursor`."""
+        return self._open_cursor(*arguments, **options)
 
     @asynccontextmanager
-    async def cursor(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:  # noqa: ANN401
-        """Open a cursor, for `async with`."""
+    async def _open_cursor(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:  # noqa: ANN401
         async with (await self).cursor(*arguments, **options) as cursor:
             yield cursor
 
     @asynccontextmanager
-    async def transaction(self, *arguments: Any, **options: Any) -> AsyncIterator[psycopg.AsyncTransaction]:  # noqa: ANN401
-        """Set a savepoint, for `async with`."""
-        async with (await self).transaction(*arguments, **options) as transaction:
+    async def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> AsyncIterator[psycopg.AsyncTransaction]:
+        """Set a savepoint, for `async with`, as `psycopg.AsyncConnection.transaction` does."""
+        async with (await self).transaction(savepoint_name, force_rollback) as transaction:
             yield transaction
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        raise AttributeError(f"for {name!r}, get the connection itself: `connection = await context.connection`")
+    if not TYPE_CHECKING:  # a type checker says what is missing
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+            raise AttributeError(f"for {name!r}, get the connection itself: `connection = await context.connection`")

@@ -80,7 +80,7 @@ class StepLink:
         """Return since when the handler waits for the server; None while it does not."""
         if self._connection.info.transaction_status is not TransactionStatus.ACTIVE:
             return None
-        waits_since: float | None = getattr(self._connection, "waits_since", None)
+        waits_since: float | None = getattr(self._connection, "_waits_since", None)
         return waits_since
 
     async def end_session(self) -> None:

@@ -40,7 +40,14 @@ from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
 from pgflow_prefect.execution.step_writer import StepWriter
-from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy, StepContext, StepExecution
+from pgflow_prefect.handlers.base import (
+    AsyncStepContext,
+    Deferred,
+    Handler,
+    RetryPolicy,
+    StepContext,
+    StepExecution,
+)
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.outcomes import Decided
@@ -282,7 +289,9 @@ class Step:
         return StepTransaction(self._connector, self.writer.run_id, self.task, self._logger, self.host.store)
 
     def _make_execution(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepExecution:
-        context = StepContext(
+        function = self.handlers.function
+        make_context = AsyncStepContext if function is not None and function.is_async else StepContext
+        context = make_context(
             run_id=self.writer.run_id,
             workflow_slug=self.workflow_slug,
             step_slug=self.slug,

@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, Self, TypeVar
 from uuid import UUID
 
 import httpx
 
 from pgflow_prefect.bindings import Binding
+from pgflow_prefect.database.step_connection import LazyConnection, SyncConnection
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.outcomes import Decided
@@ -16,13 +17,16 @@ from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, write_object
 
 
+C = TypeVar("C")
+
+
 def _identity(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
 @dataclass(frozen=True)
-class StepContext:
-    """What a handler may ask for as its argument `context`.
+class AnyStepContext(Generic[C]):
+    """What a handler may ask for as its argument `context`, with the type of its connection.
 
     Attributes:
         run_id: the run, a row of `pgflow.runs`.
@@ -41,10 +45,10 @@ class StepContext:
     logger: Logger
     shadow: bool = False
     index: int = 0
-    _connect: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
+    _connect: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
-    def connection(self) -> Any:  # noqa: ANN401  which of two it is depends on who asks
+    def connection(self) -> C:
         """A psycopg connection whose writes commit together with the step's completion: exactly once, or not at all.
 
         It opens at its first use, in a transaction that ends with the step. If the step fails, or another program has
@@ -63,7 +67,8 @@ class StepContext:
         """
         if self._connect is None:
             raise UsageError(f"step {self.step_slug!r}: context.connection is not available here")
-        return self._connect()
+        connection: C = self._connect()
+        return connection
 
     @property
     def idempotency_key(self) -> str:
@@ -75,13 +80,23 @@ class StepContext:
         """Return the context without the connection, for another process."""
         return {**vars(self), "_connect": None}
 
-    def __copy__(self) -> "StepContext":
-        """Return the same context with its connection, which only another process can't have."""
-        return replace(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "StepContext":
+    def __copy__(self) -> Self:
         """Return the same context, because nothing in it can change."""
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the same context, because nothing in it can change."""
+        return self
+
+
+@dataclass(frozen=True)
+class StepContext(AnyStepContext[SyncConnection]):
+    """The context of a sync handler: `connection` is a `psycopg.Connection`."""
+
+
+@dataclass(frozen=True)
+class AsyncStepContext(AnyStepContext[LazyConnection]):
+    """The context of an async handler: `await context.connection` is a `psycopg.AsyncConnection`."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +109,19 @@ class StepExecution:
         settle: turns a result that is no plain value, such as a state, into its value.
     """
 
-    context: StepContext
+    context: AnyStepContext[Any]
     transaction: StepTransaction | None = None
     settle: Callable[[Any], Any] = _identity
 
     @classmethod
     def of(
-        cls, context: StepContext, transaction: StepTransaction, settle: Callable[[Any], Any] = _identity
+        cls, context: AnyStepContext[Any], transaction: StepTransaction, settle: Callable[[Any], Any] = _identity
     ) -> "StepExecution":
         """Return the execution in a transaction, to which the context's connection belongs."""
-        return cls(replace(context, _connect=lambda: transaction.connection), transaction, settle)
+        connected = replace(context)
+        # Not a parameter of the class, because users make contexts for the tests of their handlers.
+        object.__setattr__(connected, "_connect", lambda: transaction.connection)
+        return cls(connected, transaction, settle)
 
     def abandon(self) -> None:
         """Note that the step has abandoned the handler, which goes on in its thread. Its writes must not count."""

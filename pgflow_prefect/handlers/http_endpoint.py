@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import quote, unquote
 
 import anyio
@@ -15,9 +16,9 @@ import httpx
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import (
+    AnyStepContext,
     Deferred,
     RetryPolicy,
-    StepContext,
     StepExecution,
     Toolbox,
     make_input,
@@ -214,7 +215,7 @@ def make_body(claim: Claim, *, flat: bool) -> RawJson:
     return make_input(claim) if flat else write_object({"input": make_input(claim)})
 
 
-def make_headers(context: StepContext) -> dict[str, str]:
+def make_headers(context: AnyStepContext[Any]) -> dict[str, str]:
     """Return the headers that name the step. They are percent-encoded, because a slug may have any characters."""
     named = {
         "Idempotency-Key": context.idempotency_key,

@@ -12,7 +12,7 @@ from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError
 from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
-from pgflow_prefect.handlers.base import RetryPolicy, StepContext, StepExecution
+from pgflow_prefect.handlers.base import AnyStepContext, RetryPolicy, StepExecution
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip, find_returned
@@ -158,7 +158,7 @@ class PythonHandler:
             execution.abandon()
             raise
 
-    def _bind(self, claim: Claim, upstream: Collection[str], context: StepContext) -> Iterator[tuple[str, Any]]:
+    def _bind(self, claim: Claim, upstream: Collection[str], context: AnyStepContext[Any]) -> Iterator[tuple[str, Any]]:
         results = claim.upstream_results or _NONE
         slugs = {to_identifier(slug): slug for slug in upstream}
         members: Mapping[str, RawJson] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import anyio.to_thread
@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, Valid
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
 from pgflow_prefect.handlers.base import (
+    AnyStepContext,
     Deferred,
     RetryPolicy,
-    StepContext,
     StepExecution,
     Toolbox,
     make_input,
@@ -140,7 +140,7 @@ class _Order(NamedTuple):
     url: str
     login: Login
     body: bytes
-    context: StepContext
+    context: AnyStepContext[Any]
     rows: RowPolicy | None
 
 

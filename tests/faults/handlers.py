@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from tests.faults.workflows import (
     BEGAN,
     EXECUTIONS,
@@ -26,7 +26,7 @@ _UNHURRIED, _HURRIED = "SET LOCAL statement_timeout = 0", "SET LOCAL statement_t
 _WRITE = "INSERT INTO faults.written (run_id, step_slug, attempt) VALUES (%s, %s, %s)"
 
 
-def _note(context: StepContext, event: str) -> None:
+def _note(context: StepContext | AsyncStepContext, event: str) -> None:
     """Note what an execution does, past everything that is tested: a line appended is there whatever is killed next.
 
     In a file, and not in a table: an execution while PostgreSQL is down counts, too.
@@ -42,7 +42,7 @@ class _PlannedError(RuntimeError):
 
 
 @contextmanager
-def _noted(context: StepContext) -> Iterator[None]:
+def _noted(context: StepContext | AsyncStepContext) -> Iterator[None]:
     """Note an execution's begin, and its end if it comes to one."""
     _note(context, BEGAN)
     end = STOPPED
@@ -72,7 +72,7 @@ def _make_handler(plan: StepPlan) -> Callable[..., Any]:
                 context.connection.execute(_HURRIED)
             return conclude(upstream, payload, context)
 
-    async def work_async(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
+    async def work_async(upstream: dict[str, str], payload: dict[str, int], context: AsyncStepContext) -> str:
         with _noted(context):
             if plan.writes:
                 await context.connection.execute(_UNHURRIED)

@@ -27,12 +27,12 @@ SHARE = 5  # steps that each side executes at least: a fraction of what it does 
 HANDLERS = """
 import asyncio
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Workflow
 
 workflow = Workflow("SLUG")
 
 
-async def work(context: StepContext) -> str:
+async def work(context: AsyncStepContext) -> str:
     await context.connection.execute(
         "INSERT INTO executed VALUES (%s, %s, %s, 'prefect')", [context.run_id, context.step_slug, context.attempt]
     )

@@ -21,7 +21,7 @@ async def b(a: int) -> int:
 
 STEP_B_THAT_FREEZES = """
 @workflow.step
-async def b(a: int, payload: dict[str, bool], context: StepContext) -> int:
+async def b(a: int, payload: dict[str, bool], context: AsyncStepContext) -> int:
     note("b")
     with Path("keys").open("a") as file:
         file.write(f"{context.idempotency_key}\\n")
@@ -72,7 +72,7 @@ def test_an_owner_that_was_taken_for_dead_is_refused_when_it_writes(
         cli,
         chain,
         ("import asyncio\n", imports),
-        ("import Workflow", "import StepContext, Workflow"),
+        ("import Workflow", "import AsyncStepContext, Workflow"),
         (STEP_B, STEP_B_THAT_FREEZES),
     )
     db.execute("CREATE TABLE written (attempt int)")

@@ -5,7 +5,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.bindings import SqlFunction
 from tests.conftest import Connection
 from tests.engine import value
@@ -42,7 +42,7 @@ async def test_a_sync_handler_whose_link_always_breaks_has_not_failed(db: Connec
 
 async def test_an_async_handler_whose_link_always_breaks_has_not_failed(db: Connection, workflow: Workflow) -> None:
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         await context.connection.execute(BREAK)
 
     await check_left_to_the_next_owner(db, workflow)

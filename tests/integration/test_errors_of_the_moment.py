@@ -7,7 +7,7 @@ import anyio
 import pytest
 from psycopg import sql
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.database import notifications
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.queries import QUERIES
@@ -186,7 +186,7 @@ async def test_the_work_is_executed_again_only_where_its_transaction_was_lost(
     else:
 
         @workflow.step("work")
-        async def work_async(context: StepContext) -> str:
+        async def work_async(context: AsyncStepContext) -> str:
             await context.connection.execute("SELECT raise_once()")
             return "done"
 
@@ -210,7 +210,7 @@ async def test_finished_work_is_not_done_again_for_a_report_that_failed(
     executions: list[int] = []
 
     @workflow.step(retries=3)
-    async def work(context: StepContext) -> str:
+    async def work(context: AsyncStepContext) -> str:
         executions.append(context.attempt)
         return "done"
 
@@ -229,7 +229,7 @@ async def test_a_report_that_is_refused_for_good_fails_the_step_and_executes_not
     executions: list[int] = []
 
     @workflow.step(retries=3)
-    async def work(context: StepContext) -> str:
+    async def work(context: AsyncStepContext) -> str:
         executions.append(context.attempt)
         return "done"
 

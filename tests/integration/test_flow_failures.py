@@ -9,7 +9,7 @@ from prefect import Task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, TaskRun
 
-from pgflow_prefect import NotRetriableError, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, NotRetriableError, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
@@ -82,7 +82,7 @@ async def test_a_failed_attempt_is_tried_again_and_counted(
     seen = []
 
     @workflow.step(retries=2, retry_delay_seconds=0.1)
-    async def shaky(context: StepContext) -> int:
+    async def shaky(context: AsyncStepContext) -> int:
         noted = db.execute("SELECT state_name, message FROM pgflow_prefect.task_runs WHERE step_slug = 'shaky'")
         seen.append(noted.fetchone())
         if context.attempt < 3:

@@ -30,7 +30,7 @@ HANDLERS = """
 import anyio
 import threading
 from prefect.task_runners import ThreadPoolTaskRunner
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Workflow
 
 workflow = Workflow("SLUG")
 told = []
@@ -38,7 +38,7 @@ begun = []
 
 
 @workflow.step
-async def work(payload: str, context: StepContext) -> str:
+async def work(payload: str, context: AsyncStepContext) -> str:
     begun.append(payload)
     print("printed by the handler")
     if payload == "fail" or (payload == "fail once" and context.attempt == 1):

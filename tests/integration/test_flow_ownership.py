@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
 from psycopg.types.json import Jsonb
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, RunFailedError
 from pgflow_prefect.prefect_api.ids import find_run_id
@@ -57,7 +57,7 @@ async def test_a_refused_report_says_that_another_attempt_was_claimed(
     define(workflow.slug, ["only"])
 
     @workflow.step
-    async def only(context: StepContext) -> None:
+    async def only(context: AsyncStepContext) -> None:
         claim(db, context.run_id, "only")  # as a worker of the user's own does
 
     state = await workflow.flow(return_state=True)

@@ -27,7 +27,7 @@ from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Running
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Workflow
 from pgflow_prefect.execution.reporting import flow_runs, heartbeat
 from pgflow_prefect.execution.reporting.flow_runs import FlowRunEngine
 from pgflow_prefect.prefect_api.event_sender import EventSender, Make
@@ -130,7 +130,7 @@ async def test_nested_tasks_and_flows_have_their_parent(
 
 async def test_a_step_is_tried_again(engine: Engine, workflow: Workflow) -> None:
     @workflow.step(retries=1)
-    async def work(context: StepContext) -> int:
+    async def work(context: AsyncStepContext) -> int:
         if context.attempt == 1:
             raise ValueError("not yet")
         return 2

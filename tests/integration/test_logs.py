@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.execution.process.signals import Switch, run_service
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
@@ -28,7 +28,7 @@ async def test_logger_and_print_of_sync_and_async_handlers_reach_prefect(define:
         print("printed in a thread")
 
     @workflow.step
-    async def async_step(context: StepContext) -> None:
+    async def async_step(context: AsyncStepContext) -> None:
         context.logger.warning("logged on the loop")
         print("printed on the loop")
 

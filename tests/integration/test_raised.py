@@ -12,7 +12,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import Abort, Pause
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
@@ -99,7 +99,7 @@ async def test_whatever_is_raised_fails_the_attempt_and_another_one_may_succeed(
             fail()
         return context.attempt
 
-    async def work_on_the_loop(context: StepContext) -> int:
+    async def work_on_the_loop(context: AsyncStepContext) -> int:
         return work(context)
 
     for step in ("hopeless", "shaky"):
@@ -251,7 +251,7 @@ async def test_a_flow_that_is_cancelled_from_outside_still_stops_its_handlers(db
     define(workflow.slug, ["first", "second"])
     begun, ended = [], []
 
-    async def work(context: StepContext) -> None:
+    async def work(context: AsyncStepContext) -> None:
         begun.append(context.step_slug)
         try:
             await anyio.sleep_forever()

@@ -6,7 +6,7 @@ import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.bindings import External
 from pgflow_prefect.database.store import Store
 from tests.conftest import Connection
@@ -151,7 +151,7 @@ async def test_what_a_shadow_writes_through_its_connection_is_rolled_back(
     else:
 
         @workflow.step("only", shadow=True)
-        async def only_async(context: StepContext) -> int:
+        async def only_async(context: AsyncStepContext) -> int:
             await context.connection.execute("INSERT INTO written VALUES ('never')")
             return 1
 

@@ -6,7 +6,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Workflow
 from pgflow_prefect.cli.run import run
 from tests.conftest import Connection
 from tests.integration.conftest import insert_workflow, read_run
@@ -22,7 +22,7 @@ async def count_of_chain(counter: StatementCounter, db: Connection, steps: int, 
     for slug in slugs:
 
         @workflow.step(slug, retries=failures)
-        async def work(context: StepContext) -> None:
+        async def work(context: AsyncStepContext) -> None:
             if context.attempt <= failures:
                 raise ValueError("not yet")
 

@@ -7,7 +7,7 @@ import anyio
 import psycopg
 import pytest
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.bindings import SqlFunction
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.queries import QUERIES
@@ -68,7 +68,7 @@ async def test_an_async_handler_on_a_silent_link_is_executed_again(
     db: Connection, workflow: Workflow, proxy: SilentProxy
 ) -> None:
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         await context.connection.execute("SELECT 1")
         if context.attempt == 1:
             proxy.fall_silent()
@@ -84,7 +84,7 @@ async def test_locks_of_a_transaction_with_a_dead_link_do_not_keep_its_successor
     db.execute("INSERT INTO written VALUES (0)")
 
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         await context.connection.execute("UPDATE written SET attempt = %s", [context.attempt])
         if context.attempt == 1:
             proxy.fall_silent()

@@ -15,7 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dask.task_runners import DaskTaskRunner
 from psycopg.conninfo import conninfo_to_dict
 
-from pgflow_prefect import Settings, SqlFunction, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Settings, SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from tests.conftest import Connection
@@ -75,7 +75,7 @@ def make_diamond(define: Define, task_runner: AnyTaskRunner) -> Workflow:
         workflow.step(step)(add)
 
     @workflow.step
-    async def end(upstream: dict[str, dict[str, Any]], context: StepContext) -> dict[str, Any]:
+    async def end(upstream: dict[str, dict[str, Any]], context: AsyncStepContext) -> dict[str, Any]:
         return {"sum": sum(each["sum"] for each in upstream.values()), "thread": threading.current_thread().name}
 
     return workflow
@@ -199,7 +199,7 @@ async def test_writes_through_the_connection_come_with_the_completion(
         context.connection.execute("INSERT INTO written VALUES ('sync')")
 
     @workflow.step
-    async def async_one(context: StepContext) -> None:
+    async def async_one(context: AsyncStepContext) -> None:
         await context.connection.execute("INSERT INTO written VALUES ('async')")
 
     @workflow.step

@@ -14,7 +14,7 @@ import pytest
 from pydantic import JsonValue
 
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.handlers.base import StepContext, StepExecution
+from pgflow_prefect.handlers.base import AsyncStepContext, StepContext, StepExecution
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.raw_json import RawJson
@@ -53,7 +53,7 @@ async def test_a_slug_that_is_no_name_is_taken_by_its_python_name() -> None:
 
 
 async def test_payload_and_upstream_and_context_are_what_they_are_called() -> None:
-    async def send(payload: JsonValue, upstream: Mapping[str, int], context: StepContext) -> JsonValue:
+    async def send(payload: JsonValue, upstream: Mapping[str, int], context: AsyncStepContext) -> JsonValue:
         return [payload, dict(upstream), context.step_slug, context.attempt, context.idempotency_key]
 
     assert await execute(send, {"n": 1}, {"a-b": 1, "c": 2}) == (

@@ -11,7 +11,7 @@ import anyio
 import psycopg
 import pytest
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.database import step_transaction
 from pgflow_prefect.errors import RunFailedError, UsageError
 from tests.conftest import Connection
@@ -29,7 +29,7 @@ TRANSACTIONS: LiteralString = """
 
 async def test_commit_and_rollback_are_refused_by_psycopg(db: Connection, workflow: Workflow) -> None:
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         connection = await context.connection
         await connection.execute(INSERT, (1,))
         with pytest.raises(psycopg.ProgrammingError, match="forbidden"):
@@ -184,7 +184,7 @@ async def test_after_a_time_out_an_abandoned_thread_writes_nothing_more(
 async def test_a_time_out_of_an_async_handler_rolls_back(db: Connection, workflow: Workflow) -> None:
     # Enough retries for a machine that is too slow to connect within the time of one.
     @workflow.step(timeout_seconds=0.5, retries=100)
-    async def write(context: StepContext) -> int:
+    async def write(context: AsyncStepContext) -> int:
         await context.connection.execute(INSERT, (context.attempt,))
         if context.attempt == 1:
             await context.connection.execute("SELECT pg_sleep(600)")

@@ -11,7 +11,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from psycopg import sql
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.database import open_transaction
 from pgflow_prefect.database.connection import Row
 from pgflow_prefect.errors import RunFailedError
@@ -29,7 +29,7 @@ def cut_in_first_attempt(db: Connection) -> Meanwhile:
         WHERE datname = current_database() AND state = 'idle in transaction'
     """
 
-    def cut(context: StepContext) -> None:
+    def cut(context: StepContext | AsyncStepContext) -> None:
         if context.attempt == 1:
             assert db.execute(statement).fetchall() == [(True,)]
 
@@ -67,7 +67,7 @@ async def test_a_step_whose_connection_is_cut_under_its_async_handler_is_execute
     cut = cut_in_first_attempt(db)
 
     @workflow.step
-    async def write(context: StepContext) -> int:
+    async def write(context: AsyncStepContext) -> int:
         await context.connection.execute(INSERT, (context.attempt,))
         cut(context)
         await context.connection.execute(INSERT, (context.attempt,))
@@ -98,7 +98,7 @@ class Doorkeeper(logging.Handler):
             self.heard.append(record.getMessage())
             self.open()
 
-    def listen(self, context: StepContext) -> None:
+    def listen(self, context: StepContext | AsyncStepContext) -> None:
         assert isinstance(context.logger, logging.LoggerAdapter)
         self._logger = context.logger.logger
         self._logger.addHandler(self)
@@ -130,7 +130,7 @@ async def test_a_completion_that_is_held_up_waits_and_what_the_handler_wrote_sta
 
     release = Release(server_dsn, db.info.dbname)
 
-    def lock(context: StepContext) -> None:
+    def lock(context: StepContext | AsyncStepContext) -> None:
         release.listen(context)
         holder.execute("BEGIN")
         holder.execute("SELECT FROM pgflow.runs FOR UPDATE")
@@ -152,7 +152,7 @@ async def test_a_step_waits_where_it_asks_for_a_connection_and_is_not_executed_a
 ) -> None:
     executions: list[int] = []
 
-    def work_slowly(context: StepContext) -> None:
+    def work_slowly(context: StepContext | AsyncStepContext) -> None:
         executions.append(context.attempt)
         doorkeeper.listen(context)
         doorkeeper.shut()
@@ -167,7 +167,7 @@ async def test_a_step_waits_where_it_asks_for_a_connection_and_is_not_executed_a
     else:
 
         @workflow.step("write")
-        async def write_async(context: StepContext) -> int:
+        async def write_async(context: AsyncStepContext) -> int:
             work_slowly(context)
             await context.connection.execute(INSERT, (context.attempt,))
             return context.attempt
@@ -187,7 +187,7 @@ async def test_a_step_that_gets_no_connection_in_all_its_time_says_why_and_is_no
     monkeypatch.setenv("PGFLOW_REPORT_TIMEOUT", "0.3")
     executions: list[int] = []
 
-    def shut(context: StepContext) -> None:
+    def shut(context: StepContext | AsyncStepContext) -> None:
         executions.append(context.attempt)
         doorkeeper.shut()
 
@@ -200,7 +200,7 @@ async def test_a_step_that_gets_no_connection_in_all_its_time_says_why_and_is_no
     else:
 
         @workflow.step("write")
-        async def write_async(context: StepContext) -> None:
+        async def write_async(context: AsyncStepContext) -> None:
             shut(context)
             await context.connection.execute(INSERT, (context.attempt,))
 

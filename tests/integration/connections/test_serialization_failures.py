@@ -7,7 +7,7 @@ import psycopg
 import pytest
 from psycopg.errors import SerializationFailure
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
 from tests.integration.conftest import read_steps
@@ -43,7 +43,7 @@ async def test_after_a_serialization_failure_in_an_async_handler_it_is_executed_
     db: Connection, workflow: Workflow
 ) -> None:
     @workflow.step
-    async def write(context: StepContext) -> int:
+    async def write(context: AsyncStepContext) -> int:
         await context.connection.execute(ISOLATE)
         await context.connection.execute(INSERT, (context.attempt,))
         if context.attempt == 1:
@@ -74,7 +74,7 @@ async def test_after_a_serialization_failure_of_the_completion_the_step_is_execu
 async def test_serialization_failures_without_an_end_fail_the_step(
     db: Connection, workflow: Workflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: StepContext) -> None:
+    def fail(_: StepContext | AsyncStepContext) -> None:
         raise SerializationFailure("again and again")
 
     monkeypatch.setenv("PGFLOW_REPORT_TIMEOUT", "2")

@@ -8,7 +8,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from psycopg.types.json import Jsonb
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connect, Connection
 from tests.integration.conftest import await_task_runs, read_flow_run, read_run, read_steps
@@ -43,7 +43,7 @@ async def test_a_sync_handler_gets_psycopgs_own_connection(workflow: Workflow) -
 
 async def test_an_async_handler_may_await_the_connection_or_use_it_at_once(db: Connection, workflow: Workflow) -> None:
     @workflow.step
-    async def write(context: StepContext) -> list[Any]:
+    async def write(context: AsyncStepContext) -> list[Any]:
         with pytest.raises(AttributeError, match=r"await context\.connection"):
             _ = context.connection.info
         async with context.connection.cursor() as cursor:
@@ -65,7 +65,7 @@ async def test_an_async_handler_may_await_the_connection_or_use_it_at_once(db: C
 
 async def test_several_tasks_of_an_async_handler_share_the_connection(db: Connection, workflow: Workflow) -> None:
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         async with anyio.create_task_group() as group:
             for number in range(5):
                 group.start_soon(context.connection.execute, INSERT, (number,))
@@ -77,7 +77,7 @@ async def test_several_tasks_of_an_async_handler_share_the_connection(db: Connec
 
 async def test_a_thread_of_an_async_handler_gets_no_second_connection(db: Connection, workflow: Workflow) -> None:
     @workflow.step
-    async def write(context: StepContext) -> None:
+    async def write(context: AsyncStepContext) -> None:
         await context.connection.execute(INSERT, (1,))
         await anyio.to_thread.run_sync(lambda: context.connection)
 

@@ -5,7 +5,7 @@ from typing import Any, LiteralString
 
 import pytest
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from tests.conftest import Connection
 
 INSERT: LiteralString = "INSERT INTO written (attempt, pid) VALUES (%s, pg_backend_pid())"
@@ -14,7 +14,7 @@ INSERT: LiteralString = "INSERT INTO written (attempt, pid) VALUES (%s, pg_backe
 both_kinds = pytest.mark.parametrize("kind", ["sync", "async"])
 
 
-Meanwhile = Callable[[StepContext], object]
+Meanwhile = Callable[[StepContext | AsyncStepContext], object]
 """What else happens while the handler works, after it has written."""
 
 
@@ -34,7 +34,7 @@ def add_writer(workflow: Workflow, kind: str, meanwhile: Meanwhile = lambda _: N
     else:
 
         @workflow.step("write", **policy)
-        async def write_async(context: StepContext) -> Any:
+        async def write_async(context: AsyncStepContext) -> Any:
             await context.connection.execute(INSERT, (context.attempt,))
             return meanwhile(context) or context.attempt
 
@@ -42,7 +42,7 @@ def add_writer(workflow: Workflow, kind: str, meanwhile: Meanwhile = lambda _: N
 def raise_once(error: Exception) -> Meanwhile:
     """Return what raises this in the first attempt."""
 
-    def fail(context: StepContext) -> None:
+    def fail(context: StepContext | AsyncStepContext) -> None:
         if context.attempt == 1:
             raise error
 
