@@ -41,7 +41,14 @@ from pgflow_prefect.execution.workflow_flow import AsyncFlow, WorkflowFlow
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.run_names import Naming
 from pgflow_prefect.handlers.step_options import AnyRule, AnyWhen, choose, make_rules, refuse_text
+from pgflow_prefect.handlers.task_options import (
+    TaskOptions,
+    check_task_run_name,
+    find_naming_problems,
+    make_task_options,
+)
 from pgflow_prefect.prefect_api.ids import parse_run_id
 from pgflow_prefect.recording import RecordLater
 from pgflow_prefect.settings import Settings
@@ -128,6 +135,7 @@ class Workflow:
         self._bindings: dict[str, AnyBinding] = {}
         self._after: dict[str, tuple[str, ...]] = {}
         self._rules: dict[str, StepRules] = {}
+        self._task_options: dict[str, TaskOptions] = {}
         caller = sys._getframe(1)
         self._globals = caller.f_globals
 
@@ -155,6 +163,8 @@ class Workflow:
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
         retry_condition_fn: RetryCondition | None = None,
+        tags: Collection[str] = (),
+        task_run_name: Naming | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -177,6 +187,8 @@ class Workflow:
         retry_jitter_factor: float | None = None,
         timeout_seconds: float | None = None,
         retry_condition_fn: RetryCondition | None = None,
+        tags: Collection[str] = (),
+        task_run_name: Naming | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -190,7 +202,8 @@ class Workflow:
         """Make a function the handler of a step.
 
         The function's arguments are bound by name: an upstream step's slug, as an identifier, gets that step's result;
-        `payload` the run's payload; `upstream` the results of all upstream steps by slug; `context` a `StepContext`.
+        `payload` the run's payload; `upstream` the results of all upstream steps by slug; `context` a `StepContext`, or
+        an `AsyncStepContext` where the function is async.
         An argument with a default may name no upstream step: it keeps its default then. Annotations are checked by
         pydantic, on the way in and on the way out. A sync function runs in a thread.
 
@@ -201,6 +214,9 @@ class Workflow:
             retry_delay_seconds: before each of them, or one for each (the last one repeats).
             retry_jitter_factor: spreads a delay at random, by up to this factor.
             timeout_seconds: for each attempt. A sync function that takes longer is left alone, not stopped.
+            tags: the task run has them beside the tags of its flow run. Prefect's limits of these tags count.
+            task_run_name: the name of the task run in Prefect: a template such as `"order {payload[id]}"`, or a
+                function, as for Prefect's tasks. By default, the step's slug.
             retry_condition_fn: called with the task, the task run and the failed state, as in Prefect, while attempts
                 are left. The step is tried again only if it returns true. It may be async.
             unimplemented: the function is a stub. It counts as no handler, and the step as external. `pgflow-prefect
@@ -238,6 +254,7 @@ class Workflow:
             is_setup=is_setup,
         )
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
+        task_options = make_task_options(slug or "", tags, task_run_name)
 
         def register(function: F) -> F:
             step_slug = slug if slug is not None else getattr(function, "__name__", None)
@@ -248,18 +265,23 @@ class Workflow:
             if self._handlers.pop(step_slug, None) is not None:
                 self._after.pop(step_slug, None)
                 self._rules.pop(step_slug, None)
-            self._set_rules(step_slug, rules)
-            self._handlers[step_slug] = PythonHandler(step_slug, function, policy, unimplemented, shadow)
+                self._task_options.pop(step_slug, None)
+            handler = PythonHandler(step_slug, function, policy, unimplemented, shadow)
+            check_task_run_name(step_slug, task_options, [name for name in handler.arguments if name != "context"])
+            self._say(step_slug, rules, task_options)
+            self._handlers[step_slug] = handler
             if after:
                 self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
             return function
 
         return register
 
-    def _set_rules(self, slug: str, rules: StepRules) -> None:
+    def _say(self, slug: str, rules: StepRules, task_options: TaskOptions) -> None:
         """Note what is said of a step, by its decorator or by `bind`: one of them."""
         if rules.said:
             self._rules[slug] = rules
+        if task_options.is_said:
+            self._task_options[slug] = task_options
 
     def bind(
         self,
@@ -267,6 +289,8 @@ class Workflow:
         binding: AnyBinding,
         *,
         after: Collection[str] = (),
+        tags: Collection[str] = (),
+        task_run_name: Naming | None = None,
         rule: AnyRule | None = None,
         only_if: JsonValue = None,
         unless: JsonValue = None,
@@ -283,6 +307,8 @@ class Workflow:
             slug: the step.
             binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`.
             after: the slugs of the steps that it waits for, where this file defines the workflow.
+            tags: as of `step`.
+            task_run_name: as of `step`. Its values are `payload`, `upstream` and the upstream steps.
             rule: as of `step`.
             only_if: as of `step`.
             unless: as of `step`.
@@ -306,8 +332,9 @@ class Workflow:
             fails_run=fails_run,
             is_setup=is_setup,
         )
+        task_options = make_task_options(slug, tags, task_run_name)
         self._bindings[slug] = binding
-        self._set_rules(slug, rules)
+        self._say(slug, rules, task_options)
         if after:
             self._after[slug] = (*self._after.get(slug, ()), *after)
 
@@ -340,8 +367,11 @@ class Workflow:
     @property
     def step_handlers(self) -> dict[str, StepHandlers]:
         """The handlers and bindings of each step that this file knows, by step slug."""
-        handlers, bindings = self.handlers, self._bindings
-        return {slug: StepHandlers(slug, handlers.get(slug), bindings.get(slug)) for slug in {**handlers, **bindings}}
+        handlers, bindings, options = self.handlers, self._bindings, self._task_options
+        return {
+            slug: StepHandlers(slug, handlers.get(slug), bindings.get(slug), options.get(slug, TaskOptions()))
+            for slug in {**handlers, **bindings}
+        }
 
     @property
     def handlers(self) -> Mapping[str, PythonHandler]:
@@ -396,6 +426,7 @@ class Workflow:
             *find_problems(definition, arguments),
             *find_missing_deps(definition, self._after),
             *find_rule_problems(definition, self._rules),
+            *find_naming_problems(definition, self._task_options, self._handlers),
             *find_missing_defaults(definition, {slug: each.required for slug, each in self.handlers.items()}),
             *problems,
         ]

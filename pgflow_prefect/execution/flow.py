@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from anyio import CancelScope, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
-from prefect import get_run_logger
+from prefect import Flow, get_run_logger
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectSignal, TerminationSignal
@@ -31,6 +31,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
+from pgflow_prefect.execution.flow_names import find_naming, name_by_values, needs_payload, needs_values
 from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
@@ -44,6 +45,7 @@ from pgflow_prefect.execution.task_runner import open_task_runner
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.prefect_api.event_sender import find_outbox
 from pgflow_prefect.prefect_api.ids import TaskRunIds, find_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
@@ -163,6 +165,17 @@ class Execution:
         async with open_host_for_run(self.settings) as host:
             yield host
 
+    async def _name(self, host: Host, run_id: UUID, flow_run: FlowRun) -> None:
+        """Name the flow run after its run's payload, if the user's flow says so."""
+        naming = find_naming(_find_flow())
+        if naming is None or not needs_values(naming) or run_id in host.unshown:
+            return
+        values = {"run_id": RawJson.of(str(run_id))}
+        if needs_payload(naming):
+            run = await self._persist(host.store, lambda: host.store.read_run(run_id, with_payload=True))
+            values["payload"] = run.payload or RawJson("null")
+        await name_by_values(naming, flow_run, self.handlers.values(), values, find_outbox())
+
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(store, self.settings.report_timeout, statement, f"workflow {self.workflow_slug}")
 
@@ -217,6 +230,7 @@ class Execution:
     async def _execute(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> dict[str, JsonValue] | State[Any]:
         store = host.store
         try:
+            await self._name(host, run.run_id, flow_run)
             graph, display = await self._run_steps(host, run, flow_run)
             end = await self._persist(store, lambda: host.read_end(run, find_leaves(graph)))
             if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
@@ -251,7 +265,8 @@ class Execution:
             if task_runner is not None:
                 submitted = await self._persist(store, lambda: find_submitted(host, self.workflow_slug, self.handlers))
             unshown = host.unshown.get(run_id)
-            task_runs = await make_task_runs(unshown.sender if unshown is not None else None)
+            tags = {tag for each in self.handlers.values() for tag in each.task_options.tags}
+            task_runs = await make_task_runs(unshown.sender if unshown is not None else None, tags)
             task_run_ids = TaskRunIds(flow_run.id)
             display = Display(
                 settings=host.settings,
@@ -265,6 +280,7 @@ class Execution:
                 task_run_ids=task_run_ids,
                 event_sender=task_runs.event_sender,
                 observer=self.observe,
+                is_named=find_naming(_find_flow()) is not None,
             )
             steps = RunExecutor(
                 handlers=self.handlers,
@@ -296,6 +312,12 @@ class Execution:
             graph = build_graph(await self._persist(store, lambda: store.load_run_definition(run_id)))
             end = await self._persist(store, lambda: store.read_end(run_id, find_leaves(graph)))
         return _conclude(end)
+
+
+def _find_flow() -> Flow[..., Any] | None:
+    """Return the flow of the current flow run."""
+    context = FlowRunContext.get()
+    return context.flow if context is not None else None
 
 
 def _check_installation(flow_run: FlowRun, installation: UUID) -> None:

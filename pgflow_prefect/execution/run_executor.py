@@ -119,16 +119,20 @@ class RunExecutor:
 
     def _claim_next(self, slug: str) -> None:
         """Claim the steps that this completion makes ready in the same statement: one COMMIT, and one answer."""
-        if self.run.drained or self.task_runs.limits:  # a step may have to wait for it
+        if self.run.drained:
             return
         for downstream in self.schedule.foresee(slug):
-            if downstream in self.submitted:
+            if downstream in self.submitted or self._is_limited(downstream):  # it may have to wait for a slot
                 continue
             request = self._requests.pop(downstream, None) or self._make_request(downstream)
             if (claimed := self.writer.claim_later(request)) is not None:
                 self._claimed[downstream] = ClaimAhead(claimed, monotonic())
                 # Do this after the statement is sent: until the answer comes, there is nothing else to do.
                 get_running_loop().call_soon(self._prepare_next, downstream)
+
+    def _is_limited(self, slug: str) -> bool:
+        handlers = self.handlers.get(slug)
+        return bool(self.task_runs.find_limits(handlers.task_options.tags if handlers is not None else ()))
 
     def _prepare_next(self, slug: str) -> None:
         self._prepared[slug] = self._prepare(slug)
@@ -155,7 +159,7 @@ class RunExecutor:
             is_broken_off=self.schedule.is_broken_off,
         )
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
-        step.logger = task_run.logger
+        step.logger, step.rename = task_run.logger, task_run.rename
         return step, task_run
 
     def _find_handlers(self, slug: str) -> StepHandlers:
@@ -165,7 +169,7 @@ class RunExecutor:
         async def conclude(state: State) -> None:
             self._show(slug, state)
             # They begin first: nothing waits for the rest of this one, except for its slot.
-            if self._find_outcome(state).is_done and not self.task_runs.limits and advance():
+            if self._find_outcome(state).is_done and not task_run.limits and advance():
                 await sleep(0)
 
         with self.run.task(slug):
@@ -173,7 +177,7 @@ class RunExecutor:
             step.claimed = self._claimed.pop(slug, None)
             # A step waits for a turn while it has a slot, never for a slot while it has a turn. An external
             # step keeps its slot, and gives its turn away.
-            async with self.task_runs.hold_slots(step.task_run_id, self.run.turns.pause(slug)):
+            async with task_run.hold_slots(self.run.turns.pause(slug)):
                 if self.run.drained or self.schedule.stopped:
                     return find_outcome_of_stop(self.run.stopped)
                 return self._find_outcome(await task_run.perform(conclude))

@@ -38,6 +38,7 @@ from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.shadow import Shadow
+from pgflow_prefect.execution.step_names import NamedInput, name_step, rename_current
 from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.base import (
@@ -117,6 +118,7 @@ class Step:
         is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
         logger: of Prefect's task run; by default, of the current one.
         past: the times that Prefect shows for a step that was completed before; by default, now.
+        rename: gives the task run another name; by default, the current one.
     """
 
     handlers: StepHandlers
@@ -132,9 +134,11 @@ class Step:
     is_broken_off: Callable[[], bool] = lambda: True
     logger: Logger | None = None
     past: Past | None = None
+    rename: Callable[[str], None] = rename_current
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
+    _is_named: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._policy = self.handlers.policy
@@ -245,6 +249,7 @@ class Step:
         try:
             chosen = self.handlers.choose(claim, self.host.toolbox)
             self._adopt(chosen.policy)
+            await self._name(claim, chosen)
             if chosen.handler is not None and not claim.waits:
                 self.observe(self.slug, StateName.RUNNING)
                 async with transaction:
@@ -275,6 +280,21 @@ class Step:
                 self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
             )
         return report
+
+    async def _name(self, claim: Claim, chosen: Chosen) -> None:
+        """Give the task run the name that the code has for it, once."""
+        options = self.handlers.task_options
+        if options.run_name is None or self._is_named:
+            return
+        self._is_named = True
+        function = self.handlers.function if chosen.handler is self.handlers.function else None
+        given = NamedInput(claim, self.upstream, function)
+        if claim.waits and options.needs_values:
+            payload, results = await self.writer.read_input(self.task, [*self.upstream])
+            given = given.fill(payload, results)
+        name = await name_step(options.run_name, given, self._logger)
+        if name is not None:
+            self.rename(name)
 
     @cached_property
     def _logger(self) -> Logger:

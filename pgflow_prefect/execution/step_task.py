@@ -30,7 +30,8 @@ def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[
     name = clean(handlers.step_slug)
     task.fn, task.name, task.task_key = perform, name, name
     task.description = handlers.description
-    task.task_run_name = lambda: name  # a text would be a template
+    task.task_run_name = lambda: name  # a text would be a template. The step's own name is known after its claim
+    task.tags = {*handlers.task_options.tags}
     set_policy(task, handlers.policy)
     return task
 

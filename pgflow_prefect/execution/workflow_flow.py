@@ -3,12 +3,15 @@
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
 from copy import copy
+from functools import partial
 from inspect import iscoroutine
 from typing import Any, TypeAlias
 
 from prefect import Flow
 
 from pgflow_prefect.execution.flow_hooks import HOOKS, Hooks
+from pgflow_prefect.execution.flow_names import name_without_values, needs_values
+from pgflow_prefect.handlers.run_names import Naming
 
 AsyncFlow: TypeAlias = Flow[..., Coroutine[Any, Any, Any]]
 
@@ -20,7 +23,11 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
 
     Attributes:
         before: a context that is entered before Prefect creates the flow run, and left after the flow run's end.
+        naming: the `flow_run_name` that the user gave it. Prefect's `flow_run_name` is only set if it needs no value:
+            Prefect does not have the payload of most flow runs, and would show its secrets.
     """
+
+    naming: Naming | None = None
 
     before: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
@@ -34,7 +41,15 @@ class WorkflowFlow(Flow[..., Coroutine[Any, Any, Any]]):
         made = copy(self)
         vars(made).update(vars(super().with_options(**options)))
         made._contain_hooks()
+        made.take_naming(options.get("flow_run_name") or self.naming)
         return made
+
+    def take_naming(self, naming: Naming | None) -> None:
+        """Name the flow runs of this flow in this way."""
+        self.naming = naming
+        self.flow_run_name = None
+        if naming is not None and not needs_values(naming):
+            self.flow_run_name = partial(name_without_values, naming)
 
     def _contain_hooks(self) -> None:
         for name in HOOKS:

@@ -16,7 +16,6 @@ from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, write_object
 
-
 C = TypeVar("C")
 
 

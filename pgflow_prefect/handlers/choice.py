@@ -1,7 +1,7 @@
 """Chooses the handler of a step: the row decides, then Python. Without both, the step is external."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import assert_never
 
@@ -11,6 +11,7 @@ from pgflow_prefect.handlers.http_endpoint import HttpHandler
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.queue import QueueHandler
 from pgflow_prefect.handlers.sql_function import SqlHandler
+from pgflow_prefect.handlers.task_options import TaskOptions
 from pgflow_prefect.models import Claim
 
 
@@ -37,11 +38,13 @@ class StepHandlers:
         step_slug: the step.
         function: the handler in Python, if there is one that is no stub.
         binding: from `Workflow.bind`.
+        task_options: of its task run in Prefect.
     """
 
     step_slug: str
     function: PythonHandler | None = None
     binding: AnyBinding | None = None
+    task_options: TaskOptions = field(default_factory=TaskOptions)
 
     @cached_property
     def bound(self) -> AnyBinding:

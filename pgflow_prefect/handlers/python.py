@@ -130,6 +130,18 @@ class PythonHandler:
             return await self._finish(returned.value, execution)
         return returned
 
+    def read_arguments(self, claim: Claim, upstream: Collection[str]) -> dict[str, Any]:
+        """Return the function's arguments in the types of their annotations, without `context`.
+
+        Raises:
+            ArgumentInvalidError: the input does not fit.
+        """
+        nothing: Any = None
+        bound = dict(self._bind(claim, upstream, nothing))
+        bound.pop("context", None)
+        defaults = {name: each.default for name, each in self._parameters.items() if name in self.optional}
+        return {**defaults, **bound}
+
     @cached_property
     def is_async(self) -> bool:
         """Whether the function is async, an async generator, or an object that is called like one."""
@@ -232,6 +244,15 @@ class PythonHandler:
         """
         if self.wants_payload:
             self._read_payload(payload)
+
+    def read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
+        """Return a payload in the type of its annotation; None if there is no such type, or it does not fit."""
+        if "payload" not in self._readers:
+            return None
+        try:
+            return self._read_payload(payload)
+        except ArgumentInvalidError:
+            return None
 
     def _read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
         """Return the payload in its annotation's type; its default if the run has none and `{}` does not fit."""

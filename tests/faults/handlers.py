@@ -57,7 +57,7 @@ def _noted(context: StepContext | AsyncStepContext) -> Iterator[None]:
 
 
 def _make_handler(plan: StepPlan) -> Callable[..., Any]:
-    def conclude(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
+    def conclude(upstream: dict[str, str], payload: dict[str, int], context: StepContext | AsyncStepContext) -> str:
         if plan.is_flaky and context.attempt == 1:
             raise _PlannedError
         return compute_result(payload["number"], context.step_slug, upstream)

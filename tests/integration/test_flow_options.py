@@ -229,7 +229,8 @@ NAMES = {
     "lambda: 1 / 0": "ZeroDivisionError: division by zero",
     "lambda: 7": "TypeError: it returned int, not a text",
     "lambda: exit(3)": "SystemExit: 3",
-    "'of {run_id.day}'": "AttributeError: ",
+    "'of {run_id.day}'": "LookupError: there is no run_id[day]",
+    "'of {payload[day]}'": "LookupError: there is no payload[day]",
 }
 
 
@@ -273,9 +274,9 @@ async def test_log_prints_decides_whether_what_a_handler_prints_is_logged(
     [
         ("name='mine'", "its flow is called 'mine': leave out `name`"),
         ("validate_parameters=True", "its flow has `validate_parameters=True`: leave it out"),
-        ("flow_run_name='of {payload}'", "its flow has a `flow_run_name` with payload: only run_id is known"),
-        ("flow_run_name='of {payload[day]} and {flow}'", "with flow, payload: only run_id"),
-        ("flow_run_name='of {'", "its flow has a `flow_run_name`"),
+        ("flow_run_name='of {payload[day]} and {flow}'", "its flow has a `flow_run_name` that needs flow: there is"),
+        ("flow_run_name=lambda flow: 'x'", "its flow has a `flow_run_name` that needs flow: there is"),
+        ("flow_run_name='of {'", "its flow has a `flow_run_name` that is 'of {', which is no template"),
     ],
 )
 async def test_what_cannot_be_done_is_refused_before_a_run(

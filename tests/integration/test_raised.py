@@ -94,7 +94,7 @@ async def test_whatever_is_raised_fails_the_attempt_and_another_one_may_succeed(
     workflow = Workflow(make_slug())
     define(workflow.slug, ["hopeless", "shaky"], [("shaky", "hopeless")])
 
-    def work(context: StepContext) -> int:
+    def work(context: StepContext | AsyncStepContext) -> int:
         if context.step_slug == "hopeless" or context.attempt == 1:
             fail()
         return context.attempt

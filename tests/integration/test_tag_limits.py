@@ -1,5 +1,6 @@
 """Limits on tags, which Prefect keeps: how many tasks run at the same time, and no task that waits for ever."""
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,12 +14,13 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import State
 from prefect.concurrency import _asyncio as prefects_limits
 from prefect.concurrency.asyncio import concurrency
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from pgflow_prefect import Settings, Workflow
 from tests.conftest import Connection
 from tests.engine import complete, run_workflow, value
 from tests.integration.conftest import Define, make_slug, read_steps
-from tests.integration.waiting import TIMEOUT, WAITING, await_value, note_active_runs
+from tests.integration.waiting import TIMEOUT, WAITING, await_value, going, note_active_runs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -70,7 +72,7 @@ async def test_a_step_asks_for_a_slot_once_its_upstream_has_given_it_back(
             yield
         log.append("given back")
 
-    monkeypatch.setattr("pgflow_prefect.execution.reporting.task_runs.concurrency", note)
+    monkeypatch.setattr("pgflow_prefect.execution.reporting.tag_limits.concurrency", note)
     workflow = Workflow(make_slug())
     define(workflow.slug, STEPS, [("one", "two"), ("two", "three")])
     for step in STEPS:
@@ -151,3 +153,64 @@ async def test_a_prefect_server_that_is_away_when_a_slot_is_given_back_breaks_no
     with tags(tag), anyio.fail_after(TIMEOUT):
         assert await workflow.flow({}) == {"one": 1, "two": 2, "three": 3}
     assert sum("is free once its lease ends" in message for message in caplog.messages) == len(STEPS)
+
+
+@pytest.mark.parametrize("task_runner", [None, ThreadPoolTaskRunner()], ids=["our engine", "Prefect's engine"])
+async def test_only_steps_with_a_limited_tag_of_their_own_wait_for_each_other(
+    define: Define, tag: str, task_runner: Any
+) -> None:
+    workflow = Workflow(make_slug(), task_runner=task_runner)
+    define(workflow.slug, ["a", "b", "free", "end"], [("a", "end"), ("free", "end")])
+    working: list[str] = []
+    most: list[int] = []
+    free_is_done = threading.Event()
+
+    def work(name: str) -> None:
+        working.append(name)
+        most.append(len(working))
+        assert free_is_done.wait(TIMEOUT), "the step without the tag waits for a slot"
+        working.remove(name)
+
+    @workflow.step(tags=[tag, "not-limited"])
+    def a() -> None:
+        work("a")
+
+    @workflow.step(tags=[tag])
+    def b() -> None:
+        work("b")
+
+    @workflow.step(tags=["not-limited"])
+    def free() -> None:
+        free_is_done.set()
+
+    @workflow.step
+    def end(a: None) -> str:
+        return "done"
+
+    with anyio.fail_after(TIMEOUT):
+        assert (await workflow.flow({}))["end"] == "done"
+    assert most == [1, 1]
+
+
+async def test_a_step_that_waits_for_its_slot_holds_no_claim_and_ends_with_its_run(
+    define: Define, tag: str, db: Connection, client: PrefectClient
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["one", "look"])
+    has_looked = anyio.Event()
+
+    @workflow.step(tags=[tag])
+    async def one() -> None:
+        raise AssertionError("another program has the only slot")
+
+    @workflow.step
+    async def look() -> None:
+        has_looked.set()
+
+    async with concurrency([f"tag:{tag}"]), going(workflow, db) as run:
+        await has_looked.wait()
+        await await_value(db, 1, "SELECT count(*) FROM pgflow.step_states WHERE status = 'completed'")
+        assert value(db, "SELECT attempts FROM pgflow.step_states WHERE step_slug = 'one'") == 0
+        value(db, "SELECT pgflow.cancel_run(%s, 'cancelled: enough')", run.run_id)
+    assert run.ended.name == "Cancelled"
+    assert (await client.read_global_concurrency_limit_by_name(f"tag:{tag}")).active_slots == 0

@@ -2,12 +2,11 @@
 
 import inspect
 import logging
-from typing import Any
+from typing import Any, assert_type
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import TupleRow, dict_row
-from typing_extensions import assert_type
 
 from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 
@@ -27,7 +26,7 @@ def book(context: StepContext) -> int:
     assert_type(context.connection.execute("SELECT 1").fetchone(), tuple[Any, ...] | None)
     with context.connection.transaction(), context.connection.cursor(row_factory=dict_row) as cursor:
         assert_type(cursor.fetchone(), dict[str, Any] | None)
-    context.connection.nothing_of_psycopg  # type: ignore[attr-defined]
+    _ = context.connection.nothing_of_psycopg  # type: ignore[attr-defined]
     return 1
 
 
@@ -43,7 +42,7 @@ async def book_async(context: AsyncStepContext) -> int:
         assert_type(await rows.fetchall(), list[dict[str, Any]])
     async with context.connection.cursor("of_the_server", withhold=True) as many:
         assert_type(many, psycopg.AsyncServerCursor[TupleRow])
-    context.connection.commit  # type: ignore[attr-defined]
+    _ = context.connection.commit  # type: ignore[attr-defined]
     context.connection.execute("SELECT 1").fetchone()  # type: ignore[attr-defined]
     return 1
 

@@ -53,6 +53,7 @@ class Display:
         task_run_ids: TaskRunIds,
         event_sender: Sender,
         observer: Observer,
+        is_named: bool = False,
     ) -> None:
         """Prepare to show a run.
 
@@ -68,6 +69,7 @@ class Display:
             task_run_ids: their task runs.
             event_sender: sends requests and events to Prefect.
             observer: called with every state that a step enters, too.
+            is_named: the user's flow says how its flow runs are called.
         """
         self._settings = settings
         self._store = store
@@ -79,6 +81,7 @@ class Display:
         self._graph = graph
         self._event_sender = event_sender
         self._observer = observer
+        self._is_named = is_named
         self._events = RunEvents(
             self._run_id, workflow_slug, flow_run, task_run_ids.find, self._settings.events, event_sender
         )
@@ -150,7 +153,7 @@ class Display:
         what = "its tag"
         if self._tag not in self._flow_run.tags:
             changes["tags"] = [*self._flow_run.tags, self._tag]
-        if is_made_up(self._flow_run.name):
+        if is_made_up(self._flow_run.name) and not self._is_named:
             what = "its name"
             changes["name"] = name_flow_run(self._workflow_slug, self._run_id)
         if changes:

@@ -30,7 +30,6 @@ from prefect.states import Failed, Running, Scheduled
 
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.execution.flow_hooks import Hook, call_hooks, leave_hooks_after
-from pgflow_prefect.execution.flow_options import make_flow_run_name
 from pgflow_prefect.execution.reporting.heartbeat import start_heartbeat
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
@@ -41,7 +40,6 @@ from pgflow_prefect.prefect_api.internals import (
     exception_to_crashed_state,
     exception_to_failed_state,
     flow_run_logger,
-    get_call_parameters,
     patch_print,
     resolve_futures_to_states,
     return_value_to_state,
@@ -224,8 +222,10 @@ class _LiveFlowRun:
     async def _name(self) -> None:
         """Give the flow run the name that the user's flow has for it."""
         with self._enter_context():
-            parameters = get_call_parameters(self._flow.fn, (), self._flow_run.parameters)
-            name = make_flow_run_name(self._flow.flow_run_name, parameters, self._flow_run.name)
+            naming = self._flow.flow_run_name
+            name = naming() if callable(naming) else str(naming)
+        if name == self._flow_run.name:
+            return
         try:
             with ask_prefect(f"flow run {self._flow_run.id}"):
                 await self._client.set_flow_run_name(self._flow_run.id, name)

@@ -13,15 +13,8 @@ from the identity of values.
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from time import time
@@ -32,24 +25,17 @@ from uuid import UUID
 import anyio
 from prefect import Task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import (
-    ConcurrencyLeaseHolder,
-    State,
-    StateType,
-    TaskRun,
-    TaskRunPolicy,
-    TaskRunResult,
-)
-from prefect.concurrency.asyncio import concurrency
+from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.events import Event, RelatedResource, Resource
-from prefect.exceptions import ObjectNotFound, PrefectSignal
+from prefect.exceptions import PrefectSignal
 from prefect.settings import get_current_settings
 from prefect.states import AwaitingRetry, Failed, Retrying
 from prefect.types import DateTime
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
+from pgflow_prefect.execution.reporting.tag_limits import TagLimits, find_tag_limits, hold_slots
 from pgflow_prefect.execution.step_writer import clean_message
 from pgflow_prefect.execution.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
@@ -67,7 +53,6 @@ from pgflow_prefect.prefect_api.internals import (
     task_run_logger,
 )
 from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
-from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.state_names import StateName
 
 EDGES = "upstream"
@@ -94,7 +79,7 @@ _TIGHT = 300.0  # seconds after which an event no longer follows another one, as
 
 _NOTHING = nullcontext()
 
-_PATIENCE = 5.0  # seconds for which a run waits for an answer of Prefect's API
+_MOST_TAGS = 20  # of a step, in an event
 
 _logger = logging.getLogger(__name__)
 
@@ -102,13 +87,13 @@ _logger = logging.getLogger(__name__)
 class TaskRuns:
     """The task runs of the current flow run, and their common data."""
 
-    def __init__(self, context: FlowRunContext, limits: Iterable[str], event_sender: Sender, related: Related) -> None:
+    def __init__(self, context: FlowRunContext, limits: TagLimits, event_sender: Sender, related: Related) -> None:
         """Take the data that `make_task_runs` has found."""
         assert context.flow_run is not None
         self.context = context
         self.flow_run = context.flow_run
         self.tags = sorted(TagsContext.get().current_tags)
-        self.limits = [*limits]
+        self._limits = limits
         self.related = related
         self.event_sender = event_sender
         # The common part of all task runs: a copy is faster than a validation for each of them.
@@ -152,6 +137,10 @@ class TaskRuns:
             finally:
                 self._open.discard(step)
 
+    def find_limits(self, tags: Collection[str]) -> list[str]:
+        """Return the limits of the task runs of a step with these tags of its own."""
+        return self._limits.find(tags) if self._limits else []
+
     def prepare(self, task: StepTask, task_run_id: UUID, upstream: Iterable[UUID]) -> "StepTaskRun":
         """Return the task run of a step; Prefect hears of it once it is performed.
 
@@ -168,6 +157,7 @@ class TaskRuns:
                 "task_key": task.task_key,
                 "dynamic_key": str(task_run_id),
                 "task_version": task.version,
+                "tags": sorted({*self.tags, *task.tags}) if task.tags else self.tags,
                 "empirical_policy": policy,
                 "task_inputs": {EDGES: [TaskRunResult(id=each) for each in upstream]},
             }
@@ -189,57 +179,25 @@ class TaskRuns:
         its_own = {"task": task, "task_run": task_run, "start_time": datetime.now(UTC)}
         return self._task_run_context.model_copy(update=its_own)
 
-    def hold_slots(
-        self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]
-    ) -> AbstractAsyncContextManager[None]:
-        """Hold a slot of each limit until the block ends; go on without slots if Prefect does not answer.
 
-        Args:
-            task_run_id: the task run that holds the slots.
-            waiting: entered while the step waits for the slots.
-        """
-        return self._hold_slots(task_run_id, waiting) if self.limits else nullcontext()
-
-    @asynccontextmanager
-    async def _hold_slots(self, task_run_id: UUID, waiting: AbstractAsyncContextManager[None]) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            async with waiting:
-                await self._take_slots(stack, task_run_id)
-            yield
-
-    async def _take_slots(self, stack: AsyncExitStack, task_run_id: UUID) -> None:
-        holder = ConcurrencyLeaseHolder(type="task_run", id=task_run_id)
-        slots = concurrency(self.limits, lease_duration=60, strict=False, holder=holder)
-        try:
-            await slots.__aenter__()
-        except Exception as error:  # noqa: BLE001  whatever it is, the run goes on
-            _logger.warning("a task goes on without a slot of %s: %s", self.limits, describe_error(error))
-            return
-
-        async def give_back(*raised: Any) -> bool | None:  # noqa: ANN401  as of any context manager
-            try:
-                return await slots.__aexit__(*raised)
-            except Exception as error:
-                if error is raised[1]:
-                    raise
-                _logger.warning("a slot of %s is free once its lease ends: %s", self.limits, describe_error(error))
-                return None
-
-        stack.push_async_exit(give_back)
-
-
-async def make_task_runs(sender: Sender | None = None) -> TaskRuns:
+async def make_task_runs(sender: Sender | None = None, tags: Collection[str] = ()) -> TaskRuns:
     """Prepare for task runs in the current flow run.
 
     Args:
         sender: where events go; by default, to Prefect's server.
+        tags: those of its steps.
     """
     context = FlowRunContext.get()
     assert context is not None
     assert context.flow_run is not None
     event_sender = sender or find_outbox()
     related = _look_up_related(context, event_sender)
-    return TaskRuns(context, await _find_limits(context) if event_sender.is_shown else [], event_sender, related)
+    # A run that is recorded later has no tags of its own in Prefect, but its steps may have some.
+    of_flow_run = TagsContext.get().current_tags if event_sender.is_shown else ()
+    limits = TagLimits()
+    if of_flow_run or tags:
+        limits = await find_tag_limits(_get_client(context), of_flow_run, tags)
+    return TaskRuns(context, limits, event_sender, related)
 
 
 def _look_up_related(context: FlowRunContext, event_sender: Sender) -> Related:
@@ -250,8 +208,18 @@ async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[
     """Return the related resources of events, as for other tasks: flow run, flow, deployment and so on."""
     with context.model_copy():
         found = [each for each in await related_resources_from_run_context(client) if not _is_own_tag(each)]
-    # A server closes the connection if an event has more. The first ones stay, such as the flow run.
-    return found[: get_current_settings().server.events.maximum_related_resources]
+    # The first ones stay, such as the flow run.
+    return found[: _find_room()[0]]
+
+
+def _find_room() -> tuple[int, int]:
+    """Return how many related resources an event may have: those of its flow run, and the tags of its step.
+
+    A server closes the connection if an event has more.
+    """
+    most = get_current_settings().server.events.maximum_related_resources
+    of_step = min(_MOST_TAGS, most // 4)
+    return most - of_step, of_step
 
 
 def _is_own_tag(related: RelatedResource) -> bool:
@@ -269,32 +237,6 @@ def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:
             "prefect.resource.name": context.flow_run.name,
         }
     )
-
-
-async def _find_limits(context: FlowRunContext) -> list[str]:
-    """Return the flow run's tags whose number of running tasks Prefect limits.
-
-    It asks once, and not before each task: a request costs more than the whole rest of a small step.
-    """
-    found: list[str] = []
-    names = [f"tag:{tag}" for tag in sorted(TagsContext.get().current_tags)]
-
-    async def look(name: str) -> None:
-        try:
-            await _get_client(context).read_global_concurrency_limit_by_name(name)
-            found.append(name)
-        except ObjectNotFound:
-            pass
-        except Exception as error:  # noqa: BLE001  the run does not wait for Prefect
-            _logger.warning("whether tasks are limited by %s is not known: %s", name, describe_error(error))
-
-    with anyio.move_on_after(_PATIENCE) as scope:
-        async with anyio.create_task_group() as group:
-            for name in names:
-                group.start_soon(look, name)
-    if scope.cancelled_caught:
-        _logger.warning("whether tasks are limited by %s is not known: Prefect does not answer", ", ".join(names))
-    return sorted(found)
 
 
 class StepTaskRun:
@@ -316,18 +258,37 @@ class StepTaskRun:
         # Made before they are entered, so that a ready step does not wait for them.
         self._running, self._completed = _make_state(StateType.RUNNING), _make_state(StateType.COMPLETED)
         self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
+        self.limits = runs.find_limits(task.tags)
+        self._tags = [_relate_to_tag(tag) for tag in sorted({*task.tags} - {*runs.tags})][: _find_room()[1]]
 
     @property
     def task_run_id(self) -> UUID:
         """The id of the task run."""
         return self._task_run.id
 
+    def hold_slots(self, waiting: AbstractAsyncContextManager[None]) -> AbstractAsyncContextManager[None]:
+        """Hold a slot of each limit until the block ends; `waiting` is entered while the step waits for them."""
+        return hold_slots(self.limits, self.task_run_id, waiting)
+
+    def rename(self, name: str) -> None:
+        """Give the task run another name, and show it if the task run is running."""
+        self._task_run.name = name
+        if isinstance(self.logger, logging.LoggerAdapter):
+            self.logger.extra = {**(self.logger.extra or {}), "task_run_name": name}
+        state = self._task_run.state
+        if state is not None and state.is_running():
+            self._enter(State(type=state.type, name=state.name), is_attempt=False)
+
     def show_again(self) -> None:
         """Send the current state once more: of a run that was not shown until now."""
         run = self._task_run
         if run.state is not None:
             run.flow_run_id = run.state.state_details.flow_run_id = self._runs.flow_run.id
-            self._runs.event_sender.send(partial(make_event, run.model_copy(), run.state, None), self._runs.related)
+            self._send(run.model_copy(), run.state, None)
+
+    def _send(self, run: TaskRun, state: State[Any], before: State[Any] | None) -> None:
+        make = partial(make_event, run, state, before, self._tags)
+        self._runs.event_sender.send(make, self._runs.related)
 
     def _make_transaction(self) -> AsyncTransaction:
         # `atransaction` does this, and more for persisted results: it costs as much as two states.
@@ -405,8 +366,13 @@ class StepTaskRun:
         assert scheduled is not None
         await anyio.sleep(max(0.0, scheduled.timestamp() - time()))
 
-    def _enter(self, state: State[Any]) -> None:
-        """Set the task run's state, and send it to the server."""
+    def _enter(self, state: State[Any], *, is_attempt: bool = True) -> None:
+        """Set the task run's state, and send it to the server.
+
+        Args:
+            state: the state.
+            is_attempt: a running state begins an attempt, and does not only show another name.
+        """
         run, before = self._task_run, self._task_run.state
         run.flow_run_id = self._runs.flow_run.id  # a placeholder, as long as Prefect is not told of the run
         if state.message:
@@ -419,7 +385,7 @@ class StepTaskRun:
         run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
         if before is not None and before.is_running():
             run.total_run_time += timedelta(seconds=_seconds_between(before, state))
-        if state.is_running():
+        if state.is_running() and is_attempt:
             run.run_count += 1
             run.start_time = run.start_time or _to_time(state)
             run.expected_start_time = run.expected_start_time or _to_time(state)
@@ -428,10 +394,12 @@ class StepTaskRun:
         if not self._runs.event_sender.is_shown:
             return
         told = run if state.is_final() else run.model_copy()  # a copy of now, because it is sent later
-        self._runs.event_sender.send(partial(make_event, told, state, before), self._runs.related)
+        self._send(told, state, before)
 
 
-def make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
+def make_event(
+    run: TaskRun, state: State[Any], before: State[Any] | None, related: Iterable[RelatedResource] = ()
+) -> Event:
     """Return the event for a task run that has entered a state."""
     # No validation is needed, for which Prefect's models would look up their settings each time.
     return Event.model_construct(
@@ -451,7 +419,7 @@ def make_event(run: TaskRun, state: State[Any], before: State[Any] | None) -> Ev
                 "prefect.orchestration": "client",
             }
         ),
-        related=[],
+        related=[*related],  # the sender adds those of the flow run
         payload={
             "intended": {"from": before.type.value if before else None, "to": state.type.value},
             "initial_state": _describe(before) if before else None,
@@ -515,6 +483,12 @@ def _find_delay(task: StepTask, retries: int) -> float:
     if task.retry_jitter_factor and delay > 0:
         return clamped_poisson_interval(delay, clamping_factor=task.retry_jitter_factor)
     return delay
+
+
+def _relate_to_tag(tag: str) -> RelatedResource:
+    return RelatedResource.model_construct(
+        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
+    )
 
 
 def _get_delays(task: StepTask) -> list[Any]:

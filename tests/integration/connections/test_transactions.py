@@ -45,7 +45,7 @@ async def test_an_async_handler_may_await_the_connection_or_use_it_at_once(db: C
     @workflow.step
     async def write(context: AsyncStepContext) -> list[Any]:
         with pytest.raises(AttributeError, match=r"await context\.connection"):
-            _ = context.connection.info
+            _ = context.connection.info  # type: ignore[attr-defined]
         async with context.connection.cursor() as cursor:
             await cursor.execute(INSERT, (1,))
         async with context.connection.transaction():

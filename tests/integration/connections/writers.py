@@ -14,7 +14,7 @@ INSERT: LiteralString = "INSERT INTO written (attempt, pid) VALUES (%s, pg_backe
 both_kinds = pytest.mark.parametrize("kind", ["sync", "async"])
 
 
-Meanwhile = Callable[[StepContext | AsyncStepContext], object]
+Meanwhile = Callable[[Any], object]  # a StepContext, or an AsyncStepContext
 """What else happens while the handler works, after it has written."""
 
 
