@@ -15,6 +15,8 @@ from tests.acceptance.conftest import CommandLine, PrefectView, wait_until
 from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define
 
+pytestmark = pytest.mark.once
+
 SECRET = "s3cr3t-of-the-test"  # noqa: S105
 NO_SERVER = "127.0.0.1:1"
 """An address at which no server listens."""

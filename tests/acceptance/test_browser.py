@@ -13,6 +13,8 @@ from tests.acceptance.conftest import CommandLine, PrefectView
 from tests.conftest import Connection
 from tests.engine import DIAMOND, define
 
+pytestmark = pytest.mark.once
+
 WIDE_AND_DEEP = """
 WITH slugs (from_step_slug, to_step_slug) AS (
     SELECT 'begin', 'wide_' || n FROM generate_series(1, 96) n

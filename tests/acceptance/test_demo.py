@@ -14,6 +14,8 @@ import pytest
 
 from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:

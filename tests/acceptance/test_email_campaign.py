@@ -15,6 +15,8 @@ from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import get_state
 
+pytestmark = pytest.mark.once
+
 RECIPIENTS = 20
 """In recipients.csv: 24 rows, three of them unsubscribed, and one there twice."""
 

@@ -17,6 +17,8 @@ from tests.conftest import Connection
 from tests.engine import CHAIN, define, get_run, run_workflow, value
 from tests.former import extract_former
 
+pytestmark = pytest.mark.once
+
 EXECUTED_TWICE = "SELECT count(*) FROM pgflow.step_states WHERE attempts <> 1 AND status = 'completed'"
 
 

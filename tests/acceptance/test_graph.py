@@ -12,6 +12,8 @@ from tests.conftest import Connection
 from tests.engine import DIAMOND, claim, complete, define, run_workflow
 from tests.unit.runs import read_svg
 
+pytestmark = pytest.mark.once
+
 FORMATS = ("text", "mermaid", "svg", "dot", "json")
 
 

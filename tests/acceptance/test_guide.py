@@ -7,6 +7,8 @@ import pytest
 
 from tests.acceptance.conftest import CommandLine
 
+pytestmark = pytest.mark.once
+
 PAGES = sorted(path.stem for path in Path("pgflow_prefect/guide").glob("*.md"))
 
 

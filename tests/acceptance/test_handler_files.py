@@ -10,6 +10,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service
 from tests.conftest import Connection
 from tests.engine import define, get_run, get_state, run_workflow
 
+pytestmark = pytest.mark.once
+
 PROJECT = {
     "__init__": "",
     "shared/__init__": "",

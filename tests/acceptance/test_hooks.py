@@ -10,6 +10,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service
 from tests.conftest import Connection
 from tests.engine import define, get_run, run_workflow, value
 
+pytestmark = pytest.mark.once
+
 HANDLERS = """
 import asyncio
 from pathlib import Path

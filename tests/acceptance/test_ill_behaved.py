@@ -13,6 +13,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service
 from tests.conftest import Connection
 from tests.engine import define, get_run, get_state, run_workflow
 
+pytestmark = pytest.mark.once
+
 HANDLERS = """
 import asyncio
 import sys

@@ -2,9 +2,13 @@
 
 import json
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import CHAIN, define
+
+pytestmark = pytest.mark.once
 
 WRITTEN = '''
 """The person's own words."""

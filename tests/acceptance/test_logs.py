@@ -11,6 +11,8 @@ from tests.acceptance.test_terminal import watch
 from tests.conftest import Connection
 from tests.engine import define, get_run, insert_run, run_workflow
 
+pytestmark = pytest.mark.once
+
 HANDLERS = """
 import logging
 from pgflow_prefect import Workflow

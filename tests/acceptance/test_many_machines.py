@@ -15,6 +15,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service
 from tests.conftest import Connection
 from tests.engine import column, define, run_workflow, value
 
+pytestmark = pytest.mark.once
+
 HANDLERS = """
 import os
 import time

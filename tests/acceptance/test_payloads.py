@@ -8,6 +8,8 @@ from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_u
 from tests.conftest import Connection
 from tests.engine import define, value
 
+pytestmark = pytest.mark.once
+
 HANDLERS = """
 import datetime as dt
 

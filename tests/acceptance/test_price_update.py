@@ -20,6 +20,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, PrefectView, Service
 from tests.conftest import Connection
 from tests.engine import column, value
 
+pytestmark = pytest.mark.once
+
 PRODUCTS = 4000
 PAYLOAD = {"products": PRODUCTS, "shops": ["Bern", "Ghent", "Turku"]}
 STEPS = "SELECT step_slug, status FROM pgflow.step_states WHERE run_id = %s"

@@ -9,6 +9,8 @@ from tests.acceptance.conftest import CommandLine
 from tests.conftest import route
 from tests.released_lab import PACKAGE, ReleasedFlows, install_released, open_flows, read_objects
 
+pytestmark = pytest.mark.once
+
 MAPPED = {"list_photos": [], "resize": ["list_photos"], "report": ["resize"]}
 LIMITED = "the schema of the released pgflow (pgflow.dev): of the commands, only `list`, `graph`, `runs` and `status`"
 REFUSED = (

@@ -20,6 +20,8 @@ from tests.acceptance.test_handler_files import save_secret
 from tests.conftest import Connection
 from tests.engine import column, get_run, get_state, run_workflow, value
 
+pytestmark = pytest.mark.once
+
 FILES = Path(__file__).parent / "ten" / "flows"
 ORDERS = [
     {"sku": "a", "price": 1.5, "amount": 2},

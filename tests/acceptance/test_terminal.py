@@ -16,6 +16,8 @@ from tests.acceptance.conftest import CommandLine
 from tests.conftest import Connection
 from tests.engine import column, run_workflow
 
+pytestmark = pytest.mark.once
+
 
 def watch(
     cli: CommandLine,

@@ -12,6 +12,8 @@ from tests.conftest import Connection
 from tests.engine import DIAMOND, cancel, claim, complete, define, run_workflow
 from tests.unit.runs import read_svg
 
+pytestmark = pytest.mark.once
+
 TIMES = {"a": (0.5, 1.0), "b": (1.0, 4.0), "c": (1.0, 2.0), "d": (4.25, 5.0)}
 
 
