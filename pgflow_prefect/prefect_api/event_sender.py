@@ -56,9 +56,32 @@ _LONGEST_ATTENTION = 1.0  # seconds without an event, after which it needs a wak
 _LONGEST_LOOK = 10.0  # seconds, more than the search for related resources takes, with or without an answer
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 5.0  # seconds between two tries
 
+HELD_BACK = 0.25
+"""Seconds for which an event waits for what makes it superfluous. An event takes about 5 ms of the server's CPU."""
+
 _TASK_RUN = "prefect.task-run."
 
 _logger = logging.getLogger(__name__)
+
+
+class HeldEvent:
+    """An event that is sent later, unless it is taken before that."""
+
+    def __init__(self, make: Make, related: Related | None) -> None:
+        """Hold an event of this maker, from now on."""
+        self._due = monotonic() + HELD_BACK
+        self._content = [(make, related)]  # a list, because two threads can't both take its only element
+
+    def is_due(self, now: float) -> bool:
+        """Tell whether it no longer waits: it was taken, or its time has come."""
+        return not self._content or self._due <= now
+
+    def take(self) -> tuple[Make, Related | None] | None:
+        """Return what is to be sent, which the caller then sends or drops; None if it was taken before."""
+        try:
+            return self._content.pop()
+        except IndexError:
+            return None
 
 
 class Sender(Protocol):
@@ -70,6 +93,9 @@ class Sender(Protocol):
 
     def send(self, make: Make, related: Related | None = None) -> None:
         """Send an event; see `EventSender`."""
+
+    def hold(self, make: Make, related: Related | None = None) -> HeldEvent:
+        """Send an event, unless it is taken soon; see `EventSender`."""
 
     def request(self, act: Request, what: str) -> None:
         """Make a request to Prefect's API; see `EventSender`."""
@@ -95,6 +121,7 @@ class EventSender:
     def __init__(self) -> None:
         """Start the thread; it ends with the process, after it has sent everything."""
         self._waiting: deque[tuple[Make, Related | None]] = deque()
+        self._held: deque[HeldEvent] = deque()  # in the order in which they are due
         self._made: deque[Event] = deque()  # the first of those, and events to send again
         self._sent: deque[tuple[float, Event]] = deque(maxlen=_MOST_UNCONFIRMED)
         self._strides = 0  # events sent since the last check
@@ -127,7 +154,7 @@ class EventSender:
     @property
     def waiting(self) -> int:
         """How many events wait to be sent."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._held)
 
     def send(self, make: Make, related: Related | None = None) -> None:
         """Send an event, soon; from any thread.
@@ -136,13 +163,33 @@ class EventSender:
             make: returns it; called in the sender's thread, while a run's event loop waits for PostgreSQL or a handler.
             related: its other related resources; the event waits until they are known.
         """
-        if len(self._waiting) >= MOST_WAITING:
+        if self._has_room():
+            self._waiting.append((make, related))
+            self._awaken()
+
+    def hold(self, make: Make, related: Related | None = None) -> HeldEvent:
+        """Send an event after `HELD_BACK` seconds, unless it is taken before that; from any thread.
+
+        Args:
+            make: as of `send`.
+            related: as of `send`.
+        """
+        held = HeldEvent(make, related)
+        if self._has_room():
+            self._held.append(held)
+            self._awaken()
+        return held
+
+    def _has_room(self) -> bool:
+        if self.waiting >= MOST_WAITING:
             if not self._is_full:
                 _logger.warning("Prefect does not take events: the next ones are dropped, and not shown at once")
             self._is_full = True
-            return
-        self._is_full = self._is_full and len(self._waiting) > MOST_WAITING // 2
-        self._waiting.append((make, related))
+            return False
+        self._is_full = self._is_full and self.waiting > MOST_WAITING // 2
+        return True
+
+    def _awaken(self) -> None:
         if not self._is_awake:
             self._is_awake = True
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -278,12 +325,13 @@ class EventSender:
     async def _await_events(self) -> bool:
         """Wait for an event to send; return False if there will be none."""
         bored_at = monotonic() + _LONGEST_ATTENTION
-        while not self._waiting and not self._made:
+        while not self._are_any_due() and not self._made:
             # A wake-up takes the interpreter from the caller, who is between two steps. So poll instead.
-            if monotonic() > bored_at or self._closing.done():
+            if (monotonic() > bored_at and not self._held) or self._closing.done():
                 self._is_awake = False
-                if self._waiting:  # it came just before that
-                    break
+                if self.waiting:  # it came just before that
+                    self._is_awake = True
+                    continue
                 if self._closing.done():
                     return False
                 await self._wake.wait()
@@ -293,6 +341,14 @@ class EventSender:
         self._is_awake = True
         await self._await_way()
         return True
+
+    def _are_any_due(self) -> bool:
+        """Tell whether events wait to be sent now, those among them that were held back for long enough."""
+        now = float("inf") if self._closing.done() else monotonic()
+        while self._held and self._held[0].is_due(now):
+            if (content := self._held.popleft().take()) is not None:
+                self._waiting.append(content)
+        return bool(self._waiting)
 
     async def _await_way(self) -> None:
         """Wait until no run needs the server."""

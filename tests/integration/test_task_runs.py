@@ -24,6 +24,7 @@ from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.outcomes import StepOutcome
 from pgflow_prefect.execution.reporting import task_runs as prefect_engine
 from pgflow_prefect.execution.run_executor import RunExecutor
+from pgflow_prefect.prefect_api import event_sender
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
 
 pytestmark = pytest.mark.anyio
@@ -101,12 +102,21 @@ async def read_states(client: PrefectClient, task_run_id: UUID) -> list[str]:
     return [state["name"] for state in sorted(response.json(), key=lambda state: str(state["timestamp"]))]
 
 
-async def test_every_attempt_is_a_state_of_the_task_run(define: Define, pgflow_dsn: str, client: PrefectClient) -> None:
+@pytest.mark.parametrize(("held_back", "states"), [(0.0, ["Running", "Completed"]), (600.0, ["Completed"])])
+async def test_every_attempt_is_a_state_of_the_task_run_unless_the_first_one_ends_soon(
+    held_back: float,
+    states: list[str],
+    define: Define,
+    pgflow_dsn: str,
+    client: PrefectClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_sender, "HELD_BACK", held_back)
     slug = make_slug()
     define(slug, ["first", "second"], [("first", "second")])
     await make_ours(slug).flow({})
     found = await read_task_runs(client, slug)
-    assert await read_states(client, found["first"].id) == ["Running", "Completed"]
+    assert await read_states(client, found["first"].id) == states
     assert await read_states(client, found["second"].id) == ["Running", "AwaitingRetry", "Retrying", "Completed"]
 
 

@@ -102,6 +102,25 @@ def test_events_arrive_in_their_order_and_closing_waits_for_the_last(stream: Eve
     assert (server.entered, server.left) == (1, 1), "over one connection, which was closed as it should be"
 
 
+def test_an_event_that_is_held_back_is_sent_unless_it_is_taken(
+    stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_sender, "HELD_BACK", 600.0)
+    taken = stream.hold(partial(make_event, "taken"))
+    assert taken.take() is not None
+    assert taken.take() is None
+    monkeypatch.setattr(event_sender, "HELD_BACK", 0.05)
+    stream.hold(partial(make_event, "after a moment"))
+    deadline = time.monotonic() + 180
+    while not server.names:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr(event_sender, "HELD_BACK", 600.0)
+    stream.hold(partial(make_event, "at the end"))
+    stream.close()
+    assert server.names == ["after a moment", "at the end"]
+
+
 def test_what_comes_after_a_while_without_anything_is_sent_as_well(
     stream: EventSender, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,7 +42,7 @@ from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
 from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.contexts import leave_flow_run
-from pgflow_prefect.prefect_api.event_sender import Related, Sender, find_outbox
+from pgflow_prefect.prefect_api.event_sender import HeldEvent, Related, Sender, find_outbox
 from pgflow_prefect.prefect_api.internals import (
     AsyncTransaction,
     ConcurrencyContext,
@@ -257,6 +257,7 @@ class StepTaskRun:
         self._transaction = self._make_transaction()
         # Made before they are entered, so that a ready step does not wait for them.
         self._running, self._completed = _make_state(StateType.RUNNING), _make_state(StateType.COMPLETED)
+        self._beginning: HeldEvent | None = None
         self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
         self.limits = runs.find_limits(task.tags)
         self._tags = [_relate_to_tag(tag) for tag in sorted({*task.tags} - {*runs.tags})][: _find_room()[1]]
@@ -287,8 +288,17 @@ class StepTaskRun:
             self._send(run.model_copy(), run.state, None)
 
     def _send(self, run: TaskRun, state: State[Any], before: State[Any] | None) -> None:
+        sender = self._runs.event_sender
         make = partial(make_event, run, state, before, self._tags)
-        self._runs.event_sender.send(make, self._runs.related)
+        if before is None and state.is_running():
+            # Of a task that ends soon, Prefect gets the end only. That event has all that this one has.
+            self._beginning = sender.hold(make, self._runs.related)
+            return
+        untold = self._beginning.take() if self._beginning else None
+        if untold and not state.is_final():
+            sender.send(*untold)
+        is_told_of_before = not (untold and state.is_final())
+        sender.send(partial(make, is_told_of_before=is_told_of_before), self._runs.related)
 
     def _make_transaction(self) -> AsyncTransaction:
         # `atransaction` does this, and more for persisted results: it costs as much as two states.
@@ -398,15 +408,28 @@ class StepTaskRun:
 
 
 def make_event(
-    run: TaskRun, state: State[Any], before: State[Any] | None, related: Iterable[RelatedResource] = ()
+    run: TaskRun,
+    state: State[Any],
+    before: State[Any] | None,
+    related: Iterable[RelatedResource] = (),
+    *,
+    is_told_of_before: bool = True,
 ) -> Event:
-    """Return the event for a task run that has entered a state."""
+    """Return the event for a task run that has entered a state.
+
+    Args:
+        run: the task run, in this state.
+        state: the state.
+        before: the state before that, if there was one.
+        related: resources that the events of other task runs are not related to.
+        is_told_of_before: an event told the server of that state. If none did, the server must not wait for it.
+    """
     # No validation is needed, for which Prefect's models would look up their settings each time.
     return Event.model_construct(
         id=state.id,
         occurred=_to_time(state),
         event=f"prefect.task-run.{state.name}",
-        follows=before.id if before is not None and _seconds_between(before, state) < _TIGHT else None,
+        follows=before.id if before and is_told_of_before and _seconds_between(before, state) < _TIGHT else None,
         resource=Resource.model_construct(
             {
                 "prefect.resource.id": f"prefect.task-run.{run.id}",

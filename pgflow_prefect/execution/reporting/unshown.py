@@ -23,7 +23,7 @@ from prefect.types import DateTime
 from pgflow_prefect.execution.reporting.heartbeat import start_heartbeat
 from pgflow_prefect.execution.reporting.held_logs import HELD
 from pgflow_prefect.execution.reporting.task_runs import TaskRuns
-from pgflow_prefect.prefect_api.event_sender import EventSender, Make, Related, Request, find_outbox
+from pgflow_prefect.prefect_api.event_sender import EventSender, HeldEvent, Make, Related, Request, find_outbox
 from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ids import make_placeholder
@@ -64,6 +64,10 @@ class UnshownSender:
         """Send an event, if the run is shown."""
         if self._outbox is not None:
             self._outbox.send(make, related)
+
+    def hold(self, make: Make, related: Related | None = None) -> HeldEvent:
+        """Send an event, if the run is shown, unless it is taken soon."""
+        return HeldEvent(make, related) if self._outbox is None else self._outbox.hold(make, related)
 
     def request(self, act: Request, what: str) -> None:
         """Make a request to Prefect's API, if the run is shown."""
