@@ -183,7 +183,8 @@ async def test_runs_that_complete_are_executed_without_a_request(site: Site, db:
         for _ in range(10):
             assert await site.await_end(run_workflow(db, workflow.slug, 1).id) == "completed"
         await site.await_settled()
-        assert asked == []
+        # Prefect's log handler may still send lines of the tests before this one.
+        assert [each for each in asked if not each.endswith("/api/logs/")] == []
     assert site.count_shown() == 0
     assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE status = 'completed'") == 30
 
