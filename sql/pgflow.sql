@@ -2,7 +2,8 @@
 --
 -- Workflows, steps and dependencies are rows; a run and the state of each of its steps are rows; the
 -- functions below move them. Paste this file into an SQL editor, or: psql -d DATABASE -f pgflow.sql
--- PostgreSQL 13 or later. One transaction, safe to run again: on a current database it locks no table.
+-- PostgreSQL 13 or later. One transaction, safe to run again: on a current database it locks no table. An upgrade by
+-- hand builds new indexes under a lock: where a table has millions of rows, use `pgflow-prefect init`, which does not.
 -- It also upgrades a database that was made with pgflow's first five tables, and changes none of its rows. A database
 -- of an older version of this script keeps its rows, too; the script notes which of its failed runs were cancelled.
 --
@@ -2616,6 +2617,29 @@ COMMENT ON FUNCTION pgflow.describe_decided(pgflow.runs, text[], text[]) IS
     'The rows of step_states that follow from these verdicts of decide_step, once conditions were looked at. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.find_dropped(run_id uuid, slugs text[]) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    missing text;
+BEGIN
+    FOREACH missing IN ARRAY slugs LOOP
+        PERFORM FROM pgflow.step_states s WHERE s.run_id = find_dropped.run_id AND s.step_slug = missing;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the row of step "%" of run % was not stored: a trigger or rule on pgflow.step_states skipped it',
+                            missing, run_id
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_dropped(uuid, text[]) IS
+    'Raises 09000 where one of these steps has no row, though an INSERT has just tried. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow.insert_decided(
     run pgflow.runs, due text[], verdicts text[], OUT ended text[], OUT outcomes text[]
 )
@@ -2623,7 +2647,6 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     written bigint;
-    missing pg_catalog.text;
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
@@ -2644,15 +2667,7 @@ BEGIN
     INTO written, ended, outcomes
     FROM inserted i;
     IF written OPERATOR(pg_catalog.<) pg_catalog.cardinality(due) THEN
-        FOREACH missing IN ARRAY due LOOP
-            PERFORM FROM pgflow.step_states s
-            WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) missing;
-            IF NOT FOUND THEN
-                RAISE EXCEPTION 'step "%" of run % was not started: a trigger or rule on pgflow.step_states skipped it',
-                                missing, run.id
-                    USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
-            END IF;
-        END LOOP;
+        PERFORM pgflow.find_dropped(run.id, due);
     END IF;
 END
 $$;
@@ -3164,6 +3179,10 @@ BEGIN
         RETURNING s.step_slug
     )
     SELECT coalesce(pg_catalog.array_agg(i.step_slug), '{}') INTO skipped FROM inserted i;
+    IF run.status OPERATOR(pg_catalog.=) 'pending' AND pg_catalog.cardinality(skipped)
+       OPERATOR(pg_catalog.<) pg_catalog.cardinality(left_out) THEN
+        PERFORM pgflow.find_dropped(run.id, left_out);
+    END IF;
     PERFORM pgflow.settle(pgflow.use_rules(run), ARRAY[take_branches.step_slug] OPERATOR(pg_catalog.||) skipped,
                           ARRAY['success'::pg_catalog.text] OPERATOR(pg_catalog.||) pg_catalog.array_fill(
                               'skip-cascade'::pg_catalog.text, ARRAY[pg_catalog.cardinality(skipped)]));

@@ -189,6 +189,18 @@ def test_a_branch_that_no_step_waits_on_is_refused_and_nothing_is_written(db: Co
     assert statuses(db, run_id) == {"look": "pending"}
 
 
+def test_a_trigger_that_drops_the_row_of_a_branch_is_named_and_nothing_is_written(db: Connection) -> None:
+    db.execute("""
+        CREATE FUNCTION drop_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER drops BEFORE INSERT ON pgflow.step_states
+            FOR EACH ROW WHEN (NEW.step_slug = 'delta') EXECUTE FUNCTION drop_row();
+    """)
+    run_id = start(db, DIAMOND)
+    with refused("09000", 'the row of step "delta" of run .* a trigger or rule on pgflow.step_states skipped it'):
+        branch(db, run_id, "look", ["full"])
+    assert statuses(db, run_id) == {"look": "pending"}
+
+
 def test_a_whole_branch_skips_whatever_the_rules_below_say(db: Connection) -> None:
     run_id = start(db, DIAMOND | {"report": ["publish"]}, publish="all_done", report="always")
     branch(db, run_id, "look", [], whole=True)
