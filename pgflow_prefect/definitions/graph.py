@@ -1,11 +1,13 @@
 """A workflow's definition as a directed acyclic graph: order, layers, critical path, and problems."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pgflow_prefect.definitions.model import RESERVED_NAMES, WorkflowDefinition, to_identifier
+from pydantic import JsonValue
+
+from pgflow_prefect.definitions.model import RESERVED_NAMES, StepRules, WorkflowDefinition, to_identifier
 from pgflow_prefect.wording import suggest, suggest_each
 
 # Only functions that use networkx import it: the import takes as long as all others of a command that only reads.
@@ -18,18 +20,31 @@ CYCLES_SHOWN = 20
 
 Graph: TypeAlias = "nx.DiGraph[str]"
 
+_DRAWN = frozenset({"rule", "only_if", "unless", "when_unmet", "when_exhausted"})
+
 
 def build_graph(definition: WorkflowDefinition) -> Graph:
-    """Return the definition as a graph: a node for each step's slug, an edge from each upstream step downwards."""
+    """Return the definition as a graph: a node for each step's slug, an edge from each upstream step downwards.
+
+    A node has the rules of its step by their names, and a map has `map_over`.
+    """
     import networkx as nx  # noqa: PLC0415
 
     graph: Graph = nx.DiGraph(slug=definition.slug)
     graph.add_nodes_from(definition.steps)
-    for slug, rules in definition.rules.items():
-        if rules.rule is not None and slug in graph:
-            graph.nodes[slug]["rule"] = rules.rule.value
     graph.add_edges_from(definition.deps)
+    for slug, rules in definition.rules.items():
+        if slug in graph:
+            graph.nodes[slug].update(_list_drawn(rules, sorted(graph.predecessors(slug))))
     return graph
+
+
+def _list_drawn(rules: StepRules, upstream: Sequence[str]) -> dict[str, JsonValue]:
+    """Return the rules of a step that pictures show, by their names."""
+    drawn = {name: each for name, each in rules.said.items() if name in _DRAWN}
+    if rules.step_type == "map":
+        drawn["map_over"] = rules.map_over or next(iter(upstream), "payload")
+    return drawn
 
 
 def sort_steps(graph: Graph) -> list[str]:

@@ -90,6 +90,9 @@ class StepRules(BaseModel):
         when_exhausted: what becomes of it where its last attempt fails.
         fails_run: whether its failure fails the run.
         is_setup: whether it counts for the rule `all_done_setup_success`.
+        step_type: a map is executed once for each element of an array.
+        map_over: the step whose result is that array, or `payload`; None: the only step that it waits for, or the
+            payload where it waits for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +104,8 @@ class StepRules(BaseModel):
     when_exhausted: WhenUnmet = WhenUnmet.FAIL
     fails_run: bool = True
     is_setup: bool = False
+    step_type: Literal["single", "map"] = "single"
+    map_over: str | None = None
 
     @property
     def said(self) -> dict[str, JsonValue]:

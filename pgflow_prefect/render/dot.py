@@ -7,6 +7,7 @@ from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.palette import PAINTS, PLAIN
 from pgflow_prefect.render.progress import Progress
+from pgflow_prefect.render.rules import describe_rules, is_conditional, is_map
 
 _HEAD = """\
 digraph {name} {{
@@ -22,14 +23,22 @@ def draw_dot(graph: Graph, progress: Progress | None = None) -> str:
     Nodes have the steps' slugs as names; only labels replace characters that no picture can show.
     """
     lines = [_HEAD.format(name=_quote(str(graph.graph.get("slug", ""))), fill=PLAIN.fill, line=PLAIN.line)]
-    lines += [f"    {_quote(slug)} [{_list_attributes(slug, progress)}]" for slug in graph]
+    lines += [f"    {_quote(slug)} [{_list_attributes(graph, slug, progress)}]" for slug in graph]
     lines += [f"    {_quote(upstream)} -> {_quote(downstream)}" for upstream, downstream in graph.edges]
     return "\n".join([*lines, "}"])
 
 
-def _list_attributes(slug: str, progress: Progress | None) -> str:
+def _list_attributes(graph: Graph, slug: str, progress: Progress | None) -> str:
+    said = describe_rules(graph, slug)
+    shape = ", peripheries=2" if is_map(graph, slug) else ""
+    if is_conditional(graph, slug):
+        shape += ', style="rounded,filled,dashed"'
     if progress is None:
-        return f"label={_write_label(slug)}"
+        return f"label={_write_label(slug, *([said] if said else []))}{shape}"
+    return _list_attributes_of_run(slug, progress) + shape
+
+
+def _list_attributes_of_run(slug: str, progress: Progress) -> str:
     mark = progress.marks[slug]
     paint = PAINTS[mark.look]
     said = f"{paint.sign} {', '.join(filter(None, [mark.look, mark.measures]))}"

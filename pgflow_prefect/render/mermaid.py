@@ -11,6 +11,7 @@ from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.layout import goes_down
 from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.progress import Progress
+from pgflow_prefect.render.rules import describe_rules, is_conditional, is_map
 from pgflow_prefect.render.svg import find_height, measure_step
 
 _FORMULA = re.compile(r"\$(?=\$)")
@@ -23,18 +24,28 @@ def draw_mermaid(graph: Graph, progress: Progress | None = None) -> str:
     It has the direction of the SVG picture.
     """
     ids = {slug: f"step{number}" for number, slug in enumerate(graph)}
-    downwards = goes_down(graph, lambda slug: measure_step(slug, progress), find_height(progress))
+    downwards = goes_down(graph, lambda slug: measure_step(slug, progress, graph), find_height(progress, graph))
     lines = ["flowchart TD" if downwards else "flowchart LR"]
-    lines += [f'    {ids[slug]}["{_write_label(slug, progress)}"]{_name_class(slug, progress)}' for slug in graph]
+    for slug in graph:
+        begin, end = _find_shape(graph, slug)
+        lines.append(f'    {ids[slug]}{begin}"{_write_label(graph, slug, progress)}"{end}{_name_class(slug, progress)}')
     lines += [f"    {ids[upstream]} --> {ids[downstream]}" for upstream, downstream in graph.edges]
     if progress is not None:
         lines += _define_classes(progress)
     return "\n".join(lines)
 
 
-def _write_label(slug: str, progress: Progress | None) -> str:
+def _find_shape(graph: Graph, slug: str) -> tuple[str, str]:
+    """Return the signs around a label: a map is a box with double sides, a step with a condition is a hexagon."""
+    if is_map(graph, slug):
+        return "[[", "]]"
+    return ("{{", "}}") if is_conditional(graph, slug) else ("[", "]")
+
+
+def _write_label(graph: Graph, slug: str, progress: Progress | None) -> str:
     if progress is None:
-        return _escape(slug)
+        said = describe_rules(graph, slug)
+        return f"{_escape(slug)}<br/>{_escape(said)}" if said else _escape(slug)
     mark = progress.marks[slug]
     return f"{_escape(slug)}<br/>{PAINTS[mark.look].sign} {', '.join(filter(None, [mark.look, mark.measures]))}"
 

@@ -12,6 +12,7 @@ from pgflow_prefect.render.labels import clean, cut, measure
 from pgflow_prefect.render.layout import Box, Layout, Point, lay_out
 from pgflow_prefect.render.palette import PAINTS, PLAIN, Paint
 from pgflow_prefect.render.progress import Look, Mark, Progress
+from pgflow_prefect.render.rules import describe_rules, is_conditional, is_map, list_rules
 
 MARGIN = 24.0
 HEADING = 22.0
@@ -54,6 +55,7 @@ class Step(NamedTuple):
     note: str
     tip: str
     indent: float
+    is_map: bool = False
 
 
 class Line(NamedTuple):
@@ -69,7 +71,7 @@ def draw_svg(graph: Graph, progress: Progress | None = None) -> str:
 
     It has a background of its own, light or dark as the reader prefers.
     """
-    layout = lay_out(graph, lambda slug: measure_step(slug, progress), find_height(progress))
+    layout = lay_out(graph, lambda slug: measure_step(slug, progress, graph), find_height(progress, graph))
     title = clean(str(graph.graph.get("slug", "")))
     summary = f"{len(graph)} steps, {graph.number_of_edges()} dependencies"
     if progress is not None:
@@ -87,7 +89,7 @@ def draw_svg(graph: Graph, progress: Progress | None = None) -> str:
         summary=summary,
         legend=legend,
         lines=_list_lines(graph, layout, progress),
-        steps=[_make_step(slug, box, progress) for slug, box in layout.boxes.items()],
+        steps=[_make_step(graph, slug, box, progress) for slug, box in layout.boxes.items()],
         paints=name_paints(),
     )
 
@@ -109,16 +111,18 @@ def name_paints() -> list[tuple[str, Paint]]:
     return [("plain", PLAIN), *((str(look), paint) for look, paint in PAINTS.items())]
 
 
-def find_height(progress: Progress | None) -> float:
-    """Return the height of a step's box, in pixels."""
-    return 46 if progress else 34
+def find_height(progress: Progress | None, graph: "Graph | None" = None) -> float:
+    """Return the height of a step's box, in pixels; without a run, higher where a step of the graph has rules."""
+    has_notes = progress or (graph is not None and any(describe_rules(graph, slug) for slug in graph))
+    return 46 if has_notes else 34
 
 
-def measure_step(slug: str, progress: Progress | None) -> float:
-    """Return the width of a step's box, in pixels."""
+def measure_step(slug: str, progress: Progress | None, graph: "Graph | None" = None) -> float:
+    """Return the width of a step's box, in pixels; without a run, wide enough for the rules that the graph has."""
     name = measure(cut(clean(slug), _LONGEST_NAME)) * NAME_COLUMN + 2 * _INDENT
     if progress is None:
-        return max(name, 60.0)
+        said = "" if graph is None else describe_rules(graph, slug)
+        return max(name, 60.0, measure(said) * _NOTE_COLUMN + 2 * _INDENT if said else 0.0)
     return max(name + _SIGN, measure(_write_note(progress.marks[slug])) * _NOTE_COLUMN + 2 * _INDENT + _SIGN)
 
 
@@ -126,13 +130,18 @@ def _write_note(mark: Mark) -> str:
     return ", ".join(filter(None, [mark.look, mark.measures]))
 
 
-def _make_step(slug: str, box: Box, progress: Progress | None) -> Step:
+def _make_step(graph: Graph, slug: str, box: Box, progress: Progress | None) -> Step:
     name = cut(clean(slug), _LONGEST_NAME)
+    rules, has_items = list_rules(graph, slug), is_map(graph, slug)
+    shape = " conditional" if is_conditional(graph, slug) else ""
     if progress is None:
-        return Step(box, "plain", "", name, "", clean(slug), _INDENT)
+        tip = "\n".join([clean(slug), *rules])
+        return Step(box, f"plain{shape}", "", name, describe_rules(graph, slug), tip, _INDENT, has_items)
     mark = progress.marks[slug]
     look = f"{mark.look} critical" if slug in progress.critical_steps else str(mark.look)
-    return Step(box, look, PAINTS[mark.look].sign, name, _write_note(mark), write_tip(slug, mark), _INDENT + _SIGN)
+    tip = "\n".join([write_tip(slug, mark), *rules])
+    sign, note = PAINTS[mark.look].sign, _write_note(mark)
+    return Step(box, f"{look}{shape}", sign, name, note, tip, _INDENT + _SIGN, has_items)
 
 
 def write_tip(slug: str, mark: Mark) -> str:

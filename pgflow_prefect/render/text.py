@@ -10,6 +10,7 @@ from pgflow_prefect.definitions.graph import Graph, find_critical_path, find_lay
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.palette import PAINTS
 from pgflow_prefect.render.progress import Look, Progress
+from pgflow_prefect.render.rules import describe_rules
 
 DEEPEST = 40
 """The most layers of a tree, because every layer is an indentation of four columns."""
@@ -24,7 +25,7 @@ class Line(NamedTuple):
         before: the lines that lead to the step.
         name: the step's slug.
         look: its state, if the picture shows a run.
-        note: that state, its duration and attempts in words.
+        note: that state, its duration and attempts in words; without a run, the rules of the step.
         after: its other upstream steps.
     """
 
@@ -80,8 +81,8 @@ def _list(slugs: Iterable[str]) -> str:
 
 def _describe(graph: Graph, slug: str, progress: Progress | None) -> tuple[Look | None, str]:
     if progress is None:
-        rule = graph.nodes[slug].get("rule")
-        return None, f"({rule})" if rule else ""
+        said = describe_rules(graph, slug)
+        return None, f"({said})" if said else ""
     mark = progress.marks[slug]
     return mark.look, " ".join(filter(None, [PAINTS[mark.look].sign, mark.look, mark.measures]))
 
