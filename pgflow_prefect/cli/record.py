@@ -158,7 +158,7 @@ async def _count(settings: Settings, chosen: Choice) -> Counter[tuple[str, str]]
     from pgflow_prefect.database.store import open_store
 
     found: Counter[tuple[str, str]] = Counter()
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         async for run_ids in _find(store, chosen):
             for run in await store.read_unrecorded(run_ids):
                 found[run.workflow_slug, run.ended_as or run.status] += 1
@@ -201,10 +201,12 @@ async def _check_ended(store: Store, run_ids: list[UUID]) -> None:
 async def _record(settings: Settings, chosen: Choice, done: Progress, live: bool) -> None:
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.prefect_api.client import connect_to_prefect
+    from pgflow_prefect.services.flow_recorder import open_flow_recorder
     from pgflow_prefect.services.recording import open_recorder
 
-    async with open_store(settings, size=2) as store, connect_to_prefect() as client:
-        recorder = await open_recorder(settings, store, client)
+    async with open_store(settings, size=2, only_reads=True) as store, connect_to_prefect() as client:
+        open_one = open_recorder if store.implementation.executes else open_flow_recorder
+        recorder = await open_one(settings, store, client)
         with show_progress(live, None) as progress:
             async for run_ids in _find(store, chosen):
                 recorded = await recorder.record(run_ids)

@@ -48,7 +48,6 @@ class RemoteStep:
         token: lets a thread of the flow run's own process borrow its connections.
         dsn: the database.
         settings: the limits.
-        told_of: as of `Step`.
     """
 
     handlers: StepHandlers
@@ -59,7 +58,6 @@ class RemoteStep:
     token: UUID
     dsn: SecretStr
     settings: Settings
-    told_of: tuple[str, ...] = ()
 
     def make_task(self) -> StepTask:
         """Return the task that Prefect runs."""
@@ -93,7 +91,6 @@ class RemoteStep:
                 host=StepEnvironment(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
-                told_of=self.told_of,
             )
             return await step.perform(context.task)
 

@@ -10,12 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events import Event
 from prefect.states import Running
 
@@ -128,15 +129,7 @@ class RunRecorder:
 
     async def show_begun(self, run: TakenRun) -> FlowRun:
         """Create the flow run of a run that goes on unshown, in the state Running; see `create_submission`."""
-        deployment_id = self._require_deployment(run.workflow_slug)
-        return await create_submission(
-            self.writer,
-            self.client,
-            deployment_id,
-            run,
-            Running(),
-            installation=self.installation,
-        )
+        return await self._submit(run, Running())
 
     async def show_steps(self, run_id: UUID, flow_run: FlowRun, find_shown: Callable[[], frozenset[UUID]]) -> None:
         """Show the steps that ended before their run was shown, while it goes on.
@@ -148,26 +141,29 @@ class RunRecorder:
         """
         steps = [each for each in await self.store.list_unrecorded_steps([run_id]) if each.status is not Status.PENDING]
         graph = build_graph(await self.store.load_run_definition(run_id))
-        await _send(RecordedSteps(flow_run, graph, tuple(steps)).make_events(find_shown()))
+        await send_events(RecordedSteps(flow_run, graph, tuple(steps)).make_events(find_shown()))
 
     # Ended runs
 
     async def _create(self, run: UnrecordedRun) -> FlowRun:
         taken = TakenRun(run_id=run.id, workflow_slug=run.workflow_slug, epoch=run.epoch, former_flow_run_id=None)
         state = make_final_state(run)
-        flow_run = await create_submission(
-            self.writer,
-            self.client,
-            self._require_deployment(run.workflow_slug),
-            taken,
-            state,
-            installation=self.installation,
-        )
+        flow_run = await self._submit(taken, state)
         if flow_run.state is None or not flow_run.state.is_final():
             # A process created it while it executed the run, and could not write that to PostgreSQL.
             with ask_prefect(f"flow run {flow_run.id}"):
                 await self.client.set_flow_run_state(flow_run.id, make_final_state(run), force=True)
         return flow_run
+
+    async def _submit(self, run: TakenRun, state: State[Any]) -> FlowRun:
+        return await create_submission(
+            self.writer,
+            self.client,
+            self._require_deployment(run.workflow_slug),
+            run,
+            state,
+            installation=self.installation,
+        )
 
     def _require_deployment(self, workflow_slug: str) -> UUID:
         deployment_id = self.find_deployment(workflow_slug)
@@ -181,9 +177,7 @@ class RunRecorder:
     async def _show(
         self, created: Sequence[tuple[UnrecordedRun, FlowRun]], lines: Mapping[UUID, HeldLines]
     ) -> frozenset[UUID]:
-        steps: dict[UUID, list[UnrecordedStep]] = {run.id: [] for run, _ in created}
-        for step in await self.store.list_unrecorded_steps(steps):
-            steps[step.run_id].append(step)
+        steps = await self._list_steps([run.id for run, _ in created])
         for run, flow_run in created:
             await self._show_steps(run, flow_run, steps[run.id])
         await self._send_lines(created, lines)
@@ -196,9 +190,15 @@ class RunRecorder:
         await self._make_artifacts(ours, steps)
         return linked
 
+    async def _list_steps(self, run_ids: Sequence[UUID]) -> dict[UUID, list[UnrecordedStep]]:
+        steps: dict[UUID, list[UnrecordedStep]] = {run_id: [] for run_id in run_ids}
+        for step in await self.store.list_unrecorded_steps(run_ids):
+            steps[step.run_id].append(step)
+        return steps
+
     async def _show_steps(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[UnrecordedStep]) -> None:
         try:
-            await _send(RecordedSteps(flow_run, await self._read_graph(run), tuple(steps)).make_events())
+            await send_events(RecordedSteps(flow_run, await self._read_graph(run), tuple(steps)).make_events())
         except (ValueError, LookupError) as error:  # rows that Prefect's models can't hold keep no other run waiting
             _logger.warning("run %s: its steps are not shown: %s", run.id, describe_error(error))
 
@@ -278,7 +278,7 @@ async def open_recorder(settings: Settings, store: Store, client: PrefectClient)
     return RunRecorder(store, client, FlowRunWriter(client), installation.id, settings, deployments.get)
 
 
-async def _send(events: Iterable[Event]) -> None:
+async def send_events(events: Iterable[Event]) -> None:
     """Send events as fast as Prefect's server takes them, so that none is dropped, of however large a run."""
     outbox = find_outbox()
     for number, event in enumerate(events):

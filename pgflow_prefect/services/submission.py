@@ -1,7 +1,7 @@
 """From a run that was taken to the one flow run that is created for it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -48,15 +48,7 @@ async def create_submission(
         DeploymentGoneError: there is no such deployment any more, or another installation has taken it over.
         PrefectRefusedError: Prefect refuses it for good.
     """
-    parameters = {"run_id": str(run.run_id)}
-    body = {
-        "name": name_flow_run(run.workflow_slug, run.run_id),
-        "parameters": parameters,
-        "state": to_state_create(state or Scheduled()).model_dump(mode="json", exclude_unset=True),
-        "idempotency_key": run.idempotency_key,
-        "tags": [make_ownership_tag(installation)] if installation is not None else [],
-        "empirical_policy": {**(policy or {})},
-    }
+    body = _make_body(run, state or Scheduled(), installation, policy)
     with translate_prefect_errors(f"a flow run of run {run.run_id}"):
         try:
             created = await writer.create(deployment_id, body)
@@ -65,7 +57,7 @@ async def create_submission(
                 raise DeploymentGoneError(f"deployment {deployment_id} no longer exists") from error
             raise
     # Of a key that it knows, Prefect returns the flow run that is there, whatever it was asked to do.
-    if created.parameters.get("run_id") != parameters["run_id"] or created.deployment_id != deployment_id:
+    if created.parameters.get("run_id") != str(run.run_id) or created.deployment_id != deployment_id:
         raise PrefectRefusedError(
             f"flow run {created.id} has the idempotency key {run.idempotency_key!r}, but is not of this run: "
             f"deployment {created.deployment_id}, run {created.parameters.get('run_id')}"
@@ -76,3 +68,46 @@ async def create_submission(
             await client.set_flow_run_state(created.id, Cancelled(message=reason), force=True)
         raise DeploymentGoneError(f"deployment {deployment_id}: {reason}")
     return created
+
+
+async def create_observed(
+    client: PrefectClient, flow_id: UUID, run: TakenRun, state: State[Any], *, installation: UUID
+) -> FlowRun:
+    """Create the flow run of a run that another program executes, or find the one that shows it.
+
+    It belongs to no deployment: Prefect can't start such a run.
+
+    Args:
+        client: Prefect's API.
+        flow_id: the flow in Prefect.
+        run: the run.
+        state: the flow run's first state.
+        installation: the id of the database, which the flow run is tagged with.
+
+    Raises:
+        PrefectUnavailableError: Prefect does not answer.
+        PrefectRefusedError: Prefect refuses it for good.
+    """
+    body = {**_make_body(run, state, installation, None), "flow_id": str(flow_id)}
+    with ask_prefect(f"a flow run of run {run.run_id}"):
+        # Prefect's client takes a Python flow here, which there is not.
+        response = await cast("Any", client).request("POST", "/flow_runs/", json=body)
+        created = FlowRun.model_validate(response.json())
+    if created.parameters.get("run_id") != str(run.run_id):
+        raise PrefectRefusedError(
+            f"flow run {created.id} has the idempotency key {run.idempotency_key!r}, but is not of this run"
+        )
+    return created
+
+
+def _make_body(
+    run: TakenRun, state: State[Any], installation: UUID | None, policy: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "name": name_flow_run(run.workflow_slug, run.run_id),
+        "parameters": {"run_id": str(run.run_id)},
+        "state": to_state_create(state).model_dump(mode="json", exclude_unset=True),
+        "idempotency_key": run.idempotency_key,
+        "tags": [make_ownership_tag(installation)] if installation is not None else [],
+        "empirical_policy": {**(policy or {})},
+    }

@@ -441,7 +441,7 @@ async def test_a_task_run_that_got_lost_is_repaired(
     """Prefect's server drops events that its queue has no room for."""
     workflow = make_chain(db, NONE_SHOWN, fail_in_b)
     with monkeypatch.context() as patched:
-        patched.setattr(recording, "_send", leave)
+        patched.setattr(recording, "send_events", leave)
         patched.setattr(workers, "keep_reconciled", leave)
         async with site.work(workflow):
             run_id = run_workflow(db, workflow.slug, "bad").id

@@ -33,17 +33,66 @@ def make_final_state(run: UnrecordedRun) -> State[Any]:
 
 
 @dataclass(frozen=True)
-class RecordedSteps:
-    """The steps of one run that were claimed, skipped or not run, to be shown in Prefect.
+class StepEvents:
+    """Makes the events of a run's steps from their rows.
 
     Attributes:
         flow_run: Prefect's flow run that shows the run.
         graph: the run's steps.
-        steps: in the order of their first claims.
     """
 
     flow_run: FlowRun
     graph: Graph
+
+    def make_task_run(self, task_run_id: UUID, step_slug: str, attempts: int, upstream: Iterable[UUID]) -> TaskRun:
+        """Return the task run of a step, to which edges lead from these ones."""
+        name = clean(step_slug)
+        return TaskRun(
+            id=task_run_id,
+            flow_run_id=self.flow_run.id,
+            flow_run_run_count=self.flow_run.run_count,
+            name=name,
+            task_key=name,
+            dynamic_key=str(task_run_id),
+            run_count=attempts,
+            task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
+        )
+
+    def enter(self, run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
+        """Set a task run's state, and return the event; the same again for the same name and time."""
+        state.id = uuid5(run.id, f"{state.name} {state.timestamp.isoformat()}")
+        state.state_details.task_run_id, state.state_details.flow_run_id = run.id, run.flow_run_id
+        run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
+        if state.is_running():
+            run.start_time = run.expected_start_time = run.start_time or cast("DateTime", state.timestamp)
+        if state.is_final() and before is not None:
+            run.end_time = cast("DateTime", state.timestamp)
+        if before is not None and before.is_running():
+            run.total_run_time += state.timestamp - before.timestamp
+        event = make_event(run, state, before)
+        event.related += self._relate()
+        return event
+
+    def _relate(self) -> list[RelatedResource]:
+        """Return the related resources that automations look for. Each is a row on the server."""
+        found = {"flow-run": self.flow_run.id, "flow": self.flow_run.flow_id, "deployment": self.flow_run.deployment_id}
+        return [
+            RelatedResource.model_construct(
+                {"prefect.resource.id": f"prefect.{role}.{each}", "prefect.resource.role": role}
+            )
+            for role, each in found.items()
+            if each is not None
+        ]
+
+
+@dataclass(frozen=True)
+class RecordedSteps(StepEvents):
+    """The steps of one run that were claimed, skipped or not run, to be shown in Prefect.
+
+    Attributes:
+        steps: in the order of their first claims.
+    """
+
     steps: tuple[UnrecordedStep, ...]
 
     def make_events(self, besides: frozenset[UUID] = frozenset()) -> Iterator[Event]:
@@ -69,48 +118,11 @@ class RecordedSteps:
         if (began_at := min(claims, default=step.created_at)) is None:
             return
         upstream = [task_run_ids[slug] for slug in self.graph.predecessors(step.step_slug) if slug in task_run_ids]
-        run = self._make_task_run(step, upstream)
+        run = self.make_task_run(task_run_ids[step.step_slug], step.step_slug, step.attempts, upstream)
         before: State[Any] | None = None
         for state in _find_states(step, began_at):
-            yield self._enter(run, state, before)
+            yield self.enter(run, state, before)
             before = state
-
-    def _make_task_run(self, step: UnrecordedStep, upstream: Iterable[UUID]) -> TaskRun:
-        name = clean(step.step_slug)
-        return TaskRun(
-            id=(task_run_id := self._find_task_run_id(step)),
-            flow_run_id=self.flow_run.id,
-            flow_run_run_count=self.flow_run.run_count,
-            name=name,
-            task_key=name,
-            dynamic_key=str(task_run_id),
-            run_count=step.attempts,
-            task_inputs={EDGES: [TaskRunResult(id=each) for each in upstream]},
-        )
-
-    def _enter(self, run: TaskRun, state: State[Any], before: State[Any] | None) -> Event:
-        state.id = uuid5(run.id, f"{state.name} {state.timestamp.isoformat()}")
-        state.state_details.task_run_id, state.state_details.flow_run_id = run.id, run.flow_run_id
-        run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
-        if state.is_running():
-            run.start_time = run.expected_start_time = cast("DateTime", state.timestamp)
-        elif before is not None:
-            run.end_time = cast("DateTime", state.timestamp)
-            run.total_run_time = state.timestamp - before.timestamp
-        event = make_event(run, state, before)
-        event.related += self._relate()
-        return event
-
-    def _relate(self) -> list[RelatedResource]:
-        """Return the related resources that automations look for. Each is a row on the server."""
-        found = {"flow-run": self.flow_run.id, "flow": self.flow_run.flow_id, "deployment": self.flow_run.deployment_id}
-        return [
-            RelatedResource.model_construct(
-                {"prefect.resource.id": f"prefect.{role}.{each}", "prefect.resource.role": role}
-            )
-            for role, each in found.items()
-            if each is not None
-        ]
 
 
 def _find_states(step: UnrecordedStep, began_at: datetime) -> Iterator[State[Any]]:
