@@ -40,6 +40,10 @@ class SchemaNewerError(PgflowPrefectError):
     """The database has schemas of a later version, whose functions this program does not know."""
 
 
+class NotOnReleasedError(PgflowPrefectError):
+    """The database has the schema of the released pgflow, on which a command does not work."""
+
+
 class HiddenRowsError(PgflowPrefectError):
     """Row-level security hides rows from this process's role, so that an answer would be wrong."""
 
@@ -145,10 +149,6 @@ class RetryLaterError(PgflowPrefectError):
     def __init__(self, message: str, after: float | None) -> None:
         self.after = after
         super().__init__(message)
-
-
-class CommandFailedError(PgflowPrefectError):
-    """A program that does a step has failed. The message has its exit code and its last lines."""
 
 
 class StepTimeoutError(PgflowPrefectError, TimeoutError):

@@ -1,6 +1,7 @@
 """The released pgflow on a plain PostgreSQL, for tests: npm's migrations, and stand-ins for what Supabase brings.
 
 Nothing of pgflow's is kept here. The migrations come from npm, or from directories that `PGFLOW_TEST_RELEASED` names.
+npm has no version that skips steps, so there is a stand-in of our own for one that does: `released_fake.sql`.
 """
 
 import os
@@ -23,9 +24,11 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
 
 PACKAGE = "@pgflow/core@0.8.1"
+FAKE = "our own stand-in for 0.14"
 DIRECTORIES = "PGFLOW_TEST_RELEASED"
 REQUIRED = "required"
 
@@ -60,9 +63,9 @@ _EXTENSION = re.compile(r"^\s*create\s+extension\b[^;]*;", re.IGNORECASE | re.MU
 
 
 def list_sources() -> list[str]:
-    """Return where migrations come from: npm's package, and each directory that the variable names."""
+    """Return where migrations come from: npm's package, our stand-in, and each directory that the variable names."""
     named = os.environ.get(DIRECTORIES, "")
-    return [PACKAGE, *(each for each in named.split(os.pathsep) if each and each != REQUIRED)]
+    return [PACKAGE, FAKE, *(each for each in named.split(os.pathsep) if each and each != REQUIRED)]
 
 
 @cache
@@ -70,6 +73,8 @@ def find_migrations(source: str) -> tuple[bytes, ...]:
     """Return pgflow's migrations in their order; skip the test where they, or PyPI's `pgmq`, can't be had."""
     if find_spec("pgmq") is None:
         _give_up("PyPI's `pgmq`, which has its SQL, is not installed: `pip install 'pgflow-prefect[dev]'`")
+    if source == FAKE:
+        return (Path(__file__).with_name("released_fake.sql").read_bytes(),)
     if source != PACKAGE:
         return _read(Path(source))
     if shutil.which("npm") is None:
@@ -124,16 +129,24 @@ class ReleasedFlows:
 
     db: Connection
 
-    def define(self, slug: str, steps: Mapping[str, Sequence[str]], maps: Sequence[str] = (), **options: str) -> None:
-        """Define a flow, whose tasks have one attempt.
+    def define(
+        self,
+        slug: str,
+        steps: Mapping[str, Sequence[str]],
+        maps: Sequence[str] = (),
+        attempts: int = 1,
+        **options: str,
+    ) -> None:
+        """Define a flow.
 
         Args:
             slug: its slug.
             steps: the steps, each with those that it waits for.
             maps: those that are map steps.
+            attempts: of each task; the next one is due at once.
             options: further arguments of `add_step` for the step of this name, as SQL.
         """
-        self.db.execute("SELECT pgflow.create_flow(%s, max_attempts => 1)", [slug])
+        self.db.execute("SELECT pgflow.create_flow(%s, max_attempts => %s, base_delay => 0)", [slug, attempts])
         for step, upstream in steps.items():
             kind = "map" if step in maps else "single"
             more = f", {options[step]}" if step in options else ""
@@ -164,8 +177,12 @@ class ReleasedFlows:
             except Exception as error:  # noqa: BLE001  whatever a handler raises
                 self.db.execute("SELECT pgflow.fail_task(%s, %s, %s, %s)", [*task, str(error)])
             else:
-                self.db.execute("SELECT pgflow.complete_task(%s, %s, %s, %s)", [*task, Jsonb(output)])
+                self.complete((run_id, step, index), output)
             yield step, index
+
+    def complete(self, task: tuple[UUID, str, int], output: object) -> None:
+        """Report a task, given with run, step and index, as done."""
+        self.db.execute("SELECT pgflow.complete_task(%s, %s, %s, %s)", [*task, Jsonb(output)])
 
     def claim(self, slug: str, at_most: int = 100) -> list[tuple[UUID, str, int]]:
         """Claim tasks as a worker does, and return run, step and index of each."""
@@ -201,3 +218,10 @@ def read_objects(db: Connection) -> list[tuple[object, ...]]:
         ORDER BY 1, 2
     """)
     return db.execute(statement).fetchall()
+
+
+def run_released_script(db: Connection, name: str) -> None:
+    """Run one of our scripts for the released pgflow, as an SQL editor does."""
+    cursor = db.execute(shipped_path("sql", f"released/{name}.sql").read_bytes())
+    while cursor.nextset():
+        pass

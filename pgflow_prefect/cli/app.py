@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pgflow_prefect.errors import PgflowPrefectError, UsageError
+from pgflow_prefect.errors import NotOnReleasedError, PgflowPrefectError, UsageError
 
 _CODE = "bold cyan on black"  # how a command's help shows what its docstring has between backticks
 
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Prefect reads this setting once, when it is imported.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
-        if named := next((argument for argument in arguments if argument in COMMANDS), None):
+        if named := _find_command(arguments):
             app[named].help = None  # the summary is for the list of commands; a command's own help shows its docstring
             app[named].help_format = "markdown"
         result = app.meta(arguments, exit_on_error=False, print_error=False)
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UsageError as error:
         code = _print_error(str(error), code=2)
     except PgflowPrefectError as error:
-        code = _print_error(str(error), code=1)
+        code = _print_error(str(error), hint=_explain(error, arguments), code=1)
     except KeyboardInterrupt:
         code = _print_error("interrupted", code=130)
     except BrokenPipeError:  # `pgflow-prefect list | head -1`
@@ -121,6 +121,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             f"unexpected {type(error).__name__}: {error}", hint="--debug shows where it comes from", code=1
         )
     _exit(code)
+
+
+def _find_command(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if argument in COMMANDS), None)
+
+
+def _explain(error: PgflowPrefectError, arguments: Sequence[str]) -> str | None:
+    """Return why the command does not work on the released pgflow, where that is the error."""
+    if not isinstance(error, NotOnReleasedError):
+        return None
+    from pgflow_prefect.database.implementations.released import REASONS
+
+    command = _find_command(arguments)
+    reason = REASONS.get(command or "")
+    return None if reason is None else f"`{command}`: {reason}"
 
 
 def _exit(code: int) -> NoReturn:

@@ -75,7 +75,7 @@ async def switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switc
     """Enable or disable a workflow."""
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         if enabled:
             return await enable_workflow(store, workflow_slug)
         return Switched(await store.enable_workflow(workflow_slug, enabled=False), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -13,6 +13,7 @@ from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
+    from pgflow_prefect.database.store import Store
     from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.settings import Settings
 
@@ -25,7 +26,8 @@ def export(
 ) -> None:
     """Print the SQL that defines a workflow, for `psql -f`, an SQL editor or a migration.
 
-    The SQL adds what is missing, and can be run again. The same definition always gives the same text.
+    The SQL adds what is missing, and can be run again. The same definition always gives the same text. On a database of
+    the released pgflow (pgflow.dev), the SQL calls pgflow's own functions.
 
     Example: `pgflow-prefect export email_campaign > email_campaign.sql`
 
@@ -38,19 +40,36 @@ def export(
     """
     import anyio
 
-    from pgflow_prefect.database.definition_script import write_script
     from pgflow_prefect.definitions.graph import build_graph, find_cycles
 
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
-    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
+    chosen = None if all_ else workflows
     if json:
-        print_json([_to_json(each) for each in definitions])
+        print_json([_to_json(each) for each in anyio.run(load_definitions, make_settings(dsn), chosen)])
         return
+    definitions, write = anyio.run(_load_writer, make_settings(dsn), chosen)
     for each in definitions:
         if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
             raise InvalidDefinitionError(each.slug, cycles)
-    sys.stdout.write("\n".join(map(write_script, definitions)))
+    sys.stdout.write("\n".join(map(write, definitions)))
+
+
+async def _load_writer(
+    settings: Settings, slugs: Collection[str] | None
+) -> tuple[list[WorkflowDefinition], Callable[[WorkflowDefinition], str]]:
+    """Return the present definitions, and the function that writes one as SQL of the database's own schema."""
+    from pgflow_prefect.database.definition_script import write_script
+    from pgflow_prefect.database.implementations import CLASSIC
+    from pgflow_prefect.database.released_script import write_flow_script
+    from pgflow_prefect.database.store import open_store
+
+    async with open_store(settings, size=1, only_reads=True) as store:
+        definitions = await _load_definitions(store, slugs)
+        if store.implementation.name == CLASSIC.name:
+            return definitions, write_script
+        options = {each.slug: await store.list_task_options(each.slug) for each in definitions}
+    return definitions, lambda definition: write_flow_script(definition, options[definition.slug])
 
 
 def _to_json(definition: WorkflowDefinition) -> dict[str, object]:
@@ -67,6 +86,10 @@ async def load_definitions(settings: Settings, slugs: Collection[str] | None) ->
     """
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
-        wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
-        return [await store.load_definition(slug) for slug in wanted]
+    async with open_store(settings, size=1, only_reads=True) as store:
+        return await _load_definitions(store, slugs)
+
+
+async def _load_definitions(store: Store, slugs: Collection[str] | None) -> list[WorkflowDefinition]:
+    wanted = dict.fromkeys(await store.list_slugs() if slugs is None else slugs)
+    return [await store.load_definition(slug) for slug in wanted]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pgflow_prefect.cli.console import err, out, print_json
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
-from pgflow_prefect.errors import PgflowPrefectError, UsageError
+from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -20,6 +20,7 @@ def init(
     dry_run: Annotated[bool, Flag] = False,
     new_installation: Annotated[bool, Flag] = False,
     moved: Annotated[bool, Flag] = False,
+    remove: Annotated[bool, Flag] = False,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -28,8 +29,8 @@ def init(
     It creates the schemas `pgflow` (the engine) and `pgflow_prefect` (the adapter's tables). A database that was made
     with pgflow's own tables is upgraded, and keeps its rows. Running `init` again changes nothing.
 
-    In a database with the schema of the released pgflow (pgflow.dev), it creates only `pgflow_prefect`, with functions
-    that read, and changes nothing in `pgflow`. Then `list`, `graph`, `runs` and `status` work.
+    In a database with the schema of the released pgflow (pgflow.dev), it creates only `pgflow_prefect`, and changes
+    nothing in `pgflow`; `pgflow-prefect guide released` says what works there.
 
     Example: `pgflow-prefect init --dsn postgresql://postgres@localhost/app`
 
@@ -43,13 +44,24 @@ def init(
     moved
         This database replaces the original, after a restore or pg_upgrade. It goes on with the original's flow runs in
         Prefect.
+    remove
+        Take everything of this program out of a database of the released pgflow again. What Prefect shows stays there.
     """
     import anyio
 
     from pgflow_prefect.database.schema import read_scripts
 
-    if sum((dry_run, new_installation, moved)) > 1:
-        raise UsageError("--dry-run, --new-installation and --moved exclude each other: name one")
+    if sum((dry_run, new_installation, moved, remove)) > 1:
+        raise UsageError("--dry-run, --new-installation, --moved and --remove exclude each other: name one")
+    if remove:
+        database, removed = anyio.run(_remove, make_settings(dsn))
+        if json:
+            print_json({"database": database, "outcome": "removed" if removed else "current"})
+        elif removed:
+            out.print(f"removed from database {database!r}: the schema pgflow_prefect", markup=False)
+        else:
+            out.print(f"database {database!r} has nothing of this program", markup=False)
+        return
     if dry_run:
         if json:
             print_json({"sql": read_scripts()})
@@ -138,32 +150,29 @@ def _print(done: _Installed) -> None:
         )
 
 
+async def _remove(settings: Settings) -> tuple[str, bool]:
+    from pgflow_prefect.database.connection import connect, find_dsn
+    from pgflow_prefect.database.schema import remove_schema
+
+    async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
+        return connection.info.dbname, await remove_schema(connection)
+
+
 async def _init(settings: Settings, new_installation: bool, moved: bool) -> _Installed:
     from pgflow_prefect.database.connection import connect, find_dsn
-    from pgflow_prefect.database.implementations import find_schema
     from pgflow_prefect.database.installation import find_copy, move_installation, start_installation
-    from pgflow_prefect.database.schema import (
-        describe_limited_schema,
-        install_schema,
-        read_versions,
-        refuse_hidden_rows,
-    )
+    from pgflow_prefect.database.schema import install_schema, read_versions, refuse_hidden_rows
 
     async with await connect(find_dsn(settings), timeout=settings.connect_timeout) as connection:
         before = await read_versions(connection)
         await refuse_hidden_rows(connection)
-        found = (await find_schema(connection)).implementation
-        if (new_installation or moved) and found is not None and not found.executes:
-            raise PgflowPrefectError(f"database {connection.info.dbname!r} has {describe_limited_schema()}")
         implementation = await install_schema(connection)
         after = await read_versions(connection)
         database = connection.info.dbname
-        if not implementation.executes:
-            return _Installed(database, implementation.name, before, after, None, False, False, [])
         new_id = await start_installation(connection) if new_installation else None
         stayed = moved and not await move_installation(connection)
         is_copy = await find_copy(connection) is not None
-    renamed = await _list_old_credentials(settings) if any(before) else []
+    renamed = await _list_old_credentials(settings) if any(before) and implementation.executes else []
     return _Installed(database, implementation.name, before, after, new_id, stayed, is_copy, renamed)
 
 

@@ -125,7 +125,8 @@ class Snapshot:
             if state.result_problem is not None:
                 result = f"not shown: it {state.result_problem}"
             note = shorten(state.skip_message or state.error_message or _describe_tasks(state, result))
-            status, shown = self._describe_status(state), state.task_state or ""
+            # Where pgflow's own workers execute the run, the state is of their queue, and not of Prefect.
+            status, shown = self._describe_status(state), (state.task_state or "") if self.executes else ""
             yield Row(slug, status, shown, str(state.attempts), took, state.handler or "", note)
 
     def describe_word(self, slug: str) -> str:

@@ -74,7 +74,7 @@ def timeline(
 async def _load_run(settings: Settings, run: RunName) -> tuple[Graph, Progress]:
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         return await read_progress(store, await store.find_run_id(run))
 
 

@@ -100,14 +100,13 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
     from pgflow_prefect.deployment.doers import describe_doers
     from pgflow_prefect.deployment.handler_files import load_workflow
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, only_reads=True) as store:
         definition = await store.load_definition(workflow)
         rows = await store.list_bindings(workflow)
         loaded, source = load_workflow(workflow, handlers, has_rows=bool(rows))
         kinds = find_doers(loaded, definition, rows)
         order = order_steps(definition)
-        problems = await find_all_problems(store, loaded, definition, rows)
-        problems += find_missing_here(loaded, rows, settings)
+        problems = [*await find_all_problems(store, loaded, definition, rows), *find_missing_here(loaded, rows)]
         problems += _find_twins(workflow, await store.list_slugs())
         recording = settings.recordings.get(workflow, loaded.record)
         if recording is not None and loaded.record is None:

@@ -72,6 +72,72 @@ class SetAsideRun(BaseModel):
     runs: int
 
 
+class Released(BaseModel):
+    """The released pgflow in a database.
+
+    Attributes:
+        version: the first version that has what is there.
+        requeues: it puts tasks back whose worker has vanished.
+        unknown: columns that this program does not know.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    requeues: bool
+    unknown: tuple[str, ...]
+
+
+class FlowQueue(BaseModel):
+    """The tasks and the workers of a flow of the released pgflow. Times are the database's.
+
+    Attributes:
+        workflow_slug: the flow.
+        queued: tasks that wait for a worker, those that wait for their next attempt included.
+        oldest: since when the oldest of them waits.
+        started: tasks that a worker has begun.
+        live_workers: workers that have given a sign of life in the last 30 s, and take tasks.
+        last_heartbeat_at: the latest sign of life.
+        functions: the Edge Functions that have ever worked on it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    queued: int
+    oldest: datetime | None
+    started: int
+    live_workers: int
+    last_heartbeat_at: datetime | None
+    functions: tuple[str, ...]
+
+
+class StalledTask(BaseModel):
+    """A task that a worker has begun, and whose time is over.
+
+    Attributes:
+        workflow_slug: its flow.
+        run_id: its run.
+        step_slug: its step.
+        task_index: its number in the step.
+        started_at: when its latest attempt began.
+        requeued: how often pgflow has put it back.
+        is_given_up: pgflow puts it back no more, so its run hangs.
+        tasks: how many such tasks there are in all.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    run_id: UUID
+    step_slug: str
+    task_index: int
+    started_at: datetime | None
+    requeued: int
+    is_given_up: bool
+    tasks: int
+
+
 class DisabledTrigger(BaseModel):
     """A trigger of ours that does not fire in every session.
 
@@ -105,6 +171,19 @@ class DiagnosisStatements(InstallationStatements, RecordingStatements):
         """Return which program the schema pgflow belongs to."""
         [row] = await self._fetch("find_schema")
         return read_schema(row)
+
+    async def read_released(self) -> Released:
+        """Return which version of the released pgflow this is."""
+        [row] = await self._fetch("read_released")
+        return Released.model_validate(row)
+
+    async def list_queues(self) -> list[FlowQueue]:
+        """Return the flows of the released pgflow with their tasks and workers."""
+        return [FlowQueue.model_validate(row) for row in await self._fetch("list_queues")]
+
+    async def list_stalled_tasks(self, limit: int) -> list[StalledTask]:
+        """Return tasks of the released pgflow whose time is over, those first that it has given up."""
+        return [StalledTask.model_validate(row) for row in await self._fetch("list_stalled_tasks", limit=limit)]
 
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that the current user lacks to execute runs."""

@@ -144,10 +144,55 @@ class RecordingStatements(Statements):
         )
         return frozenset(UUID(str(row["run_id"])) for row in rows)
 
-    async def settle_unshown(self, runs: Iterable[tuple[UUID, int]]) -> None:
-        """Leave ended runs unshown, given with their epochs; skip runs that a process has taken again meanwhile."""
+    async def settle_unshown(self, runs: Iterable[tuple[UUID, int]]) -> frozenset[UUID]:
+        """Look no further at ended runs, given with their epochs, and return those that this call has settled.
+
+        It skips runs that a process has taken again meanwhile.
+        """
         run_ids, epochs = zip(*runs, strict=True)
-        await self._fetch("settle_runs", run_ids=[*run_ids], epochs=[*epochs])
+        rows = await self._fetch("settle_runs", run_ids=[*run_ids], epochs=[*epochs])
+        return frozenset(UUID(str(row["run_id"])) for row in rows)
+
+    async def list_unshown(
+        self,
+        workflow_slugs: Iterable[str],
+        *,
+        adopt: bool,
+        with_ended: bool,
+        since: datetime | None,
+        besides: Iterable[UUID],
+        limit: int,
+    ) -> list[UUID]:
+        """Return runs of the released pgflow that Prefect does not show, those that go on first, then by age.
+
+        Args:
+            workflow_slugs: of these flows, as far as they are enabled.
+            adopt: also runs that go on, and began before their flow was enabled.
+            with_ended: also runs that have ended; this reads all runs of the flows.
+            since: no ended runs that began before that.
+            besides: without these.
+            limit: the greatest number of each.
+        """
+        rows = await self._fetch(
+            "list_unshown",
+            workflow_slugs=[*workflow_slugs],
+            adopt=adopt,
+            with_ended=with_ended,
+            since=since,
+            besides=[*besides],
+            limit=limit,
+        )
+        return [UUID(str(row["run_id"])) for row in rows]
+
+    async def forget_deleted_runs(self, *, after: UUID | None, limit: int) -> UUID | None:
+        """Delete our rows of runs that pgflow has deleted, and return the last id that this has looked at.
+
+        Args:
+            after: only rows behind this id.
+            limit: the greatest number of rows to look at.
+        """
+        [row] = await self._fetch("forget_deleted_runs", after=after, limit=limit)
+        return None if row["last"] is None else UUID(str(row["last"]))
 
     async def list_left_unshown(
         self, workflow_slugs: Iterable[str], *, grace: float, after: UUID | None, limit: int

@@ -1,12 +1,21 @@
 """Installs the two schemas, and checks their versions."""
 
+from psycopg.errors import DependentObjectsStillExist
+
 from pgflow_prefect.database.connection import Connection
-from pgflow_prefect.database.implementations import CLASSIC, Implementation, find_schema
-from pgflow_prefect.database.implementations.released import NOT_YET
+from pgflow_prefect.database.implementations import CLASSIC, FoundSchema, Implementation, find_schema
+from pgflow_prefect.database.implementations.released import WORKING
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.database.upgrade import upgrade
-from pgflow_prefect.errors import HiddenRowsError, PgflowPrefectError, SchemaMissingError, SchemaNewerError
+from pgflow_prefect.errors import (
+    HiddenRowsError,
+    NotOnReleasedError,
+    PgflowPrefectError,
+    SchemaMissingError,
+    SchemaNewerError,
+    UsageError,
+)
 from pgflow_prefect.shipped import shipped_path
 
 ENGINE_VERSION = 4
@@ -59,24 +68,25 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
 
     Args:
         connection: to the database.
-        only_reads: also accept a schema that this package can only read.
+        only_reads: also accept a schema whose runs this package can only read and show.
 
     Raises:
         SchemaMissingError: with the command that installs them.
         SchemaNewerError: with the command that upgrades this program.
-        PgflowPrefectError: the package can't yet execute runs of the database's schema.
+        NotOnReleasedError: the package can't yet execute runs of the database's schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     engine, adapter = await read_versions(connection)
     name = connection.info.dbname
     implementation = CLASSIC
     if engine == 0:
-        found, foreign_table = await find_schema(connection)
-        if foreign_table is not None:
-            raise SchemaMissingError(f"database {name!r}: {describe_foreign_schema(foreign_table)}")
-        implementation = found or CLASSIC
+        found = await find_schema(connection)
+        if found.foreign_table is not None:
+            raise SchemaMissingError(f"database {name!r}: {describe_foreign_schema(found.foreign_table)}")
+        _refuse_unknown(name, found)
+        implementation = found.implementation or CLASSIC
     if not implementation.executes and not only_reads:
-        raise PgflowPrefectError(f"database {name!r} has {describe_limited_schema()}")
+        raise NotOnReleasedError(f"this does not work on database {name!r}: it has {describe_limited_schema()}")
     needed = [("pgflow_prefect", adapter, ADAPTER_VERSION)]
     if implementation is CLASSIC:
         needed.insert(0, ("pgflow", engine, ENGINE_VERSION))
@@ -92,8 +102,22 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
 
 
 def describe_limited_schema() -> str:
-    """Name a schema that this package can only read, and say what works."""
-    return f"the schema of the released pgflow (pgflow.dev): {NOT_YET}"
+    """Name a schema whose runs this package can only read and show, and say what works."""
+    return f"the schema of the released pgflow (pgflow.dev). On that, these commands work: {WORKING}"
+
+
+def _refuse_unknown(database: str, found: FoundSchema) -> None:
+    """Refuse a later version of the released pgflow whose words this program could only misread.
+
+    Raises:
+        SchemaNewerError: with each of them.
+    """
+    if found.unknown:
+        named = ", ".join(f"pgflow.{each}" for each in found.unknown)
+        raise SchemaNewerError(
+            f"database {database!r} has a version of pgflow that this program does not know: {named}. "
+            "Upgrade the program: `pip install --upgrade pgflow-prefect`"
+        )
 
 
 def _refuse_newer(connection: Connection, engine: int, adapter: int) -> None:
@@ -124,6 +148,39 @@ async def install_schema(connection: Connection) -> Implementation:
     engine, adapter = await read_versions(connection)
     _refuse_newer(connection, engine, adapter)
     found = await find_schema(connection)
+    _refuse_unknown(connection.info.dbname, found)
     implementation = found.implementation or CLASSIC  # whose script refuses a schema of another program
     await upgrade(connection, implementation.scripts)
     return implementation
+
+
+async def remove_schema(connection: Connection) -> bool:
+    """Remove all that this package has installed in a database of the released pgflow; False: there was nothing.
+
+    Raises:
+        UsageError: the database has the classic schema, whose runs and bindings are rows of this package.
+        PgflowPrefectError: an object of another program depends on ours, or a table stayed locked too long.
+    """
+    engine, adapter = await read_versions(connection)
+    found = (await find_schema(connection)).implementation
+    if engine or found is CLASSIC:
+        raise UsageError(
+            f"database {connection.info.dbname!r} has the schema that this program installs itself: its workflows and "
+            "runs are rows there. Drop the database, or its schemas pgflow and pgflow_prefect, yourself"
+        )
+    if not adapter and not await _has_adapter(connection):
+        return False
+    with translate_errors():
+        try:
+            await connection.execute(shipped_path("sql", "released/remove.sql").read_bytes())
+        except DependentObjectsStillExist as error:
+            raise PgflowPrefectError(
+                f"an object that is not of this program depends on the schema pgflow_prefect of database "
+                f"{connection.info.dbname!r}: {error.diag.message_detail}. Nothing was removed: drop that object first"
+            ) from error
+    return True
+
+
+async def _has_adapter(connection: Connection) -> bool:
+    with translate_errors():
+        return await (await connection.execute(QUERIES["find_adapter"])).fetchone() is not None

@@ -374,12 +374,13 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
     Args:
         settings: name the database.
         size: connections at most.
-        only_reads: the caller only reads definitions and runs, which works on every schema that this package knows.
+        only_reads: the caller changes no run: it reads definitions and runs, or shows them in Prefect. That works on
+            every schema that this package knows.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
-        PgflowPrefectError: the package can't yet execute runs of its schema.
+        NotOnReleasedError: the package can't yet execute runs of its schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     dsn = find_dsn(settings)

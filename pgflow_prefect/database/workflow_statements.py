@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from pgflow_prefect.database.definition_edit import replace_definition
+from pgflow_prefect.database.released_script import TaskOptions
 from pgflow_prefect.database.statements import Statements
 from pgflow_prefect.database.translation import translate_errors
 from pgflow_prefect.definitions.model import WorkflowDefinition
@@ -39,6 +40,11 @@ class WorkflowStatements(Statements):
         rows = await self._fetch("load_definitions", workflow_slugs=slugs)
         found = [WorkflowDefinition.model_validate(row) for row in rows]
         return {each.slug: each for each in found}
+
+    async def list_task_options(self, workflow_slug: str) -> list[TaskOptions]:
+        """Return how a flow of the released pgflow tries its tasks: first the flow's own options, then each step's."""
+        rows = await self._fetch("list_task_options", workflow_slug=workflow_slug)
+        return [TaskOptions.model_validate(row) for row in rows]
 
     async def replace_definition(self, old: WorkflowDefinition | None, new: WorkflowDefinition) -> None:
         """Replace a workflow's definition: all differences in one transaction, or nothing.

@@ -3,28 +3,15 @@
 import os
 from collections.abc import Iterator, Mapping
 
-from pgflow_prefect.bindings import (
-    AnyBinding,
-    Command,
-    Kind,
-    NamedCommand,
-    Python,
-    Queue,
-    SqlFunction,
-    parse_binding,
-    parse_function,
-)
+from pgflow_prefect.bindings import AnyBinding, Kind, Python, Queue, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.row_credentials import find_row_problems
-from pgflow_prefect.errors import NotRetriableError, UsageError
-from pgflow_prefect.handlers.command import find_problems, find_program
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import StepBinding
-from pgflow_prefect.programs import Program
-from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
 _PYTHON = Python()
@@ -72,15 +59,10 @@ async def find_all_problems(
     return [*workflow.find_problems(definition), *problems]
 
 
-def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], settings: Settings) -> list[str]:
-    """Return the variables, packages and programs that a workflow's bindings need and that this process lacks.
+def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding]) -> list[str]:
+    """Return the variables and packages that a workflow's bindings need and that this process lacks.
 
     The machine that deploys a workflow need not have them; the one that executes its runs does.
-
-    Args:
-        workflow: with the bindings of `bind`.
-        rows: the bindings by rows.
-        settings: of this process.
 
     Returns:
         A sentence for each problem.
@@ -99,19 +81,7 @@ def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], setti
                 "pip install 'pgflow-prefect[queues]'"
                 for name in find_missing_packages(binding.url)
             ]
-        if isinstance(binding, Command | NamedCommand):
-            problems += [
-                f"step {slug!r} is bound to {binding}, and {each}"
-                for each in _check_program(binding, settings.programs)
-            ]
     return problems
-
-
-def _check_program(binding: Command | NamedCommand, programs: Mapping[str, Program]) -> list[str]:
-    try:
-        return [*find_problems(find_program(binding, programs))]
-    except NotRetriableError as error:
-        return [str(error)]
 
 
 def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list[str]:
@@ -138,8 +108,7 @@ def find_refused_rows(rows: Mapping[str, StepBinding], policy: RowPolicy) -> lis
 
 
 def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding], list[str]]:
-    bindings: dict[str, AnyBinding] = {}
-    problems: list[str] = []
+    bindings, problems = {}, []
     for slug, row in rows.items():
         try:
             bindings[slug] = parse_binding(row.kind, row.target, row.options)

@@ -1,8 +1,8 @@
 """The interface of a handler, and the step's data that it gets."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 from uuid import UUID
 
 import httpx
@@ -14,7 +14,6 @@ from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import Claim
-from pgflow_prefect.programs import Program
 from pgflow_prefect.raw_json import RawJson, write_object
 
 C = TypeVar("C")
@@ -22,18 +21,6 @@ C = TypeVar("C")
 
 def _identity(value: Any) -> Any:  # noqa: ANN401
     return value
-
-
-class FailedStep(NamedTuple):
-    """A step of a run that has failed.
-
-    Attributes:
-        slug: the step.
-        message: its error, as the database has it.
-    """
-
-    slug: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -48,8 +35,6 @@ class AnyStepContext(Generic[C]):
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
         shadow: the step is external, and this result is only compared: do nothing that has an effect elsewhere.
-        failed_steps: those of the run that had failed when this attempt began, in the order of their ends; empty unless
-            the rule of this step lets it run after a failure. Steps that were not run are not among them.
     """
 
     run_id: UUID
@@ -59,7 +44,6 @@ class AnyStepContext(Generic[C]):
     logger: Logger
     shadow: bool = False
     index: int = 0
-    failed_steps: tuple[FailedStep, ...] = ()
     _connect: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -191,8 +175,6 @@ class Toolbox:
         queue_key: signs messages for queues; None for no signature.
         flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
         function_owners: the roles whose SQL functions rows may name, beside the roles that are always trusted.
-        programs: the programs that rows may name.
-        secrets: texts that no output of a program may show.
     """
 
     http: Callable[[], httpx.AsyncClient]
@@ -202,8 +184,6 @@ class Toolbox:
     row_http: Callable[[], httpx.AsyncClient] = _refuse_rows
     flat_body: bool = False
     function_owners: tuple[str, ...] = ()
-    programs: Mapping[str, Program] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
     queue_key: bytes | None = field(default=None, repr=False)
 
 

@@ -3,8 +3,8 @@
 -- A part of the contract of ../CONTRACT.md, for the schema that npm's @pgflow/core installs, 0.7 or later. It creates
 -- functions in the schema pgflow_prefect that only read, and changes nothing in the schema pgflow. What a version of
 -- pgflow may lack is looked for at each call: run this again after upgrades of this program, not after pgflow's.
--- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again.
--- To take it back: DROP SCHEMA pgflow_prefect CASCADE;
+-- psql -d DATABASE -f pgflow_prefect.sql -f observing.sql; a transaction each, safe to run again.
+-- To take both back: `pgflow-prefect init --remove`, or DROP SCHEMA pgflow_prefect CASCADE;
 --
 -- Statuses are those of the contract. A run or a step that is `started` is pending here. A step that is `skipped` is
 -- completed, with the reason. A map step is one step with a number of tasks.
@@ -158,6 +158,26 @@ END
 $told$;
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_step(
+    only_if jsonb, "unless" jsonb, when_unmet text, when_exhausted text, is_map boolean, map_over text
+) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    -- A pattern may have a null inside, so that no key can be left out by its value.
+    SELECT CASE WHEN only_if IS NULL THEN '{}' ELSE jsonb_build_object('only_if', only_if) END
+        || CASE WHEN "unless" IS NULL THEN '{}' ELSE jsonb_build_object('unless', "unless") END
+        || CASE WHEN coalesce(only_if, "unless") IS NULL OR coalesce(when_unmet, 'skip') = 'skip' THEN '{}'
+                ELSE jsonb_build_object('when_unmet', when_unmet) END
+        || CASE WHEN coalesce(when_exhausted, 'fail') = 'fail' THEN '{}'
+                ELSE jsonb_build_object('when_exhausted', when_exhausted) END
+        || CASE WHEN is_map THEN jsonb_build_object('step_type', 'map', 'map_over', coalesce(map_over, 'payload')) ELSE '{}' END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_step(jsonb, jsonb, text, text, boolean, text) IS
+    'What is said of a step beside its name and what it waits for, in the words of load_definitions. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
 RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, when_failed text, failed_by text)
 LANGUAGE plpgsql STABLE
@@ -165,20 +185,33 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET
 AS $$
 #variable_conflict use_column
 BEGIN
-    RETURN QUERY -- one statement: a flow that is compiled in between can't mix two versions
+    RETURN QUERY EXECUTE format($query$ -- one statement: a flow that is compiled in between can't mix two versions
         SELECT f.flow_slug,
                ARRAY(SELECT s.step_slug FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug ORDER BY s.step_slug),
                ARRAY(SELECT ARRAY[d.dep_slug, d.step_slug] FROM pgflow.deps d WHERE d.flow_slug = f.flow_slug
                      ORDER BY d.dep_slug, d.step_slug),
-               '{}'::jsonb, NULL::text, 'steps'::text
+               coalesce((SELECT jsonb_object_agg(s.step_slug, s.said) FROM (
+                             SELECT s.step_slug, pgflow_prefect.describe_step(
+                                        %1$s, %2$s, %3$s, %4$s, s.step_type = 'map',
+                                        (SELECT min(d.dep_slug) FROM pgflow.deps d
+                                         WHERE d.flow_slug = s.flow_slug AND d.step_slug = s.step_slug)) AS said
+                             FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug) s
+                         WHERE s.said <> '{}'), '{}'),
+               NULL::text, 'steps'::text
         FROM pgflow.flows f
-        WHERE load_definitions.workflow_slugs IS NULL OR f.flow_slug = ANY (load_definitions.workflow_slugs)
-        ORDER BY f.flow_slug;
+        WHERE $1 IS NULL OR f.flow_slug = ANY ($1)
+        ORDER BY f.flow_slug
+        $query$,
+        pgflow_prefect.find_column('steps', 'required_input_pattern', 's', 'jsonb'),
+        pgflow_prefect.find_column('steps', 'forbidden_input_pattern', 's', 'jsonb'),
+        pgflow_prefect.find_column('steps', 'when_unmet', 's', 'text'),
+        pgflow_prefect.find_column('steps', 'when_exhausted', 's', 'text'))
+        USING load_definitions.workflow_slugs;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.load_definitions(text[]) IS
-    'These flows as they are defined now; NULL: all. A dep is a pair, upstream first.';
+    'These flows as they are defined now; NULL: all. A dep is a pair, upstream first. The rules tell conditions and maps.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_run_definition(run_id uuid)
@@ -214,15 +247,6 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS 'All steps are external: pgflow''s own workers do them.';
-
-
-CREATE OR REPLACE FUNCTION pgflow_prefect.list_enabled()
-RETURNS TABLE (workflow_slug text, enabled boolean, since timestamptz)
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
-AS $$ SELECT NULL::text, NULL::boolean, NULL::timestamptz WHERE false $$;
-
-COMMENT ON FUNCTION pgflow_prefect.list_enabled() IS 'No rows: Prefect executes no runs of the released pgflow yet.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -262,7 +286,9 @@ BEGIN
                NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
                r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
                CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
-               r.started_at, coalesce(r.completed_at, r.failed_at), NULL::uuid, NULL::text, 0, 0::bigint, NULL::text
+               r.started_at, coalesce(r.completed_at, r.failed_at),
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
+               NULL::text
         FROM (SELECT * FROM pgflow.runs i
               WHERE (list_runs.only_workflow IS NULL OR i.flow_slug = list_runs.only_workflow)
                 AND CASE list_runs.only_status WHEN 'pending' THEN i.status NOT IN ('completed', 'failed')
@@ -296,7 +322,9 @@ BEGIN
                NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
                r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
                CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
-               r.started_at, coalesce(r.completed_at, r.failed_at), NULL::uuid, NULL::text, 0, 0::bigint, NULL::text,
+               r.started_at, coalesce(r.completed_at, r.failed_at),
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
+               NULL::text,
                NULL::text, NULL::timestamptz, false
         FROM pgflow.runs r
         LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
@@ -354,19 +382,31 @@ BEGIN
     RETURN QUERY EXECUTE format($query$
         SELECT s.step_slug,
                CASE s.status WHEN 'started' THEN 'pending' WHEN 'skipped' THEN 'completed' ELSE s.status END,
-               NULL::text, coalesce(t.attempts, 0), CASE WHEN s.status = 'failed' THEN s.error_message END,
+               NULL::text, coalesce(t.attempts, 0),
+               CASE WHEN s.status = 'failed' THEN s.error_message
+                    WHEN s.status = 'started' AND t.is_waiting THEN t.error_message END,
                coalesce(s.started_at, s.created_at), t.started_at,
-               coalesce(s.completed_at, s.failed_at, %1$s), NULL::text,
+               coalesce(s.completed_at, s.failed_at, %1$s),
+               CASE WHEN s.status = 'started' AND t.is_waiting THEN 'AwaitingRetry' END,
                (SELECT w.function_name FROM pgflow.workers w WHERE w.worker_id = t.last_worker_id), NULL::timestamptz,
                CASE WHEN d.step_type = 'map' THEN s.initial_tasks END,
                CASE WHEN d.step_type = 'map' THEN coalesce(t.completed, 0) END,
-               CASE WHEN s.status = 'skipped' THEN coalesce(%2$s, 'no reason given') END, NULL::text
+               CASE WHEN s.status = 'skipped' THEN coalesce(%2$s, 'no reason given') END,
+               CASE WHEN s.status = 'skipped' THEN
+                   CASE %2$s WHEN 'condition_unmet' THEN 'its condition is not met'
+                             WHEN 'dependency_skipped' THEN 'a step that it waits for was skipped'
+                             WHEN 'handler_failed' THEN 'its handler failed: '
+                                                        || coalesce(s.error_message, t.error_message, 'no reason given')
+                             ELSE %2$s END END
         FROM pgflow.step_states s
         LEFT JOIN pgflow.steps d ON d.flow_slug = s.flow_slug AND d.step_slug = s.step_slug
         LEFT JOIN LATERAL (
             SELECT max(i.attempts_count) AS attempts, min(i.started_at) AS started_at,
                    count(*) FILTER (WHERE i.status = 'completed')::int AS completed,
-                   (array_agg(i.last_worker_id ORDER BY i.started_at DESC NULLS LAST))[1] AS last_worker_id
+                   (array_agg(i.last_worker_id ORDER BY i.started_at DESC NULLS LAST))[1] AS last_worker_id,
+                   -- A failed attempt puts its task back into the queue, with the error.
+                   bool_and(i.status <> 'started') AND bool_or(i.status = 'queued' AND i.attempts_count > 0) AS is_waiting,
+                   max(i.error_message) FILTER (WHERE i.status IN ('queued', 'failed')) AS error_message
             FROM pgflow.step_tasks i WHERE i.run_id = s.run_id AND i.step_slug = s.step_slug OFFSET 0) t ON true
         WHERE s.run_id = $1 AND s.status <> 'created' AND ($2 IS NULL OR s.step_slug = ANY ($2))
         ORDER BY coalesce(s.started_at, s.created_at), s.step_slug
@@ -379,7 +419,8 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
     'How these steps of a run stand, those that have started, without their results; NULL: all. Of a map step, when '
-    'its first task began, how many tasks it has, and how many of them are completed.';
+    'its first task began, how many tasks it has, and how many of them are completed. AwaitingRetry: no task of the step is '
+    'under way, and one that has failed is to be tried again.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_states(run_id uuid)
@@ -412,16 +453,7 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
     'The steps of a run that have started, in the order of their start, with their results: of a map step, an array.';
 
 
-------------------------------------------------------------------------------------------------------------
--- The version, and rights: the owner's alone, until a role is granted EXECUTE
-------------------------------------------------------------------------------------------------------------
-
-CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 8 $$;
-
-COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of this script: a higher one upgrades a lower one.';
-
+-- Rights: the owner's alone, until a role is granted EXECUTE. The version is set by the next script.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgflow_prefect FROM PUBLIC;
 
 COMMIT;

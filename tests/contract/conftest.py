@@ -60,6 +60,8 @@ def open_released(
     name, implementation = templates[source]
     dsn = databases.make(name)
     with open_flows(dsn) as flows:
+        # A copy of a database that was never used with Prefect gets an id of its own, as its owner's `init` gives it.
+        flows.db.execute("SELECT pgflow_prefect.claim_installation()")
         yield ReleasedWorld(dsn, flows, implementation)
     databases.discard(dsn)
 

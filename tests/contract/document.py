@@ -22,6 +22,7 @@ class Described(NamedTuple):
         who: the roles that may call it; `owner` for the owner alone.
         is_hot: whether it is called for each step, or all the time.
         locks: the rows that it locks, in words.
+        only_released: the released schema alone has it.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Described(NamedTuple):
     who: frozenset[str]
     is_hot: bool
     locks: str
+    only_released: bool = False
 
 
 def read_document() -> list[Described]:
@@ -38,7 +40,10 @@ def read_document() -> list[Described]:
 
 def _parse(text: str) -> Iterator[Described]:
     header: list[str] = []
+    only_released = False
     for line in text.splitlines():
+        if line.startswith("## "):
+            only_released = line == "## Only on `released/`"
         cells = [cell.strip() for cell in line.strip()[1:-1].split("|")]
         if line.startswith("| function |"):
             header = cells
@@ -51,6 +56,7 @@ def _parse(text: str) -> Iterator[Described]:
                 frozenset(cell["who"].split()),
                 cell.get("hot") == "yes",
                 cell.get("rows locked, in this order", ""),
+                only_released,
             )
 
 

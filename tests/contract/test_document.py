@@ -10,7 +10,7 @@ import pytest
 import pgflow_prefect
 from pgflow_prefect.shipped import shipped_path
 from tests.conftest import Connection
-from tests.contract.document import list_called, list_statements, read_document
+from tests.contract.document import Described, list_called, list_statements, read_document
 from tests.contract.worlds import ReleasedWorld
 from tests.engine import column
 from tests.integration.supabase import borrowed_roles, run_script
@@ -38,7 +38,15 @@ FORMS = """
     SELECT proname, pg_get_function_identity_arguments(oid) || ' -> ' || pg_get_function_result(oid) FROM pg_proc
     WHERE pronamespace = 'pgflow_prefect'::regnamespace
 """
-INTERNAL = {"describe_failure", "find_column", "find_json_problem"}
+INTERNAL = {
+    "claim_installation",
+    "current_stamp",
+    "describe_failure",
+    "describe_step",
+    "find_column",
+    "find_json_problem",
+    "is_same_stamp",
+}
 
 SHOWN_TO_PEOPLE = {
     "cli/demo.py": "the demo prints the statements that a person would type",
@@ -53,6 +61,8 @@ SHOWN_TO_PEOPLE = {
 
 PACKAGE = Path(pgflow_prefect.__file__).parent
 DESCRIBED = {each.name: each for each in read_document()}
+CLASSIC = {name: each for name, each in DESCRIBED.items() if not each.only_released}
+ONLY_RELEASED = {name: each for name, each in DESCRIBED.items() if each.only_released}
 
 
 def test_every_function_that_python_calls_is_described_and_no_other() -> None:
@@ -60,12 +70,21 @@ def test_every_function_that_python_calls_is_described_and_no_other() -> None:
     assert len(DESCRIBED) == len(read_document()), "each once"
 
 
-@pytest.mark.parametrize("name", sorted(DESCRIBED))
+@pytest.mark.parametrize("name", sorted(CLASSIC))
 def test_a_described_function_exists_with_its_arguments_and_the_rights_of_its_caller(
     name: str, shared_db: Connection
 ) -> None:
-    described = DESCRIBED[name]
-    found = shared_db.execute(FUNCTION, [name]).fetchall()
+    check_function(CLASSIC[name], shared_db)
+
+
+def test_the_functions_of_the_released_schema_alone_exist_like_the_others(released: ReleasedWorld) -> None:
+    for described in ONLY_RELEASED.values():
+        check_function(described, released.db)
+
+
+def check_function(described: Described, db: Connection) -> None:
+    """Check that a function is as the page describes it."""
+    found = db.execute(FUNCTION, [described.name]).fetchall()
     assert len(found) == 1, "one function of this name"
     [(names, types, is_definer, only_reads, is_strict)] = found
     expected = [argument.split(" ", 1) for argument in described.arguments]
@@ -81,9 +100,9 @@ def test_the_roles_may_call_what_the_page_says(server_dsn: str, dsn: str, db: Co
     with borrowed_roles(server_dsn, dsn):
         run_script(db, "api")
         run_script(db, "roles")
-        granted = {name: sorted(map(str, column(db, GRANTED, name))) for name in DESCRIBED}
+        granted = {name: sorted(map(str, column(db, GRANTED, name))) for name in CLASSIC}
     described = {
-        name: sorted(f"pgflow_{role}" for role in each.who if role != "owner") for name, each in DESCRIBED.items()
+        name: sorted(f"pgflow_{role}" for role in each.who if role != "owner") for name, each in CLASSIC.items()
     }
     assert granted == described
 
@@ -121,8 +140,8 @@ def test_the_released_implementation_has_the_functions_that_the_page_names(
     released: ReleasedWorld, shared_db: Connection
 ) -> None:
     section = shipped_path("sql", "CONTRACT.md").read_text(encoding="utf-8").split("## What `released/` has so far")[1]
-    named = set(re.findall(r"`(\w+_\w+)`[,.]", section))
+    named = set(re.findall(r"`(\w+)`[,.]", section))
     ours = {str(name): str(form) for name, form in released.db.execute(FORMS)}
-    assert ours.keys() - INTERNAL == named
+    assert ours.keys() - INTERNAL - ONLY_RELEASED.keys() == named
     classic = {str(name): str(form) for name, form in shared_db.execute(FORMS)}
     assert {name: ours[name] for name in named} == {name: classic[name] for name in named}

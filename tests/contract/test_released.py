@@ -1,4 +1,4 @@
-"""What only the released pgflow has: maps, skipped steps, and what our functions do to it, which is nothing."""
+"""What only the released pgflow has: maps, skipped steps, stalled tasks, and what our functions do to it: nothing."""
 
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -9,17 +9,20 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from pgflow_prefect.database.connection import connect as open_connection
+from pgflow_prefect.database.diagnosis import open_diagnosis
 from pgflow_prefect.database.implementations import find_schema
-from pgflow_prefect.database.schema import install_schema
+from pgflow_prefect.database.released_script import write_flow_script
+from pgflow_prefect.database.schema import install_schema, remove_schema
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.errors import NotOnReleasedError, PgflowPrefectError, SchemaNewerError, UsageError
 from pgflow_prefect.models import Status, StepState
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
 from tests.contract.worlds import BrokenError, ReleasedWorld
 from tests.engine import refused
+from tests.integration.supabase import borrowed_roles
 from tests.json_values import decode
-from tests.released_lab import read_objects
+from tests.released_lab import read_objects, run_released_script
 
 pytestmark = pytest.mark.anyio
 
@@ -108,21 +111,220 @@ async def test_installing_changes_nothing_of_pgflow_and_a_second_time_changes_no
     ours = (
         "SELECT oid::regprocedure::text, md5(prosrc), proacl::text FROM pg_proc WHERE pronamespace = %s::regnamespace"
     )
-
-    async def install() -> None:
-        async with await open_connection(released.dsn, timeout=10) as connection:
-            await install_schema(connection)
-
     released.db.execute("DROP SCHEMA pgflow_prefect CASCADE")
     before = read_objects(released.db)
-    await install()
+    await install(released.dsn)
     functions = sorted(released.db.execute(ours, ["pgflow_prefect"]))
-    await install()
+    await install(released.dsn)
     assert read_objects(released.db) == before
     assert sorted(released.db.execute(ours, ["pgflow_prefect"])) == functions
     assert functions
-    tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pgflow_prefect'::regnamespace AND relkind <> 'c'"
-    assert released.db.execute(tables).fetchone() == (0,), "it only reads"
+
+
+REST = """
+    SELECT 'schema', nspname, coalesce(nspacl, acldefault('n', nspowner))::text FROM pg_namespace
+    UNION ALL SELECT 'relation', c.oid::regclass::text, coalesce(c.relacl, acldefault('r', c.relowner))::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname !~ '^pg_'
+    UNION ALL SELECT 'function', p.oid::regprocedure::text,
+                     md5(p.prosrc) || coalesce(p.proacl, acldefault('f', p.proowner))::text
+    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname !~ '^pg_'
+    UNION ALL SELECT 'trigger', t.tgname || t.tgrelid::regclass, pg_get_triggerdef(t.oid) FROM pg_trigger t
+    UNION ALL SELECT 'depends', d.classid::regclass::text, count(*)::text FROM pg_depend d GROUP BY d.classid
+    ORDER BY 1, 2, 3
+"""
+"""All objects of a database, with the rights on them."""
+
+
+async def remove(dsn: str) -> bool:
+    async with await open_connection(dsn, timeout=10) as connection:
+        return await remove_schema(connection)
+
+
+async def install(dsn: str) -> None:
+    async with await open_connection(dsn, timeout=10) as connection:
+        await install_schema(connection)
+
+
+async def test_what_is_removed_leaves_no_trace(server_dsn: str, released: ReleasedWorld) -> None:
+    await remove(released.dsn)
+    before = released.db.execute(REST.encode()).fetchall()
+    await install(released.dsn)
+    released.flows.define("photos", MAPPED, maps=["resize"])
+    released.db.execute("SELECT pgflow_prefect.enable_workflow('photos')")
+    run_id = released.flows.start("photos", {})
+    released.db.execute(
+        "SELECT pgflow_prefect.link_recorded_runs(ARRAY[%s], '{0}', ARRAY[gen_random_uuid()])", [run_id]
+    )
+    with borrowed_roles(server_dsn, released.dsn):
+        run_released_script(released.db, "roles")
+        assert await remove(released.dsn)
+        released.db.execute("SELECT pgmq.drop_queue('photos')")
+        assert released.db.execute(REST.encode()).fetchall() == before
+        assert not await remove(released.dsn), "there is nothing left"
+        await install(released.dsn)
+    assert released.db.execute("SELECT * FROM pgflow_prefect.list_enabled()").fetchall() == [], "it begins anew"
+
+
+async def test_an_object_of_yours_that_needs_ours_keeps_it_from_being_removed(released: ReleasedWorld) -> None:
+    released.db.execute("CREATE VIEW public.shown AS SELECT * FROM pgflow_prefect.flow_runs")
+    with pytest.raises(PgflowPrefectError, match=r"view shown depends on table .*: drop that object first"):
+        await remove(released.dsn)
+    assert released.db.execute("SELECT count(*) FROM public.shown").fetchone() == (0,)
+    assert released.db.execute("SELECT count(*) FROM pgflow_prefect.list_enabled()").fetchone() == (0,), (
+        "nothing is gone"
+    )
+
+
+async def test_the_classic_schema_is_not_removed(dsn: str) -> None:
+    with pytest.raises(UsageError, match="its workflows and runs are rows there"):
+        await remove(dsn)
+
+
+LATER = [
+    ("runs", "status", "'started', 'completed', 'failed', 'paused'", "pgflow.runs.status may be 'paused'"),
+    (
+        "step_tasks",
+        "status",
+        "'queued', 'started', 'completed', 'failed', 'held'",
+        "pgflow.step_tasks.status may be 'held'",
+    ),
+    ("steps", "step_type", "'single', 'map', 'reduce'", "pgflow.steps.step_type may be 'reduce'"),
+    ("runs", "remaining_steps", "", "pgflow.runs.remaining_steps is missing"),
+]
+"""A table, a column, the words that it may have, and what is said of that."""
+
+
+@pytest.mark.parametrize(("table", "column", "words", "named"), LATER)
+async def test_a_later_version_whose_words_are_unknown_is_refused_by_their_names(
+    released: ReleasedWorld, table: str, column: str, words: str, named: str
+) -> None:
+    change = f"ADD CHECK ({column} IN ({words}))" if words else f"RENAME COLUMN {column} TO other"
+    released.db.execute(f"ALTER TABLE pgflow.{table} {change}".encode())
+    with pytest.raises(SchemaNewerError, match=named):
+        async with open_store(Settings(dsn=SecretStr(released.dsn)), size=1, only_reads=True):
+            pass
+    with pytest.raises(SchemaNewerError, match=named):
+        await install(released.dsn)
+
+
+async def test_a_column_that_is_unknown_is_named_and_changes_nothing(store: Store, released: ReleasedWorld) -> None:
+    released.db.execute(
+        "ALTER TABLE pgflow.runs ADD COLUMN priority int; ALTER TABLE pgflow.steps ADD COLUMN queue_name text"
+    )
+    async with open_diagnosis(released.dsn, Settings(dsn=SecretStr(released.dsn))) as diagnosis:
+        found = await diagnosis.read_released()
+    assert found.unknown == ("runs.priority",)
+    assert found.version == ("0.14" if released.implementation.skips else "0.7")
+    assert await store.list_workflows() == []
+
+
+async def test_conditions_and_maps_are_a_part_of_the_definition(store: Store, released: ReleasedWorld) -> None:
+    released.flows.define("photos", MAPPED, maps=["resize"])
+    rules = (await store.load_definition("photos")).rules
+    assert {slug: each.said for slug, each in rules.items()} == {
+        "resize": {"step_type": "map", "map_over": "list"},
+    }
+    released.flows.define("roots", {"each": []}, maps=["each"])
+    assert (await store.load_definition("roots")).rules["each"].map_over == "payload"
+    if released.implementation.skips:
+        condition = (
+            """required_input_pattern => '{"vip": null}', when_unmet => 'skip-cascade', when_exhausted => 'skip'"""
+        )
+        unless = """forbidden_input_pattern => '{"choose": {}}'"""
+        released.flows.define("gifts", {"choose": [], "wrap": ["choose"]}, choose=condition, wrap=unless)
+        rules = (await store.load_definition("gifts")).rules
+        assert {slug: each.said for slug, each in rules.items()} == {
+            "choose": {"only_if": {"vip": None}, "when_unmet": "skip-cascade", "when_exhausted": "skip"},
+            "wrap": {"unless": {"choose": {}}},
+        }
+
+
+async def test_a_step_that_is_to_be_tried_again_has_the_error_of_its_last_attempt(
+    store: Store, released: ReleasedWorld
+) -> None:
+    released.flows.define("shaky", {"only": []}, attempts=2)
+    run_id = released.flows.start("shaky", {})
+
+    def fail(step: str, index: int) -> object:
+        raise BrokenError("the network is away")
+
+    released.flows.work("shaky", fail)
+    state = (await read_states(store, run_id))["only"]
+    assert (state.status, state.attempts, state.task_state) == (Status.PENDING, 1, "AwaitingRetry")
+    assert (state.error_message, state.started_at) == ("the network is away", None)
+    released.flows.claim("shaky")
+    state = (await read_states(store, run_id))["only"]
+    assert (state.attempts, state.task_state, state.error_message) == (2, None, None)
+
+
+async def test_what_a_step_was_skipped_for_is_said_in_words(store: Store, released: ReleasedWorld) -> None:
+    if not released.implementation.skips:
+        pytest.skip("this version of pgflow skips no steps")
+    condition = """required_input_pattern => '{"vip": true}', when_unmet => 'skip-cascade'"""
+    steps = {"choose": [], "wrap": ["choose"], "pack": []}
+    released.flows.define("gifts", steps, choose=condition, pack="when_exhausted => 'skip'")
+    run_id = released.flows.start("gifts", {"vip": False})
+
+    def fail(step: str, index: int) -> object:
+        raise BrokenError("no paper")
+
+    released.flows.work("gifts", fail)
+    states = await read_states(store, run_id)
+    assert {slug: each.skip_message for slug, each in states.items()} == {
+        "choose": "its condition is not met",
+        "wrap": "a step that it waits for was skipped",
+        "pack": "its handler failed: no paper",
+    }
+    assert (await store.read_run(run_id)).status is Status.COMPLETED
+
+
+async def test_tasks_that_wait_and_workers_that_live_are_counted(released: ReleasedWorld) -> None:
+    released.flows.define("photos", MAPPED, maps=["resize"])
+    released.flows.start("photos", {})
+    async with open_diagnosis(released.dsn, Settings(dsn=SecretStr(released.dsn))) as diagnosis:
+        [before] = await diagnosis.list_queues()
+        assert (before.queued, before.started, before.live_workers, before.functions) == (1, 0, 0, ())
+        released.flows.claim("photos")
+        [during] = await diagnosis.list_queues()
+        assert (during.queued, during.started, during.live_workers, during.functions) == (0, 1, 1, ("edge",))
+        released.db.execute("UPDATE pgflow.workers SET last_heartbeat_at = now() - interval '1 minute'")
+        assert await diagnosis.list_stalled_tasks(5) == []
+        released.db.execute(
+            "UPDATE pgflow.step_tasks SET queued_at = now() - interval '1 hour', started_at = now() - interval '1 hour'"
+        )
+        [stalled] = await diagnosis.list_stalled_tasks(5)
+        assert (stalled.step_slug, stalled.is_given_up, stalled.tasks) == ("list", False, 1)
+        [after] = await diagnosis.list_queues()
+        assert after.live_workers == 0
+
+
+async def test_a_task_that_pgflow_gave_up_is_named(released: ReleasedWorld) -> None:
+    if not released.implementation.skips:
+        pytest.skip("this version of pgflow puts no task back")
+    released.flows.define("photos", MAPPED, maps=["resize"])
+    released.flows.start("photos", {})
+    for _ in range(4):
+        released.flows.claim("photos")
+        released.db.execute(
+            "UPDATE pgflow.step_tasks SET queued_at = now() - interval '1 hour', started_at = now() - interval '1 hour'"
+        )
+        released.db.execute("SELECT pgflow.requeue_stalled_tasks()")
+    async with open_diagnosis(released.dsn, Settings(dsn=SecretStr(released.dsn))) as diagnosis:
+        [stalled] = await diagnosis.list_stalled_tasks(5)
+    assert (stalled.is_given_up, stalled.requeued) == (True, 3)
+
+
+async def test_the_exported_sql_makes_the_same_flow_again(store: Store, released: ReleasedWorld) -> None:
+    condition = """required_input_pattern => '{"list": [1]}', when_unmet => 'fail', timeout => 7"""
+    options = {"report": condition if released.implementation.skips else "timeout => 7, start_delay => 3"}
+    released.flows.define("photos", MAPPED, maps=["resize"], attempts=5, **options)
+    definition, tried = await store.load_definition("photos"), await store.list_task_options("photos")
+    script = write_flow_script(definition, tried)
+    released.db.execute("DELETE FROM pgflow.deps; DELETE FROM pgflow.steps; DELETE FROM pgflow.flows")
+    for _ in range(2):
+        released.db.execute(script.encode())
+    assert await store.load_definition("photos") == definition
+    assert sorted(await store.list_task_options("photos"), key=str) == sorted(tried, key=str)
 
 
 async def test_the_scripts_of_the_classic_schema_are_refused(released: ReleasedWorld) -> None:
@@ -140,7 +342,7 @@ def test_the_script_of_the_released_schema_is_refused_elsewhere(dsn: str, empty_
 
 
 async def test_what_executes_runs_is_refused_at_once(released: ReleasedWorld) -> None:
-    with pytest.raises(PgflowPrefectError, match="only `list`, `graph`, `runs` and `status` work on it yet"):
+    with pytest.raises(NotOnReleasedError, match="On that, these commands work: `list`, `graph`, `runs`"):
         async with open_store(Settings(dsn=SecretStr(released.dsn)), size=1):
             pass
 
@@ -178,7 +380,7 @@ async def test_the_schema_is_known_by_its_columns(released: ReleasedWorld, dsn: 
     found: list[str | None] = []
     for database in (released.dsn, dsn, empty_dsn):
         async with await open_connection(database, timeout=10) as connection:
-            implementation, foreign_table = await find_schema(connection)
-            assert foreign_table is None
-            found.append(None if implementation is None else implementation.name)
+            schema = await find_schema(connection)
+            assert (schema.foreign_table, schema.unknown) == (None, ())
+            found.append(None if schema.implementation is None else schema.implementation.name)
     assert found == ["released", "classic", None]

@@ -16,10 +16,12 @@ class FoundSchema(NamedTuple):
     Attributes:
         implementation: the one that fits; None if there is no schema, or if it is another program's.
         foreign_table: a table that shows that the schema is another program's.
+        unknown: what a later version of the released pgflow has, and this program does not know, by name.
     """
 
     implementation: Implementation | None
     foreign_table: str | None
+    unknown: tuple[str, ...] = ()
 
 
 async def find_schema(connection: Connection) -> FoundSchema:
@@ -35,7 +37,9 @@ def read_schema(row: dict[str, object]) -> FoundSchema:
     if row["is_classic"]:
         return FoundSchema(CLASSIC, None)
     if row["is_released"]:
-        return FoundSchema(describe_released(skips=bool(row["has_skips"])), None)
+        unknown = row["unknown"]
+        assert isinstance(unknown, list)
+        return FoundSchema(describe_released(skips=bool(row["has_skips"])), None, tuple(map(str, unknown)))
     return FoundSchema(None, None if row["some_table"] is None else str(row["some_table"]))
 
 

@@ -1,13 +1,53 @@
-"""The schema of the released pgflow (pgflow.dev): the scripts of `sql/released/`, which only read so far."""
+"""The schema of the released pgflow (pgflow.dev): the scripts of `sql/released/`. Its own workers execute its flows."""
 
 from pgflow_prefect.database.implementations.capabilities import Implementation
 
-COMMANDS = ("list", "graph", "runs", "status")
+RELEASED = "released"
+"""Its name."""
+
+COMMANDS = (
+    "list",
+    "graph",
+    "runs",
+    "status",
+    "timeline",
+    "export",
+    "import",
+    "validate",
+    "observe",
+    "enable",
+    "disable",
+    "record",
+    "open",
+    "doctor",
+)
 """What works on it."""
 
 _NAMES = [f"`{name}`" for name in COMMANDS]
-NOT_YET = f"of the commands, only {', '.join(_NAMES[:-1])} and {_NAMES[-1]} work on it yet"
-"""The end of a sentence that says what does not."""
+WORKING = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
+"""The commands that work on it, for a sentence."""
+
+_EXECUTES = "this program can't execute its flows yet: pgflow's own workers do, and `pgflow-prefect observe` shows them"
+
+REASONS = {
+    "push": "pgflow compiles flows from TypeScript: change the flow there, and its worker writes the definition",
+    "diff": "pgflow compiles flows from TypeScript, and Prefect has no deployment of them: there is nothing to compare",
+    "retry": "pgflow has no function that reopens a failed run: begin a new one with pgflow.start_flow",
+    "cancel": "pgflow has no function that cancels a run: it goes on until its tasks have ended",
+    "skip": "pgflow has no function that skips a step by hand: its conditions and `when_exhausted` do that",
+    "prune": "pgflow's guide has SQL that deletes old runs; pgflow.delete_flow_and_data deletes a flow with its runs",
+    "reconcile": "`pgflow-prefect observe` itself compares what it shows with the rows, and repairs it",
+    "logs": "pgflow's workers log where they run: this program does not see it",
+    "shadow": _EXECUTES,
+    "bind": _EXECUTES,
+    "credentials": _EXECUTES,
+    "run": _EXECUTES,
+    "worker": _EXECUTES,
+    "bridge": _EXECUTES,
+    "serve": _EXECUTES,
+    "deploy": _EXECUTES,
+}
+"""Why a command does not work on it, by its name."""
 
 
 def describe_released(*, skips: bool) -> Implementation:
@@ -17,8 +57,8 @@ def describe_released(*, skips: bool) -> Implementation:
         skips: this version of pgflow can skip steps.
     """
     return Implementation(
-        name="released",
-        scripts=("released/pgflow_prefect.sql",),
+        name=RELEASED,
+        scripts=("released/pgflow_prefect.sql", "released/observing.sql"),
         executes=False,
         tasks_per_step=True,
         skips=skips,

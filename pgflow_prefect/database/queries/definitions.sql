@@ -50,6 +50,10 @@ SELECT pgflow_prefect.delete_deps(%(workflow_slug)s, %(upstream)s, %(downstream)
 -- The definition that a run began with; the current one of a run that nothing was done to yet.
 SELECT slug, steps, deps, rules, uses_rules, continues FROM pgflow_prefect.load_run_definition(%(run_id)s)
 
+-- list_task_options --
+-- How the released pgflow tries the tasks of a flow.
+SELECT step_slug, max_attempts, base_delay, timeout, start_delay FROM pgflow_prefect.list_task_options(%(workflow_slug)s)
+
 -- find_pending_user --
 -- A pending run that has executed one of these steps: only when it has ended, its rows can go.
 SELECT id FROM pgflow_prefect.find_pending_user(%(workflow_slug)s, %(steps)s) AS id

@@ -65,6 +65,53 @@ ORDER BY sees_edits DESC, schema, "table", name
 -- Workflows whose next run would begin with a definition that their rows do not have.
 SELECT slug FROM pgflow_prefect.list_unlike_snapshots() AS slug
 
+-- read_released --
+-- The version of the released pgflow, as far as columns and functions tell it, and the columns that this program does not
+-- know: nothing here reads them.
+WITH present AS (
+    SELECT c.relname::text AS relation, a.attname::text AS attribute
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    WHERE n.nspname = 'pgflow' AND c.relkind IN ('r', 'p')
+), known (relation, attributes) AS (
+    VALUES ('flows', 'flow_slug opt_max_attempts opt_base_delay opt_timeout created_at queue_mode'),
+           ('steps', 'flow_slug step_slug step_type step_index deps_count opt_max_attempts opt_base_delay opt_timeout '
+                     'opt_start_delay required_input_pattern forbidden_input_pattern when_unmet when_exhausted created_at '
+                     'queue_name'),
+           ('deps', 'flow_slug dep_slug step_slug created_at'),
+           ('runs', 'run_id flow_slug status input output remaining_steps started_at completed_at failed_at'),
+           ('step_states', 'flow_slug run_id step_slug status remaining_tasks initial_tasks remaining_deps output '
+                           'error_message skip_reason created_at started_at completed_at failed_at skipped_at'),
+           ('step_tasks', 'flow_slug run_id step_slug message_id task_index status attempts_count error_message output '
+                          'queued_at started_at completed_at failed_at last_worker_id requeued_count last_requeued_at '
+                          'permanently_stalled_at queue_name'),
+           ('workers', 'worker_id queue_name function_name started_at deprecated_at stopped_at last_heartbeat_at')
+), routine AS (
+    SELECT p.proname, p.pronargs FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = 'pgflow'
+)
+SELECT CASE
+           WHEN EXISTS (SELECT FROM present WHERE (relation, attribute) = ('flows', 'queue_mode')) THEN '0.17'
+           WHEN EXISTS (SELECT FROM present WHERE (relation, attribute) = ('worker_functions', 'start_mode')) THEN '0.15'
+           WHEN EXISTS (SELECT FROM present WHERE (relation, attribute) = ('step_states', 'skip_reason')) THEN '0.14'
+           WHEN EXISTS (SELECT FROM routine WHERE proname = 'requeue_stalled_tasks') THEN '0.13.2'
+           WHEN EXISTS (SELECT FROM present WHERE (relation, attribute) = ('step_states', 'output')) THEN '0.13'
+           WHEN EXISTS (SELECT FROM routine WHERE (proname, pronargs) = ('ensure_flow_compiled', 3)) THEN '0.11'
+           WHEN EXISTS (SELECT FROM routine WHERE proname = 'ensure_workers') THEN '0.10'
+           ELSE '0.7' END AS version,
+       EXISTS (SELECT FROM routine WHERE proname = 'requeue_stalled_tasks') AS requeues,
+       ARRAY(SELECT format('%%s.%%s', p.relation, p.attribute) FROM present p JOIN known k USING (relation)
+             WHERE p.attribute <> ALL (regexp_split_to_array(k.attributes, ' +')) ORDER BY 1) AS unknown
+
+-- list_queues --
+-- Each flow of the released pgflow with its tasks and its workers.
+SELECT workflow_slug, queued, oldest, started, live_workers, last_heartbeat_at, functions FROM pgflow_prefect.list_queues()
+
+-- list_stalled_tasks --
+-- Tasks whose time is over.
+SELECT workflow_slug, run_id, step_slug, task_index, started_at, requeued, is_given_up, tasks
+FROM pgflow_prefect.list_stalled_tasks(%(limit)s)
+
 -- find_power --
 -- Whether the current user is a superuser, and whether it owns the tables.
 SELECT r.rolsuper AS is_superuser,

@@ -12,6 +12,15 @@ FROM bound, LATERAL pgflow_prefect.begin_unshown_runs(
 -- Name the flow runs that now show runs, and hear for which of them this was news.
 SELECT run_id FROM pgflow_prefect.link_recorded_runs(%(run_ids)s, %(epochs)s, %(flow_run_ids)s) AS run_id
 
+-- list_unshown --
+-- Runs of the released pgflow that Prefect does not show.
+SELECT run_id FROM pgflow_prefect.list_unshown(%(workflow_slugs)s, %(adopt)s, %(with_ended)s, %(since)s, %(besides)s::uuid[],
+                                               %(limit)s) AS run_id
+
+-- forget_deleted_runs --
+-- Delete our rows of runs that pgflow has deleted.
+SELECT pgflow_prefect.forget_deleted_runs(%(after)s, %(limit)s) AS last
+
 -- list_left_unshown --
 -- Ended runs that are neither shown nor left unshown for good, by id.
 SELECT run_id, workflow_slug, epoch, status, seconds

@@ -6,13 +6,13 @@ import anyio
 
 from pgflow_prefect.database.connection import find_dsn
 from pgflow_prefect.database.diagnosis import hears_notifications, open_diagnosis
-from pgflow_prefect.database.implementations import FoundSchema
+from pgflow_prefect.database.implementations import CLASSIC
+from pgflow_prefect.database.implementations.released import RELEASED
 from pgflow_prefect.database.installation import COPIED
 from pgflow_prefect.database.schema import (
     ADAPTER_VERSION,
     ENGINE_VERSION,
     describe_foreign_schema,
-    describe_limited_schema,
 )
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.errors import DatabaseReadOnlyError, ForeignInstallationError, PgflowPrefectError
@@ -50,8 +50,10 @@ async def _check_writing(patient: Patient) -> Verdict:
 async def _check_schema(patient: Patient) -> Verdict:
     versions = dict(zip(("pgflow", "pgflow_prefect"), await patient.reached.find_versions(), strict=True))
     wanted = {"pgflow": ENGINE_VERSION, "pgflow_prefect": ADAPTER_VERSION}
-    if (other := _find_other_schema(await patient.reached.find_schema())) is not None:
-        return Verdict(Outcome.FAULT, other, "to execute runs, create another database and name it in PGFLOW_DSN")
+    if (refused := await _refuse_schema(patient)) is not None:
+        return refused
+    if patient.schema == RELEASED:
+        del versions["pgflow"], wanted["pgflow"]
     if missing := [name for name, version in versions.items() if version is None]:
         return Verdict(
             Outcome.FAULT, f"there is no schema {' and no schema '.join(missing)}", "run `pgflow-prefect init`"
@@ -72,12 +74,18 @@ async def _check_schema(patient: Patient) -> Verdict:
     return Verdict(Outcome.OK, f"current: {described}")
 
 
-def _find_other_schema(found: FoundSchema) -> str | None:
-    """Return the kind of the database's schema if this package can't execute its runs."""
+async def _refuse_schema(patient: Patient) -> Verdict | None:
+    """Note which schema the database has; return the verdict where this program can't use it at all."""
+    found = await patient.reached.find_schema()
     if found.foreign_table is not None:
-        return describe_foreign_schema(found.foreign_table)
-    if found.implementation is not None and not found.implementation.executes:
-        return f"the database has {describe_limited_schema()}"
+        advice = "to execute runs, create another database and name it in PGFLOW_DSN"
+        return Verdict(Outcome.FAULT, describe_foreign_schema(found.foreign_table), advice)
+    if found.unknown:
+        named = ", ".join(f"pgflow.{each}" for each in found.unknown)
+        advice = "upgrade the program, which refuses this database: `pip install --upgrade pgflow-prefect`"
+        return Verdict(Outcome.FAULT, f"this program does not know this version of pgflow: {named}", advice)
+    if found.implementation is not None:
+        patient.schema = found.implementation.name
     return None
 
 
@@ -178,9 +186,9 @@ DATABASE_CHECKS = (
     Check("writing", _check_writing, needs=("database",)),
     Check("server version", _check_version, needs=("database",)),
     Check("schema", _check_schema, needs=("database", "server version")),
-    Check("rights", _check_rights, needs=("schema",)),
-    Check("triggers", _check_triggers, needs=("schema",)),
-    Check("snapshots", _check_snapshots, needs=("schema",)),
-    Check("listen", _check_hearing, needs=("database",), patience=30),
+    Check("rights", _check_rights, needs=("schema",), schema=CLASSIC.name),
+    Check("triggers", _check_triggers, needs=("schema",), schema=CLASSIC.name),
+    Check("snapshots", _check_snapshots, needs=("schema",), schema=CLASSIC.name),
+    Check("listen", _check_hearing, needs=("database",), patience=30, schema=CLASSIC.name),
     Check("clock", _check_clock, needs=("database",)),
 )

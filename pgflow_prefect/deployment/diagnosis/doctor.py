@@ -7,6 +7,7 @@ from pgflow_prefect.deployment.diagnosis.database import DATABASE_CHECKS
 from pgflow_prefect.deployment.diagnosis.findings import Check, Finding, Patient, carry_out
 from pgflow_prefect.deployment.diagnosis.lag import LAG_CHECK
 from pgflow_prefect.deployment.diagnosis.prefect import PREFECT_CHECKS
+from pgflow_prefect.deployment.diagnosis.released import RELEASED_CHECKS
 from pgflow_prefect.deployment.diagnosis.workflows import WORKFLOW_CHECKS
 from pgflow_prefect.settings import Settings
 
@@ -14,7 +15,7 @@ from pgflow_prefect.settings import Settings
 def list_checks(*, with_flow_run: bool) -> list[Check]:
     """Return the checks, with or without the one that makes a flow run."""
     measured = (LAG_CHECK,) if with_flow_run else ()
-    return [*DATABASE_CHECKS, *PREFECT_CHECKS, *measured, *WORKFLOW_CHECKS]
+    return [*DATABASE_CHECKS, *RELEASED_CHECKS, *PREFECT_CHECKS, *measured, *WORKFLOW_CHECKS]
 
 
 async def examine(

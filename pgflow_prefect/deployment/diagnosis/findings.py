@@ -11,6 +11,7 @@ from prefect.client.orchestration import PrefectClient
 from pydantic import BaseModel, ConfigDict
 
 from pgflow_prefect.database.diagnosis import DiagnosisStatements
+from pgflow_prefect.database.implementations import CLASSIC
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.settings import Settings
 
@@ -70,6 +71,7 @@ class Patient:
         database: the open database, after its check.
         client: Prefect's API, after its check.
         api_settings: the server's own settings; empty if it does not show them.
+        schema: the implementation that the database has: classic, unless the check of the schema has found another.
     """
 
     settings: Settings
@@ -79,6 +81,7 @@ class Patient:
     database: DiagnosisStatements | None = None
     client: PrefectClient | None = None
     api_settings: dict[str, object] = field(default_factory=dict)
+    schema: str = CLASSIC.name
 
     @property
     def reached(self) -> DiagnosisStatements:
@@ -102,18 +105,22 @@ class Check:
         examine: runs it; an error is a fault.
         needs: the names of checks that must succeed first; otherwise it is skipped.
         patience: seconds that it may take.
+        schema: the implementation that it is about; None: any.
     """
 
     name: str
     examine: Callable[[Patient], Awaitable[Verdict]]
     needs: tuple[str, ...] = ()
     patience: float = PATIENCE
+    schema: str | None = None
 
 
 async def carry_out(checks: Iterable[Check], patient: Patient, begin: Callable[[str], None]) -> AsyncGenerator[Finding]:
     """Run checks in their order, and yield the result of each; `begin` gets the name before."""
     gone_well: set[str] = set()
     for check in checks:
+        if check.schema not in (None, patient.schema):
+            continue
         begin(check.name)
         if unmet := [name for name in check.needs if name not in gone_well]:
             verdict = Verdict(Outcome.SKIPPED, f"needs what {unmet[0]!r} looks at")

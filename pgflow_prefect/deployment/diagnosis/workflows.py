@@ -7,6 +7,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import WorkerStatus, WorkPool
 
+from pgflow_prefect.database.implementations import CLASSIC
 from pgflow_prefect.deployment.deployments import find_deployments
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 from pgflow_prefect.models import Status
@@ -128,9 +129,15 @@ async def _has_worker(client: PrefectClient, pool: WorkPool) -> bool:
 
 
 WORKFLOW_CHECKS = (
-    Check("deployments", _check_deployments, needs=("schema", "rights", "prefect api")),
-    Check("runs", _check_runs, needs=("schema", "rights")),
-    Check("runs set aside", _check_set_aside, needs=("schema", "rights")),
-    Check("runs not shown", _check_unshown, needs=("schema", "rights")),
-    Check("work pools", _check_work_pools, needs=("schema", "rights", "prefect api"), patience=20),
+    Check("deployments", _check_deployments, needs=("schema", "rights", "prefect api"), schema=CLASSIC.name),
+    Check("runs", _check_runs, needs=("schema", "rights"), schema=CLASSIC.name),
+    Check("runs set aside", _check_set_aside, needs=("schema", "rights"), schema=CLASSIC.name),
+    Check("runs not shown", _check_unshown, needs=("schema", "rights"), schema=CLASSIC.name),
+    Check(
+        "work pools",
+        _check_work_pools,
+        needs=("schema", "rights", "prefect api"),
+        patience=20,
+        schema=CLASSIC.name,
+    ),
 )

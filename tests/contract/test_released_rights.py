@@ -1,0 +1,133 @@
+"""Who may do what on a database of the released pgflow: the roles of `sql/released/roles.sql`, and Supabase's."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg.conninfo import make_conninfo
+from pydantic import SecretStr
+
+from pgflow_prefect.database.connection import connect as open_connection
+from pgflow_prefect.database.diagnosis import open_diagnosis
+from pgflow_prefect.database.recording import RecordLink
+from pgflow_prefect.database.schema import install_schema, remove_schema
+from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import PgflowPrefectError
+from pgflow_prefect.models import Status
+from pgflow_prefect.settings import Settings
+from tests.contract.worlds import ReleasedWorld
+from tests.engine import refused
+from tests.integration.supabase import DENIED, SUPABASE_ROLES, borrowed_roles, create_role
+from tests.released_lab import run_released_script
+
+pytestmark = pytest.mark.anyio
+
+FORBIDDEN = (
+    "UPDATE pgflow.runs SET status = 'failed'",
+    "INSERT INTO pgflow.workers (worker_id, queue_name, function_name) VALUES (gen_random_uuid(), 'photos', 'mine')",
+    "DELETE FROM pgflow.step_tasks",
+    "SELECT * FROM pgmq.q_photos",
+    "SELECT pgflow_prefect.new_installation()",
+    "UPDATE pgflow_prefect.installation SET stamp = 'mine'",
+    "CREATE TABLE pgflow_prefect.mine (id int)",
+)
+
+OWNED = """
+    ALTER SCHEMA pgflow OWNER TO ROLE_NAME;
+    DO $$ DECLARE each regclass; BEGIN
+        EXECUTE format('GRANT CREATE ON DATABASE %I TO ROLE_NAME', current_database());
+        FOR each IN SELECT oid FROM pg_class WHERE relnamespace = 'pgflow'::regnamespace AND relkind = 'r' LOOP
+            EXECUTE format('ALTER TABLE %s OWNER TO ROLE_NAME', each);
+        END LOOP;
+    END $$
+"""
+"""Gives the schema of pgflow to a role, which may create another one."""
+
+
+@pytest.fixture
+def roles(server_dsn: str, released: ReleasedWorld) -> Iterator[None]:
+    """Supabase's roles, and ours, on a database with one run."""
+    with borrowed_roles(server_dsn, released.dsn):
+        run_released_script(released.db, "roles")
+        released.flows.define("photos", {"list": []})
+        released.flows.start("photos", {})
+        yield
+
+
+def become(dsn: str, role: str) -> str:
+    """Return the connection string of a login that has this role."""
+    return make_conninfo(dsn, options=f"-c role={role}")
+
+
+@asynccontextmanager
+async def open_as(released: ReleasedWorld, role: str) -> AsyncIterator[Store]:
+    settings = Settings(dsn=SecretStr(become(released.dsn, role)))
+    async with open_store(settings, size=1, only_reads=True) as store:
+        yield store
+
+
+async def look(store: Store) -> UUID:
+    """Do what the commands that look do, and return the only run."""
+    [run] = await store.list_runs(with_payload=True)
+    assert (await store.read_run(run.id)).status is Status.PENDING
+    assert (await store.load_run_definition(run.id)).steps == ("list",)
+    assert [each.step_slug for each in await store.list_step_states(run.id)] == ["list"]
+    assert [each.slug for each in await store.list_workflows()] == ["photos"]
+    assert len(await store.list_task_options("photos")) == 2
+    return run.id
+
+
+@pytest.mark.usefixtures("roles")
+async def test_a_role_that_observes_sees_everything_and_writes_nothing(released: ReleasedWorld) -> None:
+    async with open_as(released, "pgflow_observe") as store:
+        await look(store)
+        with pytest.raises(PgflowPrefectError, match="permission denied"):
+            await store.enable_workflow("photos")
+    settings = Settings(dsn=SecretStr(released.dsn))
+    async with open_diagnosis(become(released.dsn, "pgflow_observe"), settings) as diagnosis:
+        assert len(await diagnosis.list_queues()) == 1
+        assert await diagnosis.list_stalled_tasks(5) == []
+
+
+@pytest.mark.usefixtures("roles")
+async def test_a_role_that_shows_runs_can_do_all_of_that_and_nothing_to_pgflow(released: ReleasedWorld) -> None:
+    async with open_as(released, "pgflow_work") as store:
+        run_id = await look(store)
+        installation = await store.use_installation()
+        assert (installation.fits, len(await store.beat(uuid4(), 1))) == (True, 1)
+        await store.enable_workflow("photos")
+        unshown = await store.list_unshown(["photos"], adopt=True, with_ended=True, since=None, besides=[], limit=10)
+        assert [each.id for each in await store.read_unrecorded(unshown)] == [run_id]
+        assert await store.link_recorded_runs([RecordLink(run_id, 0, uuid4())]) == {run_id}
+        assert await store.list_unsettled(after=None, limit=5) == [run_id]
+        assert await store.settle_unshown([(run_id, 0)]) == frozenset(), "it goes on"
+        assert await store.forget_deleted_runs(after=None, limit=5) == run_id
+    for role in ("pgflow_work", "pgflow_observe"):
+        for statement in FORBIDDEN:
+            released.db.execute(f"SET ROLE {role}".encode())
+            with refused(DENIED):
+                released.db.execute(statement.encode())
+            released.db.execute("RESET ROLE")
+
+
+@pytest.mark.usefixtures("roles")
+def test_supabases_roles_get_nothing_here(released: ReleasedWorld) -> None:
+    for role in SUPABASE_ROLES:
+        usage = "SELECT has_schema_privilege(%s, 'pgflow_prefect', 'USAGE')"
+        assert released.db.execute(usage, [role]).fetchone() == (False,), role
+
+
+async def test_an_owner_that_is_no_superuser_installs_and_removes_it(server_dsn: str, released: ReleasedWorld) -> None:
+    with borrowed_roles(server_dsn, released.dsn):
+        owner = create_role(released.db)
+        released.db.execute("DROP SCHEMA pgflow_prefect CASCADE")
+        given = OWNED.replace("ROLE_NAME", owner)
+        released.db.execute(given.encode())
+        async with await open_connection(become(released.dsn, owner), timeout=10) as connection:
+            await install_schema(connection)
+        async with open_as(released, owner) as store:
+            assert await store.list_workflows() == []
+            assert (await store.use_installation()).fits
+        async with await open_connection(become(released.dsn, owner), timeout=10) as connection:
+            assert await remove_schema(connection)
