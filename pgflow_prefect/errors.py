@@ -113,6 +113,14 @@ class ResultInvalidError(NotRetriableError):
     """A handler's result does not fit its annotation, or can't be stored as jsonb."""
 
 
+class StoredResultError(NotRetriableError):
+    """The object of a result in a storage is missing, has changed, or is not the one of this step."""
+
+
+class StorageError(PgflowPrefectError):
+    """A storage of results did not answer, or refuses. Another attempt may succeed."""
+
+
 class ReturnedStateError(PgflowPrefectError):
     """A handler returned a state of Prefect that means a failure.
 

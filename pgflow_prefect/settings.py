@@ -93,10 +93,20 @@ class Settings(BaseSettings):
     """Seconds after which a worker or bridge compares PostgreSQL with Prefect and repairs differences."""
 
     result_limit: int = Field(default=16 * 1024 * 1024, ge=1)
-    """The most bytes of JSON of a step's result, as its handler writes it. Keep larger data in a storage.
+    """The most bytes of JSON of a step's result, as its handler writes it. A larger one needs `result_storage`.
 
     The table `pgflow.limits` bounds the results that PostgreSQL stores for any role.
     """
+
+    result_storage: str | None = None
+    """The storage of results that are too big for a row: a Prefect block such as `s3-bucket/results`, or a URL.
+
+    It takes the results of steps that name a serializer and no storage, too. Code that names a storage wins over it.
+    Only code and this setting name storages, never a row.
+    """
+
+    result_serializer: str | None = None
+    """The form of these results: `json` or `compressed/json`. Only code can name another one, such as `pickle`."""
 
     http_allow: str = ""
     """Origins, separated by commas, that rows may name although they lead to loopback, private addresses or Prefect."""
@@ -164,6 +174,16 @@ class Settings(BaseSettings):
     def _check_credentials(cls, text: str) -> str:
         parse_credential_origins(text)
         return text
+
+    @field_validator("result_serializer")
+    @classmethod
+    def _check_serializer(cls, name: str | None) -> str | None:
+        if name not in {None, "json", "compressed/json"}:
+            raise ValueError(
+                "it can be json or compressed/json; a step's code names any other one, @workflow.step("
+                "result_serializer=…), because reading pickle runs code"
+            )
+        return name
 
     @field_validator("record_later")
     @classmethod

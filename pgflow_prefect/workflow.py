@@ -36,6 +36,7 @@ from pgflow_prefect.execution.flow_options import (
 )
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
+from pgflow_prefect.execution.result_options import ResultSerializer, ResultStorage, make_result_options
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from pgflow_prefect.execution.workflow_flow import AsyncFlow, WorkflowFlow
 from pgflow_prefect.handlers.base import RetryPolicy
@@ -101,6 +102,8 @@ class Workflow:
         record: RecordLater | None = None,
         when_failed: WhenFailed | None = None,
         failed_by: FailedBy = "steps",
+        result_storage: ResultStorage | None = None,
+        result_serializer: ResultSerializer | None = None,
     ) -> None:
         """Begin with no handlers.
 
@@ -117,9 +120,12 @@ class Workflow:
                 stop, unless the rule of a step needs the run to go on.
             failed_by: whose failure fails a run that goes on: `steps`, that of any step, or `leaves`, that of a step
                 that none waits for.
+            result_storage: the storage of all its steps' results that name none; see `step`.
+            result_serializer: the serializer of all its steps' results that name none; see `step`.
 
         Raises:
-            UsageError: the tags are one text, `record` is no `RecordLater`, or there is no such choice.
+            UsageError: the tags are one text, `record` is no `RecordLater`, or there is no such choice, storage or
+                serializer.
         """
         refuse_text("tags", tags, "a list")
         if record is not None and not isinstance(record, RecordLater):
@@ -130,6 +136,7 @@ class Workflow:
         self.description = description
         self.tags = tuple(tags)
         self.record = record
+        self._results = make_result_options(result_storage, result_serializer)
         self._task_runner: AnyTaskRunner = task_runner or EventLoopTaskRunner()
         self._handlers: dict[str, PythonHandler] = {}
         self._bindings: dict[str, AnyBinding] = {}
@@ -165,6 +172,8 @@ class Workflow:
         retry_condition_fn: RetryCondition | None = None,
         tags: Collection[str] = (),
         task_run_name: Naming | None = None,
+        result_storage: ResultStorage | None = None,
+        result_serializer: ResultSerializer | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -189,6 +198,8 @@ class Workflow:
         retry_condition_fn: RetryCondition | None = None,
         tags: Collection[str] = (),
         task_run_name: Naming | None = None,
+        result_storage: ResultStorage | None = None,
+        result_serializer: ResultSerializer | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -219,6 +230,11 @@ class Workflow:
                 function, as for Prefect's tasks. By default, the step's slug.
             retry_condition_fn: called with the task, the task run and the failed state, as in Prefect, while attempts
                 are left. The step is tried again only if it returns true. It may be async.
+            result_storage: where its results are kept: a storage block of Prefect, the name of one such as
+                `s3-bucket/results`, a URL of fsspec or a path. Its row then has a small reference, and the next Python
+                steps get the value. By default, that of the workflow. See `pgflow-prefect guide results`.
+            result_serializer: the form in which they are kept: a serializer of Prefect or the name of one, such as
+                `pickle` or `compressed/json`. By default, that of the workflow, else `json`, the JSON of a row.
             unimplemented: the function is a stub. It counts as no handler, and the step as external. `pgflow-prefect
                 import` writes this into its stubs: take it out when the function does the work.
             shadow: the function may run beside an external worker, to compare their results: see
@@ -235,7 +251,8 @@ class Workflow:
             is_setup: whether it counts for the rule `all_done_setup_success`.
 
         Raises:
-            UsageError: the step has a handler already, or the function's arguments can't be bound by name.
+            UsageError: the step has a handler already, the function's arguments can't be bound by name, or there is
+                no such storage or serializer.
         """
         if callable(slug):
             return self.step()(slug)
@@ -255,6 +272,7 @@ class Workflow:
         )
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
         task_options = make_task_options(slug or "", tags, task_run_name)
+        results = make_result_options(result_storage, result_serializer).or_else(self._results)
 
         def register(function: F) -> F:
             step_slug = slug if slug is not None else getattr(function, "__name__", None)
@@ -266,7 +284,7 @@ class Workflow:
                 self._after.pop(step_slug, None)
                 self._rules.pop(step_slug, None)
                 self._task_options.pop(step_slug, None)
-            handler = PythonHandler(step_slug, function, policy, unimplemented, shadow)
+            handler = PythonHandler(step_slug, function, policy, unimplemented, shadow, results)
             check_task_run_name(step_slug, task_options, [name for name in handler.arguments if name != "context"])
             self._say(step_slug, rules, task_options)
             self._handlers[step_slug] = handler
@@ -412,9 +430,10 @@ class Workflow:
         A step without a handler is external, and so is a stub: neither is a problem.
         """
         problems = []
-        for handler in self.handlers.values():
+        objects = self._find_objects(definition)
+        for slug, handler in self.handlers.items():
             try:
-                handler.check_annotations()
+                handler.check_annotations(objects.get(slug, ()))
             except UsageError as error:
                 problems.append(str(error))
         problems += self._find_flow_problems() if self._flow_is_made else []
@@ -430,6 +449,15 @@ class Workflow:
             *find_missing_defaults(definition, {slug: each.required for slug, each in self.handlers.items()}),
             *problems,
         ]
+
+    def _find_objects(self, definition: WorkflowDefinition) -> Mapping[str, set[str]]:
+        """Return, by step slug, the arguments whose values are no JSON, but those of a serializer such as pickle."""
+        passing = {slug for slug, each in self.handlers.items() if each.results.passes_objects}
+        objects: dict[str, set[str]] = {}
+        for dep in definition.deps:
+            if dep.upstream in passing:
+                objects.setdefault(dep.downstream, {"upstream"}).add(to_identifier(dep.upstream))
+        return objects
 
     def _find_flow_problems(self) -> Iterator[str]:
         try:

@@ -19,9 +19,10 @@ from pgflow_prefect.wording import parse_duration
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pgflow_prefect.database.pruning import PrunableRuns
+    from pgflow_prefect.database.pruning import PrunableRuns, Swept
     from pgflow_prefect.database.run_names import RunName
     from pgflow_prefect.database.store import Store
+    from pgflow_prefect.execution.process.storages import BlockStorage
     from pgflow_prefect.models import Status
     from pgflow_prefect.settings import Settings
 
@@ -33,14 +34,14 @@ class Choice:
     """Which runs to delete.
 
     Attributes:
-        older_than: the time since they ended.
+        older_than: the time since they ended; None to delete no run.
         workflows: only runs of these workflows, or None for all.
         status: completed or failed, or None for both.
         batch: how many runs one transaction deletes.
         runs: only these runs, of any age, or None.
     """
 
-    older_than: timedelta
+    older_than: timedelta | None
     workflows: tuple[str, ...] | None
     status: Status | None
     batch: int
@@ -53,6 +54,7 @@ class Pruned:
 
     runs: int = 0
     definitions: int = 0
+    swept: Swept | None = None
 
 
 def read_age(text: str) -> timedelta:
@@ -74,6 +76,8 @@ def prune(
     run: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     workflow: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     status: Literal["completed", "failed"] | None = None,
+    results: Annotated[bool, Flag] = False,
+    handlers: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     batch: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 1000,
     dry_run: Annotated[bool, Flag] = False,
     json: AsJson = False,
@@ -99,6 +103,10 @@ def prune(
         Only runs of these workflows.
     status
         Only runs that are completed or failed.
+    results
+        Delete stored results, too, whose runs are gone: in the storages of PGFLOW_RESULT_STORAGE and of the handlers.
+    handlers
+        The files or modules of the handlers that name storages. The default is flows/*.py.
     batch
         How many runs one transaction deletes.
     dry_run
@@ -106,39 +114,60 @@ def prune(
     """
     import anyio
 
-    from pgflow_prefect.database.pruning import ANY_AGE
+    from pgflow_prefect.database.pruning import ANY_AGE, Swept
     from pgflow_prefect.database.run_names import parse_run_name
     from pgflow_prefect.models import Status
 
-    _check_choice(older_than, any_age, run, workflow, status)
+    _check_choice(
+        older_than=older_than,
+        any_age=any_age,
+        run=run,
+        workflow=workflow,
+        status=status,
+        results=results,
+        handlers=handlers,
+    )
     chosen = Choice(
-        read_age(older_than) if older_than is not None else ANY_AGE,
+        read_age(older_than) if older_than is not None else ANY_AGE if any_age or run else None,
         tuple(workflow) if workflow else None,
         Status(status) if status else None,
         batch,
         tuple(map(parse_run_name, run)) if run else None,
     )
     settings = make_settings(dsn)
+    storages = _find_storages(settings, handlers) if results else []
+    pruned = Pruned(swept=Swept() if results else None)
     if dry_run:
-        _print_counts(anyio.run(_count, settings, chosen), json=json)
+        counted = anyio.run(_count, settings, chosen, storages, pruned.swept)
+        _print_counts(counted, pruned.swept, json=json)
         return
-    pruned = Pruned()
     try:
-        anyio.run(_prune, settings, chosen, pruned, out.is_terminal and not json)
+        anyio.run(_prune, settings, chosen, storages, pruned, out.is_terminal and not json)
     except KeyboardInterrupt:
         err.print(f"{_describe(pruned)} before the interruption", markup=False)
         raise
     if json:
-        print_json({"runs": pruned.runs, "definitions": pruned.definitions})
+        stored = {} if pruned.swept is None else {"results": pruned.swept.objects}
+        print_json({"runs": pruned.runs, "definitions": pruned.definitions, **stored})
     else:
         out.print(_describe(pruned))
 
 
 def _check_choice(
-    older_than: str | None, any_age: bool, run: list[str] | None, workflow: list[str] | None, status: str | None
+    *,
+    older_than: str | None,
+    any_age: bool,
+    run: list[str] | None,
+    workflow: list[str] | None,
+    status: str | None,
+    results: bool,
+    handlers: list[str] | None,
 ) -> None:
-    if sum((older_than is not None, any_age, bool(run))) != 1:
+    named = sum((older_than is not None, any_age, bool(run)))
+    if named > 1 or (named == 0 and (not results or workflow or status)):
         raise UsageError("which runs? give one of --older-than 30d, --workflow NAME --any-age and --run RUN_ID")
+    if handlers and not results:
+        raise UsageError("--handlers names the storages of results: add --results")
     if any_age and not workflow:
         raise UsageError("--any-age goes with --workflow: it deletes all runs of these workflows that have ended")
     if run and (workflow or status):
@@ -146,28 +175,41 @@ def _check_choice(
 
 
 def _describe(pruned: Pruned) -> str:
-    snapshots = f", and {_count_of(pruned.definitions, 'former definition')}" if pruned.definitions else ""
-    return f"deleted {_count_of(pruned.runs, 'run')}{snapshots}"
+    parts = [_count_of(pruned.runs, "run")]
+    if pruned.definitions:
+        parts.append(_count_of(pruned.definitions, "former definition"))
+    if pruned.swept is not None:
+        parts.append(f"{_count_of(pruned.swept.objects, 'stored result')} of runs that are gone")
+    return f"deleted {', and '.join(parts)}"
 
 
 def _count_of(number: int, what: str) -> str:
     return f"{number} {what}{'s'[: number != 1]}"
 
 
-def _print_counts(found: list[PrunableRuns], *, json: bool) -> None:
+def _print_counts(found: list[PrunableRuns], swept: Swept | None, *, json: bool) -> None:
     if json:
-        print_json(found)
-    elif found:
+        print_json(found if swept is None else {"runs": found, "runs_gone_with_results": swept.runs})
+        return
+    if swept is not None:
+        out.print(f"{_count_of(swept.runs, 'run')} that {'is' if swept.runs == 1 else 'are'} gone left stored results")
+    if found:
         rows = [(each.workflow_slug, each.status, str(each.runs), str(each.kept)) for each in found]
         print_table(("workflow", "status", "to delete", "kept a day longer"), rows)
-    else:
+    elif swept is None:
         out.print("nothing is that old")
 
 
-async def _count(settings: Settings, chosen: Choice) -> list[PrunableRuns]:
+async def _count(
+    settings: Settings, chosen: Choice, storages: list[BlockStorage], swept: Swept | None
+) -> list[PrunableRuns]:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
+        if swept is not None:
+            await _sweep(store, storages, swept, live=False, dry_run=True)
+        if chosen.older_than is None:
+            return []
         if chosen.runs is not None:
             return [await _count_run(store, name) for name in chosen.runs]
         await _check_workflows(store, chosen)
@@ -183,7 +225,7 @@ async def _count_run(store: Store, name: RunName) -> PrunableRuns:
     return PrunableRuns(workflow_slug=run.workflow_slug, status=run.status, runs=int(goes), kept=int(not goes))
 
 
-async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool) -> None:
+async def _prune(settings: Settings, chosen: Choice, storages: list[BlockStorage], pruned: Pruned, live: bool) -> None:
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
@@ -191,21 +233,60 @@ async def _prune(settings: Settings, chosen: Choice, pruned: Pruned, live: bool)
             for run_id in [await store.find_run_id(name) for name in chosen.runs]:
                 await store.prune_run(run_id)
                 pruned.runs += 1
-            return
-        await _check_workflows(store, chosen)
-        total = 0
-        if live:
-            counted = await store.count_prunable(chosen.older_than, chosen.workflows, chosen.status)
-            total = sum(each.runs for each in counted)
-        with show_progress(live, total) as progress:
-            found = chosen.batch
-            while found >= chosen.batch:
-                found = await store.prune_runs(
-                    chosen.older_than, at_most=chosen.batch, workflow_slugs=chosen.workflows, status=chosen.status
-                )
-                pruned.runs += found
-                progress.update(progress.task_ids[0], completed=pruned.runs)
-        pruned.definitions = await store.prune_definitions(chosen.workflows)
+        elif chosen.older_than is not None:
+            await _prune_old(store, chosen, chosen.older_than, pruned, live)
+        if pruned.swept is not None:
+            await _sweep(store, storages, pruned.swept, live=live)
+
+
+async def _prune_old(store: Store, chosen: Choice, older_than: timedelta, pruned: Pruned, live: bool) -> None:
+    await _check_workflows(store, chosen)
+    total = 0
+    if live:
+        counted = await store.count_prunable(older_than, chosen.workflows, chosen.status)
+        total = sum(each.runs for each in counted)
+    with show_progress(live, total) as progress:
+        found = chosen.batch
+        while found >= chosen.batch:
+            found = await store.prune_runs(
+                older_than, at_most=chosen.batch, workflow_slugs=chosen.workflows, status=chosen.status
+            )
+            pruned.runs += found
+            progress.update(progress.task_ids[0], completed=pruned.runs)
+    pruned.definitions = await store.prune_definitions(chosen.workflows)
+
+
+async def _sweep(
+    store: Store, storages: list[BlockStorage], swept: Swept, *, live: bool, dry_run: bool = False
+) -> None:
+    from pgflow_prefect.services.stored_results import sweep
+
+    with show_progress(live, None) as progress:
+
+        def tell() -> None:
+            progress.update(progress.task_ids[0], completed=swept.runs)
+
+        for storage in storages:
+            await sweep(store, storage, swept, tell, dry_run=dry_run)
+
+
+def _find_storages(settings: Settings, handlers: list[str] | None) -> list[BlockStorage]:
+    """Return the storages that settings and files of handlers name.
+
+    Raises:
+        UsageError: there is none, or a file can't be loaded.
+    """
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, load_directory, load_workflows
+    from pgflow_prefect.services.stored_results import find_storages
+
+    loaded = load_workflows(handlers) if handlers else load_directory()
+    if storages := find_storages((workflow for workflow, _ in loaded.values()), settings):
+        return storages
+    where = ", ".join(handlers) if handlers else f"{DIRECTORY}/*.py"
+    raise UsageError(
+        f"--results: neither PGFLOW_RESULT_STORAGE nor {where} names a storage. Set the variable, or name the files by "
+        "--handlers"
+    )
 
 
 async def _check_workflows(store: Store, chosen: Choice) -> None:

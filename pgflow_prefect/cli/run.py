@@ -146,7 +146,7 @@ async def _load(
 
     workflow, source = load_workflow(definition.slug, handlers, has_rows=bool(rows))
     problems = await find_all_problems(host.store, workflow, definition, rows, policy=host.toolbox.rows)
-    if problems := [*problems, *find_missing_here(workflow, rows)]:
+    if problems := [*problems, *find_missing_here(workflow, rows, host.settings)]:
         raise InvalidDefinitionError(definition.slug, problems)
     doers = find_doers(workflow, definition, rows)
     if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:

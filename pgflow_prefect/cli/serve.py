@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.execution.process.signals import Switch
     from pgflow_prefect.services.serve import Served
+    from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
 
@@ -94,7 +95,7 @@ def serve(
             connect_to_prefect() as client,
         ):
             await persist(store, settings.report_timeout, store.check_writable, "the database")
-            deployments = ServedDeployments(store, client, await _load_served(store, workflows), options)
+            deployments = ServedDeployments(store, client, await _load_served(store, workflows, settings), options)
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
             await bridge.register()
             await deployments.deploy()
@@ -111,7 +112,7 @@ def serve(
         return run_service(work)
 
 
-async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str]]) -> list[Served]:
+async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str]], settings: Settings) -> list[Served]:
     """Return the workflows with their definitions.
 
     Raises:
@@ -126,6 +127,6 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     chosen = Chosen(await examine(store, candidates))
     chosen.check()
     for each in chosen.candidates:
-        for problem in find_missing_here(each.workflow, each.rows):  # only those steps fail
+        for problem in find_missing_here(each.workflow, each.rows, settings):  # only those steps fail
             err.print(f"{each.slug}: {problem}", markup=False)
     return [Served(each.workflow, each.source, each.definition) for each in chosen.candidates]

@@ -116,12 +116,16 @@ class Snapshot:
 
     def rows(self, slugs: Iterable[str] | None = None) -> Iterator[Row]:
         """Yield a row for each step, or for each of these steps."""
+        from pgflow_prefect.handlers.references import parse_reference
+
         for slug in self.order if slugs is None else slugs:
             if (state := self.states.get(slug)) is None:
                 yield Row(slug, self.describe_word(slug))
                 continue
             took = format_duration(state.started_at, state.finished_at) if state.started_at else ""
             result = "" if state.step_result is None or state.step_result.text == "null" else state.step_result.text
+            if state.step_result is not None and (reference := parse_reference(state.step_result)) is not None:
+                result = f"in a storage: {reference.describe()}"
             if state.result_problem is not None:
                 result = f"not shown: it {state.result_problem}"
             note = shorten(state.skip_message or state.error_message or _describe_tasks(state, result))

@@ -132,7 +132,7 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
         for refused in find_refused_rows(rows, host.toolbox.rows):
             err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a wrong row must not stop the worker
         doers = find_doers(workflow, definition, rows)
-        for problem in find_missing_here(workflow, rows):  # only those steps fail
+        for problem in find_missing_here(workflow, rows, host.settings):  # only those steps fail
             err.print(f"{slug}: {problem}", markup=False)
         if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
             err.print(f"{slug}: external workers have to complete {', '.join(external)}", markup=False)

@@ -1,6 +1,7 @@
 """The part of the store that deletes old runs."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -15,6 +16,21 @@ GRACE = timedelta(days=1)
 
 ANY_AGE = timedelta(microseconds=1)
 """An age that every ended run has. Runs of this age go at once, whether or not Prefect shows their end."""
+
+
+@dataclass
+class Swept:
+    """The stored results that were deleted so far.
+
+    Attributes:
+        checked: folders of runs that were looked at.
+        runs: those of runs that are gone.
+        objects: objects in them; 0 in a dry run.
+    """
+
+    checked: int = 0
+    runs: int = 0
+    objects: int = 0
 
 
 class PrunableRuns(BaseModel):
@@ -92,6 +108,15 @@ class PruningStatements(Statements):
         """
         with without_bound():
             await self._fetch("prune_run", run_id=run_id)
+
+    async def find_gone_runs(self, run_ids: Iterable[UUID]) -> list[UUID]:
+        """Return those of these runs that have no row any more, so that nothing refers to their stored results.
+
+        Raises:
+            HiddenRowsError: row-level security hides rows from this role.
+        """
+        rows = await self._fetch("find_gone_runs", run_ids=[*run_ids])
+        return [UUID(str(row["id"])) for row in rows]
 
     async def prune_definitions(self, workflow_slugs: Iterable[str] | None = None) -> int:
         """Delete the snapshots of former definitions that no run refers to any more, and return how many."""

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from pgflow_prefect.bindings import AnyBinding, Kind, Python, Queue, SqlFunction, parse_binding, parse_function
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.deployment.result_problems import find_result_problems
 from pgflow_prefect.deployment.row_credentials import find_row_problems
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import StepBinding
+from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
 _PYTHON = Python()
@@ -59,16 +61,21 @@ async def find_all_problems(
     return [*workflow.find_problems(definition), *problems]
 
 
-def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding]) -> list[str]:
-    """Return the variables and packages that a workflow's bindings need and that this process lacks.
+def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], settings: Settings) -> list[str]:
+    """Return the variables, packages and storages that a workflow's steps need and that this process lacks.
 
     The machine that deploys a workflow need not have them; the one that executes its runs does.
+
+    Args:
+        workflow: the handlers, and the bindings of `bind`.
+        rows: the bindings by rows.
+        settings: of this process.
 
     Returns:
         A sentence for each problem.
     """
     bindings, _ = _parse_rows(rows)
-    problems = []
+    problems = [*find_result_problems(workflow, settings)]
     for slug, binding in {**workflow.bindings, **bindings}.items():
         variable = getattr(binding, "token_env", None) or getattr(binding, "login_env", None)
         if variable is not None and not os.environ.get(variable, "").strip():

@@ -22,6 +22,7 @@ from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import Shared, borrow
 from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.reporting.task_runs import StepTask
+from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step import Step
 from pgflow_prefect.execution.step_task import make_task
 from pgflow_prefect.execution.step_writer import StepWriter
@@ -45,6 +46,7 @@ class RemoteStep:
         upstream: the slugs of the steps that it waits for.
         run_id: the run.
         epoch: in which its flow run took it.
+        results: what the code says of its result and of those of its upstream steps.
         token: lets a thread of the flow run's own process borrow its connections.
         dsn: the database.
         settings: the limits.
@@ -55,6 +57,7 @@ class RemoteStep:
     upstream: tuple[str, ...]
     run_id: UUID
     epoch: int
+    results: RunResults
     token: UUID
     dsn: SecretStr
     settings: Settings
@@ -91,6 +94,7 @@ class RemoteStep:
                 host=StepEnvironment(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
+                results=self.results,
             )
             return await step.perform(context.task)
 

@@ -21,6 +21,7 @@ from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
+from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.scheduler import Advance, Schedule
 from pgflow_prefect.execution.step import ClaimAhead, Step
 from pgflow_prefect.execution.step_task import make_request
@@ -77,9 +78,11 @@ class RunExecutor:
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
     _past: Past = field(init=False)
+    _results: RunResults = field(init=False)
 
     def __post_init__(self) -> None:
         self._past = Past(self.graph, self.flow_run.start_time)
+        self._results = RunResults.of(self.host.installation.id, self.handlers)
 
     def follow_rules(self) -> None:
         """Let PostgreSQL decide which steps begin: the run has rules, or a step of it was skipped."""
@@ -154,6 +157,7 @@ class RunExecutor:
             host=self.host,
             observe=self.observe,
             run=self.run,
+            results=self._results,
             claim_next=self._claim_next,
             past=self._past,
             is_broken_off=self.schedule.is_broken_off,
@@ -197,6 +201,7 @@ class RunExecutor:
             upstream=tuple(self.graph.predecessors(slug)),
             run_id=self.run.run_id,
             epoch=self.run.epoch,
+            results=self._results.pick((slug, *self.graph.predecessors(slug))),
             token=self.host.token,
             dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,

@@ -37,6 +37,7 @@ from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, St
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
+from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.shadow import Shadow
 from pgflow_prefect.execution.step_names import NamedInput, name_step, rename_current
 from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
@@ -113,6 +114,7 @@ class Step:
         host: the process that executes it.
         observe: called with every state that the step enters.
         run: the run, which may be stopped.
+        results: what the code says of results in a storage.
         claimed: the claim that came with the completion of its last upstream step.
         claim_next: claims the steps that this step's completion makes ready, in the same statement.
         is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
@@ -129,6 +131,7 @@ class Step:
     host: StepEnvironment
     observe: Observer
     run: ActiveRun
+    results: RunResults
     claimed: ClaimAhead | None = None
     claim_next: Callable[[str], None] = lambda slug: None
     is_broken_off: Callable[[], bool] = lambda: True
@@ -320,9 +323,12 @@ class Step:
             logger=self._logger,
             shadow=shadow,
         )
-        return StepExecution.of(context, transaction, settle)
+        results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
+        return StepExecution.of(context, transaction, settle, results)
 
     async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Decided | Deferred:
+        if handler is self.handlers.function and not execution.context.shadow:
+            self.results.check(self.slug, self.host.toolbox)
         timeout = handler.policy.timeout_seconds
         # Not Prefect's own time-out: it would cancel the task before the report reaches PostgreSQL.
         with self.run.work(timeout):
@@ -443,8 +449,9 @@ class Step:
         limit = self.host.settings.result_limit
         if size > limit:
             raise ResultInvalidError(
-                f"step {self.slug!r}: the result has {size:,} bytes of JSON, more than the limit of "
-                f"{limit:,} (PGFLOW_RESULT_LIMIT): store it elsewhere and return its address"
+                f"step {self.slug!r}: the result has {size:,} bytes of JSON, more than the limit of {limit:,} "
+                "(PGFLOW_RESULT_LIMIT). Keep it in a storage, by @workflow.step(result_storage=…) or "
+                "PGFLOW_RESULT_STORAGE: see `pgflow-prefect guide results`"
             )
         try:
             if transaction.is_open:

@@ -13,6 +13,7 @@ from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
+from pgflow_prefect.handlers.stored import ResultOptions, StepResults, Storage
 from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, write_object
 
@@ -106,21 +107,27 @@ class StepExecution:
         context: what the user's code may ask for.
         transaction: of `context.connection`; None if there is no connection.
         settle: turns a result that is no plain value, such as a state, into its value.
+        results: writes and reads results that are in a storage; None if there is no storage.
     """
 
     context: AnyStepContext[Any]
     transaction: StepTransaction | None = None
     settle: Callable[[Any], Any] = _identity
+    results: StepResults | None = None
 
     @classmethod
     def of(
-        cls, context: AnyStepContext[Any], transaction: StepTransaction, settle: Callable[[Any], Any] = _identity
+        cls,
+        context: AnyStepContext[Any],
+        transaction: StepTransaction,
+        settle: Callable[[Any], Any] = _identity,
+        results: StepResults | None = None,
     ) -> "StepExecution":
         """Return the execution in a transaction, to which the context's connection belongs."""
         connected = replace(context)
         # Not a parameter of the class, because users make contexts for the tests of their handlers.
         object.__setattr__(connected, "_connect", lambda: transaction.connection)
-        return cls(connected, transaction, settle)
+        return cls(connected, transaction, settle, results)
 
     def abandon(self) -> None:
         """Note that the step has abandoned the handler, which goes on in its thread. Its writes must not count."""
@@ -158,6 +165,10 @@ class Deferred:
     reason: str
 
 
+def _refuse_storage(given: object) -> Storage:
+    raise UsageError("no storage of results is known here")
+
+
 def _refuse_rows() -> httpx.AsyncClient:
     raise UsageError("no request of a row can be sent here")
 
@@ -175,6 +186,8 @@ class Toolbox:
         queue_key: signs messages for queues; None for no signature.
         flat_body: whether endpoints get a step's input as the whole body, as they did before `input` was its member.
         function_owners: the roles whose SQL functions rows may name, beside the roles that are always trusted.
+        results: what the settings say of results that a row can't have.
+        find_storage: returns the storage that code or settings name.
     """
 
     http: Callable[[], httpx.AsyncClient]
@@ -185,6 +198,8 @@ class Toolbox:
     flat_body: bool = False
     function_owners: tuple[str, ...] = ()
     queue_key: bytes | None = field(default=None, repr=False)
+    results: ResultOptions = field(default_factory=ResultOptions)
+    find_storage: Callable[[object], Storage] = _refuse_storage
 
 
 class Handler(Protocol):

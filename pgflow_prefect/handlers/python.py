@@ -2,25 +2,39 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from anyio import get_cancelled_exc_class
-from pydantic import JsonValue, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    InstanceOf,
+    JsonValue,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import AnyStepContext, RetryPolicy, StepExecution
+from pgflow_prefect.handlers.codecs import JsonCodec
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip, find_returned
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.references import MARK
+from pgflow_prefect.handlers.stored import Inputs, ResultOptions, Unread, leave_unread
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
 from pgflow_prefect.models import Claim
 from pgflow_prefect.raw_json import RawJson, UnreadableJsonError
+
+T = TypeVar("T")
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 _PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
@@ -40,6 +54,14 @@ class _Unfinished:
 
 
 @dataclass(frozen=True)
+class _Encoded:
+    """A result for a storage, and the branches that it takes."""
+
+    data: bytes
+    branch: Branch[Any] | None
+
+
+@dataclass(frozen=True)
 class PythonHandler:
     """A sync or async function that does the work of a step.
 
@@ -49,6 +71,7 @@ class PythonHandler:
         policy: when to try again.
         unimplemented: it is a stub of `pgflow-prefect import`, not a handler yet.
         shadow: it can run beside an external worker, to be compared with it.
+        results: what the code says of a storage for its results.
     """
 
     step_slug: str
@@ -56,6 +79,7 @@ class PythonHandler:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     unimplemented: bool = False
     shadow: bool = False
+    results: ResultOptions = field(default_factory=ResultOptions)
 
     def __post_init__(self) -> None:
         for parameter in self._parameters.values():
@@ -117,7 +141,16 @@ class PythonHandler:
             return Decided.to_skip(skip)
 
     async def _execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Decided:
-        call = partial(self.function, **dict(self._bind(claim, upstream, execution.context)))
+        inputs = await self._find_inputs(claim, execution)
+        call = partial(self.function, **dict(self._bind(claim, inputs, upstream, execution.context)))
+        made = await self._perform(call, execution)
+        if not isinstance(made, _Encoded):
+            return made
+        assert execution.results is not None
+        reference = await execution.results.save(made.data)
+        return reference if made.branch is None else Decided.to_branch(made.branch, reference)
+
+    async def _perform(self, call: Callable[[], Any], execution: StepExecution) -> str | Decided | _Encoded:
         if self.is_async:
             return await self._finish(call(), execution)
         try:
@@ -133,11 +166,14 @@ class PythonHandler:
     def read_arguments(self, claim: Claim, upstream: Collection[str]) -> dict[str, Any]:
         """Return the function's arguments in the types of their annotations, without `context`.
 
+        An argument whose value is in a storage is the reference: the storage is not read for this.
+
         Raises:
             ArgumentInvalidError: the input does not fit.
         """
         nothing: Any = None
-        bound = dict(self._bind(claim, upstream, nothing))
+        inputs = leave_unread(claim.upstream_results or _NONE)
+        bound = dict(self._bind(claim, inputs, upstream, nothing))
         bound.pop("context", None)
         defaults = {name: each.default for name, each in self._parameters.items() if name in self.optional}
         return {**defaults, **bound}
@@ -149,29 +185,41 @@ class PythonHandler:
         kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
         return any(is_kind(each) for is_kind in kinds for each in (function, function.__call__))
 
-    def _call(self, call: Callable[[], Any], execution: StepExecution) -> "str | Decided | _Unfinished":
+    def _call(self, call: Callable[[], Any], execution: StepExecution) -> str | Decided | _Encoded | _Unfinished:
         """Call a sync function in its thread, and convert its result there, because that may call the user's code."""
         value = call()
         if inspect.isawaitable(value) or inspect.isasyncgen(value):
             return _Unfinished(value)
-        return self._serialise(execution.settle(collect(value)))
+        return self._serialise(execution.settle(collect(value)), execution)
 
-    async def _finish(self, value: Any, execution: StepExecution) -> str | Decided:  # noqa: ANN401
-        """Await what an async function returns, and return its result as JSON text."""
+    async def _finish(self, value: Any, execution: StepExecution) -> str | Decided | _Encoded:  # noqa: ANN401
+        """Await what an async function returns, and return its result as JSON text, or as bytes for a storage."""
         if inspect.isasyncgen(value):
             value = [each async for each in value]
         elif inspect.isawaitable(value):
             value = await value
-        if not is_lazy(value):
-            return self._serialise(execution.settle(value))
-        try:  # it may block: not on the event loop
-            return await run_in_thread(lambda: self._serialise(execution.settle(collect(value))))
+        if not is_lazy(value) and self.results.codec is None:
+            return self._serialise(execution.settle(value), execution)
+        try:  # it may block, and so may a serializer: not on the event loop
+            return await run_in_thread(lambda: self._serialise(execution.settle(collect(value)), execution))
         except get_cancelled_exc_class():
             execution.abandon()
             raise
 
-    def _bind(self, claim: Claim, upstream: Collection[str], context: AnyStepContext[Any]) -> Iterator[tuple[str, Any]]:
+    async def _find_inputs(self, claim: Claim, execution: StepExecution) -> Inputs:
+        """Return the results of the upstream steps; those that are in a storage are read there."""
         results = claim.upstream_results or _NONE
+        if execution.results is None or MARK not in results.text:
+            return Inputs(results)
+        try:
+            return await execution.results.resolve(results)
+        except UnreadableJsonError as error:
+            raise self._refuse_input(error) from None
+
+    def _bind(
+        self, claim: Claim, inputs: Inputs, upstream: Collection[str], context: AnyStepContext[Any]
+    ) -> Iterator[tuple[str, Any]]:
+        results = inputs.results
         slugs = {to_identifier(slug): slug for slug in upstream}
         members: Mapping[str, RawJson] | None = None
         missing: list[str] = []
@@ -181,7 +229,9 @@ class PythonHandler:
             elif name == "payload":
                 yield name, self._read_payload(claim.payload or _NULL)
             elif name == "upstream":
-                yield name, self._read(name, results)
+                yield name, self._read_all(inputs) if inputs.objects else self._read(name, results)
+            elif slugs.get(name) in inputs.objects:
+                yield name, self._check(name, inputs.objects[slugs[name]])
             elif name in slugs:
                 members = self._split(results) if members is None else members
                 if slugs[name] in members:
@@ -204,10 +254,28 @@ class PythonHandler:
         return ArgumentInvalidError(f"the input of step {self.step_slug!r} can't be read: {reason}")
 
     def _read(self, name: str, raw: RawJson) -> Any:  # noqa: ANN401  it is whatever the annotation says
-        reader = self._readers.get(name)
+        adapter = self._find_adapter(name)
+        reader = None if adapter is None else self._readers.setdefault(name, ValueReader(adapter))
+        # As JSON, because a strict model accepts a date as text only there.
+        return self._fit(name, raw.decode if reader is None else partial(reader.read, raw.text))
+
+    def _read_all(self, inputs: Inputs) -> Any:  # noqa: ANN401
+        """Return `upstream` where some of the results are no JSON."""
+        values = self._fit("upstream", lambda: {slug: raw.decode() for slug, raw in inputs.results.split().items()})
+        values |= inputs.objects
+        is_unread = any(isinstance(each, Unread) for each in values.values())
+        return values if is_unread else self._check("upstream", values)
+
+    def _check(self, name: str, value: Any) -> Any:  # noqa: ANN401
+        """Return a value that is no JSON, as the annotation of its argument has it."""
+        if isinstance(value, Unread):
+            return value
+        adapter = self._find_adapter(name, is_object=True)
+        return value if adapter is None else self._fit(name, partial(adapter.validate_python, value))
+
+    def _fit(self, name: str, read: Callable[[], Any]) -> Any:  # noqa: ANN401
         try:
-            # As JSON, because a strict model accepts a date as text only there.
-            return raw.decode() if reader is None else reader.read(raw.text)
+            return read()
         except UnreadableJsonError as error:
             raise self._refuse_input(error) from None
         except ValidationError as error:
@@ -219,15 +287,42 @@ class PythonHandler:
                 f"step {self.step_slug!r}: argument {name!r} can't be checked: {describe(error)}"
             ) from error
 
-    def _serialise(self, value: Any) -> str | Decided:  # noqa: ANN401
-        if isinstance(value, Branch):
-            # Without a result, there is nothing to check.
-            return Decided.to_branch(value, "null" if value.result is None else self._write(value.result))
-        return self._write(value)
+    def _serialise(self, value: Any, execution: StepExecution) -> str | Decided | _Encoded:  # noqa: ANN401
+        if not isinstance(value, Branch):
+            written = self._encode(value, execution)
+            return written if isinstance(written, str) else _Encoded(written, None)
+        # Without a result, there is nothing to check.
+        written = "null" if value.result is None else self._encode(value.result, execution)
+        return Decided.to_branch(value, written) if isinstance(written, str) else _Encoded(written, value)
+
+    def _encode(self, value: Any, execution: StepExecution) -> str | bytes:  # noqa: ANN401
+        """Return a result as JSON text for its row, or as bytes for a storage."""
+        # Of a shadow, nothing is stored: it is compared as JSON.
+        results = None if execution.context.shadow else execution.results
+        place = results.own if results is not None else None
+        if results is None or place is None:
+            return self._write(value)
+        if isinstance(place.codec, JsonCodec):
+            text = self._write(value)
+            return self._encode_by(place.codec.encode, text) if place.takes(text, results.limit) else text
+        adapter = self._find_adapter("return")
+        checked = value if adapter is None else self._fit_result(value, partial(adapter.validate_python, value))
+        return "null" if checked is None else self._encode_by(place.codec.encode, checked)
+
+    def _encode_by(self, encode: Callable[[Any], bytes], value: Any) -> bytes:  # noqa: ANN401
+        try:
+            return encode(value)
+        except Exception as error:  # of the serializer, or of the value's class
+            raise ResultInvalidError(
+                f"step {self.step_slug!r}: the result can't be written with its serializer: {describe(error)}"
+            ) from error
 
     def _write(self, value: Any) -> str:  # noqa: ANN401
+        return self._fit_result(value, lambda: write_result(value, self._find_adapter("return")))
+
+    def _fit_result(self, value: Any, write: Callable[[], T]) -> T:  # noqa: ANN401
         try:
-            return write_result(value, self._adapters.get("return"))
+            return write()
         except ValidationError as error:
             raise ResultInvalidError(
                 f"step {self.step_slug!r}: the result does not fit its annotation: {explain(error)}"
@@ -286,20 +381,37 @@ class PythonHandler:
         }
 
     @cached_property
-    def _readers(self) -> Mapping[str, ValueReader]:
-        """The readers of the arguments whose annotations restrict the value."""
-        return {name: ValueReader(adapter) for name, adapter in self._adapters.items() if name != "return"}
+    def _readers(self) -> dict[str, ValueReader]:
+        """The readers so far, of arguments whose annotations restrict the value."""
+        return {}
 
     @cached_property
-    def _adapters(self) -> Mapping[str, TypeAdapter[Any]]:
-        """The checks of arguments and of `return`, for annotations that restrict the value."""
-        return {name: self._make_adapter(name, hint) for name, hint in self.hints.items() if not _is_plain(hint)}
+    def _adapters(self) -> dict[tuple[str, bool], TypeAdapter[Any] | None]:
+        """The checks so far, of arguments and of `return`, for values that are JSON and for those that are not."""
+        return {}
 
-    def _make_adapter(self, name: str, hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401  any annotation
+    def _find_adapter(self, name: str, *, is_object: bool = False) -> TypeAdapter[Any] | None:
+        """Return the check of an argument or of `return`; None if its annotation does not restrict the value.
+
+        Args:
+            name: of the argument, or `return`.
+            is_object: the argument gets a value that is no JSON, so its annotation may name any class.
+
+        Raises:
+            UsageError: the annotation can't be used.
+        """
+        is_object = is_object or (name == "return" and self.results.passes_objects)
+        if (name, is_object) not in self._adapters:
+            hint = self.hints.get(name, Any)
+            adapter = None if _is_plain(hint) else self._make_adapter(name, hint, is_object=is_object)
+            self._adapters[name, is_object] = adapter
+        return self._adapters[name, is_object]
+
+    def _make_adapter(self, name: str, hint: Any, *, is_object: bool) -> TypeAdapter[Any]:  # noqa: ANN401
         which = "its result" if name == "return" else f"argument {name!r}"
         what = f"that of {which}, {inspect.formatannotation(hint)}"
         try:
-            return TypeAdapter(hint)
+            return _adapt_object(hint) if is_object else TypeAdapter(hint)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             # Not pydantic's own message, which speaks of its schemas.
             if isinstance(error, PydanticUserError) and error.code == _TYPED_DICT_OF_TYPING:
@@ -314,13 +426,17 @@ class PythonHandler:
     def _refuse(self, reason: object) -> UsageError:
         return UsageError(f"the handler of step {self.step_slug!r} has an annotation that can't be used: {reason}")
 
-    def check_annotations(self) -> None:
+    def check_annotations(self, objects: Collection[str] = ()) -> None:
         """Check that every annotation can be used.
+
+        Args:
+            objects: the arguments whose values are no JSON, so that their annotations may name any class.
 
         Raises:
             UsageError: one names something that is not defined, or that pydantic has no schema for.
         """
-        _ = self._adapters
+        for name in self.hints:
+            self._find_adapter(name, is_object=name in objects)
 
 
 def _is_empty(payload: RawJson) -> bool:
@@ -340,8 +456,18 @@ def _is_plain(hint: Any) -> bool:  # noqa: ANN401
     return is_mapping and get_args(hint)[:1] == (str,) and _is_plain(get_args(hint)[1])
 
 
+def _adapt_object(hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401
+    """Return the check of a value that is no JSON: of a class that pydantic does not know, each instance fits."""
+    with suppress(PydanticSchemaGenerationError):
+        return TypeAdapter(hint)
+    with suppress(PydanticSchemaGenerationError, PydanticUserError):  # a dataclass or a model takes no config
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    return TypeAdapter(InstanceOf[hint] if isinstance(hint, type) else Any)
+
+
 def _advise(hint: Any) -> str:  # noqa: ANN401
     """Return what to do instead of a type that pydantic has no schema for."""
+    storage = "or keep it in a storage: `pgflow-prefect guide results`"
     if "DataFrame" in str(hint):
-        return "pass its rows, frame.to_dict('records'), as list[dict[str, Any]], or the address of a file"
-    return "use a plain type, a dataclass or a pydantic model"
+        return f"pass its rows, frame.to_dict('records'), as list[dict[str, Any]], {storage}"
+    return f"use a plain type, a dataclass or a pydantic model, {storage}"

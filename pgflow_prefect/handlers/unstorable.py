@@ -28,6 +28,10 @@ _LONGEST_INTEGER = 14_280
 
 _NONE = "which JSON has no form for"
 
+_OR_STORAGE = (
+    'or keep the result in a storage, by result_storage= and result_serializer="pickle": `pgflow-prefect guide results`'
+)
+
 
 class _Circle:
     """Stands for a value that contains itself."""
@@ -161,24 +165,21 @@ def _explain_bytes(value: Any) -> str | None:  # noqa: ANN401
     try:
         value.decode()
     except UnicodeDecodeError:
-        return (
-            f"is binary bytes, {_NONE}: return base64.b64encode(…).decode(), or store them elsewhere and return their "
-            "address"
-        )
+        return f"is binary bytes, {_NONE}: return base64.b64encode(…).decode(), {_OR_STORAGE}"
     return None
 
 
 def _explain_table(value: Any) -> str | None:  # noqa: ANN401
     if type(value).__name__ != "DataFrame":
         return None
-    return f"is a {_name_kind(value)}, {_NONE}: return its rows, frame.to_dict('records'), or the address of a file"
+    return f"is a {_name_kind(value)}, {_NONE}: return its rows, frame.to_dict('records'), {_OR_STORAGE}"
 
 
 def _explain_numpy(value: Any) -> str | None:  # noqa: ANN401
     if isinstance(value, PLAIN) or not callable(getattr(value, "tolist", None)):
         return None
     call = "tolist()" if getattr(value, "ndim", 1) else "item()"
-    return f"is a {_name_kind(value)}, {_NONE}: return its Python value, .{call}"
+    return f"is a {_name_kind(value)}, {_NONE}: return its Python value, .{call}, {_OR_STORAGE}"
 
 
 def _explain_other(value: Any) -> str | None:  # noqa: ANN401
@@ -187,7 +188,7 @@ def _explain_other(value: Any) -> str | None:  # noqa: ANN401
     try:
         to_jsonable_python(value)
     except (PydanticSerializationError, ValueError, TypeError, AttributeError):
-        return f"is a {_name_kind(value)}, {_NONE}: return texts, numbers, lists and dicts"
+        return f"is a {_name_kind(value)}, {_NONE}: return texts, numbers, lists and dicts, {_OR_STORAGE}"
     return None
 
 

@@ -2382,6 +2382,22 @@ COMMENT ON FUNCTION pgflow_prefect.prune_definitions(text[], interval) IS
     'the runs once, if there is any snapshot to look for.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_gone_runs(run_ids uuid[]) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT asked.id FROM unnest(run_ids) AS asked (id)
+        WHERE NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = asked.id);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_gone_runs(uuid[]) IS
+    'Those of these runs that have no row any more: nothing refers to their results in a storage.';
+
+
 UPDATE pgflow_prefect.installation SET stamp = pgflow_prefect.current_stamp() WHERE stamp IS NULL;
 DO $copied$ BEGIN PERFORM pgflow_prefect.claim_installation(); END $copied$;
 

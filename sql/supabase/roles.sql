@@ -102,7 +102,7 @@ DECLARE
         'set_rules,insert_deps,delete_steps,delete_deps}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
-    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_prunable,choose_prunable,'
+    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_gone_runs,find_prunable,choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
         'move_installation}';
 BEGIN

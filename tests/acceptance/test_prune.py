@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -125,3 +126,24 @@ def test_a_user_who_stops_it_is_told_what_is_gone(
     assert "deleted 4 runs before the interruption" in err
     assert value(db, "SELECT status FROM pgflow.runs WHERE id = %s", youngest) == "completed"
     assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE run_id = %s", youngest) == len(CHAIN)
+
+
+def test_stored_results_of_deleted_runs_are_deleted_too(
+    prune: CommandLine, db: Connection, old_runs: list[UUID], tmp_path: Path
+) -> None:
+    assert isinstance(prune.environment, dict)
+    nowhere = prune("prune", "--results")
+    assert nowhere.code == 2
+    assert "neither PGFLOW_RESULT_STORAGE nor flows/*.py names a storage" in nowhere.find_error()
+    prune.environment["PGFLOW_RESULT_STORAGE"] = tmp_path.as_uri()
+    installation = value(db, "SELECT id FROM pgflow_prefect.installation")
+    folder = tmp_path / "pgflow" / str(installation)
+    for run_id in old_runs[:2]:
+        (folder / str(run_id)).mkdir(parents=True)
+        (folder / str(run_id) / "step-0-1").write_text("1")
+    assert prune("prune", "--results", "--dry-run").lines == ["0 runs that are gone left stored results"]
+    ended = prune("prune", "--run", str(old_runs[0]), "--results")
+    assert ended.lines == ["deleted 1 run, and 1 stored result of runs that are gone"]
+    assert [each.name for each in folder.iterdir()] == [str(old_runs[1])]
+    refused = prune("prune", "--results", "--workflow", "chain")
+    assert "which runs? give one of --older-than 30d" in refused.find_error()

@@ -1,9 +1,11 @@
 """Steps that Prefect's own task runners execute: in threads, and in the processes of a Dask cluster."""
 
+import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -57,6 +59,13 @@ def task_runner(request: pytest.FixtureRequest) -> Any:
     if request.param == "threads":
         return ThreadPoolTaskRunner(max_workers=4)
     return DaskTaskRunner(address=request.getfixturevalue("cluster"))
+
+
+class Frame:
+    """Stands for a class that pydantic does not know, such as a DataFrame."""
+
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
 
 
 def make_diamond(define: Define, task_runner: AnyTaskRunner) -> Workflow:
@@ -317,3 +326,22 @@ async def test_what_libpq_is_told_here_holds_elsewhere(
     for name, text in conninfo_to_dict(dsn).items():
         monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), str(text))
     assert (await workflow.flow({"start": 1}))["end"]["sum"] == 6
+
+
+async def test_steps_pass_values_that_are_no_json_through_a_storage(
+    db: Connection, define: Define, task_runner: Any, tmp_path: Path
+) -> None:
+    workflow = Workflow(make_slug(), task_runner=task_runner, result_storage=tmp_path, result_serializer="pickle")
+    define(workflow.slug, ["make", "take"], [("make", "take")])
+
+    @workflow.step
+    def make() -> Frame:
+        return Frame([1, 2])
+
+    @workflow.step(result_serializer="json")
+    def take(make: Frame) -> list[int]:
+        return make.rows
+
+    await workflow.flow()
+    reference = read_steps(db)["take"][2]["$pgflow_result"]
+    assert json.loads((tmp_path / reference["key"]).read_text()) == [1, 2]

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from pgflow_prefect.cli.snapshot import COLUMNS, Snapshot, choose_widths
+from pgflow_prefect.handlers.references import Reference
 from pgflow_prefect.models import Enabled, Ending, Held, Run, Status, StepState
+from pgflow_prefect.raw_json import RawJson
 from tests.unit.runs import BEGAN, make_run, make_state, slugs
 
 ORDER = ["old", "first", "broken", "young", "working", "started", "waiting", "last"]
@@ -144,3 +146,10 @@ def test_a_run_that_only_adopt_takes_says_so() -> None:
     assert "no worker or bridge has served workflow 'workflow' yet: `pgflow-prefect worker --adopt` takes it" in never
     assert len(Snapshot(make_run(held=Held.RELEASED), {}, ORDER, old).describe()) == 2
     assert len(Snapshot(make_run(held=Held.LEASED), {}, ORDER, None).describe()) == 2
+
+
+def test_a_stored_result_is_shown_by_its_size_and_place() -> None:
+    reference = Reference.of(b"x" * 12345, storage="s3://bucket/results", key="k", serializer="pickle", attempt=1)
+    state = make_state("old", start=0, end=1).model_copy(update={"step_result": RawJson(reference.write())})
+    [row] = Snapshot(make_run(), {"old": state}, ["old"]).rows()
+    assert row[-1] == "in a storage: 12,345 bytes in s3://bucket/results, pickle"

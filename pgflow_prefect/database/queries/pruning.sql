@@ -14,6 +14,10 @@ SELECT pgflow_prefect.prune_runs(%(older_than)s::interval, %(at_most)s::int, %(w
 -- Delete one run that has ended, of any age.
 SELECT pgflow_prefect.prune_run(%(run_id)s) AS pruned
 
+-- find_gone_runs --
+-- Those of these runs that were deleted.
+SELECT id FROM pgflow_prefect.find_gone_runs(%(run_ids)s::uuid[]) AS id
+
 -- prune_definitions --
 -- Delete the snapshots that no run refers to.
 SELECT pgflow_prefect.prune_definitions(%(workflow_slugs)s::text[], %(grace)s::interval) AS pruned

@@ -1,4 +1,4 @@
-"""What the handlers of one process share: HTTP clients, secrets from Prefect, and the policy for rows."""
+"""What the handlers of one process share: HTTP clients, secrets and storages from Prefect, the policy for rows."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -11,6 +11,8 @@ from prefect.blocks.system import Secret
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.errors import NotRetriableError
+from pgflow_prefect.execution.process.storages import BlockStorage
+from pgflow_prefect.execution.result_options import read_result_options
 from pgflow_prefect.handlers.base import Toolbox
 from pgflow_prefect.handlers.guarded_transport import GuardedBackend, GuardedTransport
 from pgflow_prefect.handlers.row_policy import RowPolicy
@@ -20,7 +22,11 @@ from pgflow_prefect.settings import HttpBody, Settings
 
 @asynccontextmanager
 async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
-    """Open what handlers share; an HTTP client opens at its first use, because its certificates take a while."""
+    """Open what handlers share; an HTTP client opens at its first use, because its certificates take a while.
+
+    Raises:
+        UsageError: `PGFLOW_RESULT_STORAGE` is no storage.
+    """
     clients: list[httpx.AsyncClient] = []
     rows = make_row_policy(settings)
 
@@ -42,10 +48,24 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
             flat_body=settings.http_body is HttpBody.FLAT,
             function_owners=settings.trusted_owners,
             queue_key=settings.queue_key_bytes,
+            results=read_result_options(settings),
+            find_storage=_remember_storages(),
         )
     finally:
         for client in clients:
             await client.aclose()
+
+
+def _remember_storages() -> Callable[[object], BlockStorage]:
+    """Return a function that loads a block once, if it is named."""
+    by_name: dict[str, BlockStorage] = {}
+
+    def find(given: object) -> BlockStorage:
+        if not isinstance(given, str):
+            return BlockStorage(given)
+        return by_name.setdefault(given, BlockStorage(given))
+
+    return find
 
 
 def _open_client() -> httpx.AsyncClient:
