@@ -95,6 +95,8 @@ class Binding:
     """The options of every kind.
 
     Attributes:
+        kind: how the work is done.
+        target_field: the field that has the target in the binding's row; None for a kind without a target.
         retries: attempts after the first one.
         retry_delay_seconds: the delay before each retry, or one for each. The last one repeats.
         retry_jitter_factor: spreads a delay at random, by up to this factor.

@@ -17,6 +17,10 @@ class PgflowDatabase(Block):
 
         PgflowDatabase(dsn="postgresql://app:secret@db.example.org/app").save("production")
         ```
+
+    Attributes:
+        dsn: the database, as a URI or as `key=value` pairs.
+        pool_size: the most connections that one process opens for its runs.
     """
 
     _block_type_name: ClassVar[str] = "Pgflow Database"
