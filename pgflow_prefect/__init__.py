@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
-    from pgflow_prefect.handlers.base import AsyncStepContext, StepContext
+    from pgflow_prefect.handlers.base import AsyncStepContext, FailedStep, StepContext
     from pgflow_prefect.handlers.outcomes import Branch, Skip
     from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
@@ -17,6 +17,7 @@ __all__ = [
     "AsyncStepContext",
     "Branch",
     "External",
+    "FailedStep",
     "HttpEndpoint",
     "NotRetriableError",
     "PgflowDatabase",
@@ -34,6 +35,7 @@ _ORIGINS = {
     "AsyncStepContext": "pgflow_prefect.handlers.base",
     "Branch": "pgflow_prefect.handlers.outcomes",
     "External": "pgflow_prefect.bindings",
+    "FailedStep": "pgflow_prefect.handlers.base",
     "HttpEndpoint": "pgflow_prefect.bindings",
     "NotRetriableError": "pgflow_prefect.errors",
     "PgflowDatabase": "pgflow_prefect.blocks",

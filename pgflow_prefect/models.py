@@ -318,6 +318,11 @@ class StepState(BaseModel):
         return self.status is Status.FAILED and self.skip_reason == NOT_RUN
 
     @property
+    def has_failed(self) -> bool:
+        """Whether it has failed by itself, and not because of a step that it waits for."""
+        return self.status is Status.FAILED and not self.is_not_run
+
+    @property
     def is_decided(self) -> bool:
         """Whether it has ended without a claim that could tell how."""
         return self.status is Status.FAILED or self.is_skipped

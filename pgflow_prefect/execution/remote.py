@@ -50,6 +50,7 @@ class RemoteStep:
         token: lets a thread of the flow run's own process borrow its connections.
         dsn: the database.
         settings: the limits.
+        told_of: as of `Step`.
     """
 
     handlers: StepHandlers
@@ -61,6 +62,7 @@ class RemoteStep:
     token: UUID
     dsn: SecretStr
     settings: Settings
+    told_of: tuple[str, ...] = ()
 
     def make_task(self) -> StepTask:
         """Return the task that Prefect runs."""
@@ -95,6 +97,7 @@ class RemoteStep:
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
                 results=self.results,
+                told_of=self.told_of,
             )
             return await step.perform(context.task)
 

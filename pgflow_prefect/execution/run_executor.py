@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.definitions.model import BEFORE_FAILURES
 from pgflow_prefect.errors import TransientError
 from pgflow_prefect.execution.decisions import Decisions
 from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
@@ -161,10 +162,14 @@ class RunExecutor:
             claim_next=self._claim_next,
             past=self._past,
             is_broken_off=self.schedule.is_broken_off,
+            told_of=self._find_told_of(slug),
         )
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
         step.logger, step.rename = task_run.logger, task_run.rename
         return step, task_run
+
+    def _find_told_of(self, slug: str) -> tuple[str, ...]:
+        return tuple(self.graph) if self.graph.nodes[slug].get("rule") not in BEFORE_FAILURES else ()
 
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)
@@ -205,6 +210,7 @@ class RunExecutor:
             token=self.host.token,
             dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,
+            told_of=self._find_told_of(slug),
         )
         backoff = Backoff(self.writer.patience, f"run {self.run.run_id}, step {slug!r}")
         while True:

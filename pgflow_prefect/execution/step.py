@@ -45,6 +45,7 @@ from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.handlers.base import (
     AsyncStepContext,
     Deferred,
+    FailedStep,
     Handler,
     RetryPolicy,
     StepContext,
@@ -121,6 +122,7 @@ class Step:
         logger: of Prefect's task run; by default, of the current one.
         past: the times that Prefect shows for a step that was completed before; by default, now.
         rename: gives the task run another name; by default, the current one.
+        told_of: the steps whose failures the handler is told of: those of the run, if the step may run after a failure.
     """
 
     handlers: StepHandlers
@@ -138,6 +140,7 @@ class Step:
     logger: Logger | None = None
     past: Past | None = None
     rename: Callable[[str], None] = rename_current
+    told_of: tuple[str, ...] = ()
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
@@ -256,7 +259,8 @@ class Step:
             if chosen.handler is not None and not claim.waits:
                 self.observe(self.slug, StateName.RUNNING)
                 async with transaction:
-                    result = await self._work(chosen.handler, claim, self._make_execution(claim, transaction))
+                    execution = self._make_execution(claim, transaction, failed=await self._find_failed())
+                    result = await self._work(chosen.handler, claim, execution)
                     if isinstance(result, Deferred):
                         await self._defer(result, transaction)
                     else:
@@ -311,7 +315,17 @@ class Step:
     def _make_transaction(self) -> StepTransaction:
         return StepTransaction(self._connector, self.writer.run_id, self.task, self._logger, self.host.store)
 
-    def _make_execution(self, claim: Claim, transaction: StepTransaction, *, shadow: bool = False) -> StepExecution:
+    async def _find_failed(self) -> tuple[FailedStep, ...]:
+        function = self.handlers.function
+        if not self.told_of or function is None or "context" not in function.arguments:
+            return ()
+        ends = [each for each in await self.writer.list_step_ends(self.told_of) if each.has_failed]
+        ends.sort(key=lambda each: (each.finished_at is None, each.finished_at))
+        return tuple(FailedStep(each.step_slug, each.error_message or "") for each in ends)
+
+    def _make_execution(
+        self, claim: Claim, transaction: StepTransaction, *, failed: tuple[FailedStep, ...] = (), shadow: bool = False
+    ) -> StepExecution:
         function = self.handlers.function
         make_context = AsyncStepContext if function is not None and function.is_async else StepContext
         context = make_context(
@@ -322,6 +336,7 @@ class Step:
             attempt=claim.attempt,
             logger=self._logger,
             shadow=shadow,
+            failed_steps=failed,
         )
         results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
         return StepExecution.of(context, transaction, settle, results)

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
 
 import httpx
@@ -24,6 +24,18 @@ def _identity(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
+class FailedStep(NamedTuple):
+    """A step of a run that has failed.
+
+    Attributes:
+        slug: the step.
+        message: its error, as the database has it.
+    """
+
+    slug: str
+    message: str
+
+
 @dataclass(frozen=True)
 class AnyStepContext(Generic[C]):
     """What a handler may ask for as its argument `context`, with the type of its connection.
@@ -36,6 +48,8 @@ class AnyStepContext(Generic[C]):
         attempt: which execution of the step this is, counted from 1, over crashes and takeovers too.
         logger: its messages show in Prefect's UI, under the step's task run.
         shadow: the step is external, and this result is only compared: do nothing that has an effect elsewhere.
+        failed_steps: those of the run that had failed when this attempt began, in the order of their ends; empty unless
+            the rule of this step lets it run after a failure. Steps that were not run are not among them.
     """
 
     run_id: UUID
@@ -45,6 +59,7 @@ class AnyStepContext(Generic[C]):
     logger: Logger
     shadow: bool = False
     index: int = 0
+    failed_steps: tuple[FailedStep, ...] = ()
     _connect: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property

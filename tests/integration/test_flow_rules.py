@@ -7,7 +7,7 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowFilter
 
-from pgflow_prefect import Branch, External, Skip, SqlFunction, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Branch, External, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ResultInvalidError
@@ -167,8 +167,9 @@ async def test_what_follows_a_failure_runs_and_the_rest_is_not_run(
         return load
 
     @workflow.step(rule="one_failed", after=["load", "publish"], fails_run=False)
-    async def notify() -> None:
-        told.append("notified")
+    async def notify(context: AsyncStepContext) -> None:
+        [failed] = context.failed_steps
+        told.append(f"{failed.slug}: {failed.message}")
 
     @workflow.step(rule="all_done", after=["publish"], fails_run=False)
     async def clean_up() -> None:
@@ -177,7 +178,7 @@ async def test_what_follows_a_failure_runs_and_the_rest_is_not_run(
     await push(pgflow_dsn, workflow)
     with pytest.raises(Exception, match="no file"):
         await workflow.flow()
-    assert sorted(told) == ["cleaned", "notified"]
+    assert sorted(told) == ["cleaned", "load: ValueError: no file"]
     assert read_run(db)[0] == "failed"
     assert read_ends(db)["publish"] == ("failed", "dependency_failed")
     flow_run = await read_flow_run(client, workflow.slug)

@@ -84,6 +84,7 @@ def test_a_context_has_nothing_that_is_only_the_executor_s() -> None:
     assert public == {
         "attempt",
         "connection",
+        "failed_steps",
         "idempotency_key",
         "index",
         "logger",
