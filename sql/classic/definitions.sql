@@ -24,8 +24,8 @@ BEGIN
     WHERE current_setting('transaction_timeout', true) <> '0';
     PERFORM pgflow.lock_schema('pgflow_prefect');
     IF (SELECT max(substring(p.prosrc FROM '[0-9]+')::int) FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = 'adapter_version') > 7 THEN
-        RAISE EXCEPTION 'the schema pgflow_prefect has a later version than 7, and this script is of version 7'
+        WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = 'adapter_version') > 8 THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect has a later version than 8, and this script is of version 8'
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
     END IF;
