@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgflow_prefect.bindings import External, HttpEndpoint, Queue, SqlFunction
+    from pgflow_prefect.bindings import Command, External, HttpEndpoint, NamedCommand, Queue, SqlFunction
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
     from pgflow_prefect.handlers.base import AsyncStepContext, FailedStep, StepContext
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncStepContext",
     "Branch",
+    "Command",
     "External",
     "FailedStep",
     "HttpEndpoint",
+    "NamedCommand",
     "NotRetriableError",
     "PgflowDatabase",
     "PgflowPrefectError",
@@ -34,9 +36,11 @@ __all__ = [
 _ORIGINS = {
     "AsyncStepContext": "pgflow_prefect.handlers.base",
     "Branch": "pgflow_prefect.handlers.outcomes",
+    "Command": "pgflow_prefect.bindings",
     "External": "pgflow_prefect.bindings",
     "FailedStep": "pgflow_prefect.handlers.base",
     "HttpEndpoint": "pgflow_prefect.bindings",
+    "NamedCommand": "pgflow_prefect.bindings",
     "NotRetriableError": "pgflow_prefect.errors",
     "PgflowDatabase": "pgflow_prefect.blocks",
     "PgflowPrefectError": "pgflow_prefect.errors",

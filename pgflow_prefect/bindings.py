@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, asdict, fields
+from dataclasses import KW_ONLY, asdict, field, fields
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationErr
 from pydantic.dataclasses import dataclass
 
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.programs import SKIPPED, Arguments, Environment, ExitCode, Program, Variables, check_name
 
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -33,6 +34,7 @@ class Kind(StrEnum):
     SQL = "sql"
     HTTP = "http"
     QUEUE = "queue"
+    COMMAND = "command"
 
 
 def check_url(url: str) -> str:
@@ -85,6 +87,7 @@ def check_function(name: str) -> str:
 
 Url = Annotated[str, AfterValidator(check_url)]
 Function = Annotated[str, AfterValidator(check_function)]
+Name = Annotated[str, AfterValidator(check_name)]
 Seconds = Annotated[float, Field(gt=0)]
 Delay = Annotated[float, Field(ge=0)]
 Delays: TypeAlias = Delay | tuple[Delay, ...]
@@ -113,7 +116,7 @@ class Binding:
 
     @property
     def target(self) -> str | None:
-        """The target in its row: a function's name, or a URL."""
+        """The target in its row: the name of a function or of a program, or a URL."""
         return None if self.target_field is None else str(getattr(self, self.target_field))
 
     @property
@@ -213,17 +216,72 @@ class Queue(Binding):
     retry_delay_seconds: Delays = (1, 10, 60)
 
 
-AnyBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue
+@dataclass(frozen=True, config=_CONFIG)
+class NamedCommand(Binding):
+    """A program that the settings of the worker name: `PGFLOW_COMMANDS`. A row can't name a program in another way.
 
-_CLASSES: dict[Kind, type[AnyBinding]] = {each.kind: each for each in get_args(AnyBinding)}
+    Attributes:
+        name: of the program in those settings.
+    """
+
+    kind = Kind.COMMAND
+    target_field = "name"
+
+    name: Name
+    _: KW_ONLY
 
 
-def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> AnyBinding:
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+class Command(Binding):
+    """A program: it gets the step's input as JSON on stdin. The last line of its output is the result.
+
+    Its environment has the variables that `env` and `pass_env` name, and those of the step (`STEP_…`), and no others.
+
+    Example: `Command(["dbt", "run", "--select", "orders"], pass_env=["PATH", "DBT_TOKEN"], cwd="/srv/dbt")`
+
+    Attributes:
+        argv: the program and its arguments. No shell reads them. A program without a slash is looked up in the worker's
+            `PATH`.
+        env: variables of its environment, with their values.
+        pass_env: names of variables that it gets from the worker's environment. Its output is logged without their
+            values.
+        cwd: its working directory; by default, the worker's.
+        skip_exit_code: the exit code that skips the step, instead of failing it; None for no such code.
+    """
+
+    kind = Kind.COMMAND
+
+    argv: Arguments = field(repr=False)
+    _: KW_ONLY
+    env: Environment = field(default_factory=dict, repr=False)
+    pass_env: Variables = ()
+    cwd: str | None = None
+    skip_exit_code: ExitCode | None = SKIPPED
+
+    @property
+    def program(self) -> Program:
+        """The program, as settings have it, too."""
+        return Program(self.argv, self.env, self.pass_env, self.cwd, self.skip_exit_code)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.program.label}"
+
+
+RowBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue | NamedCommand
+"""What a row may say. It names a program, and never says what is started."""
+
+AnyBinding: TypeAlias = RowBinding | Command
+"""What Python code may say."""
+
+_CLASSES: dict[Kind, type[RowBinding]] = {each.kind: each for each in get_args(RowBinding)}
+
+
+def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> RowBinding:
     """Return the binding of a row.
 
     Args:
         kind: one of `Kind`.
-        target: a function's name or a URL, for the kinds that have one.
+        target: a name or a URL, for the kinds that have one.
         options: the other fields of the kind's class.
 
     Raises:

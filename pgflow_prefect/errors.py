@@ -159,6 +159,10 @@ class RetryLaterError(PgflowPrefectError):
         super().__init__(message)
 
 
+class CommandFailedError(PgflowPrefectError):
+    """A program that does a step has failed. The message has its exit code and its last lines."""
+
+
 class StepTimeoutError(PgflowPrefectError, TimeoutError):
     """A handler took longer than its step's `timeout_seconds`."""
 

@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pgflow_prefect.origins import parse_credential_origins, parse_origins
+from pgflow_prefect.programs import Program, parse_programs
 from pgflow_prefect.recording import RecordLater, parse_recordings
 
 BLOCK_TYPE = "pgflow-database"
@@ -120,6 +121,19 @@ class Settings(BaseSettings):
     function_owners: str = ""
     """Roles, separated by commas. Rows may name their functions, and those of superusers and of `pgflow`'s owner."""
 
+    commands: str = Field(default="", repr=False)
+    """The programs that rows may name, as JSON: `{"stamp": ["/opt/stamp", "--fast"]}`.
+
+    Instead of the list, an object may say more: `{"argv": [...], "env": {"MODE": "fast"}, "pass_env": ["STAMP_TOKEN"],
+    "cwd": "/srv", "skip_exit_code": 99}`. A program gets the variables that `env` and `pass_env` name, and no others. A
+    row holds a name of these only. So the operator of the worker decides what is started, and with which arguments.
+    """
+
+    @property
+    def programs(self) -> dict[str, Program]:
+        """The programs of `commands`, by name."""
+        return parse_programs(self.commands)
+
     queue_key: SecretStr | None = Field(default=None, min_length=16)
     """The key that signs messages for queues, the same for workers and consumers, at least 16 characters."""
 
@@ -189,6 +203,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_recordings(cls, text: str) -> str:
         parse_recordings(text)
+        return text
+
+    @field_validator("commands")
+    @classmethod
+    def _check_commands(cls, text: str) -> str:
+        parse_programs(text)
         return text
 
     @property

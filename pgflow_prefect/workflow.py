@@ -323,7 +323,7 @@ class Workflow:
 
         Args:
             slug: the step.
-            binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Command`, `NamedCommand` or `External`.
             after: the slugs of the steps that it waits for, where this file defines the workflow.
             tags: as of `step`.
             task_run_name: as of `step`. Its values are `payload`, `upstream` and the upstream steps.

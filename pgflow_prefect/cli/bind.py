@@ -35,6 +35,7 @@ def bind(
     sql: _Text = None,
     http: _Text = None,
     queue: _Text = None,
+    command: _Text = None,
     remove: Annotated[bool, Flag] = False,
     undo: Annotated[bool, Flag] = False,
     timeout: Annotated[float | None, Parameter(show_default=False)] = None,
@@ -72,6 +73,8 @@ def bind(
         An endpoint, such as a Supabase Edge Function.
     queue
         A queue: pgqueuer:NAME, amqp://HOST/VHOST?queue=NAME, redis://HOST/DB?queue=NAME.
+    command
+        A program, by its name in the worker's setting PGFLOW_COMMANDS.
     remove
         Delete the row. Then the file of handlers decides who does the step.
     undo
@@ -100,7 +103,7 @@ def bind(
         **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
         **{
             kind: target
-            for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue))
+            for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue), (Kind.COMMAND, command))
             if target is not None
         },
     }

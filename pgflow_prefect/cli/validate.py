@@ -106,10 +106,8 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         loaded, source = load_workflow(workflow, handlers, has_rows=bool(rows))
         kinds = find_doers(loaded, definition, rows)
         order = order_steps(definition)
-        problems = [
-            *await find_all_problems(store, loaded, definition, rows),
-            *find_missing_here(loaded, rows, settings),
-        ]
+        problems = await find_all_problems(store, loaded, definition, rows)
+        problems += find_missing_here(loaded, rows, settings)
         problems += _find_twins(workflow, await store.list_slugs())
         recording = settings.recordings.get(workflow, loaded.record)
         if recording is not None and loaded.record is None:

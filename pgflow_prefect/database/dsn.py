@@ -46,6 +46,14 @@ def check_dsn(dsn: str) -> None:
         raise UsageError(f"the DSN's host or port can't be right: {_PASSWORD}")
 
 
+def find_password(dsn: str) -> str | None:
+    """Return the password in a connection string; None if it has none, or can't be read."""
+    try:
+        return conninfo_to_dict(dsn).get("password") or None  # type: ignore[return-value]
+    except psycopg.ProgrammingError:
+        return None
+
+
 def _check_uri(dsn: str, scheme: str) -> None:
     if scheme not in {"postgresql", "postgres"}:
         whose = " is SQLAlchemy's: " if re.match(r"postgres(ql)?\+", scheme) else " is not PostgreSQL's: "

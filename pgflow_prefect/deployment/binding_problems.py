@@ -3,16 +3,28 @@
 import os
 from collections.abc import Iterator, Mapping
 
-from pgflow_prefect.bindings import AnyBinding, Kind, Python, Queue, SqlFunction, parse_binding, parse_function
+from pgflow_prefect.bindings import (
+    AnyBinding,
+    Command,
+    Kind,
+    NamedCommand,
+    Python,
+    Queue,
+    SqlFunction,
+    parse_binding,
+    parse_function,
+)
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.result_problems import find_result_problems
 from pgflow_prefect.deployment.row_credentials import find_row_problems
-from pgflow_prefect.errors import UsageError
+from pgflow_prefect.errors import NotRetriableError, UsageError
+from pgflow_prefect.handlers.command import find_problems, find_program
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.models import StepBinding
+from pgflow_prefect.programs import Program
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
@@ -62,7 +74,7 @@ async def find_all_problems(
 
 
 def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], settings: Settings) -> list[str]:
-    """Return the variables, packages and storages that a workflow's steps need and that this process lacks.
+    """Return the variables, packages, programs and storages that a workflow's steps need and that this process lacks.
 
     The machine that deploys a workflow need not have them; the one that executes its runs does.
 
@@ -88,7 +100,19 @@ def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], setti
                 "pip install 'pgflow-prefect[queues]'"
                 for name in find_missing_packages(binding.url)
             ]
+        if isinstance(binding, Command | NamedCommand):
+            problems += [
+                f"step {slug!r} is bound to {binding}, and {each}"
+                for each in _check_program(binding, settings.programs)
+            ]
     return problems
+
+
+def _check_program(binding: Command | NamedCommand, programs: Mapping[str, Program]) -> list[str]:
+    try:
+        return [*find_problems(find_program(binding, programs))]
+    except NotRetriableError as error:
+        return [str(error)]
 
 
 def find_missing_functions(workflow: Workflow, doers: Mapping[str, str]) -> list[str]:
@@ -115,7 +139,8 @@ def find_refused_rows(rows: Mapping[str, StepBinding], policy: RowPolicy) -> lis
 
 
 def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding], list[str]]:
-    bindings, problems = {}, []
+    bindings: dict[str, AnyBinding] = {}
+    problems: list[str] = []
     for slug, row in rows.items():
         try:
             bindings[slug] = parse_binding(row.kind, row.target, row.options)

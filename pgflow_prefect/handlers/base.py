@@ -1,6 +1,6 @@
 """The interface of a handler, and the step's data that it gets."""
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
@@ -15,6 +15,7 @@ from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.handlers.stored import ResultOptions, StepResults, Storage
 from pgflow_prefect.models import Claim
+from pgflow_prefect.programs import Program
 from pgflow_prefect.raw_json import RawJson, write_object
 
 C = TypeVar("C")
@@ -203,6 +204,8 @@ class Toolbox:
         function_owners: the roles whose SQL functions rows may name, beside the roles that are always trusted.
         results: what the settings say of results that a row can't have.
         find_storage: returns the storage that code or settings name.
+        programs: the programs that rows may name.
+        secrets: texts that no output of a program may show.
     """
 
     http: Callable[[], httpx.AsyncClient]
@@ -212,6 +215,8 @@ class Toolbox:
     row_http: Callable[[], httpx.AsyncClient] = _refuse_rows
     flat_body: bool = False
     function_owners: tuple[str, ...] = ()
+    programs: Mapping[str, Program] = field(default_factory=dict, repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     queue_key: bytes | None = field(default=None, repr=False)
     results: ResultOptions = field(default_factory=ResultOptions)
     find_storage: Callable[[object], Storage] = _refuse_storage

@@ -5,8 +5,19 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import assert_never
 
-from pgflow_prefect.bindings import AnyBinding, External, HttpEndpoint, Python, Queue, SqlFunction, parse_binding
+from pgflow_prefect.bindings import (
+    AnyBinding,
+    Command,
+    External,
+    HttpEndpoint,
+    NamedCommand,
+    Python,
+    Queue,
+    SqlFunction,
+    parse_binding,
+)
 from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
+from pgflow_prefect.handlers.command import CommandHandler
 from pgflow_prefect.handlers.http_endpoint import HttpHandler
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.queue import QueueHandler
@@ -91,6 +102,8 @@ class StepHandlers:
                 handler = HttpHandler(self.step_slug, binding, toolbox, is_row)
             case Queue():
                 handler = QueueHandler(self.step_slug, binding, toolbox, is_row)
+            case Command() | NamedCommand():
+                handler = CommandHandler(self.step_slug, binding, toolbox)
             case External():
                 shadow = self.function if binding.shadow and self.function and self.function.shadow else None
             case Python():

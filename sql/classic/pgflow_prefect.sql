@@ -123,14 +123,17 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     workflow_slug TEXT NOT NULL,
     step_slug TEXT NOT NULL,
     kind TEXT NOT NULL,
-    target TEXT,                   -- a function's name, or the URL of an endpoint or a queue
+    target TEXT,                   -- a function, the URL of an endpoint or a queue, or a name of a worker's settings
     options JSONB NOT NULL DEFAULT '{}',
     bound_by TEXT,                 -- this role must have the right to execute the target; NULL: from before version 6
     PRIMARY KEY (workflow_slug, step_slug),
     FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug)
         ON UPDATE CASCADE ON DELETE CASCADE,
-    CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue')),
-    CONSTRAINT bindings_target CHECK ((kind IN ('sql', 'http', 'queue')) = (target IS NOT NULL)),
+    CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue', 'command')),
+    CONSTRAINT bindings_target CHECK ((kind NOT IN ('python', 'external')) = (target IS NOT NULL)),
+    -- A name of the worker's settings, and never what is started.
+    CONSTRAINT bindings_name CHECK (
+        kind NOT IN ('command') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'),
     CONSTRAINT bindings_options CHECK (jsonb_typeof(options) = 'object'),
     -- Every role that may read runs may read these rows, so they must have no secrets.
     CONSTRAINT bindings_secret CHECK (
@@ -199,6 +202,16 @@ BEGIN
             OR (target !~ '^[^/?#]*//[^/?#]*@'
                 AND target !~* '[?&;#]([a-z0-9_-]*(key|token|secret|password|passwd|signature|sig|pwd|jwt|credentials?)'
                 '|([a-z0-9_-]*[_-])?(o?auth|pass|sas)|((access|api|auth|function|secret)[_-]?)?code)=')) NOT VALID;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_constraint
+                   WHERE conrelid = 'pgflow_prefect.bindings'::regclass AND conname = 'bindings_name') THEN
+        ALTER TABLE pgflow_prefect.bindings DROP CONSTRAINT bindings_kind, DROP CONSTRAINT bindings_target; -- new kinds
+        ALTER TABLE pgflow_prefect.bindings
+            ADD CONSTRAINT bindings_kind CHECK (
+                kind IN ('python', 'external', 'sql', 'http', 'queue', 'command')),
+            ADD CONSTRAINT bindings_target CHECK ((kind NOT IN ('python', 'external')) = (target IS NOT NULL)),
+            ADD CONSTRAINT bindings_name CHECK (
+                kind NOT IN ('command') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$');
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.installation'::regclass AND attname = 'stamp') THEN
@@ -1248,7 +1261,7 @@ BEGIN
     WHERE b.workflow_slug OPERATOR(pg_catalog.=) run.workflow_slug
       AND b.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     doing := coalesce(kind, bound);
-    takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue}'::pg_catalog.text[]);
+    takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
     SELECT * INTO state FROM pgflow.step_states s
     WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     SELECT * INTO task FROM pgflow_prefect.task_runs t

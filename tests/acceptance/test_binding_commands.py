@@ -1,6 +1,8 @@
 """`bind`, `observe`, `shadow`: who does a step, said on the command line."""
 
 import json
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 
@@ -63,9 +65,11 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
         (
             ["b", "--external", "--python"],
-            "--python, --external, --sql, --http, --queue, --remove and --undo exclude each other",
+            "--python, --external, --sql, --http, --queue, --command, --remove and --undo exclude each other",
         ),
         (["b", "--retries", "2"], "options of a binding go with"),
+        (["b", "--command", "/bin/sh -c hunter2"], "name: it is no name"),
+        (["b", "--command", "stamp", "--token-env", "PGFLOW_TOKEN_A"], "token_env: Unexpected keyword argument"),
         (["--external"], "which step? name it after the workflow"),
         (["bb", "--external"], "workflow 'chain' has no step 'bb' (did you mean 'b'?)"),
     ],
@@ -252,3 +256,25 @@ def test_what_a_binding_needs_and_this_process_lacks_is_found_before_a_run(
     assert column(db, "SELECT id FROM pgflow.runs") == []
     assert cli("validate", chain, SHOP_TOKEN="x", SHOP_LOGIN="a:b").code == 0  # noqa: S106
     assert cli("deploy", chain).code == 0, "the machine that deploys executes nothing"
+
+
+def test_a_program_is_bound_by_its_name_and_the_settings_say_what_it_is(cli: CommandLine, db: Connection) -> None:
+    slug = f"bound_{uuid4().hex[:8]}"
+    define(db, slug, {"only": []})
+    assert "command stamp" in cli("bind", slug, "only", "--command", "stamp").out
+    missing = cli("validate", slug)
+    assert missing.code == 1
+    assert "name no program 'stamp': they name none" in missing.out
+    secret = "hunter2-in-the-settings"  # noqa: S105  a made-up one
+    wrong = replace(cli, environment={**cli.environment, "PGFLOW_COMMANDS": f'{{"stamp": "{secret}"}}'})(
+        "validate", slug
+    )
+    assert wrong.code == 2
+    assert "PGFLOW_COMMANDS" in wrong.find_error()
+    assert secret not in wrong.out + wrong.err
+    programs = json.dumps({"stamp": ["/bin/sh", "-c", "echo stamping; cat"]})
+    knowing = replace(cli, environment={**cli.environment, "PGFLOW_COMMANDS": programs})
+    assert knowing("validate", slug).code == 0
+    ran = knowing("run", slug, "--payload", '{"n": 1}')
+    assert ran.code == 0, ran
+    assert value(db, "SELECT step_result FROM pgflow.step_states") == {"payload": {"n": 1}}

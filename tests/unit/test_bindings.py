@@ -7,6 +7,7 @@ from pgflow_prefect.bindings import (
     External,
     HttpEndpoint,
     Kind,
+    NamedCommand,
     Python,
     Queue,
     SqlFunction,
@@ -26,6 +27,7 @@ from pgflow_prefect.errors import UsageError
         HttpEndpoint("https://example.org/send", token_env="SEND_TOKEN", request_timeout_seconds=5),  # noqa: S106
         HttpEndpoint("https://example.org/send", retries=0),
         Queue("redis://localhost/0?queue=mails", login_block="mails"),
+        NamedCommand("stamp", retries=2, timeout_seconds=5),
     ],
 )
 def test_a_row_says_the_same_as_python(binding: AnyBinding) -> None:
@@ -125,7 +127,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match="the kinds are python, external, sql, http, queue"):
+    with pytest.raises(UsageError, match="the kinds are python, external, sql, http, queue, command"):
         parse_binding("fax", None, {})
 
 

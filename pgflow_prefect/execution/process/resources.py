@@ -1,6 +1,6 @@
 """What the handlers of one process share: HTTP clients, secrets and storages from Prefect, the policy for rows."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from typing import Any, cast
@@ -10,6 +10,7 @@ import httpx
 from prefect.blocks.system import Secret
 from prefect.settings import get_current_settings
 
+from pgflow_prefect.database.dsn import find_password
 from pgflow_prefect.errors import NotRetriableError
 from pgflow_prefect.execution.process.storages import BlockStorage
 from pgflow_prefect.execution.result_options import read_result_options
@@ -47,6 +48,8 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
             row_http=share(partial(open_row_client, rows)),
             flat_body=settings.http_body is HttpBody.FLAT,
             function_owners=settings.trusted_owners,
+            programs=settings.programs,
+            secrets=tuple(_list_secrets(settings)),
             queue_key=settings.queue_key_bytes,
             results=read_result_options(settings),
             find_storage=_remember_storages(),
@@ -66,6 +69,18 @@ def _remember_storages() -> Callable[[object], BlockStorage]:
         return by_name.setdefault(given, BlockStorage(given))
 
     return find
+
+
+def _list_secrets(settings: Settings) -> Iterator[str]:
+    """Yield the secrets of this process, which a program of the same user could read, and print."""
+    prefect = get_current_settings().api
+    for secret in (settings.dsn, settings.queue_key, prefect.key, prefect.auth_string):
+        if secret is not None:
+            yield secret.get_secret_value()
+    if settings.dsn is not None and (password := find_password(settings.dsn.get_secret_value())):
+        yield password
+    if prefect.auth_string is not None:
+        yield prefect.auth_string.get_secret_value().partition(":")[2]
 
 
 def _open_client() -> httpx.AsyncClient:
