@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 from pgflow_prefect.bindings import Command, NamedCommand
 from pgflow_prefect.errors import CommandFailedError, NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import (
+    AnyStepContext,
     RetryPolicy,
-    StepContext,
     StepExecution,
     Toolbox,
     make_input,
@@ -83,7 +84,7 @@ class CommandHandler:
     def _label(self) -> str:
         return f"the program of {self.binding}"
 
-    def _make_log(self, context: StepContext) -> OutputLog:
+    def _make_log(self, context: AnyStepContext[Any]) -> OutputLog:
         program = find_program(self.binding, self.toolbox.programs)
         return OutputLog(context.logger, find_secrets(program.env, program.pass_env, os.environ, self.toolbox.secrets))
 
@@ -204,7 +205,7 @@ def find_problems(program: Program) -> Iterator[str]:
         yield f"the program {program.label} is not here, or can't be executed: install it, or name its path"
 
 
-def make_launch(program: Program, context: StepContext, scratch: str) -> Launch:
+def make_launch(program: Program, context: AnyStepContext[Any], scratch: str) -> Launch:
     """Return what is to be started for an attempt of a step.
 
     Raises:
@@ -221,7 +222,7 @@ def make_launch(program: Program, context: StepContext, scratch: str) -> Launch:
     return Launch(file, program.argv, env, program.cwd, scratch)
 
 
-def _describe_step(context: StepContext) -> Mapping[str, str]:
+def _describe_step(context: AnyStepContext[Any]) -> Mapping[str, str]:
     named = {
         "STEP_RUN_ID": str(context.run_id),
         "STEP_WORKFLOW": context.workflow_slug,
