@@ -21,6 +21,8 @@ _log = logging.getLogger(f"mkdocs.hooks.{__name__}")
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add what is generated, and the pictures. A public name without documentation is a warning, which is an error."""
     for place, text in {**make_pages(), **draw_rooms()}.items():
+        if files.get_file_from_path(place) is not None:
+            raise PluginError(f"the guide has a page {place}, which is also generated: rename one of them")
         files.append(File.generated(config, place, content=text))
     for place, picture in list_pictures().items():
         files.append(File.generated(config, place, abs_src_path=str(picture)))

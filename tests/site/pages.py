@@ -19,7 +19,7 @@ _ARROW = re.compile(r"^ +(\w+) --> (\w+)$", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".sql": "sql", ".yml": "yaml", ".jinja": "jinja", ".csv": "text"}
 
 _OVERVIEW = "![A run of an example workflow, as Prefect's UI shows it](pictures/report.png)\n"
-_ROOMS = "![The rooms: an arrow leads from a room to each that it imports](pictures/rooms.svg)\n"
+_ROOMS = "![The rooms: an arrow leads from a room to each that it imports](../pictures/rooms.svg)\n"
 _DRAWINGS = {"README.md": _OVERVIEW, "CONTRIBUTING.md": _ROOMS}
 """What the site has in the place of a document's Mermaid drawing: it would load a program from elsewhere to draw it."""
 

@@ -16,16 +16,16 @@ PICTURES = "tests/site/pictures"
 
 DOCUMENTS = {
     "README.md": "index.md",
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
-    "LICENSE": "license.md",
-    "benchmarks/README.md": "benchmarks.md",
-    "benchmarks/RESULTS.md": "results.md",
-    "flows/README.md": "examples.md",
+    "CHANGELOG.md": "project/changelog.md",
+    "CONTRIBUTING.md": "project/contributing.md",
+    "SECURITY.md": "project/security.md",
+    "LICENSE": "project/licence.md",
+    "benchmarks/README.md": "benchmarks/method.md",
+    "benchmarks/RESULTS.md": "benchmarks/results.md",
+    "flows/README.md": "reference/examples.md",
     "sql/CONTRACT.md": "reference/contract.md",
 }
-"""Further documents of the repository, and their pages."""
+"""Further documents of the repository, and their pages. Folders keep them apart from the guide's pages."""
 
 _ORIGINS = {place: path for path, place in DOCUMENTS.items()}
 _FENCE = re.compile(r"\s*(```|~~~)")

@@ -60,7 +60,7 @@ def test_links_to_files_of_the_repository_lead_to_pages_of_the_site() -> None:
         "[a](../../sql/pgflow.sql), [b](../../benchmarks/RESULTS.md#scale), [c](scaling.md), [d](https://example.org/x)"
     )
     assert lead_links(text, "engine.md", {}) == (
-        "[a](source/sql/pgflow.sql.md), [b](results.md#scale), [c](scaling.md), [d](https://example.org/x)"
+        "[a](source/sql/pgflow.sql.md), [b](benchmarks/results.md#scale), [c](scaling.md), [d](https://example.org/x)"
     )
     assert lead_links("[a](supabase/roles.sql)", "reference/contract.md", {}) == (
         "[a](../source/sql/supabase/roles.sql.md)"
@@ -81,7 +81,7 @@ def test_a_link_that_leads_nowhere_is_left_for_the_build_to_refuse() -> None:
 
 
 def test_a_folder_is_its_readme() -> None:
-    assert find_place("flows") == find_place("flows/README.md") == "examples.md"
+    assert find_place("flows") == find_place("flows/README.md") == "reference/examples.md"
 
 
 def test_a_page_gets_its_figures_from_the_results() -> None:
@@ -130,7 +130,7 @@ def test_a_page_that_the_navigation_does_not_name_comes_last_among_the_how_tos()
 def test_files_that_pages_link_to_are_shown() -> None:
     pages = make_pages()
     assert "CREATE SCHEMA" in pages["source/sql/pgflow.sql.md"]
-    assert "```mermaid" not in pages["index.md"] + pages["contributing.md"]
+    assert "```mermaid" not in pages["index.md"] + pages["project/contributing.md"]
 
 
 def test_the_wheel_has_no_pictures() -> None:
