@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     block: str | None = None
     """The Prefect block `pgflow-database/…` that has the database's address if `dsn` is not set."""
 
+    airflow_dsn: SecretStr | None = None
+    """Airflow's metadata database, for `import --from airflow`. A role that can only read is enough."""
+
     pool_size: int = Field(default=5, ge=1)
     """The most connections of one flow run."""
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Show an example: a workflow in SQL, run on Prefect, on servers that come with the package."),
     "init": ("init:init", "Install or upgrade the schema in the database."),
     "import": ("import_:import_", "Write a Python file with a stub for each step of a workflow."),
+    "airflow": ("airflow:airflow", "Print the script that reads DAGs where Airflow runs."),
     "push": ("push:push", "Write the workflow that a Python file defines into the database."),
     "list": ("list_:list_", "List the workflows that the database defines."),
     "validate": ("validate:validate", "Check a workflow and its handlers, and name every problem."),
@@ -82,11 +83,30 @@ def launch(
     """
     if debug:
         os.environ["PGFLOW_DEBUG"] = "1"
+    if tokens[:1] == ("import",):
+        tokens = name_json_file(tokens)
     if "--json" in tokens:
         from pgflow_prefect.cli.console import print_errors_as_json
 
         print_errors_as_json()
     return app(tokens, exit_on_error=False, print_error=False)
+
+
+def name_json_file(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments of `import` with `--json FILE` as `--json-file FILE`, where it has a source.
+
+    Everywhere else, --json is the switch for output in JSON.
+    """
+    if not any(each == "--from" or each.startswith("--from=") for each in given):
+        return given
+    named = list(given)
+    for place, each in enumerate(given):
+        following = given[place + 1 : place + 2]
+        if each == "--json" and following and (following == ("-",) or not following[0].startswith("-")):
+            named[place] = "--json-file"
+        elif each.startswith("--json="):
+            named[place] = f"--json-file{each.removeprefix('--json')}"
+    return tuple(named)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

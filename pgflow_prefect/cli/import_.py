@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 def import_(
     *workflows: str,
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    from_: Annotated[Literal["airflow", "dbt"] | None, Parameter(name="--from", show_default=False)] = None,
+    airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
+    json_file: Annotated[Path | None, Parameter(show_default=False)] = None,
     directory: Path | None = None,
     deploy: Annotated[bool, Flag] = False,
     flags: DeployFlags = NO_FLAGS,
@@ -36,14 +40,25 @@ def import_(
 
     A second import adds stubs for new steps, names removed steps, and leaves everything else as it is.
 
+    With --from, the workflow is defined elsewhere. Its steps are written into the database, and a ledger beside the
+    file names every difference in meaning. See `pgflow-prefect guide airflow`.
+
     Example: `pgflow-prefect import email_campaign` writes flows/email_campaign.py
 
     Parameters
     ----------
     workflows
-        The workflows' slugs.
+        The workflows' slugs; with --from airflow the ids of DAGs, with --from dbt the file manifest.json.
     all_
-        All workflows that the database defines.
+        All workflows that the database defines; with --from airflow, all DAGs.
+    from_
+        Where the workflow is defined: airflow, or dbt.
+    airflow_dsn
+        With --from airflow: Airflow's metadata database, for a role that may read it: postgresql://USER@HOST/DATABASE.
+        The default is PGFLOW_AIRFLOW_DSN.
+    json_file
+        With --from airflow: the file that the script of `pgflow-prefect airflow dump` has written. --json FILE is the
+        same.
     directory
         The directory of the files. The default is flows.
     deploy
@@ -53,6 +68,24 @@ def import_(
         The directory on the workers' machine, or in the image, that corresponds to the current one. With --source:
         the directory in the repository.
     """
+    if from_ is not None or airflow_dsn is not None or json_file is not None:
+        from pgflow_prefect.cli.import_foreign import Source, import_foreign
+
+        if deploy or flags.name_given():
+            raise UsageError("--deploy does not go with --from: import first, and deploy when the steps are yours")
+        source = Source(from_, workflows, every=all_, airflow_dsn=airflow_dsn, json_file=json_file)
+        import_foreign(make_settings(dsn), source, directory, as_json=json)
+        return
+    if not workflows and not all_:
+        raise UsageError("which workflow? name it, or say --all")
+    options = _check_flags(deploy, flags, code_directory)
+    _import(make_settings(dsn), None if all_ else workflows, directory, options if deploy else None, json=json)
+
+
+def _import(
+    settings: Settings, slugs: Collection[str] | None, directory: Path | None, options: Options | None, *, json: bool
+) -> None:
+    """Write the files of workflows that the database defines, and deploy them with these options, if there are some."""
     import anyio
 
     from pgflow_prefect.cli.candidates import collect, raise_all
@@ -62,10 +95,7 @@ def import_(
     from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path, refuse_shadowing
     from pgflow_prefect.execution.process.signals import run_event_loop
 
-    if not workflows and not all_:
-        raise UsageError("which workflow? name it, or say --all")
-    options = _check_flags(deploy, flags, code_directory)
-    definitions = anyio.run(load_definitions, make_settings(dsn), None if all_ else workflows)
+    definitions = anyio.run(load_definitions, settings, slugs)
     for definition in definitions:  # all are checked before the first file is written
         if problems := find_problems(definition):
             raise InvalidDefinitionError(definition.slug, problems)
@@ -77,11 +107,11 @@ def import_(
             _print_report(report)
     written = [vars(each) | {"path": str(each.path)} for each in reports]
     done = Done([], [])
-    if deploy:
+    if options is not None:
         pairs = zip(definitions, reports, strict=True)
         candidates, errors = collect(lambda each: _load_candidate(*each), pairs)
         raise_all(errors)
-        done = run_event_loop(_deploy, make_settings(dsn), candidates, options, json)
+        done = run_event_loop(_deploy, settings, candidates, options, json)
     if json:
         deployed = {each.deployed.workflow_slug: {"deployed": each.to_json()} for each in done.reports}
         print_json([each | deployed.get(of.slug, {}) for each, of in zip(written, definitions, strict=True)])

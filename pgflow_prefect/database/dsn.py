@@ -12,7 +12,10 @@ from pgflow_prefect.errors import UsageError
 _SCHEME = re.compile(r"^(?P<scheme>[A-Za-z][\w+.:-]*)://")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _PASSWORD = "write the characters /, @, :, ? and # of a password as %2F, %40, %3A, %3F and %23"  # noqa: S105
-_FORMS = "give postgresql://USER@HOST:PORT/DATABASE or 'host=… dbname=… user=…' (--dsn or PGFLOW_DSN)"
+_FORMS = "give postgresql://USER@HOST:PORT/DATABASE or 'host=… dbname=… user=…'"
+
+HERE = "--dsn or PGFLOW_DSN"
+"""Where the address of pgflow's database is given."""
 
 FOREIGN = {
     "pgbouncer": "Prisma's: a pooler in transaction mode needs no parameter here",
@@ -27,21 +30,25 @@ FOREIGN = {
 """Parameters of other programs that people copy, and what to do without them."""
 
 
-def check_dsn(dsn: str) -> None:
+def check_dsn(dsn: str, source: str = HERE) -> None:
     """Refuse a connection string that libpq can't read, and say which part of it is wrong.
+
+    Args:
+        dsn: the connection string.
+        source: where it was given.
 
     Raises:
         UsageError: it can't be right. libpq's own message would quote the password.
     """
     if dsn != dsn.strip():
-        raise UsageError("the DSN begins or ends with a blank or a line break: remove that (--dsn or PGFLOW_DSN)")
+        raise UsageError(f"the DSN begins or ends with a blank or a line break: remove that ({source})")
     scheme = _SCHEME.match(dsn)
     if scheme is not None:
-        _check_uri(dsn, scheme["scheme"])
+        _check_uri(dsn, scheme["scheme"], source)
     try:
         parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items()}
     except psycopg.ProgrammingError:
-        raise UsageError(_find_problem(dsn)) from None
+        raise UsageError(_find_problem(dsn, source)) from None
     if "@" in parts.get("host", "") or not parts.get("port", "0").replace(",", "0").isdecimal():
         raise UsageError(f"the DSN's host or port can't be right: {_PASSWORD}")
 
@@ -54,7 +61,7 @@ def find_password(dsn: str) -> str | None:
         return None
 
 
-def _check_uri(dsn: str, scheme: str) -> None:
+def _check_uri(dsn: str, scheme: str, source: str) -> None:
     if scheme not in {"postgresql", "postgres"}:
         whose = " is SQLAlchemy's: " if re.match(r"postgres(ql)?\+", scheme) else " is not PostgreSQL's: "
         raise UsageError(f"the DSN begins with {scheme}://, which{whose}write postgresql://")
@@ -67,10 +74,10 @@ def _check_uri(dsn: str, scheme: str) -> None:
     known = {each.keyword.decode() for each in pq.Conninfo.get_defaults()} | {"ssl"}
     for name, _ in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            raise UsageError(_describe_parameter(name, is_safe=True))
+            raise UsageError(_describe_parameter(name, source, is_safe=True))
 
 
-def _find_problem(dsn: str) -> str:
+def _find_problem(dsn: str, source: str) -> str:
     """Describe what libpq could not read."""
     if re.search(r"%(?![0-9A-Fa-f]{2})", dsn) and "://" in dsn:
         return "the DSN has a % that begins no code of two hexadecimal digits: write % itself as %25"
@@ -78,15 +85,15 @@ def _find_problem(dsn: str) -> str:
     before, names = "", re.finditer(r"(?:^|\s)([^\s=]+)\s*=", dsn)
     for name in [] if "://" in dsn else names:
         if name[1] not in known:
-            return _describe_parameter(name[1], is_safe="password" not in before)
+            return _describe_parameter(name[1], source, is_safe="password" not in before)
         before += name[1]
-    return f"the DSN is not a connection string: {_FORMS}"
+    return f"the DSN is not a connection string: {_FORMS} ({source})"
 
 
-def _describe_parameter(name: str, *, is_safe: bool) -> str:
+def _describe_parameter(name: str, source: str, *, is_safe: bool) -> str:
     """Describe a parameter that libpq does not know, without its name if it may be part of a password."""
     if name in FOREIGN:
         return f"the DSN's parameter {name!r} is {FOREIGN[name]}; remove it"
     if is_safe and _NAME.fullmatch(name):
         return f"the DSN's parameter {name!r} is not one that PostgreSQL's library knows: remove it"
-    return f"the DSN has a parameter that PostgreSQL's library does not know: {_FORMS}"
+    return f"the DSN has a parameter that PostgreSQL's library does not know: {_FORMS} ({source})"

@@ -40,7 +40,7 @@ def derive_definition(
         deps |= dict.fromkeys(Dep(upstream, slug) for upstream in named)
     definition = WorkflowDefinition(slug=workflow_slug, steps=tuple(steps), deps=tuple(deps))
     problems = [
-        *_find_unstorable(workflow_slug, steps),
+        *find_unstorable(workflow_slug, steps),
         *_find_unknown_arguments(arguments, slugs, optional or {}),
         *_find_unknown_upstream(after, known),
         *_find_joins_of_nothing(definition, arguments),
@@ -63,7 +63,8 @@ def find_missing_deps(definition: WorkflowDefinition, after: Names) -> Iterator[
                 )
 
 
-def _find_unstorable(workflow_slug: str, steps: Collection[str]) -> Iterator[str]:
+def find_unstorable(workflow_slug: str, steps: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each slug that PostgreSQL can't store, or that a terminal would obey."""
     for slug in [workflow_slug, *steps]:
         if "\0" in slug or any("\ud800" <= character <= "\udfff" for character in slug):
             yield f"the slug {slug!r} has a character that PostgreSQL can't store: rename it"

@@ -12,9 +12,11 @@ from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
 from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.origin import HERE, NOTHING, Origin
 from pgflow_prefect.definitions.rules import find_lack
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.wording import clean
 
 MOST_ARGUMENTS = 8
 """A stub with more upstream steps than this gets their results as one argument."""
@@ -22,7 +24,7 @@ MOST_ARGUMENTS = 8
 LINE_LENGTH = 88
 """Longer lines get an argument a line, with a comma after the last, which all formatters keep."""
 
-HEADER = '''"""Handlers of the pgflow workflow {name}; its steps and dependencies are in the database."""
+HEADER = '''"""Handlers of the pgflow workflow {name}; its steps and dependencies are in the database.{more}"""
 
 from pydantic import JsonValue
 
@@ -33,7 +35,7 @@ from pgflow_prefect import Workflow
 
 STUB = '''{decorator}
 {signature}
-    """Write the work of step {step} here, and remove `unimplemented`."""
+    """Write the work of step {step} here, and remove `unimplemented`.{more}"""
 {body}
 '''
 
@@ -64,10 +66,42 @@ class ImportReport:
     stubs: tuple[str, ...]
 
 
-def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
+@dataclass(frozen=True)
+class PlannedImport:
+    """An import that is not written yet.
+
+    Attributes:
+        report: what it changes.
+        content: the file's new content; None if it stays as it is.
+    """
+
+    report: ImportReport
+    content: bytes | None
+
+    def write(self) -> ImportReport:
+        """Write the file in one move, and return what has changed.
+
+        Raises:
+            UsageError: it can't be written.
+        """
+        if self.content is not None:
+            replace_file(self.report.path, self.content)
+        return self.report
+
+
+def import_workflow(definition: WorkflowDefinition, path: Path, origin: Origin = HERE) -> ImportReport:
     """Write the file of a workflow's handlers, or add stubs for the steps that it lacks.
 
     Existing handlers stay unchanged. The file is replaced in one move, or not at all.
+
+    Raises:
+        UsageError: the file can't be imported, or holds the handlers of another workflow.
+    """
+    return plan_import(definition, path, origin).write()
+
+
+def plan_import(definition: WorkflowDefinition, path: Path, origin: Origin = HERE) -> PlannedImport:
+    """Return what `import_workflow` would write.
 
     Raises:
         UsageError: the file can't be imported, or holds the handlers of another workflow.
@@ -77,24 +111,31 @@ def import_workflow(definition: WorkflowDefinition, path: Path) -> ImportReport:
     if not path.exists():
         header = HEADER.format(
             name=_in_docstring(definition.slug),
-            assignment=_join("workflow = Workflow", [_literal(definition.slug), *_write_options(definition)]),
+            more=_write_lines(origin.lines, ""),
+            assignment=_join(
+                "workflow = Workflow",
+                [_literal(definition.slug), *_write_options(definition), *_write_keywords(origin.options)],
+            ),
         )
-        text = "\n\n".join([header, *make_stubs(upstream, taken=NAMES, definition=definition), FOOTER])
-        _replace(path, text.encode())
-        return ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=tuple(upstream))
+        stubs = make_stubs(upstream, taken=NAMES, definition=definition, origin=origin)
+        text = "\n\n".join([header, *stubs, FOOTER])
+        report = ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=tuple(upstream))
+        return PlannedImport(report, text.encode())
 
     module = load_module(str(path))
     workflow = find_workflow(module, definition.slug, str(path))
     present = {*workflow.handlers, *workflow.stubs}
     added = {slug: upstream[slug] for slug in upstream if slug not in present}
+    content = None
     if added:
         names = vars(module)
         name = next(name for name, value in names.items() if value is workflow)
         json_type = "JsonValue" if names.get("JsonValue", JsonValue) is JsonValue else "object"
-        stubs = make_stubs(added, name, json_type, taken=names, definition=definition)
-        _replace(path, insert_stubs(path.read_bytes(), stubs, name, "" if "JsonValue" in names else IMPORT))
+        stubs = make_stubs(added, name, json_type, taken=names, definition=definition, origin=origin)
+        content = insert_stubs(path.read_bytes(), stubs, name, "" if "JsonValue" in names else IMPORT)
     gone = tuple(slug for slug in sorted(present) if slug not in graph)
-    return ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
+    report = ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
+    return PlannedImport(report, content)
 
 
 def make_stubs(
@@ -102,7 +143,9 @@ def make_stubs(
     workflow: str = "workflow",
     json_type: str = "JsonValue",
     taken: Iterable[str] = (),
+    *,
     definition: WorkflowDefinition | None = None,
+    origin: Origin = HERE,
 ) -> list[str]:
     """Return the Python source of each step's stub; it takes and returns JSON, because the database has no types.
 
@@ -112,6 +155,7 @@ def make_stubs(
         json_type: the file's name of the type for any JSON value.
         taken: names with another meaning in the file; no stub gets one of them.
         definition: says which rules the steps have, and which results they may lack.
+        origin: says what else a stub gets.
     """
     names = {*taken, *dir(builtins)}
     stubs = []
@@ -123,14 +167,19 @@ def make_stubs(
         slugs = [] if name == slug else [_literal(slug)]
         message = [_literal(f"step {slug}")]
         rules = definition.find_rules(slug).said if definition is not None else {}
+        from_origin = origin.steps.get(slug, NOTHING)
         lacking = [each for each in upstream if definition is not None and find_lack(definition, slug, each)]
         stubs.append(
             STUB.format(
-                decorator=_join(f"@{workflow}.step", [*slugs, *_write_keywords(rules), "unimplemented=True"]),
+                decorator=_join(
+                    f"@{workflow}.step",
+                    [*slugs, *_write_keywords(rules), *_write_keywords(from_origin.options), "unimplemented=True"],
+                ),
                 signature=_join(
                     f"async def {name}", _make_arguments(upstream, json_type, lacking), f" -> {json_type}:"
                 ),
                 step=_in_docstring(slug),
+                more=_write_lines(from_origin.lines, "    "),
                 body=indent(_join("raise NotImplementedError", message, width=LINE_LENGTH - 4), "    "),
             )
         )
@@ -142,7 +191,28 @@ def _write_options(definition: WorkflowDefinition) -> list[str]:
 
 
 def _write_keywords(said: Mapping[str, JsonValue]) -> list[str]:
-    return [f"{name}={_literal(each) if isinstance(each, str) else repr(each)}" for name, each in said.items()]
+    return [f"{name}={_write_json(each)}" for name, each in said.items()]
+
+
+def _write_json(value: JsonValue) -> str:
+    """Return a JSON value as Python source, as formatters write it."""
+    if isinstance(value, str):
+        return _literal(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_write_json, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(key)}: {_write_json(each)}' for key, each in value.items())}}}"
+    return repr(value)
+
+
+def _write_lines(lines: Iterable[str], margin: str) -> str:
+    """Return further lines of a docstring, which neither end it nor become escapes, and its last line."""
+    written = [_escape_docstring(line) for line in lines]
+    return "".join(f"\n{margin}{line}".rstrip(" ") for line in ["", *written]) + f"\n{margin}" if written else ""
+
+
+def _escape_docstring(line: str) -> str:
+    return clean(line).rstrip().replace("\\", "\\\\").replace('"""', "'''")
 
 
 def _make_arguments(upstream: Collection[str], json_type: str, lacking: Collection[str]) -> list[str]:
@@ -222,7 +292,7 @@ def _in_docstring(text: str) -> str:
     return repr(text).replace('"', "'").replace("\\", "/")
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that it is the old one or the new one at each moment."""
     path = path.resolve()  # where a link leads to
     try:

@@ -3,7 +3,10 @@
 Source: https://graphviz.org/doc/info/lang.html
 """
 
+from collections.abc import Iterator, Mapping
+
 from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.render.groups import Group, find_groups
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.palette import PAINTS, PLAIN
 from pgflow_prefect.render.progress import Progress
@@ -23,9 +26,21 @@ def draw_dot(graph: Graph, progress: Progress | None = None) -> str:
     Nodes have the steps' slugs as names; only labels replace characters that no picture can show.
     """
     lines = [_HEAD.format(name=_quote(str(graph.graph.get("slug", ""))), fill=PLAIN.fill, line=PLAIN.line)]
-    lines += [f"    {_quote(slug)} [{_list_attributes(graph, slug, progress)}]" for slug in graph]
+    nodes = {slug: f"{_quote(slug)} [{_list_attributes(graph, slug, progress)}]" for slug in graph}
+    lines += _write_group(find_groups(graph), nodes, "    ")
     lines += [f"    {_quote(upstream)} -> {_quote(downstream)}" for upstream, downstream in graph.edges]
     return "\n".join([*lines, "}"])
+
+
+def _write_group(group: Group, nodes: Mapping[str, str], margin: str) -> Iterator[str]:
+    """Yield the lines of a group: its steps, and its groups as boxes around theirs."""
+    for slug in group.slugs:
+        yield f"{margin}{nodes[slug]}"
+    for inner in group.groups:
+        yield f"{margin}subgraph {_quote(f'cluster_{inner.name}')} {{"  # Graphviz draws a box for such a name only
+        yield f'{margin}    graph [label={_write_label(inner.name)}, style="rounded,dashed", color="{PLAIN.line}"]'
+        yield from _write_group(inner, nodes, f"{margin}    ")
+        yield f"{margin}}}"
 
 
 def _list_attributes(graph: Graph, slug: str, progress: Progress | None) -> str:

@@ -4,9 +4,11 @@ Source: https://mermaid.js.org/syntax/flowchart.html
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import count
 
 from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.render.groups import Group, find_groups
 from pgflow_prefect.render.labels import clean
 from pgflow_prefect.render.layout import goes_down
 from pgflow_prefect.render.palette import PAINTS
@@ -26,9 +28,12 @@ def draw_mermaid(graph: Graph, progress: Progress | None = None) -> str:
     ids = {slug: f"step{number}" for number, slug in enumerate(graph)}
     downwards = goes_down(graph, lambda slug: measure_step(slug, progress, graph), find_height(progress, graph))
     lines = ["flowchart TD" if downwards else "flowchart LR"]
+    nodes = {}
     for slug in graph:
         begin, end = _find_shape(graph, slug)
-        lines.append(f'    {ids[slug]}{begin}"{_write_label(graph, slug, progress)}"{end}{_name_class(slug, progress)}')
+        label = _write_label(graph, slug, progress)
+        nodes[slug] = f'{ids[slug]}{begin}"{label}"{end}{_name_class(slug, progress)}'
+    lines += _write_group(find_groups(graph), nodes, "    ", count())
     lines += [f"    {ids[upstream]} --> {ids[downstream]}" for upstream, downstream in graph.edges]
     if progress is not None:
         lines += _define_classes(progress)
@@ -40,6 +45,16 @@ def _find_shape(graph: Graph, slug: str) -> tuple[str, str]:
     if is_map(graph, slug):
         return "[[", "]]"
     return ("{{", "}}") if is_conditional(graph, slug) else ("[", "]")
+
+
+def _write_group(group: Group, nodes: Mapping[str, str], margin: str, numbers: Iterator[int]) -> Iterator[str]:
+    """Yield the lines of a group: its steps, and its groups as boxes around theirs."""
+    for slug in group.slugs:
+        yield f"{margin}{nodes[slug]}"
+    for inner in group.groups:
+        yield f'{margin}subgraph group{next(numbers)}["{_escape(inner.name)}"]'
+        yield from _write_group(inner, nodes, f"{margin}    ", numbers)
+        yield f"{margin}end"
 
 
 def _write_label(graph: Graph, slug: str, progress: Progress | None) -> str:

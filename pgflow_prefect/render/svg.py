@@ -1,13 +1,14 @@
 """A workflow's graph as an SVG picture of its own: no font, script or style sheet from elsewhere."""
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import jinja2
 
 from pgflow_prefect.definitions.graph import Graph
+from pgflow_prefect.render.groups import Group, find_groups
 from pgflow_prefect.render.labels import clean, cut, measure
 from pgflow_prefect.render.layout import Box, Layout, Point, lay_out
 from pgflow_prefect.render.palette import PAINTS, PLAIN, Paint
@@ -23,6 +24,8 @@ NAME_COLUMN, _NOTE_COLUMN = 7.9, 6.4
 
 _LONGEST_NAME = 36  # columns; the tool tip has the whole name
 _INDENT = 14.0
+_MOST_FRAMES = 200
+_FRAME = 7.0  # between a group's box and its steps: less than half of what is between two steps
 _SIGN = 17.0  # the width of a sign before a name
 
 templates = jinja2.Environment(
@@ -58,6 +61,13 @@ class Step(NamedTuple):
     is_map: bool = False
 
 
+class Frame(NamedTuple):
+    """The box around a group of steps, as the template draws it."""
+
+    box: Box
+    tip: str
+
+
 class Line(NamedTuple):
     """A dep's line, as the template draws it."""
 
@@ -88,10 +98,29 @@ def draw_svg(graph: Graph, progress: Progress | None = None) -> str:
         title=title,
         summary=summary,
         legend=legend,
+        frames=list(islice(_list_frames(find_groups(graph), layout.boxes), _MOST_FRAMES)),
         lines=_list_lines(graph, layout, progress),
         steps=[_make_step(graph, slug, box, progress) for slug, box in layout.boxes.items()],
         paints=name_paints(),
     )
+
+
+def _list_frames(group: Group, boxes: Mapping[str, Box], depth: int = 0) -> Iterator[Frame]:
+    """Yield the boxes around groups, the outer ones first; none around a group that other steps stand between."""
+    for inner in group.groups:
+        slugs = set(inner.list_slugs())
+        space = max(_FRAME - 2 * depth, 2)
+        left = min(boxes[slug].x for slug in slugs) - space
+        top = min(boxes[slug].y for slug in slugs) - space
+        right = max(boxes[slug].x + boxes[slug].width for slug in slugs) + space
+        bottom = max(boxes[slug].y + boxes[slug].height for slug in slugs) + space
+        if not any(
+            box.x < right and box.x + box.width > left and box.y < bottom and box.y + box.height > top
+            for slug, box in boxes.items()
+            if slug not in slugs
+        ):
+            yield Frame(Box(left, top, right - left, bottom - top), clean(inner.name))
+        yield from _list_frames(inner, boxes, depth + 1)
 
 
 def write_legend(counts: Counter[Look], width: float) -> Iterator[Entry]:

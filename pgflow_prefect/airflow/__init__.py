@@ -1,0 +1,1 @@
+"""What becomes of Airflow's DAGs: their stubs, and the ledger of what differs."""
