@@ -70,7 +70,17 @@ def execute(number: int, dag: Any, serialize: Any) -> dict[str, Any]:
     """Execute a DAG, and return its document and how its tasks ended."""
     run = dag.test()
     ends = {each.task_id: str(each.state) for each in run.get_task_instances()}
-    return {"tasks": draw(number), "document": serialize(dag), "ends": ends, "run": str(run.state)}
+    return {"tasks": draw(number), "document": shorten(serialize(dag)), "ends": ends, "run": str(run.state)}
+
+
+def shorten(document: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what decides nothing."""
+    for task in document["dag"]["tasks"]:
+        for name in ("ui_color", "template_fields", "template_fields_renderers", "op_kwargs", "_needs_expansion"):
+            task["__var"].pop(name, None)
+    for name in ("task_group", "edge_info", "fileloc", "relative_fileloc", "_processor_dags_folder"):
+        document["dag"].pop(name, None)
+    return document
 
 
 def main(target: Path, runs: int, folder: Path) -> None:

@@ -28,7 +28,12 @@ from both import BEGIN, DAG, BashOperator, EmptyOperator, SQLExecuteQueryOperato
 with DAG("databases", schedule="@once", start_date=BEGIN, catchup=False, max_consecutive_failed_dag_runs=3) as dag:
     create = SQLExecuteQueryOperator(task_id="create", conn_id="lab", sql="CREATE DATABASE lab").as_setup()
     fill = SQLExecuteQueryOperator(
-        task_id="fill", conn_id="lab", sql="CALL fill()", weight_rule="absolute", depends_on_past=True, wait_for_downstream=False
+        task_id="fill",
+        conn_id="lab",
+        sql="CALL fill()",
+        weight_rule="absolute",
+        depends_on_past=True,
+        wait_for_downstream=False,
     )
 
     @task.branch

@@ -36,7 +36,10 @@ from both import BEGIN, DAG, BashOperator, ExternalTaskSensor, TaskGroup, Trigge
 
 with DAG("warehouse", schedule="0 1 * * *", start_date=BEGIN, catchup=False):
     wait = ExternalTaskSensor(task_id="wait", external_dag_id="billing", pool="sensors")
-    start, opened = BashOperator(task_id="start", bash_command="start"), BashOperator(task_id="open", bash_command="open")
+    start, opened = (
+        BashOperator(task_id="start", bash_command="start"),
+        BashOperator(task_id="open", bash_command="open"),
+    )
     with TaskGroup("work") as work:
         left = BashOperator(task_id="left", bash_command="left {{ params.size }} {{ ds }}")
         right = BashOperator(task_id="right", bash_command="right {{ ds }}")
