@@ -28,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="run_all",
         help="run every test: the quick suite, the commands (tests/acceptance) and the faults (tests/faults)",
     )
+    parser.addoption(
+        "--airflow", action="store_true", help="also compare with a real Airflow, which is installed for it"
+    )
     parser.addoption("--big", action="store_true", help="also run the tests on millions of rows that are named")
 
 

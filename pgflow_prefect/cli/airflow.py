@@ -11,9 +11,9 @@ def airflow(what: Literal["dump"], /) -> None:
     """Print the Python script that writes serialized DAGs as JSON. It runs where Airflow does.
 
     The script needs the standard library and that Airflow. It reads Airflow's database and executes no DAG file.
-    `python dump.py --help` shows its options.
+    `python dump.py etl > etl.json` writes a DAG, and `python dump.py --help` shows the options.
 
-    Example: `pgflow-prefect airflow dump > dump.py`, then there: `python dump.py etl > etl.json`
+    Example: `pgflow-prefect airflow dump > dump.py`
 
     Parameters
     ----------

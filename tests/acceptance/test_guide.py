@@ -31,7 +31,7 @@ def test_a_page_is_shown(outside: CommandLine) -> None:
 def test_a_page_that_is_not_there_is_named_with_the_nearest(outside: CommandLine) -> None:
     refused = outside("guide", "scalin")
     assert refused.code == 2
-    assert "the guide has no page 'scalin' (did you mean 'scaling'?): it has commands," in refused.find_error()
+    assert "the guide has no page 'scalin' (did you mean 'scaling'?): it has airflow," in refused.find_error()
 
 
 @pytest.mark.parametrize(
