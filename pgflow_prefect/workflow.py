@@ -50,7 +50,7 @@ from pgflow_prefect.handlers.task_options import (
     find_naming_problems,
     make_task_options,
 )
-from pgflow_prefect.prefect_api.ids import parse_run_id
+from pgflow_prefect.prefect_api.ids import parse_run_id, parse_schedule_id
 from pgflow_prefect.recording import RecordLater
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.state_names import Observer
@@ -517,9 +517,15 @@ class Workflow:
             host: the process, if it executes several runs at once.
         """
 
-        async def flow(payload: Any = None, run_id: UUID | None = None) -> Any:  # noqa: ANN401  any JSON value
+        async def flow(
+            payload: Any = None,  # noqa: ANN401  any JSON value
+            run_id: UUID | None = None,
+            schedule_id: UUID | None = None,
+        ) -> Any:  # noqa: ANN401
             execution = Execution(self.slug, self.step_handlers, settings or Settings(), observe or _ignore, host)
-            return await execution.execute({} if payload is None else payload, parse_run_id(run_id))
+            return await execution.execute(
+                {} if payload is None else payload, parse_run_id(run_id), parse_schedule_id(schedule_id)
+            )
 
         # Prefect records where to load a flow from by its function's module and name: the user's, not ours.
         module = str(self._globals.get("__name__", "__main__"))

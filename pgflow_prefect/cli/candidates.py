@@ -1,6 +1,6 @@
 """Loads and checks all workflows to deploy, before anything is written."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TypeVar
@@ -9,6 +9,7 @@ from uuid import UUID
 import anyio
 from anyio import CapacityLimiter
 
+from pgflow_prefect.database.schedules import ScheduledPayload
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import order_steps
 from pgflow_prefect.definitions.model import WorkflowDefinition
@@ -22,6 +23,7 @@ from pgflow_prefect.deployment.handler_files import (
     load_workflow,
 )
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
+from pgflow_prefect.execution.payloads import check_known_payload
 from pgflow_prefect.models import StepBinding
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
@@ -135,8 +137,31 @@ async def examine(store: Store, loaded: Sequence[Candidate]) -> list[Candidate]:
     return [examined[each.slug] for each in loaded]
 
 
-def describe_all(candidates: Sequence[Candidate], options: Options, installation: UUID) -> list[Wanted]:
+def check_payloads(candidates: Sequence[Candidate], options: Options) -> None:
+    """Check that the payload of a schedule fits the handlers of each workflow.
+
+    Raises:
+        UsageError: the message names every workflow that it does not fit.
+    """
+    payload = options.schedule.payload if options.schedule is not None else None
+    if payload is None:
+        return
+    _, errors = collect(
+        lambda each: check_known_payload(each.definition, each.rows, each.workflow.step_handlers, payload), candidates
+    )
+    raise_all(errors)
+
+
+def describe_all(
+    candidates: Sequence[Candidate], options: Options, installation: UUID, payloads: Collection[ScheduledPayload] = ()
+) -> list[Wanted]:
     """Return what the deployments of workflows should be.
+
+    Args:
+        candidates: the workflows.
+        options: of the deploying user.
+        installation: the id of the database.
+        payloads: of the schedules of these workflows.
 
     Raises:
         UsageError: the message names every workflow that can't be deployed, and why.
@@ -146,8 +171,14 @@ def describe_all(candidates: Sequence[Candidate], options: Options, installation
         by_name.setdefault(to_flow_name(each.slug), []).append(each.slug)
     if clashing := [" and ".join(map(repr, slugs)) for slugs in by_name.values() if len(slugs) > 1]:
         raise UsageError(f"Prefect would have one flow for several workflows, {'; '.join(clashing)}: rename one")
+    rows: dict[str, list[ScheduledPayload]] = {}
+    for payload in payloads:
+        rows.setdefault(payload.workflow_slug, []).append(payload)
     wanted, errors = collect(
-        lambda each: describe_wanted(each.workflow, each.definition, each.source, options, installation), candidates
+        lambda each: describe_wanted(
+            each.workflow, each.definition, each.source, options, installation, payloads=rows.get(each.slug, [])
+        ),
+        candidates,
     )
     raise_all(errors)
     return wanted

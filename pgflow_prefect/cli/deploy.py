@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pgflow_prefect.cli.deploy_report import Preview, Report
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.deployment.deployments.apply import Plans
-    from pgflow_prefect.deployment.deployments.plan import Change
+    from pgflow_prefect.deployment.deployments.change import Change
     from pgflow_prefect.deployment.deployments.wanted import Options
     from pgflow_prefect.deployment.deployments.write import Deployed
     from pgflow_prefect.settings import Settings
@@ -129,13 +129,16 @@ async def deploy_all(
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
     from pgflow_prefect.cli.deploy_report import show_progress
+    from pgflow_prefect.deployment.deployments.apply import delete_schedules, write_schedules
     from pgflow_prefect.services.heartbeat import Heartbeat
 
     installation = (await store.use_installation()).id
     async with _open_plans(store, candidates, options, prune, installation) as plans:
         await Heartbeat(store, plans.client).register()
+        await write_schedules(store, plans.plans)
         with show_progress(len(plans.plans), quiet=quiet) as notice:
             carried = await plans.carry_out(notice)
+        await delete_schedules(store, carried)
     deployed = {each.name: each for each in carried.deployed}
     healthy = [each.slug for each in candidates if not each.problems and each.deployment_name in deployed]
     await store.enable_workflows(healthy)
@@ -173,10 +176,12 @@ async def find_enabled(store: Store) -> set[str]:
 async def _open_plans(
     store: Store, candidates: Sequence[Candidate], options: Options, prune: bool, installation: UUID
 ) -> AsyncIterator[Plans]:
-    from pgflow_prefect.cli.candidates import describe_all
+    from pgflow_prefect.cli.candidates import check_payloads, describe_all
     from pgflow_prefect.deployment.deployments.apply import open_plans
 
-    wanted = describe_all(candidates, options, installation)
+    check_payloads(candidates, options)
+    payloads = await store.list_schedules([each.slug for each in candidates])
+    wanted = describe_all(candidates, replace(options, prune=prune), installation, payloads)
     async with open_plans(wanted, installation, store.list_slugs if prune else None) as plans:
         yield plans
 

@@ -30,6 +30,12 @@ class DeployFlags:
     cron: Annotated[Text, Parameter(help='"0 9 * * 1-5": start a run at these times.')] = None
     interval: Annotated[Text, Parameter(help="Start a run every 30s, 15m, 2h, 1d.")] = None
     timezone: Annotated[Text, Parameter(help="The time zone of --cron or --interval, such as Europe/Berlin.")] = None
+    payload: Annotated[
+        Text, Parameter(help="JSON: the payload of the runs that the schedule starts. It stays in PostgreSQL.")
+    ] = None
+    schedule_name: Annotated[
+        Text, Parameter(help="The schedule that is meant, if a deployment is to have several: nightly.")
+    ] = None
     no_schedule: Annotated[
         bool, Parameter(negative="", show_default=False, help="Remove the schedule of --cron or --interval.")
     ] = False
@@ -69,6 +75,7 @@ class DeployFlags:
         Raises:
             UsageError: one of them is wrong, or they do not go together.
         """
+        from pgflow_prefect.cli.run import read_payload
         from pgflow_prefect.deployment.deployments.location import parse_location
         from pgflow_prefect.deployment.deployments.schedules import parse_schedule
         from pgflow_prefect.deployment.deployments.wanted import Options
@@ -76,7 +83,14 @@ class DeployFlags:
         return Options(
             work_pool=_parse_pool(self.work_pool, remove=self.no_work_pool),
             tags=self.tag,
-            schedule=parse_schedule(self.cron, self.interval, self.timezone, self.no_schedule),
+            schedule=parse_schedule(
+                self.cron,
+                self.interval,
+                self.timezone,
+                self.no_schedule,
+                name=self.schedule_name,
+                payload=None if self.payload is None else read_payload(self.payload),
+            ),
             concurrency_limit=_parse_limit(self.concurrency_limit),
             image=self.image,
             block=self.block,

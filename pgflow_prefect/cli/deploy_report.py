@@ -10,7 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pgflow_prefect.cli.candidates import Skipped
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.enable import print_older_runs
-from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
+from pgflow_prefect.deployment.deployments.change import Change
+from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.deployment.deployments.write import Deployed
 
 MANY = 10
@@ -108,8 +109,8 @@ class Preview:
                 why = f" ({_NO_POOL})"
             out.print(f"would {_VERBS[self.plan.outcome]} deployment {self.plan.name}{why}", markup=False)
         if self.plan.outcome is Outcome.CREATED:  # of others, what changes is said
-            given = {"work pool": self.plan.work_pool, "schedule": self.plan.schedule}
-            _print_changes([Change(name, None, text) for name, text in given.items() if text])
+            given = [Change("work pool", None, self.plan.work_pool)] if self.plan.work_pool else []
+            _print_changes([*given, *self.plan.schedules.changes])
         _print_changes(self.plan.changes)
         if self.enables:
             out.print(f"would enable workflow {self.plan.workflow_slug!r}", markup=False)

@@ -51,7 +51,8 @@ async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str
         chosen = await choose(store, slugs, handlers)
         raise_all(chosen.errors)
         installation = await store.read_installation()
-        wanted = describe_all(chosen.candidates, Options(), installation)
+        payloads = await store.list_schedules([each.slug for each in chosen.candidates])
+        wanted = describe_all(chosen.candidates, Options(), installation, payloads)
 
         async def list_known() -> list[str]:
             return [each.slug for each in chosen.candidates]

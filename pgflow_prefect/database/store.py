@@ -19,6 +19,7 @@ from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.run_names import RunName
+from pgflow_prefect.database.schedules import ScheduleStatements
 from pgflow_prefect.database.schema import check_schema, has_other_isolation
 from pgflow_prefect.database.statements import LeaseTerms, to_setting
 from pgflow_prefect.database.unsettled import UnsettledStatements
@@ -61,6 +62,7 @@ class Store(
     OwnershipStatements,
     PruningStatements,
     RecordingStatements,
+    ScheduleStatements,
     UnsettledStatements,
     WorkflowStatements,
 ):

@@ -94,6 +94,8 @@ def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Differe
     elif plan.outcome is Outcome.DELETED:
         message = "it has a deployment, and is gone from the database: `pgflow-prefect deploy --all --prune` deletes it"
         yield Difference(slug, Part.DEPLOYMENT, message)
+    for trouble in plan.schedules.troubles:
+        yield Difference(slug, Part.DEPLOYMENT, trouble)
     for change in plan.changes:
         message = f"its deployment differs, {change}: `pgflow-prefect deploy {slug}`"
         yield Difference(slug, Part.DEPLOYMENT, message, change.field, change.before, change.after)

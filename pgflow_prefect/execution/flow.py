@@ -12,6 +12,7 @@ from uuid import UUID
 
 from anyio import CancelScope, current_effective_deadline, current_time, get_cancelled_exc_class, move_on_after
 from prefect import Flow, get_run_logger
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectSignal, TerminationSignal
@@ -39,6 +40,7 @@ from pgflow_prefect.execution.process.prewarmed_host import open_host_for_run
 from pgflow_prefect.execution.reporting.display import Display
 from pgflow_prefect.execution.reporting.task_runs import make_task_runs
 from pgflow_prefect.execution.run_executor import RunExecutor, find_submitted
+from pgflow_prefect.execution.scheduled_payloads import find_schedule_id, read_scheduled
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.step_writer import StepWriter, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
@@ -103,8 +105,15 @@ class Execution:
     observe: Observer
     host: Host | None = None
 
-    async def execute(self, payload: JsonValue, run_id: UUID | None) -> dict[str, JsonValue] | State[Any]:
+    async def execute(
+        self, payload: JsonValue, run_id: UUID | None, schedule_id: UUID | None = None
+    ) -> dict[str, JsonValue] | State[Any]:
         """Execute a run in the current flow run: a new one with this payload, or the one with this id.
+
+        Args:
+            payload: of a new run.
+            run_id: of a run that exists.
+            schedule_id: of the row with the payload of a new run, which counts before `payload`.
 
         Returns:
             The results of the leaf steps by slug, or another state for the flow run to end in.
@@ -131,7 +140,7 @@ class Execution:
                 begun = host.begin(run_id, flow_run.id) if run_id is not None else None
                 epoch, linked = begun or (None, None)
                 if epoch is None:
-                    epoch = await self._take(host.store, payload, run_id, flow_run)
+                    epoch = await self._take(host.store, payload, run_id, schedule_id, flow_run)
                 run_id = run_id or find_run_id(flow_run.id)
                 if epoch is None:
                     return await self._read_ended(host.store, run_id)
@@ -179,10 +188,18 @@ class Execution:
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(store, self.settings.report_timeout, statement, f"workflow {self.workflow_slug}")
 
-    async def _take(self, store: Store, payload: JsonValue, run_id: UUID | None, flow_run: FlowRun) -> int | None:
+    async def _take(
+        self, store: Store, payload: JsonValue, run_id: UUID | None, schedule_id: UUID | None, flow_run: FlowRun
+    ) -> int | None:
         """Become the run's owner, and return the epoch; None if the run has ended. Without an id, create the run."""
         if run_id is None:
             raw, run_id = RawJson(to_json(payload).decode()), find_run_id(flow_run.id)
+            if schedule_id is None and flow_run.deployment_id is not None:
+                find = partial(find_schedule_id, store, _get_client(), flow_run, self.workflow_slug)
+                schedule_id = await self._persist(store, find)
+            if schedule_id is not None:
+                read = partial(read_scheduled, store, self.workflow_slug, schedule_id, run_id)
+                raw = await self._persist(store, read)
             await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, raw))
             create = partial(store.create_run, self.workflow_slug, raw.text, run_id, flow_run.id)
             epoch = await self._persist(store, create)
@@ -318,6 +335,13 @@ def _find_flow() -> Flow[..., Any] | None:
     """Return the flow of the current flow run."""
     context = FlowRunContext.get()
     return context.flow if context is not None else None
+
+
+def _get_client() -> PrefectClient:
+    context = FlowRunContext.get()
+    assert context is not None
+    assert isinstance(context.client, PrefectClient)  # its flow is async
+    return context.client
 
 
 def _check_installation(flow_run: FlowRun, installation: UUID) -> None:

@@ -41,6 +41,27 @@ def parse_run_id(given: object) -> UUID | None:
         raise UsageError(f"the parameter run_id is {given!r}, and no UUID: leave it out to begin a run") from None
 
 
+SCHEDULE_ID = "schedule_id"
+"""The parameter by which a schedule names the row with its payload."""
+
+
+def parse_schedule_id(given: object) -> UUID | None:
+    """Return the id of a schedule's row from a flow's parameter, a text or a UUID; None if there is none.
+
+    Raises:
+        UsageError: it is no UUID.
+    """
+    if given is None or isinstance(given, UUID):
+        return given
+    try:
+        return UUID(str(given))
+    except ValueError:
+        raise UsageError(
+            f"the parameter {SCHEDULE_ID} is {given!r}, and no UUID: leave it to the schedules of `pgflow-prefect "
+            "deploy`"
+        ) from None
+
+
 def make_placeholder(run_id: UUID, epoch: int) -> UUID:
     """Return what stands for the flow run of a run that Prefect is not told of; the same for each call.
 

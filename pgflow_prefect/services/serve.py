@@ -124,6 +124,7 @@ class ServedDeployments:
             each.source,
             options=self.options,
             installation=await self.store.read_installation(),
+            payloads=await self.store.list_schedules([each.workflow.slug]),
         )
         self.flows[deployed.id] = each.workflow.given_flow
         where = f": {deployed.url}" if deployed.url else ""

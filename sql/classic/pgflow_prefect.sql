@@ -1,8 +1,8 @@
 -- pgflow_prefect: what the adapter between pgflow and Prefect keeps for itself.
 --
 -- Which flow run may write for a run and until when, which task run does a step, who does its work, which workflows
--- workers and bridges serve. Needs pgflow.sql, changes nothing in it. Run definitions.sql, recording.sql and runs.sql after
--- it.
+-- workers and bridges serve. Needs pgflow.sql, changes nothing in it. Run definitions.sql, recording.sql, schedules.sql and
+-- runs.sql after it.
 -- psql -d DATABASE -f pgflow_prefect.sql; one transaction, safe to run again. Upgrading, it builds the new keys of
 -- three tables and locks them for that long: stop workers and bridges before. `pgflow-prefect init` does so without.
 

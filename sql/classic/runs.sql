@@ -1,8 +1,8 @@
 -- pgflow_prefect: reading runs and their steps, ending and reopening them, and what diagnosis and pruning ask.
 --
 -- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql,
--- classic/recording.sql, and classic/definitions.sql, whose head says how these functions are planned. This script
--- comes last, because it sets the version.
+-- classic/recording.sql, classic/schedules.sql, and classic/definitions.sql, whose head says how these functions are
+-- planned. This script comes last, because it sets the version.
 -- psql -d DATABASE -f runs.sql; one transaction, safe to run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
@@ -15,9 +15,11 @@ SET LOCAL pgflow.script_version = 4;
 DO $guard$
 BEGIN
     IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL
-       OR to_regprocedure('pgflow_prefect.is_unshown(uuid)') IS NULL THEN
+       OR to_regprocedure('pgflow_prefect.is_unshown(uuid)') IS NULL
+       OR to_regprocedure('pgflow_prefect.read_schedule(uuid)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow_prefect is missing or old'
-            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql and recording.sql first.';
+            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql, recording.sql and '
+                         'schedules.sql first.';
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0';

@@ -82,6 +82,8 @@ def test_sigterm_lets_what_a_schedule_began_come_to_its_end_and_the_schedule_out
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, left_over: LeftOver
 ) -> None:
     gate = cli.write("gate")
+    deployed = cli("deploy", chain, "--interval", "1h", "--payload", '{"start": 4}')
+    assert deployed.code == 0, deployed.err
     serve = services.start("serve", "--interval", "5s", "--limit", "1")
     wait_until(lambda: "b" in cli.executions(), "b of a scheduled run executes")
     left_over += find_flow_runs(serve)
@@ -93,11 +95,13 @@ def test_sigterm_lets_what_a_schedule_began_come_to_its_end_and_the_schedule_out
     gate.unlink()
 
     assert serve.wait() == 0
-    assert get_run(db, run_id).status == "completed"
+    run = get_run(db, run_id)
+    assert (run.status, run.payload) == ("completed", {"start": 4}), "serve keeps the payload of the schedule"
     assert statuses(db, later) == {"a": "pending"}, "for the next process that serves"
     assert cli.executions() == ["a", "b", "c"]
     [schedule] = prefect.find_deployment(chain)["schedules"]
     assert schedule["active"], "the next start goes on with it"
+    assert [*schedule["parameters"]] == ["schedule_id"], "the payload stays in PostgreSQL"
 
 
 def test_a_second_signal_stops_flow_runs_and_the_next_one_to_serve_goes_on_with_them(

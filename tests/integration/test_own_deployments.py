@@ -80,7 +80,7 @@ async def test_a_deployment_says_where_the_flow_is_and_what_it_takes(client: Pre
     assert found.version == project.definition.definition_hash
     assert found.enforce_parameter_schema
     assert found.parameter_openapi_schema is not None
-    assert set(found.parameter_openapi_schema["properties"]) == {"payload", "run_id"}
+    assert set(found.parameter_openapi_schema["properties"]) == {"payload", "run_id", "schedule_id"}
     [step] = found.pull_steps or []
     assert step == {"prefect.deployments.steps.set_working_directory": {"directory": str(project.directory)}}
 

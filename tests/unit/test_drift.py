@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
-from pgflow_prefect.deployment.deployments.plan import Change, Outcome, Plan
+from pgflow_prefect.deployment.deployments.change import Change
+from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.deployment.drift import Part, compare_deployment, compare_enabling, compare_handlers
 
 

@@ -97,7 +97,7 @@ def test_any_json_is_taken_where_no_annotation_says_otherwise_or_all_differ(anno
     for payload in (None, 7, "seven", [1], {"n": 1}):
         assert is_taken(schema, payload=payload)
     assert describe_payload(schema) == "any JSON"
-    assert set(schema["properties"]) == {"payload", "run_id"}
+    assert set(schema["properties"]) == {"payload", "run_id", "schedule_id"}
     assert "Leave it empty" in schema["properties"]["run_id"]["description"]
 
 

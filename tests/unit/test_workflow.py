@@ -171,7 +171,7 @@ def test_prefect_loads_the_flow_from_where_its_deployment_points(handlers: Modul
 
 def test_a_run_is_asked_for_with_any_payload_or_with_the_id_of_a_run(handlers: ModuleType) -> None:
     parameters = handlers.flow.parameters.properties
-    assert set(parameters) == {"payload", "run_id"}
+    assert set(parameters) == {"payload", "run_id", "schedule_id"}
     assert handlers.flow.parameters.required == []
 
 

@@ -9,6 +9,7 @@ CLASSIC = Implementation(
         "classic/pgflow_prefect.sql",
         "classic/definitions.sql",
         "classic/recording.sql",
+        "classic/schedules.sql",
         "classic/runs.sql",
     ),
     executes=True,

@@ -1,6 +1,6 @@
 """Makes plans with Prefect's API, and executes them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from uuid import UUID
@@ -10,6 +10,8 @@ from anyio import CapacityLimiter
 from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.blocks import PgflowDatabase
+from pgflow_prefect.database.schedules import ScheduledPayload
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments.find import FoundFlows, check_block, check_work_pool, find_flows, find_owned
 from pgflow_prefect.deployment.deployments.plan import (
@@ -119,6 +121,24 @@ class Plans:
         return plan.flow_name in map(to_flow_name, await self.kept())
 
 
+async def write_schedules(store: Store, plans: Iterable[Plan]) -> None:
+    """Write the payloads of schedules, before Prefect gets the ids of their rows.
+
+    Raises:
+        PgflowPrefectError: a payload is beyond the limits, or the role of this process may not write it.
+    """
+    for plan in plans:
+        for row in plan.schedules.written:
+            await store.write_schedule(row)
+
+
+async def delete_schedules(store: Store, carried: Carried) -> None:
+    """Delete the payloads of schedules that Prefect no longer has."""
+    done = {each.name for each in carried.deployed}
+    if ids := [row for plan in carried.plans if plan.name in done for row in plan.schedules.deleted]:
+        await store.delete_schedules(ids)
+
+
 @asynccontextmanager
 async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | None = None) -> AsyncIterator[Plans]:
     """Connect to Prefect, and compare existing deployments with the wanted ones; write nothing yet.
@@ -168,6 +188,7 @@ async def deploy(
     *,
     options: Options | None = None,
     installation: UUID | None = None,
+    payloads: Collection[ScheduledPayload] | None = None,
 ) -> Deployed:
     """Create a workflow's deployment, or update the parts that differ.
 
@@ -181,6 +202,7 @@ async def deploy(
         source: the file or module that the handlers were loaded from.
         options: of the deploying user.
         installation: the id of the database that it is made for.
+        payloads: of the workflow's schedules, if they are known.
 
     Raises:
         UsageError: there is no such work pool or block, or Prefect can't load a flow from such a source.
@@ -188,7 +210,7 @@ async def deploy(
         PrefectRefusedError: Prefect refuses the deployment.
     """
     plans = await make_plans(
-        client, [describe_wanted(workflow, definition, source, options or Options(), installation)]
+        client, [describe_wanted(workflow, definition, source, options or Options(), installation, payloads=payloads)]
     )
     return await write(client, plans.plans[0], plans.flows.ids)
 

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic_core import to_json
 
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.prefect_api.ids import SCHEDULE_ID
 from pgflow_prefect.prefect_api.internals import ParameterSchema, generate_parameter_schema
 from pgflow_prefect.workflow import Workflow
 
@@ -17,11 +18,13 @@ Schema = Mapping[str, Any]
 
 _REFERENCE = "#/definitions/"
 
+_SCHEDULE_ID = "Leave it empty. Schedules of `pgflow-prefect deploy` name the row with their payload here."
+
 _RUN_ID = "The id of a run that exists, to go on with it. Leave it empty to start a new run with the payload."
 
 
 def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) -> dict[str, Any]:
-    """Return the JSON schema of a workflow's parameters: `payload`, as its root steps annotate it, and `run_id`.
+    """Return the JSON schema of a workflow's parameters: `payload`, as its root steps annotate it, and two ids.
 
     If several roots annotate the payload differently with objects, it has to fit all of them. If no root annotates it,
     or if the annotations contradict each other, any JSON value fits, and the handlers check it.
@@ -36,7 +39,8 @@ def make_parameter_schema(workflow: Workflow, definition: WorkflowDefinition) ->
         made = _generate_any()
         payload = made["properties"]["payload"]
     run_id = {**made["properties"]["run_id"], "position": 1, "description": _RUN_ID}
-    schema = {**made, "properties": {"payload": payload, "run_id": run_id}}
+    schedule_id = {**made["properties"][SCHEDULE_ID], "position": 2, "description": _SCHEDULE_ID}
+    schema = {**made, "properties": {"payload": payload, "run_id": run_id, SCHEDULE_ID: schedule_id}}
     # In the form that the API returns: lists, and no tuples.
     return dict(json.loads(to_json(schema)))
 
@@ -66,7 +70,10 @@ def _generate(annotations: list[Any]) -> dict[str, Any]:
     names = ["payload", *(f"payload_{number}" for number in range(1, len(annotations)))]
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        for name, annotation in [*zip(names, annotations, strict=True), ("run_id", UUID | None)]
+        for name, annotation in [
+            *zip(names, annotations, strict=True),
+            *((name, UUID | None) for name in ("run_id", SCHEDULE_ID)),
+        ]
     ]
     schema: ParameterSchema = generate_parameter_schema(inspect.Signature(parameters), {})
     return schema.model_dump(exclude_unset=True)

@@ -8,9 +8,11 @@ from uuid import UUID
 
 from prefect.client.schemas.responses import DeploymentResponse
 
+from pgflow_prefect.deployment.deployments.change import Change
 from pgflow_prefect.deployment.deployments.location import describe_steps, is_said
 from pgflow_prefect.deployment.deployments.payloads import describe_payload
-from pgflow_prefect.deployment.deployments.schedules import describe_schedule, find_own, is_same
+from pgflow_prefect.deployment.deployments.schedule_plan import SchedulePlan, plan_schedules
+from pgflow_prefect.deployment.deployments.schedules import list_own
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT, NO_LIMIT, Options, Wanted
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 
@@ -25,24 +27,6 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Change:
-    """One difference of a deployment, with both values in a few words; None for no value."""
-
-    field: str
-    before: str | None
-    after: str | None
-
-    def __str__(self) -> str:
-        if self.before is None:
-            return f"{self.field}: {self.after}"
-        return f"{self.field}: {self.before} -> {self.after or 'none'}"
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return the JSON for scripts."""
-        return {"field": self.field, "from": self.before, "to": self.after}
-
-
-@dataclass(frozen=True)
 class Plan:
     """The planned changes of one deployment.
 
@@ -53,11 +37,9 @@ class Plan:
         outcome: created, updated and so on.
         changes: the differences, for people; none for a new deployment.
         work_pool: the pool whose workers execute its flow runs afterwards.
-        schedule: our schedule afterwards, in a few words.
         wanted: the wanted deployment; None for a deletion.
         fields: the fields to send to Prefect.
-        changes_schedule: our schedule differs.
-        schedule_id: our schedule, if there is one.
+        schedules: the changes of our schedules.
     """
 
     workflow_slug: str
@@ -66,16 +48,19 @@ class Plan:
     outcome: Outcome
     changes: tuple[Change, ...] = ()
     work_pool: str | None = None
-    schedule: str | None = None
     wanted: Wanted | None = field(default=None, repr=False)
     fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    changes_schedule: bool = field(default=False, repr=False)
-    schedule_id: UUID | None = field(default=None, repr=False)
+    schedules: SchedulePlan = field(default=SchedulePlan(), repr=False)
 
     @property
     def name(self) -> str:
         """The deployment's name in Prefect's commands: `flow/deployment`."""
         return f"{self.flow_name}/{DEPLOYMENT}"
+
+    @property
+    def schedule(self) -> str | None:
+        """Our schedule afterwards, in a few words."""
+        return self.schedules.shown
 
 
 def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan:
@@ -89,23 +74,19 @@ def plan_deployment(wanted: Wanted, existing: DeploymentResponse | None) -> Plan
     ]
     fields = {name: value for _, sent in found for name, value in sent.items()}
     changes = [change for change, _ in found]
-    own, wish = find_own(existing), wanted.options.schedule
-    before, after = own.schedule if own else None, wish.schedule if wish else None
-    reschedule = wish is not None and not (before is after is None or (before and after and is_same(before, after)))
-    if reschedule:
-        changes.append(Change("schedule", describe_schedule(before), describe_schedule(after)))
+    options = wanted.options
+    schedules = plan_schedules(options.schedule, wanted.schedule_rows, list_own(existing), prune=options.prune)
+    changes += schedules.changes
     return Plan(
         wanted.workflow_slug,
         wanted.flow_name,
         existing.id,
         Outcome.UPDATED if changes else Outcome.UNCHANGED,
         tuple(changes),
-        _find_pool(wanted.options, existing.work_pool_name),
-        describe_schedule(after if wish is not None else before),
+        _find_pool(options, existing.work_pool_name),
         wanted,
         fields,
-        reschedule,
-        own.id if own else None,
+        schedules,
     )
 
 
@@ -132,7 +113,6 @@ def _plan_creation(wanted: Wanted) -> Plan:
     }
     if options.concurrency_limit not in {None, NO_LIMIT}:
         fields["concurrency_limit"] = options.concurrency_limit
-    schedule = options.schedule.schedule if options.schedule is not None else None
     return Plan(
         wanted.workflow_slug,
         wanted.flow_name,
@@ -140,10 +120,9 @@ def _plan_creation(wanted: Wanted) -> Plan:
         Outcome.CREATED,
         (),
         _find_pool(options, None),
-        describe_schedule(schedule),
         wanted,
         fields,
-        schedule is not None,
+        plan_schedules(options.schedule, wanted.schedule_rows, {}, prune=options.prune),
     )
 
 

@@ -1,7 +1,6 @@
-"""Our own schedule of a deployment; schedules that users add stay as they are."""
+"""Our own schedules of a deployment; schedules that users add stay as they are."""
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from prefect.client.schemas.objects import DeploymentSchedule
@@ -10,60 +9,79 @@ from prefect.client.schemas.schedules import SCHEDULE_TYPES, CronSchedule, Inter
 from pydantic import ValidationError
 
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.prefect_api.schedule_names import DEFAULT, is_schedule_name, read_schedule_name
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.wording import parse_duration
-
-_OWN = "pgflow"
-_OWN_NAME = re.compile(rf"{_OWN}(?:: .*)?")
 
 _UTC = "UTC"
 
 
 @dataclass(frozen=True)
 class ScheduleWish:
-    """The wanted state of our schedule.
+    """The wanted state of one of our schedules.
 
     Attributes:
         schedule: Prefect's schedule; None to delete it.
+        name: of the schedule.
+        payload: of the runs that it starts; None: the former one stays.
     """
 
     schedule: CronSchedule | IntervalSchedule | None
+    name: str = DEFAULT
+    payload: RawJson | None = None
 
 
-def parse_schedule(cron: str | None, interval: str | None, timezone: str | None, remove: bool) -> ScheduleWish | None:
-    """Return the wanted state of our schedule; None without an option for it.
+def parse_schedule(
+    cron: str | None,
+    interval: str | None,
+    timezone: str | None,
+    remove: bool,
+    *,
+    name: str | None = None,
+    payload: str | None = None,
+) -> ScheduleWish | None:
+    """Return the wanted state of one of our schedules; None without an option for it.
 
     Args:
         cron: a cron expression.
         interval: such as 30s, 15m, 2h, 1d, 1h30m.
         timezone: an IANA name; by default UTC.
         remove: delete it.
+        name: of the schedule; by default `DEFAULT`.
+        payload: JSON text.
 
     Raises:
         UsageError: one of them is wrong, or they contradict each other.
     """
     if sum((cron is not None, interval is not None, remove)) > 1:
         raise UsageError("--cron, --interval and --no-schedule exclude each other: name one")
-    if remove:
-        if timezone is not None:
-            raise UsageError("--timezone goes with --cron or --interval")
-        return ScheduleWish(None)
+    made = ScheduleWish(None, _check_name(name), RawJson(payload) if payload is not None else None)
     if cron is not None:
-        return ScheduleWish(_make_cron(cron, _check_timezone(timezone)))
+        return replace(made, schedule=_make_cron(cron, _check_timezone(timezone)))
     if interval is not None:
-        return ScheduleWish(_make_interval(interval, _check_timezone(timezone)))
-    if timezone is not None:
-        raise UsageError("--timezone goes with --cron or --interval")
+        return replace(made, schedule=_make_interval(interval, _check_timezone(timezone)))
+    for option, value in (("--timezone", timezone), ("--payload", payload)):
+        if value is not None:
+            raise UsageError(f"{option} goes with --cron or --interval")
+    if remove:
+        return made
+    if name is not None:
+        raise UsageError("--schedule-name goes with --cron, --interval or --no-schedule")
     return None
 
 
-def find_own(deployment: DeploymentResponse) -> DeploymentSchedule | None:
-    """Return our schedule of a deployment."""
-    return next((each for each in deployment.schedules if _OWN_NAME.fullmatch(each.slug or "")), None)
+def list_own(deployment: DeploymentResponse) -> dict[str, DeploymentSchedule]:
+    """Return our schedules of a deployment, by their names."""
+    found: dict[str, DeploymentSchedule] = {}
+    for each in deployment.schedules:
+        if (name := read_schedule_name(each.slug)) is not None:
+            found.setdefault(name, each)
+    return found
 
 
-def name_schedule(schedule: SCHEDULE_TYPES) -> str:
-    """Return the name of our schedule. It contains the rule, because Prefect's UI shows the name in its place."""
-    return f"{_OWN}: {describe_schedule(schedule)}"
+def name_field(name: str) -> str:
+    """Return how people read of one of our schedules."""
+    return "schedule" if name == DEFAULT else f"schedule {name}"
 
 
 def is_same(one: SCHEDULE_TYPES, other: SCHEDULE_TYPES) -> bool:
@@ -71,10 +89,8 @@ def is_same(one: SCHEDULE_TYPES, other: SCHEDULE_TYPES) -> bool:
     return _describe_rule(one) == _describe_rule(other) and _find_timezone(one) == _find_timezone(other)
 
 
-def describe_schedule(schedule: SCHEDULE_TYPES | None) -> str | None:
+def describe_schedule(schedule: SCHEDULE_TYPES) -> str:
     """Return when a schedule starts runs, in a few words."""
-    if schedule is None:
-        return None
     return f"{_describe_rule(schedule)} ({_find_timezone(schedule)})"
 
 
@@ -88,6 +104,17 @@ def _describe_rule(schedule: SCHEDULE_TYPES) -> str:
 
 def _find_timezone(schedule: SCHEDULE_TYPES) -> str:
     return getattr(schedule, "timezone", None) or _UTC
+
+
+def _check_name(name: str | None) -> str:
+    if name is None:
+        return DEFAULT
+    if not is_schedule_name(name):
+        raise UsageError(
+            f"--schedule-name {name!r} is no name of a schedule: take up to 50 letters, digits, dots, dashes and "
+            "underscores, as in nightly"
+        )
+    return name
 
 
 def _check_timezone(timezone: str | None) -> str:

@@ -1,15 +1,17 @@
 """Describes the deployment that a workflow should have, from the workflow and the user's options."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from pgflow_prefect.database.schedules import ScheduledPayload
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.deployments.entrypoint import make_entrypoint
 from pgflow_prefect.deployment.deployments.location import Location, Steps, make_default_steps
 from pgflow_prefect.deployment.deployments.payloads import make_parameter_schema
+from pgflow_prefect.deployment.deployments.schedule_plan import ScheduleRows
 from pgflow_prefect.deployment.deployments.schedules import ScheduleWish
 from pgflow_prefect.deployment.handler_files import BY_ROWS
 from pgflow_prefect.errors import UsageError
@@ -33,13 +35,14 @@ class Options:
     Attributes:
         work_pool: its workers execute the flow runs; `NO_POOL` takes the pool away.
         tags: further tags of the deployments.
-        schedule: the change of the schedule named `pgflow`.
+        schedule: the change of one of our schedules.
         concurrency_limit: the most flow runs of a deployment at the same time; `NO_LIMIT` for any number.
         image: the image in which the workers start flow runs.
         block: the Prefect block that has the database's address for flow runs.
         location: the place of the code for a worker on another machine.
         here: the directory on this machine that corresponds to it; by default, the current one.
         take_over: take over deployments of another installation.
+        prune: delete our schedules whose payload is gone, and payloads whose schedule is gone.
     """
 
     work_pool: str | None = None
@@ -51,6 +54,7 @@ class Options:
     location: Location | None = None
     here: Path = field(default_factory=Path.cwd)
     take_over: bool = False
+    prune: bool = False
 
     @property
     def job_variables(self) -> dict[str, Any]:
@@ -83,6 +87,7 @@ class Wanted:
         tags: those that it has to have; others stay.
         options: what the deploying user says.
         installation: the id of the database that it is made for, if it is to be known.
+        schedule_rows: the rows with the payloads of its schedules.
     """
 
     workflow_slug: str
@@ -96,10 +101,17 @@ class Wanted:
     tags: tuple[str, ...]
     options: Options
     installation: UUID | None = None
+    schedule_rows: ScheduleRows = field(default_factory=ScheduleRows)
 
 
 def describe_wanted(
-    workflow: Workflow, definition: WorkflowDefinition, source: str, options: Options, installation: UUID | None = None
+    workflow: Workflow,
+    definition: WorkflowDefinition,
+    source: str,
+    options: Options,
+    installation: UUID | None = None,
+    *,
+    payloads: Iterable[ScheduledPayload] | None = None,
 ) -> Wanted:
     """Return what the deployment of a workflow should be.
 
@@ -109,6 +121,7 @@ def describe_wanted(
         source: the file or module that the handlers were loaded from, or `BY_ROWS`.
         options: what the deploying user says.
         installation: the id of the database, if the deployment is to be known as made for it.
+        payloads: of schedules, of this workflow and others; None if they are not known.
 
     Raises:
         UsageError: Prefect can't load a flow from such a source, or an annotation can't be used.
@@ -133,7 +146,16 @@ def describe_wanted(
         tags=tuple(dict.fromkeys([DEPLOYMENT, *workflow.tags, *options.tags, *owned])),
         options=options,
         installation=installation,
+        schedule_rows=ScheduleRows(workflow.slug, installation, _choose_rows(workflow.slug, payloads)),
     )
+
+
+def _choose_rows(
+    workflow_slug: str, payloads: Iterable[ScheduledPayload] | None
+) -> Mapping[str, ScheduledPayload] | None:
+    if payloads is None:
+        return None
+    return {each.name: each for each in payloads if each.workflow_slug == workflow_slug}
 
 
 def _find_steps(source: str, options: Options, here: Path) -> Steps:

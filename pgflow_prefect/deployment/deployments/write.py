@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
-from pgflow_prefect.deployment.deployments.schedules import name_schedule
+from pgflow_prefect.deployment.deployments.schedule_plan import SentSchedule
 from pgflow_prefect.deployment.deployments.wanted import DEPLOYMENT
 from pgflow_prefect.errors import PrefectRefusedError
 from pgflow_prefect.prefect_api.client import ask_prefect
@@ -87,8 +87,8 @@ async def _update(client: PrefectClient, plan: Plan, deployment_id: UUID) -> Non
             # By PATCH, because a second creation would delete its schedules and settings.
             await client.update_deployment(deployment_id, DeploymentUpdate(**plan.fields))
             await _check_pool_is_gone(client, plan, deployment_id)
-        if plan.changes_schedule:
-            await _change_schedule(client, plan, deployment_id)
+        for each in plan.schedules.sent:
+            await _change_schedule(client, each, deployment_id)
     except PrefectHTTPStatusError as error:
         # Prefect says the same of a work pool that is gone.
         if error.response.status_code == _NOT_FOUND and await _is_gone(client, deployment_id):
@@ -122,27 +122,28 @@ async def _is_gone(client: PrefectClient, deployment_id: UUID) -> bool:
 
 
 def _make_schedules(plan: Plan) -> list[DeploymentScheduleCreate]:
-    wish = plan.wanted.options.schedule if plan.wanted else None
-    if wish is None or wish.schedule is None:
-        return []
-    return [DeploymentScheduleCreate(schedule=wish.schedule, active=True, slug=name_schedule(wish.schedule))]
+    return [_make_schedule(each) for each in plan.schedules.sent if each.schedule is not None]
 
 
-async def _change_schedule(client: PrefectClient, plan: Plan, deployment_id: UUID) -> None:
-    """Change only our schedule, but not whether it is active, because a user may have paused it in the UI."""
-    schedules = _make_schedules(plan)
-    if plan.schedule_id is not None:
+def _make_schedule(sent: SentSchedule) -> DeploymentScheduleCreate:
+    assert sent.schedule is not None
+    parameters = {**sent.parameters}
+    return DeploymentScheduleCreate(schedule=sent.schedule, active=True, slug=sent.slug, parameters=parameters)
+
+
+async def _change_schedule(client: PrefectClient, sent: SentSchedule, deployment_id: UUID) -> None:
+    """Change only this schedule, but not whether it is active, because a user may have paused it in the UI."""
+    if sent.id is not None:
         try:
-            if schedules:
-                [made] = schedules
+            if sent.schedule is not None:
                 await client.update_deployment_schedule(
-                    deployment_id, plan.schedule_id, schedule=made.schedule, slug=made.slug
+                    deployment_id, sent.id, schedule=sent.schedule, slug=sent.slug, parameters={**sent.parameters}
                 )
             else:
-                await client.delete_deployment_schedule(deployment_id, plan.schedule_id)
+                await client.delete_deployment_schedule(deployment_id, sent.id)
         except ObjectNotFound:
             pass  # a user deleted it meanwhile: make it again, or do nothing
         else:
             return
-    if schedules:
-        await client.create_deployment_schedules(deployment_id, schedules)
+    if sent.schedule is not None:
+        await client.create_deployment_schedules(deployment_id, [_make_schedule(sent)])

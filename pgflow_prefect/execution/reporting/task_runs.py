@@ -277,7 +277,11 @@ class StepTaskRun:
         if isinstance(self.logger, logging.LoggerAdapter):
             self.logger.extra = {**(self.logger.extra or {}), "task_run_name": name}
         state = self._task_run.state
-        if state is not None and state.is_running():
+        if state is None or not state.is_running():
+            return
+        if self._beginning is not None and self._beginning.take():
+            self._send(self._task_run.model_copy(), state, None)  # Prefect has not heard of the former name
+        else:
             self._enter(State(type=state.type, name=state.name), is_attempt=False)
 
     def show_again(self) -> None:
