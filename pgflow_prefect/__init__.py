@@ -7,19 +7,27 @@ if TYPE_CHECKING:
     from pgflow_prefect.bindings import Command, External, HttpEndpoint, NamedCommand, Queue, SqlFunction
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
-    from pgflow_prefect.handlers.base import AsyncStepContext, FailedStep, StepContext
+    from pgflow_prefect.handlers.base import (
+        AsyncItemContext,
+        AsyncStepContext,
+        FailedStep,
+        ItemContext,
+        StepContext,
+    )
     from pgflow_prefect.handlers.outcomes import Branch, Skip
     from pgflow_prefect.recording import RecordLater
     from pgflow_prefect.settings import Settings
     from pgflow_prefect.workflow import Workflow
 
 __all__ = [
+    "AsyncItemContext",
     "AsyncStepContext",
     "Branch",
     "Command",
     "External",
     "FailedStep",
     "HttpEndpoint",
+    "ItemContext",
     "NamedCommand",
     "NotRetriableError",
     "PgflowDatabase",
@@ -34,12 +42,14 @@ __all__ = [
 ]
 
 _ORIGINS = {
+    "AsyncItemContext": "pgflow_prefect.handlers.base",
     "AsyncStepContext": "pgflow_prefect.handlers.base",
     "Branch": "pgflow_prefect.handlers.outcomes",
     "Command": "pgflow_prefect.bindings",
     "External": "pgflow_prefect.bindings",
     "FailedStep": "pgflow_prefect.handlers.base",
     "HttpEndpoint": "pgflow_prefect.bindings",
+    "ItemContext": "pgflow_prefect.handlers.base",
     "NamedCommand": "pgflow_prefect.bindings",
     "NotRetriableError": "pgflow_prefect.errors",
     "PgflowDatabase": "pgflow_prefect.blocks",

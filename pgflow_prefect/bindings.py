@@ -162,6 +162,8 @@ class SqlFunction(Binding):
 
     Attributes:
         function: its name, with its schema.
+        batch: of a map: how many items one call gets, as `items`, whose results it returns as an array; None: each call
+            gets one `item`.
     """
 
     kind = Kind.SQL
@@ -169,6 +171,7 @@ class SqlFunction(Binding):
 
     function: Function
     _: KW_ONLY
+    batch: Annotated[int, Field(ge=1)] | None = None
 
 
 @dataclass(frozen=True, config=_CONFIG)
@@ -181,6 +184,8 @@ class HttpEndpoint(Binding):
         token_block: the Prefect Secret block with it.
         request_timeout_seconds: for the request; `timeout_seconds` is for the whole attempt, where the endpoint answers
             202 and the endpoint reports later.
+        batch: of a map: how many items one request has, as `items`, whose results the answer has as an array; None:
+            each request has one `item`.
     """
 
     kind = Kind.HTTP
@@ -190,6 +195,7 @@ class HttpEndpoint(Binding):
     _: KW_ONLY
     token_env: str | None = None
     token_block: str | None = None
+    batch: Annotated[int, Field(ge=1)] | None = None
     request_timeout_seconds: Seconds = 60
     retries: Annotated[int, Field(ge=0)] = 3
     retry_delay_seconds: Delays = (1, 10, 60)

@@ -115,6 +115,31 @@ def _split(document: str | bytes) -> dict[str, RawJson]:
     return members
 
 
+def split_array(document: RawJson) -> "list[RawJson] | None":
+    """Return the elements of a document that is an array; None for any other document.
+
+    Raises:
+        UnreadableJsonError: Python can't read it.
+    """
+    elements: list[RawJson] | None = _load(document.text, _split_array)
+    return elements
+
+
+def _split_array(document: str | bytes) -> list[RawJson] | None:
+    assert isinstance(document, str)
+    place = _skip(document, 0)
+    if document[place : place + 1] != "[":
+        return None
+    elements: list[RawJson] = []
+    place = _skip(document, place + 1)
+    while document[place : place + 1] not in ("]", ""):
+        _, end = _SCANNER.raw_decode(document, place)
+        elements.append(RawJson(document[place:end]))
+        place = _skip(document, end)
+        place = _skip(document, place + 1) if document[place : place + 1] == "," else place
+    return elements
+
+
 def _skip(document: str, place: int) -> int:
     found = _SPACE.match(document, place)
     return place if found is None else found.end()

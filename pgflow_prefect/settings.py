@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=100, ge=1)
     """The most steps of one run that execute at the same time."""
 
+    item_task_runs: int = Field(default=100, ge=0)
+    """The most items of a map that each have a task run in Prefect. A larger map has one, with its progress."""
+
     connect_timeout: float = Field(default=10, gt=0)
     """Seconds to wait for PostgreSQL to answer before a command gives up."""
 

@@ -17,7 +17,10 @@ from pydantic import JsonValue
 from pgflow_prefect.bindings import AnyBinding
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
 from pgflow_prefect.definitions.graph import find_problems
+from pgflow_prefect.definitions.maps import find_map_problems, find_sources, resolve_rules
 from pgflow_prefect.definitions.model import (
+    AnyWhenEmpty,
+    AnyWhenItemFails,
     FailedBy,
     StepRules,
     WhenFailed,
@@ -41,9 +44,17 @@ from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from pgflow_prefect.execution.workflow_flow import AsyncFlow, WorkflowFlow
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
 from pgflow_prefect.handlers.run_names import Naming
-from pgflow_prefect.handlers.step_options import AnyRule, AnyWhen, choose, make_rules, refuse_text
+from pgflow_prefect.handlers.step_options import (
+    AnyRule,
+    AnyWhen,
+    check_at_once,
+    choose,
+    make_map,
+    make_rules,
+    refuse_text,
+)
 from pgflow_prefect.handlers.task_options import (
     TaskOptions,
     check_task_run_name,
@@ -143,6 +154,7 @@ class Workflow:
         self._after: dict[str, tuple[str, ...]] = {}
         self._rules: dict[str, StepRules] = {}
         self._task_options: dict[str, TaskOptions] = {}
+        self._at_once: dict[str, int] = {}  # of maps that are bound
         caller = sys._getframe(1)
         self._globals = caller.f_globals
 
@@ -273,26 +285,126 @@ class Workflow:
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
         task_options = make_task_options(slug or "", tags, task_run_name)
         results = make_result_options(result_storage, result_serializer).or_else(self._results)
+        handler = partial(PythonHandler, policy=policy, unimplemented=unimplemented, shadow=shadow, results=results)
+        return lambda function: self._register(slug, function, handler, after=after, said=(rules, task_options))
 
-        def register(function: F) -> F:
-            step_slug = slug if slug is not None else getattr(function, "__name__", None)
-            if step_slug is None:
-                raise UsageError(f"{function!r} has no name of its own: name its step, @workflow.step('some-slug')")
-            if step_slug in self._handlers and not self._is_run_again(self._handlers[step_slug].function, function):
-                raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
-            if self._handlers.pop(step_slug, None) is not None:
-                self._after.pop(step_slug, None)
-                self._rules.pop(step_slug, None)
-                self._task_options.pop(step_slug, None)
-            handler = PythonHandler(step_slug, function, policy, unimplemented, shadow, results)
-            check_task_run_name(step_slug, task_options, [name for name in handler.arguments if name != "context"])
-            self._say(step_slug, rules, task_options)
-            self._handlers[step_slug] = handler
-            if after:
-                self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
-            return function
+    def _register(
+        self,
+        slug: str | None,
+        function: F,
+        make_handler: Callable[[str, F], PythonHandler],
+        *,
+        after: Collection[str],
+        said: tuple[StepRules, TaskOptions],
+    ) -> F:
+        """Make a function the handler of a step, and return it."""
+        step_slug = slug if slug is not None else getattr(function, "__name__", None)
+        if step_slug is None:
+            raise UsageError(f"{function!r} has no name of its own: name its step, @workflow.step('some-slug')")
+        if step_slug in self._handlers and not self._is_run_again(self._handlers[step_slug].function, function):
+            raise UsageError(f"step {step_slug!r} of workflow {self.slug!r} has two handlers: remove one")
+        if self._handlers.pop(step_slug, None) is not None:
+            self._after.pop(step_slug, None)
+            self._rules.pop(step_slug, None)
+            self._task_options.pop(step_slug, None)
+        handler = make_handler(step_slug, function)
+        rules, task_options = said
+        check_task_run_name(step_slug, task_options, [name for name in handler.arguments if name != "context"])
+        self._say(step_slug, rules, task_options)
+        self._handlers[step_slug] = handler
+        if after:
+            self._after[step_slug] = (*self._after.get(step_slug, ()), *after)
+        return function
 
-        return register
+    def map(
+        self,
+        slug: str | None = None,
+        /,
+        *,
+        over: str,
+        max_items: int | None = None,
+        when_empty: AnyWhenEmpty = "complete",
+        when_item_fails: AnyWhenItemFails = "stop",
+        at_once: int = AT_ONCE,
+        after: Collection[str] = (),
+        retries: int = 0,
+        retry_delay_seconds: float | list[float] = 0,
+        retry_jitter_factor: float | None = None,
+        timeout_seconds: float | None = None,
+        retry_condition_fn: RetryCondition | None = None,
+        tags: Collection[str] = (),
+        unimplemented: bool = False,
+        rule: AnyRule | None = None,
+        only_if: JsonValue = None,
+        unless: JsonValue = None,
+        when_unmet: AnyWhen = "skip",
+        when_exhausted: AnyWhen = "fail",
+        fails_run: bool = True,
+        is_setup: bool = False,
+    ) -> Callable[[F], F]:
+        """Make a function the handler of a map: a step that is executed once for each item of an array.
+
+        The argument `item` gets one item, which pydantic checks. `context` gets an `ItemContext`, or an
+        `AsyncItemContext` where the function is async. The other arguments are bound as in `step`; all items share
+        them, so do not change them. The step's result is the array of the items' results, in the order of the items. An
+        item that raises `Skip` is left out of it.
+
+        Example:
+            ```python
+            @workflow.map(over="orders", retries=3, at_once=50)
+            async def price(item: Order, rates: Rates, context: AsyncItemContext) -> Price: ...
+            ```
+
+        Args:
+            slug: the step; the function's name where it is not given.
+            over: where the array is: the slug of an upstream step, `payload`, or a path in either: `payload.rows`.
+            max_items: an array with more items fails the step; without it, one with more than a million does.
+            when_empty: what becomes of the step where there are no items: `complete` with the result `[]`, `skip` or
+                `skip-cascade`.
+            when_item_fails: what becomes of it where the last attempt of an item fails. `stop`: it fails at once.
+                `continue`: it fails after the other items have ended. `skip`: the item is left out of the result.
+            at_once: the most items that a process executes at the same time.
+            after: as of `step`.
+            retries: attempts of each item after its first one.
+            retry_delay_seconds: as of `step`, for each item.
+            retry_jitter_factor: as of `step`.
+            timeout_seconds: for each attempt of an item.
+            retry_condition_fn: as of `step`, for each item.
+            tags: as of `step`, of the map's task run.
+            unimplemented: as of `step`.
+            rule: as of `step`.
+            only_if: as of `step`.
+            unless: as of `step`.
+            when_unmet: as of `step`.
+            when_exhausted: as of `step`: what becomes of the map where it fails.
+            fails_run: as of `step`.
+            is_setup: as of `step`.
+
+        Raises:
+            UsageError: the step has a handler already, an option is no choice, or the function's arguments can't be
+                bound by name.
+        """
+        refuse_text("after", after, "a list of slugs")
+        rules = make_rules(
+            rule=rule,
+            only_if=only_if,
+            unless=unless,
+            when_unmet=when_unmet,
+            when_exhausted=when_exhausted,
+            fails_run=fails_run,
+            is_setup=is_setup,
+            map=make_map(over, max_items, when_empty, when_item_fails),
+        )
+        policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
+        handler = partial(
+            PythonHandler,
+            policy=policy,
+            unimplemented=unimplemented,
+            is_map=True,
+            at_once=check_at_once(at_once),
+        )
+        task_options = make_task_options(slug or "", tags, None)
+        return lambda function: self._register(slug, function, handler, after=after, said=(rules, task_options))
 
     def _say(self, slug: str, rules: StepRules, task_options: TaskOptions) -> None:
         """Note what is said of a step, by its decorator or by `bind`: one of them."""
@@ -350,11 +462,87 @@ class Workflow:
             fails_run=fails_run,
             is_setup=is_setup,
         )
-        task_options = make_task_options(slug, tags, task_run_name)
+        if getattr(binding, "batch", None) is not None:
+            raise UsageError(f"step {slug!r} is bound with batch, which only maps have: use bind_map(…, over=…)")
+        self._bind(slug, binding, rules, after, make_task_options(slug, tags, task_run_name))
+
+    def _bind(
+        self,
+        slug: str,
+        binding: AnyBinding,
+        rules: StepRules,
+        after: Collection[str],
+        task_options: TaskOptions,
+    ) -> None:
+        refuse_text("after", after, "a list of slugs")
+        if slug in self._bindings and not self._is_interactive:
+            raise UsageError(f"step {slug!r} of workflow {self.slug!r} is bound twice: remove one")
         self._bindings[slug] = binding
         self._say(slug, rules, task_options)
         if after:
             self._after[slug] = (*self._after.get(slug, ()), *after)
+
+    def bind_map(
+        self,
+        slug: str,
+        binding: AnyBinding,
+        *,
+        over: str,
+        max_items: int | None = None,
+        when_empty: AnyWhenEmpty = "complete",
+        when_item_fails: AnyWhenItemFails = "stop",
+        at_once: int = AT_ONCE,
+        after: Collection[str] = (),
+        tags: Collection[str] = (),
+        rule: AnyRule | None = None,
+        only_if: JsonValue = None,
+        unless: JsonValue = None,
+        when_unmet: AnyWhen = "skip",
+        when_exhausted: AnyWhen = "fail",
+        fails_run: bool = True,
+        is_setup: bool = False,
+    ) -> None:
+        """Have the items of a map done by something else than a function here.
+
+        A function or an endpoint gets `{"payload": …, "item": …, "<other upstream step>": …}` for each item. With
+        `batch=n` in its binding it gets `items`, an array of up to `n`, and returns an array of their results. What the
+        map maps over is not part of the rest.
+
+        Example: `workflow.bind_map("label", SqlFunction("shop.label", batch=500), over="price")`
+
+        Args:
+            slug: the step.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`, with the retries and the time-out of an item.
+            over: as of `map`.
+            max_items: as of `map`.
+            when_empty: as of `map`.
+            when_item_fails: as of `map`.
+            at_once: the most calls at the same time in a process.
+            after: the slugs of further steps that it waits for.
+            tags: as of `step`, of the map's task run.
+            rule: as of `step`.
+            only_if: as of `step`.
+            unless: as of `step`.
+            when_unmet: as of `step`.
+            when_exhausted: as of `step`.
+            fails_run: as of `step`.
+            is_setup: as of `step`.
+
+        Raises:
+            UsageError: the step is bound already, or an option is no choice.
+        """
+        rules = make_rules(
+            rule=rule,
+            only_if=only_if,
+            unless=unless,
+            when_unmet=when_unmet,
+            when_exhausted=when_exhausted,
+            fails_run=fails_run,
+            is_setup=is_setup,
+            map=make_map(over, max_items, when_empty, when_item_fails),
+        )
+        self._at_once[slug] = check_at_once(at_once)
+        self._bind(slug, binding, rules, after, make_task_options(slug, tags, None))
 
     @property
     def _is_interactive(self) -> bool:
@@ -387,7 +575,13 @@ class Workflow:
         """The handlers and bindings of each step that this file knows, by step slug."""
         handlers, bindings, options = self.handlers, self._bindings, self._task_options
         return {
-            slug: StepHandlers(slug, handlers.get(slug), bindings.get(slug), options.get(slug, TaskOptions()))
+            slug: StepHandlers(
+                slug,
+                handlers.get(slug),
+                bindings.get(slug),
+                options.get(slug, TaskOptions()),
+                self._at_once.get(slug),
+            )
             for slug in {**handlers, **bindings}
         }
 
@@ -419,10 +613,11 @@ class Workflow:
         """
         arguments = {slug: handler.arguments for slug, handler in self._handlers.items()}
         optional = {slug: handler.optional for slug, handler in self._handlers.items()}
-        derived = derive_definition(self.slug, self.known_steps, arguments, self._after, optional)
-        return derived.model_copy(
-            update={"rules": dict(self._rules), "when_failed": self.when_failed, "failed_by": self.failed_by}
+        rules = resolve_rules(self._rules, self.known_steps)
+        derived = derive_definition(
+            self.slug, self.known_steps, arguments, self._after, optional, sources=find_sources(rules)
         )
+        return derived.model_copy(update={"rules": rules, "when_failed": self.when_failed, "failed_by": self.failed_by})
 
     def find_problems(self, definition: WorkflowDefinition) -> list[str]:
         """Return a sentence for each reason why these handlers can't execute this definition.
@@ -444,7 +639,8 @@ class Workflow:
         return [
             *find_problems(definition, arguments),
             *find_missing_deps(definition, self._after),
-            *find_rule_problems(definition, self._rules),
+            *find_rule_problems(definition, resolve_rules(self._rules, definition.steps)),
+            *find_map_problems(definition, {slug: each.is_map for slug, each in self.handlers.items()}),
             *find_naming_problems(definition, self._task_options, self._handlers),
             *find_missing_defaults(definition, {slug: each.required for slug, each in self.handlers.items()}),
             *problems,

@@ -16,6 +16,7 @@
 --   has_unmet_deps, get_root_steps, get_ready_steps  what can start
 --   skip_step(run_id, step_slug [, note, cascade ...]) skip a step, with or without what is below it
 --   take_branches(run_id, step_slug, taken ...)        complete a step that chooses which of its branches are taken
+--   claim_items, complete_items, fail_items, skip_items  the items of a map: a step that is executed once for each
 --   cancel_run, fail_run, reopen_run                 end a run, and make it pending again
 --   take_run, repair_run                             the life of a run
 --
@@ -361,6 +362,39 @@ CREATE TABLE IF NOT EXISTS pgflow.undone_steps (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- A step that is a map: how many items it has, and how many have not ended.
+CREATE TABLE IF NOT EXISTS pgflow.step_maps (
+    run_id UUID NOT NULL,
+    step_slug TEXT NOT NULL,
+    total INT NOT NULL,
+    remaining INT NOT NULL,        -- items that have not ended
+    failed INT NOT NULL DEFAULT 0,
+    next_item INT NOT NULL DEFAULT 0, -- no item from this one on was ever claimed
+    former_attempts INT NOT NULL DEFAULT 0, -- with which its items begin: no number of an attempt is used twice
+    epoch INT NOT NULL,            -- of the latest owner that has claimed items
+    PRIMARY KEY (run_id, step_slug),
+    FOREIGN KEY (run_id, step_slug) REFERENCES pgflow.step_states (run_id, step_slug) ON DELETE CASCADE
+) WITH (fillfactor = 10);          -- every claim and every report updates the row, in place
+
+-- The items of a map, in the order of its array. They are rows from the moment that the map starts.
+CREATE TABLE IF NOT EXISTS pgflow.step_items (
+    run_id UUID NOT NULL,
+    step_slug TEXT NOT NULL,
+    item_index INT NOT NULL,
+    item JSONB NOT NULL,
+    status TEXT NOT NULL DEFAULT 'pending', -- pending, failed, completed; no CHECK, as in step_states
+    attempts INT NOT NULL DEFAULT 0,
+    item_result JSONB,
+    skip_reason TEXT,              -- a completed item that is left out of the map's result
+    error_message TEXT,            -- of the latest failed attempt; of an item that is left out, a note for people
+    claimed_in INT,                -- the epoch of the owner that has claimed it without a lease
+    started_at TIMESTAMPTZ,        -- of the latest attempt; NULL: not claimed
+    finished_at TIMESTAMPTZ,
+    due_at TIMESTAMPTZ,            -- from then on it can be claimed again; NULL: not before it is reported
+    PRIMARY KEY (run_id, step_slug, item_index),
+    FOREIGN KEY (run_id, step_slug) REFERENCES pgflow.step_maps (run_id, step_slug) ON DELETE CASCADE
+) WITH (fillfactor = 60);
+
 -- The limits of payloads and results, for every statement. The owner changes them: UPDATE pgflow.limits SET ...
 -- Lower limits would not work, because the triggers let small values pass without reading them.
 CREATE TABLE IF NOT EXISTS pgflow.limits (
@@ -525,6 +559,48 @@ BEGIN
         END LOOP;
     END IF;
 
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.steps'::regclass AND attname = 'step_type') THEN
+        ALTER TABLE pgflow.steps
+            ADD COLUMN step_type TEXT NOT NULL DEFAULT 'single' -- map: it is executed once for each item of an array
+                CHECK (step_type IN ('single', 'map')),
+            ADD COLUMN map_over TEXT,                       -- an upstream step, or `payload`; NULL: the only upstream step,
+                                                            -- or the payload where the map waits for none
+            ADD COLUMN map_path TEXT[],                     -- where the array is in that; NULL: it is the array
+            ADD COLUMN max_items INT CHECK (max_items > 0), -- more fail the map; NULL: a million
+            ADD COLUMN when_empty TEXT NOT NULL DEFAULT 'complete' -- what becomes of a map without items
+                CHECK (when_empty IN ('complete', 'skip', 'skip-cascade')),
+            ADD COLUMN when_item_fails TEXT NOT NULL DEFAULT 'stop' -- stop: the map fails at once; continue: it fails after
+                CHECK (when_item_fails IN ('stop', 'continue', 'skip')); -- the others; skip: the item is left out
+        ALTER TABLE pgflow.definition_steps
+            ADD COLUMN step_type TEXT NOT NULL DEFAULT 'single',
+            ADD COLUMN map_over TEXT,                       -- a step; NULL: the payload
+            ADD COLUMN map_path TEXT[],
+            ADD COLUMN max_items INT,
+            ADD COLUMN when_empty TEXT NOT NULL DEFAULT 'complete',
+            ADD COLUMN when_item_fails TEXT NOT NULL DEFAULT 'stop';
+        -- A role that moves runs needs the new tables, too, and writes the result of a map without items.
+        FOR granted IN
+            SELECT DISTINCT format('%s ON %s', r.privilege_type, made.name) AS "right", r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) r
+            CROSS JOIN (VALUES ('pgflow.step_maps'), ('pgflow.step_items')) AS made (name)
+            WHERE c.oid = 'pgflow.waiting_steps'::regclass AND r.grantee <> c.relowner
+              AND r.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+            UNION
+            SELECT DISTINCT 'INSERT (step_result) ON pgflow.step_states', r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END
+            FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE a.attrelid = 'pgflow.step_states'::regclass AND a.attname = 'step_slug' AND r.privilege_type = 'INSERT'
+        LOOP
+            EXECUTE format('GRANT %s TO %s%s', granted."right", granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
+    IF to_regclass('pgflow.step_items_due') IS NULL THEN
+        CREATE INDEX step_items_due ON pgflow.step_items (run_id, step_slug, due_at) WHERE due_at IS NOT NULL;
+    END IF;
     IF to_regclass('pgflow.deps_upstream') IS NULL THEN
         CREATE INDEX deps_upstream ON pgflow.deps (workflow_slug, to_step_slug, from_step_slug);
     END IF;
@@ -623,7 +699,8 @@ $cancelled$;
 DO $pages$
 BEGIN
     PERFORM pgflow.reserve_pages('pgflow', ARRAY['workflows', 'steps', 'deps', 'runs', 'step_states', 'definitions',
-                                                 'definition_steps', 'definition_deps', 'waiting_steps', 'undone_steps']);
+                                                 'definition_steps', 'definition_deps', 'waiting_steps', 'undone_steps',
+                                                 'step_maps', 'step_items']);
 END
 $pages$;
 
@@ -1134,6 +1211,38 @@ COMMENT ON FUNCTION pgflow.refuse_rules(text) IS
     'Raises 22023 where a workflow stops at the first failure and one of its steps needs it to go on.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.refuse_maps(of_workflow text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    map record;
+BEGIN
+    SELECT s.slug, s.map_over, count(d.from_step_slug) AS upstream INTO map
+    FROM pgflow.steps s
+    LEFT JOIN pgflow.deps d ON d.workflow_slug = s.workflow_slug AND d.to_step_slug = s.slug
+    WHERE s.workflow_slug = of_workflow AND s.step_type = 'map'
+    GROUP BY s.slug, s.map_over
+    HAVING CASE WHEN s.map_over IS NULL THEN count(d.from_step_slug) > 1
+                ELSE s.map_over <> 'payload' AND coalesce(bool_and(d.from_step_slug <> s.map_over), true) END
+    ORDER BY s.slug LIMIT 1;
+    IF FOUND AND map.map_over IS NULL THEN
+        RAISE EXCEPTION 'step "%" of workflow "%" is a map, and waits for % steps', map.slug, of_workflow, map.upstream
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Set map_over of the step to the one whose result it maps over, or to payload.';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'step "%" of workflow "%" maps over "%", which it does not wait for', map.slug, of_workflow,
+                        map.map_over
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'Set map_over of the step to an upstream step, or to payload; or insert the dep.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_maps(text) IS
+    'Raises 22023 where the rows of a workflow do not say what one of its maps maps over.';
+
+
 CREATE OR REPLACE FUNCTION pgflow.write_snapshot(workflow_slug text) RETURNS pgflow.definitions
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
@@ -1159,6 +1268,7 @@ BEGIN
                 USING ERRCODE = 'invalid_parameter_value', HINT = 'Insert its steps into pgflow.steps first.';
         END IF;
         PERFORM pgflow.refuse_rules(workflow_slug);
+        PERFORM pgflow.refuse_maps(workflow_slug);
         PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
 
         -- Of two first runs at once, each writes a snapshot, and neither waits for the other's transaction. They are
@@ -1169,7 +1279,8 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT count(*) AS step_count,
                    coalesce(bool_or(s.rule IS NOT NULL OR s.required_input_pattern IS NOT NULL
-                                    OR s.forbidden_input_pattern IS NOT NULL OR s.when_exhausted <> 'fail'), false)
+                                    OR s.forbidden_input_pattern IS NOT NULL OR s.when_exhausted <> 'fail'
+                                    OR s.step_type = 'map'), false)
                        AS uses_rules,
                    CASE w.when_failed WHEN 'continue' THEN true WHEN 'stop' THEN false
                        ELSE coalesce(bool_or(pgflow.may_follow_failure(s.rule) OR NOT s.fails_run), false) END AS continues
@@ -1193,7 +1304,8 @@ BEGIN
             JOIN pgflow.steps t ON t.workflow_slug = write_snapshot.workflow_slug AND t.slug = d.to_step_slug
             WHERE d.workflow_slug = write_snapshot.workflow_slug
         ), upstream AS MATERIALIZED (
-            SELECT d.to_step_slug AS slug, count(*) AS in_degree, count(*) FILTER (WHERE d.from_is_setup) AS setups
+            SELECT d.to_step_slug AS slug, count(*) AS in_degree, count(*) FILTER (WHERE d.from_is_setup) AS setups,
+                   min(d.from_step_slug) AS first_slug
             FROM dep d GROUP BY d.to_step_slug
         ), downstream AS MATERIALIZED (
             SELECT d.from_step_slug AS slug, bool_or(d.to_fails_run) AS fail_run FROM dep d GROUP BY d.from_step_slug
@@ -1204,19 +1316,23 @@ BEGIN
             WHERE EXISTS (SELECT FROM unedited)
         ), step AS MATERIALIZED ( -- failed_by = leaves: those whose failure counts, and below which that of none does
             SELECT s.*, coalesce(u.in_degree, 0) AS in_degree, coalesce(u.setups, 0) AS setups,
-                   s.fails_run AND b.fail_run IS NOT TRUE AS is_last, b.slug IS NULL AS is_leaf
+                   s.fails_run AND b.fail_run IS NOT TRUE AS is_last, b.slug IS NULL AS is_leaf,
+                   CASE WHEN s.map_over IS NULL THEN u.first_slug ELSE o.from_step_slug END AS source_slug
             FROM pgflow.steps s
             LEFT JOIN upstream u ON u.slug = s.slug
             LEFT JOIN downstream b ON b.slug = s.slug
+            LEFT JOIN dep o ON o.to_step_slug = s.slug AND o.from_step_slug = s.map_over
             WHERE s.workflow_slug = write_snapshot.workflow_slug
         )
         INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree, rule, required_input_pattern,
-                                             forbidden_input_pattern, when_unmet, when_exhausted, decides, setups)
+                                             forbidden_input_pattern, when_unmet, when_exhausted, decides, setups,
+                                             step_type, map_over, map_path, max_items, when_empty, when_item_fails)
         SELECT definition.id, s.slug, s.in_degree, s.rule, s.required_input_pattern, s.forbidden_input_pattern,
                s.when_unmet, s.when_exhausted,
                CASE WHEN failed_by_leaves THEN CASE WHEN some_are_last THEN s.is_last ELSE s.is_leaf END
                     ELSE s.fails_run END,
-               s.setups
+               s.setups, s.step_type, CASE s.step_type WHEN 'map' THEN s.source_slug END, s.map_path, s.max_items,
+               s.when_empty, s.when_item_fails
         FROM step s
         CROSS JOIN (SELECT bool_or(i.is_last) AS some_are_last FROM step i) last
         CROSS JOIN (SELECT w.failed_by = 'leaves' AS failed_by_leaves FROM pgflow.workflows w
@@ -1420,15 +1536,18 @@ SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 AS $$
 DECLARE
     is_payload CONSTANT boolean := TG_RELID = 'pgflow.runs'::regclass;
+    is_item CONSTANT boolean := TG_RELID = 'pgflow.step_items'::regclass;
     problem text;
 BEGIN
-    IF TG_RELID NOT IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass) THEN
-        RAISE EXCEPTION 'the trigger function pgflow.check_written is for pgflow.runs and pgflow.step_states, not for %',
-                        TG_RELID::regclass
+    IF TG_RELID NOT IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass, 'pgflow.step_items'::regclass) THEN
+        RAISE EXCEPTION 'the trigger function pgflow.check_written is for pgflow.runs, pgflow.step_states and '
+                        'pgflow.step_items, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF is_payload THEN
         problem := pgflow.find_json_problem(NEW.payload, is_payload);
+    ELSIF is_item THEN
+        problem := pgflow.find_json_problem(NEW.item_result, is_payload);
     ELSE
         problem := pgflow.find_json_problem(NEW.step_result, is_payload);
     END IF;
@@ -1438,6 +1557,11 @@ BEGIN
         RAISE EXCEPTION 'the payload of a run of workflow "%" %', NEW.workflow_slug, problem
             USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'json_limits',
                   HINT = 'Store the data elsewhere and give its address; or the owner raises the limit in pgflow.limits.';
+    END IF;
+    IF is_item THEN
+        RAISE EXCEPTION 'the result of item % of step "%" %', NEW.item_index, NEW.step_slug, problem
+            USING ERRCODE = 'program_limit_exceeded', CONSTRAINT = 'json_limits',
+                  HINT = 'Store the data elsewhere and return its address; or the owner raises the limit in pgflow.limits.';
     END IF;
     RAISE EXCEPTION 'the result of step "%" %', NEW.step_slug, problem
         USING ERRCODE = 'program_limit_exceeded', CONSTRAINT = 'json_limits',
@@ -1468,7 +1592,8 @@ DECLARE
     bounded text;
 BEGIN
     -- What is small passes the trigger's condition, which calls no function of ours: the hot path pays no more.
-    FOREACH written SLICE 1 IN ARRAY ARRAY[['runs', 'payload'], ['step_states', 'step_result']] LOOP
+    FOREACH written SLICE 1 IN ARRAY ARRAY[['runs', 'payload'], ['step_states', 'step_result'],
+                                                   ['step_items', 'item_result']] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
                               WHERE tgrelid = ('pgflow.' || written[1])::regclass AND tgname = 'check_written');
         EXECUTE format(
@@ -1477,7 +1602,7 @@ BEGIN
             'OR jsonb_path_exists(NEW.%1$I, ''strict $.**{100}'')) EXECUTE FUNCTION pgflow.check_written()',
             written[2], written[1]);
     END LOOP;
-    FOREACH bounded IN ARRAY ARRAY['runs', 'step_states'] LOOP
+    FOREACH bounded IN ARRAY ARRAY['runs', 'step_states', 'step_items'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
                               WHERE tgrelid = ('pgflow.' || bounded)::regclass AND tgname = 'shorten_message');
         EXECUTE format('CREATE TRIGGER shorten_message BEFORE INSERT OR UPDATE OF error_message ON pgflow.%I FOR EACH ROW '
@@ -1730,6 +1855,8 @@ AS $$
         OR pg_catalog.row_security_active('pgflow.step_states'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.waiting_steps'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.undone_steps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.step_maps'::pg_catalog.regclass)
+        OR pg_catalog.row_security_active('pgflow.step_items'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definitions'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definition_steps'::pg_catalog.regclass)
         OR pg_catalog.row_security_active('pgflow.definition_deps'::pg_catalog.regclass)
@@ -2572,8 +2699,19 @@ COMMENT ON FUNCTION pgflow.is_condition_met(pgflow.runs, text, int, jsonb, jsonb
     'step waits for none; else {"payload": ..., "<upstream step>": its result, ...}, without those that have none.';
 
 
+DO $maps$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc
+               WHERE oid = to_regprocedure('pgflow.describe_decided(pgflow.runs, text[], text[])')
+                 AND 'is_map' <> ALL (proargnames)) THEN
+        DROP FUNCTION pgflow.describe_decided(pgflow.runs, text[], text[]); -- what it returns can't be changed in place
+    END IF;
+END
+$maps$;
+
 CREATE OR REPLACE FUNCTION pgflow.describe_decided(run pgflow.runs, due text[], verdicts text[])
-RETURNS TABLE (slug text, status text, skip_reason text, skip_cascades boolean, error_message text, attempts int)
+RETURNS TABLE (slug text, status text, skip_reason text, skip_cascades boolean, error_message text, attempts int,
+               step_result jsonb, is_map boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -2584,26 +2722,36 @@ BEGIN
     RETURN QUERY
         SELECT d.slug,
                CASE WHEN d.verdict = 'run' THEN 'pending'
-                    WHEN d.verdict IN ('fail', 'unmet-fail') THEN 'failed' ELSE 'completed' END,
-               CASE WHEN d.verdict = 'run' THEN NULL
+                    WHEN d.verdict IN ('fail', 'unmet-fail') OR d.verdict LIKE 'unmappable:%' THEN 'failed'
+                    ELSE 'completed' END,
+               CASE WHEN d.verdict IN ('run', 'empty-complete') THEN NULL
                     WHEN d.verdict = 'fail' THEN 'dependency_failed'
                     WHEN d.verdict LIKE 'unmet-%' THEN 'condition_unmet'
+                    WHEN d.verdict LIKE 'unmappable:%' THEN 'not_mappable'
+                    WHEN d.verdict LIKE 'empty-%' THEN 'no_items'
                     WHEN d.rule IN ('one_failed', 'one_done', 'all_failed', 'all_skipped') THEN 'rule_unmet'
                     ELSE 'dependency_skipped' END,
-               CASE WHEN d.verdict IN ('skip', 'unmet-skip-cascade') THEN true
-                    WHEN d.verdict = 'unmet-skip' THEN false END,
-               CASE d.verdict WHEN 'fail' THEN 'not run: a step that it waits for has failed'
-                              WHEN 'unmet-fail' THEN 'Condition not met' END,
-               coalesce(d.attempts, 0)
-        FROM (SELECT s.slug, s.rule, u.attempts,
+               CASE WHEN d.verdict IN ('skip', 'unmet-skip-cascade', 'empty-skip-cascade') THEN true
+                    WHEN d.verdict IN ('unmet-skip', 'empty-skip') THEN false END,
+               CASE WHEN d.verdict = 'fail' THEN 'not run: a step that it waits for has failed'
+                    WHEN d.verdict = 'unmet-fail' THEN 'Condition not met'
+                    WHEN d.verdict LIKE 'unmappable:%' THEN substr(d.verdict, 12) END,
+               coalesce(d.attempts, 0),
+               CASE d.verdict WHEN 'empty-complete' THEN '[]'::jsonb END,
+               d.step_type = 'map'
+        FROM (SELECT s.slug, s.rule, s.step_type, u.attempts,
                      CASE WHEN v.verdict = 'run'
                                AND (s.required_input_pattern IS NOT NULL OR s.forbidden_input_pattern IS NOT NULL)
                                AND NOT pgflow.is_condition_met(run, s.slug, s.in_degree, s.required_input_pattern,
                                                                s.forbidden_input_pattern)
-                          THEN 'unmet-' || s.when_unmet ELSE v.verdict END AS verdict
+                          THEN 'unmet-' || s.when_unmet
+                          WHEN v.verdict = 'run' AND s.step_type = 'map'
+                          THEN pgflow.judge_map(run, s.slug, s.map_over, s.map_path, s.max_items, s.when_empty)
+                          ELSE v.verdict END AS verdict
               FROM unnest(describe_decided.due, describe_decided.verdicts) AS v (slug, verdict)
               CROSS JOIN LATERAL (
-                  SELECT t.slug, t.rule, t.in_degree, t.when_unmet, t.required_input_pattern, t.forbidden_input_pattern
+                  SELECT t.slug, t.rule, t.in_degree, t.when_unmet, t.required_input_pattern, t.forbidden_input_pattern,
+                         t.step_type, t.map_over, t.map_path, t.max_items, t.when_empty
                   FROM pgflow.definition_steps t
                   WHERE t.definition_id = run.definition_id AND t.slug = v.slug OFFSET 0) s
               LEFT JOIN LATERAL (
@@ -2647,25 +2795,35 @@ LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     written bigint;
+    maps pg_catalog.text[];
+    map pg_catalog.text;
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
-    WITH inserted AS (
+    WITH described AS MATERIALIZED (
+        SELECT * FROM pgflow.describe_decided(run, due, verdicts)
+    ), inserted AS (
         INSERT INTO pgflow.step_states AS s (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades,
-                                             error_message, finished_at, attempts)
+                                             error_message, finished_at, attempts, step_result)
         SELECT run.workflow_slug, run.id, d.slug, d.status, d.skip_reason, d.skip_cascades, d.error_message,
-               CASE WHEN d.status OPERATOR(pg_catalog.<>) 'pending' THEN pg_catalog.clock_timestamp() END, d.attempts
-        FROM pgflow.describe_decided(run, due, verdicts) d
+               CASE WHEN d.status OPERATOR(pg_catalog.<>) 'pending' THEN pg_catalog.clock_timestamp() END, d.attempts,
+               d.step_result
+        FROM described d
         ON CONFLICT (run_id, step_slug) DO NOTHING -- started or skipped by hand, or not taken as a branch
         RETURNING s.step_slug, s.status, s.skip_reason, s.skip_cascades
     )
     SELECT pg_catalog.count(*),
            coalesce(pg_catalog.array_agg(i.step_slug) FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}'),
            coalesce(pg_catalog.array_agg(pgflow.outcome_of(i.status, i.skip_reason, i.skip_cascades))
-                    FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}')
-    INTO written, ended, outcomes
+                    FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}'),
+           (SELECT coalesce(pg_catalog.array_agg(d.slug), '{}') FROM described d
+            WHERE d.is_map AND d.status OPERATOR(pg_catalog.=) 'pending')
+    INTO written, ended, outcomes, maps
     FROM inserted i;
+    FOREACH map IN ARRAY maps LOOP
+        PERFORM pgflow.make_items(run, map);
+    END LOOP;
     IF written OPERATOR(pg_catalog.<) pg_catalog.cardinality(due) THEN
         PERFORM pgflow.find_dropped(run.id, due);
     END IF;
@@ -3321,14 +3479,16 @@ AS $$
 DECLARE
     undone pg_catalog.text;
     executed int;
+    of_items int;
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
     FOREACH undone IN ARRAY slugs LOOP -- one by one, as in complete_step
-        DELETE FROM pgflow.step_states s
+        of_items := pgflow.find_last_attempt(run.id, undone);
+        DELETE FROM pgflow.step_states s -- a map's items go with it
         WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) undone
-        RETURNING s.attempts INTO executed;
+        RETURNING GREATEST(s.attempts, of_items) INTO executed;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'step "%" of run % was not taken back: a trigger or rule on pgflow.step_states skipped it',
                             undone, run.id
@@ -3353,6 +3513,7 @@ DECLARE
     undone pg_catalog.text[];
     not_executed pg_catalog.text[];
 BEGIN
+    PERFORM pgflow.reopen_items(run);
     -- What failed is to be executed again. What was not executed is to be decided again.
     SELECT pg_catalog.array_agg(s.step_slug),
            coalesce(pg_catalog.array_agg(s.step_slug) FILTER (WHERE s.skip_reason IS NOT NULL), '{}')
@@ -3416,12 +3577,659 @@ BEGIN
     ELSIF failed IS NOT NULL AND NOT counted.continues THEN
         RETURN pgflow.end_run(counted, failed);
     END IF;
-    RETURN pgflow.settle(counted, '{}', '{}', due, verdicts);
+    RETURN pgflow.resume_maps(pgflow.settle(counted, '{}', '{}', due, verdicts));
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.recompute_rules(pgflow.runs, pgflow.definitions) IS
     'recompute_run for a run that uses rules. Internal.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Maps: a step that is executed once for each item of an array. Only steps of the type `map` come here.
+--
+-- Its items are rows from the moment that it starts, because reading one element of a stored array costs the whole array
+-- each time. They end one by one. The end of the last one ends the step, by complete_step or fail_step. Each of these
+-- functions locks the run's row first, as every transition does, and takes as many items as it is given.
+--
+-- The functions that write step_items and step_maps alone set all that the planner chooses by, as in the section above.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.find_items(run pgflow.runs, map_over text, map_path text[]) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    source record;
+BEGIN
+    IF map_over IS NULL THEN
+        RETURN run.payload #> coalesce(map_path, '{}');
+    END IF;
+    SELECT s.status, s.skip_reason, s.step_result INTO source FROM pgflow.step_states s
+    WHERE s.run_id = run.id AND s.step_slug = find_items.map_over;
+    IF NOT FOUND OR source.status <> 'completed' OR source.skip_reason IS NOT NULL THEN
+        RETURN '[]'; -- skipped, failed or not there yet, and the map's rule says to run without it
+    END IF;
+    RETURN source.step_result #> coalesce(map_path, '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_items(pgflow.runs, text, text[]) IS
+    'What a map maps over: an array, or what is there in its place; NULL for nothing. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.judge_map(
+    run pgflow.runs, step_slug text, map_over text, map_path text[], max_items int, when_empty text
+) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    items CONSTANT jsonb := pgflow.find_items(run, map_over, map_path);
+    most CONSTANT int := coalesce(max_items, 1000000);
+    total int;
+BEGIN
+    IF items IS NULL OR jsonb_typeof(items) <> 'array' THEN
+        RETURN format('unmappable:step "%s" maps over %s%s, which is %s and no array', step_slug,
+                      CASE WHEN map_over IS NULL THEN 'the payload' ELSE format('the result of step "%s"', map_over) END,
+                      CASE WHEN cardinality(map_path) > 0 THEN format(' at %s', array_to_string(map_path, '.')) END,
+                      coalesce(jsonb_typeof(items), 'nothing'));
+    END IF;
+    total := jsonb_array_length(items);
+    IF total = 0 THEN
+        RETURN 'empty-' || when_empty;
+    ELSIF total > most THEN
+        RETURN format('unmappable:step "%s" has %s items, and at most %s are allowed (max_items)', step_slug, total, most);
+    END IF;
+    RETURN 'run';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.judge_map(pgflow.runs, text, text, text[], int, text) IS
+    'What becomes of a map whose rule says that it runs: run; empty-complete, empty-skip, empty-skip-cascade; or '
+    'unmappable, and why. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.make_items(run pgflow.runs, step_slug text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    step record;
+    items jsonb;
+    total int;
+    made bigint;
+    former int;
+BEGIN
+    SELECT s.attempts INTO former FROM pgflow.step_states s
+    WHERE s.run_id = run.id AND s.step_slug = make_items.step_slug AND s.status = 'pending'
+      AND NOT EXISTS (SELECT FROM pgflow.step_maps m
+                      WHERE m.run_id = run.id AND m.step_slug = make_items.step_slug OFFSET 0);
+    IF NOT FOUND THEN
+        RETURN; -- started or skipped by hand before
+    END IF;
+    SELECT d.map_over, d.map_path INTO step FROM pgflow.definition_steps d
+    WHERE d.definition_id = run.definition_id AND d.slug = make_items.step_slug;
+    items := pgflow.find_items(run, step.map_over, step.map_path);
+    total := jsonb_array_length(items);
+    INSERT INTO pgflow.step_maps (run_id, step_slug, total, remaining, epoch, former_attempts)
+    VALUES (run.id, make_items.step_slug, total, total, run.epoch, former);
+    INSERT INTO pgflow.step_items (run_id, step_slug, item_index, item, attempts)
+    SELECT run.id, make_items.step_slug, i.place - 1, i.item, former
+    FROM jsonb_array_elements(items) WITH ORDINALITY AS i (item, place);
+    GET DIAGNOSTICS made = ROW_COUNT;
+    IF made < total THEN
+        RAISE EXCEPTION 'an item of step "%" of run % was not stored: a trigger or rule on pgflow.step_items skipped it',
+                        step_slug, run.id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.make_items(pgflow.runs, text) IS
+    'Makes the items of a pending map, in one statement, unless it has them. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_pending_maps(run_id uuid, definition_id bigint)
+RETURNS TABLE (slug text, map_over text, map_path text[], max_items int, when_empty text, has_items boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on SET enable_seqscan = on
+SET enable_bitmapscan = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.slug, d.map_over, d.map_path, d.max_items, d.when_empty, m.run_id IS NOT NULL
+        FROM pgflow.definition_steps d
+        JOIN pgflow.step_states s ON s.run_id = list_pending_maps.run_id AND s.step_slug = d.slug AND s.status = 'pending'
+        LEFT JOIN pgflow.step_maps m ON m.run_id = list_pending_maps.run_id AND m.step_slug = d.slug
+        WHERE d.definition_id = list_pending_maps.definition_id AND d.step_type = 'map'
+        ORDER BY d.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.list_pending_maps(uuid, bigint) IS 'The pending maps of a run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.resume_maps(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    pending pg_catalog.record;
+    verdict pg_catalog.text;
+BEGIN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
+        RETURN run;
+    END IF;
+    FOR pending IN SELECT * FROM pgflow.list_pending_maps(run.id, run.definition_id) LOOP
+        verdict := 'run';
+        IF NOT pending.has_items THEN -- its row was inserted by hand
+            verdict := pgflow.judge_map(run, pending.slug, pending.map_over, pending.map_path, pending.max_items,
+                                        pending.when_empty);
+        END IF;
+        IF verdict OPERATOR(pg_catalog.=) 'run' THEN
+            PERFORM pgflow.make_items(run, pending.slug);
+            PERFORM pgflow.end_map(m) FROM pgflow.step_maps m
+            WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) pending.slug;
+        ELSIF verdict OPERATOR(pg_catalog.=) 'empty-complete' THEN
+            PERFORM pgflow.complete_step(run.id, pending.slug, '[]');
+        ELSIF pg_catalog.starts_with(verdict, 'empty-') THEN
+            PERFORM pgflow.skip_step(run.id, pending.slug, 'it has no items',
+                                     verdict OPERATOR(pg_catalog.=) 'empty-skip-cascade');
+        ELSE
+            PERFORM pgflow.fail_step(run.id, pending.slug, pg_catalog.substr(verdict, 12));
+        END IF;
+    END LOOP;
+    IF FOUND THEN
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run.id;
+    END IF;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.resume_maps(pgflow.runs) IS
+    'In a locked run that was counted again: makes the items of pending maps that have none, and ends maps all of whose '
+    'items have ended. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.lock_map(run_id uuid, step_slug text, epoch int, doing text) RETURNS pgflow.step_maps
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs := pgflow.lock_run(run_id);
+    state pgflow.step_states;
+    map pgflow.step_maps;
+BEGIN
+    IF lock_map.epoch OPERATOR(pg_catalog.<>) run.epoch THEN
+        RAISE EXCEPTION 'items of step "%" of run % can''t be % in epoch %: the run is in epoch %',
+                        step_slug, run.id, doing, epoch, run.epoch
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_epoch',
+                  HINT = 'Another owner has taken the run: stop working on it.';
+    END IF;
+    SELECT * INTO map FROM pgflow.step_maps m
+    WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) lock_map.step_slug;
+    IF FOUND THEN
+        RETURN map;
+    END IF;
+    state := pgflow.unaccepted_state(run, step_slug, doing);
+    PERFORM FROM pgflow.definition_steps d
+    WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+      AND d.slug OPERATOR(pg_catalog.=) lock_map.step_slug AND d.step_type OPERATOR(pg_catalog.=) 'map';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'step "%" of run % has no items: it was no map when the run began', step_slug, run.id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'Claim and report it by claim_step, complete_step and fail_step.';
+    ELSIF state.status OPERATOR(pg_catalog.=) 'pending' AND run.status OPERATOR(pg_catalog.=) 'pending' THEN
+        PERFORM pgflow.resume_maps(run); -- its row was inserted by hand
+        SELECT * INTO map FROM pgflow.step_maps m
+        WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) lock_map.step_slug;
+    END IF;
+    RETURN map;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.lock_map(uuid, text, int, text) IS
+    'Locks a run, and returns one of its maps; NULL where the map has ended without items. 55000 for a step that is no map, '
+    'and for a stale epoch. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.pick_items(map pgflow.step_maps, wanted int, epoch int, lease interval)
+RETURNS TABLE (item_index int, attempt int, item jsonb)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    first_fresh CONSTANT int := map.next_item;
+    due int[];
+    one int;
+    step int;
+    got bigint;
+    missing int := wanted;
+BEGIN
+    IF epoch > map.epoch THEN -- what a former owner had claimed, without a lease, it does no more
+        UPDATE pgflow.step_items i SET due_at = '-infinity', claimed_in = NULL, started_at = NULL
+        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
+          AND i.status = 'pending' AND i.claimed_in < pick_items.epoch;
+        UPDATE pgflow.step_maps m SET epoch = pick_items.epoch
+        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug;
+    END IF;
+    due := ARRAY(
+        SELECT i.item_index FROM pgflow.step_items i
+        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.due_at <= clock_timestamp()
+        ORDER BY i.due_at LIMIT wanted);
+    FOREACH one IN ARRAY due LOOP -- one by one, as in complete_step
+        RETURN QUERY
+            UPDATE pgflow.step_items i
+            SET attempts = i.attempts + 1, started_at = clock_timestamp(), due_at = clock_timestamp() + lease,
+                claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = one AND i.status = 'pending'
+            RETURNING i.item_index, i.attempts, i.item;
+        missing := missing - 1;
+    END LOOP;
+    WHILE missing > 0 AND map.next_item < map.total LOOP -- again where some were reported without a claim
+        step := least(map.total - map.next_item, missing);
+        RETURN QUERY
+            UPDATE pgflow.step_items i
+            SET attempts = i.attempts + 1, started_at = clock_timestamp(), due_at = clock_timestamp() + lease,
+                claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug
+              AND i.item_index >= map.next_item AND i.item_index < map.next_item + step AND i.status = 'pending'
+              AND i.attempts = map.former_attempts AND i.due_at IS NULL -- not failed by hand before any claim
+            RETURNING i.item_index, i.attempts, i.item;
+        GET DIAGNOSTICS got = ROW_COUNT;
+        missing := missing - got;
+        map.next_item := map.next_item + step;
+    END LOOP;
+    IF map.next_item > first_fresh THEN
+        UPDATE pgflow.step_maps m SET next_item = map.next_item
+        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.pick_items(pgflow.step_maps, int, int, interval) IS
+    'Counts an attempt of so many items of a map in a locked run: those that are due, then fresh ones by a cursor. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.claim_items(
+    run_id uuid, step_slug text, wanted int, epoch int DEFAULT NULL, lease interval DEFAULT NULL
+) RETURNS TABLE (item_index int, attempt int, item jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    map pgflow.step_maps;
+    state pgflow.step_states;
+    run_status pg_catalog.text;
+BEGIN
+    IF wanted IS NULL OR wanted OPERATOR(pg_catalog.<) 0 THEN
+        RAISE EXCEPTION 'can''t claim % items', coalesce(wanted::pg_catalog.text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many at most: a number of 0 or more.';
+    END IF;
+    map := pgflow.lock_map(run_id, step_slug, epoch, 'claimed');
+    SELECT r.status INTO run_status FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) map.run_id;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) map.run_id AND s.step_slug OPERATOR(pg_catalog.=) map.step_slug;
+    IF (run_status OPERATOR(pg_catalog.=) 'pending' AND state.status OPERATOR(pg_catalog.=) 'pending'
+        AND wanted OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
+        RETURN; -- the map has ended, or its run
+    ELSIF state.started_at IS NULL THEN
+        UPDATE pgflow.step_states s
+        SET attempts = s.attempts OPERATOR(pg_catalog.+) 1, started_at = pg_catalog.clock_timestamp()
+        WHERE s.run_id OPERATOR(pg_catalog.=) map.run_id AND s.step_slug OPERATOR(pg_catalog.=) map.step_slug;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION 'the claim of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '
+                            'skipped it', step_slug, map.run_id
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+        END IF;
+    END IF;
+    RETURN QUERY SELECT p.item_index, p.attempt, p.item FROM pgflow.pick_items(map, wanted, epoch, lease) p;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.claim_items(uuid, text, int, int, interval) IS
+    'For a process that executes the items of a map: claims so many at most, those that are to be tried again first, and '
+    'gives the attempt and the input of each. With a lease they can be claimed again once it is over. No rows: there is '
+    'none to do at this moment.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.release_items(map pgflow.step_maps, epoch int, besides int[]) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    released bigint;
+BEGIN
+    UPDATE pgflow.step_items i SET due_at = '-infinity', claimed_in = NULL, started_at = NULL
+    WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
+      AND i.status = 'pending' AND i.claimed_in = release_items.epoch AND i.item_index <> ALL (besides);
+    GET DIAGNOSTICS released = ROW_COUNT;
+    RETURN released;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.release_items(pgflow.step_maps, int, int[]) IS
+    'Lets the items be claimed again that an owner has claimed in this epoch and does not do: the answer to its claim was '
+    'lost, say. Reads the items up to the latest claimed one. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.note_items(
+    map pgflow.step_maps, item_indexes int[], attempts int[], doings text[], results jsonb[], messages text[],
+    pauses interval[], OUT accepted int, OUT ended int, OUT failed int
+)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    place int;
+    doing text;
+    pause interval;
+BEGIN
+    accepted := 0;
+    ended := 0;
+    failed := 0;
+    FOR place IN 1 .. coalesce(cardinality(item_indexes), 0) LOOP -- one by one, as in complete_step
+        doing := doings[place];
+        pause := pauses[place];
+        UPDATE pgflow.step_items i
+        SET status = CASE WHEN doing IN ('complete', 'skip') THEN 'completed'
+                          WHEN doing = 'fail' THEN 'failed' ELSE 'pending' END,
+            item_result = CASE WHEN doing = 'complete' THEN results[place] END,
+            skip_reason = CASE WHEN doing = 'skip' THEN 'requested' END,
+            error_message = messages[place],
+            started_at = CASE WHEN doing = 'retry' THEN NULL ELSE i.started_at END,
+            finished_at = CASE WHEN doing NOT IN ('retry', 'defer') THEN clock_timestamp() END,
+            due_at = CASE WHEN doing = 'retry' THEN clock_timestamp() + coalesce(pause, '0')
+                          WHEN doing = 'defer' THEN clock_timestamp() + pause END,
+            claimed_in = NULL
+        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = item_indexes[place]
+          AND i.status = 'pending'
+          AND (note_items.attempts IS NULL
+               OR (note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL));
+        IF FOUND THEN
+            accepted := accepted + 1;
+            IF doing NOT IN ('retry', 'defer') THEN
+                ended := ended + 1;
+            END IF;
+            IF doing = 'fail' THEN
+                failed := failed + 1;
+            END IF;
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.note_items(pgflow.step_maps, int[], int[], text[], jsonb[], text[], interval[]) IS
+    'Writes reports on items of a map in a locked run: complete, skip, fail; retry, to be claimed again after a pause; '
+    'defer, as another program reports it, and to be claimed again after the pause, if there is one. The first report on '
+    'an item wins. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_items(map pgflow.step_maps, ended int, failed int) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    counted pgflow.step_maps;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    IF ended OPERATOR(pg_catalog.=) 0 THEN
+        RETURN;
+    END IF;
+    UPDATE pgflow.step_maps m
+    SET remaining = m.remaining OPERATOR(pg_catalog.-) count_items.ended,
+        failed = m.failed OPERATOR(pg_catalog.+) count_items.failed
+    WHERE m.run_id OPERATOR(pg_catalog.=) map.run_id AND m.step_slug OPERATOR(pg_catalog.=) map.step_slug
+    RETURNING m.* INTO counted;
+    IF counted.remaining OPERATOR(pg_catalog.=) 0 OR count_items.failed OPERATOR(pg_catalog.>) 0 THEN
+        PERFORM pgflow.end_map(counted);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_items(pgflow.step_maps, int, int) IS
+    'Counts items of a map in a locked run that have ended, and ends the map with the last one. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.describe_failed_items(map pgflow.step_maps) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+DECLARE
+    first_failed text;
+BEGIN
+    SELECT format('item %s failed: %s', i.item_index, coalesce(i.error_message, 'no reason given')) INTO first_failed
+    FROM pgflow.step_items i
+    WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.status = 'failed'
+    ORDER BY i.item_index LIMIT 1;
+    IF map.failed = 1 THEN
+        RETURN first_failed;
+    END IF;
+    RETURN format('%s items of %s failed; %s', map.failed, map.total, first_failed);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.describe_failed_items(pgflow.step_maps) IS
+    'The error message of a map some of whose items have failed. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.gather_results(map pgflow.step_maps, OUT results jsonb, OUT problem text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+BEGIN
+    SELECT coalesce(jsonb_agg(coalesce(i.item_result, 'null') ORDER BY i.item_index), '[]') INTO results
+    FROM pgflow.step_items i
+    WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.status = 'completed' AND i.skip_reason IS NULL;
+    problem := pgflow.find_json_problem(results, false);
+EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
+    problem := 'is too large for one value';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.gather_results(pgflow.step_maps) IS
+    'The array of the results of a map''s items, in their order, without those that are left out; or why it can''t be '
+    'stored. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.end_map(map pgflow.step_maps) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    status pg_catalog.text;
+    definition bigint;
+    policy pg_catalog.text;
+    gathered pg_catalog.record;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    SELECT s.status INTO status FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) map.run_id AND s.step_slug OPERATOR(pg_catalog.=) map.step_slug;
+    IF (status OPERATOR(pg_catalog.=) 'pending') IS NOT TRUE THEN
+        RETURN; -- the step has ended before: cancelled, say. A reopened run looks again
+    END IF;
+    SELECT r.definition_id INTO definition FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) map.run_id;
+    SELECT d.when_item_fails INTO policy FROM pgflow.definition_steps d
+    WHERE d.definition_id OPERATOR(pg_catalog.=) definition AND d.slug OPERATOR(pg_catalog.=) map.step_slug;
+    IF map.failed OPERATOR(pg_catalog.>) 0 AND policy OPERATOR(pg_catalog.<>) 'skip'
+          AND (map.remaining OPERATOR(pg_catalog.=) 0 OR policy OPERATOR(pg_catalog.=) 'stop') THEN
+        PERFORM pgflow.fail_step(map.run_id, map.step_slug, pgflow.describe_failed_items(map));
+    ELSIF map.remaining OPERATOR(pg_catalog.=) 0 THEN
+        SELECT * INTO gathered FROM pgflow.gather_results(map);
+        IF gathered.problem IS NULL THEN
+            PERFORM pgflow.complete_step(map.run_id, map.step_slug, gathered.results);
+        ELSE
+            PERFORM pgflow.fail_step(map.run_id, map.step_slug, pg_catalog.format(
+                'the array of the results of its %s items %s', map.total, gathered.problem));
+        END IF;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.end_map(pgflow.step_maps) IS
+    'Ends a map in a locked run: when all of its items have ended, or one has failed and the map stops at that. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.report_items(
+    run_id uuid, step_slug text, item_indexes int[], epoch int, attempts int[], doing text, results jsonb[],
+    messages text[], pause interval
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    map CONSTANT pgflow.step_maps := pgflow.lock_map(run_id, step_slug, epoch, 'reported');
+    noted pg_catalog.record;
+BEGIN
+    IF pg_catalog.cardinality(attempts) OPERATOR(pg_catalog.<>) pg_catalog.cardinality(item_indexes) THEN
+        RAISE EXCEPTION '% items, but % attempts', pg_catalog.cardinality(item_indexes), pg_catalog.cardinality(attempts)
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF map.run_id IS NULL OR coalesce(pg_catalog.cardinality(item_indexes), 0) OPERATOR(pg_catalog.=) 0 THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO noted FROM pgflow.note_items(
+        map, item_indexes, attempts, pg_catalog.array_fill(doing, ARRAY[pg_catalog.cardinality(item_indexes)]), results,
+        messages, pg_catalog.array_fill(pause, ARRAY[pg_catalog.cardinality(item_indexes)])) n;
+    PERFORM pgflow.count_items(map, noted.ended, noted.failed);
+    RETURN noted.accepted;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.report_items(uuid, text, int[], int, int[], text, jsonb[], text[], interval) IS
+    'What complete_items, fail_items and skip_items have in common. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.complete_items(
+    run_id uuid, step_slug text, item_indexes int[], item_results jsonb, epoch int DEFAULT NULL,
+    attempts int[] DEFAULT NULL
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    results pg_catalog.jsonb[];
+BEGIN
+    IF pg_catalog.jsonb_typeof(item_results) OPERATOR(pg_catalog.=) 'array' THEN
+        results := ARRAY(SELECT e.result FROM pg_catalog.jsonb_array_elements(item_results)
+                         WITH ORDINALITY AS e (result, place) ORDER BY e.place);
+    END IF;
+    IF (pg_catalog.cardinality(results) OPERATOR(pg_catalog.=) pg_catalog.cardinality(item_indexes)) IS NOT TRUE THEN
+        RAISE EXCEPTION '% items, but %', coalesce(pg_catalog.cardinality(item_indexes)::pg_catalog.text, 'NULL'),
+                        coalesce(pg_catalog.cardinality(results)::pg_catalog.text, 'no array of') OPERATOR(pg_catalog.||) ' results'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give an array with the result of each item, in their order.';
+    END IF;
+    RETURN pgflow.report_items(run_id, step_slug, item_indexes, epoch, attempts, 'complete', results, NULL, NULL);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.complete_items(uuid, text, int[], jsonb, int, int[]) IS
+    'Stores the results of items of a map, an array as long as their indexes; the last item completes the step with the '
+    'array of all results. Returns how many were accepted: the first report on an item wins.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.fail_items(
+    run_id uuid, step_slug text, item_indexes int[], error_messages text[], again_in interval DEFAULT NULL,
+    epoch int DEFAULT NULL, attempts int[] DEFAULT NULL
+) RETURNS int
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT pgflow.report_items(fail_items.run_id, fail_items.step_slug, fail_items.item_indexes, fail_items.epoch,
+                               fail_items.attempts, CASE WHEN fail_items.again_in IS NULL THEN 'fail' ELSE 'retry' END, NULL,
+                               fail_items.error_messages, fail_items.again_in)
+$$;
+
+COMMENT ON FUNCTION pgflow.fail_items(uuid, text, int[], text[], interval, int, int[]) IS
+    'Fails items of a map, for good, or (again_in) to be claimed again later. What a failed item means, its step says: '
+    'when_item_fails. Returns how many were accepted.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.skip_items(
+    run_id uuid, step_slug text, item_indexes int[], notes text[] DEFAULT NULL, epoch int DEFAULT NULL,
+    attempts int[] DEFAULT NULL
+) RETURNS int
+LANGUAGE sql VOLATILE
+AS $$
+    SELECT pgflow.report_items(skip_items.run_id, skip_items.step_slug, skip_items.item_indexes, skip_items.epoch,
+                               skip_items.attempts, 'skip', NULL, skip_items.notes, NULL)
+$$;
+
+COMMENT ON FUNCTION pgflow.skip_items(uuid, text, int[], text[], int, int[]) IS
+    'Leaves items out of the result of their map; the notes are for people. Returns how many were accepted.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_last_attempt(run_id uuid, step_slug text) RETURNS int
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+BEGIN
+    PERFORM FROM pgflow.step_maps m
+    WHERE m.run_id = find_last_attempt.run_id AND m.step_slug = find_last_attempt.step_slug;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT max(i.attempts) FROM pgflow.step_items i
+            WHERE i.run_id = find_last_attempt.run_id AND i.step_slug = find_last_attempt.step_slug);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_last_attempt(uuid, text) IS
+    'The highest number of an attempt of a map''s items; NULL for a step that has none. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.reopen_items(run pgflow.runs) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    map record;
+BEGIN
+    FOR map IN
+        SELECT m.step_slug, m.next_item, m.failed FROM pgflow.step_maps m
+        JOIN pgflow.step_states s ON s.run_id = m.run_id AND s.step_slug = m.step_slug
+        WHERE m.run_id = run.id AND s.status = 'failed'
+    LOOP
+        -- Attempts go on: a late report of a former one stays refused.
+        UPDATE pgflow.step_items i
+        SET status = 'pending', started_at = NULL, finished_at = NULL, claimed_in = NULL, due_at = '-infinity'
+        WHERE i.run_id = run.id AND i.step_slug = map.step_slug
+          AND (i.status = 'failed' OR (i.status = 'pending' AND i.item_index < map.next_item));
+        UPDATE pgflow.step_maps m SET failed = 0, remaining = m.remaining + map.failed
+        WHERE m.run_id = run.id AND m.step_slug = map.step_slug;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.reopen_items(pgflow.runs) IS
+    'In a run that is being reopened: failed items of failed maps, and those under way, can be claimed again; those that '
+    'have completed keep their results. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------

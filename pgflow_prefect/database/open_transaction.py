@@ -23,6 +23,7 @@ _TRANSACTION_TIMEOUT_SINCE = 170000  # the server's version
 # One message, so one round trip. The handler's writes survive if the wait for the run's lock is cut short. The
 # completion itself is not in the savepoint: it has the same transaction id as the handler's writes.
 _COMPLETE: LiteralString = f"{QUERIES['lock_run_first']}; {QUERIES['complete_pending_step']}"
+_COMPLETE_ITEMS: LiteralString = f"{QUERIES['lock_run_first']}; {QUERIES['complete_pending_items']}"
 _GO_BACK: LiteralString = "ROLLBACK TO SAVEPOINT pgflow_report"
 
 
@@ -41,10 +42,10 @@ class ThreadTransaction:
             raise
 
     def complete(self, parameters: Mapping[str, object]) -> Row | None:
-        """Store the step's result, commit if that is accepted, and return what `complete_pending_step` does."""
+        """Store the result of a step or of items, commit if that is accepted, and return what their statement does."""
         # A cursor that puts the parameters into the text, because only then may a message have two statements.
         with psycopg.ClientCursor(self.connection, row_factory=dict_row) as cursor:
-            cursor.execute(_COMPLETE, parameters)
+            cursor.execute(_find_completion(parameters), parameters)
             while cursor.nextset():
                 pass
             row = cursor.fetchone()
@@ -84,9 +85,9 @@ class LoopTransaction:
         await self.connection.execute(_find_stay_open(self.connection))
 
     async def complete(self, parameters: Mapping[str, object]) -> Row | None:
-        """Store the step's result, commit if that is accepted, and return what `complete_pending_step` does."""
+        """Store the result of a step or of items, commit if that is accepted, and return what their statement does."""
         async with psycopg.AsyncClientCursor(self.connection, row_factory=dict_row) as cursor:
-            await cursor.execute(_COMPLETE, parameters)
+            await cursor.execute(_find_completion(parameters), parameters)
             while cursor.nextset():
                 pass
             row = await cursor.fetchone()
@@ -102,6 +103,10 @@ class LoopTransaction:
         """Execute a statement of ours, and commit."""
         await self.connection.execute(QUERIES[query], parameters)
         await self._transaction.aclose()
+
+
+def _find_completion(parameters: Mapping[str, object]) -> LiteralString:
+    return _COMPLETE_ITEMS if "item_indexes" in parameters else _COMPLETE
 
 
 def _find_stay_open(connection: SyncConnection | AsyncConnection) -> LiteralString:

@@ -57,7 +57,7 @@ def _write_options(options: TaskOptions | None) -> Iterator[str]:
 
 def _write_rules(definition: WorkflowDefinition, slug: str) -> Iterator[str]:
     rules = definition.find_rules(slug)
-    if rules.step_type == "map":
+    if rules.map is not None:
         yield "step_type => 'map'"
     if rules.only_if is not None:
         yield f"required_input_pattern => {_quote(json.dumps(rules.only_if, sort_keys=True))}"

@@ -243,7 +243,8 @@ class StepTransaction:
         Args:
             result: JSON text.
             outcome: that the step is skipped, or which branches it takes; None for what its function has said, if any.
-            fence: `epoch`, `attempt` and `task_run_id` of the claim.
+            fence: `epoch`, `attempt` and `task_run_id` of the claim; of items of a map `epoch`, `item_indexes` and
+                `attempts`, and the result is an array of theirs.
 
         Raises:
             UsageError: the handler has ended the transaction.
@@ -353,6 +354,21 @@ class StepTransaction:
                 raise
             raise refusal(f"step {self._task}: {error.diag.message_primary}. {error.diag.message_hint}") from None
         return "null" if row is None or row[0] is None else str(row[0])
+
+    async def defer_items(self, step_slug: str, epoch: int, reports: str) -> None:
+        """Note that another program will report items of a map, and commit that with the handler's writes.
+
+        Args:
+            step_slug: the map.
+            epoch: from `take_run`.
+            reports: as a JSON array.
+        """
+        assert isinstance(self._on_loop, LoopTransaction)
+        self._check(self._on_loop.connection)
+        given = {"run_id": self._run_id, "step_slug": step_slug, "epoch": epoch, "reports": reports}
+        with translate_errors(self._run_id), self._bounded(self._on_loop.connection):
+            await self._on_loop.commit("defer_items", given)
+        self.committed = True
 
     async def defer(self, **note: object) -> None:
         """Note that another program will report the step, and commit that with the handler's writes.

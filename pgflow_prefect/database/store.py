@@ -14,6 +14,7 @@ from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.installation import InstallationStatements
+from pgflow_prefect.database.item_statements import ItemStatements
 from pgflow_prefect.database.ownership_statements import OwnershipStatements
 from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
@@ -59,6 +60,7 @@ class Store(
     BindingStatements,
     HolderStatements,
     InstallationStatements,
+    ItemStatements,
     OwnershipStatements,
     PruningStatements,
     RecordingStatements,

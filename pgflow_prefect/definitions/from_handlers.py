@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 
 from pgflow_prefect.definitions.graph import find_problems
+from pgflow_prefect.definitions.maps import find_source_problems
 from pgflow_prefect.definitions.model import RESERVED_NAMES, Dep, WorkflowDefinition, to_identifier
 from pgflow_prefect.errors import InvalidDefinitionError
 from pgflow_prefect.wording import suggest_each
@@ -13,7 +14,13 @@ Names = Mapping[str, Collection[str]]
 
 
 def derive_definition(
-    workflow_slug: str, steps: Collection[str], arguments: Names, after: Names, optional: Names | None = None
+    workflow_slug: str,
+    steps: Collection[str],
+    arguments: Names,
+    after: Names,
+    optional: Names | None = None,
+    *,
+    sources: Mapping[str, str] | None = None,
 ) -> WorkflowDefinition:
     """Return the definition of handlers: a step waits for the steps that its handler's arguments name.
 
@@ -23,6 +30,7 @@ def derive_definition(
         arguments: the names of each handler's arguments.
         after: the slugs of further steps that a step waits for.
         optional: the arguments with a default, which may name no step.
+        sources: the steps that maps map over, and wait for.
 
     Returns:
         The definition, its steps in the order given, its deps in the order of the steps that wait.
@@ -37,12 +45,15 @@ def derive_definition(
     for slug in steps:
         named = [slugs[name] for name in arguments.get(slug, ()) if name in slugs]
         named += [upstream for upstream in after.get(slug, ()) if upstream in known]
+        if sources and sources.get(slug) in known:
+            named.append(sources[slug])
         deps |= dict.fromkeys(Dep(upstream, slug) for upstream in named)
     definition = WorkflowDefinition(slug=workflow_slug, steps=tuple(steps), deps=tuple(deps))
     problems = [
         *find_unstorable(workflow_slug, steps),
         *_find_unknown_arguments(arguments, slugs, optional or {}),
         *_find_unknown_upstream(after, known),
+        *find_source_problems(sources or {}, known),
         *_find_joins_of_nothing(definition, arguments),
         *(find_problems(definition) if steps else ["it has no steps: decorate a function with @workflow.step"]),
     ]

@@ -42,8 +42,8 @@ def build_graph(definition: WorkflowDefinition) -> Graph:
 def _list_drawn(rules: StepRules, upstream: Sequence[str]) -> dict[str, JsonValue]:
     """Return the rules of a step that pictures show, by their names."""
     drawn = {name: each for name, each in rules.said.items() if name in _DRAWN}
-    if rules.step_type == "map":
-        drawn["map_over"] = rules.map_over or next(iter(upstream), "payload")
+    if rules.map is not None:
+        drawn["map_over"] = rules.map.over or next(iter(upstream), "payload")
     return drawn
 
 

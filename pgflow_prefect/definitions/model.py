@@ -79,6 +79,34 @@ class WhenUnmet(StrEnum):
     """What waits for it is skipped, too, unless its rule says otherwise."""
 
 
+AnyWhenEmpty = Literal["complete", "skip", "skip-cascade"]
+AnyWhenItemFails = Literal["stop", "continue", "skip"]
+
+PAYLOAD = "payload"
+"""What a map maps over that takes its array from the run's payload."""
+
+
+class MapRules(BaseModel):
+    """What is said of a map: a step that is executed once for each item of an array.
+
+    Attributes:
+        over: the upstream step whose result has the array, or `payload`; None where the definition does not say it.
+        path: where the array is in that; empty: it is the array.
+        max_items: more items fail the map; None for the engine's limit.
+        when_empty: what becomes of a map without items: `complete` gives it the result `[]`.
+        when_item_fails: what becomes of it where the last attempt of an item fails. `stop`: it fails at once;
+            `continue`: it fails after the others have ended; `skip`: the item is left out of its result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    over: str | None = None
+    path: tuple[str, ...] = ()
+    max_items: int | None = Field(default=None, ge=1)
+    when_empty: AnyWhenEmpty = "complete"
+    when_item_fails: AnyWhenItemFails = "stop"
+
+
 class StepRules(BaseModel):
     """What is said of a step beside its name, of what it waits for, and of who does it.
 
@@ -90,9 +118,7 @@ class StepRules(BaseModel):
         when_exhausted: what becomes of it where its last attempt fails.
         fails_run: whether its failure fails the run.
         is_setup: whether it counts for the rule `all_done_setup_success`.
-        step_type: a map is executed once for each element of an array.
-        map_over: the step whose result is that array, or `payload`; None: the only step that it waits for, or the
-            payload where it waits for none.
+        map: of a map, what it maps over; None for a step that is executed once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,8 +130,7 @@ class StepRules(BaseModel):
     when_exhausted: WhenUnmet = WhenUnmet.FAIL
     fails_run: bool = True
     is_setup: bool = False
-    step_type: Literal["single", "map"] = "single"
-    map_over: str | None = None
+    map: MapRules | None = None
 
     @property
     def said(self) -> dict[str, JsonValue]:
@@ -153,6 +178,11 @@ class WorkflowDefinition(BaseModel):
     failed_by: FailedBy = "steps"
     uses_rules: bool = False
     continues: bool = False
+
+    @property
+    def maps(self) -> dict[str, MapRules]:
+        """What is said of its maps, by slug."""
+        return {slug: each.map for slug, each in self.rules.items() if each.map is not None}
 
     def find_rules(self, slug: str) -> StepRules:
         """Return what is said of a step."""

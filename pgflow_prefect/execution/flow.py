@@ -22,6 +22,7 @@ from pydantic_core import to_json
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import Graph, build_graph, find_leaves, find_problems
+from pgflow_prefect.definitions.maps import find_map_problems
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     InvalidDefinitionError,
@@ -270,7 +271,10 @@ class Execution:
         if run.linked is not None:
             _tell_of_past(len(definition.steps), run.linked.remaining)
         arguments = {slug: each.function.required for slug, each in self.handlers.items() if each.function}
-        if problems := find_problems(definition, arguments):
+        problems = find_problems(definition, arguments)
+        is_map = {slug: each.function.is_map for slug, each in self.handlers.items() if each.function}
+        problems += find_map_problems(definition, is_map)
+        if problems:
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
             await self._persist(store, lambda: store.fail_run(run_id, run.epoch, reason))
             return graph, None
@@ -312,6 +316,8 @@ class Execution:
                 task_run_ids=task_run_ids,
                 submitted=submitted,
                 task_runner=task_runner,
+                maps=definition.maps,
+                notice=display.notice_map,
             )
             if unshown is not None:
                 unshown.begin(task_runs)

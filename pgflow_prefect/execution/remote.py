@@ -24,9 +24,10 @@ from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step import Step
-from pgflow_prefect.execution.step_task import make_task
+from pgflow_prefect.execution.step_task import make_task, set_policy
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.tracebacks import trim_tracebacks
+from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Backoff
@@ -51,6 +52,7 @@ class RemoteStep:
         dsn: the database.
         settings: the limits.
         told_of: as of `Step`.
+        is_map: it is executed for each item of an array.
     """
 
     handlers: StepHandlers
@@ -63,6 +65,7 @@ class RemoteStep:
     dsn: SecretStr
     settings: Settings
     told_of: tuple[str, ...] = ()
+    is_map: bool = False
 
     def make_task(self) -> StepTask:
         """Return the task that Prefect runs."""
@@ -71,7 +74,10 @@ class RemoteStep:
         async def perform(upstream: None = None) -> State[None] | None:
             return await step.perform()
 
-        return make_task(step.handlers, perform)
+        task = make_task(step.handlers, perform)
+        if self.is_map:
+            set_policy(task, RetryPolicy())  # each item is tried again by itself
+        return task
 
     async def perform(self) -> State[None] | None:
         """Make one attempt, here, as the current task run."""
@@ -98,6 +104,7 @@ class RemoteStep:
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
                 results=self.results,
                 told_of=self.told_of,
+                is_map=self.is_map,
             )
             return await step.perform(context.task)
 

@@ -1,8 +1,9 @@
 """The steps of one run, each executed here or by the flow run's task runner."""
 
 from asyncio import get_running_loop, sleep
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from uuid import UUID
 
@@ -20,12 +21,13 @@ from pgflow_prefect.execution.decisions import Decisions
 from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.remote import RemoteStep
+from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.scheduler import Advance, Schedule
 from pgflow_prefect.execution.step import ClaimAhead, Step
-from pgflow_prefect.execution.step_task import make_request
+from pgflow_prefect.execution.step_task import make_item_task, make_request
 from pgflow_prefect.execution.step_writer import StepWriter
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
@@ -35,8 +37,8 @@ from pgflow_prefect.execution.task_runner import (
     submit,
 )
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.models import ClaimRequest, Ending, Status, StepState, TaskKey
-from pgflow_prefect.prefect_api.ids import TaskRunIds
+from pgflow_prefect.models import ClaimRequest, Ending, MapState, Status, StepState, TaskKey
+from pgflow_prefect.prefect_api.ids import TaskRunIds, find_task_run_id
 from pgflow_prefect.prefect_api.states import handed_back, not_run, skipped
 from pgflow_prefect.state_names import IDLE, Observer, StateName
 from pgflow_prefect.waiting import Backoff
@@ -61,6 +63,8 @@ class RunExecutor:
         task_run_ids: their ids.
         submitted: the steps that the task runner executes.
         task_runner: one of Prefect's; None if this event loop executes the steps.
+        maps: the slugs of the steps that are maps.
+        notice: called with what PostgreSQL says of a map, and its slug.
     """
 
     handlers: Mapping[str, StepHandlers]
@@ -75,6 +79,8 @@ class RunExecutor:
     task_run_ids: TaskRunIds
     submitted: frozenset[str]
     task_runner: AnyTaskRunner | None
+    maps: Collection[str] = ()
+    notice: Callable[[str, MapState], None] = lambda slug, state: None
     _requests: dict[str, ClaimRequest] = field(default_factory=dict, init=False)
     _claimed: dict[str, ClaimAhead] = field(default_factory=dict, init=False)
     _prepared: dict[str, tuple[Step, StepTaskRun]] = field(default_factory=dict, init=False)
@@ -163,13 +169,27 @@ class RunExecutor:
             past=self._past,
             is_broken_off=self.schedule.is_broken_off,
             told_of=self._find_told_of(slug),
+            is_map=slug in self.maps,
         )
+        if step.is_map:
+            step.shown_items = self._show_items(step)
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
         step.logger, step.rename = task_run.logger, task_run.rename
         return step, task_run
 
     def _find_told_of(self, slug: str) -> tuple[str, ...]:
         return tuple(self.graph) if self.graph.nodes[slug].get("rule") not in BEFORE_FAILURES else ()
+
+    def _show_items(self, step: Step) -> ShownItems:
+        """Return what shows the items of a map: each as a task run with the edges of the step, if they are few."""
+
+        def prepare(index: int) -> StepTaskRun:
+            # The first task of the step is the step's own.
+            task_run_id = find_task_run_id(self.flow_run.id, TaskKey(step.slug, index + 1))
+            task = make_item_task(step.handlers, index)
+            return self.task_runs.prepare(task, task_run_id, self._find_edges(step.slug))
+
+        return ShownItems(prepare, self.host.settings.item_task_runs, partial(self.notice, step.slug))
 
     def _find_handlers(self, slug: str) -> StepHandlers:
         return self.handlers.get(slug) or StepHandlers(slug)
@@ -211,6 +231,7 @@ class RunExecutor:
             dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,
             told_of=self._find_told_of(slug),
+            is_map=slug in self.maps,
         )
         backoff = Backoff(self.writer.patience, f"run {self.run.run_id}, step {slug!r}")
         while True:

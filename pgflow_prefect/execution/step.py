@@ -3,7 +3,7 @@
 from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from time import monotonic
@@ -33,7 +33,9 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
+from pgflow_prefect.execution.items import ItemRunner
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
+from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
@@ -53,6 +55,7 @@ from pgflow_prefect.handlers.base import (
 )
 from pgflow_prefect.handlers.choice import Chosen, StepHandlers
 from pgflow_prefect.handlers.containment import contain
+from pgflow_prefect.handlers.items import make_item_work
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
@@ -123,6 +126,8 @@ class Step:
         past: the times that Prefect shows for a step that was completed before; by default, now.
         rename: gives the task run another name; by default, the current one.
         told_of: the steps whose failures the handler is told of: those of the run, if the step may run after a failure.
+        is_map: its handler is executed for each item of an array.
+        shown_items: shows those in Prefect.
     """
 
     handlers: StepHandlers
@@ -141,13 +146,16 @@ class Step:
     past: Past | None = None
     rename: Callable[[str], None] = rename_current
     told_of: tuple[str, ...] = ()
+    is_map: bool = False
+    shown_items: ShownItems = field(default_factory=ShownItems)
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
     _is_named: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._policy = self.handlers.policy
+        # Of a map, each item is tried again by itself.
+        self._policy = RetryPolicy() if self.is_map else self.handlers.policy
 
     @property
     def slug(self) -> str:
@@ -166,6 +174,7 @@ class Step:
             return await self.perform(self._task)
 
         self._task = make_task(self.handlers, perform)
+        set_policy(self._task, self._policy)
         return self._task
 
     async def perform(self, task: StepTask) -> State[None] | None:
@@ -253,18 +262,17 @@ class Step:
         self._is_handed_over = claim.waits
         report: Report | None = None
         try:
-            chosen = self.handlers.choose(claim, self.host.toolbox)
+            chosen = self._choose(claim)
             self._adopt(chosen.policy)
             await self._name(claim, chosen)
             if chosen.handler is not None and not claim.waits:
                 self.observe(self.slug, StateName.RUNNING)
+                if self.is_map:
+                    return await self._execute_items(claim, chosen.handler)
                 async with transaction:
                     execution = self._make_execution(claim, transaction, failed=await self._find_failed())
                     result = await self._work(chosen.handler, claim, execution)
-                    if isinstance(result, Deferred):
-                        await self._defer(result, transaction)
-                    else:
-                        report = await self._complete(claim, result, transaction)
+                    report = await self._hand_in(claim, result, transaction)
             if report is None:
                 return await self._await_others(claim, chosen)
         except Exception as error:
@@ -272,7 +280,7 @@ class Step:
                 return None
             if transaction.is_cut_off or (backoff.has_begun and isinstance(error, NoConnectionError)):
                 raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
-            if isinstance(error, TransientError | SupersededError | _StoppedError):
+            if isinstance(error, TransientError | SupersededError | RunNotPendingError | _StoppedError):
                 raise  # not the handler's fault: its work is done, and must not be repeated
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:
@@ -302,6 +310,43 @@ class Step:
         name = await name_step(options.run_name, given, self._logger)
         if name is not None:
             self.rename(name)
+
+    async def _hand_in(
+        self, claim: Claim, result: str | Decided | Deferred, transaction: StepTransaction
+    ) -> Report | None:
+        """Report what a handler has returned; None if another program will report the step."""
+        if isinstance(result, Deferred):
+            await self._defer(result, transaction)
+            return None
+        return await self._complete(claim, result, transaction)
+
+    def _choose(self, claim: Claim) -> Chosen:
+        """Return who does the step. The policy of a map's handler is that of each item."""
+        chosen = self.handlers.choose(claim, self.host.toolbox)
+        return replace(chosen, policy=self._policy) if self.is_map else chosen
+
+    async def _execute_items(self, claim: Claim, handler: Handler) -> Report:
+        """Execute the items of a map, and return how it has ended."""
+        stored = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
+        runner = ItemRunner(
+            step_slug=self.slug,
+            workflow_slug=self.workflow_slug,
+            work=await make_item_work(handler, claim, self.upstream, stored),
+            policy=handler.policy,
+            at_once=self.handlers.items_at_once,
+            writer=self.writer,
+            run=self.run,
+            task=self._task,
+            logger=self._logger,
+            result_limit=self.host.settings.result_limit,
+            open_transaction=self._make_transaction,
+            is_broken_off=self.is_broken_off,
+            shown=self.shown_items,
+        )
+        report = await runner.execute()
+        if report is None:
+            raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+        return report
 
     @cached_property
     def _logger(self) -> Logger:
@@ -444,6 +489,8 @@ class Step:
             return self._show_failed(claim.note, claim.began_at, claim.ended_at)
         if claim.skip_reason is not None:
             return skipped(claim.note)
+        if self.is_map and claim.attempt == 0:
+            return Completed(message="it has no items")
         if claim.ended_at is None:
             if self.past is not None:
                 _show_times(*self.past.find_times(self.slug))

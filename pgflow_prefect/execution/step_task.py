@@ -36,6 +36,17 @@ def make_task(handlers: StepHandlers, perform: Callable[[None], Awaitable[State[
     return task
 
 
+def make_item_task(handlers: StepHandlers, index: int) -> StepTask:
+    """Return the task of an item of a map, which only shows it: no engine of Prefect's calls its function."""
+    task = copy(_TASK)
+    name = f"{clean(handlers.step_slug)}[{index}]"
+    task.name, task.task_key = name, clean(handlers.step_slug)
+    task.description = handlers.description
+    task.task_run_name = lambda: name
+    set_policy(task, RetryPolicy(handlers.policy.retries))
+    return task
+
+
 def make_request(handlers: StepHandlers, upstream: Collection[str], task_run_id: UUID) -> ClaimRequest:
     """Return the request that claims a step."""
     return ClaimRequest(

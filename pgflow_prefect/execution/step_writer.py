@@ -2,8 +2,9 @@
 
 import logging
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 from uuid import UUID
 
@@ -17,6 +18,8 @@ from pgflow_prefect.models import (
     ClaimRequest,
     Completion,
     Failure,
+    ItemReport,
+    MapState,
     Report,
     Status,
     StepEnd,
@@ -93,6 +96,29 @@ class StepWriter:
                 epoch=self.epoch,
                 attempt=attempt,
                 task_run_id=task_run_id,
+            )
+        )
+
+    async def work_items(
+        self, step_slug: str, reports: Sequence[ItemReport], *, wanted: int, held: Collection[int]
+    ) -> MapState:
+        """Report on items of a map, and claim others; see `Store.work_items`.
+
+        Args:
+            step_slug: the map.
+            reports: on items.
+            wanted: how many to claim at most.
+            held: the items that this process has, with those of the reports.
+        """
+        tries = count()
+        return await self._persist(
+            lambda: self.store.work_items(
+                self.run_id,
+                step_slug,
+                self.epoch,
+                reports,
+                wanted=wanted,
+                held=held if next(tries) else None,  # the answer of the former try may be lost
             )
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
 
@@ -113,6 +114,42 @@ class StepContext(AnyStepContext[SyncConnection]):
 @dataclass(frozen=True)
 class AsyncStepContext(AnyStepContext[LazyConnection]):
     """The context of an async handler: `await context.connection` is a `psycopg.AsyncConnection`."""
+
+
+@dataclass(frozen=True)
+class AnyItemContext(AnyStepContext[C]):
+    """What the handler of a map may ask for as its argument `context`: of one item.
+
+    `attempt` counts the executions of the item. The writes of `connection` commit together with the item's completion.
+
+    Attributes:
+        item_index: the item's place in the array, from 0. Of a batch, that of its first item.
+        item_indexes: the places of all items of a batch.
+    """
+
+    item_index: int = 0
+    item_indexes: tuple[int, ...] = ()
+
+    @property
+    def idempotency_key(self) -> str:
+        """A key that all attempts of this item share, or of this batch, and no other item or step has."""
+        first, last = self.item_indexes[0], self.item_indexes[-1]
+        if self.item_indexes != tuple(range(first, last + 1)):  # some of a former batch are tried again
+            which = sha256(repr(self.item_indexes).encode()).hexdigest()[:16]
+        else:
+            which = str(first) if first == last else f"{first}-{last}"
+        # Before the slug, as the index of a task. The key of the step itself has none.
+        return f"{self.run_id}.{which}/{self.step_slug}"
+
+
+@dataclass(frozen=True)
+class ItemContext(AnyItemContext[SyncConnection]):
+    """The context of a sync handler of a map: `connection` is a `psycopg.Connection`."""
+
+
+@dataclass(frozen=True)
+class AsyncItemContext(AnyItemContext[LazyConnection]):
+    """The context of an async handler of a map: `await context.connection` is a `psycopg.AsyncConnection`."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pgflow_prefect.bindings import (
 from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
 from pgflow_prefect.handlers.command import CommandHandler
 from pgflow_prefect.handlers.http_endpoint import HttpHandler
-from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
 from pgflow_prefect.handlers.queue import QueueHandler
 from pgflow_prefect.handlers.sql_function import SqlHandler
 from pgflow_prefect.handlers.task_options import TaskOptions
@@ -50,12 +50,21 @@ class StepHandlers:
         function: the handler in Python, if there is one that is no stub.
         binding: from `Workflow.bind`.
         task_options: of its task run in Prefect.
+        at_once: of a map that is bound, the most items that a process executes at the same time.
     """
 
     step_slug: str
     function: PythonHandler | None = None
     binding: AnyBinding | None = None
     task_options: TaskOptions = field(default_factory=TaskOptions)
+    at_once: int | None = None
+
+    @property
+    def items_at_once(self) -> int:
+        """The most items of a map that a process executes at the same time."""
+        if self.at_once is not None:
+            return self.at_once
+        return self.function.at_once if self.function is not None else AT_ONCE
 
     @cached_property
     def bound(self) -> AnyBinding:

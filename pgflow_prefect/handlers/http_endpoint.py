@@ -16,6 +16,7 @@ import httpx
 from pgflow_prefect.bindings import HttpEndpoint
 from pgflow_prefect.errors import NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import (
+    AnyItemContext,
     AnyStepContext,
     Deferred,
     RetryPolicy,
@@ -224,7 +225,9 @@ def make_headers(context: AnyStepContext[Any]) -> dict[str, str]:
         "Pgflow-Step": context.step_slug,
         "Pgflow-Attempt": str(context.attempt),
     }
-    if context.index:
+    if isinstance(context, AnyItemContext):
+        named["Pgflow-Item"] = ",".join(map(str, context.item_indexes))
+    elif context.index:
         named["Pgflow-Task-Index"] = str(context.index)
     own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"}
     return own | {name: quote(value, safe="/") for name, value in named.items()}

@@ -28,7 +28,7 @@ from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
 from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip, find_returned
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.references import MARK
-from pgflow_prefect.handlers.stored import Inputs, ResultOptions, Unread, leave_unread
+from pgflow_prefect.handlers.stored import Inputs, ResultOptions, StepResults, Unread, leave_unread
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, describe_unstorable, write_result
 from pgflow_prefect.models import Claim
@@ -44,6 +44,12 @@ _TYPED_DICT_OF_TYPING = "typed-dict-version"
 """pydantic's error code for `typing.TypedDict` before Python 3.12."""
 
 _NULL, _NONE = RawJson("null"), RawJson("{}")
+
+AT_ONCE = 20
+"""Items of a map that a process executes at the same time, where nothing else is said."""
+
+ITEM = "item"
+"""The argument of a map's handler that is one item."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,8 @@ class PythonHandler:
         unimplemented: it is a stub of `pgflow-prefect import`, not a handler yet.
         shadow: it can run beside an external worker, to be compared with it.
         results: what the code says of a storage for its results.
+        is_map: it is called for each item of a map, and `item` is that item.
+        at_once: of a map, the most items that it executes at the same time in a process.
     """
 
     step_slug: str
@@ -80,6 +88,8 @@ class PythonHandler:
     unimplemented: bool = False
     shadow: bool = False
     results: ResultOptions = field(default_factory=ResultOptions)
+    is_map: bool = False
+    at_once: int = AT_ONCE
 
     def __post_init__(self) -> None:
         for parameter in self._parameters.values():
@@ -109,13 +119,27 @@ class PythonHandler:
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
-        """The names of the function's arguments, in their order."""
-        return tuple(self._parameters)
+        """The names of the function's arguments, in their order; of a map without that of the item.
+
+        In a map, an upstream step called `item` is the argument `item_`.
+        """
+        if not self.is_map:
+            return tuple(self._parameters)
+        return tuple(ITEM if name == f"{ITEM}_" else name for name in self._parameters if name != ITEM)
 
     @cached_property
     def optional(self) -> tuple[str, ...]:
         """The names of the arguments with a default; an argument that names no upstream step keeps it."""
-        return tuple(name for name, each in self._parameters.items() if each.default is not inspect.Parameter.empty)
+        return tuple(
+            name for name in self.arguments if self._find_parameter(name).default is not inspect.Parameter.empty
+        )
+
+    def _find_parameter(self, name: str) -> inspect.Parameter:
+        return self._parameters[self._name_argument(name)]
+
+    def _name_argument(self, name: str) -> str:
+        """Return the argument in the function's own words: `item_` for an upstream step called `item` in a map."""
+        return f"{ITEM}_" if self.is_map and name == ITEM else name
 
     @cached_property
     def required(self) -> tuple[str, ...]:
@@ -139,6 +163,40 @@ class PythonHandler:
             return await self._execute(claim, upstream, execution)
         except Skip as skip:
             return Decided.to_skip(skip)
+
+    async def bind_shared(self, claim: Claim, upstream: Collection[str], stored: StepResults | None) -> dict[str, Any]:
+        """Return the arguments that all items of a map have in common: they are read once.
+
+        Args:
+            claim: of the map.
+            upstream: the slugs of the steps that it waits for.
+            stored: reads the results that are in a storage.
+
+        Raises:
+            ArgumentInvalidError: one does not fit.
+        """
+        inputs = await self._resolve(claim, stored)
+        return {name: value for name, value in self._bind(claim, inputs, upstream, None) if name != "context"}
+
+    async def execute_item(self, shared: Mapping[str, Any], item: RawJson, execution: StepExecution) -> str | Decided:
+        """Call the function for one item, as `execute` calls it for a step.
+
+        Args:
+            shared: from `bind_shared`.
+            item: the item.
+            execution: of the item.
+        """
+        given = dict(shared)
+        if ITEM in self._parameters:
+            given[ITEM] = self._read(ITEM, item)
+        if "context" in self._parameters:
+            given["context"] = execution.context
+        try:
+            made = await self._perform(partial(self.function, **given), execution)
+        except Skip as skip:
+            return Decided.to_skip(skip)
+        assert not isinstance(made, _Encoded)  # the result of an item is in its row
+        return made
 
     async def _execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Decided:
         inputs = await self._find_inputs(claim, execution)
@@ -208,16 +266,19 @@ class PythonHandler:
 
     async def _find_inputs(self, claim: Claim, execution: StepExecution) -> Inputs:
         """Return the results of the upstream steps; those that are in a storage are read there."""
+        return await self._resolve(claim, execution.results)
+
+    async def _resolve(self, claim: Claim, stored: StepResults | None) -> Inputs:
         results = claim.upstream_results or _NONE
-        if execution.results is None or MARK not in results.text:
+        if stored is None or MARK not in results.text:
             return Inputs(results)
         try:
-            return await execution.results.resolve(results)
+            return await stored.resolve(results)
         except UnreadableJsonError as error:
             raise self._refuse_input(error) from None
 
     def _bind(
-        self, claim: Claim, inputs: Inputs, upstream: Collection[str], context: AnyStepContext[Any]
+        self, claim: Claim, inputs: Inputs, upstream: Collection[str], context: AnyStepContext[Any] | None
     ) -> Iterator[tuple[str, Any]]:
         results = inputs.results
         slugs = {to_identifier(slug): slug for slug in upstream}
@@ -231,11 +292,13 @@ class PythonHandler:
             elif name == "upstream":
                 yield name, self._read_all(inputs) if inputs.objects else self._read(name, results)
             elif slugs.get(name) in inputs.objects:
-                yield name, self._check(name, inputs.objects[slugs[name]])
+                argument = self._name_argument(name)
+                yield argument, self._check(argument, inputs.objects[slugs[name]])
             elif name in slugs:
                 members = self._split(results) if members is None else members
                 if slugs[name] in members:
-                    yield name, self._read(name, members[slugs[name]])
+                    argument = self._name_argument(name)
+                    yield argument, self._read(argument, members[slugs[name]])
                 elif name not in self.optional:
                     missing.append(slugs[name])
         if missing:
@@ -377,7 +440,7 @@ class PythonHandler:
             for name, hint in found.items()
             if name != "context"
             and not any(hint is plain for plain in _PLAIN)
-            and (name in self.arguments or name == "return")
+            and (name in self._parameters or name == "return")
         }
 
     @cached_property

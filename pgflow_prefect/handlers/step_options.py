@@ -1,11 +1,18 @@
 """Checks what a user says of a step in code, where it is said."""
 
 from collections.abc import Collection
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import ValidationError
 
-from pgflow_prefect.definitions.model import Rule, StepRules, WhenUnmet
+from pgflow_prefect.definitions.model import (
+    AnyWhenEmpty,
+    AnyWhenItemFails,
+    MapRules,
+    Rule,
+    StepRules,
+    WhenUnmet,
+)
 from pgflow_prefect.errors import UsageError
 
 T = TypeVar("T")
@@ -69,3 +76,33 @@ def make_rules(**said: Any) -> StepRules:  # noqa: ANN401  what a user has writt
     except ValidationError as error:
         wrong = error.errors(include_input=False, include_url=False)[0]
         raise UsageError(f"{'.'.join(map(str, wrong['loc'][:1]))} of a step is no JSON: {wrong['msg']}") from None
+
+
+def make_map(over: str, max_items: int | None, when_empty: AnyWhenEmpty, when_item_fails: AnyWhenItemFails) -> MapRules:
+    """Return what is said of a map; what it maps over is resolved once all steps are known.
+
+    Raises:
+        UsageError: there is no such choice.
+    """
+    if not isinstance(over, str) or not over:
+        raise UsageError(f"over={over!r} names nothing: give the slug of an upstream step, or 'payload'")
+    choose("when_empty", when_empty, get_args(AnyWhenEmpty))
+    choose("when_item_fails", when_item_fails, get_args(AnyWhenItemFails))
+    if max_items is not None:
+        _check_number("max_items", max_items)
+    return MapRules(over=over, max_items=max_items, when_empty=when_empty, when_item_fails=when_item_fails)
+
+
+def check_at_once(at_once: int) -> int:
+    """Return how many items a process may execute at the same time.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    return _check_number("at_once", at_once)
+
+
+def _check_number(name: str, given: int) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise UsageError(f"{name}={given!r} is no number of items: give 1 or more")
+    return given

@@ -91,10 +91,15 @@ BEGIN
         FROM pgflow.workflows w
         JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
         WHERE EXISTS (SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
-                             s.when_exhausted
+                             s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty, s.when_item_fails,
+                             CASE s.step_type WHEN 'map' THEN
+                                 (SELECT min(e.from_step_slug) FROM pgflow.deps e
+                                  WHERE e.workflow_slug = w.slug AND e.to_step_slug = s.slug
+                                    AND (s.map_over IS NULL OR e.from_step_slug = s.map_over)) END
                       FROM pgflow.steps s WHERE s.workflow_slug = w.slug
                       EXCEPT SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
-                                    s.when_exhausted
+                                    s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty,
+                                    s.when_item_fails, s.map_over
                       FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
            OR EXISTS (SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id
                       EXCEPT SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
@@ -147,6 +152,25 @@ COMMENT ON FUNCTION pgflow_prefect.describe_rules(text, jsonb, jsonb, text, text
     'What is said of a step beside its name, without what goes without saying; NULL for nothing.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_map(
+    step_type text, map_over text, map_path text[], max_items int, when_empty text, when_item_fails text
+) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE WHEN step_type <> 'map' THEN '{}' ELSE jsonb_build_object('map', '{}'::jsonb
+        || CASE WHEN map_over IS NULL THEN '{}' ELSE jsonb_build_object('over', map_over) END
+        || CASE WHEN cardinality(map_path) > 0 THEN jsonb_build_object('path', map_path) ELSE '{}' END
+        || CASE WHEN max_items IS NULL THEN '{}' ELSE jsonb_build_object('max_items', max_items) END
+        || CASE when_empty WHEN 'complete' THEN '{}' ELSE jsonb_build_object('when_empty', when_empty) END
+        || CASE when_item_fails WHEN 'stop' THEN '{}' ELSE jsonb_build_object('when_item_fails', when_item_fails) END) END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_map(text, text, text[], int, text, text) IS
+    'What is said of a map, as the member `map` of an object, without what goes without saying; an empty object for any '
+    'other step.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
 RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, when_failed text, failed_by text)
 LANGUAGE plpgsql STABLE
@@ -160,9 +184,14 @@ BEGIN
                ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.deps d WHERE d.workflow_slug = w.slug
                      ORDER BY d.from_step_slug, d.to_step_slug),
                (SELECT coalesce(jsonb_object_agg(r.slug, r.rules), '{}')
-                FROM (SELECT s.slug, pgflow_prefect.describe_rules(
+                FROM (SELECT s.slug, nullif(coalesce(pgflow_prefect.describe_rules(
                                  s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
-                                 s.when_exhausted, s.fails_run, s.is_setup) AS rules
+                                 s.when_exhausted, s.fails_run, s.is_setup), '{}') || pgflow_prefect.describe_map(
+                                 s.step_type, coalesce(s.map_over, (
+                                     SELECT CASE count(*) WHEN 0 THEN 'payload' WHEN 1 THEN min(d.from_step_slug) END
+                                     FROM pgflow.deps d
+                                     WHERE s.step_type = 'map' AND d.workflow_slug = w.slug AND d.to_step_slug = s.slug)),
+                                 s.map_path, s.max_items, s.when_empty, s.when_item_fails), '{}') AS rules
                       FROM pgflow.steps s WHERE s.workflow_slug = w.slug) r WHERE r.rules IS NOT NULL),
                w.when_failed, w.failed_by
         FROM pgflow.workflows w
@@ -196,9 +225,11 @@ BEGIN
                     ELSE ARRAY(SELECT ARRAY[d.from_step_slug, d.to_step_slug] FROM pgflow.definition_deps d
                                WHERE d.definition_id = r.definition_id ORDER BY d.from_step_slug, d.to_step_slug) END,
                (SELECT coalesce(jsonb_object_agg(e.slug, e.rules), '{}')
-                FROM (SELECT s.slug, pgflow_prefect.describe_rules(
+                FROM (SELECT s.slug, nullif(coalesce(pgflow_prefect.describe_rules(
                                  s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
-                                 s.when_exhausted, s.decides, false) AS rules
+                                 s.when_exhausted, s.decides, false), '{}') || pgflow_prefect.describe_map(
+                                 s.step_type, coalesce(s.map_over, 'payload'), s.map_path, s.max_items, s.when_empty,
+                                 s.when_item_fails), '{}') AS rules
                       FROM pgflow.definition_steps s WHERE s.definition_id = r.definition_id) e
                 WHERE e.rules IS NOT NULL),
                r.uses_rules, r.continues
@@ -281,16 +312,23 @@ BEGIN
     FOR said IN
         SELECT e.key AS slug, r.rule, r.only_if, r.unless, coalesce(r.when_unmet, 'skip') AS when_unmet,
                coalesce(r.when_exhausted, 'fail') AS when_exhausted, coalesce(r.fails_run, true) AS fails_run,
-               coalesce(r.is_setup, false) AS is_setup
+               coalesce(r.is_setup, false) AS is_setup,
+               CASE WHEN r.map IS NULL THEN 'single' ELSE 'map' END AS step_type, m.over AS map_over, m.path AS map_path,
+               m.max_items, coalesce(m.when_empty, 'complete') AS when_empty,
+               coalesce(m.when_item_fails, 'stop') AS when_item_fails
         FROM pg_catalog.jsonb_each(rules) e
         CROSS JOIN LATERAL pg_catalog.jsonb_to_record(e.value) AS r(
             rule pg_catalog.text, only_if pg_catalog.jsonb, unless pg_catalog.jsonb, when_unmet pg_catalog.text,
-            when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean)
+            when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean, map pg_catalog.jsonb)
+        CROSS JOIN LATERAL pg_catalog.jsonb_to_record(coalesce(r.map, '{}')) AS m(
+            "over" pg_catalog.text, path pg_catalog.text[], max_items int, when_empty pg_catalog.text,
+            when_item_fails pg_catalog.text)
     LOOP
         UPDATE pgflow.steps s
         SET rule = said.rule, required_input_pattern = said.only_if, forbidden_input_pattern = said.unless,
             when_unmet = said.when_unmet, when_exhausted = said.when_exhausted, fails_run = said.fails_run,
-            is_setup = said.is_setup
+            is_setup = said.is_setup, step_type = said.step_type, map_over = said.map_over, map_path = said.map_path,
+            max_items = said.max_items, when_empty = said.when_empty, when_item_fails = said.when_item_fails
         WHERE s.workflow_slug OPERATOR(pg_catalog.=) set_rules.workflow_slug
           AND s.slug OPERATOR(pg_catalog.=) said.slug;
     END LOOP;

@@ -227,6 +227,11 @@ BEGIN
         ALTER TABLE pgflow_prefect.owners ADD COLUMN given_up_in INT; -- the epoch that failed: its owners vanished
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'items_ended') THEN
+        -- Items of the run's maps that had ended when it was taken: more now mean progress.
+        ALTER TABLE pgflow_prefect.owners ADD COLUMN items_ended INT NOT NULL DEFAULT 0;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- the step's handler, for people
     END IF;
@@ -643,9 +648,14 @@ DECLARE
     owner pgflow_prefect.owners;
     taken int;
     recoveries int := 0;
+    items_ended int := 0;
 BEGIN
     IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         RETURN NULL;
+    END IF;
+    IF run.uses_rules THEN -- else it has no maps
+        SELECT coalesce(pg_catalog.sum(m.total OPERATOR(pg_catalog.-) m.remaining), 0) INTO items_ended
+        FROM pgflow.step_maps m WHERE m.run_id OPERATOR(pg_catalog.=) run.id;
     END IF;
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -666,7 +676,8 @@ BEGIN
             -- run's idempotency key: if Prefect has created the flow run and its answer was lost, this finds it.
             taken := run.epoch;
         ELSIF pgflow_prefect.how_held(owner, run.epoch, lease) OPERATOR(pg_catalog.=) 'expired' THEN
-            recoveries := CASE WHEN run.remaining OPERATOR(pg_catalog.<) owner.remaining THEN 0
+            recoveries := CASE WHEN run.remaining OPERATOR(pg_catalog.<) owner.remaining
+                                    OR items_ended OPERATOR(pg_catalog.>) owner.items_ended THEN 0
                                ELSE owner.recoveries OPERATOR(pg_catalog.+) 1 END;
         END IF;
         IF recoveries OPERATOR(pg_catalog.>) max_recoveries THEN
@@ -683,13 +694,15 @@ BEGIN
     IF (run.taken_in OPERATOR(pg_catalog.=) taken) IS NOT TRUE THEN
         taken := pgflow.set_epoch(run, taken, taken);
     END IF;
-    INSERT INTO pgflow_prefect.owners AS o (run_id, epoch, flow_run_id, held_by, lease_until, remaining, recoveries)
+    INSERT INTO pgflow_prefect.owners AS o (run_id, epoch, flow_run_id, held_by, lease_until, remaining, recoveries,
+                                            items_ended)
     VALUES (run.id, taken, take_run.flow_run_id, take_run.held_by,
             pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => lease),
-            run.remaining, recoveries)
+            run.remaining, recoveries, items_ended)
     ON CONFLICT (run_id) DO UPDATE
     SET epoch = excluded.epoch, flow_run_id = excluded.flow_run_id, held_by = excluded.held_by,
         lease_until = excluded.lease_until, remaining = excluded.remaining, recoveries = excluded.recoveries,
+        items_ended = excluded.items_ended,
         settled = false, taken_at = pg_catalog.clock_timestamp();
     PERFORM pgflow_prefect.note_flow_run(run.id, taken, take_run.flow_run_id);
     RETURN taken;
@@ -1243,6 +1256,8 @@ DECLARE
     task pgflow_prefect.task_runs;
     doing pg_catalog.text;
     takes_input boolean; -- the whole input: no Python says which part is needed
+    map pgflow.definition_steps;
+    unmapped pg_catalog.text[]; -- a map's other upstream steps: its array is not part of the input of each item
 BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -1262,6 +1277,17 @@ BEGIN
       AND b.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     doing := coalesce(kind, bound);
     takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
+    IF takes_input AND run.uses_rules THEN
+        SELECT * INTO map FROM pgflow.definition_steps d
+        WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+          AND d.slug OPERATOR(pg_catalog.=) claim_step.step_slug AND d.step_type OPERATOR(pg_catalog.=) 'map';
+        IF FOUND THEN
+            unmapped := ARRAY(SELECT d.from_step_slug FROM pgflow.definition_deps d
+                              WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
+                                AND d.to_step_slug OPERATOR(pg_catalog.=) claim_step.step_slug
+                                AND d.from_step_slug OPERATOR(pg_catalog.<>) coalesce(map.map_over, ''));
+        END IF;
+    END IF;
     SELECT * INTO state FROM pgflow.step_states s
     WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
     SELECT * INTO task FROM pgflow_prefect.task_runs t
@@ -1298,8 +1324,12 @@ BEGIN
     ELSE
         SELECT c.status, c.attempt, c.payload, c.upstream_results INTO status, attempt, payload, upstream_results
         FROM pgflow.claim_step(run.id, claim_step.step_slug, claim_step.epoch,
-                               CASE WHEN takes_input THEN NULL ELSE claim_step.upstream END,
+                               CASE WHEN takes_input THEN unmapped ELSE claim_step.upstream END,
                                takes_input OR claim_step.with_payload) c;
+        IF map.slug IS NOT NULL AND map.map_over IS NULL THEN
+            payload := CASE WHEN pg_catalog.cardinality(map.map_path) OPERATOR(pg_catalog.>) 0
+                            THEN payload OPERATOR(pg_catalog.#-) map.map_path ELSE 'null' END;
+        END IF;
     END IF;
     IF status OPERATOR(pg_catalog.=) 'completed' AND state.skip_reason IS NOT NULL THEN
         skip_reason := state.skip_reason;

@@ -223,9 +223,10 @@ BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts,
                CASE WHEN p.problem IS NULL THEN s.step_result END, p.problem, s.error_message, s.created_at,
-               s.started_at, s.finished_at, t.state_name, t.handler, NULL::int, NULL::int, s.skip_reason,
+               s.started_at, s.finished_at, t.state_name, t.handler, m.total, m.total - m.remaining - m.failed, s.skip_reason,
                pgflow_prefect.describe_skip(s)
         FROM pgflow.step_states s
+        LEFT JOIN pgflow.step_maps m ON m.run_id = s.run_id AND m.step_slug = s.step_slug
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         LEFT JOIN LATERAL (SELECT pgflow.find_json_problem(s.step_result, false) AS problem
                            WHERE s.step_result IS NOT NULL OFFSET 0) p ON true
@@ -250,9 +251,10 @@ AS $$
 BEGIN
     RETURN QUERY
         SELECT s.step_slug, s.status, s.ended_as::text, s.attempts, s.error_message, s.created_at, s.started_at,
-               s.finished_at, t.state_name, t.handler, t.first_claimed_at, NULL::int, NULL::int, s.skip_reason,
-               pgflow_prefect.describe_skip(s)
+               s.finished_at, t.state_name, t.handler, t.first_claimed_at, m.total, m.total - m.remaining - m.failed,
+               s.skip_reason, pgflow_prefect.describe_skip(s)
         FROM pgflow.step_states s
+        LEFT JOIN pgflow.step_maps m ON m.run_id = s.run_id AND m.step_slug = s.step_slug
         LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
         WHERE s.run_id = list_step_ends.run_id AND s.step_slug = ANY (list_step_ends.step_slugs);
 END
@@ -688,6 +690,236 @@ COMMENT ON FUNCTION pgflow_prefect.perform_tasks(jsonb) IS
     'outcome: done; superseded, ended, gone: that run is not the caller''s any more; locked: of several runs, another '
     'transaction holds this one. Nothing was done then, and the element is tried again in a batch of its run alone. Any '
     'other error undoes all.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Maps: the items of a step that is executed once for each item of an array. No SET clauses where a step may end: triggers
+-- of users run inside.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_next_due(run_id uuid, step_slug text) RETURNS double precision
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+BEGIN
+    RETURN (SELECT GREATEST(0, extract(epoch FROM i.due_at - clock_timestamp())) FROM pgflow.step_items i
+            WHERE i.run_id = find_next_due.run_id AND i.step_slug = find_next_due.step_slug
+              AND i.due_at > '-infinity' AND i.due_at < 'infinity'
+            ORDER BY i.due_at LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_next_due(uuid, text) IS
+    'In how many seconds the next item of a map can be claimed again; NULL where none has such a time. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.work_items(
+    run_id uuid, step_slug text, epoch int, reports jsonb, wanted int, held int[]
+) RETURNS TABLE (status text, ended_as text, error_message text, skip_reason text, skip_message text, run_status text,
+                 total int, remaining int, failed int, next_due double precision, item_index int, attempt int, item jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs;
+    map pgflow.step_maps;
+    state pgflow.step_states;
+    said pg_catalog.record;
+    noted pg_catalog.record;
+    claimed pg_catalog.record;
+    claims int := 0;
+BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    run := pgflow.lock_run(work_items.run_id);
+    IF run.epoch OPERATOR(pg_catalog.>) work_items.epoch AND pgflow_prefect.is_stale(run.id, work_items.epoch) THEN
+        RETURN NEXT; -- without a status, as in claim_step
+        RETURN;
+    END IF;
+    map := pgflow.lock_map(run.id, work_items.step_slug, work_items.epoch, 'claimed');
+    IF map.run_id IS NOT NULL AND work_items.held IS NOT NULL THEN
+        PERFORM pgflow.release_items(map, work_items.epoch, work_items.held);
+    END IF;
+    IF map.run_id IS NOT NULL AND pg_catalog.jsonb_array_length(reports) OPERATOR(pg_catalog.>) 0 THEN
+        SELECT pg_catalog.array_agg(e.item_index) AS item_indexes, pg_catalog.array_agg(e.attempt) AS attempts,
+               pg_catalog.array_agg(e."do") AS doings, pg_catalog.array_agg(coalesce(e.result, 'null')) AS results,
+               pg_catalog.array_agg(e.message) AS messages,
+               pg_catalog.array_agg(pg_catalog.make_interval(secs => e.pause)) AS pauses
+        INTO said
+        FROM pg_catalog.jsonb_to_recordset(reports) AS e(
+            item_index int, attempt int, "do" pg_catalog.text, result pg_catalog.jsonb, message pg_catalog.text,
+            pause double precision);
+        SELECT * INTO noted FROM pgflow.note_items(
+            map, said.item_indexes, said.attempts, said.doings, said.results, said.messages, said.pauses);
+        PERFORM pgflow.count_items(map, noted.ended, noted.failed);
+    END IF;
+    FOR claimed IN
+        SELECT c.item_index, c.attempt, c.item
+        FROM pgflow.claim_items(run.id, work_items.step_slug, wanted, work_items.epoch) c
+    LOOP
+        claims := claims OPERATOR(pg_catalog.+) 1;
+        item_index := claimed.item_index;
+        attempt := claimed.attempt;
+        item := claimed.item;
+        RETURN NEXT;
+    END LOOP;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) work_items.step_slug;
+    SELECT m.total, m.remaining, m.failed INTO total, remaining, failed FROM pgflow.step_maps m
+    WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) work_items.step_slug;
+    SELECT r.status INTO run_status FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run.id;
+    IF claims OPERATOR(pg_catalog.<) wanted AND state.status OPERATOR(pg_catalog.=) 'pending' THEN
+        next_due := pgflow_prefect.find_next_due(run.id, work_items.step_slug);
+    END IF;
+    status := state.status;
+    ended_as := state.ended_as;
+    error_message := state.error_message;
+    skip_reason := state.skip_reason;
+    skip_message := pgflow_prefect.describe_skip(state);
+    item_index := NULL;
+    attempt := NULL;
+    item := NULL;
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.work_items(uuid, text, int, jsonb, int, int[]) IS
+    'For the owner of a run: reports on items of a map, and claims others, in one statement. Reports: [{"do": complete, '
+    'skip, fail, retry or defer, "item_index", "attempt", "result", "message", "pause" in seconds}]. A row for each claimed '
+    'item, and at last one that says how the map stands. held: items that this owner has under way, where the answer to a '
+    'claim was lost: others that it has claimed can be claimed again. One row of NULL for a former owner.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.complete_pending_items(
+    run_id uuid, step_slug text, item_indexes int[], item_results jsonb, epoch int, attempts int[],
+    outcome jsonb DEFAULT NULL
+) RETURNS TABLE (status text, ended_as text, error_message text, accepted boolean, skip_reason text, skip_message text)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    state pgflow.step_states;
+    counted int;
+BEGIN
+    outcome := coalesce(outcome, nullif(pg_catalog.current_setting( -- what pgflow_prefect.skip has set
+        'pgflow_prefect.outcome', true), '')::pg_catalog.jsonb);
+    IF outcome IS NULL THEN
+        counted := pgflow.complete_items(run_id, step_slug, item_indexes, item_results, epoch, attempts);
+    ELSIF outcome OPERATOR(pg_catalog.?) 'skip' THEN
+        counted := pgflow.skip_items(run_id, step_slug, item_indexes,
+                                     pg_catalog.array_fill(outcome OPERATOR(pg_catalog.->>) 'note',
+                                                           ARRAY[pg_catalog.cardinality(item_indexes)]), epoch, attempts);
+    ELSE
+        RAISE EXCEPTION 'an item of step "%" can''t take branches: only a whole step does', step_slug
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) complete_pending_items.run_id
+      AND s.step_slug OPERATOR(pg_catalog.=) complete_pending_items.step_slug;
+    status := state.status;
+    ended_as := state.ended_as;
+    error_message := state.error_message;
+    accepted := counted OPERATOR(pg_catalog.=) pg_catalog.cardinality(item_indexes);
+    skip_reason := state.skip_reason;
+    skip_message := pgflow_prefect.describe_skip(state);
+    RETURN NEXT;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.complete_pending_items(uuid, text, int[], jsonb, int, int[], jsonb) IS
+    'pgflow.complete_items, or skip_items where the handler has said so in this transaction; how the map stands then, and '
+    'whether all of these reports were accepted.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.choose_maps(workflow_slug text, only_step text, wanted int)
+RETURNS TABLE (run_id uuid, step_slug text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT e.run_id, e.step_slug FROM pgflow_prefect.external_steps e
+        JOIN pgflow.runs r ON r.id = e.run_id
+        CROSS JOIN LATERAL (
+            SELECT FROM pgflow.step_maps m
+            WHERE m.run_id = e.run_id AND m.step_slug = e.step_slug
+              AND (m.next_item < m.total
+                   OR EXISTS (SELECT FROM pgflow.step_items i
+                              WHERE i.run_id = m.run_id AND i.step_slug = m.step_slug AND i.due_at <= clock_timestamp()
+                              OFFSET 0)) OFFSET 0) m
+        WHERE e.workflow_slug = choose_maps.workflow_slug AND (only_step IS NULL OR e.step_slug = only_step)
+        ORDER BY e.run_created_at, e.created_at -- as in choose_external_steps
+        LIMIT wanted
+        FOR NO KEY UPDATE OF r SKIP LOCKED;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.choose_maps(text, text, int) IS
+    'Locks the runs of external maps that have items to claim, and returns the maps. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_items(
+    workflow_slug text, only_step text DEFAULT NULL, wanted int DEFAULT 1, lease interval DEFAULT NULL
+) RETURNS TABLE (run_id uuid, step_slug text, item_index int, attempt int, item jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    candidate pg_catalog.record;
+    claimed pg_catalog.record;
+    open_places int := wanted;
+BEGIN
+    IF wanted IS NULL OR wanted OPERATOR(pg_catalog.<) 0 THEN
+        RAISE EXCEPTION 'can''t take % items', coalesce(wanted::pg_catalog.text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Say how many at most: a number of 0 or more.';
+    END IF;
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    FOR candidate IN SELECT * FROM pgflow_prefect.choose_maps(workflow_slug, only_step, wanted) LOOP
+        EXIT WHEN open_places OPERATOR(pg_catalog.<=) 0;
+        FOR claimed IN
+            SELECT c.item_index, c.attempt, c.item
+            FROM pgflow.claim_items(candidate.run_id, candidate.step_slug, open_places, NULL, lease) c
+        LOOP
+            run_id := candidate.run_id;
+            step_slug := candidate.step_slug;
+            item_index := claimed.item_index;
+            attempt := claimed.attempt;
+            item := claimed.item;
+            open_places := open_places OPERATOR(pg_catalog.-) 1;
+            RETURN NEXT;
+        END LOOP;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.take_items(text, text, int, interval) IS
+    'For workers outside Prefect: claims items of external maps of a workflow, or of one of its steps, the oldest first, at '
+    'most so many. pgflow.complete_items and fail_items report them. With a lease, they can be taken again once it is over.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_failed_items(run_id uuid, step_slug text, at_most int)
+RETURNS TABLE (item_index int, attempts int, error_message text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT i.item_index, i.attempts, i.error_message FROM pgflow.step_items i
+        WHERE i.run_id = list_failed_items.run_id AND i.step_slug = list_failed_items.step_slug AND i.status = 'failed'
+        ORDER BY i.item_index LIMIT list_failed_items.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_failed_items(uuid, text, int) IS 'The first failed items of a map.';
 
 
 ------------------------------------------------------------------------------------------------------------

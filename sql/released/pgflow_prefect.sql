@@ -171,7 +171,7 @@ AS $$
                 ELSE jsonb_build_object('when_unmet', when_unmet) END
         || CASE WHEN coalesce(when_exhausted, 'fail') = 'fail' THEN '{}'
                 ELSE jsonb_build_object('when_exhausted', when_exhausted) END
-        || CASE WHEN is_map THEN jsonb_build_object('step_type', 'map', 'map_over', coalesce(map_over, 'payload')) ELSE '{}' END
+        || CASE WHEN is_map THEN jsonb_build_object('map', jsonb_build_object('over', coalesce(map_over, 'payload'))) ELSE '{}' END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.describe_step(jsonb, jsonb, text, text, boolean, text) IS

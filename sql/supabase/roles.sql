@@ -100,7 +100,7 @@ DECLARE
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
         'set_rules,insert_deps,delete_steps,delete_deps}';
-    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,list_unlike_snapshots,load_definitions,list_bindings,'
+    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_gone_runs,find_prunable,choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
@@ -143,12 +143,13 @@ BEGIN
              'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
              'error_message, finished_at) ON pgflow.runs', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
-             'error_message, finished_at, attempts), '
+             'error_message, finished_at, attempts, step_result), '
              'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at, skip_reason, '
              'skip_cascades, skip_note), DELETE ON pgflow.step_states', -- a reopened run takes steps back
              '{work}'),
-            ('SELECT ON pgflow.waiting_steps, pgflow.undone_steps', '{work,observe}'),
-            ('INSERT, UPDATE, DELETE ON pgflow.waiting_steps, pgflow.undone_steps', '{work}')
+            ('SELECT ON pgflow.waiting_steps, pgflow.undone_steps, pgflow.step_maps, pgflow.step_items', '{work,observe}'),
+            ('INSERT, UPDATE, DELETE ON pgflow.waiting_steps, pgflow.undone_steps, pgflow.step_maps, pgflow.step_items',
+             '{work}')
         ) AS fixed ("right", roles)
         UNION ALL
         SELECT format('USAGE ON SCHEMA %I', nspname), '{define,work,observe}'::text[] FROM adapter

@@ -178,6 +178,10 @@ BEGIN
         -- Through the policy of pgflow.runs: a user who sees the run sees its steps.
         ('pgflow.step_states', 'of_own_runs',
          'FOR SELECT TO authenticated USING (EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run_id))'),
+        ('pgflow.step_maps', 'of_own_runs',
+         'FOR SELECT TO authenticated USING (EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run_id))'),
+        ('pgflow.step_items', 'of_own_runs',
+         'FOR SELECT TO authenticated USING (EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run_id))'),
         ('pgflow_api.requests', 'cancel_own_runs',
          'FOR INSERT TO authenticated WITH CHECK (action = ''cancel'' '
          'AND EXISTS (SELECT FROM pgflow.runs r WHERE r.id = run_id))')
@@ -191,7 +195,8 @@ $policies$;
 
 -- By column: a user can't say whose a run is, in which state it is, or when it was begun.
 GRANT USAGE ON SCHEMA pgflow, pgflow_api TO authenticated;
-GRANT SELECT ON pgflow.workflows, pgflow.steps, pgflow.deps, pgflow.runs, pgflow.step_states TO authenticated;
+GRANT SELECT ON pgflow.workflows, pgflow.steps, pgflow.deps, pgflow.runs, pgflow.step_states, pgflow.step_maps,
+    pgflow.step_items TO authenticated;
 GRANT INSERT (workflow_slug, id, payload) ON pgflow.runs TO authenticated;
 GRANT INSERT (run_id, action, reason) ON pgflow_api.requests TO authenticated;
 GRANT EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_api.cancel_run TO authenticated;

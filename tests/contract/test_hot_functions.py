@@ -119,6 +119,29 @@ def lock_run(run: HeldRun) -> Call:
     return Call("SELECT pgflow_prefect.lock_run(%(run_id)s)", {})
 
 
+def hold_map(run: HeldRun) -> dict[str, object]:
+    """Begin a run of a map beside this one, claim an item of it, and return the parameters that name that."""
+    workflow = f"{run.workflow} map"
+    run.db.execute("INSERT INTO pgflow.workflows VALUES (%s) ON CONFLICT DO NOTHING", [workflow])
+    run.db.execute(
+        "INSERT INTO pgflow.steps (workflow_slug, slug, step_type) VALUES (%s, 'rows', 'map') ON CONFLICT DO NOTHING",
+        [workflow],
+    )
+    run_id = run_workflow(run.db, workflow, [*range(1000 if run.workflow == "large" else 5)]).id
+    epoch = value(run.db, "SELECT pgflow.take_run(%s)", run_id)
+    run.db.execute("SELECT pgflow.claim_items(%s, 'rows', 2, %s)", [run_id, epoch])
+    return {"run_id": run_id, "epoch": epoch, "step_slug": "rows"}
+
+
+def work_items(run: HeldRun) -> Call:
+    reports = [{"do": "complete", "item_index": 0, "attempt": 1, "result": 1}, {"do": "retry", "item_index": 1}]
+    return Call("work_items", hold_map(run) | {"reports": json.dumps(reports), "wanted": 2})
+
+
+def complete_pending_items(run: HeldRun) -> Call:
+    return Call("complete_pending_items", hold_map(run) | {"item_indexes": [0], "attempts": [1], "result": "[1]"})
+
+
 def watch_steps(run: HeldRun) -> Call:
     run.claim("one", "external")
     awaited = {"step_slugs": ["one"], "task_indexes": [0], "epochs": [run.epoch], "bound": ["external"]}
@@ -157,7 +180,17 @@ CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
     each.__name__: each
     for each in (
         *(claim_step, complete_step, complete_pending_step, perform_tasks, fail_step, note_state, lock_run),
-        *(watch_steps, check_result, find_handover, report_completion, report_failure, take_runs, extend_leases),
+        *(
+            work_items,
+            complete_pending_items,
+            watch_steps,
+            check_result,
+            find_handover,
+            report_completion,
+            report_failure,
+            take_runs,
+            extend_leases,
+        ),
     )
 }
 

@@ -222,10 +222,10 @@ async def test_conditions_and_maps_are_a_part_of_the_definition(store: Store, re
     released.flows.define("photos", MAPPED, maps=["resize"])
     rules = (await store.load_definition("photos")).rules
     assert {slug: each.said for slug, each in rules.items()} == {
-        "resize": {"step_type": "map", "map_over": "list"},
+        "resize": {"map": {"over": "list"}},
     }
     released.flows.define("roots", {"each": []}, maps=["each"])
-    assert (await store.load_definition("roots")).rules["each"].map_over == "payload"
+    assert (await store.load_definition("roots")).maps["each"].over == "payload"
     if released.implementation.skips:
         condition = (
             """required_input_pattern => '{"vip": null}', when_unmet => 'skip-cascade', when_exhausted => 'skip'"""

@@ -35,7 +35,7 @@ WITHOUT_TABLES = [
 ]
 TABLES = [
     *("workflows", "steps", "deps", "runs", "step_states"),
-    *("definitions", "definition_steps", "definition_deps", "waiting_steps", "undone_steps"),
+    *("definitions", "definition_steps", "definition_deps", "waiting_steps", "undone_steps", "step_maps", "step_items"),
 ]
 RUN = """
     GRANT USAGE ON SCHEMA pgflow TO {role};

@@ -163,10 +163,22 @@ def test_every_table_is_behind_policies(protected: Connection) -> None:
         "deps",
         "requests",
         "runs",
+        "step_items",
+        "step_maps",
         "step_states",
         "steps",
         "workflows",
     ]
+
+
+def test_two_users_see_the_items_of_their_own_maps(protected: Connection, connect: Connect) -> None:
+    protected.execute("UPDATE pgflow.steps SET step_type = 'map' WHERE slug = 'a'")
+    alice, bob = sign_in(connect(), ALICE), sign_in(connect(), BOB)
+    for user, items in ((alice, [1, 2]), (bob, [3])):
+        assert start(user, uuid4(), items) == "pending"
+    protected.execute("SELECT pgflow.repair_run(id) FROM pgflow.runs")
+    assert column(alice, "SELECT item FROM pgflow.step_items ORDER BY item_index") == [1, 2]
+    assert column(bob, "SELECT total FROM pgflow.step_maps") == [1]
 
 
 def test_two_users_see_their_own_runs_and_steps(protected: Connection, connect: Connect) -> None:

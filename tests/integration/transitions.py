@@ -24,6 +24,14 @@ ENABLED: LiteralString = "SELECT pgflow_prefect.enable_workflow('chain')"
 HELD: LiteralString = "SELECT pgflow_prefect.take_run(%(run)s, NULL, 'me', 60, 3)"
 LONG_AGO: LiteralString = "UPDATE pgflow.runs SET status = 'failed', finished_at = 'epoch' WHERE id = %(run)s"
 
+MAPPED: LiteralString = """
+    UPDATE pgflow.definition_steps SET step_type = 'map' WHERE slug = 'a';
+    UPDATE pgflow.runs SET uses_rules = true, payload = '[1]' WHERE id = %(run)s
+"""
+BY_HAND_MAP: LiteralString = f"{MAPPED}; UPDATE pgflow.runs SET payload = '[]' WHERE id = %(run)s"  # noqa: S608
+ITEMS: LiteralString = f"{MAPPED}; SELECT pgflow.make_items(r, 'a') FROM pgflow.runs r WHERE id = %(run)s"  # noqa: S608
+THE_MAP: LiteralString = "FROM pgflow.step_maps m WHERE run_id = %(run)s"
+
 RULES: LiteralString = "UPDATE pgflow.runs SET uses_rules = true, continues = true WHERE id = %(run)s"
 RULES_NOT_STARTED: LiteralString = f"{RULES}; {NOT_STARTED}"
 A_FAILED: LiteralString = f"{RULES}; SELECT pgflow.fail_step(%(run)s, 'a', 'broken')"
@@ -78,6 +86,27 @@ TRANSITIONS = {
         "SELECT pgflow.recompute_rules(r, d) FROM pgflow.runs r JOIN pgflow.definitions d ON d.id = definition_id",
         RULES_NOT_STARTED,
     ),
+    "pgflow.resume_maps": Transition(f"SELECT pgflow.resume_maps(r) {RUN}", BY_HAND_MAP),
+    "pgflow.lock_map": Transition("SELECT pgflow.lock_map(%(run)s, 'a', 0, 'claimed')", BY_HAND_MAP),
+    "pgflow.claim_items": Transition("SELECT pgflow.claim_items(%(run)s, 'a', 1)", ITEMS),
+    "pgflow.count_items": Transition(f"SELECT pgflow.count_items(m, 1, 0) {THE_MAP}", ITEMS),
+    "pgflow.end_map": Transition(
+        f"SELECT pgflow.end_map(m) {THE_MAP}",
+        f"{ITEMS}; UPDATE pgflow.step_maps SET remaining = 0",  # noqa: S608
+    ),
+    "pgflow.report_items": Transition(
+        "SELECT pgflow.report_items(%(run)s, 'a', '{0}', 0, NULL, 'complete', '{1}', NULL, NULL)", ITEMS
+    ),
+    "pgflow.complete_items": Transition("SELECT pgflow.complete_items(%(run)s, 'a', '{0}', '[1]')", ITEMS),
+    "pgflow.fail_items": Transition("SELECT pgflow.fail_items(%(run)s, 'a', '{0}', '{broken}')", ITEMS),
+    "pgflow.skip_items": Transition("SELECT pgflow.skip_items(%(run)s, 'a', '{0}')", ITEMS),
+    "pgflow_prefect.work_items": Transition(
+        'SELECT pgflow_prefect.work_items(%(run)s, \'a\', 0, \'[{"do": "complete", "item_index": 0}]\', 1, NULL)', ITEMS
+    ),
+    "pgflow_prefect.complete_pending_items": Transition(
+        "SELECT pgflow_prefect.complete_pending_items(%(run)s, 'a', '{0}', '[1]', 0, NULL)", ITEMS
+    ),
+    "pgflow_prefect.take_items": Transition("SELECT pgflow_prefect.take_items('chain')", f"{ITEMS}; {EXTERNAL}"),
     "pgflow_prefect.skip_step": Transition("SELECT pgflow_prefect.skip_step(%(run)s, 'a', 'why', true)"),
     "pgflow_prefect.report_outcome": Transition(
         "SELECT pgflow_prefect.report_outcome(%(run)s, 'a', '1', 0, 1, '{\"skip\": true}')", CLAIMED

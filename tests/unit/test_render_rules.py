@@ -3,7 +3,7 @@
 import pytest
 
 from pgflow_prefect.definitions.graph import Graph, build_graph
-from pgflow_prefect.definitions.model import Rule, StepRules, WhenUnmet
+from pgflow_prefect.definitions.model import MapRules, Rule, StepRules, WhenUnmet
 from pgflow_prefect.render.dot import draw_dot
 from pgflow_prefect.render.mermaid import draw_mermaid
 from pgflow_prefect.render.node_link import make_node_link
@@ -17,7 +17,7 @@ from tests.unit.test_render_svg import find_all, title_of
 PHOTOS = define({"list": [], "resize": ["list"], "warn": ["resize"], "clean": ["warn"]}).model_copy(
     update={
         "rules": {
-            "resize": StepRules(step_type="map", when_exhausted=WhenUnmet.SKIP),
+            "resize": StepRules(map=MapRules(), when_exhausted=WhenUnmet.SKIP),
             "warn": StepRules(only_if={"resize": [0]}, unless={"resize": [1]}, when_unmet=WhenUnmet.SKIP_CASCADE),
             "clean": StepRules(rule=Rule.ALL_DONE),
         }
@@ -39,7 +39,7 @@ def test_the_text_tells_what_a_map_is_executed_for_and_when_a_step_runs(graph: G
 
 
 def test_a_map_of_the_payload_says_so() -> None:
-    roots = define({"each": []}).model_copy(update={"rules": {"each": StepRules(step_type="map")}})
+    roots = define({"each": []}).model_copy(update={"rules": {"each": StepRules(map=MapRules())}})
     assert describe_rules(build_graph(roots), "each") == "for each of payload"
 
 

@@ -13,7 +13,7 @@ WITH ours AS (
     SELECT c.oid, ours.nspname || '.' || c.relname AS name, c.relkind, CASE
         WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname = 'installation' THEN '{SELECT}'::text[]
         WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
-        WHEN c.relname IN ('waiting_steps', 'undone_steps') THEN '{SELECT,INSERT,UPDATE,DELETE}'
+        WHEN c.relname IN ('waiting_steps', 'undone_steps', 'step_maps', 'step_items') THEN '{SELECT,INSERT,UPDATE,DELETE}'
         ELSE '{SELECT}' END AS needed
     FROM pg_catalog.pg_class c JOIN ours ON ours.oid = c.relnamespace
     WHERE c.relkind IN ('r', 'p', 'v')

@@ -16,7 +16,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import Graph, sort_steps
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
 from pgflow_prefect.execution.reporting.events import RunEvents
-from pgflow_prefect.models import RunEnd, Status
+from pgflow_prefect.models import MapState, RunEnd, Status
 from pgflow_prefect.prefect_api.event_sender import Request, Sender
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ids import TaskRunIds
@@ -90,6 +90,7 @@ class Display:
         self._began_at = monotonic()
         self._is_linked = False
         self._is_progress_shown = False
+        self._maps: dict[str, MapState] = {}  # the latest of each map
 
     def observe(self, step_slug: str, state_name: str) -> None:
         """Show a state that a step enters, and tell the observer."""
@@ -97,6 +98,11 @@ class Display:
             self._done += 1
         self._events.tell_of_step(step_slug, state_name)
         self._observer(step_slug, state_name)
+
+    def notice_map(self, step_slug: str, state: MapState) -> None:
+        """Note how many items of a map have ended, for its progress."""
+        if state.total:
+            self._maps[step_slug] = state
 
     @contextmanager
     def show(self) -> Iterator[None]:

@@ -333,6 +333,16 @@ class StepTaskRun:
                 self.logger.error("Finished in state %s", state)
         return state
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be the current task run of a handler that another function executes."""
+        with self._context, self._slots, self._runs.enter(self):
+            yield
+
+    def log_failure(self, error: Exception) -> None:
+        """Log the error of the last attempt, as Prefect does."""
+        _log_failure(self.logger, error, "")
+
     def show(self, state: State[Any]) -> None:
         """Show the task run in this state, without an attempt: its step was not executed."""
         with self._context:
@@ -360,12 +370,12 @@ class StepTaskRun:
     async def _find_next(self, error: Exception) -> State[Any]:
         """Return the state that follows an attempt with an error."""
         task, retries = self._task, self._task_run.run_count - 1
-        failed = _make_failed(error)
+        failed = make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
             exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
             _log_failure(self.logger, error, exhausted)
             return failed
-        delay = _find_delay(task, retries)
+        delay = find_delay(task.retry_delay_seconds, task.retry_jitter_factor, retries)
         self.logger.info(
             "Task run failed with exception: %s - Retry %s/%s will start %s",
             str(error) if isinstance(error, HandlerRaisedError) else repr(error),
@@ -488,7 +498,8 @@ def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
         logger.error(f"{message}\n%s", what, exhausted, printable)
 
 
-def _make_failed(error: Exception) -> State[Any]:
+def make_failed(error: Exception) -> State[Any]:
+    """Return the state of a task run whose last attempt has raised this."""
     if isinstance(error, TimeoutError):
         return Failed(name=StateName.TIMED_OUT, data=error, message=f"Task run failed due to timeout: {error!r}")
     if isinstance(error, ReturnedStateError):
@@ -503,12 +514,18 @@ async def _may_be_retried(task: StepTask, task_run: TaskRun, state: State[Any]) 
     return condition is None or bool(await condition(task, task_run, state))
 
 
-def _find_delay(task: StepTask, retries: int) -> float:
-    """Return the seconds before the next attempt, after this number of retries."""
-    delays = _get_delays(task)
-    delay = delays[min(retries, len(delays) - 1)] if delays else 0
-    if task.retry_jitter_factor and delay > 0:
-        return clamped_poisson_interval(delay, clamping_factor=task.retry_jitter_factor)
+def find_delay(delays: Any, jitter_factor: float | None, retries: int) -> float:  # noqa: ANN401  as Prefect's tasks
+    """Return the seconds before the next attempt, after this number of retries.
+
+    Args:
+        delays: in seconds: a number, or one for each retry, the last of which repeats.
+        jitter_factor: spreads a delay at random, by up to this factor.
+        retries: how many there were.
+    """
+    each = delays if isinstance(delays, list) else [delays] if delays else []
+    delay = float(each[min(retries, len(each) - 1)]) if each else 0.0
+    if jitter_factor and delay > 0:
+        return clamped_poisson_interval(delay, clamping_factor=jitter_factor)
     return delay
 
 
