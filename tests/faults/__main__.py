@@ -32,6 +32,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of a storm that is to be repeated; random where not given")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--later", action="store_true", help="Prefect hears of the runs later: see `guide recording`")
+    parser.add_argument("--rules", action="store_true", help="workflows with steps that fail, skip and branch")
     parser.add_argument("--keep", type=Path, help="an empty or new directory to work in, which stays with all logs")
     parser.add_argument(
         "--break-fence",
@@ -51,7 +52,7 @@ def main() -> int:
     seed = secrets.randbelow(2**32) if options.seed is None else options.seed
     level = options.break_fence
     storms = [
-        Storm(kind, options.runs, seed, options.workers, bool(level), level, options.later)
+        Storm(kind, options.runs, seed, options.workers, bool(level), level, options.later, options.rules)
         for kind in options.kinds or [MIXED]
     ]
     began = time.monotonic()

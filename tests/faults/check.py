@@ -9,7 +9,8 @@ from uuid import UUID
 
 from tests.faults.database import Database
 from tests.faults.weathers import Redone
-from tests.faults.workflows import BEGAN, FAILED, Steps, expect_results
+from tests.faults.workflows import BEGAN, FAILED, StepPlan, Steps, expect_ends, expect_results
+from tests.property.rules_model import End
 
 
 class Slot(NamedTuple):
@@ -20,12 +21,13 @@ class Slot(NamedTuple):
 
 
 class State(NamedTuple):
-    """A row of `pgflow.step_states`."""
+    """A row of `pgflow.step_states`; the reason is its `skip_reason`."""
 
     status: str
     result: object
     attempts: int
     finished_at: float
+    reason: str | None = None
 
 
 class Execution(NamedTuple):
@@ -89,10 +91,16 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
             )
         },
         states={
-            _place(run_id, slug): State(str(status), result, int(str(attempts)), float(str(finished_at)))
-            for run_id, slug, status, result, attempts, finished_at in database.read(
+            _place(run_id, slug): State(
+                str(status),
+                result,
+                int(str(attempts)),
+                float(str(finished_at)),
+                None if reason is None else str(reason),
+            )
+            for run_id, slug, status, result, attempts, finished_at, reason in database.read(
                 "SELECT run_id, step_slug, status, step_result, attempts, "
-                "coalesce(extract(epoch FROM finished_at), 'infinity') FROM pgflow.step_states"
+                "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_states"
             )
         },
         completions=completions,
@@ -152,14 +160,15 @@ def find_violations(
     strange = {place.run_id for place in evidence.executions} - evidence.runs.keys()
     found += [(run_id, "was executed here, and is not of this database") for run_id in strange]
     for run_id, (workflow, number, status, error) in evidence.runs.items():
-        if redone is Redone.NOTHING and (shown := evidence.shown.get(run_id)):
-            found.append((run_id, f"Prefect has shown the flow run that completed it as {' and '.join(shown)}"))
-        if status != "completed":
-            found.append((run_id, f"is {status}: {error}"))
         steps = workflows[workflow]
+        expected_status, ends = expect_ends(number, steps)
+        if redone is Redone.NOTHING and expected_status == "completed" and (shown := evidence.shown.get(run_id)):
+            found.append((run_id, f"Prefect has shown the flow run that completed it as {' and '.join(shown)}"))
+        if status != expected_status:
+            found.append((run_id, f"is {status}: {error}" if status != "completed" else "is completed, and not failed"))
         expected = expect_results(number, steps)
         for slug, plan in steps.items():
-            problems = _check_step(evidence, Slot(run_id, slug), expected[slug], writes=plan.writes)
+            problems = _check_step(evidence, Slot(run_id, slug), expected[slug], ends[slug], plan)
             found += [(run_id, f"step {slug}: {problem}") for problem in problems]
             if redone is Redone.NOTHING or (redone is Redone.WRITTEN and not plan.writes):
                 problems = _find_repeated(evidence.executions[Slot(run_id, slug)])
@@ -167,19 +176,32 @@ def find_violations(
     return found
 
 
-def _check_step(evidence: Evidence, place: Slot, expected: str, *, writes: bool) -> Iterator[str]:
+def _check_step(evidence: Evidence, place: Slot, expected: str, end: End, plan: StepPlan) -> Iterator[str]:
     state = evidence.states.get(place)
-    if state is None or state.status != "completed":
-        yield f"is {state.status if state else 'not there'}"
+    status, reason, _ = end.row
+    if state is None or (state.status, state.reason) != (status, reason):
+        seen = "not there" if state is None else f"{state.status} ({state.reason or 'executed'})"
+        yield f"is {seen}, not {status} ({reason or 'executed'})"
         return
-    if state.result != expected:
-        yield f"has the result {state.result}, not {expected}"
-    if (completed := evidence.completions[place]) != [state.attempts]:
+    result = expected if end.outcome == "success" else None
+    if state.result != result:
+        yield f"has the result {state.result}, not {result}"
+    if reason not in _EXECUTED:
+        if state.attempts or evidence.executions[place]:
+            yield f"was executed, and is {status} ({reason})"
+        return
+    accepted = [state.attempts] * (status == "completed")
+    if (completed := evidence.completions[place]) != accepted:
         yield f"was completed at the attempts {completed}, which should be once, at the last one, {state.attempts}"
     # The attempt that was accepted is the latest one: a row of any other was not rolled back, or is of two.
-    if (written := evidence.written[place]) != [state.attempts] * writes:
-        yield f"has rows of the attempts {written}, not {[state.attempts] * writes}"
+    kept = accepted * (plan.writes and reason != "handler_failed")
+    if (written := evidence.written[place]) != kept:
+        yield f"has rows of the attempts {written}, not {kept}"
     yield from _check_executions(evidence.executions[place], state)
+
+
+_EXECUTED = (None, "requested", "handler_failed")
+"""The reasons of steps whose handlers were called; None: they ended with a result or an error."""
 
 
 def _find_repeated(executions: list[Execution]) -> Iterator[str]:

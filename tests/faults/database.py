@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.faults.servers import PATIENCE
-from tests.faults.workflows import Steps
+from tests.faults.workflows import Steps, have_rules, make_payload
 
 _OBSERVATIONS = """
 CREATE SCHEMA faults;
@@ -104,11 +104,24 @@ class Database:
             for step, plan in steps.items():
                 for upstream in plan.upstream:
                     connection.execute("INSERT INTO pgflow.deps VALUES (%s, %s, %s)", [slug, upstream, step])
+            if have_rules(steps):
+                self._set_rules(slug, steps)
             connection.execute("SELECT pgflow_prefect.enable_workflow(%s)", [slug])
+
+    def _set_rules(self, workflow: str, steps: Steps) -> None:
+        connection = self.connect()
+        connection.execute("UPDATE pgflow.workflows SET when_failed = 'continue' WHERE slug = %s", [workflow])
+        for step, plan in steps.items():
+            pattern = None if plan.pattern is None else Jsonb(plan.pattern)
+            connection.execute(
+                "UPDATE pgflow.steps SET rule = %s, required_input_pattern = %s, when_exhausted = %s, fails_run = %s "
+                "WHERE workflow_slug = %s AND slug = %s",
+                [plan.rule, pattern, plan.when_exhausted, plan.fails_run, workflow, step],
+            )
 
     def start_run(self, workflow: str, run_id: UUID, number: int) -> None:
         """Start a run; where the answer is lost, again: the same id makes no second one."""
-        payload = Jsonb({"number": number})
+        payload = Jsonb(make_payload(number))
         self.read("SELECT id FROM pgflow.run_workflow(%s, %s, %s)", [workflow, payload, run_id])
 
     def list_pending(self) -> list[UUID]:

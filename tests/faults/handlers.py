@@ -8,16 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pgflow_prefect import AsyncStepContext, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Branch, Skip, StepContext, Workflow
 from tests.faults.workflows import (
     BEGAN,
+    BRANCH,
+    CASCADE,
     EXECUTIONS,
+    FAIL,
     FAILED,
     RETURNED,
+    SKIP,
     STOPPED,
     WORKFLOWS,
     StepPlan,
     compute_result,
+    have_rules,
     read_workflows,
 )
 
@@ -38,7 +43,7 @@ def _note(context: StepContext | AsyncStepContext, event: str) -> None:
 
 
 class _PlannedError(RuntimeError):
-    """The first attempt fails."""
+    """The attempt fails: the first one, or each."""
 
 
 @contextmanager
@@ -49,6 +54,9 @@ def _noted(context: StepContext | AsyncStepContext) -> Iterator[None]:
     try:
         yield
         end = RETURNED
+    except Skip:
+        end = RETURNED
+        raise
     except _PlannedError:
         end = FAILED
         raise
@@ -56,13 +64,18 @@ def _noted(context: StepContext | AsyncStepContext) -> Iterator[None]:
         _note(context, end)
 
 
-def _make_handler(plan: StepPlan) -> Callable[..., Any]:
-    def conclude(upstream: dict[str, str], payload: dict[str, int], context: StepContext | AsyncStepContext) -> str:
-        if plan.is_flaky and context.attempt == 1:
+def _make_handler(plan: StepPlan, *, depends_on_results: bool) -> Callable[..., Any]:
+    def conclude(
+        upstream: dict[str, str], payload: dict[str, int], context: StepContext | AsyncStepContext
+    ) -> str | Branch[str]:
+        if plan.ending == FAIL or (plan.is_flaky and context.attempt == 1):
             raise _PlannedError
-        return compute_result(payload["number"], context.step_slug, upstream)
+        if plan.ending in (SKIP, CASCADE):
+            raise Skip("as planned", cascade=plan.ending == CASCADE)
+        result = compute_result(payload["number"], context.step_slug, upstream if depends_on_results else {})
+        return Branch([*plan.taken], result=result) if plan.ending == BRANCH else result
 
-    def work(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str:
+    def work(upstream: dict[str, str], payload: dict[str, int], context: StepContext) -> str | Branch[str]:
         with _noted(context):
             if plan.writes:
                 context.connection.execute(_UNHURRIED)
@@ -72,7 +85,9 @@ def _make_handler(plan: StepPlan) -> Callable[..., Any]:
                 context.connection.execute(_HURRIED)
             return conclude(upstream, payload, context)
 
-    async def work_async(upstream: dict[str, str], payload: dict[str, int], context: AsyncStepContext) -> str:
+    async def work_async(
+        upstream: dict[str, str], payload: dict[str, int], context: AsyncStepContext
+    ) -> str | Branch[str]:
         with _noted(context):
             if plan.writes:
                 await context.connection.execute(_UNHURRIED)
@@ -89,7 +104,8 @@ def _make_workflow(slug: str, steps: dict[str, StepPlan]) -> Workflow:
     workflow = Workflow(slug)
     for step_slug, plan in steps.items():
         # Only what raises by itself is tried again by Prefect; the faults are the product's to survive.
-        workflow.step(step_slug, retries=2 if plan.is_flaky else 0, retry_delay_seconds=0.05)(_make_handler(plan))
+        handler = _make_handler(plan, depends_on_results=not have_rules(steps))
+        workflow.step(step_slug, retries=2 if plan.is_flaky else 0, retry_delay_seconds=0.05)(handler)
     return workflow
 
 

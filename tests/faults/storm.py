@@ -49,6 +49,7 @@ class Storm:
         broken: break the storm's fence on purpose.
         level: how many of the fences in PostgreSQL are broken, where they are the storm's; all, where not given.
         later: Prefect hears of the runs later; of one in five that complete, and of those that take long.
+        with_rules: the workflows have steps that fail, skip and branch, and rules.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Storm:
     broken: bool = False
     level: int | None = None
     later: bool = False
+    with_rules: bool = False
 
     @property
     def weather(self) -> Weather:
@@ -170,7 +172,11 @@ class _Blowing:
         name = storm.kind.replace("-", "_")
         role = f"{name}_worker"
         self._workflows: Mapping[str, Steps] = draw_workflows(
-            random, _WORKFLOWS, twin.longest if twin else weather.longest, prefix=name
+            random,
+            _WORKFLOWS,
+            twin.longest if twin else weather.longest,
+            prefix=name,
+            with_rules=storm.with_rules,
         )
         write_workflows(self._workflows, directory / "workflows.json")
         self._executions = directory / "executions"

@@ -56,8 +56,8 @@ def test_every_run_ends_right_whatever_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(_LIMIT)
-def test_every_run_that_prefect_hears_of_later_ends_right_whatever_fails(tmp_path: Path) -> None:
-    code, log = run_storm(tmp_path, "--storm", "crashes", "--later", "--runs", "60", seconds=_LIMIT)
+def test_every_run_with_rules_that_prefect_hears_of_later_ends_right_whatever_fails(tmp_path: Path) -> None:
+    code, log = run_storm(tmp_path, "--storm", "crashes", "--later", "--rules", "--runs", "60", seconds=_LIMIT)
 
     assert code == 0, log
     for fault in ("killed worker", "PostgreSQL is down", "Prefect is back", "reconcile finds nothing"):

@@ -1,12 +1,13 @@
 """The judge of the storms: what it takes for a violation, and what not."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
 from tests.faults.check import Evidence, Execution, Slot, State, find_violations
 from tests.faults.weathers import WEATHERS, Redone
-from tests.faults.workflows import BEGAN, FAILED, RETURNED, STOPPED, StepPlan, expect_results
+from tests.faults.workflows import BEGAN, FAILED, RETURNED, STOPPED, StepPlan, expect_ends, expect_results
 
 RUN = uuid4()
 PLACE = Slot(RUN, "a")
@@ -31,6 +32,28 @@ def judge(
         shown={RUN: shown} if shown else {},
     )
     return [problem for _, problem in find_violations(evidence, {"w": steps}, {RUN: 0}, redone)]
+
+
+def test_what_becomes_of_steps_with_rules_is_predicted() -> None:
+    plan = StepPlan((), is_async=True, writes=False, is_flaky=False, seconds=0.0)
+    steps = {
+        "look": replace(plan, ending="branch", taken=("full",)),
+        "full": replace(plan, upstream=("look",), ending="fail"),
+        "delta": replace(plan, upstream=("look",)),
+        "publish": replace(plan, upstream=("delta", "full")),
+        "clean_up": replace(plan, upstream=("publish",), rule="all_done"),
+        "odd": replace(plan, is_for_odd=True),
+    }
+    status, ends = expect_ends(0, steps)
+    assert status == "failed"
+    assert {slug: end.row[:2] for slug, end in ends.items()} == {
+        "look": ("completed", None),
+        "full": ("failed", None),
+        "delta": ("completed", "branch_not_taken"),
+        "publish": ("failed", "dependency_failed"),
+        "clean_up": ("completed", None),
+        "odd": ("completed", "condition_unmet"),
+    }
 
 
 def test_an_attempt_after_one_that_failed_is_in_order() -> None:
