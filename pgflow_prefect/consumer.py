@@ -30,7 +30,7 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.handlers.annotations import find_hints
-from pgflow_prefect.handlers.base import join_input
+from pgflow_prefect.handlers.base import make_input
 from pgflow_prefect.handlers.broker import (
     BrokerAddress,
     Login,
@@ -137,8 +137,7 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         return
     try:
         if settings.queue_key is None:
-            payload, results = await store.read_input(message.run_id, message.task)
-            message = message.with_input(join_input(payload, results))
+            message = message.with_input(make_input(await store.read_input(message.run_id, message.task)))
     except UnreadableJsonError as error:
         await _report(store.fail, step, f"the input of step {message.step_slug!r} can't be read: {error}")
         return

@@ -77,6 +77,10 @@ class UnknownRunError(UsageError):
     """The database has no run of this id."""
 
 
+class UnknownBackfillError(UsageError):
+    """The database has no backfill of this id."""
+
+
 class InvalidDefinitionError(UsageError):
     """A workflow and its handlers do not fit together.
 

@@ -150,6 +150,13 @@ class Run(BaseModel):
     """Whether it began before its workflow was enabled. Workers and bridges take such a run only with --adopt."""
     is_unshown: bool = False
     """Whether Prefect was not told of it, because its workflow is recorded later; see `mark_unshown`."""
+    logical_date: datetime | None = None
+    """The time that it is about: when its schedule was due, or the date of its backfill; None for any other run."""
+    interval_start: datetime | None = None
+    """The beginning of its data interval, which ends with the logical date; None where that is not known."""
+    interval_end: datetime | None = None
+    backfill_id: int | None = None
+    """The backfill that started or reopened it."""
 
     @property
     def is_cancelled(self) -> bool:
@@ -193,6 +200,7 @@ class TakenRun(BaseModel):
         epoch: in which it was taken.
         former_flow_run_id: the flow run whose lease has expired; None if the run was never executed before.
         was_held: its former owner let the lease run out, and did not hand the run back.
+        backfill_id: the backfill that started or reopened it; None for a live run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -202,6 +210,7 @@ class TakenRun(BaseModel):
     epoch: int
     former_flow_run_id: UUID | None
     was_held: bool = False
+    backfill_id: int | None = None
 
     @property
     def idempotency_key(self) -> str:
@@ -352,6 +361,9 @@ class Claim(BaseModel):
         ended_at: when it ended.
         note: its result, shortened; of a step that was skipped, why, for people.
         skip_reason: why the completed step was skipped; None for any other.
+        logical_date: the time that the run is about; None if it is about none.
+        interval_start: the beginning of the run's data interval.
+        interval_end: its end.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -369,6 +381,21 @@ class Claim(BaseModel):
     ended_at: datetime | None = None
     note: Shown | None = None
     skip_reason: str | None = None
+    logical_date: datetime | None = None
+    interval_start: datetime | None = None
+    interval_end: datetime | None = None
+
+
+class StepInput(BaseModel):
+    """What a step's input is made of, read without a claim; its members are as those of a `Claim`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    payload: RawJson
+    upstream_results: RawJson
+    logical_date: datetime | None
+    interval_start: datetime | None
+    interval_end: datetime | None
 
 
 class ClaimRequest(NamedTuple):

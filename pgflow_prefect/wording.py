@@ -5,7 +5,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
 
 _FORBIDDEN = frozenset("\ufffe\uffff")
@@ -72,6 +72,11 @@ def parse_duration(text: str, units: str = "smhdw", *, is_exact: bool = False) -
         return sum((timedelta(**{_UNITS[unit]: float(number)}) for number, unit in parts), timedelta())
     except OverflowError:
         return None
+
+
+def write_moment(moment: datetime) -> str:
+    """Return a moment in UTC as ISO 8601 has it; without a time zone, it counts as local time."""
+    return moment.astimezone(UTC).isoformat()
 
 
 def _escape(character: str) -> str:

@@ -19,6 +19,7 @@
 --   claim_items, complete_items, fail_items, skip_items  the items of a map: a step that is executed once for each
 --   cancel_run, fail_run, reopen_run                 end a run, and make it pending again
 --   take_run, repair_run                             the life of a run
+--   start_backfill(workflow_slug, dates ...)         start a run for each date, so many at a time
 --
 -- Errors: P0002 unknown workflow, run or step; 55000 not ready, finished, or fenced off; 22023 invalid; 09000 a trigger
 -- or rule of yours skipped a write; 55P03 another transaction locks the workflow for too long.
@@ -395,6 +396,33 @@ CREATE TABLE IF NOT EXISTS pgflow.step_items (
     FOREIGN KEY (run_id, step_slug) REFERENCES pgflow.step_maps (run_id, step_slug) ON DELETE CASCADE
 ) WITH (fillfactor = 60);
 
+-- Runs of a workflow for dates of the past: a row a backfill, and a row a date.
+CREATE TABLE IF NOT EXISTS pgflow.backfills (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    workflow_slug TEXT NOT NULL REFERENCES pgflow.workflows (slug) ON DELETE CASCADE,
+    status TEXT NOT NULL DEFAULT 'running' CHECK (status IN ('running', 'paused', 'cancelled', 'completed')),
+    payload JSONB NOT NULL DEFAULT '{}',
+    max_active INT NOT NULL DEFAULT 1 CHECK (max_active BETWEEN 1 AND 1000), -- runs under way at once
+    on_existing TEXT NOT NULL DEFAULT 'none' CHECK (on_existing IN ('none', 'failed', 'all')),
+    newest_first BOOLEAN NOT NULL DEFAULT false,
+    stop_on_failure BOOLEAN NOT NULL DEFAULT false, -- a run that fails pauses it
+    schedule TEXT,                 -- which made the dates, for people
+    note TEXT,                     -- why it is paused, or was cancelled
+    created_by TEXT NOT NULL DEFAULT session_user,
+    created_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    finished_at TIMESTAMPTZ        -- no date is planned or under way any more
+);
+
+CREATE TABLE IF NOT EXISTS pgflow.backfill_dates (
+    backfill_id BIGINT NOT NULL REFERENCES pgflow.backfills (id) ON DELETE CASCADE,
+    logical_date TIMESTAMPTZ NOT NULL,
+    data_interval TSTZRANGE,
+    state TEXT NOT NULL DEFAULT 'planned' CHECK (state IN ('planned', 'started', 'ended', 'left')),
+    run_id UUID,                   -- no foreign key: a run may be deleted before
+    note TEXT,                     -- why it was left
+    PRIMARY KEY (backfill_id, logical_date)
+);
+
 -- The limits of payloads and results, for every statement. The owner changes them: UPDATE pgflow.limits SET ...
 -- Lower limits would not work, because the triggers let small values pass without reading them.
 CREATE TABLE IF NOT EXISTS pgflow.limits (
@@ -560,6 +588,32 @@ BEGIN
     END IF;
 
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'logical_date') THEN
+        ALTER TABLE pgflow.runs
+            ADD COLUMN logical_date TIMESTAMPTZ,            -- which time it is about; NULL: none in particular
+            ADD COLUMN data_interval TSTZRANGE,             -- the time whose data it is about: up to the logical date
+            ADD COLUMN backfill_id BIGINT;                  -- what started or reopened it last; a backfill may be deleted
+        -- As above: single columns, and what is beside the counters.
+        FOR granted IN
+            SELECT DISTINCT format('%s (%s) ON pgflow.runs', r.privilege_type,
+                                   CASE r.privilege_type WHEN 'UPDATE' THEN 'backfill_id'
+                                                         ELSE 'logical_date, data_interval, backfill_id' END) AS "right",
+                   r.is_grantable, CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE a.attrelid = 'pgflow.runs'::regclass AND a.attname = 'remaining'
+            UNION
+            SELECT DISTINCT format('%s ON pgflow.backfills, pgflow.backfill_dates', r.privilege_type), r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END
+            FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) r
+            WHERE c.oid = 'pgflow.waiting_steps'::regclass AND r.grantee <> c.relowner
+              AND r.privilege_type IN ('SELECT', 'INSERT', 'UPDATE')
+        LOOP
+            EXECUTE format('GRANT %s TO %s%s', granted."right", granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow.steps'::regclass AND attname = 'step_type') THEN
         ALTER TABLE pgflow.steps
             ADD COLUMN step_type TEXT NOT NULL DEFAULT 'single' -- map: it is executed once for each item of an array
@@ -619,6 +673,24 @@ BEGIN
         IF to_regclass('pgflow.runs_pending') IS NOT NULL THEN
             DROP INDEX pgflow.runs_pending;
         END IF;
+    END IF;
+    -- Of a date, the runs: `init` builds this one after the script, too, where the table was there before.
+    IF coalesce(current_setting('pgflow.keys_follow', true), '') <> 'on'
+       OR ('pg_class'::regclass::oid || '/' || 'pgflow.runs'::regclass::oid)
+          <> ALL (string_to_array(current_setting('pgflow.known_objects'), ' ')) THEN
+        IF EXISTS (SELECT FROM pg_catalog.pg_index
+                   WHERE indexrelid = to_regclass('pgflow.runs_dated') AND NOT indisvalid) THEN
+            DROP INDEX pgflow.runs_dated; -- what an interrupted build has left
+        END IF;
+        IF to_regclass('pgflow.runs_dated') IS NULL THEN
+            CREATE INDEX runs_dated ON pgflow.runs (workflow_slug, logical_date) WHERE logical_date IS NOT NULL;
+        END IF;
+    END IF;
+    IF to_regclass('pgflow.backfills_open') IS NULL THEN
+        CREATE INDEX backfills_open ON pgflow.backfills (id) WHERE finished_at IS NULL;
+        CREATE INDEX backfill_dates_planned ON pgflow.backfill_dates (backfill_id, logical_date) WHERE state = 'planned';
+        CREATE INDEX backfill_dates_started ON pgflow.backfill_dates (backfill_id, logical_date) WHERE state = 'started';
+        CREATE INDEX backfill_dates_by_run ON pgflow.backfill_dates (run_id) WHERE run_id IS NOT NULL;
     END IF;
     IF to_regclass('pgflow.runs_ended') IS NULL THEN
         -- For the deletion of old runs: the oldest of a workflow, without a look at the others.
@@ -700,7 +772,7 @@ DO $pages$
 BEGIN
     PERFORM pgflow.reserve_pages('pgflow', ARRAY['workflows', 'steps', 'deps', 'runs', 'step_states', 'definitions',
                                                  'definition_steps', 'definition_deps', 'waiting_steps', 'undone_steps',
-                                                 'step_maps', 'step_items']);
+                                                 'step_maps', 'step_items', 'backfills', 'backfill_dates']);
 END
 $pages$;
 
@@ -1940,37 +2012,36 @@ COMMENT ON FUNCTION pgflow.announce_run(pgflow.runs) IS
     'NOTIFY pgflow_runs, ''{"run_id": ..., "status": ...}'': a hint, to be confirmed by a look at the row.';
 
 
-CREATE OR REPLACE FUNCTION pgflow.run_workflow(
-    workflow_slug text, payload jsonb, run_id uuid DEFAULT gen_random_uuid()
-) RETURNS pgflow.runs
+CREATE OR REPLACE FUNCTION pgflow.begin_run(wanted pgflow.runs) RETURNS pgflow.runs
 LANGUAGE plpgsql VOLATILE
 AS $$
-#variable_conflict use_column
 DECLARE
     definition pgflow.definitions;
     run pgflow.runs;
     started bigint;
 BEGIN
-    IF payload IS NULL THEN
-        RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', workflow_slug
+    IF wanted.payload IS NULL THEN
+        RAISE EXCEPTION 'the payload of a run of workflow "%" is NULL', wanted.workflow_slug
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON value, ''{}'' for none.';
     END IF;
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
-    definition := pgflow.find_definition(workflow_slug);
-    INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues)
-    VALUES (run_workflow.workflow_slug, coalesce(run_workflow.run_id, pg_catalog.gen_random_uuid()),
-            run_workflow.payload, definition.id, definition.step_count, definition.uses_rules, definition.continues)
+    definition := pgflow.find_definition(wanted.workflow_slug);
+    INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date,
+                             data_interval, backfill_id)
+    VALUES (wanted.workflow_slug, coalesce(wanted.id, pg_catalog.gen_random_uuid()), wanted.payload, definition.id,
+            definition.step_count, definition.uses_rules, definition.continues, wanted.logical_date, wanted.data_interval,
+            wanted.backfill_id)
     ON CONFLICT (id) DO NOTHING
     RETURNING * INTO run;
     IF NOT FOUND THEN
-        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run_workflow.run_id;
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) wanted.id;
         IF NOT FOUND THEN
             RAISE EXCEPTION 'the run of workflow "%" was not stored: a trigger or rule on pgflow.runs skipped it',
-                            workflow_slug
+                            wanted.workflow_slug
                 USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
-        ELSIF run.workflow_slug OPERATOR(pg_catalog.<>) run_workflow.workflow_slug THEN
+        ELSIF run.workflow_slug OPERATOR(pg_catalog.<>) wanted.workflow_slug THEN
             RAISE EXCEPTION 'run % exists already, of workflow "%"', run.id, run.workflow_slug
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
@@ -1996,6 +2067,25 @@ BEGIN
 
     PERFORM pgflow.announce_run(run);
     RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.begin_run(pgflow.runs) IS
+    'run_workflow for a run about which more is known than its payload: logical_date, data_interval, backfill_id.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.run_workflow(
+    workflow_slug text, payload jsonb, run_id uuid DEFAULT gen_random_uuid()
+) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    wanted pgflow.runs;
+BEGIN
+    wanted.workflow_slug := run_workflow.workflow_slug;
+    wanted.id := run_workflow.run_id;
+    wanted.payload := run_workflow.payload;
+    RETURN pgflow.begin_run(wanted);
 END
 $$;
 
@@ -2264,6 +2354,9 @@ BEGIN
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     ELSIF run.status OPERATOR(pg_catalog.=) 'completed' THEN
         PERFORM pgflow.announce_run(run);
+        IF run.backfill_id IS NOT NULL THEN
+            PERFORM pgflow.continue_backfills(run.id);
+        END IF;
     END IF;
     RETURN state;
 END
@@ -2346,6 +2439,9 @@ BEGIN
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     PERFORM pgflow.announce_run(failed);
+    IF failed.backfill_id IS NOT NULL THEN
+        PERFORM pgflow.continue_backfills(failed.id);
+    END IF;
     RETURN failed;
 END
 $$;
@@ -2502,6 +2598,9 @@ BEGIN
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     PERFORM pgflow.announce_run(run);
+    IF run.backfill_id IS NOT NULL THEN
+        PERFORM pgflow.await_again(run.id);
+    END IF;
     RETURN pgflow.recompute_run(run);
 END
 $$;
@@ -2554,6 +2653,9 @@ BEGIN
     run := counted;
     IF run.status OPERATOR(pg_catalog.=) 'completed' AND was_pending THEN
         PERFORM pgflow.announce_run(run);
+        IF run.backfill_id IS NOT NULL THEN
+            PERFORM pgflow.continue_backfills(run.id);
+        END IF;
     ELSIF run.status OPERATOR(pg_catalog.=) 'pending' AND failed IS NOT NULL THEN
         RETURN pgflow.end_run(run, failed);
     ELSIF run.status OPERATOR(pg_catalog.=) 'pending' THEN
@@ -3069,6 +3171,9 @@ BEGIN
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
     PERFORM pgflow.announce_run(ended);
+    IF ended.backfill_id IS NOT NULL THEN
+        PERFORM pgflow.continue_backfills(ended.id);
+    END IF;
     RETURN ended;
 END
 $$;
@@ -4230,6 +4335,606 @@ $$;
 COMMENT ON FUNCTION pgflow.reopen_items(pgflow.runs) IS
     'In a run that is being reopened: failed items of failed maps, and those under way, can be claimed again; those that '
     'have completed keep their results. Internal.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Backfills: runs of a workflow for dates of the past, one a date, so many at a time.
+--
+-- A backfill has one row for each of its dates from the beginning. advance_backfill starts runs for as many of them as may
+-- be under way. The end of a run calls it in its own transaction, and services call it now and then. It waits for no
+-- other session that does so: it leaves the backfill to that one. So the end of a run never waits for a backfill, and a
+-- session that holds a backfill may wait for runs.
+--
+-- The id of a date's run follows from workflow and date. So a date that is started twice has one run.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.format_date(moment timestamptz) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    SELECT to_char(moment AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS')
+        || CASE WHEN date_trunc('second', moment AT TIME ZONE 'UTC') = moment AT TIME ZONE 'UTC' THEN ''
+                ELSE to_char(moment AT TIME ZONE 'UTC', '.US') END || '+00:00'
+$$;
+
+COMMENT ON FUNCTION pgflow.format_date(timestamptz) IS
+    'A moment in UTC, as ISO 8601 and Python write it: the same text whatever the time zone of the session is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.add_dates(payload jsonb, logical_date timestamptz, data_interval tstzrange)
+RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    SELECT payload || jsonb_strip_nulls(jsonb_build_object(
+        'logical_date', pgflow.format_date(logical_date),
+        'interval_start', pgflow.format_date(lower(data_interval)),
+        'interval_end', pgflow.format_date(upper(data_interval))))
+$$;
+
+COMMENT ON FUNCTION pgflow.add_dates(jsonb, timestamptz, tstzrange) IS
+    'The payload of the run of a date: an object, and in it what date the run is about.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.decide_date(on_existing text, status text) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    SELECT CASE WHEN status IS NULL THEN 'start'
+                WHEN on_existing = 'failed' AND status = 'failed' THEN 'reopen'
+                WHEN on_existing = 'all' AND status <> 'pending' THEN 'start'
+                ELSE 'leave' END
+$$;
+
+COMMENT ON FUNCTION pgflow.decide_date(text, text) IS
+    'What a backfill does with a date whose latest run has this status (NULL: there is none): start, reopen, leave.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_dated_run(
+    workflow_slug text, logical_date timestamptz, OUT run_id uuid, OUT status text
+)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT r.id, r.status INTO run_id, status FROM pgflow.runs r
+    WHERE r.workflow_slug = find_dated_run.workflow_slug AND r.logical_date = find_dated_run.logical_date
+    ORDER BY r.created_at DESC NULLS LAST, r.id LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_dated_run(text, timestamptz) IS
+    'The latest run of a workflow for a date, whether a schedule or a backfill has started it; NULL where there is none.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_free_id(workflow_slug text, logical_date timestamptz) RETURNS uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    number int := 0;
+    derived uuid;
+BEGIN
+    LOOP
+        derived := md5(format('%s/%s/%s', workflow_slug, pgflow.format_date(logical_date), number))::uuid;
+        EXIT WHEN NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = derived);
+        number := number + 1;
+    END LOOP;
+    RETURN derived;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_free_id(text, timestamptz) IS
+    'The id of the next run of a workflow for a date: two sessions that start it at once find the same. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.check_backfill(
+    workflow_slug text, dates timestamptz[], payload jsonb, max_active int, on_existing text, data_intervals tstzrange[]
+) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    most_dates CONSTANT int := 10000;
+    problem CONSTANT text := pgflow.find_json_problem(payload, true);
+    wrong timestamptz;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow.workflows w WHERE w.slug = check_backfill.workflow_slug) THEN
+        RAISE EXCEPTION 'unknown workflow "%"', coalesce(workflow_slug, 'NULL') USING ERRCODE = 'no_data_found';
+    ELSIF (jsonb_typeof(payload) = 'object') IS NOT TRUE THEN
+        RAISE EXCEPTION 'the payload of a backfill of workflow "%" is no object', workflow_slug
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give a JSON object: each run finds its date in it.';
+    ELSIF problem IS NOT NULL THEN
+        RAISE EXCEPTION 'the payload of a backfill of workflow "%" %', workflow_slug, problem
+            USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'json_limits';
+    ELSIF max_active IS NULL OR max_active NOT BETWEEN 1 AND 1000 THEN
+        RAISE EXCEPTION 'a backfill can''t have % runs under way at once', coalesce(max_active::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'max_active is 1 to 1000.';
+    ELSIF on_existing IS NULL OR on_existing NOT IN ('none', 'failed', 'all') THEN
+        RAISE EXCEPTION 'on_existing of a backfill can''t be "%"', coalesce(on_existing, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value',
+                  HINT = 'none leaves a date that has a run; failed reopens a failed run; all starts another run.';
+    ELSIF coalesce(cardinality(dates), 0) = 0 THEN
+        RAISE EXCEPTION 'a backfill of workflow "%" has no dates', workflow_slug
+            USING ERRCODE = 'invalid_parameter_value';
+    ELSIF cardinality(dates) > most_dates THEN
+        RAISE EXCEPTION 'a backfill of workflow "%" has % dates, more than %', workflow_slug, cardinality(dates), most_dates
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Start several backfills, one after the other.';
+    ELSIF data_intervals IS NOT NULL AND cardinality(data_intervals) <> cardinality(dates) THEN
+        RAISE EXCEPTION 'a backfill of workflow "%" has % dates and % data intervals', workflow_slug, cardinality(dates),
+                        cardinality(data_intervals)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Give one for each date, or NULL for all.';
+    END IF;
+    SELECT d.date INTO wrong FROM unnest(dates) AS d (date)
+    WHERE d.date IS NULL OR NOT isfinite(d.date) OR d.date > clock_timestamp() ORDER BY d.date LIMIT 1;
+    IF FOUND AND isfinite(wrong) THEN
+        RAISE EXCEPTION 'the date % of a backfill of workflow "%" lies in the future', pgflow.format_date(wrong), workflow_slug
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A schedule starts a run when its date has come.';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'a date of a backfill of workflow "%" is %', workflow_slug, coalesce(wrong::text, 'NULL')
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.check_backfill(text, timestamptz[], jsonb, int, text, tstzrange[]) IS
+    'Raises P0002 or 22023 where start_backfill can''t begin. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_dates(dates timestamptz[], data_intervals tstzrange[])
+RETURNS TABLE (logical_date timestamptz, data_interval tstzrange)
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    SELECT d.date, coalesce(d.given, CASE WHEN lag(d.date) OVER earlier IS NOT NULL
+                                          THEN tstzrange(lag(d.date) OVER earlier, d.date) END)
+    FROM (SELECT DISTINCT ON (u.date) u.date, u.given
+          FROM unnest(dates, data_intervals) AS u (date, given) ORDER BY u.date) d
+    WINDOW earlier AS (ORDER BY d.date)
+    ORDER BY d.date
+$$;
+
+COMMENT ON FUNCTION pgflow.list_dates(timestamptz[], tstzrange[]) IS
+    'Each date once, in order. The data interval of a date, where none is given, begins with the date before. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.preview_backfill(workflow_slug text, dates timestamptz[], on_existing text DEFAULT 'none')
+RETURNS TABLE (logical_date timestamptz, action text, run_id uuid, status text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM pgflow.check_backfill(workflow_slug, dates, '{}', 1, on_existing, NULL);
+    RETURN QUERY
+        SELECT d.logical_date, pgflow.decide_date(preview_backfill.on_existing, e.status), e.run_id, e.status
+        FROM pgflow.list_dates(dates, NULL) d
+        CROSS JOIN LATERAL pgflow.find_dated_run(preview_backfill.workflow_slug, d.logical_date) e
+        ORDER BY d.logical_date;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.preview_backfill(text, timestamptz[], text) IS
+    'What a backfill of these dates would do with each: start a run, reopen its run, or leave its run as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_ended_dates(backfill_id bigint, ended_run uuid)
+RETURNS TABLE (logical_date timestamptz, run_id uuid, has_failed boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF ended_run IS NOT NULL THEN
+        RETURN QUERY
+            SELECT d.logical_date, d.run_id, r.status = 'failed'
+            FROM pgflow.backfill_dates d JOIN pgflow.runs r ON r.id = d.run_id
+            WHERE d.run_id = ended_run AND d.backfill_id = list_ended_dates.backfill_id AND d.state = 'started'
+              AND r.status <> 'pending';
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT d.logical_date, d.run_id, coalesce(r.status = 'failed', false)
+        FROM pgflow.backfill_dates d
+        LEFT JOIN LATERAL (
+            SELECT r.status FROM pgflow.runs r WHERE r.id = d.run_id OFFSET 0) r ON true -- as in closes_cycle
+        WHERE d.backfill_id = list_ended_dates.backfill_id AND d.state = 'started'
+          AND r.status IS DISTINCT FROM 'pending'; -- a run that was deleted has ended before
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.list_ended_dates(bigint, uuid) IS
+    'The dates of a backfill whose run has ended, which is not noted yet; ended_run: looks only at this run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_next_date(backfill_id bigint, newest_first boolean) RETURNS pgflow.backfill_dates
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    next_date pgflow.backfill_dates;
+BEGIN
+    IF newest_first THEN
+        SELECT * INTO next_date FROM pgflow.backfill_dates d
+        WHERE d.backfill_id = find_next_date.backfill_id AND d.state = 'planned' ORDER BY d.logical_date DESC LIMIT 1;
+    ELSE
+        SELECT * INTO next_date FROM pgflow.backfill_dates d
+        WHERE d.backfill_id = find_next_date.backfill_id AND d.state = 'planned' ORDER BY d.logical_date LIMIT 1;
+    END IF;
+    RETURN next_date;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_next_date(bigint, boolean) IS
+    'The date of a backfill that is next; all NULL where none is planned. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_started_dates(backfill_id bigint) RETURNS int
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN (SELECT count(*) FROM pgflow.backfill_dates d
+            WHERE d.backfill_id = count_started_dates.backfill_id AND d.state = 'started');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_started_dates(bigint) IS 'How many dates of a backfill are under way. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.note_date(date pgflow.backfill_dates, state text, run_id uuid, note text) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    UPDATE pgflow.backfill_dates d SET state = note_date.state, run_id = note_date.run_id, note = note_date.note
+    WHERE d.backfill_id = date.backfill_id AND d.logical_date = date.logical_date
+$$;
+
+COMMENT ON FUNCTION pgflow.note_date(pgflow.backfill_dates, text, uuid, text) IS
+    'Notes what became of a date of a locked backfill. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.start_date(backfill pgflow.backfills, date pgflow.backfill_dates) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    existing pg_catalog.record;
+    action pg_catalog.text;
+    wanted pgflow.runs;
+    run pgflow.runs;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    SELECT * INTO existing FROM pgflow.find_dated_run(backfill.workflow_slug, date.logical_date);
+    action := pgflow.decide_date(backfill.on_existing, existing.status);
+    IF action OPERATOR(pg_catalog.=) 'leave' THEN
+        PERFORM pgflow.note_date(date, 'left', existing.run_id, pg_catalog.format('its run was %s', existing.status));
+        RETURN true;
+    ELSIF action OPERATOR(pg_catalog.=) 'reopen' THEN
+        -- Not waited for: a session that holds this run may wait for another one that this transaction holds.
+        PERFORM FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) existing.run_id FOR NO KEY UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN false;
+        END IF;
+        BEGIN
+            UPDATE pgflow.runs r SET backfill_id = backfill.id WHERE r.id OPERATOR(pg_catalog.=) existing.run_id;
+            PERFORM pgflow.reopen_run(existing.run_id);
+            PERFORM pgflow.note_date(date, 'started', existing.run_id, NULL);
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN -- a step of it was deleted; or another session was faster
+            PERFORM pgflow.note_date(date, 'left', existing.run_id, SQLERRM);
+        END;
+        RETURN true;
+    END IF;
+    wanted.workflow_slug := backfill.workflow_slug;
+    wanted.id := pgflow.find_free_id(backfill.workflow_slug, date.logical_date);
+    wanted.payload := pgflow.add_dates(backfill.payload, date.logical_date, date.data_interval);
+    wanted.logical_date := date.logical_date;
+    wanted.data_interval := date.data_interval;
+    wanted.backfill_id := backfill.id;
+    run := pgflow.begin_run(wanted);
+    IF (run.backfill_id OPERATOR(pg_catalog.=) backfill.id) IS NOT TRUE THEN
+        PERFORM pgflow.note_date(date, 'left', run.id, 'another backfill has started its run');
+    ELSE
+        -- A run whose steps are all skipped has ended already.
+        PERFORM pgflow.note_date(date, CASE WHEN run.status OPERATOR(pg_catalog.=) 'pending' THEN 'started' ELSE 'ended' END,
+                                 run.id, NULL);
+    END IF;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.start_date(pgflow.backfills, pgflow.backfill_dates) IS
+    'Starts the run of a date of a locked backfill, or reopens it, or leaves it; false where another session holds the '
+    'run at this moment. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.advance_backfill(
+    backfill_id bigint, at_most int DEFAULT 1000, ended_run uuid DEFAULT NULL
+) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    backfill pgflow.backfills;
+    date pgflow.backfill_dates;
+    ended pg_catalog.record;
+    looked_at int := 0;
+BEGIN
+    IF pgflow.is_under_policies() OR pg_catalog.row_security_active('pgflow.backfills'::pg_catalog.regclass)
+       OR pg_catalog.row_security_active('pgflow.backfill_dates'::pg_catalog.regclass) THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    SELECT * INTO backfill FROM pgflow.backfills b
+    WHERE b.id OPERATOR(pg_catalog.=) advance_backfill.backfill_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        PERFORM pgflow.require_backfill(advance_backfill.backfill_id);
+        RETURN 0; -- another session advances it at this moment
+    END IF;
+    FOR ended IN SELECT * FROM pgflow.list_ended_dates(backfill.id, advance_backfill.ended_run) LOOP
+        UPDATE pgflow.backfill_dates d SET state = 'ended'
+        WHERE d.backfill_id OPERATOR(pg_catalog.=) backfill.id
+          AND d.logical_date OPERATOR(pg_catalog.=) ended.logical_date;
+        IF ended.has_failed AND backfill.stop_on_failure AND backfill.status OPERATOR(pg_catalog.=) 'running' THEN
+            backfill := pgflow.set_backfill(backfill.id, 'paused', pg_catalog.format(
+                'run %s of %s has failed', ended.run_id, pgflow.format_date(ended.logical_date)));
+        END IF;
+    END LOOP;
+    WHILE backfill.status OPERATOR(pg_catalog.=) 'running' AND looked_at OPERATOR(pg_catalog.<) at_most
+          AND pgflow.count_started_dates(backfill.id) OPERATOR(pg_catalog.<) backfill.max_active LOOP
+        date := pgflow.find_next_date(backfill.id, backfill.newest_first);
+        EXIT WHEN date.backfill_id IS NULL OR NOT pgflow.start_date(backfill, date);
+        looked_at := looked_at OPERATOR(pg_catalog.+) 1;
+    END LOOP;
+    PERFORM pgflow.finish_backfill(backfill);
+    RETURN looked_at;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.advance_backfill(bigint, int, uuid) IS
+    'Notes which runs of a backfill have ended, and starts planned dates up to max_active; returns how many dates it has '
+    'decided, at most so many. 0 where another session does it at this moment. ended_run: looks only at this one.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.require_backfill(backfill_id bigint) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow.backfills b WHERE b.id = require_backfill.backfill_id) THEN
+        RAISE EXCEPTION 'unknown backfill %', coalesce(backfill_id::text, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.require_backfill(bigint) IS 'Raises P0002 where there is no such backfill. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.set_backfill(backfill_id bigint, status text, note text) RETURNS pgflow.backfills
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    UPDATE pgflow.backfills b SET status = set_backfill.status, note = left(set_backfill.note, 10000)
+    WHERE b.id = set_backfill.backfill_id RETURNING b.*
+$$;
+
+COMMENT ON FUNCTION pgflow.set_backfill(bigint, text, text) IS
+    'Gives a backfill a status, and a note that says why. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.finish_backfill(backfill pgflow.backfills) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+BEGIN
+    IF backfill.finished_at IS NULL AND pgflow.count_started_dates(backfill.id) = 0
+       AND (pgflow.find_next_date(backfill.id, false)).backfill_id IS NULL THEN
+        UPDATE pgflow.backfills b
+        SET status = CASE b.status WHEN 'cancelled' THEN b.status ELSE 'completed' END, finished_at = clock_timestamp()
+        WHERE b.id = backfill.id;
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.finish_backfill(pgflow.backfills) IS
+    'Ends a locked backfill that has no date left, planned or under way. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_backfills_of(run_id uuid) RETURNS bigint[]
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN ARRAY(SELECT d.backfill_id FROM pgflow.backfill_dates d
+                 WHERE d.run_id = find_backfills_of.run_id AND d.state = 'started' ORDER BY d.backfill_id);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_backfills_of(uuid) IS 'The backfills that wait for the end of a run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.continue_backfills(ended_run uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    waiting bigint;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    BEGIN
+        FOREACH waiting IN ARRAY pgflow.find_backfills_of(ended_run) LOOP
+            PERFORM pgflow.advance_backfill(waiting, 100, ended_run);
+        END LOOP;
+        SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, and take the run's end back
+    -- Whatever keeps the next date from being started, the run has ended. The next look of a service tells why.
+    EXCEPTION WHEN OTHERS OR assert_failure THEN
+        NULL;
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.continue_backfills(uuid) IS
+    'advance_backfill for each backfill that waits for the end of a run, in the transaction that ends it. An error changes '
+    'nothing. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.await_again(reopened_run uuid) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+    UPDATE pgflow.backfill_dates d SET state = 'started' WHERE d.run_id = reopened_run AND d.state = 'ended'
+$$;
+
+COMMENT ON FUNCTION pgflow.await_again(uuid) IS
+    'A run of a backfill was reopened: it counts as under way again. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.start_backfill(
+    workflow_slug text, dates timestamptz[], payload jsonb DEFAULT '{}', max_active int DEFAULT 1,
+    on_existing text DEFAULT 'none', newest_first boolean DEFAULT false, stop_on_failure boolean DEFAULT false,
+    data_intervals tstzrange[] DEFAULT NULL, schedule text DEFAULT NULL
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    started bigint;
+BEGIN
+    IF pgflow.is_under_policies() OR pg_catalog.row_security_active('pgflow.backfills'::pg_catalog.regclass)
+       OR pg_catalog.row_security_active('pgflow.backfill_dates'::pg_catalog.regclass) THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    PERFORM pgflow.check_backfill(workflow_slug, dates, payload, max_active, on_existing, data_intervals);
+    INSERT INTO pgflow.backfills (workflow_slug, payload, max_active, on_existing, newest_first, stop_on_failure, schedule)
+    VALUES (start_backfill.workflow_slug, start_backfill.payload, start_backfill.max_active, start_backfill.on_existing,
+            coalesce(start_backfill.newest_first, false), coalesce(start_backfill.stop_on_failure, false),
+            start_backfill.schedule)
+    RETURNING id INTO started;
+    INSERT INTO pgflow.backfill_dates (backfill_id, logical_date, data_interval)
+    SELECT started, d.logical_date, d.data_interval FROM pgflow.list_dates(dates, data_intervals) d;
+    PERFORM pgflow.advance_backfill(started);
+    RETURN started;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.start_backfill(text, timestamptz[], jsonb, int, text, boolean, boolean, tstzrange[], text) IS
+    'Plans a run of a workflow for each of these dates, starts the first ones, and returns the id of the backfill. A date '
+    'that has a run: on_existing none leaves it, failed reopens it if it has failed, all starts another one if it has ended.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.pause_backfill(backfill_id bigint, reason text DEFAULT NULL) RETURNS pgflow.backfills
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    backfill pgflow.backfills;
+BEGIN
+    PERFORM pgflow.require_backfill(backfill_id);
+    SELECT * INTO backfill FROM pgflow.backfills b WHERE b.id = pause_backfill.backfill_id FOR NO KEY UPDATE;
+    IF backfill.status = 'paused' THEN
+        RETURN backfill;
+    ELSIF backfill.status <> 'running' THEN
+        RAISE EXCEPTION 'backfill % can''t be paused: it is %', backfill_id, backfill.status
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'backfills_status';
+    END IF;
+    RETURN pgflow.set_backfill(backfill_id, 'paused', coalesce(reason, 'as requested'));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.pause_backfill(bigint, text) IS
+    'Starts no further date of a backfill; the runs that are under way go on. A paused one stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.resume_backfill(backfill_id bigint) RETURNS pgflow.backfills
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    backfill pgflow.backfills;
+BEGIN
+    IF pgflow.is_under_policies() OR pg_catalog.row_security_active('pgflow.backfills'::pg_catalog.regclass)
+       OR pg_catalog.row_security_active('pgflow.backfill_dates'::pg_catalog.regclass) THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    PERFORM pgflow.require_backfill(resume_backfill.backfill_id);
+    SELECT * INTO backfill FROM pgflow.backfills b
+    WHERE b.id OPERATOR(pg_catalog.=) resume_backfill.backfill_id FOR NO KEY UPDATE;
+    IF backfill.status OPERATOR(pg_catalog.=) 'running' THEN
+        RETURN backfill;
+    ELSIF backfill.status OPERATOR(pg_catalog.<>) 'paused' THEN
+        RAISE EXCEPTION 'backfill % can''t go on: it is %', backfill.id, backfill.status
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'backfills_status', HINT = 'Start another backfill.';
+    END IF;
+    PERFORM pgflow.set_backfill(backfill.id, 'running', NULL);
+    PERFORM pgflow.advance_backfill(backfill.id);
+    SELECT * INTO backfill FROM pgflow.backfills b WHERE b.id OPERATOR(pg_catalog.=) resume_backfill.backfill_id;
+    RETURN backfill;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.resume_backfill(bigint) IS
+    'Lets a paused backfill go on with its next dates. A running one stays as it is.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.cancel_backfill(
+    backfill_id bigint, cancel_runs boolean DEFAULT false, reason text DEFAULT NULL
+) RETURNS pgflow.backfills
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    backfill pgflow.backfills;
+    under_way pg_catalog.uuid;
+BEGIN
+    IF pgflow.is_under_policies() OR pg_catalog.row_security_active('pgflow.backfills'::pg_catalog.regclass)
+       OR pg_catalog.row_security_active('pgflow.backfill_dates'::pg_catalog.regclass) THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    PERFORM pgflow.require_backfill(cancel_backfill.backfill_id);
+    SELECT * INTO backfill FROM pgflow.backfills b
+    WHERE b.id OPERATOR(pg_catalog.=) cancel_backfill.backfill_id FOR NO KEY UPDATE;
+    IF backfill.status OPERATOR(pg_catalog.=) 'completed' THEN
+        RAISE EXCEPTION 'backfill % can''t be cancelled: it is completed', backfill.id
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'backfills_status';
+    ELSIF backfill.status OPERATOR(pg_catalog.<>) 'cancelled' THEN
+        backfill := pgflow.set_backfill(backfill.id, 'cancelled', coalesce(cancel_backfill.reason, 'as requested'));
+        UPDATE pgflow.backfill_dates d SET state = 'left', note = 'the backfill was cancelled'
+        WHERE d.backfill_id OPERATOR(pg_catalog.=) backfill.id AND d.state OPERATOR(pg_catalog.=) 'planned';
+    END IF;
+    IF cancel_backfill.cancel_runs THEN
+        FOR under_way IN
+            SELECT d.run_id FROM pgflow.backfill_dates d
+            WHERE d.backfill_id OPERATOR(pg_catalog.=) backfill.id AND d.state OPERATOR(pg_catalog.=) 'started'
+            ORDER BY d.run_id
+        LOOP
+            PERFORM pgflow.cancel_run(r.id, pg_catalog.format('backfill %s was cancelled: %s', backfill.id, backfill.note))
+            FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) under_way;
+        END LOOP;
+    END IF;
+    PERFORM pgflow.advance_backfill(backfill.id); -- notes what has ended
+    SELECT * INTO backfill FROM pgflow.backfills b WHERE b.id OPERATOR(pg_catalog.=) cancel_backfill.backfill_id;
+    RETURN backfill;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.cancel_backfill(bigint, boolean, text) IS
+    'Leaves the planned dates of a backfill for good. Its runs that are under way go on, or end as cancelled (cancel_runs). '
+    'A cancelled one stays as it is.';
 
 
 ------------------------------------------------------------------------------------------------------------

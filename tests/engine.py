@@ -44,6 +44,9 @@ class Run:
     taken_in: int | None = None
     uses_rules: bool = False
     continues: bool = False
+    logical_date: datetime | None = None
+    data_interval: object = None
+    backfill_id: int | None = None
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ COMMANDS = {
     "worker": ("worker:worker", "Execute runs as they come, in this process."),
     "serve": ("serve:serve", "Deploy workflows and execute their runs, each in a process of its own."),
     "bridge": ("bridge:bridge", "Submit the runs that SQL starts to Prefect's own workers."),
+    "backfill": ("backfill:app", "Start runs for dates of the past, and steer them."),
     "runs": ("runs:runs", "List the newest runs."),
     "status": ("status:status", "Show a run and its steps."),
     "logs": ("logs:logs", "Show what a run's handlers have logged."),

@@ -55,6 +55,7 @@ class Pruned:
     runs: int = 0
     definitions: int = 0
     swept: Swept | None = None
+    backfills: int = 0
 
 
 def read_age(text: str) -> timedelta:
@@ -87,7 +88,8 @@ def prune(
 
     Pending runs are never deleted. A run that a process still holds, or whose end Prefect does not show yet, stays a
     day longer, unless you ask for any age. Snapshots of former definitions are deleted with the last run that refers
-    to them. Prefect's flow runs stay. You can run several prunes at once. Ctrl-C stops after the present batch.
+    to them, and so are backfills. Prefect's flow runs stay. You can run several prunes at once. Ctrl-C stops after the
+    present batch.
 
     Example: `pgflow-prefect prune --older-than 30d`
 
@@ -178,6 +180,8 @@ def _describe(pruned: Pruned) -> str:
     parts = [_count_of(pruned.runs, "run")]
     if pruned.definitions:
         parts.append(_count_of(pruned.definitions, "former definition"))
+    if pruned.backfills:
+        parts.append(_count_of(pruned.backfills, "backfill"))
     if pruned.swept is not None:
         parts.append(f"{_count_of(pruned.swept.objects, 'stored result')} of runs that are gone")
     return f"deleted {', and '.join(parts)}"
@@ -254,6 +258,8 @@ async def _prune_old(store: Store, chosen: Choice, older_than: timedelta, pruned
             pruned.runs += found
             progress.update(progress.task_ids[0], completed=pruned.runs)
     pruned.definitions = await store.prune_definitions(chosen.workflows)
+    if chosen.status is None:
+        pruned.backfills = await store.prune_backfills(older_than, chosen.workflows)
 
 
 async def _sweep(

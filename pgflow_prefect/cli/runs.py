@@ -74,6 +74,9 @@ def runs(
     elif found:
         columns: tuple[str, ...] = ("run", "workflow", "status", "created", "took", "steps", "error")
         rows = [_describe_run(each) for each in found]
+        if any(each.logical_date for each in found):
+            columns = (*columns, "logical date")
+            rows = [(*row, format_time(each.logical_date)) for row, each in zip(rows, found, strict=True)]
         if any(each.is_unshown for each in found):
             columns = (*columns, "prefect")
             rows = [(*row, "not shown" if each.is_unshown else "") for row, each in zip(rows, found, strict=True)]

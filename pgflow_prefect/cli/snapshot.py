@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pgflow_prefect.cli.console import format_duration, shorten, style_status
+from pgflow_prefect.cli.console import format_duration, format_time, shorten, style_status
 from pgflow_prefect.models import Held, Run, Status, StepState
 from pgflow_prefect.render.labels import clean, cut, measure
 from pgflow_prefect.render.progress import Look, find_look, write_tasks
@@ -78,6 +78,8 @@ class Snapshot:
         lines = [f"run {run.id} of workflow {run.workflow_slug!r}: {describe_run_status(run)}"]
         if run.error_message:
             lines.append(run.error_message)
+        if run.logical_date is not None:
+            lines.append(_describe_dates(run))
         if run.status is Status.PENDING:
             lines += self._describe_owner() if self.executes else ["pgflow's own workers execute it"]
         if run.is_unshown:
@@ -211,6 +213,13 @@ def describe_run_status(run: Run) -> str:
 def count(number: int, thing: str) -> str:
     """Return a number with its noun."""
     return f"{number} {thing}{'s'[: number != 1]}"
+
+
+def _describe_dates(run: Run) -> str:
+    """Return a sentence about the logical date, in the user's time zone."""
+    since = f", with the data since {format_time(run.interval_start)}" if run.interval_start is not None else ""
+    backfill = f"; backfill {run.backfill_id}" if run.backfill_id is not None else ""
+    return f"for the date {format_time(run.logical_date)}{since}{backfill}"
 
 
 def _describe_unshown(run: Run) -> str:

@@ -20,8 +20,7 @@ from pgflow_prefect.errors import (
     UnstorableTextError,
     UsageError,
 )
-from pgflow_prefect.models import AnyOutcome, Status, TaskKey
-from pgflow_prefect.raw_json import RawJson
+from pgflow_prefect.models import AnyOutcome, Status, StepInput, TaskKey
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Pauses
 
@@ -82,11 +81,11 @@ class ConsumerStore:
             return None
         return Handover(str(row["workflow_slug"]), None if row["handler"] is None else str(row["handler"]))
 
-    async def read_input(self, run_id: UUID, task: TaskKey) -> tuple[RawJson, RawJson]:
-        """Return the run's payload, and the results of the step's upstream steps: an object, by slug."""
+    async def read_input(self, run_id: UUID, task: TaskKey) -> StepInput:
+        """Return what a step's input is made of."""
         row = await self._fetch("read_input", run_id=run_id, upstream=None, **task.as_parameters())
         assert row is not None
-        return RawJson(str(row["payload"])), RawJson(str(row["upstream_results"]))
+        return StepInput.model_validate(row)
 
     async def complete(
         self, run_id: UUID, task: TaskKey, attempt: int, result: str, outcome: AnyOutcome | None = None

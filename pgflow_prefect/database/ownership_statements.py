@@ -1,6 +1,7 @@
 """The part of the store for owners: starting, taking, linking and releasing runs."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from uuid import UUID
 
 from pgflow_prefect.database.connection import Row
@@ -12,7 +13,14 @@ class OwnershipStatements(Statements):
     """The flow runs that may write for runs, and the runs that wait for one."""
 
     async def create_run(
-        self, workflow_slug: str, payload: str, run_id: UUID, flow_run_id: UUID | None = None
+        self,
+        workflow_slug: str,
+        payload: str,
+        run_id: UUID,
+        flow_run_id: UUID | None = None,
+        *,
+        logical_date: datetime | None = None,
+        interval_start: datetime | None = None,
     ) -> int | None:
         """Start a run and its root steps, and take it at once; with the same id again, take the existing run.
 
@@ -21,6 +29,8 @@ class OwnershipStatements(Statements):
             payload: JSON text.
             run_id: the run's id.
             flow_run_id: its owner; without one, the run is reserved for a flow run that is about to be created.
+            logical_date: when its schedule was due.
+            interval_start: when its schedule was due before.
 
         Returns:
             The epoch, or None if the run has ended.
@@ -35,6 +45,8 @@ class OwnershipStatements(Statements):
             workflow_slug=workflow_slug,
             payload=payload,
             flow_run_id=flow_run_id,
+            logical_date=logical_date,
+            interval_start=interval_start,
             **self.lease_terms._asdict(),
         )
         return _find_epoch(rows)

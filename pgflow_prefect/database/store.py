@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from pgflow_prefect.database.backfill_statements import BackfillStatements
 from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.holder_statements import HolderStatements
@@ -57,6 +58,7 @@ _SIMILAR_SHOWN = 5
 
 
 class Store(
+    BackfillStatements,
     BindingStatements,
     HolderStatements,
     InstallationStatements,

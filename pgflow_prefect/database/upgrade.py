@@ -6,7 +6,8 @@ Each script upgrades the database in one transaction. Four changes would take to
 - A statement that began before the scripts goes on with the former functions, and those need the former key. So `init`
   exchanges the key after the scripts, when such statements have ended.
 - Former versions marked a cancelled run by its message only. So `init` reads all ended runs before the scripts.
-- The index that runs are taken by needs a column of the scripts. So `init` builds it after them, `CONCURRENTLY`.
+- The indexes that runs are taken by, and found by their dates, need columns of the scripts. So `init` builds them after
+  the scripts, `CONCURRENTLY`.
 
 If a script or an exchange meets a lock, it gives way after half a second, and tries again.
 """
@@ -67,6 +68,7 @@ class _Prepared(NamedTuple):
 
 _TO_TAKE = _Prepared("pgflow", "runs", "runs_to_take", "build_index_to_take")
 _FORMER_PENDING = _Prepared("pgflow", "runs", "runs_pending", "")
+_DATED = _Prepared("pgflow", "runs", "runs_dated", "build_index_of_dates")
 
 _GIVES_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)  # two `init` may wait for each other
 
@@ -89,6 +91,8 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
         if unkeyed:
             await _await_former_statements(connection)
         await _replace_pending_index(connection)
+        if "pgflow.sql" in scripts:  # else the runs have no dates
+            await _build_beside(connection, _DATED)
         # Again, because in an empty database the scripts have made the tables.
         for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]

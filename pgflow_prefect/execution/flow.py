@@ -6,6 +6,7 @@ from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -52,6 +53,7 @@ from pgflow_prefect.prefect_api.event_sender import find_outbox
 from pgflow_prefect.prefect_api.ids import TaskRunIds, find_run_id
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.prefect_api.schedules import find_due_before, find_logical_date
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
@@ -202,7 +204,16 @@ class Execution:
                 read = partial(read_scheduled, store, self.workflow_slug, schedule_id, run_id)
                 raw = await self._persist(store, read)
             await self._persist(store, lambda: check_payload(store, self.workflow_slug, self.handlers, raw))
-            create = partial(store.create_run, self.workflow_slug, raw.text, run_id, flow_run.id)
+            logical_date = find_logical_date(flow_run)
+            create = partial(
+                store.create_run,
+                self.workflow_slug,
+                raw.text,
+                run_id,
+                flow_run.id,
+                logical_date=logical_date,
+                interval_start=None if logical_date is None else await _find_interval_start(flow_run),
+            )
             epoch = await self._persist(store, create)
         else:
             given = run_id
@@ -368,6 +379,15 @@ def _tell_of_past(steps: int | None, remaining: int | None) -> None:
     if steps is not None and remaining is not None and remaining < steps:
         done = steps - remaining
         get_run_logger().info("%d of %d steps were completed before and are not executed again", done, steps)
+
+
+async def _find_interval_start(flow_run: FlowRun) -> datetime | None:
+    """Return when the schedule of a flow run was due before; None where Prefect can't tell."""
+    try:
+        return await find_due_before(_get_client(), flow_run)
+    except Exception as error:  # noqa: BLE001  the run begins with its date alone
+        get_run_logger().warning("The data interval of the run is not known: %s", describe_error(error))
+        return None
 
 
 async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:

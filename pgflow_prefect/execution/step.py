@@ -4,7 +4,7 @@ from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from time import monotonic
 from typing import Any
@@ -382,6 +382,9 @@ class Step:
             logger=self._logger,
             shadow=shadow,
             failed_steps=failed,
+            logical_date=_to_utc(claim.logical_date),
+            data_interval_start=_to_utc(claim.interval_start),
+            data_interval_end=_to_utc(claim.interval_end),
         )
         results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
         return StepExecution.of(context, transaction, settle, results)
@@ -590,6 +593,10 @@ class Step:
     def _give_up(self, reason: str) -> State[None]:
         self._logger.warning("step %r: %s", self.slug, reason)
         return superseded(reason)
+
+
+def _to_utc(moment: datetime | None) -> datetime | None:
+    return None if moment is None else moment.astimezone(UTC)
 
 
 def _split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:

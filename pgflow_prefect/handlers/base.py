@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
@@ -15,9 +16,10 @@ from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.handlers.stored import ResultOptions, StepResults, Storage
-from pgflow_prefect.models import Claim
+from pgflow_prefect.models import Claim, StepInput
 from pgflow_prefect.programs import Program
 from pgflow_prefect.raw_json import RawJson, write_object
+from pgflow_prefect.wording import write_moment
 
 C = TypeVar("C")
 
@@ -52,6 +54,11 @@ class AnyStepContext(Generic[C]):
         shadow: the step is external, and this result is only compared: do nothing that has an effect elsewhere.
         failed_steps: those of the run that had failed when this attempt began, in the order of their ends; empty unless
             the rule of this step lets it run after a failure. Steps that were not run are not among them.
+        logical_date: the time that the run is about, in UTC: when its schedule was due, or the date of its backfill.
+            None for any other run.
+        data_interval_start: the beginning of the run's data interval, in UTC: when its schedule was due before. None
+            where that is not known.
+        data_interval_end: its end, which is the logical date.
     """
 
     run_id: UUID
@@ -62,6 +69,9 @@ class AnyStepContext(Generic[C]):
     shadow: bool = False
     index: int = 0
     failed_steps: tuple[FailedStep, ...] = ()
+    logical_date: datetime | None = None
+    data_interval_start: datetime | None = None
+    data_interval_end: datetime | None = None
     _connect: Callable[[], Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -299,13 +309,33 @@ def make_policy(binding: Binding) -> RetryPolicy:
     )
 
 
-def make_input(claim: Claim) -> RawJson:
+def make_input(claim: Claim | StepInput) -> RawJson:
     """Return a step's input for SQL functions, endpoints and queues: `{"payload": …, "<upstream step>": …}`.
 
     The result of a step called `payload` has the key `payload_`, as in Python. Values pass unchanged from the database,
-    and are not parsed.
+    and are not parsed. If the run has a logical date, the payload has it, too.
     """
-    return join_input(claim.payload or _NULL, claim.upstream_results or _NONE)
+    payload = claim.payload or _NULL
+    if claim.logical_date is not None:
+        payload = add_dates(payload, claim.logical_date, claim.interval_start, claim.interval_end)
+    return join_input(payload, claim.upstream_results or _NONE)
+
+
+def add_dates(payload: RawJson, logical_date: datetime, start: datetime | None, end: datetime | None) -> RawJson:
+    """Return a payload with the dates of its run, as `pgflow.add_dates` writes them; one that is no object stays so.
+
+    Args:
+        payload: any document. A member that it has stays.
+        logical_date: the time that the run is about.
+        start: the beginning of its data interval.
+        end: its end.
+    """
+    if not payload.text.lstrip().startswith("{"):
+        return payload
+    dates = {"logical_date": logical_date, "interval_start": start, "interval_end": end}
+    named = {name: RawJson.of(write_moment(moment)) for name, moment in dates.items() if moment is not None}
+    members = payload.split()
+    return payload if named.keys() <= members.keys() else write_object(named | members)
 
 
 def join_input(payload: RawJson, results: RawJson) -> RawJson:

@@ -32,7 +32,7 @@ from pgflow_prefect.handlers.row_policy import InternalAddressError, refuse_orig
 from pgflow_prefect.models import Claim
 from pgflow_prefect.origins import Origin, find_origin
 from pgflow_prefect.raw_json import RawJson, write_object
-from pgflow_prefect.wording import clean_lines
+from pgflow_prefect.wording import clean_lines, write_moment
 
 LONGEST_RETRY_AFTER = 3600.0
 """Seconds: a longer Retry-After counts as this."""
@@ -229,8 +229,20 @@ def make_headers(context: AnyStepContext[Any]) -> dict[str, str]:
         named["Pgflow-Item"] = ",".join(map(str, context.item_indexes))
     elif context.index:
         named["Pgflow-Task-Index"] = str(context.index)
-    own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"}
+    own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"} | _write_dates(
+        context
+    )
     return own | {name: quote(value, safe="/") for name, value in named.items()}
+
+
+def _write_dates(context: AnyStepContext[Any]) -> dict[str, str]:
+    """Return the headers that name the run's logical date and its data interval, if it has them."""
+    dates = {
+        "Pgflow-Logical-Date": context.logical_date,
+        "Pgflow-Data-Interval-Start": context.data_interval_start,
+        "Pgflow-Data-Interval-End": context.data_interval_end,
+    }
+    return {name: write_moment(moment) for name, moment in dates.items() if moment is not None}
 
 
 async def read_body(response: httpx.Response, limit: int) -> bytes:

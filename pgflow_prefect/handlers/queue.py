@@ -12,7 +12,7 @@ from uuid import UUID
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError
 
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
@@ -39,6 +39,7 @@ from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, 
 from pgflow_prefect.models import Claim, TaskKey
 from pgflow_prefect.origins import Origin
 from pgflow_prefect.raw_json import RawJson, write_object
+from pgflow_prefect.wording import write_moment
 
 _NO_TABLE = "42P01"  # PostgreSQL's code
 _SIGNATURE = re.compile(rb',"signature":"[0-9a-f]{64}"\}\Z')
@@ -54,6 +55,7 @@ class StepMessage(BaseModel):
         task_index: which of the step's tasks this is; the message of a plain step does not name it.
         attempt: which execution of the step this is, counted from 1; a report with another number is refused.
         idempotency_key: the same for every attempt.
+        logical_date: the time that the run is about; the message of a run without one does not name it.
         input: `{"payload": …, "<upstream step>": …}`.
     """
 
@@ -65,6 +67,7 @@ class StepMessage(BaseModel):
     task_index: int = Field(default=0, ge=0)
     attempt: int = Field(ge=1)
     idempotency_key: str
+    logical_date: AwareDatetime | None = None
     input: dict[str, JsonValue]
     _input: RawJson | None = PrivateAttr(default=None)
 
@@ -295,6 +298,7 @@ class QueueHandler:
             "workflow_slug": context.workflow_slug,
             "step_slug": context.step_slug,
             **({"task_index": context.index} if context.index else {}),
+            **({"logical_date": write_moment(context.logical_date)} if context.logical_date is not None else {}),
             "attempt": context.attempt,
             "idempotency_key": context.idempotency_key,
         }

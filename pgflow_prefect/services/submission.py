@@ -20,6 +20,11 @@ from pgflow_prefect.prefect_api.internals import to_state_create
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags, make_ownership_tag
 
 
+def make_backfill_tags(run: TakenRun) -> list[str]:
+    """Return the tag by which Prefect shows the flow runs of a backfill together; none for a live run."""
+    return [] if run.backfill_id is None else [f"backfill:{run.backfill_id}"]
+
+
 async def create_submission(
     writer: FlowRunWriter,
     client: PrefectClient,
@@ -108,6 +113,6 @@ def _make_body(
         "parameters": {"run_id": str(run.run_id)},
         "state": to_state_create(state).model_dump(mode="json", exclude_unset=True),
         "idempotency_key": run.idempotency_key,
-        "tags": [make_ownership_tag(installation)] if installation is not None else [],
+        "tags": [*([make_ownership_tag(installation)] if installation is not None else []), *make_backfill_tags(run)],
         "empirical_policy": {**(policy or {})},
     }

@@ -315,6 +315,9 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[])') IS NOT NULL THEN
         DROP FUNCTION pgflow_prefect.choose_runs(text, int, boolean, double precision, uuid[]); -- it read what was taken
     END IF;
+    IF to_regprocedure('pgflow_prefect.choose_runs(text, boolean, int, boolean, double precision, uuid[])') IS NOT NULL THEN
+        DROP FUNCTION pgflow_prefect.choose_runs(text, boolean, int, boolean, double precision, uuid[]); -- no backfills
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_class
                    WHERE oid = 'pgflow_prefect.task_runs'::regclass AND 'fillfactor=70' = ANY (reloptions)) THEN
         ALTER TABLE pgflow_prefect.task_runs SET (fillfactor = 70); -- a state's change is an update in place
@@ -322,15 +325,20 @@ BEGIN
 END
 $columns$;
 
--- What a function returns can't be changed in place: those that did not tell of skips go.
+-- What a function returns can't be changed in place: those that did not tell of skips or dates go.
 DO $skips$
 DECLARE
     former record;
 BEGIN
     FOR former IN
         SELECT p.oid::regprocedure AS signature
-        FROM (VALUES ('claim_step(uuid,text,int,int,uuid,text[],boolean,text,boolean,text)', 'skip_reason'),
-                     ('perform_tasks(jsonb)', 'skip_reason'),
+        FROM (VALUES ('claim_step(uuid,text,int,int,uuid,text[],boolean,text,boolean,text)', 'logical_date'),
+                     ('perform_tasks(jsonb)', 'logical_date'),
+                     ('read_input(uuid,text,int,text[])', 'logical_date'),
+                     ('read_run(uuid,double precision,boolean)', 'logical_date'),
+                     ('list_runs(text,text,text,timestamptz,int,double precision,boolean)', 'logical_date'),
+                     ('create_run(text,jsonb,uuid,uuid,text,double precision,int)', 'logical_date'),
+                     ('take_runs(text[],int,boolean,text,double precision,int,uuid[],boolean)', 'backfill_id'),
                      ('list_step_states(uuid)', 'skip_message'), ('list_step_ends(uuid,text[])', 'skip_message'),
                      ('complete_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
                      ('complete_pending_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
@@ -779,15 +787,22 @@ COMMENT ON FUNCTION pgflow_prefect.note_flow_run(uuid, int, uuid) IS 'Adds to th
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.create_run(
     workflow_slug text, payload jsonb, run_id uuid, flow_run_id uuid, held_by text, lease double precision,
-    max_recoveries int
+    max_recoveries int, logical_date timestamptz DEFAULT NULL, interval_start timestamptz DEFAULT NULL
 ) RETURNS int
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
+    wanted pgflow.runs;
     run pgflow.runs;
 BEGIN
+    wanted.workflow_slug := workflow_slug;
+    wanted.id := run_id;
+    wanted.payload := payload;
+    wanted.logical_date := logical_date;
+    wanted.data_interval := CASE WHEN interval_start IS NOT NULL
+                                 THEN pg_catalog.tstzrange(interval_start, logical_date) END;
     -- One transaction: otherwise a worker could take the run after its start.
-    run := pgflow.run_workflow(workflow_slug, payload, run_id);
+    run := pgflow.begin_run(wanted);
     -- The run's id follows from the flow run's id, so another session may have used it before. In a run that this
     -- transaction has inserted, a trigger may have changed the payload.
     IF (run.payload OPERATOR(pg_catalog.=) create_run.payload) IS NOT TRUE
@@ -805,8 +820,9 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.create_run(text, jsonb, uuid, uuid, text, double precision, int) IS
-    'pgflow.run_workflow and take_run in one.';
+COMMENT ON FUNCTION pgflow_prefect.create_run(
+    text, jsonb, uuid, uuid, text, double precision, int, timestamptz, timestamptz) IS
+    'pgflow.run_workflow and take_run in one. A run that a schedule starts has the logical date at which it is due.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.set_aside(run_id uuid, reason text) RETURNS void
@@ -828,8 +844,8 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
-    workflow_slug text, held boolean, wanted int, adopt boolean, lease double precision, besides uuid[]
-) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean)
+    workflow_slug text, held boolean, wanted int, adopt boolean, lease double precision, besides uuid[], live boolean
+) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean, backfill_id bigint)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -846,7 +862,7 @@ BEGIN
     END IF;
     RETURN QUERY
         SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
-               (r.created_at >= enabling.first_enabled) IS NOT TRUE
+               (r.created_at >= enabling.first_enabled) IS NOT TRUE, r.backfill_id
         FROM pgflow.runs r
         LEFT JOIN LATERAL (
             SELECT o AS whole, o.*
@@ -854,6 +870,7 @@ BEGIN
         WHERE r.workflow_slug = choose_runs.workflow_slug AND r.status = 'pending'
           AND (r.taken_in IS DISTINCT FROM r.epoch) = (NOT held) -- as the index has it
           AND r.id <> ALL (coalesce(besides, '{}'))
+          AND coalesce((r.backfill_id IS NULL) = live, true)
           -- A run that was taken before it could be noted looks free.
           AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
                    ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, enabling) END
@@ -866,15 +883,32 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.choose_runs(text, boolean, int, boolean, double precision, uuid[]) IS
+COMMENT ON FUNCTION pgflow_prefect.choose_runs(text, boolean, int, boolean, double precision, uuid[], boolean) IS
     'Locks the runs of a workflow that take_runs is to take, and returns them: free ones, or (held) those that were '
-    'taken and whose lease has run out. Internal.';
+    'taken and whose lease has run out. live: without those of backfills; false: only those; NULL: all. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_looks(workflow_slugs text[])
+RETURNS TABLE (workflow_slug text, live boolean)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT w.slug, l.live
+    FROM (VALUES (1, true, true), (2, true, false), (3, false, NULL)) AS l (turn, with_backfills, live)
+    CROSS JOIN unnest(workflow_slugs) WITH ORDINALITY AS w (slug, place)
+    WHERE l.with_backfills = EXISTS (SELECT FROM pgflow.backfills)
+    ORDER BY l.turn, w.place
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_looks(text[]) IS
+    'In which order take_runs looks for runs: all workflows, and where there are backfills, their runs after the live runs '
+    'of all workflows. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
     besides uuid[], expired boolean
-) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean)
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -882,6 +916,7 @@ DECLARE
     most_passed_over CONSTANT int := 100; -- a call: what is left is looked at in the next one
     candidate pg_catalog.record;
     open_slots int := wanted;
+    live boolean;
     passed_over int := 0;
     before int;
     reason pg_catalog.text;
@@ -892,12 +927,14 @@ BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
-    FOREACH workflow_slug IN ARRAY workflow_slugs LOOP -- one by one, each in the order of the index
+    FOR workflow_slug, live IN -- one by one, each in the order of the index
+        SELECT l.workflow_slug, l.live FROM pgflow_prefect.list_looks(workflow_slugs) l
+    LOOP
         was_held := expired IS TRUE; -- these first: they had begun before
         LOOP
             before := passed_over;
             FOR candidate IN
-                SELECT * FROM pgflow_prefect.choose_runs(workflow_slug, was_held, open_slots, adopt, lease, besides)
+                SELECT * FROM pgflow_prefect.choose_runs(workflow_slug, was_held, open_slots, adopt, lease, besides, live)
             LOOP
                 epoch := NULL;
                 BEGIN
@@ -928,6 +965,7 @@ BEGIN
                 END IF;
                 run_id := candidate.run_id;
                 former_flow_run_id := candidate.former_flow_run_id;
+                backfill_id := candidate.backfill_id;
                 open_slots := open_slots OPERATOR(pg_catalog.-) 1;
                 RETURN NEXT;
             END LOOP;
@@ -946,8 +984,8 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[], boolean) IS
     'Reserves pending runs that no process holds, the oldest first, at most so many: of enabled workflows, begun since '
     'they were enabled (adopt: older ones, too). Reads none that was taken, unless `expired` asks for those whose lease '
-    'has run out: they come first. A run that raises an error is set aside for a while. Never those of besides, which '
-    'the caller executes.';
+    'has run out: they come first. Runs of backfills come after all others. A run that raises an error is set aside for a '
+    'while. Never those of besides, which the caller executes.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
@@ -1246,7 +1284,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.claim_step(
     bound text, has_function boolean, handler text
 ) RETURNS TABLE (status text, attempt int, payload jsonb, upstream_results jsonb,
                  kind text, target text, options jsonb, waits boolean, waited double precision,
-                 began_at timestamptz, ended_at timestamptz, note text, skip_reason text)
+                 began_at timestamptz, ended_at timestamptz, note text, skip_reason text, logical_date timestamptz,
+                 interval_start timestamptz, interval_end timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -1275,6 +1314,11 @@ BEGIN
     FROM pgflow_prefect.bindings b
     WHERE b.workflow_slug OPERATOR(pg_catalog.=) run.workflow_slug
       AND b.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
+    IF run.logical_date IS NOT NULL THEN
+        logical_date := run.logical_date;
+        interval_start := pg_catalog.lower(run.data_interval);
+        interval_end := pg_catalog.upper(run.data_interval);
+    END IF;
     doing := coalesce(kind, bound);
     takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
     IF takes_input AND run.uses_rules THEN
@@ -2069,7 +2113,8 @@ COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], int[], uui
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, task_index int, upstream text[])
-RETURNS TABLE (payload jsonb, upstream_results jsonb)
+RETURNS TABLE (payload jsonb, upstream_results jsonb, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
@@ -2079,7 +2124,8 @@ AS $$
          JOIN pgflow.step_states s ON s.run_id = r.id AND s.step_slug = d.from_step_slug AND s.status = 'completed'
                                   AND s.skip_reason IS NULL
          WHERE d.definition_id = r.definition_id AND d.to_step_slug = read_input.step_slug
-           AND (read_input.upstream IS NULL OR d.from_step_slug = ANY (read_input.upstream))), '{}')
+           AND (read_input.upstream IS NULL OR d.from_step_slug = ANY (read_input.upstream))), '{}'),
+        r.logical_date, lower(r.data_interval), upper(r.data_interval)
     FROM pgflow.runs r WHERE r.id = read_input.run_id AND read_input.task_index = 0
 $$;
 
@@ -2231,7 +2277,7 @@ COMMENT ON FUNCTION pgflow_prefect.watch_steps(uuid[], text[], int[], uuid[], te
 CREATE OR REPLACE FUNCTION pgflow_prefect.read_input(run_id uuid, step_slug text, upstream text[])
 RETURNS TABLE (payload jsonb, upstream_results jsonb)
 LANGUAGE sql STABLE
-AS $$ SELECT * FROM pgflow_prefect.read_input(run_id, step_slug, 0, upstream) $$;
+AS $$ SELECT i.payload, i.upstream_results FROM pgflow_prefect.read_input(run_id, step_slug, 0, upstream) i $$;
 
 COMMENT ON FUNCTION pgflow_prefect.read_input(uuid, text, text[]) IS
     'Signature of version 6, for a plain step.';

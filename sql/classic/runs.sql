@@ -16,10 +16,11 @@ DO $guard$
 BEGIN
     IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL
        OR to_regprocedure('pgflow_prefect.is_unshown(uuid)') IS NULL
+       OR to_regprocedure('pgflow_prefect.advance_backfills(int)') IS NULL
        OR to_regprocedure('pgflow_prefect.read_schedule(uuid)') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow_prefect is missing or old'
-            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql, recording.sql and '
-                         'schedules.sql first.';
+            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql, recording.sql, schedules.sql and '
+                         'backfills.sql first.';
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0';
@@ -42,7 +43,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double pre
 RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text, epoch int,
                remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
                flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
-               next_try timestamptz, is_older boolean)
+               next_try timestamptz, is_older boolean, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz, backfill_id bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -55,7 +57,8 @@ BEGIN
                 WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
                o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
                pgflow_prefect.how_held(o, r.epoch, read_run.lease), a.reason, a.next_try,
-               pgflow_prefect.is_older(r.created_at, r.epoch, o, e)
+               pgflow_prefect.is_older(r.created_at, r.epoch, o, e), r.logical_date, lower(r.data_interval),
+               upper(r.data_interval), r.backfill_id
         FROM pgflow.runs r
         LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
         LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
@@ -77,7 +80,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
     with_payload boolean
 ) RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
                epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
-               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text)
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text,
+               logical_date timestamptz, interval_start timestamptz, interval_end timestamptz, backfill_id bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -89,7 +93,8 @@ BEGIN
                (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f
                 WHERE f.run_id = r.id ORDER BY f.epoch DESC LIMIT 1),
                o.held_by, coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0),
-               pgflow_prefect.how_held(o, r.epoch, list_runs.lease)
+               pgflow_prefect.how_held(o, r.epoch, list_runs.lease), r.logical_date, lower(r.data_interval),
+               upper(r.data_interval), r.backfill_id
         FROM pgflow.runs r
         LEFT JOIN pgflow.definitions d ON d.id = r.definition_id
         LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
@@ -585,7 +590,8 @@ COMMENT ON FUNCTION pgflow_prefect.find_refusal(uuid, text, int, int, uuid, text
 CREATE OR REPLACE FUNCTION pgflow_prefect.perform_tasks(elements jsonb)
 RETURNS TABLE (outcome text, status text, ended_as text, error_message text, attempt int, payload jsonb,
                upstream_results jsonb, kind text, target text, options jsonb, waits boolean, waited double precision,
-               began_at timestamptz, ended_at timestamptz, note text, skip_reason text)
+               began_at timestamptz, ended_at timestamptz, note text, skip_reason text, logical_date timestamptz,
+               interval_start timestamptz, interval_end timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -625,6 +631,9 @@ BEGIN
         ended_at := NULL;
         note := NULL;
         skip_reason := NULL;
+        logical_date := NULL;
+        interval_start := NULL;
+        interval_end := NULL;
         SELECT r.status, r.epoch INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) element.run_id;
         IF NOT FOUND THEN
             outcome := 'gone';
@@ -658,9 +667,10 @@ BEGIN
             END IF;
             IF outcome OPERATOR(pg_catalog.=) 'done' THEN
                 SELECT c.status, c.attempt, c.payload, c.upstream_results, c.kind, c.target, c.options, c.waits,
-                       c.waited, c.began_at, c.ended_at, c.note, c.skip_reason
+                       c.waited, c.began_at, c.ended_at, c.note, c.skip_reason, c.logical_date, c.interval_start,
+                       c.interval_end
                 INTO status, attempt, payload, upstream_results, kind, target, options, waits, waited, began_at,
-                     ended_at, note, skip_reason
+                     ended_at, note, skip_reason, logical_date, interval_start, interval_end
                 FROM pgflow_prefect.claim_step(
                     element.run_id, element.step_slug, element.task_index, element.epoch, element.task_run_id,
                     element.upstream, element.with_payload, element.bound, element.has_function,

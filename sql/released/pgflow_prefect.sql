@@ -148,7 +148,9 @@ BEGIN
     FOR former IN
         SELECT p.oid FROM (VALUES ('load_definitions(text[])', 'rules'), ('load_run_definition(uuid)', 'rules'),
                                   ('list_step_ends(uuid,text[])', 'skip_message'),
-                                  ('list_step_states(uuid)', 'skip_message')) AS known (signature, lacking)
+                                  ('list_step_states(uuid)', 'skip_message'),
+                                  ('list_runs(text,text,text,timestamptz,int,double precision,boolean)', 'logical_date'),
+                                  ('read_run(uuid,double precision,boolean)', 'logical_date')) AS known (signature, lacking)
         JOIN pg_catalog.pg_proc p ON p.oid = to_regprocedure('pgflow_prefect.' || known.signature)
         WHERE known.lacking <> ALL (p.proargnames)
     LOOP
@@ -275,7 +277,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
     with_payload boolean
 ) RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
                epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
-               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text)
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text,
+               logical_date timestamptz, interval_start timestamptz, interval_end timestamptz, backfill_id bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -288,7 +291,8 @@ BEGIN
                CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
                r.started_at, coalesce(r.completed_at, r.failed_at),
                (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
-               NULL::text
+               NULL::text,
+               NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
         FROM (SELECT * FROM pgflow.runs i
               WHERE (list_runs.only_workflow IS NULL OR i.flow_slug = list_runs.only_workflow)
                 AND CASE list_runs.only_status WHEN 'pending' THEN i.status NOT IN ('completed', 'failed')
@@ -311,7 +315,8 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double pre
 RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
                epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
                flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
-               next_try timestamptz, is_older boolean)
+               next_try timestamptz, is_older boolean, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz, backfill_id bigint)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
@@ -325,7 +330,7 @@ BEGIN
                r.started_at, coalesce(r.completed_at, r.failed_at),
                (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
                NULL::text,
-               NULL::text, NULL::timestamptz, false
+               NULL::text, NULL::timestamptz, false, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
         FROM pgflow.runs r
         LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
                            WHERE read_run.with_payload OFFSET 0) p ON true

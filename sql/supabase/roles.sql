@@ -102,7 +102,8 @@ DECLARE
         'set_rules,insert_deps,delete_steps,delete_deps}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
-    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,find_gone_runs,find_prunable,choose_prunable,'
+    internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
+        'choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
         'move_installation}';
 BEGIN
@@ -139,9 +140,12 @@ BEGIN
             ('EXECUTE ON FUNCTION pgflow_api.run_workflow, pgflow_api.request, pgflow_api.cancel_run, '
              'pgflow_api.reopen_run', '{run}'),
 
-            ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues), '
+            ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date, '
+             'data_interval, backfill_id), '
              'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
-             'error_message, finished_at) ON pgflow.runs', '{work}'),
+             'error_message, finished_at, backfill_id) ON pgflow.runs', '{work}'),
+            ('SELECT ON pgflow.backfills, pgflow.backfill_dates', '{run,work,observe}'),
+            ('INSERT, UPDATE ON pgflow.backfills, pgflow.backfill_dates', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
              'error_message, finished_at, attempts, step_result), '
              'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at, skip_reason, '

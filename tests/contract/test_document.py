@@ -23,7 +23,12 @@ FUNCTION = """
     FROM pg_proc p WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s
       AND coalesce(obj_description(p.oid, 'pg_proc'), '') NOT LIKE 'Signature of version %%'
 """
-TYPES = {"int": "integer", "int[]": "integer[]", "timestamptz": "timestamp with time zone"}
+TYPES = {
+    "int": "integer",
+    "int[]": "integer[]",
+    "timestamptz": "timestamp with time zone",
+    "timestamptz[]": "timestamp with time zone[]",
+}
 GRANTED = """
     SELECT DISTINCT r.rolname FROM pg_roles r, pg_proc p
     WHERE r.rolname ~ '^pgflow_' AND p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = %s

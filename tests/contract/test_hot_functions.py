@@ -176,6 +176,12 @@ def extend_leases(run: HeldRun) -> Call:
     return Call("extend_leases", {"run_ids": [run.run_id], "epochs": [run.epoch], "lease": 60})
 
 
+def advance_backfills(run: HeldRun) -> Call:
+    hours = "ARRAY(SELECT '2026-01-01'::timestamptz + n * interval '1 hour' FROM generate_series(1, 500) n)"
+    run.db.execute(f"SELECT pgflow.start_backfill(%s, {hours})".encode(), [run.workflow])
+    return Call("advance_backfills", {"at_most": 1})
+
+
 CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
     each.__name__: each
     for each in (
@@ -191,6 +197,7 @@ CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
             take_runs,
             extend_leases,
         ),
+        advance_backfills,
     )
 }
 

@@ -254,7 +254,7 @@ def test_no_statement_of_the_store_is_refused(kit: Connection) -> None:
             refusals[query] = str(refusal)
         except psycopg.Error:
             pass  # NULL where it needs something: it was let in
-    owners = {"prune_runs", "prune_run", "prune_definitions", "find_gone_runs"}
+    owners = {"prune_runs", "prune_run", "prune_definitions", "prune_backfills", "find_gone_runs"}
     assert refusals.keys() == owners, "deleting runs is the owner's"
 
 

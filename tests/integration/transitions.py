@@ -37,6 +37,18 @@ RULES_NOT_STARTED: LiteralString = f"{RULES}; {NOT_STARTED}"
 A_FAILED: LiteralString = f"{RULES}; SELECT pgflow.fail_step(%(run)s, 'a', 'broken')"
 RUN: LiteralString = "FROM pgflow.runs r WHERE id = %(run)s"
 
+PLANNED: LiteralString = """
+    INSERT INTO pgflow.backfills (workflow_slug, max_active) VALUES ('chain', 2);
+    INSERT INTO pgflow.backfill_dates (backfill_id, logical_date) SELECT id, '2026-01-01' FROM pgflow.backfills
+"""
+PAUSED: LiteralString = "UPDATE pgflow.backfills SET status = 'paused'"
+ENDED: LiteralString = "UPDATE pgflow.runs SET status = 'completed' WHERE id = %(run)s"
+AWAITED: LiteralString = """
+    UPDATE pgflow.runs SET backfill_id = b.id FROM pgflow.backfills b WHERE runs.id = %(run)s;
+    INSERT INTO pgflow.backfill_dates (backfill_id, logical_date, state, run_id)
+    SELECT id, '2025-12-31', 'started', %(run)s FROM pgflow.backfills
+"""
+
 
 class Transition(NamedTuple):
     """A call that writes runs or step states.
@@ -52,6 +64,41 @@ class Transition(NamedTuple):
 
 TRANSITIONS = {
     "pgflow.run_workflow": Transition("SELECT pgflow.run_workflow('chain', '{}')"),
+    "pgflow.begin_run": Transition(
+        """
+        SELECT pgflow.begin_run(jsonb_populate_record(NULL::pgflow.runs, '{"workflow_slug": "chain", "payload": {}}'))
+        """
+    ),
+    "pgflow.start_backfill": Transition(
+        "SELECT pgflow.start_backfill('chain', ARRAY['2026-01-01'::pg_catalog.timestamptz])"
+    ),
+    "pgflow.advance_backfill": Transition("SELECT pgflow.advance_backfill(max(id)) FROM pgflow.backfills", PLANNED),
+    "pgflow.start_date": Transition(
+        "SELECT pgflow.start_date(b, d) FROM pgflow.backfills b JOIN pgflow.backfill_dates d ON d.backfill_id = b.id",
+        PLANNED,
+    ),
+    "pgflow.continue_backfills": Transition(
+        "SELECT pgflow.continue_backfills(%(run)s)", f"{PLANNED}; {AWAITED}; {ENDED}"
+    ),
+    "pgflow.resume_backfill": Transition(
+        "SELECT pgflow.resume_backfill(max(id)) FROM pgflow.backfills",
+        f"{PLANNED}; {PAUSED}",
+    ),
+    "pgflow.cancel_backfill": Transition(
+        "SELECT pgflow.cancel_backfill(max(id), true) FROM pgflow.backfills", f"{PLANNED}; {AWAITED}"
+    ),
+    "pgflow_prefect.start_backfill": Transition(
+        "SELECT pgflow_prefect.start_backfill('chain', ARRAY['2026-01-01'::pg_catalog.timestamptz], NULL, '{}', 1, "
+        "'none', false, false, NULL)"
+    ),
+    "pgflow_prefect.resume_backfill": Transition(
+        "SELECT pgflow_prefect.resume_backfill(max(id)) FROM pgflow.backfills",
+        f"{PLANNED}; {PAUSED}",
+    ),
+    "pgflow_prefect.cancel_backfill": Transition(
+        "SELECT pgflow_prefect.cancel_backfill(max(id), true, 'enough') FROM pgflow.backfills", f"{PLANNED}; {AWAITED}"
+    ),
+    "pgflow_prefect.advance_backfills": Transition("SELECT pgflow_prefect.advance_backfills(10)", PLANNED),
     "pgflow.start_step": Transition("SELECT pgflow.start_step(%(run)s, 'a')", NOT_STARTED),
     "pgflow.claim_step": Transition("SELECT pgflow.claim_step(%(run)s, 'a')"),
     "pgflow.complete_step": Transition("SELECT pgflow.complete_step(%(run)s, 'a', '1')"),

@@ -15,6 +15,7 @@ workflow = Workflow("orders")
 FOR_USERS = {
     *("run_id", "workflow_slug", "step_slug", "index", "attempt", "logger", "shadow"),
     *("connection", "idempotency_key"),
+    *("logical_date", "data_interval_start", "data_interval_end", "failed_steps"),
 }
 """What the guide says of `context`."""
 

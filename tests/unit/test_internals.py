@@ -16,7 +16,7 @@ from prefect.flows import Flow
 from prefect.runner import _flow_run_executor
 
 import pgflow_prefect
-from pgflow_prefect.prefect_api import internals, runner_internals
+from pgflow_prefect.prefect_api import internals, runner_internals, schedule_internals
 from pgflow_prefect.prefect_api.runner_internals import (
     CancellationManager,
     ControlChannel,
@@ -84,6 +84,10 @@ CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
     "task_run_logger": (internals.task_run_logger, 4, set()),
     "to_state_create": (internals.to_state_create, 1, set()),
     "url_for": (internals.url_for, 1, set()),
+    **{
+        f"dates of a {name}": (getattr(schedule_internals, name).get_dates, 1, {"n", "start", "end"})
+        for name in schedule_internals.__all__
+    },
     "runner: cancel": (CancellationManager.cancel_by_id, 2, set()),
     "runner: flow_run_ids": (ProcessManager.flow_run_ids, 1, set()),
     "runner: kill": (ProcessManager.kill, 3, set()),
@@ -151,7 +155,7 @@ def test_every_internal_is_exported_and_compared() -> None:
 
 
 def test_internals_are_imported_in_one_place() -> None:
-    own_rooms = {"prefect_api/internals.py", "prefect_api/runner_internals.py"}
+    own_rooms = {f"prefect_api/{name}internals.py" for name in ("", "runner_", "schedule_")}
     found = {
         f"{file.relative_to(PACKAGE)}: {module}"
         for file in PACKAGE.rglob("*.py")

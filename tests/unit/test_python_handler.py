@@ -84,10 +84,13 @@ def test_a_context_has_nothing_that_is_only_the_executor_s() -> None:
     assert public == {
         "attempt",
         "connection",
+        "data_interval_end",
+        "data_interval_start",
         "failed_steps",
         "idempotency_key",
         "index",
         "logger",
+        "logical_date",
         "run_id",
         "shadow",
         "step_slug",

@@ -10,6 +10,7 @@ CLASSIC = Implementation(
         "classic/definitions.sql",
         "classic/recording.sql",
         "classic/schedules.sql",
+        "classic/backfills.sql",
         "classic/runs.sql",
     ),
     executes=True,

@@ -23,7 +23,7 @@ WITH ours AS (
     WHERE p.prokind = 'f' AND p.prorettype <> 'trigger'::regtype
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
                             'lock_workflow', 'insert_steps', 'insert_deps', 'set_rules', 'delete_steps', 'delete_deps', 'prune_runs',
-                            'prune_run', 'prune_definitions', 'find_gone_runs', 'find_prunable', 'choose_prunable', 'lock_schema',
+                            'prune_run', 'prune_definitions', 'prune_backfills', 'find_gone_runs', 'find_prunable', 'choose_prunable', 'lock_schema',
                             'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
                             'move_installation')
 )

@@ -4,7 +4,7 @@
 -- Start a run and take it; the same id again finds the run that exists.
 SELECT epoch, pgflow_prefect.note_holder(%(run_id)s, epoch, %(holder)s::jsonb)
 FROM pgflow_prefect.create_run(%(workflow_slug)s, %(payload)s::jsonb, %(run_id)s, %(flow_run_id)s, %(held_by)s,
-                               %(lease)s, %(max_recoveries)s) AS epoch
+                               %(lease)s, %(max_recoveries)s, %(logical_date)s, %(interval_start)s) AS epoch
 
 -- take_run --
 -- Make a flow run the owner of a run.
@@ -14,7 +14,7 @@ FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s
 
 -- take_runs --
 -- Reserve pending runs that no process holds.
-SELECT run_id, workflow_slug, epoch, former_flow_run_id, was_held,
+SELECT run_id, workflow_slug, epoch, former_flow_run_id, was_held, backfill_id,
        pgflow_prefect.note_holder(run_id, epoch, %(holder)s::jsonb)
 FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
                               %(besides)s::uuid[], %(expired)s)

@@ -3,7 +3,8 @@
 -- read_run --
 -- A run, the flow run that took it last, who holds it, and why it could not be taken.
 SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,
-       finished_at, flow_run_id, held_by, recoveries, stale_writes, held, set_aside, next_try, is_older
+       finished_at, flow_run_id, held_by, recoveries, stale_writes, held, set_aside, next_try, is_older, logical_date,
+       interval_start, interval_end, backfill_id
 FROM pgflow_prefect.read_run(%(run_id)s, %(lease)s, %(with_payload)s)
 
 -- read_end --
@@ -19,7 +20,8 @@ FROM jsonb_to_recordset(%(asked)s::jsonb) AS a (run_id uuid, step_slugs text[]),
 -- list_runs --
 -- The newest runs, of one workflow or of all; a run that was inserted by hand has no definition until it begins.
 SELECT id, workflow_slug, status, ended_as, payload::text, payload_problem, epoch, remaining, steps, error_message, created_at,
-       finished_at, flow_run_id, held_by, recoveries, stale_writes, held
+       finished_at, flow_run_id, held_by, recoveries, stale_writes, held, logical_date, interval_start, interval_end,
+       backfill_id
 FROM pgflow_prefect.list_runs(%(workflow_slug)s, %(status)s, %(ended_as)s, %(since)s, %(limit)s, %(lease)s, %(with_payload)s)
 
 -- read_clock --

@@ -3,7 +3,7 @@
 -- claim_step --
 -- Count an attempt and get the step's input, or hear that an external worker does it.
 SELECT status, attempt, payload::text, upstream_results::text, kind, target, options, waits, waited, began_at, ended_at,
-       note, skip_reason
+       note, skip_reason, logical_date, interval_start, interval_end
 FROM pgflow_prefect.claim_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(epoch)s, %(task_run_id)s, %(upstream)s,
                                %(with_payload)s, %(bound)s, %(has_function)s, %(handler)s)
 
@@ -18,7 +18,8 @@ FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(r
 -- this transaction alone, before the function begins.
 WITH bound AS MATERIALIZED (SELECT pg_catalog.set_config('lock_timeout', %(lock_timeout)s, true) AS lock_timeout)
 SELECT p.outcome, p.status, p.ended_as, p.error_message, p.attempt, p.payload::text, p.upstream_results::text, p.kind,
-       p.target, p.options, p.waits, p.waited, p.began_at, p.ended_at, p.note, p.skip_reason
+       p.target, p.options, p.waits, p.waited, p.began_at, p.ended_at, p.note, p.skip_reason, p.logical_date,
+       p.interval_start, p.interval_end
 FROM bound, LATERAL pgflow_prefect.perform_tasks(
     CASE WHEN bound.lock_timeout IS NOT NULL THEN %(elements)s::jsonb END) AS p
 
@@ -44,7 +45,7 @@ SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL transaction_timeout
 
 -- read_input --
 -- What a claim would give, without claiming.
-SELECT payload::text, upstream_results::text
+SELECT payload::text, upstream_results::text, logical_date, interval_start, interval_end
 FROM pgflow_prefect.read_input(%(run_id)s, %(step_slug)s, %(task_index)s, %(upstream)s)
 
 -- watch_steps --

@@ -37,6 +37,10 @@ CREATE UNIQUE INDEX CONCURRENTLY {index} ON {schema}.{table} (run_id, step_slug,
 CREATE INDEX CONCURRENTLY {index} ON {schema}.{table}
     (workflow_slug, (taken_in IS DISTINCT FROM epoch), created_at) WHERE status = 'pending'
 
+-- build_index_of_dates --
+-- Likewise.
+CREATE INDEX CONCURRENTLY {index} ON {schema}.{table} (workflow_slug, logical_date) WHERE logical_date IS NOT NULL
+
 -- key_by_task --
 -- Makes that index the primary key.
 SELECT pgflow_prefect.key_by_task(%(table)s)

@@ -1,0 +1,509 @@
+"""Backfills in SQL: each date has one run, so many at a time, whatever dies in between."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.conftest import Connect, Connection
+from tests.engine import (
+    CHAIN,
+    INVALID,
+    NOT_READY,
+    UNKNOWN,
+    cancel,
+    column,
+    define,
+    fail,
+    finish,
+    get_run,
+    refused,
+    reopen,
+    run_workflow,
+    value,
+    wait_until_blocked,
+)
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+START: LiteralString = """
+    SELECT pgflow.start_backfill(%(slug)s, %(dates)s, payload => %(payload)s, max_active => %(max_active)s,
+                                 on_existing => %(on_existing)s, newest_first => %(newest_first)s,
+                                 stop_on_failure => %(stop_on_failure)s)
+"""
+SWEEP: LiteralString = "SELECT backfill_id, decided, problem, is_paused FROM pgflow_prefect.advance_backfills(200)"
+TAKE: LiteralString = """
+    SELECT run_id FROM pgflow_prefect.take_runs(%s, 100, adopt => false, held_by => 'the tests', lease => 600,
+                                                max_recoveries => 3, besides => '{}', expired => true)
+"""
+
+
+def days(count: int) -> list[datetime]:
+    return [FIRST + timedelta(days=number) for number in range(count)]
+
+
+def start(db: Connection, dates: Sequence[datetime], slug: str = "daily", **options: object) -> int:
+    """Start a backfill and return its id."""
+    given = {"slug": slug, "dates": [*dates], "payload": "{}", "max_active": 1, "on_existing": "none"}
+    asked = given | {"newest_first": False, "stop_on_failure": False} | options
+    return int(str(value_of(db, START, asked)))
+
+
+def value_of(db: Connection, statement: LiteralString, parameters: dict[str, object]) -> object:
+    [[found]] = db.execute(statement, parameters).fetchall()
+    return found
+
+
+def states(db: Connection, backfill: int) -> list[str]:
+    """Return the state of each date, in the order of the dates."""
+    statement = "SELECT state FROM pgflow.backfill_dates WHERE backfill_id = %s ORDER BY logical_date"
+    return [str(each) for each in column(db, statement, backfill)]
+
+
+def status(db: Connection, backfill: int) -> object:
+    return value(db, "SELECT status FROM pgflow.backfills WHERE id = %s", backfill)
+
+
+def pending(db: Connection) -> list[UUID]:
+    """Return the runs that are under way, the earliest date first."""
+    found = column(db, "SELECT id FROM pgflow.runs WHERE status = 'pending' ORDER BY logical_date, id")
+    return [each for each in found if isinstance(each, UUID)]
+
+
+def dates_of(db: Connection) -> list[datetime]:
+    """Return the logical date of each run that has one."""
+    found = column(db, "SELECT logical_date FROM pgflow.runs WHERE logical_date IS NOT NULL ORDER BY logical_date")
+    return [each.astimezone(UTC) for each in found if isinstance(each, datetime)]
+
+
+@pytest.fixture
+def daily(db: Connection) -> Connection:
+    define(db, "daily", CHAIN)
+    return db
+
+
+def test_the_end_of_a_run_starts_the_next_date_in_its_own_transaction(daily: Connection, connect: Connect) -> None:
+    db = daily
+    backfill = start(db, days(3))
+    assert states(db, backfill) == ["started", "planned", "planned"]
+    with db.transaction():
+        finish(db, pending(db)[0])
+        assert states(db, backfill) == ["ended", "started", "planned"]
+        assert states(connect(), backfill) == ["started", "planned", "planned"], "not before the commit"
+    while left := pending(db):
+        finish(db, left[0])
+    assert states(db, backfill) == ["ended"] * 3
+    assert status(db, backfill) == "completed"
+    assert dates_of(db) == days(3)
+
+
+@pytest.mark.parametrize("end", [finish, lambda db, run_id: fail(db, run_id, "a"), cancel])
+def test_every_end_of_a_run_counts(daily: Connection, end: Any) -> None:
+    backfill = start(daily, days(2))
+    end(daily, pending(daily)[0])
+    assert states(daily, backfill) == ["ended", "started"]
+
+
+def test_a_run_knows_its_date_and_finds_it_in_its_payload(daily: Connection) -> None:
+    backfill = start(daily, days(2), payload='{"region": "north", "logical_date": "of the user"}', max_active=2)
+    daily.execute("SET timezone = 'Asia/Tokyo'")  # the payload must not depend on it
+    rows = daily.execute("""
+        SELECT payload, lower(data_interval), upper(data_interval), backfill_id FROM pgflow.runs ORDER BY logical_date
+    """).fetchall()
+    (first, *no_interval, _), (second, began, ended, of) = rows
+    assert first == {"region": "north", "logical_date": "2026-01-01T00:00:00+00:00"}
+    assert no_interval == [None, None], "nothing says when its data begin"
+    assert second == {
+        "region": "north",
+        "logical_date": "2026-01-02T00:00:00+00:00",
+        "interval_start": "2026-01-01T00:00:00+00:00",
+        "interval_end": "2026-01-02T00:00:00+00:00",
+    }
+    assert [began, ended] == days(2)
+    assert of == backfill
+
+
+def test_so_many_runs_are_under_way_and_not_more(daily: Connection) -> None:
+    backfill = start(daily, days(7), max_active=3)
+    seen = []
+    while left := pending(daily):
+        seen.append(len(left))
+        finish(daily, left[-1])
+    assert max(seen) == 3
+    assert states(daily, backfill) == ["ended"] * 7
+
+
+def test_the_newest_date_comes_first_if_that_is_wanted(daily: Connection) -> None:
+    start(daily, days(3), newest_first=True)
+    order = []
+    while left := pending(daily):
+        order.append(get_run(daily, left[0]).logical_date)
+        finish(daily, left[0])
+    assert order == days(3)[::-1]
+
+
+def test_started_twice_a_date_has_one_run(daily: Connection) -> None:
+    first = start(daily, days(3), max_active=3)
+    second = start(daily, days(4), max_active=3)
+    assert states(daily, first) == ["started"] * 3
+    assert states(daily, second) == ["left", "left", "left", "started"]
+    assert dates_of(daily) == days(4)
+
+
+def test_two_backfills_that_start_at_one_moment_make_one_run_a_date(daily: Connection, connect: Connect) -> None:
+    other = connect()
+    run_workflow(daily, "daily")  # the snapshot is there
+    with ThreadPoolExecutor(1) as thread:
+        with daily.transaction():
+            start(daily, days(3), max_active=3)
+            late = thread.submit(start, other, days(3), max_active=3)
+            wait_until_blocked(daily, other.info.backend_pid)
+        assert states(daily, late.result(60)) == ["left"] * 3
+    assert dates_of(daily) == days(3)
+
+
+@pytest.mark.parametrize(
+    ("on_existing", "expected"),
+    [
+        ("none", {"completed": "left", "failed": "left", "cancelled": "left", "pending": "left"}),
+        ("failed", {"completed": "left", "failed": "started", "cancelled": "started", "pending": "left"}),
+        ("all", {"completed": "started", "failed": "started", "cancelled": "started", "pending": "left"}),
+    ],
+)
+def test_a_date_that_has_a_run_is_treated_as_asked(
+    daily: Connection, on_existing: str, expected: dict[str, str]
+) -> None:
+    db = daily
+    start(db, days(4), max_active=4)
+    completed, failed, cancelled, _ = before = pending(db)
+    finish(db, completed)
+    fail(db, failed, "a")
+    cancel(db, cancelled)
+    previewed = [
+        str(each)
+        for each in column(db, "SELECT action FROM pgflow.preview_backfill('daily', %s, %s)", days(4), on_existing)
+    ]
+    backfill = start(db, days(4), max_active=4, on_existing=on_existing)
+    assert states(db, backfill) == [*expected.values()]
+    assert [action != "leave" for action in previewed] == [state == "started" for state in expected.values()]
+    runs = column(db, "SELECT run_id FROM pgflow.backfill_dates WHERE backfill_id = %s ORDER BY logical_date", backfill)
+    for run_id, former, state in zip(runs, before, expected.values(), strict=True):
+        assert (run_id != former) == (on_existing == "all" and state == "started")
+
+
+def test_a_reopened_run_is_awaited_by_the_backfill_that_reopened_it(daily: Connection) -> None:
+    db = daily
+    start(db, days(2), max_active=2)
+    for run_id in pending(db):
+        fail(db, run_id, "a")
+    backfill = start(db, days(2), on_existing="failed")
+    assert states(db, backfill) == ["started", "planned"]
+    finish(db, pending(db)[0])
+    assert states(db, backfill) == ["ended", "started"]
+    finish(db, pending(db)[0])
+    assert status(db, backfill) == "completed"
+    assert len(dates_of(db)) == 2
+
+
+def test_a_run_that_a_schedule_has_started_counts_as_the_run_of_its_date(daily: Connection) -> None:
+    create = """
+        SELECT pgflow_prefect.create_run('daily', '{}', gen_random_uuid(), gen_random_uuid(), 'me', 60, 3, %s, %s)
+    """
+    daily.execute(create, [FIRST, FIRST - timedelta(days=1)])
+    assert states(daily, start(daily, days(2), max_active=2)) == ["left", "started"]
+    interval = value(daily, "SELECT lower(data_interval) FROM pgflow.runs WHERE logical_date = %s", FIRST)
+    assert interval == FIRST - timedelta(days=1)
+
+
+def test_a_run_that_is_reopened_by_hand_takes_its_place_again(daily: Connection) -> None:
+    db = daily
+    backfill = start(db, days(3), stop_on_failure=True)
+    [failed] = pending(db)
+    fail(db, failed, "a")
+    assert status(db, backfill) == "paused"
+    assert value(db, "SELECT note FROM pgflow.backfills") == f"run {failed} of 2026-01-01T00:00:00+00:00 has failed"
+    reopen(db, failed)
+    db.execute("SELECT pgflow.resume_backfill(%s)", [backfill])
+    assert states(db, backfill) == ["started", "planned", "planned"], "one at a time"
+    finish(db, failed)
+    assert states(db, backfill) == ["ended", "started", "planned"]
+
+
+def test_a_paused_backfill_starts_nothing_until_it_is_resumed(daily: Connection) -> None:
+    db = daily
+    backfill = start(db, days(2))
+    for _ in range(2):
+        db.execute("SELECT pgflow.pause_backfill(%s, 'too much load')", [backfill])
+    finish(db, pending(db)[0])
+    db.execute(SWEEP)
+    assert (states(db, backfill), status(db, backfill)) == (["ended", "planned"], "paused")
+    db.execute("SELECT pgflow.resume_backfill(%s)", [backfill])
+    assert (states(db, backfill), status(db, backfill)) == (["ended", "started"], "running")
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_cancelled_backfill_leaves_its_planned_dates(daily: Connection, runs: bool) -> None:
+    db = daily
+    backfill = start(db, days(4), max_active=2)
+    under_way = pending(db)
+    db.execute("SELECT pgflow.cancel_backfill(%s, %s, 'wrong dates')", [backfill, runs])
+    assert [get_run(db, each).ended_as for each in under_way] == (["cancelled"] * 2 if runs else [None] * 2)
+    for each in pending(db):
+        finish(db, each)
+    assert states(db, backfill) == ["ended", "ended", "left", "left"]
+    assert status(db, backfill) == "cancelled"
+    assert value(db, "SELECT finished_at IS NOT NULL FROM pgflow.backfills") is True
+    with refused(NOT_READY, "it is cancelled"):
+        db.execute("SELECT pgflow.resume_backfill(%s)", [backfill])
+
+
+@pytest.mark.parametrize(
+    ("problem", "options", "code"),
+    [
+        ('unknown workflow "other"', {"slug": "other"}, UNKNOWN),
+        ("has no dates", {"dates": []}, INVALID),
+        ("has 10001 dates, more than 10000", {"dates": [FIRST - timedelta(hours=n) for n in range(10_001)]}, INVALID),
+        ("lies in the future", {"dates": [datetime(2999, 1, 1, tzinfo=UTC)]}, INVALID),
+        ("is no object", {"payload": "[1]"}, INVALID),
+        ("can't have 0 runs under way", {"max_active": 0}, INVALID),
+        ("can't have 1001 runs under way", {"max_active": 1001}, INVALID),
+        ('can\'t be "some"', {"on_existing": "some"}, INVALID),
+    ],
+)
+def test_a_backfill_that_makes_no_sense_is_refused(
+    daily: Connection, problem: str, options: dict[str, object], code: str
+) -> None:
+    with refused(code, problem):
+        start(daily, **({"dates": days(1)} | options))  # type: ignore[arg-type]
+    assert value(daily, "SELECT count(*) FROM pgflow.backfills") == 0
+
+
+@pytest.mark.parametrize("function", ["pause_backfill", "resume_backfill", "cancel_backfill", "advance_backfill"])
+def test_an_unknown_backfill_is_an_error(daily: Connection, function: str) -> None:
+    with refused(UNKNOWN, "unknown backfill 7"):
+        daily.execute(f"SELECT pgflow.{function}(7)".encode())
+
+
+def test_live_runs_of_all_workflows_are_taken_before_those_of_backfills(daily: Connection) -> None:
+    db = daily
+    define(db, "other", CHAIN)
+    for slug in ("daily", "other"):
+        db.execute("SELECT pgflow_prefect.enable_workflow(%s)", [slug])
+    start(db, days(2), max_active=2)
+    live = [run_workflow(db, slug).id for slug in ("daily", "other")]
+    taken = column(db, TAKE, ["daily", "other"])
+    assert set(taken[:2]) == set(live)
+    assert len(taken) == 4
+    # Those of dead owners, too: a live run that waits is nearer to a person.
+    db.execute("UPDATE pgflow_prefect.owners SET lease_until = 'epoch'")
+    newer = run_workflow(db, "other").id
+    taken = column(db, TAKE, ["daily", "other"])
+    assert set(taken[:3]) == {*live, newer}
+    assert len(taken) == 5
+
+
+def test_a_run_of_a_deleted_backfill_is_still_taken(daily: Connection) -> None:
+    daily.execute("SELECT pgflow_prefect.enable_workflow('daily')")
+    start(daily, days(1))
+    daily.execute("DELETE FROM pgflow.backfills")
+    assert len(column(daily, TAKE, ["daily"])) == 1
+
+
+# What goes wrong
+
+
+FAILING: LiteralString = """
+    CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.logical_date > '2026-01-01' THEN RAISE 'this day is a holiday'; END IF; RETURN NEW; END $$;
+"""
+TRIGGER: LiteralString = (
+    "CREATE {} TRIGGER fails AFTER INSERT ON pgflow.runs {} FOR EACH ROW EXECUTE FUNCTION public.fails()"
+)
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_run_that_can_not_be_started_undoes_no_completion_and_pauses_the_backfill(
+    daily: Connection, deferred: bool
+) -> None:
+    db = daily
+    backfill = start(db, days(2))
+    db.execute(FAILING)
+    parts = ("CONSTRAINT", "DEFERRABLE INITIALLY DEFERRED") if deferred else ("", "")
+    db.execute(TRIGGER.format(*parts).encode())
+    [run_id] = pending(db)
+    finish(db, run_id)
+    assert get_run(db, run_id).status == "completed"
+    assert states(db, backfill) == ["started", "planned"], "the note went with the error"
+    [(of, decided, problem, is_paused)] = db.execute(SWEEP).fetchall()
+    assert (of, decided, problem, is_paused) == (backfill, 0, "this day is a holiday", True)
+    assert status(db, backfill) == "paused"
+    db.execute("DROP TRIGGER fails ON pgflow.runs")
+    db.execute("SELECT pgflow.resume_backfill(%s)", [backfill])
+    assert states(db, backfill) == ["ended", "started"]
+
+
+def test_an_error_of_one_backfill_keeps_no_other_one_waiting(daily: Connection) -> None:
+    db = daily
+    define(db, "other", CHAIN)
+    broken, other = start(db, days(2)), start(db, days(2), slug="other")
+    db.execute(FAILING.replace("NEW.logical_date", "NEW.workflow_slug = 'daily' AND NEW.logical_date"))
+    db.execute(TRIGGER.format("", "").encode())
+    for run_id in pending(db):
+        db.execute("UPDATE pgflow.runs SET status = 'completed', finished_at = now() WHERE id = %s", [run_id])
+    assert {row[0]: row[3] for row in db.execute(SWEEP).fetchall()} == {broken: True, other: False}
+    assert states(db, other) == ["ended", "started"]
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_session_that_holds_the_backfill(
+    daily: Connection, connect: Connect
+) -> None:
+    db, holder = daily, connect()
+    backfill = start(db, days(2))
+    with holder.transaction():
+        holder.execute("SELECT FROM pgflow.backfills FOR UPDATE")
+        db.execute("SET lock_timeout = '60s'")
+        finish(db, pending(db)[0])
+    assert states(db, backfill) == ["started", "planned"]
+    db.execute(SWEEP)
+    assert states(db, backfill) == ["ended", "started"], "the sweep finds what was left"
+
+
+def test_a_sweep_with_nothing_to_do_writes_nothing(daily: Connection) -> None:
+    start(daily, days(3))
+    paused = start(daily, [FIRST + timedelta(days=40)])
+    daily.execute("SELECT pgflow.pause_backfill(%s)", [paused])
+    assert daily.execute(SWEEP).fetchall() == []
+
+
+STOPS: LiteralString = """
+    CREATE FUNCTION public.count_write() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM set_config('tests.counter', (current_setting('tests.counter')::int - 1)::text, false);
+        IF current_setting('tests.counter')::int = 0 THEN
+            PERFORM pg_terminate_backend(pg_backend_pid()); PERFORM pg_sleep(60);
+        END IF;
+        RETURN NULL; END $$;
+    CREATE TRIGGER dies AFTER INSERT OR UPDATE ON pgflow.runs FOR EACH STATEMENT EXECUTE FUNCTION public.count_write();
+    CREATE TRIGGER dies AFTER INSERT OR UPDATE ON pgflow.step_states FOR EACH STATEMENT
+        EXECUTE FUNCTION public.count_write();
+    CREATE TRIGGER dies AFTER INSERT OR UPDATE ON pgflow.backfills FOR EACH STATEMENT
+        EXECUTE FUNCTION public.count_write();
+    CREATE TRIGGER dies AFTER INSERT OR UPDATE ON pgflow.backfill_dates FOR EACH STATEMENT
+        EXECUTE FUNCTION public.count_write();
+"""
+
+
+def mortal(connect: Connect, die_at: int) -> Connection:
+    """Return a connection whose backend ends at its write of this number."""
+    connection = connect()
+    connection.execute("SELECT set_config('tests.counter', %s, false)", [str(die_at)])
+    return connection
+
+
+@pytest.mark.parametrize("what", ["start", "end", "sweep"])
+def test_killed_between_any_two_writes_each_date_has_one_run(daily: Connection, connect: Connect, what: str) -> None:
+    db = daily
+    db.execute("SET tests.counter = 0")
+    db.execute(STOPS)
+    dates = iter(chunks(40, 3))
+    survived = False
+    for die_at in range(1, 40):
+        wanted = next(dates)
+        if what != "start":
+            start(db, wanted)
+        if what == "sweep":
+            db.execute("UPDATE pgflow.runs SET status = 'completed' WHERE status = 'pending'")
+        try:
+            act(mortal(connect, die_at), what, wanted)
+            survived = True
+        except psycopg.OperationalError:
+            pass
+        start(db, wanted, max_active=3)  # what was left is done now, and nothing twice
+        db.execute(SWEEP)
+        while left := pending(db):
+            finish(db, left[0])
+        assert [each for each in dates_of(db) if each in wanted] == wanted
+        if survived:
+            break
+    assert survived, "it was killed at each of its writes, and then no more"
+    assert die_at > 3
+
+
+def chunks(count: int, size: int) -> Iterator[list[datetime]]:
+    everything = days(count * size)
+    return (everything[place : place + size] for place in range(0, len(everything), size))
+
+
+def act(connection: Connection, what: str, dates: Sequence[datetime]) -> None:
+    if what == "start":
+        start(connection, dates)
+    elif what == "sweep":
+        connection.execute(SWEEP)
+    else:
+        finish(connection, pending(connection)[0])
+
+
+def test_many_dates_that_are_left_are_decided_in_portions(daily: Connection) -> None:
+    many = [FIRST + timedelta(hours=number) for number in range(2500)]
+    db = daily
+    db.execute("""
+        INSERT INTO pgflow.runs (workflow_slug, id, payload, status, logical_date)
+        SELECT 'daily', gen_random_uuid(), '{}', 'completed', date FROM unnest(%s::timestamptz[]) AS date
+    """, [many])  # fmt: skip
+    backfill = start(db, many)
+    assert states(db, backfill).count("left") == 1000
+    decided = 0
+    while found := db.execute(SWEEP).fetchall():
+        decided += int(str(found[0][1]))
+    assert decided == 1500
+    assert status(db, backfill) == "completed"
+
+
+def test_old_backfills_go_once_their_runs_are_gone(daily: Connection) -> None:
+    db = daily
+    prune: LiteralString = "SELECT pgflow_prefect.prune_backfills('1 microsecond', NULL)"
+    start(db, days(1))
+    assert value(db, prune) == 0, "it goes on"
+    [run_id] = pending(db)
+    finish(db, run_id)
+    assert value(db, prune) == 0, "its run is there"
+    db.execute("SELECT pgflow_prefect.prune_run(%s)", [run_id])
+    assert value(db, prune) == 1
+    assert value(db, "SELECT count(*) FROM pgflow.backfill_dates") == 0
+
+
+def test_a_deleted_run_counts_as_ended(daily: Connection) -> None:
+    db = daily
+    backfill = start(db, days(2))
+    [run_id] = pending(db)
+    db.execute("DELETE FROM pgflow.step_states WHERE run_id = %s", [run_id])
+    db.execute("DELETE FROM pgflow.runs WHERE id = %s", [run_id])
+    db.execute(SWEEP)
+    assert states(db, backfill) == ["ended", "started"]
+
+
+def test_each_of_many_dates_costs_what_each_of_few_does(daily: Connection) -> None:
+    """Counted in rows that are read: nothing is quadratic in the dates."""
+    db = daily
+    read: LiteralString = """
+        SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables
+        WHERE schemaname = 'pgflow'
+    """
+
+    def cost(first: datetime, count: int) -> float:
+        total = 0
+        with db.transaction():  # within one, the statistics are not handed on
+            start(db, [first + timedelta(hours=number) for number in range(count)])
+            for _ in range(count):
+                [run_id] = pending(db)
+                before = int(str(value(db, read)))
+                finish(db, run_id)
+                total += int(str(value(db, read))) - before
+        return total / count
+
+    for number in range(6):
+        cost(FIRST - timedelta(days=365 + number), 2)
+    few, many = cost(FIRST, 20), cost(FIRST + timedelta(days=30), 200)
+    assert many < 2 * few
