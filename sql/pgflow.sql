@@ -4395,13 +4395,19 @@ CREATE OR REPLACE FUNCTION pgflow.find_dated_run(
 )
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET jit = off
 AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT r.id, r.status INTO run_id, status FROM pgflow.runs r
-    WHERE r.workflow_slug = find_dated_run.workflow_slug AND r.logical_date = find_dated_run.logical_date
-    ORDER BY r.created_at DESC NULLS LAST, r.id LIMIT 1;
+    -- A range and its order, so that no other index will do: on a table that was analyzed while it was empty, reading all
+    -- of it by its primary key looks as cheap.
+    SELECT d.id, d.status INTO run_id, status
+    FROM (SELECT r.id, r.status, r.created_at FROM pgflow.runs r
+          WHERE r.workflow_slug = find_dated_run.workflow_slug
+            AND r.logical_date BETWEEN find_dated_run.logical_date AND find_dated_run.logical_date
+          ORDER BY r.logical_date OFFSET 0) d
+    ORDER BY d.created_at DESC NULLS LAST, d.id LIMIT 1;
 END
 $$;
 
@@ -4533,7 +4539,9 @@ BEGIN
     IF ended_run IS NOT NULL THEN
         RETURN QUERY
             SELECT d.logical_date, d.run_id, r.status = 'failed'
-            FROM pgflow.backfill_dates d JOIN pgflow.runs r ON r.id = d.run_id
+            FROM pgflow.backfill_dates d
+            CROSS JOIN LATERAL ( -- else the index of ended runs would be read from end to end, as in end_run
+                SELECT r.status FROM pgflow.runs r WHERE r.id = d.run_id OFFSET 0) r
             WHERE d.run_id = ended_run AND d.backfill_id = list_ended_dates.backfill_id AND d.state = 'started'
               AND r.status <> 'pending';
         RETURN;
