@@ -11,11 +11,19 @@ from textwrap import indent
 from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
-from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import (
+    NO_RULES,
+    PAYLOAD,
+    MapRules,
+    StepRules,
+    WorkflowDefinition,
+    to_identifier,
+)
 from pgflow_prefect.definitions.origin import HERE, NOTHING, Origin
 from pgflow_prefect.definitions.rules import find_lack
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.python import ITEM
 from pgflow_prefect.wording import clean
 
 MOST_ARGUMENTS = 8
@@ -166,17 +174,22 @@ def make_stubs(
         names.add(name)
         slugs = [] if name == slug else [_literal(slug)]
         message = [_literal(f"step {slug}")]
-        rules = definition.find_rules(slug).said if definition is not None else {}
+        rules = definition.find_rules(slug) if definition is not None else NO_RULES
         from_origin = origin.steps.get(slug, NOTHING)
         lacking = [each for each in upstream if definition is not None and find_lack(definition, slug, each)]
         stubs.append(
             STUB.format(
                 decorator=_join(
-                    f"@{workflow}.step",
-                    [*slugs, *_write_keywords(rules), *_write_keywords(from_origin.options), "unimplemented=True"],
+                    f"@{workflow}.{'step' if rules.map is None else 'map'}",
+                    [
+                        *slugs,
+                        *_write_keywords(_list_said(rules, upstream)),
+                        *_write_keywords(from_origin.options),
+                        "unimplemented=True",
+                    ],
                 ),
                 signature=_join(
-                    f"async def {name}", _make_arguments(upstream, json_type, lacking), f" -> {json_type}:"
+                    f"async def {name}", _make_arguments(rules, upstream, json_type, lacking), f" -> {json_type}:"
                 ),
                 step=_in_docstring(slug),
                 more=_write_lines(from_origin.lines, "    "),
@@ -188,6 +201,21 @@ def make_stubs(
 
 def _write_options(definition: WorkflowDefinition) -> list[str]:
     return _write_keywords({name: each for name, each in definition.said.items() if name != "rules"})
+
+
+def _list_said(rules: StepRules, upstream: Collection[str]) -> dict[str, JsonValue]:
+    """Return what is said of a step by the names of the decorator's arguments; a map says what it maps over, always."""
+    said = {name: each for name, each in rules.said.items() if name != "map"}
+    if rules.map is None:
+        return said
+    over = ".".join([_find_source(rules.map, upstream), *rules.map.path])
+    options = rules.map.model_dump(mode="json", exclude_defaults=True, exclude={"over", "path"})
+    return {"over": over, **options, **said}
+
+
+def _find_source(rules: MapRules, upstream: Collection[str]) -> str:
+    """Return what has the array of a map: a step's slug, or `payload`."""
+    return rules.over or next(iter(sorted(upstream)), PAYLOAD)
 
 
 def _write_keywords(said: Mapping[str, JsonValue]) -> list[str]:
@@ -215,14 +243,26 @@ def _escape_docstring(line: str) -> str:
     return clean(line).rstrip().replace("\\", "\\\\").replace('"""', "'''")
 
 
-def _make_arguments(upstream: Collection[str], json_type: str, lacking: Collection[str]) -> list[str]:
-    """Return the arguments of a stub; those whose result may be lacking have a default, and so stand last."""
-    if not upstream:
+def _make_arguments(rules: StepRules, upstream: Collection[str], json_type: str, lacking: Collection[str]) -> list[str]:
+    """Return the arguments of a stub; those whose result may be lacking have a default, and so stand last.
+
+    A map gets an item, and the results of the other steps that it waits for.
+    """
+    if not upstream and rules.map is None:
         return [f"payload: {json_type}"]
-    if len(upstream) > MOST_ARGUMENTS:
-        return [f"upstream: dict[str, {json_type}]"]
-    given = [f"{to_identifier(each)}: {json_type}" for each in sorted(upstream) if each not in lacking]
-    return given + [f"{to_identifier(each)}: {json_type} = None" for each in sorted(lacking)]
+    source = None if rules.map is None else _find_source(rules.map, upstream)
+    others = {each: _name_argument(each, rules) for each in sorted(upstream) if each != source}
+    arguments = [] if rules.map is None else [f"{ITEM}: {json_type}"]
+    if len(others) > MOST_ARGUMENTS:
+        return [*arguments, f"upstream: dict[str, {json_type}]"]
+    arguments += [f"{name}: {json_type}" for each, name in others.items() if each not in lacking]
+    return arguments + [f"{name}: {json_type} = None" for each, name in others.items() if each in lacking]
+
+
+def _name_argument(slug: str, rules: StepRules) -> str:
+    """Return the argument that gets the result of an upstream step; a map has another one called `item`."""
+    name = to_identifier(slug)
+    return f"{name}_" if rules.map is not None and name == ITEM else name
 
 
 def insert_stubs(source: bytes, stubs: Iterable[str], workflow: str, imported: str = "") -> bytes:
@@ -268,7 +308,7 @@ def _find_end(lines: list[bytes], place: int) -> int:
 
 def _is_handler(node: ast.FunctionDef | ast.AsyncFunctionDef, workflow: str) -> bool:
     decorators = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
-    return any(ast.unparse(each) == f"{workflow}.step" for each in decorators)
+    return any(ast.unparse(each) in {f"{workflow}.step", f"{workflow}.map"} for each in decorators)
 
 
 def _join(head: str, arguments: list[str], tail: str = "", width: int = LINE_LENGTH) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from pgflow_prefect import Workflow
-from pgflow_prefect.definitions.model import WorkflowDefinition, to_identifier
+from pgflow_prefect.definitions.model import MapRules, StepRules, WhenUnmet, WorkflowDefinition, to_identifier
 from pgflow_prefect.deployment.code_generation import MOST_ARGUMENTS, ImportReport, import_workflow
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from tests.unit.definitions import define
@@ -169,3 +169,38 @@ def test_a_step_called_as_something_in_the_file_leaves_that_alone(tmp_path: Path
     assert isinstance(module.workflow, Workflow)
     assert set(module.workflow.stubs) == {"workflow", "flow", "print", "flow_"}
     assert module.flow is module.workflow.flow
+
+
+PHOTOS = define(
+    {"list": [], "item": [], "resize": ["list", "item"], "sum": ["resize", "list"], "rows": []}, "photos"
+).model_copy(
+    update={
+        "rules": {
+            "list": StepRules(when_exhausted=WhenUnmet.SKIP),
+            "resize": StepRules(map=MapRules(over="list", max_items=9, when_item_fails="skip"), only_if={"list": [1]}),
+            "rows": StepRules(map=MapRules(over="payload", path=("a", "b"))),
+        }
+    }
+)
+
+
+def test_a_map_gets_an_item_and_what_may_be_skipped_is_optional(tmp_path: Path) -> None:
+    text = write(PHOTOS, tmp_path / "photos.py")
+    assert 'over="list",' in text
+    assert 'when_item_fails="skip",' in text
+    assert "async def resize(item: JsonValue, item_: JsonValue) -> JsonValue:" in text
+    assert (
+        '@workflow.map(over="payload.a.b", unimplemented=True)\nasync def rows(item: JsonValue) -> JsonValue:' in text
+    )
+    assert "async def sum_(list: JsonValue = None, resize: JsonValue = None) -> JsonValue:" in text
+    workflow = load(PHOTOS, tmp_path / "photos.py")
+    assert workflow.find_problems(PHOTOS) == []
+
+
+def test_a_second_import_adds_its_stubs_behind_the_last_map(tmp_path: Path) -> None:
+    path = tmp_path / "photos.py"
+    write(define({"rows": []}, "photos").model_copy(update={"rules": {"rows": PHOTOS.rules["rows"]}}), path)
+    path.write_text(path.read_text().replace("flow = workflow.flow", "# the last line\nflow = workflow.flow"))
+    text = write(PHOTOS, path)
+    assert text.index("def rows") < text.index("def resize") < text.index("# the last line")
+    assert load(PHOTOS, path).find_problems(PHOTOS) == []
