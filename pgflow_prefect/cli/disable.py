@@ -23,7 +23,10 @@ def disable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
     if json:
         print_switched(switched)
         return
-    out.print(
-        f"workflow {workflow!r} is disabled: no worker or bridge takes its runs. Runs that are executing go on",
-        markup=False,
-    )
+    if switched.executes:
+        told = "no worker or bridge takes its runs. Runs that are executing go on"
+    else:
+        told = (
+            "`pgflow-prefect observe` shows none of its new runs. It shows those that it has begun to show to their end"
+        )
+    out.print(f"workflow {workflow!r} is disabled: {told}", markup=False)

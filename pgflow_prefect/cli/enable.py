@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 
 class Switched(NamedTuple):
-    """Whether a workflow is enabled, and its pending runs that are too old to be taken."""
+    """Whether a workflow is enabled, and its pending runs that are too old to be taken.
+
+    Attributes:
+        state: whether it is enabled, and since when.
+        older_runs: the runs.
+        executes: workers and bridges of this program take its runs. Otherwise `observe` shows them.
+    """
 
     state: Enabled
     older_runs: list[UUID]
+    executes: bool = True
 
 
 def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
@@ -40,8 +47,13 @@ def enable(workflow: str, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
         print_switched(switched)
         return
     since = format_time(switched.state.since)
-    out.print(f"workflow {workflow!r} is enabled: workers and bridges take its runs begun since {since}", markup=False)
-    print_older_runs(switched.older_runs)
+    who = "workers and bridges take" if switched.executes else "`pgflow-prefect observe` shows"
+    out.print(f"workflow {workflow!r} is enabled: {who} its runs begun since {since}", markup=False)
+    if switched.executes:
+        print_older_runs(switched.older_runs)
+    elif count := len(switched.older_runs):
+        older = f"{count} run{'s go' if count > 1 else ' goes'} on and began before that"
+        out.print(f"{older}: `pgflow-prefect observe --adopt` shows {'them' if count > 1 else 'it'}", markup=False)
 
 
 async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
@@ -51,7 +63,8 @@ async def enable_workflow(store: Store, workflow_slug: str) -> Switched:
         UnknownWorkflowError: the database defines no such workflow.
     """
     state = await store.enable_workflow(workflow_slug)
-    return Switched(state, [run_id for _, run_id in await store.list_older_runs([workflow_slug])])
+    older_runs = [run_id for _, run_id in await store.list_older_runs([workflow_slug])]
+    return Switched(state, older_runs, store.implementation.executes)
 
 
 def print_older_runs(older_runs: list[UUID]) -> None:
@@ -78,4 +91,5 @@ async def switch(settings: Settings, workflow_slug: str, enabled: bool) -> Switc
     async with open_store(settings, size=1, only_reads=True) as store:
         if enabled:
             return await enable_workflow(store, workflow_slug)
-        return Switched(await store.enable_workflow(workflow_slug, enabled=False), [])
+        state = await store.enable_workflow(workflow_slug, enabled=False)
+        return Switched(state, [], store.implementation.executes)

@@ -62,7 +62,8 @@ def validate(workflow: str, /, *, handlers: Handlers = None, json: AsJson = Fals
     if checked.recording is not None:
         out.print(_describe_recording(checked.recording), markup=False)
     if external := [slug for slug in checked.external if not doers[slug].is_stub]:
-        out.print(f"done by external workers, which call complete_step: {', '.join(external)}", markup=False)
+        who = "external workers, which call complete_step" if checked.executes else "pgflow's own workers"
+        out.print(f"done by {who}: {', '.join(external)}", markup=False)
     return 1 if problems else 0
 
 
@@ -84,6 +85,7 @@ class _Checked(NamedTuple):
     doers: dict[str, Doer]
     problems: list[str]
     recording: RecordLater | None
+    executes: bool = True
 
     @property
     def external(self) -> list[str]:
@@ -113,7 +115,15 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         if recording is not None and loaded.record is None:
             problems += loaded.find_recording_problems()
         doers = describe_doers(order, rows, loaded, source)
-        return _Checked(definition, source, {slug: kinds[slug] for slug in order}, doers, problems, recording)
+        return _Checked(
+            definition,
+            source,
+            {slug: kinds[slug] for slug in order},
+            doers,
+            problems,
+            recording,
+            store.implementation.executes,
+        )
 
 
 def _find_twins(workflow: str, slugs: Iterable[str]) -> list[str]:

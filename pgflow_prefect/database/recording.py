@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from pgflow_prefect.database.statements import Statements, to_setting
-from pgflow_prefect.models import EndedAs, Ending, LinkedRun, LinkRequest, Shown, Status, StepState
+from pgflow_prefect.models import EndedAs, Ending, LinkedRun, LinkRequest, Shown, Status, StepState, TaskKey
 
 
 class BegunRun(LinkedRun):
@@ -183,6 +183,18 @@ class RecordingStatements(Statements):
             limit=limit,
         )
         return [UUID(str(row["run_id"])) for row in rows]
+
+    async def list_map_tasks(self, run_id: UUID, *, at_most: int) -> list[tuple[TaskKey, StepState]]:
+        """Return how the tasks of the maps of a run stand that were begun, in the released pgflow.
+
+        Args:
+            run_id: the run.
+            at_most: without maps that have more tasks.
+        """
+        rows = await self._fetch("list_map_tasks", run_id=run_id, limit=at_most)
+        return [
+            (TaskKey(str(row["step_slug"]), int(str(row["task_index"]))), StepState.model_validate(row)) for row in rows
+        ]
 
     async def forget_deleted_runs(self, *, after: UUID | None, limit: int) -> UUID | None:
         """Delete our rows of runs that pgflow has deleted, and return the last id that this has looked at.

@@ -53,7 +53,8 @@ class FlowRecorder(RunRecorder):
     async def _show_steps(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[UnrecordedStep]) -> None:
         observed = ObservedSteps(StepEvents(flow_run, await self._read_graph(run)))
         assert run.finished_at is not None
-        await send_events(observed.make_events(steps, run.finished_at, has_ended=True))
+        tasks = await self.store.list_map_tasks(run.id, at_most=self.settings.item_task_runs)
+        await send_events(observed.make_events(steps, tasks, run.finished_at, has_ended=True))
 
     async def conclude(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[StepState]) -> None:
         """Tell what a run that was shown from its start has come to: an event, and the artifacts that are wanted."""

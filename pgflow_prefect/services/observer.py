@@ -32,7 +32,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.reporting.observed import ObservedSteps
 from pgflow_prefect.execution.reporting.recorded import StepEvents
-from pgflow_prefect.models import Run, Status, StepState, TakenRun
+from pgflow_prefect.models import Run, Status, StepState, TakenRun, TaskKey
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.services.flow_recorder import FlowRecorder
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -281,12 +281,13 @@ class Observer:
             now = await self.store.read_clock()
             run = await self.store.read_run(live.run_id)  # before its steps: of an ended run, they have ended
             found = await self.store.list_step_ends(live.run_id, live.slugs)
+            tasks = await self._list_tasks(live.run_id, found)
         except UnknownRunError:
             del self._live[live.run_id]  # pgflow has deleted it
             return
         has_ended = run.status is not Status.PENDING
         try:
-            await send_events(live.steps.make_events(found, now, has_ended=has_ended))
+            await send_events(live.steps.make_events(found, tasks, now, has_ended=has_ended))
         except PgflowPrefectError:
             # What was not sent counts as told. Begin with this run anew: Prefect knows the ids of what was.
             del self._live[live.run_id]
@@ -295,6 +296,12 @@ class Observer:
         live.wait(found)
         if has_ended:
             await self._end(run, live)
+
+    async def _list_tasks(self, run_id: UUID, found: Sequence[StepState]) -> list[tuple[TaskKey, StepState]]:
+        most = self.settings.item_task_runs
+        if any(each.tasks is not None and each.tasks <= most for each in found):
+            return await self.store.list_map_tasks(run_id, at_most=most)
+        return []
 
     async def _end(self, run: Run, live: _LiveRun) -> None:
         state: State[Any] = Completed() if run.status is Status.COMPLETED else Failed(message=run.error_message)

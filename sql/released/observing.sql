@@ -263,14 +263,14 @@ COMMENT ON FUNCTION pgflow_prefect.enable_workflow(text, boolean) IS
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_older_runs(workflow_slugs text[], lease double precision)
-RETURNS TABLE (workflow_slug text, run_id uuid)
+RETURNS TABLE (id uuid, workflow_slug text)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT r.flow_slug, r.run_id FROM pgflow.runs r
+        SELECT r.run_id, r.flow_slug FROM pgflow.runs r
         JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.flow_slug AND e.enabled
         WHERE r.status = 'started' AND r.flow_slug = ANY (list_older_runs.workflow_slugs) AND r.started_at < e.since
           AND NOT EXISTS (SELECT FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id)
@@ -469,6 +469,37 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.forget_deleted_runs(uuid, int) IS
     'Deletes the rows of runs that pgflow has deleted, among the next ones behind this id, and returns the last id that it '
     'has looked at. NULL: there is none behind it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_map_tasks(run_id uuid, at_most int)
+RETURNS TABLE (step_slug text, task_index int, status text, ended_as text, attempts int, error_message text,
+               created_at timestamptz, started_at timestamptz, finished_at timestamptz, task_state text, handler text,
+               skip_reason text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT t.step_slug, t.task_index,
+               CASE WHEN t.status IN ('completed', 'skipped') THEN 'completed'
+                    WHEN t.status IN ('failed', 'cancelled') THEN 'failed' ELSE 'pending' END,
+               CASE t.status WHEN 'cancelled' THEN 'cancelled' END, t.attempts_count,
+               CASE WHEN t.status IN ('queued', 'failed') THEN t.error_message END, t.queued_at, t.started_at,
+               coalesce(t.completed_at, t.failed_at), CASE t.status WHEN 'queued' THEN 'AwaitingRetry' END,
+               (SELECT w.function_name FROM pgflow.workers w WHERE w.worker_id = t.last_worker_id),
+               CASE t.status WHEN 'skipped' THEN 'skipped' END
+        FROM pgflow.step_states s
+        JOIN pgflow.steps d ON d.flow_slug = s.flow_slug AND d.step_slug = s.step_slug AND d.step_type = 'map'
+        JOIN pgflow.step_tasks t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        WHERE s.run_id = list_map_tasks.run_id AND s.initial_tasks <= list_map_tasks.at_most
+          AND (t.attempts_count > 0 OR t.status NOT IN ('queued', 'started'))
+        ORDER BY t.step_slug, t.task_index;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_map_tasks(uuid, int) IS
+    'The tasks of the maps of a run that were begun or have ended, of maps with at most so many; how each stands.';
 
 
 ------------------------------------------------------------------------------------------------------------

@@ -114,7 +114,8 @@ BEGIN
         SELECT f.flow_slug,
                (SELECT count(*) FROM pgflow.steps s WHERE s.flow_slug = f.flow_slug),
                (SELECT count(*) FROM pgflow.deps d WHERE d.flow_slug = f.flow_slug),
-               coalesce(r.pending, 0), coalesce(r.completed, 0), coalesce(r.failed, 0), NULL::boolean, NULL::jsonb
+               coalesce(r.pending, 0), coalesce(r.completed, 0), coalesce(r.failed, 0),
+               (SELECT e.enabled FROM pgflow_prefect.enabled_workflows e WHERE e.workflow_slug = f.flow_slug), NULL::jsonb
         FROM pgflow.flows f
         LEFT JOIN (SELECT i.flow_slug,
                           count(*) FILTER (WHERE i.status NOT IN ('completed', 'failed')) AS pending,
@@ -126,7 +127,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_workflows() IS
-    'Every flow with its size and its runs by status. Nothing here says whether workers take its runs.';
+    'Every flow with its size and its runs by status. enabled: whether Prefect shows its new runs; nothing here says '
+    'whether pgflow''s workers take them.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_slugs() RETURNS SETOF text

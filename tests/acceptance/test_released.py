@@ -87,16 +87,36 @@ def test_init_and_the_commands_that_look(outside: CommandLine, empty_dsn: str, f
     assert outside("status", "latest", "--watch").code == 0
     for picture in ("mermaid", "svg", "dot", "json"):
         assert "3 tasks" in outside("graph", "--run", "latest", "--format", picture).out or picture == "json"
+    assert "removed from database" in outside("init", "--remove").out
+    assert read_objects(flows.db) == before_flows
+    assert "has nothing of this program" in outside("init", "--remove").out
+    assert "run `pgflow-prefect init` first" in outside("runs").find_error()
+
+
+def test_a_flow_is_drawn_exported_imported_and_checked(
+    outside: CommandLine, empty_dsn: str, flows: ReleasedFlows
+) -> None:
+    outside = on(outside, empty_dsn)
+    outside("init")
+    flows.define("photos", MAPPED, maps=["resize"])
+    flows.start("photos", {"album": 7})
+    flows.work("photos", lambda step, index: [1, 2, 3])
     assert "resize  (for each of list_photos)" in outside("graph", "photos").out
     assert "report\t" in outside("timeline", "latest").out
     exported = outside("export", "photos").out
     assert "SELECT pgflow.add_step('photos', 'resize', ARRAY['list_photos']::text[], step_type => 'map');" in exported
     assert "workflow 'photos' is valid" in outside("validate", "photos").out
+    assert outside("import", "photos").code == 0
+    stub = '@workflow.map(over="list_photos", unimplemented=True)\nasync def resize(item: JsonValue) -> JsonValue:'
+    assert stub in (outside.directory / "flows/photos.py").read_text(encoding="utf-8")
+    checked = outside("validate", "photos")
+    assert checked.code == 0
+    assert "workflow 'photos' is valid" in checked.out
 
-    assert "removed from database" in outside("init", "--remove").out
-    assert read_objects(flows.db) == before_flows
-    assert "has nothing of this program" in outside("init", "--remove").out
-    assert "run `pgflow-prefect init` first" in outside("runs").find_error()
+    told = outside("enable", "photos").out
+    assert "`pgflow-prefect observe` shows its runs begun since" in told
+    assert "1 run goes on and began before that: `pgflow-prefect observe --adopt` shows it" in told
+    assert "photos\t3\t2\t1\t0\t0\tyes\t-" in outside("list").lines
 
 
 def test_every_other_command_says_why_it_does_not_work(

@@ -54,6 +54,7 @@ INTERNAL = {
 }
 
 SHOWN_TO_PEOPLE = {
+    "airflow/operators.py": "a note on an imported task says how to start a run in SQL",
     "cli/demo.py": "the demo prints the statements that a person would type",
     "database/definition_script.py": "`export` writes the SQL that defines a workflow",
     "database/implementations/classic.py": "messages say where to insert a workflow, and how to start a run in SQL",

@@ -360,7 +360,7 @@ async def test_no_other_role_may_call_the_functions_and_hidden_rows_are_an_error
         db.execute(
             sql.SQL("""
                 GRANT USAGE ON SCHEMA pgflow, pgflow_prefect TO {0};
-                GRANT SELECT ON ALL TABLES IN SCHEMA pgflow TO {0};
+                GRANT SELECT ON ALL TABLES IN SCHEMA pgflow, pgflow_prefect TO {0};
                 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pgflow_prefect TO {0};
                 ALTER TABLE pgflow.runs ENABLE ROW LEVEL SECURITY;
                 SET ROLE {0}

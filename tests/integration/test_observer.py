@@ -25,7 +25,7 @@ from tests.contract.conftest import open_released
 from tests.contract.worlds import BrokenError, ReleasedWorld
 from tests.databases import Databases
 from tests.integration.conftest import await_task_runs, read_edges
-from tests.released_lab import FAKE, ReleasedFlows, list_sources
+from tests.released_lab import FAKE, PACKAGE, ReleasedFlows, list_sources
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("prefect_api")]
 
@@ -35,6 +35,10 @@ MAPPED = {"list": [], "resize": ["list"], "report": ["resize"]}
 @pytest.fixture(scope="module")
 def templates() -> dict[str, Any]:
     return {}
+
+
+WITH_SKIPS = [each for each in list_sources() if each != PACKAGE]
+"""Versions that skip steps: our stand-in, and those that were named."""
 
 
 @pytest.fixture(params=[FAKE])
@@ -142,15 +146,21 @@ async def test_a_run_is_shown_from_its_start_with_pgflows_times_attempts_and_err
         ended = await site.await_flow_run(run_id, "Completed")
         assert ended.id == flow_run.id
         await site.await_settled()
-    shown = await await_task_runs(site.client, flow_run, dict.fromkeys(MAPPED, "Completed"))
-    assert await read_edges(site.client, flow_run) == {("list", "resize"), ("resize", "report")}
+    items = [f"resize[{index}]" for index in range(3)]
+    shown = await await_task_runs(site.client, flow_run, dict.fromkeys([*MAPPED, *items], "Completed"))
+    edges = await read_edges(site.client, flow_run)
+    assert edges == {("list", "resize"), ("resize", "report"), *(("list", item) for item in items)}
     ends = {each.step_slug: each.finished_at for each in await site.store.list_step_states(run_id)}
-    assert {name: each.end_time for name, each in shown.items()} == ends
+    assert {name: each.end_time for name, each in shown.items() if name in ends} == ends
+    tasks = dict(await site.store.list_map_tasks(run_id, at_most=100))
+    assert {shown[f"resize[{task.index}]"].start_time for task in tasks} == {each.started_at for each in tasks.values()}
+    assert await site.store.list_map_tasks(run_id, at_most=2) == [], "a larger map is one task run"
     assert shown["resize"].state is not None
     assert shown["resize"].state.message == "3 tasks"
     assert (await site.store.read_run(run_id)).flow_run_id == flow_run.id
 
 
+@pytest.mark.parametrize("released", WITH_SKIPS, indirect=True)
 async def test_what_has_ended_before_a_look_is_shown_with_its_skips_and_its_errors(site: Site) -> None:
     condition = """required_input_pattern => '{"vip": true}', when_unmet => 'skip-cascade'"""
     steps = {"choose": [], "wrap": ["choose"], "pack": [], "send": ["pack"]}

@@ -17,6 +17,12 @@ SELECT run_id FROM pgflow_prefect.link_recorded_runs(%(run_ids)s, %(epochs)s, %(
 SELECT run_id FROM pgflow_prefect.list_unshown(%(workflow_slugs)s, %(adopt)s, %(with_ended)s, %(since)s, %(besides)s::uuid[],
                                                %(limit)s) AS run_id
 
+-- list_map_tasks --
+-- The tasks of the maps of a run, of maps with at most so many.
+SELECT step_slug, task_index, status, ended_as, attempts, NULL AS step_result, error_message, created_at, started_at,
+       finished_at, task_state, handler, skip_reason
+FROM pgflow_prefect.list_map_tasks(%(run_id)s, %(limit)s)
+
 -- forget_deleted_runs --
 -- Delete our rows of runs that pgflow has deleted.
 SELECT pgflow_prefect.forget_deleted_runs(%(after)s, %(limit)s) AS last

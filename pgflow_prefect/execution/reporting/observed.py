@@ -41,28 +41,42 @@ class ObservedSteps:
     """
 
     events: StepEvents
-    _shown: dict[str, _Shown] = field(default_factory=dict, init=False)  # by step slug
+    _shown: dict[TaskKey, _Shown] = field(default_factory=dict, init=False)
 
-    def make_events(self, steps: Iterable[StepState], now: datetime, *, has_ended: bool) -> Iterator[Event]:
+    def make_events(
+        self,
+        steps: Iterable[StepState],
+        tasks: Iterable[tuple[TaskKey, StepState]],
+        now: datetime,
+        *,
+        has_ended: bool,
+    ) -> Iterator[Event]:
         """Yield the events of what is new since the last call.
 
         Args:
             steps: all steps that have started, as they stand.
+            tasks: those of maps that are shown each as a task run, likewise.
             now: a moment before they were read, by the database's clock.
             has_ended: the run has, so a step that is under way is executed no further.
         """
         for step in steps:
-            yield from self._make_events_of(step, now, has_ended)
+            yield from self._make_events_of(TaskKey(step.step_slug), step.step_slug, step, now, has_ended)
+        for task, state in tasks:
+            # The first task of the step is the step's own.
+            key, name = TaskKey(task.step_slug, task.index + 1), f"{task.step_slug}[{task.index}]"
+            yield from self._make_events_of(key, name, state, now, has_ended)
 
-    def find_task_run_id(self, step_slug: str) -> UUID:
-        """Return the id of a step's task run."""
-        return find_task_run_id(self.events.flow_run.id, TaskKey(step_slug))
+    def find_task_run_id(self, task: TaskKey) -> UUID:
+        """Return the id of a task's task run."""
+        return find_task_run_id(self.events.flow_run.id, task)
 
-    def _make_events_of(self, step: StepState, now: datetime, has_ended: bool) -> Iterator[Event]:
-        shown = self._shown.get(step.step_slug)
+    def _make_events_of(
+        self, task: TaskKey, name: str, step: StepState, now: datetime, has_ended: bool
+    ) -> Iterator[Event]:
+        shown = self._shown.get(task)
         for said, state in _find_states(step, now, has_ended):
             if shown is None:
-                shown = self._shown[step.step_slug] = _Shown(self._make_task_run(step))
+                shown = self._shown[task] = _Shown(self._make_task_run(task, name, step.attempts))
             before = shown.run.state
             if said in shown.said or (before is not None and before.is_final()):
                 continue
@@ -72,10 +86,9 @@ class ObservedSteps:
                 state.timestamp = before.timestamp + _TICK  # the server orders states by their times
             yield self.events.enter(shown.run, state, before)
 
-    def _make_task_run(self, step: StepState) -> TaskRun:
-        upstream = map(self.find_task_run_id, self.events.graph.predecessors(step.step_slug))
-        task_run_id = self.find_task_run_id(step.step_slug)
-        return self.events.make_task_run(task_run_id, step.step_slug, step.attempts, upstream)
+    def _make_task_run(self, task: TaskKey, name: str, attempts: int) -> TaskRun:
+        upstream = [self.find_task_run_id(TaskKey(slug)) for slug in self.events.graph.predecessors(task.step_slug)]
+        return self.events.make_task_run(self.find_task_run_id(task), name, attempts, upstream)
 
 
 def _find_states(step: StepState, now: datetime, has_ended: bool) -> Iterator[tuple[tuple[object, ...], State[Any]]]:

@@ -44,9 +44,9 @@ class StepEvents:
     flow_run: FlowRun
     graph: Graph
 
-    def make_task_run(self, task_run_id: UUID, step_slug: str, attempts: int, upstream: Iterable[UUID]) -> TaskRun:
+    def make_task_run(self, task_run_id: UUID, name: str, attempts: int, upstream: Iterable[UUID]) -> TaskRun:
         """Return the task run of a step, to which edges lead from these ones."""
-        name = clean(step_slug)
+        name = clean(name)
         return TaskRun(
             id=task_run_id,
             flow_run_id=self.flow_run.id,
