@@ -22,6 +22,7 @@ SETTINGS = {
     "retry_delay": ("core", "default_task_retry_delay"),
     "execution_timeout": ("core", "default_task_execution_timeout"),
     "catchup": ("scheduler", "catchup_by_default"),
+    "max_map_length": ("core", "max_map_length"),
 }
 """Airflow's settings that say what a task or a DAG does not say. Older documents leave that out."""
 

@@ -30,11 +30,14 @@ def make_ledger(dag: AirflowDag) -> Ledger:
     """Return what a DAG says, and what becomes of it here: first of the DAG, then of each task."""
     graph = build_graph(dag.definition)
     lines = [*_describe_dag(dag), *_describe_whole(dag), *_describe_mixed(dag, graph)]
+    maps = dag.definition.maps
     mapped = {task.task_id for task in dag.tasks if task.expansion is not None}
     added, setups = _gather_added(dag), _gather_setups(dag, graph)
     for task in dag.tasks:
         lines += _describe_task(task)
         lines += _describe_said(task, dag)
+        if task.expansion is not None:
+            lines += describe_map(task, maps.get(task.task_id))
         lines += _describe_deps(task, added[task.task_id])
         lines += _describe_relatives(task, sorted(mapped.intersection(graph.predecessors(task.task_id))))
         lines += _describe_setups(task, [each for each in setups[task.task_id] if each not in graph.pred[task.task_id]])
@@ -230,8 +233,6 @@ def _describe_task(task: AirflowTask) -> Iterator[LedgerLine]:
         yield LedgerLine(slug, "trigger rule", f"{write_code(task.rule)}: the rule of the step.", is_done=True)
     yield from _describe_attempts(task)
     yield from _describe_role(task)
-    if task.expansion is not None:
-        yield from describe_map(task)
     yield from _describe_arguments(task)
 
 

@@ -143,9 +143,15 @@ def _list(names: list[str]) -> str:
 
 
 def _read_dbt(source: Source) -> list[ForeignWorkflow]:
+    from pgflow_prefect.definitions.dbt import MOST_BYTES, read_manifest
+    from pgflow_prefect.deployment.foreign import ForeignWorkflow
+
     if source.airflow_dsn is not None or source.json_file is not None or source.every:
         raise UsageError("--from dbt takes the file only: import --from dbt target/manifest.json")
-    raise UsageError("dbt is not read yet")
+    if not source.names:
+        raise UsageError("which manifest? name it: import --from dbt target/manifest.json")
+    projects = [read_manifest(_read_bytes(Path(name), name, MOST_BYTES), name) for name in source.names]
+    return [ForeignWorkflow(each.definition, each.origin, each.ledger, "dbt") for each in projects]
 
 
 def _read_bytes(path: Path, name: str, most: int) -> bytes:

@@ -22,6 +22,11 @@ def resolve_map(said: MapRules, steps: Collection[str]) -> MapRules:
     return said.model_copy(update={"over": parts[0], "path": tuple(parts[1:])})
 
 
+def find_source(said: MapRules, upstream: Collection[str]) -> str:
+    """Return what a map maps over: where nothing says it, the only step that it waits for, or else the payload."""
+    return said.over or (next(iter(upstream)) if len(upstream) == 1 else PAYLOAD)
+
+
 def resolve_rules(rules: Mapping[str, StepRules], steps: Collection[str]) -> dict[str, StepRules]:
     """Return the rules of a file's steps, with what their maps map over resolved."""
     return {

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 
 from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.definitions.maps import find_source
 from pgflow_prefect.definitions.model import StepRules, WhenUnmet, WorkflowDefinition, to_identifier
 
 
@@ -11,9 +12,14 @@ def find_rule_problems(definition: WorkflowDefinition, rules: Mapping[str, StepR
 
     A file that says nothing of rules has no such problem: the database's are in force.
     """
+    graph = build_graph(definition) if any(each.map is not None for each in rules.values()) else None
     known = set(definition.steps)
     for slug, said in rules.items():
-        if slug in known and _compare(said) != _compare(definition.find_rules(slug)):
+        there = definition.find_rules(slug)
+        if there.map is not None and graph is not None and slug in known:  # a file always says the source
+            source = find_source(there.map, list(graph.predecessors(slug)))
+            there = there.model_copy(update={"map": there.map.model_copy(update={"over": source})})
+        if slug in known and _compare(said) != _compare(there):
             yield (
                 f"the rules of step {slug!r} are others in the database: write them there with `pgflow-prefect push`, "
                 "or take them out of the file"

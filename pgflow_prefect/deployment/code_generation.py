@@ -11,10 +11,9 @@ from textwrap import indent
 from pydantic import JsonValue
 
 from pgflow_prefect.definitions.graph import build_graph, sort_steps
+from pgflow_prefect.definitions.maps import find_source
 from pgflow_prefect.definitions.model import (
     NO_RULES,
-    PAYLOAD,
-    MapRules,
     StepRules,
     WorkflowDefinition,
     to_identifier,
@@ -208,14 +207,9 @@ def _list_said(rules: StepRules, upstream: Collection[str]) -> dict[str, JsonVal
     said = {name: each for name, each in rules.said.items() if name != "map"}
     if rules.map is None:
         return said
-    over = ".".join([_find_source(rules.map, upstream), *rules.map.path])
+    over = ".".join([find_source(rules.map, upstream), *rules.map.path])
     options = rules.map.model_dump(mode="json", exclude_defaults=True, exclude={"over", "path"})
     return {"over": over, **options, **said}
-
-
-def _find_source(rules: MapRules, upstream: Collection[str]) -> str:
-    """Return what has the array of a map: a step's slug, or `payload`."""
-    return rules.over or next(iter(sorted(upstream)), PAYLOAD)
 
 
 def _write_keywords(said: Mapping[str, JsonValue]) -> list[str]:
@@ -250,7 +244,7 @@ def _make_arguments(rules: StepRules, upstream: Collection[str], json_type: str,
     """
     if not upstream and rules.map is None:
         return [f"payload: {json_type}"]
-    source = None if rules.map is None else _find_source(rules.map, upstream)
+    source = None if rules.map is None else find_source(rules.map, upstream)
     others = {each: _name_argument(each, rules) for each in sorted(upstream) if each != source}
     arguments = [] if rules.map is None else [f"{ITEM}: {json_type}"]
     if len(others) > MOST_ARGUMENTS:

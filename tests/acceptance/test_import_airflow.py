@@ -150,3 +150,17 @@ def test_the_script_that_dumps_dags_needs_no_more_than_python_and_airflow(cli: C
     )
     assert helped.returncode == 0
     assert "--parse FOLDER" in helped.stdout
+
+
+def test_a_project_of_dbt_becomes_a_workflow_through_the_same_command(cli: CommandLine, db: Connection) -> None:
+    cli.write("target/manifest.json", (Path(__file__).parents[1] / "dbt" / "manifest.json").read_text(encoding="utf-8"))
+
+    imported = cli("import", "--from", "dbt", "target/manifest.json")
+    assert imported.lines == [
+        "wrote workflow 'jaffle' into the database: 12 steps, 10 dependencies",
+        "wrote flows/jaffle.py: 12 stubs to fill in",
+        "wrote flows/jaffle.ledger.md: 28 lines, of which 23 are for you to deal with",
+    ]
+    assert cli("validate", "jaffle").code == 0
+    assert "which manifest?" in cli("import", "--from", "dbt").find_error()
+    assert "takes the file only" in cli("import", "--from", "dbt", "--all").find_error()

@@ -197,6 +197,15 @@ def test_a_map_gets_an_item_and_what_may_be_skipped_is_optional(tmp_path: Path) 
     assert workflow.find_problems(PHOTOS) == []
 
 
+def test_a_map_whose_row_does_not_say_its_source_has_no_problem(tmp_path: Path) -> None:
+    said = {"again": StepRules(map=MapRules()), "rows": StepRules(map=MapRules())}
+    definition = define({"rows": [], "again": ["rows"]}, "maps").model_copy(update={"rules": said})
+    text = write(definition, tmp_path / "maps.py")
+    assert '@workflow.map(over="payload", unimplemented=True)' in text
+    assert '@workflow.map(over="rows", unimplemented=True)' in text
+    assert load(definition, tmp_path / "maps.py").find_problems(definition) == []
+
+
 def test_a_second_import_adds_its_stubs_behind_the_last_map(tmp_path: Path) -> None:
     path = tmp_path / "photos.py"
     write(define({"rows": []}, "photos").model_copy(update={"rules": {"rows": PHOTOS.rules["rows"]}}), path)

@@ -9,10 +9,10 @@ from pydantic import JsonValue
 from pgflow_prefect.definitions.airflow.document import SerializedDag
 from pgflow_prefect.definitions.airflow.schedule import Schedule, read_schedule
 from pgflow_prefect.definitions.airflow.tasks import AirflowTask, UnreadableTaskError, read_task
-from pgflow_prefect.definitions.airflow.values import Fields, read_names, read_text, unwrap
+from pgflow_prefect.definitions.airflow.values import Fields, read_names, read_seconds, read_text, unwrap
 from pgflow_prefect.definitions.from_handlers import find_unstorable
 from pgflow_prefect.definitions.graph import Graph, find_problems
-from pgflow_prefect.definitions.model import Dep, Rule, StepRules, WorkflowDefinition
+from pgflow_prefect.definitions.model import Dep, MapRules, Rule, StepRules, WorkflowDefinition
 from pgflow_prefect.errors import InvalidDefinitionError
 
 LONGEST_ID = 250
@@ -73,6 +73,7 @@ class AirflowDag:
         groups: of tasks.
         stops: a failure ends a run at once.
         knows_settings: what a task does not say of retries and time-outs is known.
+        max_items: the most items of a mapped task, by Airflow's setting; None where that is not known.
         said: what it says beside that, by the names of `DEFAULTS`; defaults are left out.
     """
 
@@ -88,22 +89,39 @@ class AirflowDag:
     groups: tuple[Group, ...] = ()
     stops: bool = False
     knows_settings: bool = True
+    max_items: int | None = None
     said: Mapping[str, JsonValue] = field(default_factory=dict)
 
     @property
     def definition(self) -> WorkflowDefinition:
         """The workflow: a step a task, whose rule is always written out, and Airflow's way to end a run."""
+        deps = {*self.deps}
         return WorkflowDefinition(
             slug=self.dag_id,
             steps=tuple(task.task_id for task in self.tasks),
             deps=self.deps,
             rules={
-                task.task_id: StepRules(rule=Rule(task.rule), fails_run=task.fails_run, is_setup=task.is_setup)
+                task.task_id: StepRules(
+                    rule=Rule(task.rule),
+                    fails_run=task.fails_run,
+                    is_setup=task.is_setup,
+                    map=self._make_map(task, deps),
+                )
                 for task in self.tasks
             },
             when_failed="stop" if self.stops else "continue",
             failed_by="leaves",
         )
+
+    def _make_map(self, task: AirflowTask, deps: set[Dep]) -> MapRules | None:
+        """Return what a map says; None for a task that is executed once, or whose list is not one task's result.
+
+        In Airflow, the other items go on where one fails, and a task without items is skipped.
+        """
+        source = None if task.expansion is None else task.expansion.source
+        if source is None or Dep(source, task.task_id) not in deps:
+            return None
+        return MapRules(over=source, max_items=self.max_items, when_empty="skip-cascade", when_item_fails="continue")
 
 
 def read_dag(document: SerializedDag) -> AirflowDag:
@@ -142,8 +160,14 @@ def read_dag(document: SerializedDag) -> AirflowDag:
         groups=groups,
         stops=fields.get("fail_fast", fields.get("fail_stop")) is True,
         knows_settings=document.version >= 3 or bool(document.settings),  # noqa: PLR2004  from 3 on, with defaults
+        max_items=_read_most_items(document.settings),
         said=_list_said(fields),
     )
+
+
+def _read_most_items(settings: Fields) -> int | None:
+    number = read_seconds(settings.get("max_map_length"))
+    return int(number) if number and number >= 1 else None
 
 
 def _find_task_problems(tasks: list[AirflowTask]) -> Iterator[str]:

@@ -196,6 +196,11 @@ class Expansion:
     text: str
     literal: JsonValue = None
 
+    @property
+    def source(self) -> str | None:
+        """The task whose whole result is the only list; None where there is no such task."""
+        return next(iter(self.sources.values())) if self.is_plain and len(self.sources) == 1 else None
+
 
 @dataclass(frozen=True)
 class AirflowTask:

@@ -10,7 +10,7 @@ x end of a run
 - region.store: Python
 x region.store: retries
 - lengths: Python
-- lengths: map
+x lengths: map
 - last: Python
 - last: map
 - last: map above

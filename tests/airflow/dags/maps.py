@@ -7,7 +7,7 @@ x end of a run
 - list_files: Python
 - load: Python
 x load: retries
-- load: map
+x load: map
 - copy: shell
 - copy: map
 - total: Python
@@ -15,7 +15,7 @@ x load: retries
 - pairs: Python
 - pairs: map
 - again: Python
-- again: map
+x again: map
 - again: map above
 - objects: Python
 - objects: map
