@@ -149,7 +149,7 @@ def test_a_test_whose_name_is_taken_gets_its_hash() -> None:
 
 
 def test_a_chain_of_ephemeral_models_is_followed_to_what_is_executed() -> None:
-    inlined = {"config": {"materialized": "ephemeral"}}
+    inlined: Any = {"config": {"materialized": "ephemeral"}}
     project = read(
         make_manifest(
             a=make_node("a"),
