@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from pgflow_prefect.database.recording import UnrecordedRun, UnrecordedStep
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import PrefectRefusedError
+from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.execution.reporting.observed import ObservedSteps
 from pgflow_prefect.execution.reporting.recorded import StepEvents
 from pgflow_prefect.models import StepState, TakenRun
@@ -30,12 +30,15 @@ class FlowRecorder(RunRecorder):
         self._flow_ids: dict[str, UUID] = {}
 
     async def _submit(self, run: TakenRun, state: State[Any]) -> FlowRun:
+        known = run.workflow_slug in self._flow_ids
         flow_id = await self._find_flow(run.workflow_slug)
         try:
             return await create_observed(self.client, flow_id, run, state, installation=self.installation)
-        except PrefectRefusedError:
-            self._flow_ids.pop(run.workflow_slug, None)  # a user may have deleted the flow: the next try makes it anew
-            raise
+        except PgflowPrefectError:
+            self._flow_ids.pop(run.workflow_slug, None)  # a user may have deleted the flow since
+            if not known:
+                raise
+        return await self._submit(run, state)
 
     async def _find_flow(self, workflow_slug: str) -> UUID:
         if workflow_slug not in self._flow_ids:

@@ -249,6 +249,18 @@ async def test_what_prefect_does_not_take_is_shown_once_it_answers(site: Site, m
     assert away == {"create": 0, "send": 0}
 
 
+async def test_a_flow_and_a_flow_run_that_a_user_deletes_in_prefect_keep_no_run_from_being_shown(site: Site) -> None:
+    site.flows.define(site.slug, {"a": []})
+    async with site.observe():
+        first = await site.await_flow_run(site.flows.start(site.slug, {}), "Running")
+        await site.client.delete_flow(first.flow_id)  # with its flow runs
+        second = await site.await_flow_run(site.flows.start(site.slug, {}), "Running")
+        assert second.flow_id != first.flow_id
+        site.flows.work(site.slug, lambda step, index: None)
+        await site.await_settled()
+        await site.await_flow_run(UUID(second.parameters["run_id"]), "Completed")
+
+
 async def test_rows_of_runs_that_pgflow_has_deleted_are_forgotten(site: Site) -> None:
     site.flows.define(site.slug, {"a": []})
     kept = site.flows.start(site.slug, {})
