@@ -55,7 +55,7 @@ def backfill(
     the payload, as `logical_date`, and Python finds it in `context.logical_date`. A date that has a run already is
     left, so you can repeat the command. `pgflow-prefect guide backfill` says more.
 
-    Example: `pgflow-prefect backfill orders --from 2026-01-01 --to 2026-03-31 --cron "0 9 * * 1-5"`
+    Example: `pgflow-prefect backfill hr --every 1d --from 2026-01-01 --to 2026-01-31`
 
     Parameters
     ----------
