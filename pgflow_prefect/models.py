@@ -450,7 +450,40 @@ class BranchOutcome(TypedDict):
     whole: bool
 
 
-AnyOutcome: TypeAlias = SkipOutcome | BranchOutcome
+class CacheOutcome(TypedDict):
+    """That a step is completed, and that steps of later runs may take over its result.
+
+    Attributes:
+        cache_key: a hash: a later step with the same one takes the result over.
+        expires_in: seconds after the step's end until that is over; None for never.
+    """
+
+    cache_key: str
+    expires_in: float | None
+
+
+class CachedOutcome(TypedDict):
+    """That a step is completed by the result of an earlier run.
+
+    Attributes:
+        cached_from: that run.
+    """
+
+    cached_from: str
+
+
+AnyOutcome: TypeAlias = SkipOutcome | BranchOutcome | CacheOutcome | CachedOutcome
+
+
+def is_skipping(outcome: AnyOutcome | None) -> bool:
+    """Tell whether some of the next steps are skipped."""
+    return outcome is not None and ("skip" in outcome or "taken" in outcome)
+
+
+def find_source(outcome: AnyOutcome | None) -> str | None:
+    """Return the run whose result a step takes over, if it takes one over."""
+    found: dict[str, object] = {**outcome} if outcome is not None else {}
+    return str(found["cached_from"]) if "cached_from" in found else None
 
 
 class Completion(NamedTuple):
@@ -461,7 +494,7 @@ class Completion(NamedTuple):
         result: JSON text.
         attempt: from the claim.
         task_run_id: Prefect's task run of it.
-        outcome: that it is skipped, or which branches it takes: see `SkipOutcome` and `BranchOutcome`.
+        outcome: that it is skipped, which branches it takes, or what it has to do with caching: see `AnyOutcome`.
     """
 
     task: TaskKey
@@ -473,6 +506,20 @@ class Completion(NamedTuple):
     def as_parameters(self) -> dict[str, object]:
         """Return it as the parameters of a statement."""
         return _flatten(self._asdict())
+
+
+class CachedResult(BaseModel):
+    """The result of an earlier run that a step takes over.
+
+    Attributes:
+        run_id: that run.
+        result: what its row has.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    result: RawJson
 
 
 class Failure(NamedTuple):

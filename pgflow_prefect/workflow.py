@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from datetime import timedelta
 from functools import cached_property, partial
 from hashlib import sha256
 from inspect import cleandoc
@@ -12,6 +13,7 @@ from uuid import UUID
 
 from prefect import Flow, Task
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
 from pydantic import JsonValue
 
 from pgflow_prefect.bindings import AnyBinding
@@ -43,6 +45,7 @@ from pgflow_prefect.execution.result_options import ResultSerializer, ResultStor
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from pgflow_prefect.execution.workflow_flow import AsyncFlow, WorkflowFlow
 from pgflow_prefect.handlers.base import RetryPolicy
+from pgflow_prefect.handlers.caching import make_cache_options
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
 from pgflow_prefect.handlers.run_names import Naming
@@ -68,6 +71,9 @@ from pgflow_prefect.state_names import Observer
 from pgflow_prefect.wording import write_code
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+CacheKey: TypeAlias = Callable[[TaskRunContext, dict[str, Any]], str | Awaitable[str | None] | None]
+"""Prefect's `cache_key_fn`; it may be async, too."""
 
 RetryCondition: TypeAlias = Callable[[Task[..., Any], TaskRun, State[Any]], bool | Awaitable[bool]]
 """Prefect's `retry_condition_fn`."""
@@ -186,6 +192,8 @@ class Workflow:
         task_run_name: Naming | None = None,
         result_storage: ResultStorage | None = None,
         result_serializer: ResultSerializer | None = None,
+        cache_key_fn: CacheKey | None = None,
+        cache_expiration: timedelta | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -212,6 +220,8 @@ class Workflow:
         task_run_name: Naming | None = None,
         result_storage: ResultStorage | None = None,
         result_serializer: ResultSerializer | None = None,
+        cache_key_fn: CacheKey | None = None,
+        cache_expiration: timedelta | None = None,
         unimplemented: bool = False,
         shadow: bool = False,
         rule: AnyRule | None = None,
@@ -247,6 +257,10 @@ class Workflow:
                 steps get the value. By default, that of the workflow. See `pgflow-prefect guide results`.
             result_serializer: the form in which they are kept: a serializer of Prefect or the name of one, such as
                 `pickle` or `compressed/json`. By default, that of the workflow, else `json`, the JSON of a row.
+            cache_key_fn: called with the context and a dict of the arguments, as in Prefect. If a run of the same
+                definition has completed the step with the key that it returns, the step takes over that result, and
+                Prefect shows it as Cached. None means no cache this time. See `pgflow-prefect guide results`.
+            cache_expiration: how long after its end a result may be taken over; by default, for ever.
             unimplemented: the function is a stub. It counts as no handler, and the step as external. `pgflow-prefect
                 import` writes this into its stubs: take it out when the function does the work.
             shadow: the function may run beside an external worker, to compare their results: see
@@ -285,8 +299,20 @@ class Workflow:
         policy = RetryPolicy(retries, retry_delay_seconds, retry_jitter_factor, timeout_seconds, retry_condition_fn)
         task_options = make_task_options(slug or "", tags, task_run_name)
         results = make_result_options(result_storage, result_serializer).or_else(self._results)
-        handler = partial(PythonHandler, policy=policy, unimplemented=unimplemented, shadow=shadow, results=results)
-        return lambda function: self._register(slug, function, handler, after=after, said=(rules, task_options))
+
+        def make_handler(step_slug: str, function: F) -> PythonHandler:
+            cache = make_cache_options(function, cache_key_fn, cache_expiration)
+            return PythonHandler(
+                step_slug,
+                function,
+                policy=policy,
+                unimplemented=unimplemented,
+                shadow=shadow,
+                results=results,
+                cache=cache,
+            )
+
+        return lambda function: self._register(slug, function, make_handler, after=after, said=(rules, task_options))
 
     def _register(
         self,

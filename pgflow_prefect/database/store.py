@@ -35,6 +35,7 @@ from pgflow_prefect.errors import (
     UsageError,
 )
 from pgflow_prefect.models import (
+    CachedResult,
     Claim,
     ClaimRequest,
     Completion,
@@ -289,6 +290,19 @@ class Store(
         given["outcome"] = None if completion.outcome is None else to_json(completion.outcome).decode()
         [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **given)
         return Report.model_validate(row)
+
+    async def find_cached(self, run_id: UUID, task: TaskKey, cache_key: str) -> CachedResult | None:
+        """Return the latest result of this key that a task of a run takes over; None if there is none.
+
+        It is of the same step of the same definition, in a run that still exists, and has not expired.
+
+        Args:
+            run_id: the run that needs it.
+            task: of the run.
+            cache_key: a hash.
+        """
+        rows = await self._fetch("find_cached", run_id=run_id, cache_key=cache_key, **task.as_parameters())
+        return CachedResult.model_validate(rows[0]) if rows else None
 
     async def perform_tasks(
         self, elements: Sequence[TaskElement], *, lock_timeout: float | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic
 from typing import Any
 from uuid import UUID
@@ -41,6 +41,7 @@ from pgflow_prefect.execution.reporting.task_runs import StepTask
 from pgflow_prefect.execution.returned import settle
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.shadow import Shadow
+from pgflow_prefect.execution.step_cache import RunCache
 from pgflow_prefect.execution.step_names import NamedInput, name_step, rename_current
 from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
 from pgflow_prefect.execution.step_writer import StepWriter
@@ -59,6 +60,7 @@ from pgflow_prefect.handlers.items import make_item_work
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.stored import StepResults
 from pgflow_prefect.models import (
     AnyOutcome,
     AwaitedStep,
@@ -69,6 +71,8 @@ from pgflow_prefect.models import (
     Status,
     StepEnd,
     TaskKey,
+    find_source,
+    is_skipping,
 )
 from pgflow_prefect.prefect_api.states import handed_back, skipped, superseded
 from pgflow_prefect.state_names import Observer, StateName
@@ -151,6 +155,7 @@ class Step:
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
+    _cached_from: str | None = field(default=None, init=False)
     _is_named: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -387,7 +392,14 @@ class Step:
             data_interval_end=_to_utc(claim.interval_end),
         )
         results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
-        return StepExecution.of(context, transaction, settle, results)
+        return StepExecution.of(context, transaction, settle, results, self._make_cache(results))
+
+    def _make_cache(self, results: StepResults) -> RunCache | None:
+        function = self.handlers.function
+        if function is None or function.cache is None:
+            return None
+        look_up = partial(self.writer.find_cached, self.task)
+        return RunCache(self.workflow_slug, self.slug, function.function, results, look_up, self._logger)
 
     async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Decided | Deferred:
         if handler is self.handlers.function and not execution.context.shadow:
@@ -510,6 +522,7 @@ class Step:
 
     async def _complete(self, claim: Claim, decided: str | Decided, transaction: StepTransaction) -> Report:
         result, outcome = _split(decided)
+        self._cached_from = find_source(outcome)
         size = len(result.encode("utf-8", "surrogatepass"))
         limit = self.host.settings.result_limit
         if size > limit:
@@ -523,7 +536,7 @@ class Step:
                 return await transaction.complete(
                     result, outcome, epoch=self.writer.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
-            if outcome is None:  # else some of the next ones are skipped
+            if not is_skipping(outcome):
                 self.claim_next(self.slug)
             return await self.writer.complete(
                 self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
@@ -571,6 +584,8 @@ class Step:
         """Return the state that Prefect shows after a report; the first report wins."""
         if report.skip_reason is not None and report.status is Status.COMPLETED:
             return skipped(report.skip_message)
+        if report.status is Status.COMPLETED and self._cached_from is not None:
+            return Completed(name=StateName.CACHED, message=f"the result of run {self._cached_from}, by cache_key_fn")
         if report.status is Status.COMPLETED:
             return None
         if report.ended_as is Ending.CANCELLED:

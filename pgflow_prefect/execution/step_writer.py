@@ -14,6 +14,7 @@ from pgflow_prefect.execution.batch import RunBatch
 from pgflow_prefect.models import (
     AnyOutcome,
     AwaitedStep,
+    CachedResult,
     Claim,
     ClaimRequest,
     Completion,
@@ -78,6 +79,10 @@ class StepWriter:
         if batch is not None:
             return await self._persist(lambda: batch.complete(completion))
         return await self._persist(lambda: self.store.complete_step(self.run_id, self.epoch, completion))
+
+    async def find_cached(self, task: TaskKey, cache_key: str) -> CachedResult | None:
+        """Return the result of an earlier run; see `Store.find_cached`."""
+        return await self._persist(lambda: self.store.find_cached(self.run_id, task, cache_key))
 
     async def fail(
         self, task: TaskKey, message: str, *, state_name: str, task_run_id: UUID, attempt: int | None

@@ -13,6 +13,7 @@ from pgflow_prefect.bindings import Binding
 from pgflow_prefect.database.step_connection import LazyConnection, SyncConnection
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.caching import StepCache
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.handlers.stored import ResultOptions, StepResults, Storage
@@ -171,12 +172,14 @@ class StepExecution:
         transaction: of `context.connection`; None if there is no connection.
         settle: turns a result that is no plain value, such as a state, into its value.
         results: writes and reads results that are in a storage; None if there is no storage.
+        cache: finds results of earlier runs; None if the step takes none over.
     """
 
     context: AnyStepContext[Any]
     transaction: StepTransaction | None = None
     settle: Callable[[Any], Any] = _identity
     results: StepResults | None = None
+    cache: StepCache | None = None
 
     @classmethod
     def of(
@@ -185,12 +188,13 @@ class StepExecution:
         transaction: StepTransaction,
         settle: Callable[[Any], Any] = _identity,
         results: StepResults | None = None,
+        cache: StepCache | None = None,
     ) -> "StepExecution":
         """Return the execution in a transaction, to which the context's connection belongs."""
         connected = replace(context)
         # Not a parameter of the class, because users make contexts for the tests of their handlers.
         object.__setattr__(connected, "_connect", lambda: transaction.connection)
-        return cls(connected, transaction, settle, results)
+        return cls(connected, transaction, settle, results, cache)
 
     def abandon(self) -> None:
         """Note that the step has abandoned the handler, which goes on in its thread. Its writes must not count."""

@@ -22,6 +22,7 @@ from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
 from pgflow_prefect.handlers.annotations import find_hints
 from pgflow_prefect.handlers.base import AnyStepContext, RetryPolicy, StepExecution
+from pgflow_prefect.handlers.caching import CacheOptions
 from pgflow_prefect.handlers.codecs import JsonCodec
 from pgflow_prefect.handlers.exact import ValueReader, explain
 from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
@@ -80,6 +81,7 @@ class PythonHandler:
         results: what the code says of a storage for its results.
         is_map: it is called for each item of a map, and `item` is that item.
         at_once: of a map, the most items that it executes at the same time in a process.
+        cache: what the code says of results of earlier runs; None if it takes none over.
     """
 
     step_slug: str
@@ -90,6 +92,7 @@ class PythonHandler:
     results: ResultOptions = field(default_factory=ResultOptions)
     is_map: bool = False
     at_once: int = AT_ONCE
+    cache: CacheOptions | None = None
 
     def __post_init__(self) -> None:
         for parameter in self._parameters.values():
@@ -200,8 +203,23 @@ class PythonHandler:
 
     async def _execute(self, claim: Claim, upstream: Collection[str], execution: StepExecution) -> str | Decided:
         inputs = await self._find_inputs(claim, execution)
-        call = partial(self.function, **dict(self._bind(claim, inputs, upstream, execution.context)))
-        made = await self._perform(call, execution)
+        given = dict(self._bind(claim, inputs, upstream, execution.context))
+        if self.cache is None or execution.cache is None or execution.context.shadow:
+            return await self._call_with(given, execution)
+        key = await execution.cache.find_key(self.cache, self._add_defaults(given))
+        if key is not None and (found := await execution.cache.find(key)) is not None:
+            return found
+        result = await self._call_with(given, execution)
+        # A result with branches is not cached: to take it over would need the branches, too.
+        return self.cache.note(key, result) if key is not None and isinstance(result, str) else result
+
+    def _add_defaults(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments with the defaults of the others, without `context`."""
+        defaults = {name: self._parameters[name].default for name in self.optional}
+        return {name: value for name, value in {**defaults, **given}.items() if name != "context"}
+
+    async def _call_with(self, given: Mapping[str, Any], execution: StepExecution) -> str | Decided:
+        made = await self._perform(partial(self.function, **given), execution)
         if not isinstance(made, _Encoded):
             return made
         assert execution.results is not None
@@ -231,10 +249,7 @@ class PythonHandler:
         """
         nothing: Any = None
         inputs = leave_unread(claim.upstream_results or _NONE)
-        bound = dict(self._bind(claim, inputs, upstream, nothing))
-        bound.pop("context", None)
-        defaults = {name: each.default for name, each in self._parameters.items() if name in self.optional}
-        return {**defaults, **bound}
+        return self._add_defaults(dict(self._bind(claim, inputs, upstream, nothing)))
 
     @cached_property
     def is_async(self) -> bool:

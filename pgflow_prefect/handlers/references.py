@@ -59,6 +59,7 @@ class Reference(BaseModel):
         size: in bytes.
         serializer: has written it.
         attempt: has written it.
+        index: of the task that has written it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -69,9 +70,10 @@ class Reference(BaseModel):
     size: Annotated[int, Field(ge=0)]
     serializer: str
     attempt: Annotated[int, Field(ge=0, le=2**31)]
+    index: Annotated[int, Field(ge=0, le=2**31)] = 0
 
     @classmethod
-    def of(cls, data: bytes, *, storage: str, key: str, serializer: str, attempt: int) -> "Reference":
+    def of(cls, data: bytes, *, storage: str, key: str, serializer: str, attempt: int, index: int = 0) -> "Reference":
         """Return the reference to an object with these bytes."""
         return cls(
             storage=storage,
@@ -80,11 +82,12 @@ class Reference(BaseModel):
             size=len(data),
             serializer=serializer,
             attempt=attempt,
+            index=index,
         )
 
     def write(self) -> str:
         """Return it as JSON text."""
-        return f"{_BEGINNING}:{self.model_dump_json()}}}"
+        return f"{_BEGINNING}:{self.model_dump_json(exclude_defaults=True)}}}"
 
     def fits(self, data: bytes) -> bool:
         """Tell whether these are the bytes that were written."""

@@ -151,6 +151,7 @@ class StepResults:
             key=key,
             serializer=place.codec.name,
             attempt=self.attempt,
+            index=self.address.index,
         )
         reference = await run_in_thread(make)
         await place.storage.write(key, data)

@@ -189,6 +189,18 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
     PRIMARY KEY (run_id, step_slug)
 );
 
+-- Completed steps whose results later runs may take over, by a hash of the key that a function of the user returns. The
+-- result itself stays in the step's state. Without the run, or with another result, a row means nothing.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.cached_results (
+    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    step_slug TEXT NOT NULL,
+    task_index INT NOT NULL DEFAULT 0,
+    cache_key TEXT NOT NULL CHECK (cache_key ~ '^[0-9a-f]{64}$'),
+    finished_at TIMESTAMPTZ NOT NULL, -- of the step's state that was meant
+    expires_at TIMESTAMPTZ,        -- NULL: never
+    PRIMARY KEY (run_id, step_slug, task_index)
+);
+
 DO $columns$
 DECLARE
     restore text;
@@ -292,7 +304,10 @@ BEGIN
     END IF;
     PERFORM pgflow.reserve_pages('pgflow_prefect', ARRAY[
         'owners', 'enabled_workflows', 'flow_runs', 'task_runs', 'bindings', 'external_claims', 'set_aside_runs',
-        'shadow_reports']);
+        'shadow_reports', 'cached_results']);
+    IF to_regclass('pgflow_prefect.cached_results_by_key') IS NULL THEN
+        CREATE INDEX cached_results_by_key ON pgflow_prefect.cached_results (cache_key, finished_at);
+    END IF;
     IF to_regclass('pgflow_prefect.binding_changes_by_step') IS NULL THEN
         CREATE INDEX binding_changes_by_step ON pgflow_prefect.binding_changes (workflow_slug, step_slug, id);
     END IF;
@@ -1466,7 +1481,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.report_outcome(
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
-    IF outcome IS NULL THEN
+    IF outcome IS NULL OR outcome OPERATOR(pg_catalog.?) 'cache_key' OR outcome OPERATOR(pg_catalog.?) 'cached_from' THEN
         RETURN pgflow.complete_step(run_id, step_slug, step_result, epoch, attempt);
     ELSIF outcome OPERATOR(pg_catalog.?) 'skip' THEN
         RETURN pgflow.skip_step(run_id, step_slug, outcome OPERATOR(pg_catalog.->>) 'note',
@@ -1525,11 +1540,14 @@ BEGIN
     IF (state.status OPERATOR(pg_catalog.=) 'completed' AND state.attempts OPERATOR(pg_catalog.=) attempt
         AND state.finished_at OPERATOR(pg_catalog.>=) began) IS NOT TRUE THEN
         PERFORM pgflow_prefect.is_stale(run_id, epoch); -- refused already; counted
+    ELSIF outcome OPERATOR(pg_catalog.?) 'cache_key' THEN
+        PERFORM pgflow_prefect.note_cached(run_id, step_slug, task_index, state.finished_at, outcome);
     END IF;
     IF state.status OPERATOR(pg_catalog.=) 'completed' THEN
         PERFORM pgflow_prefect.note_state(
             run_id, step_slug, task_index, task_run_id,
-            CASE WHEN state.skip_reason IS NULL THEN 'Completed' ELSE 'Skipped' END, NULL);
+            CASE WHEN state.skip_reason IS NOT NULL THEN 'Skipped'
+                 WHEN outcome OPERATOR(pg_catalog.?) 'cached_from' THEN 'Cached' ELSE 'Completed' END, NULL);
     END IF;
     RETURN state;
 END
@@ -1537,7 +1555,57 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.complete_step(uuid, text, int, jsonb, int, int, uuid, jsonb) IS
     'pgflow.complete_step, and the state of the task run. outcome: NULL; {"skip": true, "note", "cascade"} skips the step; '
-    '{"taken": [...], "whole"} completes it and takes these branches.';
+    '{"taken": [...], "whole"} completes it and takes these branches; {"cache_key", "expires_in"} completes it, and later runs '
+    'may take its result over; {"cached_from"} completes it by the result of an earlier run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.note_cached(
+    run_id uuid, step_slug text, task_index int, finished_at timestamptz, outcome jsonb
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    INSERT INTO pgflow_prefect.cached_results (run_id, step_slug, task_index, cache_key, finished_at, expires_at)
+    VALUES (note_cached.run_id, note_cached.step_slug, note_cached.task_index, outcome ->> 'cache_key',
+            note_cached.finished_at,
+            note_cached.finished_at + make_interval(secs => (outcome ->> 'expires_in')::double precision))
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
+    SET cache_key = excluded.cache_key, finished_at = excluded.finished_at, expires_at = excluded.expires_at;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.note_cached(uuid, text, int, timestamptz, jsonb) IS
+    'Notes that steps of later runs may take over the result of this one. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_cached(run_id uuid, step_slug text, task_index int, cache_key text)
+RETURNS TABLE (source_run_id uuid, result jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT c.run_id, s.step_result
+        FROM pgflow_prefect.cached_results c
+        JOIN pgflow.runs r ON r.id = c.run_id
+        JOIN pgflow.step_states s ON s.run_id = c.run_id AND s.step_slug = c.step_slug
+        WHERE c.cache_key = find_cached.cache_key AND c.step_slug = find_cached.step_slug
+          AND c.task_index = find_cached.task_index
+          AND (c.expires_at IS NULL OR c.expires_at > clock_timestamp())
+          AND r.definition_id = (SELECT own.definition_id FROM pgflow.runs own WHERE own.id = find_cached.run_id)
+          AND s.status = 'completed' AND s.skip_reason IS NULL AND s.finished_at = c.finished_at
+        ORDER BY c.finished_at DESC
+        LIMIT 1;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_cached(uuid, text, int, text) IS
+    'The latest result of this key: of the same step, in a run of the same definition that still has it, and not expired.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.fail_step(

@@ -440,6 +440,8 @@ AS $$
 DECLARE
     former pgflow.step_states;
     done pgflow.step_states;
+    cached pg_catalog.jsonb := CASE WHEN complete_pending_step.outcome OPERATOR(pg_catalog.?) 'cache_key'
+                                    THEN complete_pending_step.outcome END;
 BEGIN
     -- start_step locks the run and returns the state under that lock, where no other report can end the step any more.
     former := pgflow.start_step(complete_pending_step.run_id, complete_pending_step.step_slug);
@@ -447,9 +449,11 @@ BEGIN
                                          complete_pending_step.task_index, complete_pending_step.step_result,
                                          complete_pending_step.epoch, complete_pending_step.attempt,
                                          complete_pending_step.task_run_id,
-                                         -- What pgflow_prefect.skip or branch has set in this transaction.
-                                         coalesce(complete_pending_step.outcome, nullif(pg_catalog.current_setting(
-                                             'pgflow_prefect.outcome', true), '')::pg_catalog.jsonb));
+                                         -- What pgflow_prefect.skip or branch has set in this transaction. Such a
+                                         -- result is not cached.
+                                         coalesce(CASE WHEN cached IS NULL THEN complete_pending_step.outcome END,
+                                                  nullif(pg_catalog.current_setting('pgflow_prefect.outcome', true),
+                                                         '')::pg_catalog.jsonb, cached));
     status := done.status;
     ended_as := done.ended_as;
     error_message := done.error_message;

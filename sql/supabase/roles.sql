@@ -166,7 +166,7 @@ BEGIN
         FROM relation
         -- By list: which database this is in Prefect (installation) only the owner says.
         WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
-                          'shadow_reports', 'heartbeats', 'schedules')
+                          'shadow_reports', 'heartbeats', 'schedules', 'cached_results')
         UNION ALL
         -- Bindings and their history are written by the trigger of this view alone.
         SELECT format('INSERT (workflow_slug, step_slug, action, kind, target, options) ON %I.binding_requests', nspname),

@@ -13,6 +13,11 @@ SELECT status, ended_as::text, error_message, skip_reason, pgflow_prefect.descri
 FROM pgflow_prefect.complete_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(result)s::jsonb, %(epoch)s, %(attempt)s,
                                   %(task_run_id)s, %(outcome)s::jsonb) AS c
 
+-- find_cached --
+-- The result of an earlier run that a step takes over.
+SELECT source_run_id AS run_id, result::text
+FROM pgflow_prefect.find_cached(%(run_id)s, %(step_slug)s, %(task_index)s, %(cache_key)s)
+
 -- perform_tasks --
 -- Completions, failures and claims of one or several runs, in one transaction: a row for each. The time-out is set for
 -- this transaction alone, before the function begins.
