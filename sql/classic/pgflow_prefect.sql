@@ -190,9 +190,10 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.shadow_reports (
 );
 
 -- Completed steps whose results later runs may take over, by a hash of the key that a function of the user returns. The
--- result itself stays in the step's state. Without the run, or with another result, a row means nothing.
+-- result itself stays in the step's state. With another result of the step, a row means nothing. It goes with the row of
+-- the owner, which goes with the run: a reference to the run itself would have an upgrade wait for claims that wait.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.cached_results (
-    run_id UUID NOT NULL REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    run_id UUID NOT NULL REFERENCES pgflow_prefect.owners (run_id) ON DELETE CASCADE,
     step_slug TEXT NOT NULL,
     task_index INT NOT NULL DEFAULT 0,
     cache_key TEXT NOT NULL CHECK (cache_key ~ '^[0-9a-f]{64}$'),
@@ -1568,9 +1569,10 @@ AS $$
 #variable_conflict use_column
 BEGIN
     INSERT INTO pgflow_prefect.cached_results (run_id, step_slug, task_index, cache_key, finished_at, expires_at)
-    VALUES (note_cached.run_id, note_cached.step_slug, note_cached.task_index, outcome ->> 'cache_key',
-            note_cached.finished_at,
-            note_cached.finished_at + make_interval(secs => (outcome ->> 'expires_in')::double precision))
+    SELECT note_cached.run_id, note_cached.step_slug, note_cached.task_index, outcome ->> 'cache_key',
+           note_cached.finished_at,
+           note_cached.finished_at + make_interval(secs => (outcome ->> 'expires_in')::double precision)
+    FROM pgflow_prefect.owners o WHERE o.run_id = note_cached.run_id
     ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
     SET cache_key = excluded.cache_key, finished_at = excluded.finished_at, expires_at = excluded.expires_at;
 END

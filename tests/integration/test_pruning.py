@@ -46,7 +46,6 @@ CHILDREN = (
     "pgflow_prefect.external_claims",
     "pgflow_prefect.set_aside_runs",
     "pgflow_prefect.shadow_reports",
-    "pgflow_prefect.cached_results",
     "pgflow_api.requests",
 )
 
@@ -115,7 +114,6 @@ def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: st
             ("external_claims", "run_id, step_slug, attempt, claimed_until", "%s, 'a', 1, 'infinity'"),
             ("set_aside_runs", "run_id, epoch, reason", "%s, 1, 'a trigger'"),
             ("shadow_reports", "run_id, workflow_slug, step_slug, outcome, seconds", "%s, 'diamond', 'a', 'same', 1"),
-            ("cached_results", "run_id, step_slug, cache_key, finished_at", "%s, 'a', repeat('0', 64), now()"),
         ):
             db.execute(f"INSERT INTO pgflow_prefect.{table} ({columns}) VALUES ({values})", [each])  # noqa: S608
         db.execute("INSERT INTO pgflow_api.requests (run_id, action) VALUES (%s, 'reopen')", [each])
