@@ -2,7 +2,7 @@
 
 import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 
 import networkx as nx
@@ -21,6 +21,7 @@ from pgflow_prefect.definitions.model import BEFORE_FAILURES, Rule
 from pgflow_prefect.definitions.origin import Ledger, LedgerLine
 from pgflow_prefect.wording import write_code
 
+_LOGICAL = frozenset({"ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date", "execution_date"})
 _IN_SECONDS = frozenset({"start_date", "end_date"})
 _NAMED_BEFORE = 12
 """Names that one line lists; the rest is counted."""
@@ -34,7 +35,7 @@ def make_ledger(dag: AirflowDag) -> Ledger:
     mapped = {task.task_id for task in dag.tasks if task.expansion is not None}
     added, setups = _gather_added(dag), _gather_setups(dag, graph)
     for task in dag.tasks:
-        lines += _describe_task(task)
+        lines += _describe_task(task, has_interval=dag.schedule.has_interval)
         lines += _describe_said(task, dag)
         if task.expansion is not None:
             lines += describe_map(task, maps.get(task.task_id))
@@ -98,7 +99,7 @@ def _describe_schedule(dag: AirflowDag) -> LedgerLine:
     schedule, slug = dag.schedule, shlex.quote(dag.dag_id)
     zone = "" if schedule.timezone == "UTC" else f" --timezone {shlex.quote(schedule.timezone)}"
     period = (
-        " Airflow starts a run at the end of its interval, and its logical date is the beginning."
+        " Airflow's logical date is the beginning of the data interval. Here it is the end, when the run is due."
         if schedule.has_interval
         else ""
     )
@@ -226,14 +227,14 @@ def _gather_setups(dag: AirflowDag, graph: Graph) -> dict[str, list[str]]:
     return setups
 
 
-def _describe_task(task: AirflowTask) -> Iterator[LedgerLine]:
+def _describe_task(task: AirflowTask, *, has_interval: bool) -> Iterator[LedgerLine]:
     slug = task.task_id
     yield from describe_work(task)
     if task.rule != Rule.ALL_SUCCESS:
         yield LedgerLine(slug, "trigger rule", f"{write_code(task.rule)}: the rule of the step.", is_done=True)
     yield from _describe_attempts(task)
     yield from _describe_role(task)
-    yield from _describe_arguments(task)
+    yield from _describe_arguments(task, has_interval=has_interval)
 
 
 def _describe_attempts(task: AirflowTask) -> Iterator[LedgerLine]:
@@ -277,14 +278,29 @@ def _describe_deps(task: AirflowTask, added: list[str]) -> Iterator[LedgerLine]:
         )
 
 
-def _describe_arguments(task: AirflowTask) -> Iterator[LedgerLine]:
+def _describe_dates(dates: tuple[str, ...], *, has_interval: bool) -> str:
+    """Return where the dates of a run are here: Airflow's logical date may be the beginning of the interval."""
+    here = {name: f"context.{name}" for name in ("data_interval_start", "data_interval_end")}
+    here |= dict.fromkeys(_LOGICAL, here["data_interval_start"] if has_interval else "context.logical_date")
+    found = sorted({here[each] for each in dates if each in here})
+    rest = "" if all(each in here for each in dates) else " Compute the others from context.logical_date."
+    return f"It reads {_list(dates)}.{f' Here: {_list(found)}.' if found else ''}{rest}"
+
+
+def _describe_arguments(task: AirflowTask, *, has_interval: bool) -> Iterator[LedgerLine]:
     slug, mentioned = task.task_id, task.mentioned
     if templates := [argument.name for argument in task.arguments if argument.is_template]:
         yield LedgerLine(
             slug,
             "template",
-            f"Airflow renders {_list(templates)}. Write that in the handler: dates of the run are in the payload or "
-            "the context.",
+            f"Airflow renders {_list(templates)}. Write that in the handler.",
+            is_done=False,
+        )
+    if mentioned.dates:
+        yield LedgerLine(
+            slug,
+            "date",
+            _describe_dates(mentioned.dates, has_interval=has_interval),
             is_done=False,
         )
     for argument in task.arguments:
@@ -379,6 +395,6 @@ def _write(name: str, value: JsonValue) -> str:
     return write_code(write_value(name, value))
 
 
-def _list(names: list[str] | tuple[str, ...]) -> str:
+def _list(names: Sequence[str]) -> str:
     shown = ", ".join(map(write_code, names[:_NAMED_BEFORE]))
     return f"{shown} and {len(names) - _NAMED_BEFORE} more" if len(names) > _NAMED_BEFORE else shown

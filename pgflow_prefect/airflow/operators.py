@@ -71,7 +71,7 @@ _SAYS = {
     Work.SHORT_CIRCUIT: "It skips all that is below it, or nothing. Return Branch([], whole=True) to skip it.",
     Work.LATEST_ONLY: "It skips what is below it in runs of the past. Return Branch([]) in those.",
     Work.SENSOR: "It waits. Write a loop that asks and pauses, or make the step external and let a program report it.",
-    Work.CONTAINER: "It runs a container. Write what starts it, or bind the step to a work pool.",
+    Work.CONTAINER: "It runs a container. Write what starts it, or bind the step to a command that does.",
     Work.SHELL: "It runs a shell command. Write it in Python, or bind the step to a command.",
     Work.SQL: "It runs SQL. Write it in Python, or bind the step to a function of this database (--sql).",
     Work.HTTP: "It sends a request. Write it in Python, or bind the step to the endpoint (--http).",

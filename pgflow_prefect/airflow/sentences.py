@@ -21,7 +21,7 @@ class Sentence(NamedTuple):
 OF_TASKS: Mapping[str, Sentence] = {
     "pool": Sentence(
         "pool",
-        "{value}. There are no pools here. The nearest setting is a limit on the steps of a process, or a work pool.",
+        "{value}. There are no pools here. Give the steps a tag, and limit the tag in Prefect.",
     ),
     "pool_slots": Sentence("pool", "{value} slots of its pool. There are no pools here."),
     "priority_weight": Sentence("priority", "priority_weight {value}. Steps here have no priority."),
@@ -34,7 +34,7 @@ OF_TASKS: Mapping[str, Sentence] = {
     "run_as_user": Sentence("user", "run_as_user {value}. The step is executed as the user of its process."),
     "resources": Sentence("executor", "resources {value}. Here a work pool decides on them."),
     "depends_on_past": Sentence(
-        "depends_on_past", "Not kept. Let one run be executed at a time, or a backfill start its dates in order."
+        "depends_on_past", "Not kept. Let one run be executed at a time: a backfill starts its dates in order."
     ),
     "depends_on_previous_tasks": Sentence(
         "depends_on_past", "depends_on_previous_tasks {value}. Not kept. Let one run be executed at a time."
@@ -56,7 +56,7 @@ OF_TASKS: Mapping[str, Sentence] = {
     "inlets": Sentence("assets", "It reads {value}. Assets are not kept."),
     "outlets": Sentence("assets", "It updates {value}. What waits for it in Airflow does not start by itself here."),
     "max_active_tis_per_dag": Sentence(
-        "concurrency", "At most {value} at a time in all runs. The nearest setting is a limit of Prefect on a tag."
+        "concurrency", "At most {value} at a time in all runs. Give the steps a tag, and limit the tag in Prefect."
     ),
     "max_active_tis_per_dagrun": Sentence("concurrency", "At most {value} items at a time in one run."),
     "start_date": Sentence("dates", "It begins at {value}. Steps here have no dates of their own."),
@@ -86,14 +86,15 @@ OF_TASKS: Mapping[str, Sentence] = {
 
 OF_DAGS: Mapping[str, Sentence] = {
     "catchup": Sentence(
-        "catchup", "Airflow makes up for missed dates. A schedule here does not. Start them as a backfill."
+        "catchup",
+        "Airflow makes up for missed dates. Here `pgflow-prefect backfill` does.",
     ),
     "max_active_runs": Sentence(
         "concurrency",
         "At most {value} runs at a time. Give the same number to `pgflow-prefect deploy --concurrency-limit`.",
     ),
     "max_active_tasks": Sentence(
-        "concurrency", "At most {value} tasks at a time. The nearest setting is a limit of Prefect on a tag."
+        "concurrency", "At most {value} tasks at a time. Give the steps a tag, and limit the tag in Prefect."
     ),
     "max_consecutive_failed_dag_runs": Sentence(
         "pause",

@@ -190,6 +190,11 @@ def _plan(workflow: ForeignWorkflow, old: WorkflowDefinition | None, directory: 
     from pgflow_prefect.deployment.handler_files import default_path, refuse_shadowing
 
     slug = workflow.definition.slug
+    if old is not None and old.steps and not {*old.steps} & {*workflow.definition.steps}:
+        raise UsageError(
+            f"the database has a workflow {slug!r} with none of the steps that it has in {workflow.source}, so it is "
+            "another one: nothing was written. Import into another database (--dsn), or rename one of them"
+        )
     addition = add_definition(old, workflow.definition, workflow.source)
     if problems := find_problems(addition.definition):
         raise InvalidDefinitionError(slug, problems)

@@ -26,7 +26,7 @@ def test_a_dag_becomes_rows_stubs_and_a_ledger_and_again_only_adds(cli: CommandL
     assert imported.lines == [
         "wrote workflow 'etl' into the database: 7 steps, 8 dependencies",
         "wrote flows/etl.py: 7 stubs to fill in",
-        "wrote flows/etl.ledger.md: 23 lines, of which 13 are for you to deal with",
+        "wrote flows/etl.ledger.md: 25 lines, of which 15 are for you to deal with",
     ]
     assert {str(slug): rule for slug, rule in db.execute(STEPS)} == {
         "choose": "all_success",
@@ -136,6 +136,13 @@ def test_what_can_not_be_imported_is_named_and_nothing_is_written(cli: CommandLi
         refused = cli("import", "--from", "airflow", *arguments)
         assert refused.code == 2, arguments
         assert why in refused.find_error()
+    db.execute("INSERT INTO pgflow.workflows (slug) VALUES ('etl')")
+    db.execute("INSERT INTO pgflow.steps (workflow_slug, slug) VALUES ('etl', 'mine')")
+    other = cli("import", "--from", "airflow", "etl", "--json", "dags.json")
+    assert other.code == 2
+    assert "the database has a workflow 'etl' with none of the steps that it has in Airflow" in other.find_error()
+    db.execute("DELETE FROM pgflow.steps")
+    db.execute("DELETE FROM pgflow.workflows")
     assert "go with --from airflow" in cli("import", "etl", "--airflow-dsn", "postgresql://db").find_error()
     assert db.execute("SELECT count(*) FROM pgflow.workflows").fetchone() == (0,)
     assert not (cli.directory / "flows").exists()

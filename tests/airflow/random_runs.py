@@ -69,8 +69,16 @@ def act(does: str, takes: list[str]) -> Any:
 def execute(number: int, dag: Any, serialize: Any) -> dict[str, Any]:
     """Execute a DAG, and return its document and how its tasks ended."""
     run = dag.test()
-    ends = {each.task_id: str(each.state) for each in run.get_task_instances()}
-    return {"tasks": draw(number), "document": shorten(serialize(dag)), "ends": ends, "run": str(run.state)}
+    instances = run.get_task_instances()
+    ends = {each.task_id: str(each.state) for each in instances}
+    begun = [each for each in instances if each.start_date is not None and ends[each.task_id] != "upstream_failed"]
+    return {
+        "tasks": draw(number),
+        "document": shorten(serialize(dag)),
+        "ends": ends,
+        "order": [each.task_id for each in sorted(begun, key=lambda each: each.start_date)],
+        "run": str(run.state),
+    }
 
 
 def shorten(document: dict[str, Any]) -> dict[str, Any]:

@@ -219,6 +219,35 @@ def test_a_delay_that_grows_is_written_out_up_to_its_bound() -> None:
     assert options == {"retries": 4, "retry_delay_seconds": [60, 120, 240, 300]}
 
 
+@pytest.mark.parametrize(
+    ("timetable", "here"),
+    [
+        ("interval.CronDataIntervalTimetable", "`context.data_interval_start`"),
+        ("trigger.CronTriggerTimetable", "`context.logical_date`"),
+    ],
+)
+def test_a_date_in_a_template_is_named_with_what_it_is_here(timetable: str, here: str) -> None:
+    task = make_task(template_fields=["sql"], sql="SELECT '{{ ds }}', 'ts', {{ prev_ds }} -- logical_date")
+    schedule = {"__type": f"airflow.timetables.{timetable}", "__var": {"expression": "0 0 * * *", "timezone": "UTC"}}
+    [line] = [line for line in make_ledger(read(make_document(task, timetable=schedule))).lines if line.topic == "date"]
+    assert line.says == f"It reads `ds`, `prev_ds`. Here: {here}. Compute the others from context.logical_date."
+
+
+def test_three_quotes_stay_three_quotes_in_a_docstring(tmp_path: Path) -> None:
+    said = 'echo """a""" \\'
+    dag = read(make_document(make_task(template_fields=["bash_command"], bash_command=said)))
+    import_workflow(dag.definition, tmp_path / "stubs.py", make_origin(dag))
+    text = load_module(str(tmp_path / "stubs.py")).a.__doc__
+    [line] = [line.strip() for line in text.splitlines() if "bash_command" in line]
+    assert ast.literal_eval(line.removeprefix("bash_command = ")) == said
+
+
+def test_the_hash_of_a_files_path_is_left_out_of_names() -> None:
+    prefix = f"unusual_prefix_{'0a' * 20}_"
+    [task] = read(make_document(make_task(_task_module=f"{prefix}etl", python_callable_name=f"{prefix}etl.load"))).tasks
+    assert (task.module, task.callable) == ("etl", "etl.load")
+
+
 ODD = [
     '"""',
     "'''",

@@ -132,11 +132,19 @@ _DATA_FLOW = re.compile(
 """How Airflow writes the result of a task that another one takes as an argument."""
 
 _TEMPLATE = re.compile(r"\{\{|\{%")
+_OF_FILE = re.compile(r"\bunusual_prefix_[0-9a-f]{40}_")
+"""What Airflow puts before the name of a module that is a DAG file: a hash of its path."""
 _NAMES = {
     "variables": re.compile(r"\bvar\.(?:value|json)\.(?:get\(\s*['\"])?(\w[\w.-]*?)\b(?=\W|$)"),
     "connections": re.compile(r"\bconn\.(?:get\(\s*['\"])?(\w+)"),
+    "dates": re.compile(
+        r"\b(ds(?:_nodash)?|ts(?:_nodash(?:_with_tz)?)?|logical_date|execution_date|data_interval_(?:start|end)|"
+        r"(?:yesterday|tomorrow|prev|next)_ds(?:_nodash)?|(?:prev|next)_execution_date|prev_data_interval_\w+|"
+        r"prev_start_date_success)\b"
+    ),
     "params": re.compile(r"\b(?:params|dag_run\.conf)(?:\.get\(\s*['\"]|\.|\[\s*['\"])(\w+)"),
 }
+_RENDERED = re.compile(r"\{\{.{0,500}?\}\}|\{%.{0,500}?%\}", re.DOTALL)
 _PULL = re.compile(r"xcom_pull\((?P<arguments>[^)]{0,500})\)")
 _KEY = re.compile(r"\bkey\s*=\s*['\"](?P<key>[^'\"]+)['\"]")
 _CONNECTION = re.compile(r"(?:^|_)conn_id$")
@@ -168,12 +176,14 @@ class Mentioned:
     Attributes:
         variables: Airflow's Variables.
         connections: Airflow's connections.
+        dates: Airflow's names of dates of the run.
         params: parameters of the run.
         keys: keys of XComs beside the return value.
     """
 
     variables: tuple[str, ...] = ()
     connections: tuple[str, ...] = ()
+    dates: tuple[str, ...] = ()
     params: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
 
@@ -282,8 +292,8 @@ def read_task(given: Fields, settings: Fields) -> AirflowTask:
     return AirflowTask(
         task_id=task_id,
         operator=read_text(fields.get("_operator_name")) or read_text(fields.get("task_type")) or "an unknown operator",
-        module=read_text(fields.get("_task_module")) or "",
-        callable=read_text(fields.get("python_callable_name")),
+        module=_OF_FILE.sub("", read_text(fields.get("_task_module")) or ""),
+        callable=_OF_FILE.sub("", read_text(fields.get("python_callable_name")) or "") or None,
         rule=read_text(fields.get("trigger_rule", "all_success")) or "",
         downstream=tuple(read_names(fields.get("downstream_task_ids"))),
         retries=_read_count(fields, "retries", settings),
@@ -386,6 +396,8 @@ def _find_names(fields: Fields) -> Mentioned:
     texts = [text[:100_000] for name in dict.fromkeys(names) for text in list_texts(fields.get(name))]
     found = {kind: {name for text in texts for name in pattern.findall(text)} for kind, pattern in _NAMES.items()}
     found["connections"] -= {"get"}
+    rendered = [part for text in texts for part in _RENDERED.findall(text)]
+    found["dates"] = {name for part in rendered for name in _NAMES["dates"].findall(part)}
     found["connections"] |= {
         each for name in names if _CONNECTION.search(name) and (each := read_text(fields.get(name))) and "{" not in each
     }

@@ -120,7 +120,10 @@ class _Parts:
             return self._write_members(value, depth)
         if isinstance(value, list):
             return f"[{self._write_each(value, depth)}]"
-        return repr(value[: LONGEST_VALUE + 1]) if isinstance(value, str) else repr(value)
+        if isinstance(value, str):
+            # In a docstring, three quotes would end it.
+            return repr(value[: LONGEST_VALUE + 1]).replace('"' * 3, r"\x22" * 3)
+        return repr(value)
 
     def _write_each(self, values: list[JsonValue], depth: int) -> str:
         written = [self.write(each, depth + 1) for each in values[: max(self._left, 0)]]

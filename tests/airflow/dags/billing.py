@@ -8,6 +8,7 @@ x tags
 - load_invoices: SQL
 x load_invoices: retries
 - load_invoices: template
+- load_invoices: date
 - load_invoices: connection
 - load_invoices: pool
 - load_invoices: pool
@@ -15,6 +16,7 @@ x load_invoices: retries
 x sum_up: retries
 x sum_up: time-out
 - sum_up: template
+- sum_up: date
 - sum_up: connection
 - sum_up: priority
 - report: Python

@@ -9,6 +9,7 @@ x end of a run
 - crawl: retries
 x crawl: time-out
 - crawl: template
+- crawl: date
 - parse: container
 x parse: retries
 - parse: template

@@ -9,6 +9,7 @@ x extract: retries
 - stamp: shell
 x stamp: retries
 - stamp: template
+- stamp: date
 - transform: Python
 x transform: retries
 - choose: branch
@@ -18,6 +19,7 @@ x load.big: retries
 - load.small: shell
 x load.small: retries
 - load.small: template
+- load.small: date
 - done: empty
 x done: trigger rule
 x done: retries

@@ -12,6 +12,7 @@ x group
 - images.resize.large: container
 - images.label: container
 - images.label: template
+- images.label: date
 - done: empty
 x done: trigger rule
 """

@@ -7,6 +7,7 @@ x end of a run
 x tags
 - größe: operator
 - größe: template
+- größe: date
 - class: operator
 - class: connection
 - with-dash.and.dots: operator

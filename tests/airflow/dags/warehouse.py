@@ -16,8 +16,10 @@ x open: setup
 - work.left: shell
 - work.left: params
 - work.left: template
+- work.left: date
 - work.right: shell
 - work.right: template
+- work.right: date
 - work.join: shell
 - close: shell
 x close: trigger rule
