@@ -16,7 +16,7 @@ import psycopg
 
 from tests.conftest import Connection
 from tests.engine import define, value, waiting
-from tests.property.rules_model import INTOLERANT, TOLERANT, Graph, Model, StepOptions
+from tests.property.rules_model import INTOLERANT, TOLERANT, Graph, Item, Model, StepOptions
 
 _MOST_EVENTS = 60
 _RESULTS: tuple[Any, ...] = (1, 2, [1, 2], [], "x", None, [[1], 2])
@@ -70,6 +70,12 @@ def _draw_options(
         options.when_unmet = rng.choice(["fail", "skip", "skip", "skip-cascade", "skip-cascade"])
     if rng.random() < 0.2:
         options.when_exhausted = rng.choice(["fail", "skip", "skip-cascade"])
+    if rng.random() < 0.25:
+        options.is_map = True
+        options.over = rng.choice([*ups, "payload"]) if len(ups) > 1 else None
+        options.max_items = rng.choice([1, 100, 100, 100])
+        options.when_empty = rng.choice(["complete", "complete", "skip", "skip-cascade"])
+        options.when_item_fails = rng.choice(["stop", "continue", "skip"])
     options.fails_run = not continues or rng.random() > 0.15
     options.is_setup = rng.random() < 0.15
     return options
@@ -85,7 +91,8 @@ def define_drawn(db: Connection, workflow: str, drawn: Drawn) -> None:
     for step, options in drawn.options.items():
         db.execute(
             "UPDATE pgflow.steps SET rule = %s, required_input_pattern = %s, forbidden_input_pattern = %s, "
-            "when_unmet = %s, when_exhausted = %s, fails_run = %s, is_setup = %s "
+            "when_unmet = %s, when_exhausted = %s, fails_run = %s, is_setup = %s, step_type = %s, map_over = %s, "
+            "max_items = %s, when_empty = %s, when_item_fails = %s "
             "WHERE workflow_slug = %s AND slug = %s",
             [
                 options.rule,
@@ -95,6 +102,11 @@ def define_drawn(db: Connection, workflow: str, drawn: Drawn) -> None:
                 options.when_exhausted,
                 options.fails_run,
                 options.is_setup,
+                "map" if options.is_map else "single",
+                options.over,
+                options.max_items,
+                options.when_empty,
+                options.when_item_fails,
                 workflow,
                 step,
             ],
@@ -151,6 +163,16 @@ class Play:
             "SELECT status, remaining, error_message FROM pgflow.runs WHERE id = %s", [self.run_id]
         ).fetchall()
         assert rows == model.rows, context
+        assert self._read_items() == self._list_items(), context
+        results = dict(
+            self.db.execute(
+                "SELECT step_slug, step_result FROM pgflow.step_states "
+                "WHERE run_id = %s AND status = 'completed' AND skip_reason IS NULL",
+                [self.run_id],
+            ).fetchall()
+        )
+        ended = {step for step, end in model.ends.items() if end.outcome == "success"}
+        assert results == {step: model.results[step] for step in ended}, context
         assert status == model.status, context
         assert (message is not None) == (status == "failed"), context
         if status != "failed":
@@ -158,6 +180,30 @@ class Play:
         if status == "pending":
             assert model.pending, ("it is stuck", context)
             assert waiting(self.db, self.run_id) == model.unmet, context
+
+    def _read_items(self) -> dict[tuple[str, int], tuple[str, Any, bool]]:
+        """Return the items of all maps, after a look at what is counted of them."""
+        found = self.db.execute(
+            "SELECT step_slug, item_index, status, item_result, skip_reason FROM pgflow.step_items WHERE run_id = %s",
+            [self.run_id],
+        ).fetchall()
+        items = {
+            (str(step), int(str(index))): (str(status), result, reason is not None)
+            for step, index, status, result, reason in found
+        }
+        for step, remaining, failed in self.db.execute(
+            "SELECT step_slug, remaining, failed FROM pgflow.step_maps WHERE run_id = %s", [self.run_id]
+        ):
+            ends = [status for (each, _), (status, _, _) in items.items() if each == step]
+            assert (remaining, failed) == (ends.count("pending"), ends.count("failed")), (self.drawn, self.events)
+        return items
+
+    def _list_items(self) -> dict[tuple[str, int], tuple[str, Any, bool]]:
+        return {
+            (step, index): (item.status, item.result, item.is_left_out)
+            for step, items in self.model.items.items()
+            for index, item in enumerate(items)
+        }
 
     def _call(self, function: str, *arguments: object) -> None:
         self.events.append((function, *arguments))
@@ -167,6 +213,7 @@ class Play:
     def _do_something(self) -> bool:
         rng, model = self.rng, self.model
         choices = ["end"] * 12 if model.pending else []
+        choices += ["items"] * 12 if model.open_maps else []
         if model.status == "pending" and rng.random() < 0.2:
             choices += ["skip", "cancel"]
         if model.status == "failed":
@@ -176,6 +223,8 @@ class Play:
         match rng.choice(choices):
             case "end":
                 self._end_step(rng.choice(sorted(model.pending)))
+            case "items":
+                self._end_items(rng.choice(model.open_maps))
             case "skip" if model.untouched:
                 self._skip(rng.choice(model.untouched))
             case "cancel":
@@ -192,6 +241,27 @@ class Play:
         cascade = self.rng.random() < 0.5
         self._call("skip_step", step, "for once", cascade)
         self.model.skip(step, cascade=cascade)
+
+    def _end_items(self, step: str) -> None:
+        """Claim items of a map, or report on some: on any of them, also on those that were not claimed."""
+        rng, items = self.rng, self.model.items[step]
+        indexes = rng.sample(range(len(items)), rng.randint(1, len(items)))
+        match rng.choice(["claim", "complete", "complete", "complete", "fail", "retry", "skip"]):
+            case "claim":
+                self._call("claim_items", step, rng.randint(0, 3), None, rng.choice([None, "1 hour"]))
+            case "complete":
+                results = [rng.choice(_RESULTS) for _ in indexes]
+                self._call("complete_items", step, indexes, json.dumps(results))
+                ends = {index: Item("completed", each) for index, each in zip(indexes, results, strict=True)}
+                self.model.end_items(step, ends)
+            case "fail":
+                self._call("fail_items", step, indexes, ["broken"] * len(indexes))
+                self.model.end_items(step, {index: Item("failed") for index in indexes})
+            case "retry":
+                self._call("fail_items", step, indexes, ["broken"] * len(indexes), "0 s")
+            case "skip":
+                self._call("skip_items", step, indexes)
+                self.model.end_items(step, {index: Item("completed", is_left_out=True) for index in indexes})
 
     def _end_step(self, step: str) -> None:
         rng, model = self.rng, self.model

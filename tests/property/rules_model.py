@@ -40,6 +40,20 @@ class StepOptions:
     when_exhausted: str = "fail"
     fails_run: bool = True
     is_setup: bool = False
+    is_map: bool = False
+    over: str | None = None
+    max_items: int = 100
+    when_empty: str = "complete"
+    when_item_fails: str = "stop"
+
+
+@dataclass
+class Item:
+    """One item of a map: how it stands, and its result."""
+
+    status: str = "pending"
+    result: Any = None
+    is_left_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,7 @@ class Model:
         pending: the steps that are to be executed.
         results: of the steps that were executed.
         status: of the run.
+        items: of the maps that have a row, by step.
     """
 
     graph: Graph
@@ -159,6 +174,7 @@ class Model:
     pending: set[str] = field(default_factory=set)
     results: dict[str, Any] = field(default_factory=dict)
     status: str = "pending"
+    items: dict[str, list[Item]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.go_on()
@@ -192,6 +208,11 @@ class Model:
     def untouched(self) -> list[str]:
         """The steps that have no row."""
         return [step for step in self.graph if step not in self.rows]
+
+    @property
+    def open_maps(self) -> list[str]:
+        """The maps that have items that have not ended."""
+        return sorted(step for step, items in self.items.items() if any(each.status == "pending" for each in items))
 
     def find_downstream(self, step: str) -> list[str]:
         """Return the steps that wait for a step."""
@@ -242,8 +263,32 @@ class Model:
         elif not self._is_met(step):
             outcome = "failed" if options.when_unmet == "fail" else options.when_unmet
             self.ends[step] = End(outcome, "condition_unmet")
-        else:
+        elif not options.is_map:
             self.pending.add(step)
+        else:
+            self._begin_map(step)
+
+    def _begin_map(self, step: str) -> None:
+        options = self.options[step]
+        array = self._find_array(step)
+        if not isinstance(array, list) or len(array) > options.max_items:
+            self.ends[step] = End("failed", "not_mappable")
+        elif array:
+            self.pending.add(step)
+            self.items[step] = [Item() for _ in array]
+        elif options.when_empty == "complete":
+            self.ends[step] = End("success")
+            self.results[step] = []
+        else:
+            self.ends[step] = End(options.when_empty, "no_items")
+
+    def _find_array(self, step: str) -> Any:
+        ups = self.graph[step]
+        over = self.options[step].over or next(iter(ups), "payload")
+        if over not in ups:
+            return self.payload
+        is_there = over in self.ends and self.ends[over].outcome == "success"
+        return self.results[over] if is_there else []
 
     def _is_met(self, step: str) -> bool:
         given = self.payload
@@ -284,6 +329,29 @@ class Model:
             if not self.continues and self.status == "pending":
                 self.status = "failed"
         self.go_on()
+
+    def end_items(self, step: str, ends: Mapping[int, Item]) -> None:
+        """Note how items of a map have ended; the first report on an item counts."""
+        items = self.items[step]
+        fails = False
+        for index, end in ends.items():
+            if items[index].status == "pending":
+                items[index] = end
+                fails = fails or end.status == "failed"
+        if fails or all(each.status != "pending" for each in items):
+            self._end_map(step)
+
+    def _end_map(self, step: str) -> None:
+        if step not in self.pending:
+            return
+        items, policy = self.items[step], self.options[step].when_item_fails
+        is_over = all(each.status != "pending" for each in items)
+        has_failed = any(each.status == "failed" for each in items)
+        if has_failed and policy != "skip" and (is_over or policy == "stop"):
+            self.fail(step)
+        elif is_over:
+            done = [each.result for each in items if each.status == "completed" and not each.is_left_out]
+            self.complete(step, done)
 
     def skip(self, step: str, *, cascade: bool) -> None:
         """Skip a step that is pending or has no row."""
@@ -327,13 +395,22 @@ class Model:
         for step in undone:
             if self.ends.pop(step).reason is None:
                 self.pending.add(step)
+                self.items[step] = [Item() if item.status == "failed" else item for item in self.items.get(step, [])]
         while found := {step for step in self.rows if self._follows_from(step, undone)}:
             for step in found:
                 self.ends.pop(step, None)
                 self.pending.discard(step)
+                self.items.pop(step, None)
             undone |= found
         self.status = "pending"
         self.go_on()
+        for step in sorted(self.pending):  # those whose items were all reported while it was not pending
+            if self.status == "pending" and self.options[step].is_map:
+                self._resume_map(step)
+
+    def _resume_map(self, step: str) -> None:
+        if step in self.pending and all(each.status != "pending" for each in self.items[step]):
+            self._end_map(step)
 
     def _follows_from(self, step: str, undone: set[str]) -> bool:
         if not undone.intersection(self.graph[step]):

@@ -23,12 +23,17 @@ def test_the_engine_does_what_the_model_does(part: int, db: Connection) -> None:
     assert events > _RUNS  # the runs were played
 
 
-def test_an_engine_that_decides_wrong_is_found(db: Connection) -> None:
-    [[body]] = db.execute("""
-        SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'decide_step'
-    """).fetchall()
-    broken = str(body).replace("rule = 'one_failed' AND failed + not_run > 0", "rule = 'one_failed' AND failed > 0")
-    assert broken != body
-    db.execute(broken.encode())
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"),
+    [
+        ("decide_step", "rule = 'one_failed' AND failed + not_run > 0", "rule = 'one_failed' AND failed > 0"),
+        ("gather_results", "ORDER BY i.item_index)", "ORDER BY i.item_index DESC)"),
+        ("reopen_items", "i.status = 'failed' OR", "false OR"),
+    ],
+)
+def test_an_engine_that_decides_wrong_is_found(function: str, right: str, wrong: str, db: Connection) -> None:
+    [[body]] = db.execute("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s", [function]).fetchall()
+    assert right in str(body)
+    db.execute(str(body).replace(right, wrong).encode())
     with pytest.raises(AssertionError):
         play_all(db, range(_RUNS * 4))
