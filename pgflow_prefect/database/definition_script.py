@@ -1,7 +1,7 @@
 """Writes a definition as SQL, for `psql -f`, an SQL editor or a migration."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from psycopg import sql
 from pydantic import JsonValue
@@ -30,6 +30,9 @@ ON CONFLICT DO NOTHING;
 """
 _COLUMNS = {"only_if": "required_input_pattern", "unless": "forbidden_input_pattern"}
 """The columns of a step's conditions, by our names."""
+
+_MAP_COLUMNS = {"over": "map_over", "path": "map_path"}
+"""Likewise, of a map."""
 
 WORKFLOW_RULES = """\
 UPDATE pgflow.workflows SET when_failed = {when_failed}, failed_by = {failed_by}
@@ -71,7 +74,7 @@ def _write_rules(definition: WorkflowDefinition, order: Sequence[str]) -> Iterat
         yield WORKFLOW_RULES.format(when_failed=when_failed, failed_by=_quote(definition.failed_by), workflow=workflow)
     for slug in order:
         if said := definition.find_rules(slug).said:
-            written = [(_COLUMNS.get(name, name), _write_value(name, each)) for name, each in said.items()]
+            written = [*_list_columns(said)]
             yield STEP_RULES.format(
                 columns=", ".join(f"{column} = {each}" for column, each in written),
                 differences=" OR ".join(f"{column} IS DISTINCT FROM {each}" for column, each in written),
@@ -80,9 +83,22 @@ def _write_rules(definition: WorkflowDefinition, order: Sequence[str]) -> Iterat
             )
 
 
+def _list_columns(said: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
+    """Yield the columns of a step for what is said of it, with their values in SQL."""
+    for name, each in said.items():
+        if name == "map":
+            assert isinstance(each, dict)
+            yield "step_type", _quote("map")
+            yield from ((_MAP_COLUMNS.get(part, part), _write_value(part, value)) for part, value in each.items())
+        else:
+            yield _COLUMNS.get(name, name), _write_value(name, each)
+
+
 def _write_value(name: str, value: JsonValue) -> str:
     if name in _COLUMNS:
         return _quote(json.dumps(value, sort_keys=True))
+    if isinstance(value, list):
+        return f"ARRAY[{', '.join(_quote(str(each)) for each in value)}]::text[]"
     return _quote(value) if isinstance(value, str) else str(value).lower()
 
 

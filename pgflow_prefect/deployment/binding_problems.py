@@ -69,7 +69,7 @@ async def find_all_problems(
     done_here = {
         slug: each for slug, each in workflow.handlers.items() if in_force.get(slug, _PYTHON).kind is Kind.PYTHON
     }
-    problems += find_type_problems(done_here, definition.deps)
+    problems += find_type_problems(done_here, definition.deps, definition.maps)
     return [*workflow.find_problems(definition), *problems]
 
 

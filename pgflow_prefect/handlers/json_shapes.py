@@ -161,6 +161,11 @@ def make_shape(annotation: Any, mode: Literal["validation", "serialization"]) ->
     return Shape(schema, schema.get("$defs", {})).resolve()
 
 
+def make_array(shape: Shape) -> Shape:
+    """Return the shape of an array of values of a shape."""
+    return Shape({"type": "array", "items": shape.schema}, shape.definitions)
+
+
 def make_object(parts: Mapping[str, Shape]) -> Shape:
     """Return the shape of an object that has exactly these properties."""
     definitions: dict[str, Schema] = {}

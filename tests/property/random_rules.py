@@ -164,13 +164,14 @@ class Play:
         ).fetchall()
         assert rows == model.rows, context
         assert self._read_items() == self._list_items(), context
-        results = dict(
-            self.db.execute(
+        results = {
+            str(step): result
+            for step, result in self.db.execute(
                 "SELECT step_slug, step_result FROM pgflow.step_states "
                 "WHERE run_id = %s AND status = 'completed' AND skip_reason IS NULL",
                 [self.run_id],
-            ).fetchall()
-        )
+            )
+        }
         ended = {step for step, end in model.ends.items() if end.outcome == "success"}
         assert results == {step: model.results[step] for step in ended}, context
         assert status == model.status, context

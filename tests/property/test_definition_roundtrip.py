@@ -16,7 +16,9 @@ from pgflow_prefect.database.definition_script import write_script
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.definitions.model import (
+    PAYLOAD,
     Dep,
+    MapRules,
     Rule,
     StepRules,
     WhenUnmet,
@@ -58,6 +60,14 @@ RULES = st.builds(
     is_setup=st.booleans(),
 )
 
+MAPS = st.builds(
+    MapRules,
+    path=st.lists(st.from_regex("[a-z]{1,3}", fullmatch=True), max_size=2).map(tuple),
+    max_items=st.none() | st.integers(1, 9),
+    when_empty=st.sampled_from(["complete", "skip", "skip-cascade"]),
+    when_item_fails=st.sampled_from(["stop", "continue", "skip"]),
+)
+
 few = settings(max_examples=40, deadline=None, database=None, suppress_health_check=[*HealthCheck])
 
 
@@ -67,11 +77,16 @@ def wild_dags(draw: st.DrawFn, slugs: list[str]) -> WorkflowDefinition:
     steps = draw(st.permutations(slugs))[: draw(st.integers(1, len(slugs)))]
     pairs = [Dep(upstream, step) for place, step in enumerate(steps) for upstream in steps[:place]]
     deps = draw(st.lists(st.sampled_from(pairs), unique=True)) if pairs else []
+    rules = draw(st.dictionaries(st.sampled_from(steps), RULES, max_size=3))
+    for slug in draw(st.sets(st.sampled_from(steps), max_size=2)):
+        sources = [dep.upstream for dep in deps if dep.downstream == slug and dep.upstream]
+        said = draw(MAPS).model_copy(update={"over": draw(st.sampled_from([PAYLOAD, *sources]))})
+        rules[slug] = rules.get(slug, StepRules()).model_copy(update={"map": said})
     return WorkflowDefinition(
         slug=draw(SLUGS),
         steps=tuple(draw(st.permutations(steps))),
         deps=tuple(deps),
-        rules=draw(st.dictionaries(st.sampled_from(steps), RULES, max_size=3)),
+        rules=rules,
         when_failed=draw(st.sampled_from([None, "continue"])),
         failed_by=draw(st.sampled_from(["steps", "leaves"])),
     )
@@ -133,7 +148,13 @@ def make_workflow(definition: WorkflowDefinition, taken: frozenset[Dep]) -> Work
         parameters += [Parameter(to_identifier(name), kind, default=None) for name in named]
         work.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
         rules: dict[str, Any] = definition.find_rules(slug).said
-        workflow.step(slug, after=[each for each in upstream if each not in named], **rules)(work)
+        after = [each for each in upstream if each not in named]
+        said: dict[str, Any] | None = rules.pop("map", None)
+        if said is None:
+            workflow.step(slug, after=after, **rules)(work)
+        else:
+            over = ".".join([said.pop("over"), *said.pop("path", [])])
+            workflow.map(slug, over=over, after=after, **said, **rules)(work)
     return workflow
 
 

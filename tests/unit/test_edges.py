@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from pgflow_prefect.definitions.model import Dep
+from pgflow_prefect.definitions.model import Dep, MapRules
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.json_shapes import find_misfit, make_shape
 from pgflow_prefect.handlers.python import PythonHandler
@@ -333,3 +333,41 @@ def test_types_of_one_name_are_told_apart() -> None:
     joins.__annotations__ = {"upstream": dict[str, text]}  # type: ignore[valid-type]
     [problem] = find({"joins": ["one", "two"]}, one=one, two=two, joins=joins)
     assert "its 'two.value' is a whole number here and text there" in problem
+
+
+def test_a_map_returns_a_list_of_what_its_handler_returns() -> None:
+    def orders() -> list[int]:
+        return [1]
+
+    def price(item: int) -> float:
+        return item
+
+    def total(price: list[float]) -> float:
+        return sum(price)
+
+    def wrong(price: float) -> float:
+        return price
+
+    handlers = {
+        "orders": PythonHandler("orders", orders),
+        "price": PythonHandler("price", price, is_map=True),
+        "total": PythonHandler("total", total),
+        "wrong": PythonHandler("wrong", wrong),
+    }
+    deps = [Dep("orders", "price"), Dep("price", "total"), Dep("price", "wrong")]
+    [problem] = find_type_problems(handlers, deps, {"price": MapRules(over="orders")})
+    assert "step 'wrong' takes 'price' as float, which the list[float] that map 'price' returns can't be" in problem
+
+
+def test_an_element_of_what_a_map_maps_over_has_to_fit_its_item() -> None:
+    def orders() -> list[str]:
+        return ["x"]
+
+    def price(item: int) -> int:
+        return item
+
+    handlers = {"orders": PythonHandler("orders", orders), "price": PythonHandler("price", price, is_map=True)}
+    deps = [Dep("orders", "price")]
+    [problem] = find_type_problems(handlers, deps, {"price": MapRules(over="orders")})
+    assert "takes 'item' as int, which an element of what step 'orders' returns can't be" in problem
+    assert [*find_type_problems(handlers, deps, {"price": MapRules(over="orders", path=("rows",))})] == []
