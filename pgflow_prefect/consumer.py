@@ -55,6 +55,7 @@ from pgflow_prefect.handlers.queue import (
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.handlers.values import UnstorableError, write_result
+from pgflow_prefect.models import AnyOutcome, Status, StepInput
 from pgflow_prefect.raw_json import UnreadableJsonError
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Pauses
@@ -126,9 +127,9 @@ def _is_handed_over(message: StepMessage, handover: Handover, queue: str | None)
 
 
 async def _perform(message: StepMessage, function: Function, settings: Settings, queue: str | None) -> None:
-    store = ConsumerStore.open(settings)
-    step = message.run_id, message.task, message.attempt
-    handover = await store.find_handover(*step)
+    steps = _Steps(ConsumerStore.open(settings), message)
+    step = message.run_id, message.item or message.task, message.attempt
+    handover = await steps.find_handover()
     if handover is None:
         _log.info("run %s, step %s, attempt %d: no run waits for it any more; skipped", *step)
         return
@@ -137,9 +138,9 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         return
     try:
         if settings.queue_key is None:
-            message = message.with_input(make_input(await store.read_input(message.run_id, message.task)))
+            message = message.with_input(make_input(await steps.read_input()))
     except UnreadableJsonError as error:
-        await _report(store.fail, step, f"the input of step {message.step_slug!r} can't be read: {error}")
+        await _report(steps.fail, step, f"the input of step {message.step_slug!r} can't be read: {error}")
         return
     try:
         decided = _decide(await _call(function, message), settings.result_limit)
@@ -147,20 +148,52 @@ async def _perform(message: StepMessage, function: Function, settings: Settings,
         decided = Decided.to_skip(skip)
     except Exception as error:  # noqa: BLE001  whatever the work raises is its end
         _log.exception("run %s, step %s, attempt %d failed", *step)
-        await _report(store.fail, step, describe(error))
+        await _report(steps.fail, step, describe(error))
         return
     try:
-        await _report(store.complete, step, decided.result, decided.outcome)
+        await _report(steps.complete, step, decided.result, decided.outcome)
     except DatabaseUnavailableError:
         raise
     except PgflowPrefectError as error:  # PostgreSQL would refuse it again
         _log.exception("run %s, step %s, attempt %d: its result can't be stored", *step)
-        await _report(store.fail, step, describe(error))
+        await _report(steps.fail, step, describe(error))
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What is asked and said of the step of a message, or of its item of a map."""
+
+    store: ConsumerStore
+    message: StepMessage
+
+    async def find_handover(self) -> Handover | None:
+        message, item = self.message, self.message.item
+        if item is not None:
+            return await self.store.find_item_handover(message.run_id, item, message.attempt)
+        return await self.store.find_handover(message.run_id, message.task, message.attempt)
+
+    async def read_input(self) -> StepInput:
+        message, item = self.message, self.message.item
+        if item is not None:
+            return await self.store.read_item_input(message.run_id, item)
+        return await self.store.read_input(message.run_id, message.task)
+
+    async def complete(self, result: str, outcome: AnyOutcome | None) -> Status:
+        message, item = self.message, self.message.item
+        if item is not None:
+            return await self.store.complete_item(message.run_id, item, message.attempt, result, outcome)
+        return await self.store.complete(message.run_id, message.task, message.attempt, result, outcome)
+
+    async def fail(self, reason: str) -> Status:
+        message, item = self.message, self.message.item
+        if item is not None:
+            return await self.store.fail_item(message.run_id, item, message.attempt, reason)
+        return await self.store.fail(message.run_id, message.task, message.attempt, reason)
 
 
 async def _report(report: Callable[..., Any], step: tuple[object, ...], *what: object) -> None:
     try:
-        status = await report(*step, *what)
+        status = await report(*what)
         _log.info("run %s, step %s, attempt %d: reported; it is %s", *step, status)
     except (UsageError, RunNotPendingError) as error:  # deleted, or reopened, while the work was done
         _log.warning("run %s, step %s, attempt %d: its report is refused: %s", *step, error)

@@ -72,6 +72,27 @@ class TaskKey:
         return {"step_slug": self.step_slug, "task_index": self.index}
 
 
+@dataclass(frozen=True, slots=True)
+class ItemKey:
+    """The address of an item of a map within a run.
+
+    Attributes:
+        step_slug: the map.
+        index: the item's place in the array.
+    """
+
+    step_slug: str
+    index: int
+
+    def __str__(self) -> str:
+        """Name it for people."""
+        return f"{self.step_slug!r}, item {self.index}"
+
+    def as_parameters(self) -> dict[str, object]:
+        """Return it as the parameters of a statement."""
+        return {"step_slug": self.step_slug, "item_index": self.index}
+
+
 class Ending(StrEnum):
     """How a run or a step ended. This tells more than its status."""
 

@@ -20,7 +20,7 @@ from pgflow_prefect.errors import (
     UnstorableTextError,
     UsageError,
 )
-from pgflow_prefect.models import AnyOutcome, Status, StepInput, TaskKey
+from pgflow_prefect.models import AnyOutcome, ItemKey, Status, StepInput, TaskKey
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Pauses
 
@@ -118,6 +118,46 @@ class ConsumerStore:
             return await self._report("report_failure", run_id, task, attempt, error_message=text)
         except UnstorableTextError:
             return await self._report("report_failure", run_id, task, attempt, error_message=escape(text))
+
+    async def find_item_handover(self, run_id: UUID, item: ItemKey, attempt: int) -> Handover | None:
+        """Do as `find_handover`, for an item of a map."""
+        row = await self._fetch("find_item_handover", run_id=run_id, attempt=attempt, **item.as_parameters())
+        if row is None or row["awaited"] is not True:
+            return None
+        return Handover(str(row["workflow_slug"]), None if row["handler"] is None else str(row["handler"]))
+
+    async def read_item_input(self, run_id: UUID, item: ItemKey) -> StepInput:
+        """Do as `read_input`, for an item of a map: the item is a member of the results."""
+        row = await self._fetch("read_item_input", run_id=run_id, **item.as_parameters())
+        assert row is not None
+        return StepInput.model_validate(row)
+
+    async def complete_item(
+        self, run_id: UUID, item: ItemKey, attempt: int, result: str, outcome: AnyOutcome | None = None
+    ) -> Status:
+        """Store an item's result, or leave it out of its map's, and return the map's status.
+
+        Raises:
+            ResultInvalidError: jsonb can't hold the result, or the outcome is none of an item.
+        """
+        if outcome is not None and "taken" in outcome:
+            raise ResultInvalidError(f"{item} can't take branches: only a whole step does")
+        said = None if outcome is None else to_json(outcome).decode()
+        return await self._report_item(run_id, item, attempt, result=result, outcome=said)
+
+    async def fail_item(self, run_id: UUID, item: ItemKey, attempt: int, message: str) -> Status:
+        """Fail an item, and return its map's status."""
+        text = message.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+        try:
+            return await self._report_item(run_id, item, attempt, error_message=text)
+        except UnstorableTextError:
+            return await self._report_item(run_id, item, attempt, error_message=escape(text))
+
+    async def _report_item(self, run_id: UUID, item: ItemKey, attempt: int, **what: str | None) -> Status:
+        given = {"result": None, "outcome": None, "error_message": None} | what
+        row = await self._fetch("report_item", run_id=run_id, attempt=attempt, **item.as_parameters(), **given)
+        assert row is not None
+        return Status(str(row["status"]))
 
     async def _report(self, query: str, run_id: UUID, task: TaskKey, attempt: int, **what: str | None) -> Status:
         row = await self._fetch(query, run_id=run_id, attempt=attempt, **task.as_parameters(), **what)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -77,6 +77,7 @@ class ItemRunner:
         open_transaction: returns a transaction for the handler of items.
         is_broken_off: tells whether the step is being cancelled from outside.
         shown: shows the items in Prefect.
+        told: what the contexts of all items have in common: the dates of the run, say.
     """
 
     step_slug: str
@@ -92,10 +93,12 @@ class ItemRunner:
     open_transaction: Callable[[], StepTransaction]
     is_broken_off: Callable[[], bool]
     shown: ShownItems
+    told: Mapping[str, Any]
     _reports: list[ItemReport] = field(default_factory=list, init=False)
     _ready: deque[ClaimedItem] = field(default_factory=deque, init=False)
     _held: dict[int, None] = field(default_factory=dict, init=False)  # claimed, and not reported
     _failures: dict[int, int] = field(default_factory=dict, init=False)  # of this process, by item
+    _deferred: set[int] = field(default_factory=set, init=False)  # handed over by this process
     _failures_logged: int = field(default=0, init=False)
     _working: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _raised: BaseException | None = field(default=None, init=False)
@@ -305,6 +308,9 @@ class ItemRunner:
 
     async def _perform(self, items: Sequence[ClaimedItem], transaction: StepTransaction, shown: ShownItem) -> AnyEnd:
         timeout = self.policy.timeout_seconds
+        if any(each.index in self._deferred for each in items):  # it can be claimed again: its time is up
+            self._deferred.difference_update(each.index for each in items)
+            raise StepTimeoutError(f"{self._name(items)}: no program has reported it within {timeout or 0:g} s")
         execution = StepExecution.of(self._make_context(items, shown), transaction, settle)
         with self.run.work(timeout):
             try:
@@ -332,6 +338,7 @@ class ItemRunner:
             index=first.index,
             item_index=first.index,
             item_indexes=tuple(each.index for each in items),
+            **self.told,
         )
 
     def _name(self, items: Sequence[ClaimedItem]) -> str:
@@ -341,6 +348,7 @@ class ItemRunner:
     def _describe_end(self, items: Sequence[ClaimedItem], end: AnyEnd) -> list[ItemReport]:
         if isinstance(end, Deferred):
             pause = self.policy.timeout_seconds
+            self._deferred.update(each.index for each in items)
             return [ItemReport(each.index, each.attempt, Doing.DEFER, pause=pause) for each in items]
         result, outcome = (end.result, end.outcome) if isinstance(end, Decided) else (end, None)
         if outcome is not None and "skip" not in outcome:

@@ -347,6 +347,7 @@ class Step:
             open_transaction=self._make_transaction,
             is_broken_off=self.is_broken_off,
             shown=self.shown_items,
+            told=_list_dates(claim) | {"failed_steps": await self._find_failed()},
         )
         report = await runner.execute()
         if report is None:
@@ -387,9 +388,7 @@ class Step:
             logger=self._logger,
             shadow=shadow,
             failed_steps=failed,
-            logical_date=_to_utc(claim.logical_date),
-            data_interval_start=_to_utc(claim.interval_start),
-            data_interval_end=_to_utc(claim.interval_end),
+            **_list_dates(claim),
         )
         results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
         return StepExecution.of(context, transaction, settle, results, self._make_cache(results))
@@ -612,6 +611,15 @@ class Step:
 
 def _to_utc(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC)
+
+
+def _list_dates(claim: Claim) -> dict[str, Any]:
+    """Return the dates of the run, as a context has them."""
+    return {
+        "logical_date": _to_utc(claim.logical_date),
+        "data_interval_start": _to_utc(claim.interval_start),
+        "data_interval_end": _to_utc(claim.interval_end),
+    }
 
 
 def _split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:

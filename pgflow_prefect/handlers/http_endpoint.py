@@ -225,13 +225,13 @@ def make_headers(context: AnyStepContext[Any]) -> dict[str, str]:
         "Pgflow-Step": context.step_slug,
         "Pgflow-Attempt": str(context.attempt),
     }
-    if isinstance(context, AnyItemContext):
-        named["Pgflow-Item"] = ",".join(map(str, context.item_indexes))
-    elif context.index:
+    if context.index and not isinstance(context, AnyItemContext):
         named["Pgflow-Task-Index"] = str(context.index)
     own = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "gzip"} | _write_dates(
         context
     )
+    if isinstance(context, AnyItemContext):
+        own["Pgflow-Item"] = ",".join(map(str, context.item_indexes))
     return own | {name: quote(value, safe="/") for name, value in named.items()}
 
 

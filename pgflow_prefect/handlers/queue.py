@@ -17,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, Pri
 from pgflow_prefect.bindings import Queue
 from pgflow_prefect.errors import NotRetriableError, RetryLaterError, UsageError
 from pgflow_prefect.handlers.base import (
+    AnyItemContext,
     AnyStepContext,
     Deferred,
     RetryPolicy,
@@ -36,7 +37,7 @@ from pgflow_prefect.handlers.broker import (
 from pgflow_prefect.handlers.credential import read_credential, split_login
 from pgflow_prefect.handlers.json_text import check_size
 from pgflow_prefect.handlers.row_policy import InternalAddressError, RowPolicy, refuse_origin
-from pgflow_prefect.models import Claim, TaskKey
+from pgflow_prefect.models import Claim, ItemKey, TaskKey
 from pgflow_prefect.origins import Origin
 from pgflow_prefect.raw_json import RawJson, write_object
 from pgflow_prefect.wording import write_moment
@@ -65,6 +66,7 @@ class StepMessage(BaseModel):
     workflow_slug: str
     step_slug: str
     task_index: int = Field(default=0, ge=0)
+    item_index: int | None = Field(default=None, ge=0)
     attempt: int = Field(ge=1)
     idempotency_key: str
     logical_date: AwareDatetime | None = None
@@ -86,6 +88,11 @@ class StepMessage(BaseModel):
     def task(self) -> TaskKey:
         """The task of the run."""
         return TaskKey(self.step_slug, self.task_index)
+
+    @property
+    def item(self) -> ItemKey | None:
+        """The item of a map; None for a message of a plain step."""
+        return None if self.item_index is None else ItemKey(self.step_slug, self.item_index)
 
 
 def sign_message(body: bytes, key: bytes) -> bytes:
@@ -127,6 +134,13 @@ def parse_message(body: bytes | str | None) -> StepMessage:
     text = body.decode() if isinstance(body, bytes) else (body or "")
     message._input = RawJson(text).split()["input"]
     return message
+
+
+def _address(context: AnyStepContext[Any]) -> dict[str, JsonValue]:
+    """Return what names the task within its step; nothing for the task of a plain step."""
+    if isinstance(context, AnyItemContext):
+        return {"item_index": context.item_index}
+    return {"task_index": context.index} if context.index else {}
 
 
 class _Order(NamedTuple):
@@ -297,7 +311,7 @@ class QueueHandler:
             "run_id": str(context.run_id),
             "workflow_slug": context.workflow_slug,
             "step_slug": context.step_slug,
-            **({"task_index": context.index} if context.index else {}),
+            **_address(context),
             **({"logical_date": write_moment(context.logical_date)} if context.logical_date is not None else {}),
             "attempt": context.attempt,
             "idempotency_key": context.idempotency_key,

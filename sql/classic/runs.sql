@@ -919,6 +919,99 @@ COMMENT ON FUNCTION pgflow_prefect.take_items(text, text, int, interval) IS
     'most so many. pgflow.complete_items and fail_items report them. With a lease, they can be taken again once it is over.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_item_handover(
+    run_id uuid, step_slug text, item_index int, attempt int
+) RETURNS TABLE (awaited boolean, workflow_slug text, handler text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    item record;
+    step_status text;
+BEGIN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    SELECT i.status, i.attempts, i.started_at INTO item FROM pgflow.step_items i
+    WHERE i.run_id = find_item_handover.run_id AND i.step_slug = find_item_handover.step_slug
+      AND i.item_index = find_item_handover.item_index;
+    SELECT s.status INTO step_status FROM pgflow.step_states s
+    WHERE s.run_id = find_item_handover.run_id AND s.step_slug = find_item_handover.step_slug;
+    SELECT t.handler INTO handler FROM pgflow_prefect.task_runs t
+    WHERE t.run_id = find_item_handover.run_id AND t.step_slug = find_item_handover.step_slug AND t.task_index = 0;
+    RETURN QUERY
+        SELECT coalesce(r.status = 'pending' AND step_status = 'pending' AND item.status = 'pending'
+                        AND item.attempts = find_item_handover.attempt AND item.started_at IS NOT NULL, false),
+               r.workflow_slug, find_item_handover.handler
+        FROM pgflow.runs r WHERE r.id = find_item_handover.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_item_handover(uuid, text, int, int) IS
+    'find_handover for an item of a map.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_item_input(run_id uuid, step_slug text, item_index int)
+RETURNS TABLE (payload jsonb, upstream_results jsonb, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+DECLARE
+    run record;
+    map record;
+    others text[];
+BEGIN
+    SELECT r.id, r.definition_id, r.payload, r.logical_date, lower(r.data_interval) AS interval_start,
+           upper(r.data_interval) AS interval_end
+    INTO run FROM pgflow.runs r WHERE r.id = read_item_input.run_id;
+    SELECT d.map_over, d.map_path INTO map FROM pgflow.definition_steps d
+    WHERE d.definition_id = run.definition_id AND d.slug = read_item_input.step_slug;
+    others := ARRAY(SELECT d.from_step_slug FROM pgflow.definition_deps d
+                    WHERE d.definition_id = run.definition_id AND d.to_step_slug = read_item_input.step_slug
+                      AND d.from_step_slug <> coalesce(map.map_over, ''));
+    RETURN QUERY
+        SELECT CASE WHEN map.map_over IS NOT NULL THEN run.payload
+                    WHEN cardinality(map.map_path) > 0 THEN run.payload #- map.map_path ELSE 'null' END,
+               (SELECT coalesce(jsonb_object_agg(CASE e.key WHEN 'item' THEN 'item_' ELSE e.key END, e.value), '{}')
+                FROM pgflow_prefect.read_input(run.id, read_item_input.step_slug, 0, others) o
+                CROSS JOIN LATERAL jsonb_each(o.upstream_results) e) || jsonb_build_object('item', i.item),
+               run.logical_date, run.interval_start, run.interval_end
+        FROM pgflow.step_items i
+        WHERE i.run_id = run.id AND i.step_slug = read_item_input.step_slug
+          AND i.item_index = read_item_input.item_index;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_item_input(uuid, text, int) IS
+    'read_input for an item of a map, without what the map maps over.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.report_item(
+    run_id uuid, step_slug text, item_index int, attempt int, item_result jsonb, outcome jsonb, error_message text
+) RETURNS text
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF error_message IS NOT NULL THEN
+        PERFORM pgflow.fail_items(run_id, step_slug, ARRAY[item_index], ARRAY[error_message], NULL, NULL, ARRAY[attempt]);
+    ELSE
+        PERFORM pgflow_prefect.complete_pending_items(
+            run_id, step_slug, ARRAY[item_index], pg_catalog.jsonb_build_array(item_result), NULL, ARRAY[attempt], outcome);
+    END IF;
+    RETURN (SELECT s.status FROM pgflow.step_states s
+            WHERE s.run_id OPERATOR(pg_catalog.=) report_item.run_id
+              AND s.step_slug OPERATOR(pg_catalog.=) report_item.step_slug);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.report_item(uuid, text, int, int, jsonb, jsonb, text) IS
+    'Stores the result of an attempt of an item, whichever owner the run has, or leaves the item out, or (error_message) '
+    'fails it; returns the status of its map.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_failed_items(run_id uuid, step_slug text, at_most int)
 RETURNS TABLE (item_index int, attempts int, error_message text)
 LANGUAGE plpgsql STABLE

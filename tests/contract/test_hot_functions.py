@@ -142,6 +142,14 @@ def complete_pending_items(run: HeldRun) -> Call:
     return Call("complete_pending_items", hold_map(run) | {"item_indexes": [0], "attempts": [1], "result": "[1]"})
 
 
+def find_item_handover(run: HeldRun) -> Call:
+    return Call("find_item_handover", hold_map(run) | {"item_index": 0, "attempt": 1})
+
+
+def report_item(run: HeldRun) -> Call:
+    return Call("report_item", hold_map(run) | {"item_index": 0, "attempt": 1, "result": "1"})
+
+
 def watch_steps(run: HeldRun) -> Call:
     run.claim("one", "external")
     awaited = {"step_slugs": ["one"], "task_indexes": [0], "epochs": [run.epoch], "bound": ["external"]}
@@ -189,6 +197,8 @@ CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
         *(
             work_items,
             complete_pending_items,
+            find_item_handover,
+            report_item,
             watch_steps,
             check_result,
             find_handover,

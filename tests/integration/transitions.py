@@ -153,6 +153,10 @@ TRANSITIONS = {
     "pgflow_prefect.complete_pending_items": Transition(
         "SELECT pgflow_prefect.complete_pending_items(%(run)s, 'a', '{0}', '[1]', 0, NULL)", ITEMS
     ),
+    "pgflow_prefect.report_item": Transition(
+        "SELECT pgflow_prefect.report_item(%(run)s, 'a', 0, 1, '1', NULL, 'broken')",
+        f"{ITEMS}; SELECT pgflow.claim_items(%(run)s, 'a', 1)",
+    ),
     "pgflow_prefect.take_items": Transition("SELECT pgflow_prefect.take_items('chain')", f"{ITEMS}; {EXTERNAL}"),
     "pgflow_prefect.skip_step": Transition("SELECT pgflow_prefect.skip_step(%(run)s, 'a', 'why', true)"),
     "pgflow_prefect.report_outcome": Transition(

@@ -1,0 +1,164 @@
+"""Maps whose items are done by endpoints, queues and external workers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from pgflow_prefect import Branch, External, HttpEndpoint, Queue, Skip, Workflow
+from pgflow_prefect.consumer import perform
+from tests.conftest import Connection
+from tests.engine import define, get_state, run_workflow
+from tests.http_server import HttpServer, http_server
+from tests.integration.conftest import make_slug
+from tests.integration.queues.test_pgqueuer import pgqueuer_tables
+from tests.integration.test_engine_outcomes import say
+from tests.integration.test_flow_rules import push
+
+pytestmark = [pytest.mark.anyio]
+
+
+@pytest.fixture
+def workflow(pgflow_dsn: str) -> Workflow:
+    return Workflow(make_slug())
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[HttpServer]:
+    async with http_server() as found:
+        yield found
+
+
+async def double(server: HttpServer, writer: asyncio.StreamWriter) -> None:
+    """Answer a request with the double of its item, or of its items."""
+    given = server.requests[-1].json["input"]
+    answer = 2 * given["item"] if "item" in given else [2 * each for each in given["items"]]
+    server.respond(200, json.dumps(answer).encode())
+    assert server.answer is not None
+    await server.answer(writer)
+    server.answer = lambda each: double(server, each)
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_an_endpoint_gets_each_item_or_a_batch_of_them(
+    pgflow_dsn: str, workflow: Workflow, server: HttpServer
+) -> None:
+    server.answer = lambda writer: double(server, writer)
+    workflow.bind_map("price", HttpEndpoint(server.url), over="payload.rows", at_once=1)
+    workflow.bind_map("label", HttpEndpoint(server.url, batch=2), over="price", at_once=1)
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow(payload={"rows": [1, 2, 3]}) == {"label": [4, 8, 12]}
+    items = [(each.headers["pgflow-step"], each.headers["pgflow-item"]) for each in server.requests]
+    assert items == [("price", "0"), ("price", "1"), ("price", "2"), ("label", "0,1"), ("label", "2")]
+    keys = {each.headers["idempotency-key"] for each in server.requests}
+    assert len(keys) == len(server.requests)
+    assert server.requests[0].json["input"] == {"payload": {}, "item": 1}
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_items_on_a_queue_are_reported_by_its_worker(db: Connection, pgflow_dsn: str, workflow: Workflow) -> None:
+    from pgqueuer.qm import QueueManager  # noqa: PLC0415  an extra
+    from pgqueuer.types import QueueExecutionMode  # noqa: PLC0415  an extra
+
+    seen: list[Any] = []
+    workflow.bind_map("mail", Queue("pgqueuer:mails"), over="payload.rows")
+    await push(pgflow_dsn, workflow)
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await workflow.flow(payload={"rows": ["a", "b", "c"], "who": "me"}))
+
+    def work(given: dict[str, Any]) -> str:
+        seen.append(given)
+        if given["item"] == "b":
+            raise Skip("no mail for b")
+        return f"sent {given['item']}"
+
+    async with pgqueuer_tables(pgflow_dsn) as queries, anyio.create_task_group() as group:
+        group.start_soon(run)
+        with anyio.fail_after(180):
+            while db.execute("SELECT count(*) FROM pgqueuer").fetchone() != (3,):
+                await anyio.sleep(0.05)
+        manager = QueueManager(queries)
+
+        @manager.entrypoint("mails")
+        async def mails(job: Any) -> None:
+            await perform(job.payload, work, pgflow_dsn)
+
+        with anyio.fail_after(180):
+            await manager.run(mode=QueueExecutionMode.drain)
+    assert results == [{"mail": ["sent a", "sent c"]}]
+    assert {"payload": {"who": "me"}, "item": "a"} in seen
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_external_workers_take_items_of_a_map(db: Connection, pgflow_dsn: str, workflow: Workflow) -> None:
+    workflow.bind_map("price", External(), over="payload")
+    await push(pgflow_dsn, workflow)
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await workflow.flow(payload=[1, 2, 3]))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        taken: list[Any] = []
+        with anyio.fail_after(180):
+            while len(taken) < 3:
+                taken += db.execute(
+                    "SELECT * FROM pgflow_prefect.take_items(%s, 'price', 2, '1 hour')", [workflow.slug]
+                )
+                await anyio.sleep(0.05)
+        for run_id, step, index, attempt, item in taken:
+            db.execute(
+                "SELECT pgflow.complete_items(%s, %s, ARRAY[%s], %s, NULL, ARRAY[%s])",
+                [run_id, step, index, json.dumps([10 * item]), attempt],
+            )
+    assert results == [{"price": [10, 20, 30]}]
+
+
+def hand_over(db: Connection) -> tuple[Any, str]:
+    """Return a run whose map `a` has handed its item 1 to a queue, and the message of that."""
+    define(db, "w", {"a": []})
+    say(db, "w", "a", step_type="map", when_item_fails="continue")
+    run_id = run_workflow(db, "w", [5, 6]).id
+    db.execute(
+        "SELECT pgflow_prefect.claim_step(%s, 'a', 0, 0, gen_random_uuid(), NULL, true, 'queue', false, "
+        "'queue pgqueuer:mails')",
+        [run_id],
+    )
+    db.execute("SELECT pgflow.claim_items(%s, 'a', 2)", [run_id])
+    message = {"run_id": str(run_id), "workflow_slug": "w", "step_slug": "a", "attempt": 1, "idempotency_key": "key"}
+    return run_id, json.dumps(message | {"item_index": 1, "input": {}})
+
+
+async def test_a_queue_worker_ends_an_item_once(db: Connection, dsn: str) -> None:
+    run_id, message = hand_over(db)
+    given: list[Any] = []
+
+    def work(each: Any) -> int:
+        given.append(each)
+        return 7
+
+    for _ in range(2):
+        await perform(message, work, dsn)
+    assert given == [{"payload": None, "item": 6}]
+    db.execute("SELECT pgflow.complete_items(%s, 'a', ARRAY[0], '[1]')", [run_id])
+    assert get_state(db, run_id, "a").step_result == [1, 7]
+
+
+@pytest.mark.parametrize("outcome", [ValueError("broken"), Branch("b")])
+async def test_a_queue_worker_fails_an_item(outcome: Any, db: Connection, dsn: str) -> None:
+    run_id, message = hand_over(db)
+
+    def work(each: Any) -> Any:
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    await perform(message, work, dsn)
+    db.execute("SELECT pgflow.complete_items(%s, 'a', ARRAY[0], '[1]')", [run_id])
+    assert str(get_state(db, run_id, "a").error_message).startswith("item 1 failed: ")
