@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine
 from tests.airflow.recorded import load_document, read_file
 from tests.conftest import Connection
@@ -19,6 +21,7 @@ def write_dag(cli: CommandLine, document: dict[str, Any], name: str = "etl.json"
     cli.write(name, json.dumps(document))
 
 
+@pytest.mark.once
 def test_a_dag_becomes_rows_stubs_and_a_ledger_and_again_only_adds(cli: CommandLine, db: Connection) -> None:
     cli.write("dags.json", read_file("3.3").decode())
 
@@ -117,6 +120,7 @@ def test_a_dag_is_read_from_airflows_database(cli: CommandLine, db: Connection) 
     assert mistyped.find_error() == "Airflow's database has no DAG 'biling' (did you mean 'billing'?)"
 
 
+@pytest.mark.once
 def test_what_can_not_be_imported_is_named_and_nothing_is_written(cli: CommandLine, db: Connection) -> None:
     good, bad, newer = (load_document("3.3", "etl") for _ in range(3))
     bad["dag"]["dag_id"], newer["dag"]["dag_id"], newer["__version"] = "bad", "newer", 4
@@ -148,6 +152,7 @@ def test_what_can_not_be_imported_is_named_and_nothing_is_written(cli: CommandLi
     assert not (cli.directory / "flows").exists()
 
 
+@pytest.mark.once
 def test_the_script_that_dumps_dags_needs_no_more_than_python_and_airflow(cli: CommandLine, tmp_path: Path) -> None:
     printed = cli("airflow", "dump")
     script = tmp_path / "dump.py"
@@ -159,6 +164,7 @@ def test_the_script_that_dumps_dags_needs_no_more_than_python_and_airflow(cli: C
     assert "--parse FOLDER" in helped.stdout
 
 
+@pytest.mark.once
 def test_a_project_of_dbt_becomes_a_workflow_through_the_same_command(cli: CommandLine, db: Connection) -> None:
     cli.write("target/manifest.json", (Path(__file__).parents[1] / "dbt" / "manifest.json").read_text(encoding="utf-8"))
 

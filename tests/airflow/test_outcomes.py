@@ -10,6 +10,7 @@ import pytest
 
 from pgflow_prefect.definitions.airflow.dag import read_dag
 from pgflow_prefect.definitions.airflow.document import read_document
+from pgflow_prefect.definitions.model import Rule
 from tests.airflow.recorded import RECORDED
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
@@ -18,6 +19,9 @@ OUTCOMES = {"success": "success", "failed": "failed", "skipped": "skip-cascade",
 """Airflow's states as outcomes of the engine."""
 
 MIXED = "all_success"
+
+EARLY = {Rule.ALWAYS, Rule.ONE_DONE, Rule.ONE_FAILED, Rule.ONE_SUCCESS}
+"""Rules of steps that begin before all that they wait for has ended."""
 
 _PARTS = 3
 
@@ -100,6 +104,19 @@ def test_each_task_ends_as_in_airflow(part: int, db: Connection) -> None:
         assert execute(db, run) == {each: OUTCOMES[state] for each, state in run["ends"].items()}, slug
         ended = value(db, "SELECT status FROM pgflow.runs WHERE workflow_slug = %s", slug)
         assert ended == {"success": "completed", "failed": "failed"}[run["run"]], slug
+
+
+def test_airflow_began_the_tasks_in_an_order_of_the_imported_graph() -> None:
+    compared = 0
+    for run in list_runs():
+        definition = read_dag(read_document(run["document"], "runs.json", {})).definition
+        executed = [slug for slug in run.get("order", ()) if run["ends"][slug] in {"success", "failed"}]
+        place = {slug: number for number, slug in enumerate(executed)}
+        for upstream, downstream in definition.deps:
+            if {upstream, downstream} <= {*place} and definition.find_rules(downstream).rule not in EARLY:
+                assert place[upstream] < place[downstream], run
+                compared += 1
+    assert compared >= 40
 
 
 def test_enough_of_the_runs_are_compared() -> None:
