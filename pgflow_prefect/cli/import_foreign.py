@@ -122,7 +122,7 @@ async def _read_database(source: Source, dsn: str, timeout: float) -> list[Seria
             if row is None:
                 raise UsageError(f"Airflow has removed the DAG {dag_id!r} in the meantime")
             documents.append(
-                read_row(row.data, row.compressed, f"Airflow's row of DAG {dag_id!r} ({row.size:,} bytes)")
+                read_row(dag_id, row.data, row.compressed, f"Airflow's row of DAG {dag_id!r} ({row.size:,} bytes)")
             )
     return documents
 

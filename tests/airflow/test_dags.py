@@ -13,7 +13,7 @@ from pgflow_prefect.airflow.operators import Work, find_work
 from pgflow_prefect.airflow.stubs import make_origin
 from pgflow_prefect.definitions.airflow.dag import AirflowDag
 from pgflow_prefect.definitions.graph import build_graph
-from pgflow_prefect.deployment.code_generation import import_workflow
+from pgflow_prefect.deployment.code_generation import MOST_ARGUMENTS, import_workflow
 from pgflow_prefect.deployment.handler_files import find_workflow, load_module
 from tests.airflow.recorded import DAG_IDS, VERSIONS, expect_lines, load, load_upstream, write_lines
 from tests.unit.test_code_generation import run_ruff
@@ -71,6 +71,8 @@ def test_the_stubs_can_be_imported_say_the_operator_and_have_no_secret(
 
     assert sorted(report.stubs) == sorted(workflow.stubs) == sorted(dag.definition.steps)
     assert [problem for problem in workflow.find_problems(dag.definition) if "is a stub" not in problem] == []
+    if all(len(upstream) <= MOST_ARGUMENTS for upstream in load_upstream(version, dag_id).values()):
+        assert workflow.definition.definition_hash == dag.definition.definition_hash, "push changes nothing"
     for task in dag.tasks:
         assert f"In Airflow: {task.operator} of {task.module}." in source
     for secret in SECRETS:

@@ -89,19 +89,21 @@ def test_a_document_that_is_too_big_is_refused() -> None:
     with pytest.raises(UsageError, match="more than 67,108,864 are not read"):
         open_file(b" " * (MOST_BYTES + 1), "etl.json")
     with pytest.raises(UsageError, match="has more than 67,108,864 bytes"):
-        read_row(None, zlib.compress(b" " * (MOST_BYTES + 1)), "the row")
+        read_row("etl", None, zlib.compress(b" " * (MOST_BYTES + 1)), "the row")
     with pytest.raises(UsageError, match="has 10,001 tasks"):
         read(make_document(*[make_task(str(number)) for number in range(10_001)]))
 
 
 def test_a_row_may_be_compressed() -> None:
     document = json.dumps(make_document(make_task())).encode()
-    assert read_row(None, zlib.compress(document), "the row").dag_id == "etl"
-    assert read_row(document, None, "the row").dag_id == "etl"
+    assert read_row("etl", None, zlib.compress(document), "the row").dag_id == "etl"
+    assert read_row("etl", document, None, "the row").dag_id == "etl"
     with pytest.raises(UsageError, match="can't be read"):
-        read_row(None, b"no zlib", "the row")
+        read_row("etl", None, b"no zlib", "the row")
+    with pytest.raises(UsageError, match="the row has the document of DAG 'etl'"):
+        read_row("other", document, None, "the row")
     with pytest.raises(UsageError, match="has no data"):
-        read_row(None, None, "the row")
+        read_row("etl", None, None, "the row")
 
 
 def test_every_task_that_can_not_be_read_is_named() -> None:
@@ -114,6 +116,7 @@ def test_every_task_that_can_not_be_read_is_named() -> None:
         make_task("part", retries=1.5),
         make_task("late", retry_delay={"__type": "relativedelta", "__var": {"days": 1}}),
         make_task("past", execution_timeout=-1),
+        make_task("far", execution_timeout=1e300),
         make_task("x" * 300),
         make_task("nul\0"),
         {"__type": "operator", "__var": {"task_type": "BashOperator"}},
@@ -125,6 +128,7 @@ def test_every_task_that_can_not_be_read_is_named() -> None:
         "task 'part' has retries = 1.5, which is no number of them",
         "task 'late' has retry_delay = <relativedelta: {'days': 1}>, which is no duration",
         "task 'past' has execution_timeout = -1, which is no duration",
+        "task 'far' has execution_timeout = 1e+300, which is no duration",
         "task None has no task_id",
         "task 'rule' has the trigger rule 'sometimes', which is not one of Airflow's 13",
         "there are two tasks 'twice'",

@@ -103,11 +103,11 @@ def open_file(text: bytes, source: str) -> DagFile:
     return DagFile(source, documents, settings)
 
 
-def read_row(data: bytes | None, compressed: bytes | None, source: str) -> SerializedDag:
+def read_row(dag_id: str, data: bytes | None, compressed: bytes | None, source: str) -> SerializedDag:
     """Return the DAG of a row of Airflow's table `serialized_dag`.
 
     Raises:
-        UsageError: it can't be read.
+        UsageError: it can't be read, or is another DAG's.
     """
     if data is None and compressed is not None:
         unpacker = zlib.decompressobj()
@@ -119,7 +119,10 @@ def read_row(data: bytes | None, compressed: bytes | None, source: str) -> Seria
         raise UsageError(f"{source} has no data")
     if len(data) > MOST_BYTES:
         raise UsageError(f"{source} has more than {MOST_BYTES:,} bytes, which are not read")
-    return read_document(_parse(data, source), source, {})
+    document = read_document(_parse(data, source), source, {})
+    if document.dag_id != dag_id:
+        raise UsageError(f"{source} has the document of DAG {document.dag_id[:250]!r}")
+    return document
 
 
 def _find_id(document: JsonValue, source: str) -> str:

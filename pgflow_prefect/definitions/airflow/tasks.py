@@ -22,6 +22,8 @@ RETRY_DELAY = 300.0
 """Airflow's own default of `retry_delay`, in seconds."""
 
 _MOST_RETRIES = 1_000_000
+_LONGEST = 1e9
+"""Seconds of a delay or a time-out: more than 30 years."""
 
 MOST_ARGUMENTS = 60
 """Arguments of a task that are written out."""
@@ -338,7 +340,7 @@ def _read_duration(fields: Fields, name: str, settings: Fields) -> float | None:
     if given is None:
         return None
     seconds = read_seconds(given)
-    if seconds is None:
+    if seconds is None or seconds > _LONGEST:
         raise UnreadableTaskError(f"has {name} = {write_value(name, given)[:100]}, which is no duration")
     return seconds
 
