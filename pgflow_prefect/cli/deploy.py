@@ -16,7 +16,7 @@ from pgflow_prefect.errors import PgflowPrefectError, UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.cli.candidates import Candidate
-    from pgflow_prefect.cli.deploy_report import Preview, Report
+    from pgflow_prefect.cli.deploy_report import AutomationReport, Preview, Report
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.deployment.deployments.apply import Plans
     from pgflow_prefect.deployment.deployments.change import Change
@@ -105,10 +105,19 @@ def check_server() -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """The deployments that were made, and the errors of the others."""
+    """The deployments that were made, the errors of the others, and the changed automations."""
 
     reports: list[Report]
     failures: Sequence[PgflowPrefectError]
+    automations: Sequence[AutomationReport] = ()
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What would be done to each deployment, and the automations that would change."""
+
+    previews: list[Preview]
+    automations: list[AutomationReport]
 
 
 async def deploy_all(
@@ -128,7 +137,7 @@ async def deploy_all(
         ForeignInstallationError: the database is a copy of another one that has been used with Prefect.
         PrefectUnavailableError: Prefect does not answer; nothing is written then.
     """
-    from pgflow_prefect.cli.deploy_report import show_progress
+    from pgflow_prefect.cli.deploy_report import AutomationReport, show_progress
     from pgflow_prefect.deployment.deployments.apply import delete_schedules, write_schedules
     from pgflow_prefect.services.heartbeat import Heartbeat
 
@@ -152,19 +161,37 @@ async def deploy_all(
         for plan in carried.plans
         if plan.name in deployed
     ]
-    return Done(reports, carried.failures)
+    return Done(reports, carried.failures, [AutomationReport(each) for each in carried.automations])
 
 
 async def preview_all(
     store: Store, candidates: Sequence[Candidate], options: Options, *, prune: bool = False
-) -> list[Preview]:
+) -> Foreseen:
     """Return what `deploy_all` would do, and write nothing. Arguments and errors are the same."""
-    from pgflow_prefect.cli.deploy_report import Preview
+    from pgflow_prefect.cli.deploy_report import AutomationReport, Preview
 
     async with _open_plans(store, candidates, options, prune, await store.read_installation()) as plans:
         enabled = await find_enabled(store)
     waiting = {each.deployment_name for each in candidates if not each.problems and each.slug not in enabled}
-    return [Preview(plan, plan.name in waiting) for plan in plans.plans]
+    return Foreseen(
+        [Preview(plan, plan.name in waiting) for plan in plans.plans],
+        [AutomationReport(each, is_preview=True) for each in plans.automations if each.changes],
+    )
+
+
+def check_events(settings: Settings, options: Options) -> None:
+    """Refuse an automation that no event would ever start.
+
+    Raises:
+        UsageError: the settings let no process send the events of runs.
+    """
+    from pgflow_prefect.settings import Events
+
+    if options.on_failure and settings.events is Events.NONE:
+        raise UsageError(
+            "--on-failure makes an automation that waits for the event pgflow.run.failed, and PGFLOW_EVENTS=none sends "
+            "no events: set PGFLOW_EVENTS=runs here, and for the processes that execute runs"
+        )
 
 
 async def find_enabled(store: Store) -> set[str]:
@@ -221,6 +248,7 @@ async def _deploy(settings: Settings, wish: Wish) -> int:
     from pgflow_prefect.cli.deploy_report import print_found
     from pgflow_prefect.database.store import open_store
 
+    check_events(settings, wish.options)
     async with open_store(settings, size=CONNECTIONS) as store:
         chosen = await choose(store, wish.slugs, wish.handlers)
         chosen.check()
@@ -228,10 +256,11 @@ async def _deploy(settings: Settings, wish: Wish) -> int:
             reasons = "".join(f"\n  - {each.slug}: {each.reason}" for each in chosen.skipped)
             raise UsageError(f"no workflow of the database can be deployed from here:{reasons or ' it has none'}")
         if wish.plan:
-            previews = await preview_all(store, chosen.candidates, wish.options, prune=wish.prune)
-            print_found(previews, chosen.skipped, json=wish.json)
-            return 2 if any(each.is_worth_saying for each in previews) else 0
+            foreseen = await preview_all(store, chosen.candidates, wish.options, prune=wish.prune)
+            found: list[Preview | AutomationReport] = [*foreseen.previews, *foreseen.automations]
+            print_found(found, chosen.skipped, json=wish.json)
+            return 2 if any(each.is_worth_saying for each in found) else 0
         done = await deploy_all(store, chosen.candidates, wish.options, prune=wish.prune, quiet=wish.json)
-    print_found(done.reports, chosen.skipped, json=wish.json)
+    print_found([*done.reports, *done.automations], chosen.skipped, json=wish.json)
     raise_all(done.failures)
     return 0

@@ -56,6 +56,13 @@ class DeployFlags:
         ),
     ] = None
     block: Annotated[Text, Parameter(help="The Prefect block that has the database's address.")] = None
+    on_failure: Annotated[
+        Text,
+        Parameter(help="The notification block, TYPE/NAME, that an automation uses when a run has failed."),
+    ] = None
+    no_on_failure: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Remove the automation of --on-failure.")
+    ] = False
     take_over: Annotated[
         bool,
         Parameter(negative="", show_default=False, help="Take over deployments of another installation."),
@@ -96,6 +103,7 @@ class DeployFlags:
             block=self.block,
             location=parse_location(self.source, self.source_credentials, directory),
             take_over=self.take_over,
+            on_failure=_parse_on_failure(self.on_failure, remove=self.no_on_failure),
         )
 
 
@@ -110,6 +118,17 @@ def _parse_pool(name: str | None, *, remove: bool) -> str | None:
     if name == NO_POOL:
         raise UsageError("--work-pool '' names no work pool. To remove it, use --no-work-pool")
     return NO_POOL if remove else name
+
+
+def _parse_on_failure(reference: str | None, *, remove: bool) -> str | None:
+    from pgflow_prefect.deployment.deployments.automations import check_block_reference
+    from pgflow_prefect.deployment.deployments.wanted import NO_BLOCK
+
+    if remove and reference is not None:
+        raise UsageError("--on-failure and --no-on-failure exclude each other: name one")
+    if reference is not None:
+        return check_block_reference(reference)
+    return NO_BLOCK if remove else None
 
 
 def _parse_limit(text: str | None) -> int | None:

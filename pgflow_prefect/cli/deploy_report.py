@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pgflow_prefect.cli.candidates import Skipped
 from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.cli.enable import print_older_runs
+from pgflow_prefect.deployment.deployments.automations import AutomationPlan
 from pgflow_prefect.deployment.deployments.change import Change
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.deployment.deployments.write import Deployed
@@ -129,7 +130,43 @@ class Preview:
         }
 
 
-def print_found(found: Sequence[Report | Preview], skipped: Sequence[Skipped], *, json: bool) -> None:
+@dataclass(frozen=True)
+class AutomationReport:
+    """What was done, or would be done, to the automation of a workflow.
+
+    Attributes:
+        plan: its change.
+        is_preview: nothing was done.
+    """
+
+    plan: AutomationPlan
+    is_preview: bool = False
+
+    @property
+    def is_worth_saying(self) -> bool:
+        """Whether there is anything to print."""
+        return True
+
+    def print(self) -> None:
+        """Print the change."""
+        verb = f"would {_VERBS[self.plan.outcome]}" if self.is_preview else self.plan.outcome
+        why = f": {_GONE}" if self.plan.is_of_none else ""
+        out.print(f"{verb} {self.plan.name}{why}", markup=False)
+        _print_changes(self.plan.changes)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the JSON value for scripts."""
+        return {
+            "workflow": self.plan.workflow_slug,
+            "automation": self.plan.name,
+            "outcome": self.plan.outcome,
+            "changes": [each.to_json() for each in self.plan.changes],
+        }
+
+
+def print_found(
+    found: Sequence[Report | Preview | AutomationReport], skipped: Sequence[Skipped], *, json: bool
+) -> None:
     """Print the outcomes. People also read that there is nothing to do.
 
     Args:

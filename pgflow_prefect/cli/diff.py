@@ -44,7 +44,12 @@ async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.deployments.apply import open_plans
     from pgflow_prefect.deployment.deployments.wanted import Options
-    from pgflow_prefect.deployment.drift import compare_deployment, compare_enabling, compare_handlers
+    from pgflow_prefect.deployment.drift import (
+        compare_automation,
+        compare_deployment,
+        compare_enabling,
+        compare_handlers,
+    )
     from pgflow_prefect.workflow import to_flow_name
 
     async with open_store(settings, size=CONNECTIONS) as store:
@@ -60,7 +65,8 @@ async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str
         async with open_plans(wanted, installation, list_known if slugs is None else None) as opened:
             plans: dict[str, Plan] = {plan.name: plan for plan in opened.plans}
         enabled = await find_enabled(store)
-        defined = {to_flow_name(slug) for slug in await store.list_slugs()}
+        slugs_now = await store.list_slugs()
+        defined = {to_flow_name(slug) for slug in slugs_now}
     found: list[Difference] = []
     for each in chosen.candidates:
         found += compare_handlers(each.workflow, each.definition, each.problems)
@@ -68,4 +74,6 @@ async def _diff(settings: Settings, slugs: tuple[str, ...] | None, handlers: str
         found += compare_enabling(each.slug, enabled)
     for plan in plans.values():  # of workflows that are gone, or have no handlers here
         found += compare_deployment(plan, defined)
+    for automation in opened.automations:
+        found += compare_automation(automation, slugs_now)
     return found

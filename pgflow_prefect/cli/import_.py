@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.deploy import Done, check_server, deploy_all
+from pgflow_prefect.cli.deploy import Done, check_events, check_server, deploy_all
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
 from pgflow_prefect.cli.export import load_definitions
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
@@ -116,7 +116,7 @@ def _import(
         deployed = {each.deployed.workflow_slug: {"deployed": each.to_json()} for each in done.reports}
         print_json([each | deployed.get(of.slug, {}) for each, of in zip(written, definitions, strict=True)])
     else:
-        print_found(done.reports, [], json=False)
+        print_found([*done.reports, *done.automations], [], json=False)
     raise_all(done.failures)
 
 
@@ -151,5 +151,6 @@ async def _deploy(settings: Settings, candidates: list[Candidate], options: Opti
     from pgflow_prefect.cli.candidates import CONNECTIONS, examine
     from pgflow_prefect.database.store import open_store
 
+    check_events(settings, options)
     async with open_store(settings, size=CONNECTIONS) as store:
         return await deploy_all(store, await examine(store, candidates), options, quiet=quiet)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.deployment.deployments.automations import AutomationPlan
 from pgflow_prefect.deployment.deployments.plan import Outcome, Plan
 from pgflow_prefect.errors import InvalidDefinitionError
+from pgflow_prefect.wording import clean
 from pgflow_prefect.workflow import Workflow
 
 
@@ -15,6 +17,7 @@ class Part(StrEnum):
 
     HANDLERS = "handlers"
     DEPLOYMENT = "deployment"
+    AUTOMATION = "automation"
     ENABLED = "enabled"
 
 
@@ -99,6 +102,25 @@ def compare_deployment(plan: Plan, defined: Collection[str]) -> Iterator[Differe
     for change in plan.changes:
         message = f"its deployment differs, {change}: `pgflow-prefect deploy {slug}`"
         yield Difference(slug, Part.DEPLOYMENT, message, change.field, change.before, change.after)
+
+
+def compare_automation(plan: AutomationPlan, defined: Collection[str]) -> Iterator[Difference]:
+    """Yield a difference if an automation can't tell of failures, or if its workflow is gone.
+
+    Args:
+        plan: for deploying its workflow, or for deleting it.
+        defined: the slugs of all workflows of the database.
+    """
+    slug = plan.workflow_slug
+    if plan.is_of_none and slug not in {clean(each) for each in defined}:
+        message = (
+            f"{plan.name} tells of its failures, and it is gone from the database: `pgflow-prefect deploy --all "
+            "--prune` deletes it"
+        )
+        yield Difference(slug, Part.AUTOMATION, message)
+    elif plan.trouble is not None:
+        message = f"{plan.name} tells of no failure, {plan.trouble}: `pgflow-prefect deploy {slug} --on-failure BLOCK`"
+        yield Difference(slug, Part.AUTOMATION, message)
 
 
 def compare_enabling(workflow_slug: str, enabled: Collection[str]) -> Iterator[Difference]:

@@ -40,6 +40,7 @@ from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.process.prewarmed_host import open_host_for_run
 from pgflow_prefect.execution.reporting.display import Display
+from pgflow_prefect.execution.reporting.events import RunEvents
 from pgflow_prefect.execution.reporting.task_runs import make_task_runs
 from pgflow_prefect.execution.run_executor import RunExecutor, find_submitted
 from pgflow_prefect.execution.scheduled_payloads import find_schedule_id, read_scheduled
@@ -57,7 +58,7 @@ from pgflow_prefect.prefect_api.schedules import find_due_before, find_logical_d
 from pgflow_prefect.prefect_api.states import handed_back, is_cancelled, superseded
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
-from pgflow_prefect.state_names import Observer
+from pgflow_prefect.state_names import Observer, StateName
 
 T = TypeVar("T")
 
@@ -163,7 +164,9 @@ class Execution:
             end = await self._execute(host, run, flow_run)
         except get_cancelled_exc_class():
             if limit.is_over and run.stopped is None:
-                await _end_late(host.store, run, f"the flow took longer than {limit.seconds:g} s")
+                reason = f"the flow took longer than {limit.seconds:g} s"
+                if await _end_late(host.store, run, reason):
+                    self._tell_of_failure(host, run.run_id, flow_run, reason)
             raise
         if isinstance(end, State) and is_cancelled(end):
             await run_cancellation_hooks(end)
@@ -187,6 +190,14 @@ class Execution:
             run = await self._persist(host.store, lambda: host.store.read_run(run_id, with_payload=True))
             values["payload"] = run.payload or RawJson("null")
         await name_by_values(naming, flow_run, self.handlers.values(), values, find_outbox())
+
+    def _tell_of_failure(self, host: Host, run_id: UUID, flow_run: FlowRun, message: str | None) -> None:
+        """Send the event of a failed run of which there is no other display."""
+        if _is_tried_again(flow_run) or run_id in host.unshown:
+            return
+        find = TaskRunIds(flow_run.id).find
+        events = RunEvents(run_id, self.workflow_slug, flow_run, find, host.settings.events, find_outbox())
+        events.tell_of_run(StateName.FAILED, message=message)
 
     async def _persist(self, store: Store, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(store, self.settings.report_timeout, statement, f"workflow {self.workflow_slug}")
@@ -265,7 +276,9 @@ class Execution:
             if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
                 await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
             if display is not None:
-                host.finish(display.show_end(end))
+                host.finish(display.show_end(end, is_tried_again=_is_tried_again(flow_run)))
+            elif end.status is Status.FAILED and not end.is_cancelled and end.epoch == run.epoch:
+                self._tell_of_failure(host, run.run_id, flow_run, end.error_message)
             return _conclude(end, run)
         except (get_cancelled_exc_class(), TerminationSignal, PrefectSignal):
             await _release(store, run)
@@ -354,6 +367,12 @@ def _find_flow() -> Flow[..., Any] | None:
     return context.flow if context is not None else None
 
 
+def _is_tried_again(flow_run: FlowRun) -> bool:
+    """Tell whether Prefect tries the flow run again if it fails now."""
+    flow = _find_flow()
+    return flow is not None and flow_run.run_count <= (flow.retries or 0)
+
+
 def _get_client() -> PrefectClient:
     context = FlowRunContext.get()
     assert context is not None
@@ -390,13 +409,18 @@ async def _find_interval_start(flow_run: FlowRun) -> datetime | None:
         return None
 
 
-async def _end_late(store: Store, run: ActiveRun, reason: str) -> None:
-    """Fail a run whose flow has timed out. Prefect's engine shows the flow run as TimedOut."""
+async def _end_late(store: Store, run: ActiveRun, reason: str) -> bool:
+    """Fail a run whose flow has timed out, and tell whether it has failed now.
+
+    Prefect's engine shows the flow run as TimedOut.
+    """
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
             await store.fail_run(run.run_id, run.epoch, reason)
+            return (await store.read_run(run.run_id)).error_message == reason
         except Exception as error:  # noqa: BLE001  the flow must end with the error that ended the run
             _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
+    return False
 
 
 async def _release(store: Store, run: ActiveRun) -> None:

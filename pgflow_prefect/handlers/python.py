@@ -420,7 +420,7 @@ class PythonHandler:
 
     def read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
         """Return a payload in the type of its annotation; None if there is no such type, or it does not fit."""
-        if "payload" not in self._readers:
+        if not self.wants_payload or self._find_adapter("payload") is None:
             return None
         try:
             return self._read_payload(payload)

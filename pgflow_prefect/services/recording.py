@@ -226,7 +226,8 @@ class RunRecorder:
             return find_task_run_id(flow_run.id, TaskKey(step_slug))
 
         events = RunEvents(run.id, run.workflow_slug, flow_run, find, self.settings.events, find_outbox())
-        events.tell_of_run((run.ended_as or run.status).capitalize(), run.finished_at)
+        message = run.error_message if run.status is Status.FAILED and not run.is_cancelled else None
+        events.tell_of_run((run.ended_as or run.status).capitalize(), run.finished_at, message)
 
     async def _make_artifacts(
         self,

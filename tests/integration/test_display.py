@@ -280,6 +280,39 @@ async def test_automations_hear_of_a_failure(slug: str, told: Callable[[], list[
     assert [event.event for event in told()] == ["pgflow.run.running", "pgflow.run.failed"]
 
 
+FAILURES: dict[str, tuple[dict[str, Any], str]] = {
+    "a handler that does not fit": ({}, "step 'top'"),
+    "a time-out": ({"timeout_seconds": 0.5}, "the flow took longer than 0.5 s"),
+    "every attempt of the flow run": ({"retries": 1}, "ValueError: no left"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+async def test_automations_hear_once_of_a_failure_of_each_kind(
+    slug: str, kind: str, told: Callable[[], list[Any]]
+) -> None:
+    options, message = FAILURES[kind]
+    workflow = make_workflow(slug)
+    if kind != "every attempt of the flow run":
+        workflow = Workflow(slug)
+    if kind == "a handler that does not fit":
+
+        @workflow.step
+        def top(of_no_step: int) -> int:
+            return of_no_step
+
+    if kind == "a time-out":
+
+        @workflow.step("top")
+        async def wait() -> None:
+            await anyio.sleep_forever()
+
+    state: Any = await workflow.flow.with_options(**options)({"broken": True}, return_state=True)
+    assert state.is_failed()
+    [failed] = [event for event in told() if event.event == "pgflow.run.failed"]
+    assert message in failed.payload["message"]
+
+
 @pytest.mark.parametrize(
     ("slug", "key"),
     [

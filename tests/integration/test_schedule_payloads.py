@@ -80,7 +80,8 @@ class Project:
         return plan
 
     async def _plan(self, chosen: Options, *, prune: bool) -> Sequence[Plan]:
-        found = [each.plan for each in await preview_all(self.store, self.candidates, chosen, prune=prune)]
+        foreseen = await preview_all(self.store, self.candidates, chosen, prune=prune)
+        found = [each.plan for each in foreseen.previews]
         return [each for each in found if each.workflow_slug == self.slug]
 
     async def read_schedules(self, deployment_id: UUID) -> dict[str | None, DeploymentSchedule]:

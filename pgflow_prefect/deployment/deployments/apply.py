@@ -13,6 +13,7 @@ from pgflow_prefect.blocks import PgflowDatabase
 from pgflow_prefect.database.schedules import ScheduledPayload
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
+from pgflow_prefect.deployment.deployments.automations import AutomationPlan, plan_automations, write_automation
 from pgflow_prefect.deployment.deployments.find import FoundFlows, check_block, check_work_pool, find_flows, find_owned
 from pgflow_prefect.deployment.deployments.plan import (
     Outcome,
@@ -48,11 +49,13 @@ class Carried:
         plans: as executed: a deployment that another process made meanwhile is updated, and not created.
         deployed: the results, in the order of the plans.
         failures: the errors of the other plans.
+        automations: the changes of automations that were made.
     """
 
     plans: Sequence[Plan]
     deployed: Sequence[Deployed]
     failures: Sequence[PgflowPrefectError]
+    automations: Sequence[AutomationPlan] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Plans:
     plans: Sequence[Plan]
     flows: FoundFlows
     kept: Kept | None = field(default=None, repr=False)
+    automations: Sequence[AutomationPlan] = ()
 
     async def carry_out(self, notice: Callable[[Deployed], None] = lambda deployed: None) -> Carried:
         """Execute the plans, several at a time; if one fails, execute the others all the same.
@@ -96,7 +100,24 @@ class Plans:
             for place, plan in enumerate(fresh.plans):
                 group.start_soon(carry_out_one, place, plan)
         done = [each for _, each in sorted(deployed.items())]
-        return Carried(fresh.plans, done, [failures[place] for place in sorted(failures)])
+        told, untold = await fresh._carry_out_automations()
+        return Carried(fresh.plans, done, [*(failures[place] for place in sorted(failures)), *untold], told)
+
+    async def _carry_out_automations(self) -> tuple[list[AutomationPlan], list[PgflowPrefectError]]:
+        """Change the automations, and return the plans that were executed, and the errors of the others."""
+        told: list[AutomationPlan] = []
+        failures: list[PgflowPrefectError] = []
+        kept = await self.kept() if self.kept is not None else ()  # of a workflow that has come back, it stays
+        for plan in self.automations:
+            if plan.outcome is Outcome.UNCHANGED or (plan.is_of_none and plan.workflow_slug in kept):
+                continue
+            try:
+                await write_automation(self.client, plan)
+            except PgflowPrefectError as error:
+                failures.append(error)
+            else:
+                told.append(plan)
+        return told, failures
 
     async def _look_again(self) -> "Plans":
         """Return the plans again, as of now: a create request to Prefect's API replaces an existing deployment."""
@@ -160,7 +181,8 @@ async def open_plans(wanted: Sequence[Wanted], installation: UUID, kept: Kept | 
         if kept is not None:
             deletions = await _plan_deletions(client, installation, kept)
             plans = replace(plans, plans=[*plans.plans, *deletions], kept=kept)
-        yield plans
+        known = await kept() if kept is not None else None
+        yield replace(plans, automations=await plan_automations(client, wanted, installation, known))
 
 
 async def make_plans(client: PrefectClient, wanted: Sequence[Wanted]) -> Plans:

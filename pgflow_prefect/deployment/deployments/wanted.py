@@ -24,6 +24,9 @@ DEPLOYMENT = "pgflow"
 NO_LIMIT = 0
 """Means no concurrency limit."""
 
+NO_BLOCK = ""
+"""Means no automation that tells of failures."""
+
 NO_POOL = ""
 """Means no work pool: `pgflow-prefect worker` and `serve` execute the flow runs."""
 
@@ -42,6 +45,8 @@ class Options:
         location: the place of the code for a worker on another machine.
         here: the directory on this machine that corresponds to it; by default, the current one.
         take_over: take over deployments of another installation.
+        on_failure: the notification block of the automation that tells of failures, as `TYPE/NAME`; `NO_BLOCK` deletes
+            the automation.
         prune: delete our schedules whose payload is gone, and payloads whose schedule is gone.
     """
 
@@ -55,6 +60,7 @@ class Options:
     here: Path = field(default_factory=Path.cwd)
     take_over: bool = False
     prune: bool = False
+    on_failure: str | None = None
 
     @property
     def job_variables(self) -> dict[str, Any]:

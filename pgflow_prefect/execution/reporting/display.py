@@ -133,12 +133,20 @@ class Display:
             return None
         return self._settings.run_url.format(run_id=self._run_id, workflow=quote(self._workflow_slug, safe=""))
 
-    async def show_end(self, run: RunEnd) -> None:
-        """Show how the run has ended in PostgreSQL."""
+    async def show_end(self, run: RunEnd, *, is_tried_again: bool = False) -> None:
+        """Show how the run has ended in PostgreSQL.
+
+        Args:
+            run: its end.
+            is_tried_again: Prefect tries the flow run again, so that this failure is not the end of the run.
+        """
         if not self._event_sender.is_shown or run.status is Status.PENDING or run.epoch != self._epoch:
             return  # another process goes on with it, or has done so
         try:
-            self._events.tell_of_run(_describe(run))
+            if run.status is not Status.FAILED or run.is_cancelled:
+                self._events.tell_of_run(_describe(run))
+            elif not is_tried_again:
+                self._events.tell_of_run(_describe(run), message=run.error_message)
             if self._is_worth_artifacts(run):
                 self._link()
                 if self._is_progress_shown:

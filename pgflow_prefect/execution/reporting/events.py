@@ -14,7 +14,9 @@ from prefect.types import DateTime
 from pgflow_prefect.prefect_api.event_sender import Sender
 from pgflow_prefect.settings import Events
 from pgflow_prefect.state_names import DONE, StateName
-from pgflow_prefect.wording import clean
+from pgflow_prefect.wording import clean, clean_lines
+
+_LONGEST_MESSAGE = 1000  # characters
 
 _ENDS = DONE | {StateName.NOT_RUN, StateName.FAILED, StateName.TIMED_OUT, StateName.CANCELLED, StateName.CRASHED}
 
@@ -44,10 +46,17 @@ class RunEvents:
     wanted: Events
     event_sender: Sender
 
-    def tell_of_run(self, what: str, occurred: datetime | None = None) -> None:
-        """Tell what happened to the run: a state's name, and when it entered that, if not now."""
+    def tell_of_run(self, what: str, occurred: datetime | None = None, message: str | None = None) -> None:
+        """Tell what happened to the run.
+
+        Args:
+            what: a state's name.
+            occurred: when it entered the state, if not now.
+            message: why it has failed.
+        """
         if self.wanted is not Events.NONE:
-            self.event_sender.send(partial(self._make_event_of_run, what, occurred or datetime.now(UTC)))
+            make = partial(self._make_event_of_run, what, occurred or datetime.now(UTC), message)
+            self.event_sender.send(make)
 
     def tell_of_step(self, step_slug: str, what: str) -> None:
         """Tell what happened to a step: a state's name."""
@@ -56,7 +65,8 @@ class RunEvents:
                 partial(self._make_event_of_step, step_slug, self.find_task_run_id(step_slug), what, datetime.now(UTC))
             )
 
-    def _make_event_of_run(self, what: str, occurred: datetime) -> Event:
+    def _make_event_of_run(self, what: str, occurred: datetime, message: str | None) -> Event:
+        told = {"message": clean_lines(message)[:_LONGEST_MESSAGE]} if message else {}
         return _make_event(
             occurred,
             event=f"pgflow.run.{_to_words(what)}",
@@ -66,7 +76,7 @@ class RunEvents:
                 **self._labels,
             },
             related=[self._related_flow_run],
-            payload={"state": what},
+            payload={"state": what, **told},
         )
 
     def _make_event_of_step(self, step_slug: str, task_run_id: UUID, what: str, occurred: datetime) -> Event:
