@@ -95,7 +95,7 @@ class Reference(BaseModel):
 
     def describe(self) -> str:
         """Return it in words."""
-        return f"{self.size:,} bytes in {self.storage}, {self.serializer}"
+        return f"{self.size:,} bytes of {self.serializer} in {self.storage}"
 
 
 class _Holder(BaseModel):

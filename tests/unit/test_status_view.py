@@ -152,4 +152,4 @@ def test_a_stored_result_is_shown_by_its_size_and_place() -> None:
     reference = Reference.of(b"x" * 12345, storage="s3://bucket/results", key="k", serializer="pickle", attempt=1)
     state = make_state("old", start=0, end=1).model_copy(update={"step_result": RawJson(reference.write())})
     [row] = Snapshot(make_run(), {"old": state}, ["old"]).rows()
-    assert row[-1] == "in a storage: 12,345 bytes in s3://bucket/results, pickle"
+    assert row[-1] == "in a storage: 12,345 bytes of pickle in s3://bucket/results"
