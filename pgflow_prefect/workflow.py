@@ -39,6 +39,7 @@ from pgflow_prefect.execution.flow_options import (
     find_unshown_problems,
     take_options,
 )
+from pgflow_prefect.execution.load_result import load_result
 from pgflow_prefect.execution.process.host import Host
 from pgflow_prefect.execution.process.prewarmed_host import open_ahead
 from pgflow_prefect.execution.result_options import ResultSerializer, ResultStorage, make_result_options
@@ -703,6 +704,24 @@ class Workflow:
         `PG*` variables, or the embedded server.
         """
         return self.make_flow()
+
+    async def load_result(self, run_id: UUID, step_slug: str, settings: Settings | None = None) -> Any:  # noqa: ANN401
+        """Return the result of a completed step, also if it is in a storage. A flow returns references to these.
+
+        Example: `frame = await workflow.load_result(run_id, "load")`
+
+        Args:
+            run_id: a run of this workflow.
+            step_slug: the step.
+            settings: by default, those of the environment.
+
+        Raises:
+            UnknownRunError: there is no such run.
+            UsageError: it is a run of another workflow, or the step is not completed.
+            StoredResultError: the object is missing, or has changed.
+            StorageError: the storage does not answer, or refuses.
+        """
+        return await load_result(settings or Settings(), self.slug, self.step_handlers, run_id, step_slug)
 
     @property
     def given_flow(self) -> AnyFlow:

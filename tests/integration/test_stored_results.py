@@ -14,7 +14,7 @@ from prefect.filesystems import LocalFileSystem
 from prefect.serializers import CompressedSerializer, PickleSerializer
 
 from pgflow_prefect import Branch, SqlFunction, StepContext, Workflow
-from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.errors import RunFailedError, UsageError
 from pgflow_prefect.handlers.references import MARK
 from tests.conftest import Connection
 from tests.engine import run_workflow
@@ -480,3 +480,30 @@ async def test_a_name_of_a_task_run_can_have_the_reference_of_a_stored_result(
     await workflow.flow()
     flow_run = await read_flow_run(client, workflow.slug)
     await await_task_runs(client, flow_run, {"make": "Completed", "take pickle": "Completed"})
+
+
+async def test_a_program_loads_the_result_of_a_step(db: Connection, define: Define, tmp_path: Path) -> None:
+    workflow = Workflow(make_slug(), result_storage=tmp_path)
+    define(workflow.slug, ["frame", "text", "later"], [("frame", "later"), ("text", "later")])
+
+    @workflow.step(result_serializer="pickle")
+    def frame() -> Frame:
+        return Frame([1, 2])
+
+    @workflow.step
+    def text() -> str:
+        return "a"
+
+    @workflow.step
+    def later(frame: Frame) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(RunFailedError):
+        await workflow.flow()
+    run_id = read_run(db)[2]
+    assert (await workflow.load_result(run_id, "frame")).rows == [1, 2]
+    assert await workflow.load_result(run_id, "text") == "a"
+    with pytest.raises(UsageError, match="has no result of step 'later': the step is not completed"):
+        await workflow.load_result(run_id, "later")
+    with pytest.raises(UsageError, match="is one of workflow"):
+        await Workflow("another").load_result(run_id, "frame")
