@@ -54,6 +54,7 @@ class StepMessage(BaseModel):
         workflow_slug: the run's workflow.
         step_slug: the step.
         task_index: which of the step's tasks this is; the message of a plain step does not name it.
+        item_index: which item of a map this is; the message of any other step does not name it.
         attempt: which execution of the step this is, counted from 1; a report with another number is refused.
         idempotency_key: the same for every attempt.
         logical_date: the time that the run is about; the message of a run without one does not name it.
