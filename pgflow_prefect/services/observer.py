@@ -28,6 +28,7 @@ from pgflow_prefect.errors import (
     ForeignInstallationError,
     PgflowPrefectError,
     PrefectRefusedError,
+    PrefectUnavailableError,
     UnknownRunError,
 )
 from pgflow_prefect.execution.reporting.observed import ObservedSteps
@@ -42,7 +43,9 @@ from pgflow_prefect.waiting import Pauses, Wakeup
 
 _PAGE = 100  # runs that are read together
 _SHORTEST_LOOK, _LONGEST_LOOK = 0.25, 2.0  # seconds between two looks at one run; they grow while nothing changes
-_ROWS_A_SECOND = 500.0  # of a run's steps and tasks that the looks at it read, on the average
+_STEPS_A_SECOND, _TASKS_A_SECOND = 500.0, 20_000.0
+"""How many of a run's steps the looks at it read on the average, and how many tasks of its maps they count."""
+
 _SHARE = 0.02  # of the time that looks for runs that have begun and ended between two looks may take
 _LEAST_APART = 1.0  # seconds between two of these
 _OVERLAP = timedelta(hours=1)
@@ -82,8 +85,9 @@ class _LiveRun:
         if found != self.latest:
             self.pauses.reset()
         self.latest = found
-        rows = len(self.slugs) + sum(each.tasks or 0 for each in found)
-        self.due_at = monotonic() + max(self.pauses.draw(), rows / _ROWS_A_SECOND)
+        tasks = sum(each.tasks or 0 for each in found)
+        cost = len(self.slugs) / _STEPS_A_SECOND + tasks / _TASKS_A_SECOND
+        self.due_at = monotonic() + max(self.pauses.draw(), cost)
 
 
 @dataclass
@@ -109,9 +113,7 @@ class Observer:
     failure: ForeignInstallationError | None = field(default=None, init=False)
     _live: dict[UUID, _LiveRun] = field(default_factory=dict, init=False)
     _refused: set[UUID] = field(default_factory=set, init=False)
-    _since: datetime | None = field(
-        default=None, init=False
-    )  # ended runs that began earlier are shown, or were refused
+    _since: datetime | None = field(default=None, init=False)  # no ended run that began earlier is left to be shown
     _ended_due_at: float = field(default=0.0, init=False)
     _adoption_due_at: float = field(default=0.0, init=False)
     _cleaning_due_at: float = field(default=0.0, init=False)
@@ -167,12 +169,13 @@ class Observer:
         try:
             if await self._look():
                 pauses.reset()
-            self.passed_at = monotonic()
         except PgflowPrefectError as error:
             _logger.warning("some runs are shown later: %s", error)
             if isinstance(error, DatabaseUnavailableError):
                 await self._drop_broken_connections()
             return pauses.draw()
+        finally:
+            self.passed_at = monotonic()
         now = monotonic()
         return max(min([pauses.draw(), *(each.due_at - now for each in self._live.values())]), 0.0)
 
@@ -277,6 +280,7 @@ class Observer:
 
     async def _follow(self, live: _LiveRun) -> None:
         """Show what has happened in a run since the last look, and its end."""
+        live.due_at = monotonic() + live.pauses.draw()  # also where this look fails
         try:
             now = await self.store.read_clock()
             run = await self.store.read_run(live.run_id)  # before its steps: of an ended run, they have ended
@@ -322,16 +326,25 @@ class Observer:
 
 
 async def _each(items: Sequence[Any], act: Any) -> None:  # noqa: ANN401  an item and its action
-    """Act on each item, some at the same time; an error is raised when all have been tried."""
+    """Act on each item, some at the same time. An error that concerns one item keeps no other one waiting.
+
+    Raises:
+        PrefectUnavailableError: Prefect does not answer. The items that were not begun are left alone.
+        DatabaseUnavailableError: likewise, of PostgreSQL.
+    """
     lanes = anyio.Semaphore(_LANES)
     failures: list[PgflowPrefectError] = []
 
     async def act_on(item: Any) -> None:  # noqa: ANN401
         async with lanes:
+            if failures:
+                return
             try:
                 await act(item)
-            except PgflowPrefectError as error:
+            except (PrefectUnavailableError, DatabaseUnavailableError) as error:
                 failures.append(error)
+            except PgflowPrefectError as error:
+                _logger.warning("a run is shown later: %s", error)
 
     async with anyio.create_task_group() as group:
         for item in items:
