@@ -1,30 +1,27 @@
 """The ledger of a DAG: each thing that it says, and what becomes of it here. Nothing is guessed."""
 
-import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 
 import networkx as nx
 from pydantic import JsonValue
 
+from pgflow_prefect.airflow.arguments import describe_arguments, describe_names
 from pgflow_prefect.airflow.mapping import describe_map
 from pgflow_prefect.airflow.operators import describe_work, may_skip
 from pgflow_prefect.airflow.retries import list_delays
+from pgflow_prefect.airflow.schedule import describe_schedule
 from pgflow_prefect.airflow.sentences import OF_DAGS, OF_TASKS, Sentence
 from pgflow_prefect.definitions.airflow.dag import AirflowDag
-from pgflow_prefect.definitions.airflow.schedule import ScheduleKind
 from pgflow_prefect.definitions.airflow.tasks import AirflowTask
 from pgflow_prefect.definitions.airflow.values import write_value
 from pgflow_prefect.definitions.graph import Graph, build_graph
 from pgflow_prefect.definitions.model import BEFORE_FAILURES, Rule
-from pgflow_prefect.definitions.origin import Ledger, LedgerLine
+from pgflow_prefect.definitions.origin import Ledger, LedgerLine, list_names
 from pgflow_prefect.wording import write_code
 
-_LOGICAL = frozenset({"ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz", "logical_date", "execution_date"})
 _IN_SECONDS = frozenset({"start_date", "end_date"})
-_NAMED_BEFORE = 12
-"""Names that one line lists; the rest is counted."""
 
 
 def make_ledger(dag: AirflowDag) -> Ledger:
@@ -47,7 +44,7 @@ def make_ledger(dag: AirflowDag) -> Ledger:
 
 def _describe_dag(dag: AirflowDag) -> Iterator[LedgerLine]:
     yield _describe_source(dag)
-    yield _describe_schedule(dag)
+    yield describe_schedule(dag)
     yield LedgerLine(
         None,
         "end of a run",
@@ -69,7 +66,9 @@ def _describe_dag(dag: AirflowDag) -> Iterator[LedgerLine]:
             is_done=False,
         )
     if dag.tags:
-        yield LedgerLine(None, "tags", f"{_list(dag.tags)}: kept in the file, as tags of the workflow.", is_done=True)
+        yield LedgerLine(
+            None, "tags", f"{list_names(dag.tags)}: kept in the file, as tags of the workflow.", is_done=True
+        )
     if not dag.knows_settings:
         yield LedgerLine(
             None,
@@ -95,54 +94,6 @@ def _describe_source(dag: AirflowDag) -> LedgerLine:
     )
 
 
-def _describe_schedule(dag: AirflowDag) -> LedgerLine:
-    schedule, slug = dag.schedule, shlex.quote(dag.dag_id)
-    zone = "" if schedule.timezone == "UTC" else f" --timezone {shlex.quote(schedule.timezone)}"
-    period = (
-        " Airflow's logical date is the beginning of the data interval. Here it is the end, when the run is due."
-        if schedule.has_interval
-        else ""
-    )
-    match schedule.kind:
-        case ScheduleKind.NONE:
-            says, is_done = "None: a run is started by hand or by a program.", True
-        case ScheduleKind.CRON:
-            command = f"pgflow-prefect deploy {slug} --cron {shlex.quote(schedule.cron or '')}{zone}"
-            says, is_done = (
-                f"{write_code(schedule.cron or '')}. When the steps are yours: {write_code(command)}.{period}",
-                False,
-            )
-        case ScheduleKind.INTERVAL:
-            command = f"pgflow-prefect deploy {slug} --interval {_write_interval(schedule.seconds or 0)}{zone}"
-            says, is_done = (
-                f"Every {schedule.seconds:g} seconds. When the steps are yours: {write_code(command)}.{period}",
-                False,
-            )
-        case ScheduleKind.ONCE:
-            says, is_done = f"Once. Start the run: {write_code(f'pgflow-prefect run {slug}')}.", False
-        case ScheduleKind.CONTINUOUS:
-            says, is_done = "A run follows the other. Let the last step start the next run in SQL.", False
-        case ScheduleKind.ASSETS:
-            says, is_done = (
-                f"By assets: {write_code(schedule.text)}. Let what updates them start a run in SQL.",
-                False,
-            )
-        case _:
-            named = write_code(schedule.name or "unknown")
-            says, is_done = (
-                f"The timetable {named} can't be read: {write_code(schedule.text)}. Write its schedule by hand.",
-                False,
-            )
-    return LedgerLine(None, "schedule", says, is_done)
-
-
-def _write_interval(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
-
-
 def _describe_whole(dag: AirflowDag) -> Iterator[LedgerLine]:
     """Yield what concerns several tasks: groups, setups and teardowns, skips beside failures."""
     for group in dag.groups:
@@ -162,7 +113,7 @@ def _describe_whole(dag: AirflowDag) -> Iterator[LedgerLine]:
             yield LedgerLine(
                 None,
                 "group",
-                f"{named} gives its tasks no prefix ({_list(group.tasks)}): `graph` draws no box around them.",
+                f"{named} gives its tasks no prefix ({list_names(group.tasks)}): `graph` draws no box around them.",
                 is_done=True,
             )
     if any(task.is_setup for task in dag.tasks):
@@ -193,7 +144,7 @@ def _describe_mixed(dag: AirflowDag, graph: Graph) -> Iterator[LedgerLine]:
         yield LedgerLine(
             None,
             "skip beside a failure",
-            f"Where one task above {_list(mixed)} is skipped and another fails, Airflow decides by which it sees "
+            f"Where one task above {list_names(mixed)} is skipped and another fails, Airflow decides by which it sees "
             "first. Here the step does not run.",
             is_done=True,
         )
@@ -234,7 +185,8 @@ def _describe_task(task: AirflowTask, *, has_interval: bool) -> Iterator[LedgerL
         yield LedgerLine(slug, "trigger rule", f"{write_code(task.rule)}: the rule of the step.", is_done=True)
     yield from _describe_attempts(task)
     yield from _describe_role(task)
-    yield from _describe_arguments(task, has_interval=has_interval)
+    yield from describe_arguments(task)
+    yield from describe_names(task, has_interval=has_interval)
 
 
 def _describe_attempts(task: AirflowTask) -> Iterator[LedgerLine]:
@@ -273,66 +225,8 @@ def _describe_deps(task: AirflowTask, added: list[str]) -> Iterator[LedgerLine]:
         yield LedgerLine(
             task.task_id,
             "teardown",
-            f"It also waits for {_list(added)}, as Airflow 3.3 does without an edge.",
+            f"It also waits for {list_names(added)}, as Airflow 3.3 does without an edge.",
             is_done=True,
-        )
-
-
-def _describe_dates(dates: tuple[str, ...], *, has_interval: bool) -> str:
-    """Return where the dates of a run are here: Airflow's logical date may be the beginning of the interval."""
-    here = {name: f"context.{name}" for name in ("data_interval_start", "data_interval_end")}
-    here |= dict.fromkeys(_LOGICAL, here["data_interval_start"] if has_interval else "context.logical_date")
-    found = sorted({here[each] for each in dates if each in here})
-    rest = "" if all(each in here for each in dates) else " Compute the others from context.logical_date."
-    return f"It reads {_list(dates)}.{f' Here: {_list(found)}.' if found else ''}{rest}"
-
-
-def _describe_arguments(task: AirflowTask, *, has_interval: bool) -> Iterator[LedgerLine]:
-    slug, mentioned = task.task_id, task.mentioned
-    if templates := [argument.name for argument in task.arguments if argument.is_template]:
-        yield LedgerLine(
-            slug,
-            "template",
-            f"Airflow renders {_list(templates)}. Write that in the handler.",
-            is_done=False,
-        )
-    if mentioned.dates:
-        yield LedgerLine(
-            slug,
-            "date",
-            _describe_dates(mentioned.dates, has_interval=has_interval),
-            is_done=False,
-        )
-    for argument in task.arguments:
-        if argument.file is not None:
-            yield LedgerLine(
-                slug,
-                "file",
-                f"The text of {write_code(argument.name)} is in the file {write_code(argument.file)}.",
-                is_done=False,
-            )
-    if mentioned.connections:
-        yield LedgerLine(
-            slug,
-            "connection",
-            f"{_list(mentioned.connections)}. Its values were not read. Use a block of Prefect.",
-            is_done=False,
-        )
-    if mentioned.variables:
-        yield LedgerLine(
-            slug,
-            "Variable",
-            f"{_list(mentioned.variables)}. Its value was not read. Use a variable of Prefect.",
-            is_done=False,
-        )
-    if mentioned.params:
-        yield LedgerLine(slug, "params", f"It reads {_list(mentioned.params)}. Give it in the payload.", is_done=False)
-    if mentioned.keys:
-        yield LedgerLine(
-            slug,
-            "XCom",
-            f"It reads the keys {_list(mentioned.keys)}. A step has one result here: put them into it.",
-            is_done=False,
         )
 
 
@@ -353,7 +247,7 @@ def _describe_setups(task: AirflowTask, setups: list[str]) -> Iterator[LedgerLin
         yield LedgerLine(
             task.task_id,
             "setup above",
-            f"Airflow looks at the setups {_list(setups)} further up, whatever the rule. Here its rule "
+            f"Airflow looks at the setups {list_names(setups)} further up, whatever the rule. Here its rule "
             f"{write_code(task.rule)} does not.",
             is_done=False,
         )
@@ -366,7 +260,7 @@ def _describe_said(task: AirflowTask, dag: AirflowDag) -> Iterator[LedgerLine]:
             yield _fill(task.task_id, OF_TASKS[name], name, value)
         elif own := [each for each in _list_params(value) if each not in of_dag]:  # Airflow gives each task the DAG's
             sentence = OF_TASKS[name]
-            says = sentence.says.replace("{value}", _list(own))
+            says = sentence.says.replace("{value}", list_names(own))
             yield LedgerLine(task.task_id, sentence.topic, says, is_done=sentence.is_done)
 
 
@@ -391,10 +285,5 @@ def _write(name: str, value: JsonValue) -> str:
         except (OverflowError, ValueError, OSError):
             pass
     if name == "params":
-        return _list(_list_params(value))
+        return list_names(_list_params(value))
     return write_code(write_value(name, value))
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(map(write_code, names[:_NAMED_BEFORE]))
-    return f"{shown} and {len(names) - _NAMED_BEFORE} more" if len(names) > _NAMED_BEFORE else shown

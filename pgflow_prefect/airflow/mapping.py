@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from pgflow_prefect.definitions.airflow.tasks import AirflowTask, Expansion
+from pgflow_prefect.definitions.airflow.expansion import Expansion
+from pgflow_prefect.definitions.airflow.tasks import AirflowTask
 from pgflow_prefect.definitions.model import MapRules, Rule
 from pgflow_prefect.definitions.origin import LedgerLine
 from pgflow_prefect.wording import write_code

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from enum import StrEnum
 
-from pgflow_prefect.definitions.airflow.tasks import AirflowTask, Argument
+from pgflow_prefect.definitions.airflow.arguments import Argument
+from pgflow_prefect.definitions.airflow.tasks import AirflowTask
 from pgflow_prefect.definitions.origin import LedgerLine
 from pgflow_prefect.wording import write_code
 

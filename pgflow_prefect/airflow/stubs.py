@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pydantic import JsonValue
 
 from pgflow_prefect.airflow.retries import list_delays
+from pgflow_prefect.definitions.airflow.arguments import Argument
 from pgflow_prefect.definitions.airflow.dag import AirflowDag
-from pgflow_prefect.definitions.airflow.tasks import AirflowTask, Argument
+from pgflow_prefect.definitions.airflow.tasks import AirflowTask
 from pgflow_prefect.definitions.origin import Origin, StepOrigin
 
 MOST_LINES = 200

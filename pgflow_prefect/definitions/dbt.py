@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from pgflow_prefect.definitions.from_handlers import find_unstorable
 from pgflow_prefect.definitions.graph import find_problems
 from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
-from pgflow_prefect.definitions.origin import Ledger, LedgerLine, Origin, StepOrigin
+from pgflow_prefect.definitions.origin import Ledger, LedgerLine, Origin, StepOrigin, list_names
 from pgflow_prefect.definitions.redaction import redact_text
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 from pgflow_prefect.wording import clean, write_code
@@ -30,9 +30,6 @@ LONGEST_NAME = 250
 _SCHEMA = re.compile(r"/dbt/manifest/v(\d{1,4})\.json$")
 _COMMANDS = {"model": "run", "seed": "seed", "snapshot": "snapshot", "test": "test", "unit_test": "test"}
 """The command of dbt that executes a resource of a type."""
-
-_NAMED = 12
-"""Names that one line lists; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -317,9 +314,13 @@ def _describe_project(project: DbtProject) -> Iterator[LedgerLine]:
             "running until it has passed. Add a dependency where that matters.",
         )
     if project.inlined:
-        yield _of_all("ephemeral", f"{_list(project.inlined)}: part of the models below, and no step.", is_done=True)
+        yield _of_all(
+            "ephemeral", f"{list_names(project.inlined)}: part of the models below, and no step.", is_done=True
+        )
     if project.hooks:
-        yield _of_all("hooks", f"{_list(project.hooks)}: each command of dbt executes them, and so each step does.")
+        yield _of_all(
+            "hooks", f"{list_names(project.hooks)}: each command of dbt executes them, and so each step does."
+        )
     if "sources" in project.others:
         yield _of_all(
             "sources", f"{project.others['sources']} sources are no steps. Their freshness is not checked here."
@@ -339,7 +340,9 @@ def _describe_node(node: DbtNode, project: str) -> Iterator[LedgerLine]:
         is_done=False,
     )
     if node.tags:
-        yield LedgerLine(node.slug, "tags", f"{_list(node.tags)}: not kept. Steps have tags of Prefect.", is_done=False)
+        yield LedgerLine(
+            node.slug, "tags", f"{list_names(node.tags)}: not kept. Steps have tags of Prefect.", is_done=False
+        )
     if node.kind == "test" and node.severity == "warn":
         yield LedgerLine(node.slug, "severity", "warn: dbt succeeds although the test fails.", is_done=True)
     if node.materialized == "incremental":
@@ -353,8 +356,3 @@ def _describe_node(node: DbtNode, project: str) -> Iterator[LedgerLine]:
 
 def _of_all(topic: str, says: str, *, is_done: bool = False) -> LedgerLine:
     return LedgerLine(None, topic, says, is_done=is_done)
-
-
-def _list(names: tuple[str, ...]) -> str:
-    shown = ", ".join(map(write_code, names[:_NAMED]))
-    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown

@@ -37,6 +37,15 @@ class Origin:
     lines: tuple[str, ...] = ()
 
 
+_NAMED = 12
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return names as code, by commas; after a dozen, the rest is counted."""
+    shown = ", ".join(map(write_code, names[:_NAMED]))
+    return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
+
+
 HERE = Origin()
 NOTHING = StepOrigin()
 

@@ -217,6 +217,25 @@ def test_a_text_that_stands_in_a_file_is_named() -> None:
     assert line.says == "The text of `bash_command` is in the file `'scripts/run.sh'`."
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("<callable dags.etl.choose>", "the document has the name of an object"),
+        ("<my.Thing object at 0x7f00aa>", "the document has the name of an object"),
+        ("(XComArg(<Task(PythonOperator): get>),)", "the document has the name of an object"),
+        (
+            "Truncated. You can change this behaviour in [core]max_templated_field_length. 'SELECT",
+            "Airflow has kept the beginning only",
+        ),
+    ],
+)
+def test_an_argument_that_the_document_does_not_have_is_named(text: str, why: str) -> None:
+    task = make_task(template_fields=["op_args", "other"], op_args=["a", {"b": text}], other="plain <b> object")
+    [line] = [line for line in make_ledger(read(make_document(task))).lines if line.topic == "argument"]
+    assert (line.about, line.is_done) == ("a", False)
+    assert line.says == f"`op_args`: {why}{', not what it is' if 'object' in why else ''}. Look into the DAG's file."
+
+
 def test_a_delay_that_grows_is_written_out_up_to_its_bound() -> None:
     task = make_task(retries=4, retry_delay=60.0, retry_exponential_backoff=True, max_retry_delay=300.0)
     options = make_origin(read(make_document(task))).steps["a"].options

@@ -7,6 +7,7 @@ x end of a run
 - mapped group
 - regions: Python
 - region.fetch: Python
+- region.fetch: argument
 - region.store: Python
 x region.store: retries
 - lengths: Python
