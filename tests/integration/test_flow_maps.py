@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from pydantic import BaseModel
 
 from pgflow_prefect import ItemContext, NotRetriableError, Settings, Skip, SqlFunction, Workflow
@@ -215,15 +216,25 @@ async def test_items_are_claimed_and_reported_in_batches(pgflow_dsn: str, workfl
 
 
 async def test_a_large_map_has_one_task_run(pgflow_dsn: str, workflow: Workflow, client: PrefectClient) -> None:
-    @workflow.map(over="payload")
+    @workflow.map(over="payload", when_item_fails="skip")
     async def price(item: int) -> int:
+        if item == 1:
+            raise ValueError("broken")
         return item
 
     await push(pgflow_dsn, workflow)
     flow = workflow.make_flow(Settings(item_task_runs=2))
-    assert await flow(payload=[0, 1, 2]) == {"price": [0, 1, 2]}
+    assert await flow(payload=[0, 1, 2]) == {"price": [0, 2]}
     flow_run = await read_flow_run(client, workflow.slug)
     await await_task_runs(client, flow_run, {"price": "Completed"})
+    of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run.id]))
+    with anyio.fail_after(120):
+        while len(shown := await client.read_artifacts(artifact_filter=of_run)) < 2:
+            await anyio.sleep(0.1)
+    found = {each.type: each for each in shown}
+    assert found["progress"].data == 100
+    assert "3 of 3 have ended, 1 failed" in str(found["progress"].description)
+    assert '"error": "ValueError: broken"' in str(found["table"].data)
 
 
 async def test_a_map_without_items_completes(pgflow_dsn: str, workflow: Workflow, client: PrefectClient) -> None:
@@ -289,3 +300,38 @@ async def test_an_sql_function_does_items_one_by_one_or_in_batches(
     calls: list[dict[str, Any]] = [each for [each] in db.execute("SELECT input FROM shop.calls").fetchall()]  # type: ignore[misc]
     assert {"payload": {"who": "me"}, "rates": {"factor": 10}, "item": 3} in calls
     assert sorted(len(each["items"]) for each in calls if "items" in each) == [1, 3]
+
+
+async def test_another_owner_goes_on_and_repeats_no_item_that_has_ended(
+    db: Connection, pgflow_dsn: str, workflow: Workflow
+) -> None:
+    calls: Counter[int] = Counter()
+    hangs, gate = [True], anyio.Event()
+
+    @workflow.map(over="payload", at_once=2)
+    async def price(item: int) -> int:
+        calls[item] += 1
+        if item >= 3 and hangs[0]:
+            await gate.wait()
+        return item
+
+    await push(pgflow_dsn, workflow)
+    former = workflow.make_flow(Settings(lease=600))
+
+    async def execute() -> None:
+        state = await former(payload=[*range(6)], return_state=True)
+        assert state.name == "Superseded"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(execute)
+        with anyio.fail_after(120):
+            while [each[0] for each in read_items(db)].count("completed") < 3:
+                await anyio.sleep(0.05)
+        hangs[0] = False
+        db.execute("UPDATE pgflow_prefect.owners SET lease_until = 'epoch'")  # as after the death of its process
+        [[run_id]] = db.execute("SELECT id FROM pgflow.runs").fetchall()
+        assert await workflow.flow(run_id=run_id) == {"price": [*range(6)]}
+        gate.set()  # and the late reports of the former owner change nothing
+    assert [calls[item] for item in range(3)] == [1, 1, 1]
+    assert [result for _, _, result in read_items(db)] == [*range(6)]
+    assert db.execute("SELECT recoveries FROM pgflow_prefect.owners").fetchone() == (0,)  # the map had made progress

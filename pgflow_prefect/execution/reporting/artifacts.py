@@ -13,7 +13,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import FlowRun
 
-from pgflow_prefect.models import StepState
+from pgflow_prefect.database.item_statements import FailedItem
+from pgflow_prefect.models import MapState, StepState
 
 ROWS = 1_000
 """The most rows of a table, because Prefect's UI loads the whole table."""
@@ -33,6 +34,7 @@ class RunArtifacts:
         self._run_id = run_id
         self._key = make_key(workflow_slug)
         self._progress: UUID | None = None
+        self._maps: dict[str, UUID] = {}  # the progress of each large map
         self._changing = asyncio.Lock()
 
     async def link(self, client: PrefectClient, url: str | None) -> None:
@@ -48,6 +50,28 @@ class RunArtifacts:
                 self._progress = await self._create(client, "progress", "progress", percent, "Steps that are done.")
             else:
                 await client.update_artifact(self._progress, ArtifactUpdate(data=percent))
+
+    async def show_map(self, client: PrefectClient, slug: str, state: MapState) -> None:
+        """Show how many items of a map have ended."""
+        total, remaining, failed = state.total or 0, state.remaining or 0, state.failed or 0
+        percent = round(100 * (total - remaining) / total, 1) if total else 100.0
+        said = (
+            f"Items of {slug} in run {self._run_id}: {total - remaining:,} of {total:,} have ended, {failed:,} failed."
+        )
+        async with self._changing:
+            if slug not in self._maps:
+                self._maps[slug] = await self._create(client, make_map_kind(slug), "progress", percent, said)
+            else:
+                await client.update_artifact(self._maps[slug], ArtifactUpdate(data=percent, description=said))
+
+    async def tabulate_failed(self, client: PrefectClient, slug: str, items: Sequence[FailedItem], failed: int) -> None:
+        """Show a table of the first failed items of a map."""
+        rows = [
+            {"item": each.index, "attempts": each.attempts, "error": _shorten(each.error_message)} for each in items
+        ]
+        more = f" The first {len(rows)} of {failed:,}." if failed > len(rows) else ""
+        said = f"The failed items of {slug} in run {self._run_id}.{more}"
+        await self._create(client, f"{make_map_kind(slug)}-failed", "table", json.dumps(rows), said)
 
     async def tabulate(self, client: PrefectClient, order: Sequence[str], states: Mapping[str, StepState]) -> None:
         """Show a table of the run's steps, in this order; for a very large run, its first steps only."""
@@ -83,19 +107,28 @@ def make_key(workflow_slug: str) -> str:
     return f"pgflow-{key}"
 
 
+def make_map_kind(slug: str) -> str:
+    """Return the end of the key of a map's artifacts; two slugs never have the same."""
+    return f"items-{make_key(slug).removeprefix('pgflow-')}"
+
+
 def make_row(slug: str, state: StepState | None) -> dict[str, str | int]:
     """Return a step's row: texts and numbers only, as Prefect's UI shows them."""
     if state is None:
         return {"step": slug, "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""}
-    error = (state.error_message or "").partition("\n")[0]
     return {
         "step": slug,
         "state": state.task_state or str(state.status),
         "attempts": state.attempts,
         "duration": _describe_duration(state),
         "done by": state.handler or "",
-        "error": error if len(error) <= _ERROR_LENGTH else f"{error[: _ERROR_LENGTH - 1]}…",
+        "error": _shorten(state.error_message or ""),
     }
+
+
+def _shorten(error: str) -> str:
+    line = error.partition("\n")[0]
+    return line if len(line) <= _ERROR_LENGTH else f"{line[: _ERROR_LENGTH - 1]}…"
 
 
 def _describe_duration(state: StepState) -> str:

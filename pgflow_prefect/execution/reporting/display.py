@@ -12,6 +12,7 @@ from uuid import UUID
 import anyio
 from prefect.client.schemas.objects import FlowRun
 
+from pgflow_prefect.database.item_statements import FailedItem
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import Graph, sort_steps
 from pgflow_prefect.execution.reporting.artifacts import ROWS, RunArtifacts
@@ -30,6 +31,9 @@ PATIENCE = 5.0
 
 LONG = 10.0
 """Seconds after which a run counts as long: it shows its progress, and is notable however it ends."""
+
+FAILED_ITEMS = 100
+"""The most rows of a table of failed items."""
 
 _INTERVAL = 5.0  # seconds between two pictures of the progress
 
@@ -111,11 +115,12 @@ class Display:
         self._label()
         if self._settings.artifacts is Artifacts.ALL:
             self._link()
-        progress = asyncio.create_task(self._show_progress())
+        progress = [asyncio.create_task(self._show_progress()), asyncio.create_task(self._show_maps())]
         try:
             yield
         finally:
-            progress.cancel()
+            for each in progress:
+                each.cancel()
             # The flow run is about to enter its last state, and its caller waits for that. Only if all steps are
             # done: if the flow run is cancelled, Prefect cancels each task whose end it has not heard of.
             if self._done == len(self._graph):
@@ -147,6 +152,7 @@ class Display:
                 self._events.tell_of_run(_describe(run))
             elif not is_tried_again:
                 self._events.tell_of_run(_describe(run), message=run.error_message)
+            await self._show_end_of_maps()
             if self._is_worth_artifacts(run):
                 self._link()
                 if self._is_progress_shown:
@@ -185,6 +191,42 @@ class Display:
                 self._is_progress_shown = True
                 self._request_progress()
             await anyio.sleep(_INTERVAL)
+
+    async def _show_maps(self) -> None:
+        """Show the progress of maps whose items have no task runs."""
+        shown: dict[str, MapState] = {}
+        while self._settings.artifacts is not Artifacts.NONE:
+            await anyio.sleep(_INTERVAL)
+            for slug, state in self._large_maps.items():
+                if shown.get(slug) is not state and self._event_sender.is_shown:
+                    shown[slug] = state
+                    self._request_map(slug, state)
+
+    @property
+    def _large_maps(self) -> dict[str, MapState]:
+        most = self._settings.item_task_runs
+        return {slug: state for slug, state in self._maps.items() if (state.total or 0) > most}
+
+    def _request_map(self, slug: str, state: MapState) -> None:
+        self._request(f"the items of {slug!r}", lambda client: self._artifacts.show_map(client, slug, state))
+
+    async def _show_end_of_maps(self) -> None:
+        if self._settings.artifacts is Artifacts.NONE:
+            return
+        for slug, state in self._large_maps.items():
+            self._request_map(slug, state)
+            if state.failed:
+                with anyio.move_on_after(PATIENCE):
+                    self._request_failed(slug, state.failed, await self._find_failed(slug))
+
+    async def _find_failed(self, slug: str) -> list[FailedItem]:
+        return await self._store.list_failed_items(self._run_id, slug, FAILED_ITEMS)
+
+    def _request_failed(self, slug: str, failed: int, items: list[FailedItem]) -> None:
+        self._request(
+            f"the failed items of {slug!r}",
+            lambda client: self._artifacts.tabulate_failed(client, slug, items, failed),
+        )
 
     def _request_progress(self) -> None:
         percent = round(100 * self._done / len(self._graph), 1)
