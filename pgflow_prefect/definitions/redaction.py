@@ -7,7 +7,7 @@ from pydantic import JsonValue
 HIDDEN = "***"
 
 _DEEPEST = 200
-_LONGEST = 20_000
+_LONGEST = 8_000
 """Characters of a text that are looked at. Nothing after them is ever shown."""
 
 _WORDS = (
@@ -25,15 +25,34 @@ _VALUE = (
     r"[^\s,;&\"')\]}\\]{1,2000})"
 )
 _NAME = rf"[\w.-]{{0,60}}?(?:{_WORDS}|(?<![a-z])pass(?![a-z]))[\w.-]{{0,40}}"
+_NAMED = re.compile(rf"{_WORDS}|pass", re.IGNORECASE)
 _PATTERNS = [
-    # postgresql://user:password@host
-    (re.compile(r"([a-z][a-z0-9+.-]{0,40}://[^\s/:@'\"]{0,200}):[^\s/'\"]{1,400}@", re.IGNORECASE), rf"\1:{HIDDEN}@"),
-    # PASSWORD=…, "token": "…", secret => …
+    # postgresql://user:password@host; a port before a path is none
+    (
+        re.compile(
+            r"([a-z][a-z0-9+.-]{0,40}://[^\s/:@'\"]{0,200}):(?!\d{1,5}/)[^\s'\",;]{1,400}@",
+            re.IGNORECASE,
+        ),
+        rf"\1:{HIDDEN}@",
+    ),
+    # https://host/path?sig=…
+    (re.compile(rf"([?&](?:sig|code|key|auth|sas)=){_NOT_HIDDEN}[^\s&'\"]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (re.compile(r"(hooks\.slack\.com/(?:services|workflows)/)[\w/-]+"), rf"\1{HIDDEN}"),
+    # PASSWORD=…, "token": "…", secret => …, and JSON in JSON
     (re.compile(rf"({_NAME}[\"']?\s{{0,5}}(?:=>|:=|=|:(?!//))\s{{0,5}}){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
+    (
+        re.compile(rf"({_NAME}\\{{1,3}}\"\s{{0,5}}:\s{{0,5}})\\{{1,3}}\"[^\"\\]{{1,2000}}\\{{1,3}}\"", re.IGNORECASE),
+        rf"\1{HIDDEN}",
+    ),
+    # <password>…</password>
+    (re.compile(rf"(<{_NAME}>)[^<>]{{1,2000}}(?=</)", re.IGNORECASE), rf"\1{HIDDEN}"),
     # --password …
     (re.compile(rf"(--?{_NAME}\s{{1,5}})(?!-){_VALUE}", re.IGNORECASE), rf"\1{HIDDEN}"),
     # PASSWORD '…' and IDENTIFIED BY '…' of SQL
     (re.compile(r"\b((?:password|identified\s{1,5}by)\s{1,5})'[^']{1,2000}'", re.IGNORECASE), rf"\1'{HIDDEN}'"),
+    # mysql -p…, sshpass -p …
+    (re.compile(rf"\b((?:mysql\w*|mariadb\w*)\b[^\n|;&]{{0,200}}?\s-p){_NOT_HIDDEN}[^\s'\"]+"), rf"\1{HIDDEN}"),
+    (re.compile(rf"\b(sshpass\s{{1,5}}-p\s{{0,5}}){_NOT_HIDDEN}\S+"), rf"\1{HIDDEN}"),
     # curl --user name:password
     (re.compile(rf"((?:\s|^)(?:-u|--user)\s{{1,5}}[\"']?[^\s:\"']{{1,200}}:){_NOT_HIDDEN}[^\s\"']+"), rf"\1{HIDDEN}"),
     (re.compile(rf"\b(bearer|basic)\s{{1,5}}{_NOT_HIDDEN}[a-z0-9._~+/=-]{{12,}}", re.IGNORECASE), rf"\1 {HIDDEN}"),
@@ -61,8 +80,10 @@ def redact_text(text: str) -> str:
     Templates, such as `{{ var.value.token }}`, and variables, such as `$TOKEN`, stay: they have no secret.
     """
     text = text[:_LONGEST]
+    has_name = _NAMED.search(text) is not None
     for pattern, instead in _PATTERNS:
-        text = pattern.sub(instead, text)
+        if has_name or _NAME not in pattern.pattern:  # a name before a secret is what takes time to look for
+            text = pattern.sub(instead, text)
     return text
 
 

@@ -27,6 +27,14 @@ SECRET = "hunter2-S3cret"  # noqa: S105  of no system
         f"CREATE USER app PASSWORD '{SECRET}'",
         f"CREATE USER app IDENTIFIED BY '{SECRET}'",
         f"aws_secret_access_key => {SECRET}",
+        f"postgresql://app:{SECRET}/with/slashes@db/app",
+        f"redis://:{SECRET}@cache:6379/0",
+        f"https://example.org/blob?sv=1&sig={SECRET}&x=2",
+        f"https://hooks.slack.com/services/T0/B0/{SECRET}",
+        f'{{\\"password\\": \\"{SECRET}\\"}}',
+        f"<password>{SECRET}</password>",
+        f"mysqldump -h db -p{SECRET} app",
+        f"sshpass -p {SECRET} ssh db",
         f"a: 1\nclient_secret: {SECRET}\nb: 2",
     ],
 )
@@ -61,6 +69,10 @@ def test_a_key_of_a_known_form_is_hidden_wherever_it_stands(token: str) -> None:
         "export PASSWORD=${PASSWORD}",
         "https://example.org/a:b@c",
         "echo {{ ds }} | sort -u",
+        "http://airflow:8080/dags/etl@main",
+        "mysql -h db -p$PASSWORD app",
+        "https://example.org/list?page=2&keys=3",
+        "<p>the password is kept elsewhere</p>",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
