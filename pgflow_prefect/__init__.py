@@ -4,7 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pgflow_prefect.bindings import Command, External, HttpEndpoint, NamedCommand, Queue, SqlFunction
+    from pgflow_prefect.bindings import (
+        Command,
+        External,
+        HttpEndpoint,
+        NamedCommand,
+        NamedWorkPool,
+        Queue,
+        SqlFunction,
+        WorkPool,
+    )
     from pgflow_prefect.blocks import PgflowDatabase
     from pgflow_prefect.errors import NotRetriableError, PgflowPrefectError
     from pgflow_prefect.handlers.base import (
@@ -29,6 +38,7 @@ __all__ = [
     "HttpEndpoint",
     "ItemContext",
     "NamedCommand",
+    "NamedWorkPool",
     "NotRetriableError",
     "PgflowDatabase",
     "PgflowPrefectError",
@@ -38,6 +48,7 @@ __all__ = [
     "Skip",
     "SqlFunction",
     "StepContext",
+    "WorkPool",
     "Workflow",
 ]
 
@@ -51,6 +62,7 @@ _ORIGINS = {
     "HttpEndpoint": "pgflow_prefect.bindings",
     "ItemContext": "pgflow_prefect.handlers.base",
     "NamedCommand": "pgflow_prefect.bindings",
+    "NamedWorkPool": "pgflow_prefect.bindings",
     "NotRetriableError": "pgflow_prefect.errors",
     "PgflowDatabase": "pgflow_prefect.blocks",
     "PgflowPrefectError": "pgflow_prefect.errors",
@@ -60,6 +72,7 @@ _ORIGINS = {
     "Skip": "pgflow_prefect.handlers.outcomes",
     "SqlFunction": "pgflow_prefect.bindings",
     "StepContext": "pgflow_prefect.handlers.base",
+    "WorkPool": "pgflow_prefect.bindings",
     "Workflow": "pgflow_prefect.workflow",
 }
 

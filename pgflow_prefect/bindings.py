@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationErr
 from pydantic.dataclasses import dataclass
 
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.programs import SKIPPED, Arguments, Environment, ExitCode, Program, Variables, check_name
+from pgflow_prefect.programs import SKIPPED, Arguments, Environment, ExitCode, Pool, Program, Variables, check_name
 
 _CONFIG = ConfigDict(extra="forbid")
 
@@ -35,6 +35,7 @@ class Kind(StrEnum):
     HTTP = "http"
     QUEUE = "queue"
     COMMAND = "command"
+    WORK_POOL = "work-pool"
 
 
 def check_url(url: str) -> str:
@@ -273,10 +274,59 @@ class Command(Binding):
         return f"{self.kind} {self.program.label}"
 
 
-RowBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue | NamedCommand
-"""What a row may say. It names a program, and never says what is started."""
+@dataclass(frozen=True, config=_CONFIG)
+class NamedWorkPool(Binding):
+    """A work pool that the settings of the worker name: `PGFLOW_WORK_POOLS`. A row can't name one in another way.
 
-AnyBinding: TypeAlias = RowBinding | Command
+    Attributes:
+        name: of the work pool in those settings.
+    """
+
+    kind = Kind.WORK_POOL
+    target_field = "name"
+
+    name: Name
+    _: KW_ONLY
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class WorkPool(Binding):
+    """A work pool of Prefect: the step's function in Python is executed there, in a flow run of its own.
+
+    So Kubernetes, ECS and Docker stay Prefect's business. The process there needs the file of handlers, and
+    `PGFLOW_DSN` or `PGFLOW_BLOCK`. `timeout_seconds` includes the time until the pool's worker has started it.
+
+    Example: `WorkPool("my-kubernetes-pool", image="registry/app:3", job_variables={"memory": "4Gi"}, directory="/app")`
+
+    Attributes:
+        pool: its name in Prefect.
+        image: the image in which the flow run is started, for pools that have images.
+        job_variables: further job variables of the flow run. Prefect shows them: they must have no secrets.
+        directory: the directory there that has the folder of handlers. By default, this process's working directory;
+            with an image, the image's.
+    """
+
+    kind = Kind.WORK_POOL
+
+    pool: Annotated[str, Field(min_length=1)]
+    _: KW_ONLY
+    image: str | None = None
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
+    directory: str | None = None
+
+    @property
+    def place(self) -> Pool:
+        """The work pool, as settings have it, too."""
+        return Pool(self.pool, self.image, self.job_variables, self.directory)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pool}"
+
+
+RowBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue | NamedCommand | NamedWorkPool
+"""What a row may say. It names a program or a work pool, and never says what is started."""
+
+AnyBinding: TypeAlias = RowBinding | Command | WorkPool
 """What Python code may say."""
 
 _CLASSES: dict[Kind, type[RowBinding]] = {each.kind: each for each in get_args(RowBinding)}

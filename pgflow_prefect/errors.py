@@ -167,6 +167,10 @@ class CommandFailedError(PgflowPrefectError):
     """A program that does a step has failed. The message has its exit code and its last lines."""
 
 
+class PoolStepFailedError(PgflowPrefectError):
+    """An attempt of a step on a work pool has failed, or its process is gone."""
+
+
 class StepTimeoutError(PgflowPrefectError, TimeoutError):
     """A handler took longer than its step's `timeout_seconds`."""
 

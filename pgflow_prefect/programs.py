@@ -1,13 +1,15 @@
-"""Programs that do steps: what is started, and what it gets. The settings of a worker give them names for rows."""
+"""Programs and work pools that do steps: what is started. The settings of a worker give them names for rows."""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+T = TypeVar("T")
 
 SKIPPED = 99
 """The exit code by which a program says that its step is not needed this time, as in Airflow."""
@@ -83,7 +85,43 @@ class Program:
         return self.argv[0].rpartition("/")[2] or self.argv[0]
 
 
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+class Pool:
+    """A work pool of Prefect, and how it starts flow runs for steps.
+
+    Attributes:
+        pool: its name in Prefect.
+        image: the image in which the flow run is started, for pools that have images.
+        job_variables: further job variables of the flow run. Prefect shows them: they must have no secrets.
+        directory: the directory there that has the folder of handlers. By default, this process's working directory;
+            with an image, the image's.
+    """
+
+    pool: Annotated[str, Field(min_length=1)]
+    image: str | None = None
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
+    directory: str | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All job variables."""
+        return {**self.job_variables, **({} if self.image is None else {"image": self.image})}
+
+
 _PROGRAM: TypeAdapter[Program] = TypeAdapter(Program)
+_POOL: TypeAdapter[Pool] = TypeAdapter(Pool)
+
+
+def parse_pools(text: str) -> dict[str, Pool]:
+    """Return the work pools of a setting by name, from JSON.
+
+    A value is the name of a work pool, or an object with the fields of `Pool`.
+
+    Raises:
+        ValueError: the text has another form. The message has no values of it.
+    """
+    found = read_named(text, "the name of a work pool")
+    return {name: _read(_POOL, name, {"pool": each} if isinstance(each, str) else each) for name, each in found.items()}
 
 
 def parse_programs(text: str) -> dict[str, Program]:
@@ -94,7 +132,10 @@ def parse_programs(text: str) -> dict[str, Program]:
     Raises:
         ValueError: the text has another form. The message has no values of it.
     """
-    return {name: _read(name, each) for name, each in read_named(text, "a list of program and arguments").items()}
+    found = read_named(text, "a list of program and arguments")
+    return {
+        name: _read(_PROGRAM, name, {"argv": each} if isinstance(each, list) else each) for name, each in found.items()
+    }
 
 
 def read_named(text: str, what: str) -> dict[str, Any]:
@@ -132,9 +173,9 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read(name: str, value: object) -> Program:
+def _read(adapter: TypeAdapter[T], name: str, value: object) -> T:
     try:
-        return _PROGRAM.validate_python({"argv": value} if isinstance(value, list) else value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         raise ValueError(f"{name!r}: {describe_problems(error)}") from None
 

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_valid
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pgflow_prefect.origins import parse_credential_origins, parse_origins
-from pgflow_prefect.programs import Program, parse_programs
+from pgflow_prefect.programs import Pool, Program, parse_pools, parse_programs
 from pgflow_prefect.recording import RecordLater, parse_recordings
 
 BLOCK_TYPE = "pgflow-database"
@@ -140,6 +140,19 @@ class Settings(BaseSettings):
         """The programs of `commands`, by name."""
         return parse_programs(self.commands)
 
+    work_pools: str = ""
+    """The work pools of Prefect that rows may name, as JSON: `{"gpu": "my-kubernetes-pool"}`.
+
+    Instead of the name, an object may say more: `{"pool": "my-kubernetes-pool", "image": "registry/app:3",
+    "job_variables": {"memory": "4Gi"}, "directory": "/app"}`. A row holds a name of these only. Prefect shows job
+    variables to all its users, so they must have no secrets.
+    """
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The work pools of `work_pools`, by name."""
+        return parse_pools(self.work_pools)
+
     queue_key: SecretStr | None = Field(default=None, min_length=16)
     """The key that signs messages for queues, the same for workers and consumers, at least 16 characters."""
 
@@ -215,6 +228,12 @@ class Settings(BaseSettings):
     @classmethod
     def _check_commands(cls, text: str) -> str:
         parse_programs(text)
+        return text
+
+    @field_validator("work_pools")
+    @classmethod
+    def _check_work_pools(cls, text: str) -> str:
+        parse_pools(text)
         return text
 
     @property

@@ -462,7 +462,7 @@ class Workflow:
 
         Args:
             slug: the step.
-            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Command`, `NamedCommand` or `External`.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Command`, `WorkPool` or `External`.
             after: the slugs of the steps that it waits for, where this file defines the workflow.
             tags: as of `step`.
             task_run_name: as of `step`. Its values are `payload`, `upstream` and the upstream steps.
@@ -588,6 +588,15 @@ class Workflow:
         return Path(file).resolve() if isinstance(file, str) else None
 
     @property
+    def _relative_source(self) -> str | None:
+        """The file, as a process elsewhere finds it from its own directory; absolute where it is not beneath this."""
+        source = self.source
+        if source is None:
+            return None
+        here = Path.cwd()
+        return str(source.relative_to(here) if source.is_relative_to(here) else source)
+
+    @property
     def bindings(self) -> Mapping[str, AnyBinding]:
         """The bindings that `bind` set, by step slug."""
         return dict(self._bindings)
@@ -608,6 +617,7 @@ class Workflow:
                 bindings.get(slug),
                 options.get(slug, TaskOptions()),
                 self._at_once.get(slug),
+                self._relative_source,
             )
             for slug in {**handlers, **bindings}
         }

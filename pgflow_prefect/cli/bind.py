@@ -36,6 +36,7 @@ def bind(
     http: _Text = None,
     queue: _Text = None,
     command: _Text = None,
+    work_pool: _Text = None,
     remove: Annotated[bool, Flag] = False,
     undo: Annotated[bool, Flag] = False,
     timeout: Annotated[float | None, Parameter(show_default=False)] = None,
@@ -75,6 +76,8 @@ def bind(
         A queue: pgqueuer:NAME, amqp://HOST/VHOST?queue=NAME, redis://HOST/DB?queue=NAME.
     command
         A program, by its name in the worker's setting PGFLOW_COMMANDS.
+    work_pool
+        A work pool of Prefect, by its name in the worker's setting PGFLOW_WORK_POOLS.
     remove
         Delete the row. Then the file of handlers decides who does the step.
     undo
@@ -99,13 +102,16 @@ def bind(
     from pgflow_prefect.bindings import Kind, parse_binding
     from pgflow_prefect.handlers.row_policy import find_name_problem
 
+    targets = {
+        Kind.SQL: sql,
+        Kind.HTTP: http,
+        Kind.QUEUE: queue,
+        Kind.COMMAND: command,
+        Kind.WORK_POOL: work_pool,
+    }
     given: dict[str, str | None] = {
         **{kind: None for kind, chosen in ((Kind.EXTERNAL, external), (Kind.PYTHON, python)) if chosen},
-        **{
-            kind: target
-            for kind, target in ((Kind.SQL, sql), (Kind.HTTP, http), (Kind.QUEUE, queue), (Kind.COMMAND, command))
-            if target is not None
-        },
+        **{kind: target for kind, target in targets.items() if target is not None},
     }
     options: dict[str, JsonValue] = {
         "timeout_seconds": timeout,

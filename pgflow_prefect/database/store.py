@@ -17,6 +17,7 @@ from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.item_statements import ItemStatements
 from pgflow_prefect.database.ownership_statements import OwnershipStatements
+from pgflow_prefect.database.pool_statements import PoolStatements
 from pgflow_prefect.database.process_identity import find_identity
 from pgflow_prefect.database.pruning import PruningStatements
 from pgflow_prefect.database.recording import RecordingStatements
@@ -65,6 +66,7 @@ class Store(
     InstallationStatements,
     ItemStatements,
     OwnershipStatements,
+    PoolStatements,
     PruningStatements,
     RecordingStatements,
     ScheduleStatements,
@@ -272,12 +274,12 @@ class Store(
             raise SupersededError(run_id)
         return claim
 
-    async def complete_step(self, run_id: UUID, epoch: int, completion: Completion) -> Report:
+    async def complete_step(self, run_id: UUID, epoch: int | None, completion: Completion) -> Report:
         """Store a step's result and start what became ready.
 
         Args:
             run_id: the run.
-            epoch: from `take_run`.
+            epoch: from `take_run`; None for whichever owner the run has: then the attempt alone is the fence.
             completion: the step and its result.
 
         Returns:

@@ -8,9 +8,11 @@ from pgflow_prefect.bindings import (
     Command,
     Kind,
     NamedCommand,
+    NamedWorkPool,
     Python,
     Queue,
     SqlFunction,
+    WorkPool,
     parse_binding,
     parse_function,
 )
@@ -23,8 +25,9 @@ from pgflow_prefect.handlers.command import find_problems, find_program
 from pgflow_prefect.handlers.edges import find_type_problems
 from pgflow_prefect.handlers.queue import check_queue_url, find_missing_packages
 from pgflow_prefect.handlers.row_policy import RowPolicy
+from pgflow_prefect.handlers.work_pool import find_pool
 from pgflow_prefect.models import StepBinding
-from pgflow_prefect.programs import Program
+from pgflow_prefect.programs import Pool, Program
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
@@ -106,6 +109,14 @@ def find_missing_here(workflow: Workflow, rows: Mapping[str, StepBinding], setti
                 for each in _check_program(binding, settings.programs)
             ]
     return problems
+
+
+def _check_pool(binding: WorkPool | NamedWorkPool, pools: Mapping[str, Pool]) -> list[str]:
+    try:
+        find_pool(binding, pools)
+    except NotRetriableError as error:
+        return [str(error)]
+    return []
 
 
 def _check_program(binding: Command | NamedCommand, programs: Mapping[str, Program]) -> list[str]:

@@ -22,6 +22,7 @@ from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
     NoConnectionError,
     NotRetriableError,
     PgflowPrefectError,
@@ -34,7 +35,9 @@ from pgflow_prefect.errors import (
     TransientError,
 )
 from pgflow_prefect.execution.items import ItemRunner
-from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
+from pgflow_prefect.execution.pool_attendance import PoolAttendance
+from pgflow_prefect.execution.process.host import ActiveRun, Host, StepEnvironment, Stop
+from pgflow_prefect.execution.process.pool_watch import PoolOrder
 from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
@@ -61,12 +64,14 @@ from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.stored import StepResults
+from pgflow_prefect.handlers.work_pool import WorkPoolHandler
 from pgflow_prefect.models import (
     AnyOutcome,
     AwaitedStep,
     Claim,
     Ending,
     Outcome,
+    PoolAttempt,
     Report,
     Status,
     StepEnd,
@@ -295,7 +300,7 @@ class Step:
         if transaction.is_open and not transaction.committed:
             # The report was refused. The count of a stale write was rolled back with it, so report again.
             assert not isinstance(result, Deferred)
-            text, outcome = _split(result)
+            text, outcome = split(result)
             return await self.writer.complete(
                 self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
             )
@@ -443,7 +448,8 @@ class Step:
                 self.slug,
             )
         shadow = await self._run_shadow(claim, chosen.shadow) if chosen.shadow else None
-        end = await self._await_end(_find_time_left(claim, chosen.policy))
+        at_most = _find_time_left(claim, chosen.policy)
+        end = await self._await_end(at_most, self._order_from_pool(claim, chosen))
         match end.outcome:
             case Outcome.LOST:
                 raise SupersededError(self.run.run_id)
@@ -462,7 +468,14 @@ class Step:
         _show_times(end.began_at, end.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
 
-    async def _await_end(self, at_most: float | None) -> StepEnd:
+    def _order_from_pool(self, claim: Claim, chosen: Chosen) -> PoolOrder | None:
+        """Return what a work pool is to do; None if the step is done in another way."""
+        if not isinstance(chosen.handler, WorkPoolHandler):
+            return None
+        attempt = PoolAttempt(self.writer.run_id, self.task, claim.attempt)
+        return PoolOrder(attempt, self.workflow_slug, chosen.handler.pool, self.task_run_id, chosen.handler.source)
+
+    async def _await_end(self, at_most: float | None, order: PoolOrder | None) -> StepEnd:
         """Wait, and let other steps and runs work meanwhile."""
         awaited = AwaitedStep(
             run_id=self.run.run_id,
@@ -473,18 +486,33 @@ class Step:
             has_function=self.handlers.function is not None,
         )
         end: StepEnd | None = None
+        attended = self._attend(order)
         async with self.run.turns.pause(self.slug):
             with anyio.move_on_after(at_most), self.run.wait():
-                end = await self.host.watch.wait(awaited)
-            if end is None and self.run.stopped is Stop.ENDED:  # perhaps by the report that this step waits for
-                end = await self.writer.look(awaited)
+                end = await attended.wait_beside(self.host.watch.wait(awaited))
+            if end is None and (self.run.stopped is Stop.ENDED or attended.failure is not None):
+                end = await self.writer.look(awaited)  # perhaps by the report that this step waits for
+            if end is None and isinstance(attended.failure, DatabaseUnavailableError):
+                raise attended.failure
             if end is None and self.run.drained:
+                if self.run.stopped is Stop.ENDED:
+                    await attended.take_back()
                 raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+            if end is None or end.outcome in (Outcome.ENDED, Outcome.FAILED):
+                await attended.take_back()
+        if end is None and attended.failure is not None:
+            raise attended.failure
         if end is None:
             raise StepTimeoutError(
                 f"step {self.slug!r}: no program has reported it within {self._policy.timeout_seconds:g} s"
             )
         return end
+
+    def _attend(self, order: PoolOrder | None) -> PoolAttendance:
+        if order is None:
+            return PoolAttendance()
+        assert isinstance(self.host, Host)  # a task runner gets functions in Python only
+        return PoolAttendance(self.host.pools, order)
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside an external worker; its writes are rolled back."""
@@ -520,7 +548,7 @@ class Step:
         return Failed(message=message)
 
     async def _complete(self, claim: Claim, decided: str | Decided, transaction: StepTransaction) -> Report:
-        result, outcome = _split(decided)
+        result, outcome = split(decided)
         self._cached_from = find_source(outcome)
         size = len(result.encode("utf-8", "surrogatepass"))
         limit = self.host.settings.result_limit
@@ -533,7 +561,7 @@ class Step:
         try:
             if transaction.is_open:
                 return await transaction.complete(
-                    result, outcome, epoch=self.writer.epoch, attempt=claim.attempt, task_run_id=self.task_run_id
+                    result, outcome, epoch=self.writer.fence, attempt=claim.attempt, task_run_id=self.task_run_id
                 )
             if not is_skipping(outcome):
                 self.claim_next(self.slug)
@@ -622,7 +650,7 @@ def _list_dates(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:
+def split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:
     """Return the JSON text of a result, and what else was decided."""
     return (decided.result, decided.outcome) if isinstance(decided, Decided) else (decided, None)
 

@@ -59,6 +59,11 @@ class StepWriter:
     patience: float
     batch: RunBatch | None = None
 
+    @property
+    def fence(self) -> int | None:
+        """The epoch that a completion carries; None where the attempt alone is the fence."""
+        return self.epoch
+
     async def claim(self, request: ClaimRequest) -> Claim:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
         batch = self.batch
@@ -78,7 +83,7 @@ class StepWriter:
         batch = self.batch
         if batch is not None:
             return await self._persist(lambda: batch.complete(completion))
-        return await self._persist(lambda: self.store.complete_step(self.run_id, self.epoch, completion))
+        return await self._persist(lambda: self.store.complete_step(self.run_id, self.fence, completion))
 
     async def find_cached(self, task: TaskKey, cache_key: str) -> CachedResult | None:
         """Return the result of an earlier run; see `Store.find_cached`."""

@@ -18,7 +18,7 @@ from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.handlers.stored import ResultOptions, StepResults, Storage
 from pgflow_prefect.models import Claim, StepInput
-from pgflow_prefect.programs import Program
+from pgflow_prefect.programs import Pool, Program
 from pgflow_prefect.raw_json import RawJson, write_object
 from pgflow_prefect.wording import write_moment
 
@@ -256,6 +256,7 @@ class Toolbox:
         results: what the settings say of results that a row can't have.
         find_storage: returns the storage that code or settings name.
         programs: the programs that rows may name.
+        pools: the work pools that rows may name.
         secrets: texts that no output of a program may show.
     """
 
@@ -267,6 +268,7 @@ class Toolbox:
     flat_body: bool = False
     function_owners: tuple[str, ...] = ()
     programs: Mapping[str, Program] = field(default_factory=dict, repr=False)
+    pools: Mapping[str, Pool] = field(default_factory=dict)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     queue_key: bytes | None = field(default=None, repr=False)
     results: ResultOptions = field(default_factory=ResultOptions)

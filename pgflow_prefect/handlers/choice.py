@@ -11,9 +11,11 @@ from pgflow_prefect.bindings import (
     External,
     HttpEndpoint,
     NamedCommand,
+    NamedWorkPool,
     Python,
     Queue,
     SqlFunction,
+    WorkPool,
     parse_binding,
 )
 from pgflow_prefect.handlers.base import Handler, RetryPolicy, Toolbox, make_policy
@@ -23,6 +25,7 @@ from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
 from pgflow_prefect.handlers.queue import QueueHandler
 from pgflow_prefect.handlers.sql_function import SqlHandler
 from pgflow_prefect.handlers.task_options import TaskOptions
+from pgflow_prefect.handlers.work_pool import WorkPoolHandler
 from pgflow_prefect.models import Claim
 
 
@@ -51,6 +54,7 @@ class StepHandlers:
         binding: from `Workflow.bind`.
         task_options: of its task run in Prefect.
         at_once: of a map that is bound, the most items that a process executes at the same time.
+        source: the file of handlers, relative to the working directory if it is beneath it.
     """
 
     step_slug: str
@@ -58,6 +62,7 @@ class StepHandlers:
     binding: AnyBinding | None = None
     task_options: TaskOptions = field(default_factory=TaskOptions)
     at_once: int | None = None
+    source: str | None = None
 
     @property
     def items_at_once(self) -> int:
@@ -113,6 +118,8 @@ class StepHandlers:
                 handler = QueueHandler(self.step_slug, binding, toolbox, is_row)
             case Command() | NamedCommand():
                 handler = CommandHandler(self.step_slug, binding, toolbox)
+            case WorkPool() | NamedWorkPool():
+                handler = WorkPoolHandler(self.step_slug, binding, toolbox, self.source)
             case External():
                 shadow = self.function if binding.shadow and self.function and self.function.shadow else None
             case Python():

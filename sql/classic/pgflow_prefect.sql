@@ -129,11 +129,11 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.bindings (
     PRIMARY KEY (workflow_slug, step_slug),
     FOREIGN KEY (workflow_slug, step_slug) REFERENCES pgflow.steps (workflow_slug, slug)
         ON UPDATE CASCADE ON DELETE CASCADE,
-    CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue', 'command')),
+    CONSTRAINT bindings_kind CHECK (kind IN ('python', 'external', 'sql', 'http', 'queue', 'command', 'work-pool')),
     CONSTRAINT bindings_target CHECK ((kind NOT IN ('python', 'external')) = (target IS NOT NULL)),
     -- A name of the worker's settings, and never what is started.
     CONSTRAINT bindings_name CHECK (
-        kind NOT IN ('command') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'),
+        kind NOT IN ('command', 'work-pool') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$'),
     CONSTRAINT bindings_options CHECK (jsonb_typeof(options) = 'object'),
     -- Every role that may read runs may read these rows, so they must have no secrets.
     CONSTRAINT bindings_secret CHECK (
@@ -221,10 +221,10 @@ BEGIN
         ALTER TABLE pgflow_prefect.bindings DROP CONSTRAINT bindings_kind, DROP CONSTRAINT bindings_target; -- new kinds
         ALTER TABLE pgflow_prefect.bindings
             ADD CONSTRAINT bindings_kind CHECK (
-                kind IN ('python', 'external', 'sql', 'http', 'queue', 'command')),
+                kind IN ('python', 'external', 'sql', 'http', 'queue', 'command', 'work-pool')),
             ADD CONSTRAINT bindings_target CHECK ((kind NOT IN ('python', 'external')) = (target IS NOT NULL)),
             ADD CONSTRAINT bindings_name CHECK (
-                kind NOT IN ('command') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$');
+                kind NOT IN ('command', 'work-pool') OR target ~ '^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$');
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.installation'::regclass AND attname = 'stamp') THEN
@@ -247,6 +247,13 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'handler') THEN
         ALTER TABLE pgflow_prefect.task_runs ADD COLUMN handler TEXT; -- the step's handler, for people
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.external_claims'::regclass AND attname = 'holder') THEN
+        ALTER TABLE pgflow_prefect.external_claims
+            ADD COLUMN holder UUID,      -- the process of a work pool that does the step
+            ADD COLUMN failure TEXT,     -- why its attempt has failed: the owner of the run decides about another one
+            ADD COLUMN is_final BOOLEAN; -- another attempt would only repeat the failure
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.task_runs'::regclass AND attname = 'attempt') THEN
@@ -1313,6 +1320,7 @@ DECLARE
     takes_input boolean; -- the whole input: no Python says which part is needed
     map pgflow.definition_steps;
     unmapped pg_catalog.text[]; -- a map's other upstream steps: its array is not part of the input of each item
+    reads_nothing boolean; -- the process of a work pool reads the input itself
 BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -1337,6 +1345,7 @@ BEGIN
     END IF;
     doing := coalesce(kind, bound);
     takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
+    reads_nothing := doing OPERATOR(pg_catalog.=) 'work-pool';
     IF takes_input AND run.uses_rules THEN
         SELECT * INTO map FROM pgflow.definition_steps d
         WHERE d.definition_id OPERATOR(pg_catalog.=) run.definition_id
@@ -1384,8 +1393,8 @@ BEGIN
     ELSE
         SELECT c.status, c.attempt, c.payload, c.upstream_results INTO status, attempt, payload, upstream_results
         FROM pgflow.claim_step(run.id, claim_step.step_slug, claim_step.epoch,
-                               CASE WHEN takes_input THEN unmapped ELSE claim_step.upstream END,
-                               takes_input OR claim_step.with_payload) c;
+                               CASE WHEN takes_input THEN unmapped WHEN reads_nothing THEN '{}' ELSE claim_step.upstream END,
+                               takes_input OR (claim_step.with_payload AND NOT reads_nothing)) c;
         IF map.slug IS NOT NULL AND map.map_over IS NULL THEN
             payload := CASE WHEN pg_catalog.cardinality(map.map_path) OPERATOR(pg_catalog.>) 0
                             THEN payload OPERATOR(pg_catalog.#-) map.map_path ELSE 'null' END;
@@ -2025,7 +2034,8 @@ BEGIN
     VALUES (run.id, claim_external_step.step_slug, claim_external_step.task_index, attempt,
             coalesce(pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) lease, 'infinity'))
     ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
-    SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by;
+    SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by,
+        holder = NULL, failure = NULL, is_final = NULL;
     RETURN NEXT;
 END
 $$;
@@ -2046,6 +2056,163 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
     'claim_external_step for a plain step, which has one task.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Steps on work pools. The owner of a run hands an attempt over, and a process of the pool claims it with a lease of its
+-- own. So the attempt outlives the owner. The owner decides about failures: it knows the retries.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.begin_pool_step(
+    run_id uuid, step_slug text, task_index int, attempt int, holder uuid, lease double precision
+) RETURNS TABLE (workflow_slug text, payload jsonb, upstream_results jsonb)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs;
+BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    run := pgflow.lock_run(begin_pool_step.run_id); -- two processes come one after the other
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' OR NOT pgflow_prefect.claim_pool_step(
+        run.id, begin_pool_step.step_slug, begin_pool_step.task_index, begin_pool_step.attempt, begin_pool_step.holder,
+        begin_pool_step.lease) THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT run.workflow_slug, i.payload, i.upstream_results
+        FROM pgflow_prefect.read_input(run.id, begin_pool_step.step_slug, begin_pool_step.task_index, NULL) i;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.begin_pool_step(uuid, text, int, int, uuid, double precision) IS
+    'For a process of a work pool: claims an attempt that was handed over to a pool, for so many seconds, and returns the '
+    'input. No row: no run waits for this attempt any more, or another process has it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_handed_to_pool(run_id uuid, step_slug text, task_index int, attempt int)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM pgflow.step_states s
+        JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug
+        WHERE s.run_id = is_handed_to_pool.run_id AND s.step_slug = is_handed_to_pool.step_slug AND s.status = 'pending'
+          AND s.attempts = is_handed_to_pool.attempt AND s.started_at IS NOT NULL
+          AND t.task_index = is_handed_to_pool.task_index AND t.attempt = is_handed_to_pool.attempt
+          AND t.state_name = 'Deferred' AND t.handler LIKE 'work-pool %');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_handed_to_pool(uuid, text, int, int) IS
+    'Whether a step waits for the report of this attempt, and the attempt was handed over to a work pool.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.claim_pool_step(
+    run_id uuid, step_slug text, task_index int, attempt int, holder uuid, lease double precision
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF NOT pgflow_prefect.is_handed_to_pool(run_id, step_slug, task_index, attempt) THEN
+        RETURN false;
+    END IF;
+    INSERT INTO pgflow_prefect.external_claims AS c (run_id, step_slug, task_index, attempt, claimed_until, holder)
+    VALUES (claim_pool_step.run_id, claim_pool_step.step_slug, claim_pool_step.task_index, claim_pool_step.attempt,
+            clock_timestamp() + make_interval(secs => claim_pool_step.lease), claim_pool_step.holder)
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
+    SET attempt = excluded.attempt, claimed_until = excluded.claimed_until, claimed_by = excluded.claimed_by,
+        holder = excluded.holder, failure = NULL, is_final = NULL
+    -- Its own claim once more: the answer to the first one was lost.
+    WHERE c.attempt <> excluded.attempt OR c.holder = excluded.holder
+       OR (c.failure IS NULL AND c.claimed_until <= clock_timestamp());
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.claim_pool_step(uuid, text, int, int, uuid, double precision) IS
+    'Notes the process that does an attempt on a work pool; false where it is not to do it. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.extend_pool_step(
+    run_id uuid, step_slug text, task_index int, attempt int, holder uuid, lease double precision
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE pgflow_prefect.external_claims c
+    SET claimed_until = clock_timestamp() + make_interval(secs => extend_pool_step.lease)
+    WHERE c.run_id = extend_pool_step.run_id AND c.step_slug = extend_pool_step.step_slug
+      AND c.task_index = extend_pool_step.task_index AND c.attempt = extend_pool_step.attempt
+      AND c.holder = extend_pool_step.holder
+      AND EXISTS (SELECT FROM pgflow.step_states s JOIN pgflow.runs r ON r.id = s.run_id
+                  WHERE s.run_id = c.run_id AND s.step_slug = c.step_slug AND s.status = 'pending'
+                    AND s.attempts = c.attempt AND r.status = 'pending');
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.extend_pool_step(uuid, text, int, int, uuid, double precision) IS
+    'Extends the lease of a process of a work pool; false where it must stop: no run waits for its attempt any more.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.end_pool_step(
+    run_id uuid, step_slug text, task_index int, attempt int, holder uuid, failure text, is_final boolean
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE pgflow_prefect.external_claims c
+    SET claimed_until = least(c.claimed_until, clock_timestamp()), holder = NULL,
+        failure = left(end_pool_step.failure, 10100), is_final = end_pool_step.is_final
+    WHERE c.run_id = end_pool_step.run_id AND c.step_slug = end_pool_step.step_slug
+      AND c.task_index = end_pool_step.task_index AND c.attempt = end_pool_step.attempt
+      AND (end_pool_step.holder IS NULL OR c.holder = end_pool_step.holder);
+    RETURN FOUND;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.end_pool_step(uuid, text, int, int, uuid, text, boolean) IS
+    'Ends the lease of a process of a work pool, which may say why its attempt has failed. Without a holder, the owner of '
+    'the run takes the attempt back from any process.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_pool_steps(
+    run_ids uuid[], step_slugs text[], task_indexes int[], attempts int[]
+) RETURNS TABLE (place int, is_awaited boolean, has_begun boolean, is_live boolean, failure text, is_final boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT w.place::int, pgflow_prefect.is_handed_to_pool(w.run_id, w.step_slug, w.task_index, w.attempt),
+               c.run_id IS NOT NULL, coalesce(c.claimed_until > clock_timestamp(), false), c.failure,
+               coalesce(c.is_final, false)
+        FROM unnest(run_ids, step_slugs, task_indexes, attempts)
+             WITH ORDINALITY AS w (run_id, step_slug, task_index, attempt, place)
+        LEFT JOIN LATERAL (
+            SELECT * FROM pgflow_prefect.external_claims c
+            WHERE c.run_id = w.run_id AND c.step_slug = w.step_slug AND c.task_index = w.task_index
+              AND c.attempt = w.attempt OFFSET 0) c ON true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_pool_steps(uuid[], text[], int[], int[]) IS
+    'For each of these attempts, by its place from 1 on: whether a report of it is awaited from a work pool, whether a '
+    'process has begun it, whether its lease holds, and why it has failed.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.choose_external_steps(workflow_slug text, only_step text, wanted int)

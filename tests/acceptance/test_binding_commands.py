@@ -65,7 +65,7 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
         (
             ["b", "--external", "--python"],
-            "--python, --external, --sql, --http, --queue, --command, --remove and --undo exclude each other",
+            "--queue, --command, --work-pool, --remove and --undo exclude each other",
         ),
         (["b", "--retries", "2"], "options of a binding go with"),
         (["b", "--command", "/bin/sh -c hunter2"], "name: it is no name"),

@@ -8,6 +8,7 @@ from pgflow_prefect.bindings import (
     HttpEndpoint,
     Kind,
     NamedCommand,
+    NamedWorkPool,
     Python,
     Queue,
     SqlFunction,
@@ -28,6 +29,7 @@ from pgflow_prefect.errors import UsageError
         HttpEndpoint("https://example.org/send", retries=0),
         Queue("redis://localhost/0?queue=mails", login_block="mails"),
         NamedCommand("stamp", retries=2, timeout_seconds=5),
+        NamedWorkPool("gpu", retries=2),
     ],
 )
 def test_a_row_says_the_same_as_python(binding: AnyBinding) -> None:
@@ -127,7 +129,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(UsageError, match="the kinds are python, external, sql, http, queue, command"):
+    with pytest.raises(UsageError, match="the kinds are python, external, sql, http, queue, command, work-pool"):
         parse_binding("fax", None, {})
 
 

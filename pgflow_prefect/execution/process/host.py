@@ -20,6 +20,7 @@ from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.execution.batch import Batch
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.gathering import Gathering
+from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import lend
 from pgflow_prefect.execution.process.slots import Slot, Turns
@@ -211,6 +212,7 @@ class Host(StepEnvironment):
 
     def __post_init__(self) -> None:
         self._loading = asyncio.Lock()
+        self.pools = PoolWatch(self.store, self.installation.id, self.settings.report_timeout)
         most_patient = max(1, self.store.connections // 4)
         self._links: Gathering[LinkRequest, LinkedRun] = Gathering(
             lambda links, lock_timeout: self.store.link_flow_runs(links, lock_timeout=lock_timeout), most_patient
@@ -415,4 +417,5 @@ async def open_host(
                 yield host
             finally:
                 watch.close()
+                host.pools.close()
                 await host.close()

@@ -49,6 +49,7 @@ async def open_toolbox(settings: Settings) -> AsyncIterator[Toolbox]:
             flat_body=settings.http_body is HttpBody.FLAT,
             function_owners=settings.trusted_owners,
             programs=settings.programs,
+            pools=settings.pools,
             secrets=tuple(_list_secrets(settings)),
             queue_key=settings.queue_key_bytes,
             results=read_result_options(settings),

@@ -1,0 +1,199 @@
+"""Does an attempt of a step in a process of a work pool, and reports it to PostgreSQL."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID, uuid4
+
+import anyio
+from prefect import get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Crashed, Failed
+
+from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.graph import build_graph
+from pgflow_prefect.errors import DatabaseUnavailableError, NotRetriableError, RunNotPendingError, UnknownRunError
+from pgflow_prefect.execution.process.external_steps import Watch
+from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
+from pgflow_prefect.execution.process.resources import open_toolbox
+from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.execution.run_results import RunResults
+from pgflow_prefect.execution.step import Step, split
+from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
+from pgflow_prefect.handlers.base import Deferred
+from pgflow_prefect.handlers.choice import StepHandlers
+from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.models import Claim, PoolAttempt, PoolInput, Report, Status
+from pgflow_prefect.prefect_api.states import skipped, superseded
+from pgflow_prefect.settings import Settings
+
+_OVER = "no run waits for this attempt any more, or another process does it"
+
+
+@dataclass(frozen=True)
+class PoolStep:
+    """An attempt that this process of a work pool may do.
+
+    Its lease in PostgreSQL is its own: it lives on if the owner of the run dies, and the next owner waits for it. If
+    this process dies, the lease ends, and the owner decides about another attempt.
+
+    Attributes:
+        store: the database.
+        settings: the limits.
+        attempt: of a step.
+        holder: this process.
+    """
+
+    store: Store
+    settings: Settings
+    attempt: PoolAttempt
+    holder: UUID = field(default_factory=uuid4)
+
+    async def begin(self) -> PoolInput | None:
+        """Claim the attempt, and return its input; None if this process is not to do it."""
+        try:
+            return await self._persist_claim()
+        except UnknownRunError:
+            return None
+
+    async def _persist_claim(self) -> PoolInput | None:
+        return await persist(
+            self.store,
+            self.settings.report_timeout,
+            lambda: self.store.begin_pool_step(self.attempt, self.holder, self.settings.lease),
+            self._name,
+        )
+
+    @property
+    def _name(self) -> str:
+        return f"run {self.attempt.run_id}, step {self.attempt.task.step_slug!r}"
+
+    async def perform(self, given: PoolInput, handlers: Mapping[str, StepHandlers]) -> State[None]:
+        """Do the attempt and report it; return the state of the flow run."""
+        run = ActiveRun(self.attempt.run_id, 0, Turns(1))
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._keep, run)
+                state = await self._perform(run, given, handlers)
+                group.cancel_scope.cancel()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.give_up()
+            raise
+        return state
+
+    async def fail(self, message: str, *, is_final: bool) -> State[None]:
+        """Tell the owner of the run that the attempt has failed, and return the state of the flow run."""
+        text = clean_message(message)
+        await persist(
+            self.store,
+            self.settings.report_timeout,
+            lambda: self.store.end_pool_step(self.attempt, self.holder, text, is_final=is_final),
+            self._name,
+        )
+        return Failed(message=text)
+
+    async def give_up(self) -> None:
+        """End the lease at once: this process stops."""
+        with anyio.move_on_after(self.settings.connect_timeout):
+            try:
+                await self.store.end_pool_step(self.attempt, self.holder)
+            except DatabaseUnavailableError as error:
+                get_run_logger().warning("%s: the lease ends later: %s", self._name, error)
+
+    async def _keep(self, run: ActiveRun) -> None:
+        """Extend the lease, and stop the work once no run waits for it."""
+        while True:
+            await anyio.sleep(self.settings.lease / 3)
+            try:
+                extended = await self.store.extend_pool_step(self.attempt, self.holder, self.settings.lease)
+            except DatabaseUnavailableError as error:
+                get_run_logger().warning("%s: the lease is not extended: %s", self._name, error)
+                await self.store.drop_broken_connections()
+                continue
+            if not extended:
+                run.stop(Stop.ENDED)
+                return
+
+    async def _perform(self, run: ActiveRun, given: PoolInput, handlers: Mapping[str, StepHandlers]) -> State[None]:
+        slug = self.attempt.task.step_slug
+        known = handlers.get(slug)
+        function = known.function if known is not None else None
+        if known is None or function is None:
+            return await self.fail(f"the file of handlers there has no function for step {slug!r}", is_final=True)
+        try:
+            report = await self._execute(run, given, handlers, known, function)
+        except DatabaseUnavailableError as error:
+            return Crashed(message=str(error))  # its lease ends, and the owner of the run decides
+        except Exception as error:  # noqa: BLE001  whatever the function raised
+            if run.stopped is not None or isinstance(error, RunNotPendingError):
+                return superseded(_OVER)
+            get_run_logger().exception("step %r has failed", slug)
+            return await self.fail(describe(error), is_final=isinstance(error, NotRetriableError))
+        if report.status is not Status.COMPLETED:
+            return superseded(_OVER)
+        return skipped(report.skip_message) if report.skip_reason is not None else Completed()
+
+    async def _execute(
+        self,
+        run: ActiveRun,
+        given: PoolInput,
+        handlers: Mapping[str, StepHandlers],
+        known: StepHandlers,
+        function: PythonHandler,
+    ) -> Report:
+        store, settings = self.store, self.settings
+        graph = build_graph(await store.load_run_definition(self.attempt.run_id))
+        installation = await persist(store, settings.report_timeout, store.use_installation, "the database")
+        async with open_toolbox(settings) as toolbox:
+            step = _AttemptOfPool(
+                handlers=known,
+                workflow_slug=given.workflow_slug,
+                upstream=tuple(graph.predecessors(self.attempt.task.step_slug)),
+                task_run_id=UUID(int=0),  # the owner notes the state of the step's task run
+                writer=_Writer(store, self.attempt.run_id, 0, settings.report_timeout),
+                host=StepEnvironment(settings, find_dsn(settings), store, toolbox, Watch(store)),
+                observe=_ignore,
+                run=run,
+                results=RunResults.of(installation.id, handlers),
+            )
+            return await step.make_attempt(function, _make_claim(self.attempt, given))
+
+
+class _Writer(StepWriter):
+    """Reports for whichever owner the run has: the number of the attempt is the fence."""
+
+    @property
+    def fence(self) -> int | None:
+        return None
+
+
+class _AttemptOfPool(Step):
+    """A step without a task run of its own: its attempt was claimed before, and its owner decides about retries."""
+
+    async def make_attempt(self, function: PythonHandler, claim: Claim) -> Report:
+        transaction = self._make_transaction()
+        async with transaction:
+            result = await self._work(function, claim, self._make_execution(claim, transaction))
+            assert not isinstance(result, Deferred)
+            report = await self._complete(claim, result, transaction)
+        if transaction.is_open and not transaction.committed:
+            text, outcome = split(result)
+            return await self.writer.complete(
+                self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
+            )
+        return report
+
+
+def _make_claim(attempt: PoolAttempt, given: PoolInput) -> Claim:
+    return Claim(
+        status=Status.PENDING,
+        attempt=attempt.attempt,
+        payload=given.payload,
+        upstream_results=given.upstream_results,
+    )
+
+
+def _ignore(step_slug: str, state_name: str) -> None:
+    """Ignore a state: the owner of the run shows it."""
