@@ -65,12 +65,15 @@ async def find_all_problems(
             f"step {slug!r} is bound to {Kind.PYTHON}, and has no handler there: write it, or bind the step otherwise"
             for slug in find_missing_functions(workflow, find_doers(workflow, definition, rows))
         ]
+        problems += _find_missing_on_pools(workflow, in_force)
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
     problems += await _check_functions(store, in_force)
     # A step that a row or `bind` gives to another kind has no annotations.
     done_here = {
-        slug: each for slug, each in workflow.handlers.items() if in_force.get(slug, _PYTHON).kind is Kind.PYTHON
+        slug: each
+        for slug, each in workflow.handlers.items()
+        if in_force.get(slug, _PYTHON).kind in (Kind.PYTHON, Kind.WORK_POOL)
     }
     problems += find_type_problems(done_here, definition.deps, definition.maps)
     return [*workflow.find_problems(definition), *problems]
@@ -158,6 +161,14 @@ def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding],
         except UsageError as error:
             problems.append(f"step {slug!r}: {error}")
     return bindings, problems
+
+
+def _find_missing_on_pools(workflow: Workflow, bindings: Mapping[str, AnyBinding]) -> Iterator[str]:
+    """Yield a sentence for each step on a work pool whose function the file of handlers lacks."""
+    for slug, binding in bindings.items():
+        # Without a file here, the pool's processes may have one.
+        if binding.kind is Kind.WORK_POOL and workflow.known_steps and slug not in workflow.handlers:
+            yield f"step {slug!r} is bound to {binding}, and has no function in Python for its processes: write it"
 
 
 def _check_queues(bindings: Mapping[str, AnyBinding]) -> Iterator[str]:

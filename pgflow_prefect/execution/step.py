@@ -473,7 +473,9 @@ class Step:
         if not isinstance(chosen.handler, WorkPoolHandler):
             return None
         attempt = PoolAttempt(self.writer.run_id, self.task, claim.attempt)
-        return PoolOrder(attempt, self.workflow_slug, chosen.handler.pool, self.task_run_id, chosen.handler.source)
+        assert isinstance(self.host, Host)  # a task runner gets functions in Python only
+        shown = None if self.run.run_id in self.host.unshown else self.task_run_id
+        return PoolOrder(attempt, self.workflow_slug, chosen.handler.pool, shown, chosen.handler.source)
 
     async def _await_end(self, at_most: float | None, order: PoolOrder | None) -> StepEnd:
         """Wait, and let other steps and runs work meanwhile."""

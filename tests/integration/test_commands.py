@@ -106,10 +106,11 @@ async def test_retries_end_with_the_message_of_the_last_attempt(define: Define, 
     "target",
     ["/bin/sh", "sh -c id", "../stamp", "-x", "", "a\nb", "stamp\n", "$(id)", '["sh","-c","id"]', "é", "x" * 64, None],
 )
-def test_a_row_holds_a_name_only(define: Define, db: Connection, target: str | None) -> None:
+@pytest.mark.parametrize("kind", ["command", "work-pool"])
+def test_a_row_holds_a_name_only(define: Define, db: Connection, kind: str, target: str | None) -> None:
     define("chain", ["a"])
     with refused("23514"):
-        db.execute(BIND, ["chain", "a", target, "{}"])
+        db.execute("SELECT pgflow_prefect.bind_step('chain', 'a', %s, %s)", [kind, target])
 
 
 @flows

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
+from prefect.client.schemas.filters import FlowFilter, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed
 
@@ -232,6 +232,9 @@ async def test_the_next_owner_waits_for_the_same_attempt(
     assert await second.ended.result() == {"heavy": {"lifted": 2, "attempt": 1}}
     assert len(await list_flow_runs(client, pool)) == 1
     assert value(db, "SELECT count(*) FROM lifted") == 1
+    owners = await client.read_flow_runs(flow_filter=FlowFilter(name={"any_": [workflow.slug]}))
+    latest = max(owners, key=lambda each: str(each.expected_start_time))
+    await await_task_runs(client, latest, {"first": "Cached", "heavy": "Completed"})
 
 
 async def test_a_cancelled_run_cancels_the_flow_run(

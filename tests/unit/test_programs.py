@@ -1,9 +1,11 @@
 """The setting that gives programs their names."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
-from pgflow_prefect.programs import Program, parse_programs
+from pgflow_prefect.programs import Pool, Program, parse_pools, parse_programs
 from pgflow_prefect.settings import Settings
 
 
@@ -50,3 +52,30 @@ def test_the_settings_do_not_show_what_they_have(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PGFLOW_COMMANDS", '{"stamp": {"argv": ["x", "hunter2"], "env": {"A": "hunter2"}}}')
     assert "hunter2" not in repr(Settings())
     assert "hunter2" not in repr(Settings().programs)
+
+
+def test_a_name_or_an_object_says_which_work_pool() -> None:
+    said = {"pool": "k8s", "image": "app:3", "job_variables": {"memory": "4Gi", "image": "other"}, "directory": "/app"}
+    pools = parse_pools(json.dumps({"small": "my pool", "gpu": said}))
+    assert pools["small"] == Pool("my pool")
+    assert pools["gpu"].variables == {"memory": "4Gi", "image": "app:3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("k8s", "it is no JSON"),
+        ('{"gpu": ""}', "'gpu': pool: "),
+        ('{"gpu": ["k8s"]}', "'gpu': "),
+        ('{"gpu": {"image": "hunter2"}}', "'gpu': pool: Field required"),
+        ('{"gpu": {"pool": "k8s", "token": "hunter2"}}', "'gpu': token: Unexpected keyword argument"),
+        ('{"a/b": "k8s"}', "'a/b': it is no name"),
+    ],
+)
+def test_another_form_of_work_pools_is_refused(text: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        parse_pools(text)
+    assert "hunter2" not in str(caught.value)
+    monkeypatch.setenv("PGFLOW_WORK_POOLS", text)
+    with pytest.raises(ValidationError):
+        Settings()

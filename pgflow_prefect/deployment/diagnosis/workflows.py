@@ -1,7 +1,7 @@
 """Checks of deployments, waiting runs and work pools."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
@@ -99,7 +99,8 @@ def _list_counts(counts: Mapping[str, int]) -> str:
 async def _check_work_pools(patient: Patient) -> Verdict:
     enabled = await _list_enabled(patient)
     found = await find_deployments(patient.prefect, map(to_flow_name, enabled))
-    names = sorted({each.work_pool_name for each in found.chosen.values() if each.work_pool_name})
+    of_steps = {each.pool for each in patient.settings.pools.values()}
+    names = sorted({each.work_pool_name for each in found.chosen.values() if each.work_pool_name} | of_steps)
     if not names:
         return Verdict(Outcome.OK, "no deployment has a work pool: `pgflow-prefect worker` executes the runs")
     with ask_prefect("a look at the work pools"):
@@ -109,16 +110,17 @@ async def _check_work_pools(patient: Patient) -> Verdict:
     advice = ", ".join(f"`prefect worker start --pool '{name}'`" for name in idle)
     return Verdict(
         Outcome.WARNING,
-        f"work pools without an online worker, or paused: {', '.join(idle)}",
+        f"work pools that are missing, paused, or without an online worker: {', '.join(idle)}",
         f"{advice}; a paused one: `prefect work-pool resume NAME`",
         details=tuple(idle),
     )
 
 
-async def _find_idle(client: PrefectClient, names: Iterable[str]) -> list[str]:
+async def _find_idle(client: PrefectClient, names: Collection[str]) -> list[str]:
     chosen = WorkPoolFilter(name=WorkPoolFilterName(any_=[*names]))
     pools = await client.read_work_pools(work_pool_filter=chosen, limit=_PAGE)
-    return [pool.name for pool in pools if pool.is_paused or not await _has_worker(client, pool)]
+    idle = [pool.name for pool in pools if pool.is_paused or not await _has_worker(client, pool)]
+    return sorted({*names} - {pool.name for pool in pools} | {*idle})
 
 
 async def _has_worker(client: PrefectClient, pool: WorkPool) -> bool:

@@ -56,14 +56,14 @@ class PoolOrder:
         attempt: of a step.
         workflow_slug: the run's workflow, for people.
         pool: the work pool.
-        task_run_id: Prefect's task run of the step; the flow run is shown beneath it.
+        task_run_id: Prefect's task run of the step; the flow run is shown beneath it. None if Prefect has none.
         source: the file of handlers; None for the usual one.
     """
 
     attempt: PoolAttempt
     workflow_slug: str
     pool: Pool
-    task_run_id: UUID
+    task_run_id: UUID | None
     source: str | None
 
     @property
@@ -184,6 +184,8 @@ class PoolWatch:
 
     async def _find_parent(self, client: PrefectClient, order: PoolOrder) -> UUID | None:
         """Return the step's task run once Prefect knows it; None if it does not within some seconds."""
+        if order.task_run_id is None:
+            return None
         with anyio.move_on_after(_PARENT):
             while True:
                 with ask_prefect("a task run"):
