@@ -729,20 +729,14 @@ class PoolAttempt(NamedTuple):
         return {"attempt": self.attempt, **self.task.as_parameters()}
 
 
-class PoolInput(BaseModel):
+class PoolInput(StepInput):
     """What a process of a work pool gets with its attempt.
 
     Attributes:
         workflow_slug: of the run.
-        payload: of the run.
-        upstream_results: an object, by the upstream step's slug.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     workflow_slug: str
-    payload: RawJson
-    upstream_results: RawJson
 
 
 class PoolProgress(BaseModel):

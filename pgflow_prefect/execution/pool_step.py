@@ -17,6 +17,7 @@ from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.execution.run_executor import find_told_of
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step import Step, split
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
@@ -157,6 +158,7 @@ class PoolStep:
                 observe=_ignore,
                 run=run,
                 results=RunResults.of(installation.id, handlers),
+                told_of=find_told_of(graph, self.attempt.task.step_slug),
             )
             return await step.make_attempt(function, _make_claim(self.attempt, given))
 
@@ -175,7 +177,8 @@ class _AttemptOfPool(Step):
     async def make_attempt(self, function: PythonHandler, claim: Claim) -> Report:
         transaction = self._make_transaction()
         async with transaction:
-            result = await self._work(function, claim, self._make_execution(claim, transaction))
+            execution = self._make_execution(claim, transaction, failed=await self._find_failed())
+            result = await self._work(function, claim, execution)
             assert not isinstance(result, Deferred)
             report = await self._complete(claim, result, transaction)
         if transaction.is_open and not transaction.committed:
@@ -192,6 +195,9 @@ def _make_claim(attempt: PoolAttempt, given: PoolInput) -> Claim:
         attempt=attempt.attempt,
         payload=given.payload,
         upstream_results=given.upstream_results,
+        logical_date=given.logical_date,
+        interval_start=given.interval_start,
+        interval_end=given.interval_end,
     )
 
 

@@ -178,7 +178,7 @@ class RunExecutor:
         return step, task_run
 
     def _find_told_of(self, slug: str) -> tuple[str, ...]:
-        return tuple(self.graph) if self.graph.nodes[slug].get("rule") not in BEFORE_FAILURES else ()
+        return find_told_of(self.graph, slug)
 
     def _show_items(self, step: Step) -> ShownItems:
         """Return what shows the items of a map: each as a task run with the edges of the step, if they are few."""
@@ -276,6 +276,11 @@ class RunExecutor:
         if report.status is Status.COMPLETED and report.skip_reason is not None:
             return skipped(report.skip_message)
         return Failed(message=message)
+
+
+def find_told_of(graph: Graph, slug: str) -> tuple[str, ...]:
+    """Return the steps whose failures the handler of a step is told of."""
+    return tuple(graph) if graph.nodes[slug].get("rule") not in BEFORE_FAILURES else ()
 
 
 async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, StepHandlers]) -> frozenset[str]:

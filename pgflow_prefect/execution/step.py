@@ -337,6 +337,8 @@ class Step:
 
     async def _execute_items(self, claim: Claim, handler: Handler) -> Report:
         """Execute the items of a map, and return how it has ended."""
+        if isinstance(handler, WorkPoolHandler):
+            raise NotRetriableError(f"step {self.slug!r} is a map, and a work pool does plain steps only: bind it anew")
         stored = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
         runner = ItemRunner(
             step_slug=self.slug,

@@ -2065,7 +2065,8 @@ COMMENT ON FUNCTION pgflow_prefect.claim_external_step(uuid, text, interval) IS
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.begin_pool_step(
     run_id uuid, step_slug text, task_index int, attempt int, holder uuid, lease double precision
-) RETURNS TABLE (workflow_slug text, payload jsonb, upstream_results jsonb)
+) RETURNS TABLE (workflow_slug text, payload jsonb, upstream_results jsonb, logical_date timestamptz,
+                 interval_start timestamptz, interval_end timestamptz)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -2082,7 +2083,7 @@ BEGIN
         RETURN;
     END IF;
     RETURN QUERY
-        SELECT run.workflow_slug, i.payload, i.upstream_results
+        SELECT run.workflow_slug, i.payload, i.upstream_results, i.logical_date, i.interval_start, i.interval_end
         FROM pgflow_prefect.read_input(run.id, begin_pool_step.step_slug, begin_pool_step.task_index, NULL) i;
 END
 $$;

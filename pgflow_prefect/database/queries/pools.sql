@@ -2,7 +2,7 @@
 
 -- begin_pool_step --
 -- Of a process of a work pool: claim an attempt, and read its input.
-SELECT workflow_slug, payload::text, upstream_results::text
+SELECT workflow_slug, payload::text, upstream_results::text, logical_date, interval_start, interval_end
 FROM pgflow_prefect.begin_pool_step(%(run_id)s, %(step_slug)s, %(task_index)s, %(attempt)s, %(holder)s, %(lease)s)
 
 -- extend_pool_step --
