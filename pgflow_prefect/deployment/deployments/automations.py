@@ -13,9 +13,14 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import BlockDocument
-from prefect.events.actions import SendNotification
-from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
+from prefect.events import (
+    Automation,
+    AutomationCore,
+    EventTrigger,
+    Posture,
+    ResourceSpecification,
+    SendNotification,
+)
 from prefect.exceptions import ObjectNotFound
 
 from pgflow_prefect.deployment.deployments.change import Change
