@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import ItemContext, Workflow
 
 workflow = Workflow("thumbnails")
 
@@ -26,16 +26,14 @@ def draw(payload: dict[str, str]) -> list[Path]:
     return paths
 
 
-@workflow.step(timeout_seconds=60)
-def shrink(draw: list[Path], context: StepContext) -> list[Path]:
-    made = []
-    for path in draw:
-        done = subprocess.run(
-            [sys.executable, "-c", SHRINK], input=path.read_text(), capture_output=True, text=True, check=True
-        )
-        made.append(path.with_suffix(".small.pgm"))
-        made[-1].write_text(done.stdout)
-        context.logger.info("made %s", made[-1].name)
+@workflow.map(over="draw", retries=1, timeout_seconds=60)
+def shrink(item: Path, context: ItemContext) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-c", SHRINK], input=item.read_text(), capture_output=True, text=True, check=True
+    )
+    made = item.with_suffix(".small.pgm")
+    made.write_text(done.stdout)
+    context.logger.info("made %s, number %d", made.name, context.item_index)
     return made
 
 
