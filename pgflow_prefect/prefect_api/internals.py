@@ -25,7 +25,7 @@ from prefect.states import (
 )
 from prefect.transactions import AsyncTransaction
 from prefect.utilities import importtools
-from prefect.utilities.callables import ParameterSchema, generate_parameter_schema, get_call_parameters
+from prefect.utilities.callables import ParameterSchema, generate_parameter_schema
 from prefect.utilities.engine import propose_state, should_log_prints
 from prefect.utilities.math import clamped_poisson_interval
 from prefect.utilities.urls import url_for
@@ -48,7 +48,6 @@ __all__ = [
     "exception_to_failed_state",
     "flow_run_logger",
     "generate_parameter_schema",
-    "get_call_parameters",
     "get_events_client",
     "get_settings_context",
     "importtools",

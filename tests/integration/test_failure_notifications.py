@@ -12,7 +12,7 @@ import pytest
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient
-from prefect.events.schemas.automations import Automation
+from prefect.events import Automation
 from pydantic import SecretStr
 
 from pgflow_prefect.cli.candidates import Candidate

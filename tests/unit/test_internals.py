@@ -67,7 +67,6 @@ CALLS: dict[str, tuple[Callable[..., Any], int, set[str]]] = {
     "exception_to_failed_state": (internals.exception_to_failed_state, 2, {"write_result", "message"}),
     "flow_run_logger": (internals.flow_run_logger, 0, {"flow_run", "flow"}),
     "generate_parameter_schema": (internals.generate_parameter_schema, 2, set()),
-    "get_call_parameters": (internals.get_call_parameters, 3, set()),
     "get_events_client": (internals.get_events_client, 0, {"reconnection_attempts"}),
     "get_settings_context": (internals.get_settings_context, 0, set()),
     "load_logging_config": (internals.load_logging_config, 1, set()),
