@@ -4532,6 +4532,7 @@ RETURNS TABLE (logical_date timestamptz, run_id uuid, has_failed boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET cpu_operator_cost = 1000
 SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
 AS $$
 #variable_conflict use_column
@@ -4563,12 +4564,15 @@ COMMENT ON FUNCTION pgflow.list_ended_dates(bigint, uuid) IS
 CREATE OR REPLACE FUNCTION pgflow.find_next_date(backfill_id bigint, newest_first boolean) RETURNS pgflow.backfill_dates
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET cpu_operator_cost = 1000 SET jit = off
 AS $$
 #variable_conflict use_column
 DECLARE
     next_date pgflow.backfill_dates;
 BEGIN
+    -- Operators are dear here and in its neighbours: the index of the planned dates spares the look at the state, while by
+    -- the primary key all dates that were decided before would be read, too.
     IF newest_first THEN
         SELECT * INTO next_date FROM pgflow.backfill_dates d
         WHERE d.backfill_id = find_next_date.backfill_id AND d.state = 'planned' ORDER BY d.logical_date DESC LIMIT 1;
@@ -4587,7 +4591,8 @@ COMMENT ON FUNCTION pgflow.find_next_date(bigint, boolean) IS
 CREATE OR REPLACE FUNCTION pgflow.count_started_dates(backfill_id bigint) RETURNS int
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
-SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET cpu_operator_cost = 1000 SET jit = off
 AS $$
 #variable_conflict use_column
 BEGIN
