@@ -104,7 +104,8 @@ def main(target: Path, runs: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="pgflow-airflow-"))
+    if "AIRFLOW_HOME" not in os.environ:
+        os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="pgflow-airflow-")
     os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
     os.environ["AIRFLOW__CORE__DAG_DISCOVERY_SAFE_MODE"] = "False"
     with tempfile.TemporaryDirectory() as made:

@@ -42,7 +42,8 @@ def write(path: Path, value: object) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="pgflow-airflow-"))
+    if "AIRFLOW_HOME" not in os.environ:
+        os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="pgflow-airflow-")
     os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS)
     os.environ["AIRFLOW__CORE__DAG_DISCOVERY_SAFE_MODE"] = "False"  # the files name Airflow in `both.py` only
     sys.path.insert(0, str(DAGS))
