@@ -49,6 +49,7 @@ _SHORTEST_LOOK, _LONGEST_LOOK = 0.2, 5.0
 
 _MOST_BYTES = 1024 * 1024  # of the results in one statement
 _PAUSE_AFTER_LOSS = 1.0  # seconds before an item is tried again whose transaction was lost
+_MOST_LOSSES = 30  # of an item; the next one counts as a failure of its handler
 _FAILURES_LOGGED = 100
 
 
@@ -98,6 +99,7 @@ class ItemRunner:
     _ready: deque[ClaimedItem] = field(default_factory=deque, init=False)
     _held: dict[int, None] = field(default_factory=dict, init=False)  # claimed, and not reported
     _failures: dict[int, int] = field(default_factory=dict, init=False)  # of this process, by item
+    _losses: dict[int, int] = field(default_factory=dict, init=False)  # of transactions, by item
     _deferred: set[int] = field(default_factory=set, init=False)  # handed over by this process
     _failures_logged: int = field(default=0, init=False)
     _working: set[asyncio.Task[None]] = field(default_factory=set, init=False)
@@ -391,7 +393,7 @@ class ItemRunner:
     ) -> list[ItemReport]:
         """Return whether items are tried again after an error, or have failed for good."""
         message = clean_message(describe(error))
-        if transaction.lost or transaction.is_cut_off or isinstance(error, TransientError):
+        if self._is_lost(items, error, transaction):
             # Not the handler's fault: its work was rolled back, and this attempt does not count.
             shown.retry(error, _PAUSE_AFTER_LOSS)
             return self._retry(items, message, _PAUSE_AFTER_LOSS)
@@ -410,6 +412,14 @@ class ItemRunner:
         reports = [ItemReport(each.index, each.attempt, Doing.FAIL, message=message) for each in items]
         shown.fail(error)
         return reports
+
+    def _is_lost(self, items: Sequence[ClaimedItem], error: Exception, transaction: StepTransaction) -> bool:
+        """Tell whether the database has caused an error, unless it causes it again and again."""
+        if not (transaction.lost or transaction.is_cut_off or isinstance(error, TransientError)):
+            return False
+        losses = max(self._losses.get(each.index, 0) for each in items) + 1
+        self._losses |= dict.fromkeys((each.index for each in items), losses)
+        return losses <= _MOST_LOSSES
 
     def _retry(self, items: Sequence[ClaimedItem], message: str, pause: float) -> list[ItemReport]:
         return [ItemReport(each.index, each.attempt, Doing.RETRY, message=message, pause=pause) for each in items]
