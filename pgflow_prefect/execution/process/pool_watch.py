@@ -110,6 +110,7 @@ class PoolWatch:
         self._installation = installation
         self._waits: dict[UUID, _Wait] = {}  # by flow run
         self._deployments: dict[str, UUID] = {}  # by work pool
+        self._asked: set[str] = set()  # the keys of flow runs that Prefect may have created without an answer
         self._poller: asyncio.Task[None] | None = None
 
     async def attend(self, order: PoolOrder, note: Callable[[UUID], None]) -> NoReturn:
@@ -145,10 +146,12 @@ class PoolWatch:
         """Stop an attempt that no run waits for any more: its process, and its flow run if there is one."""
         try:
             await self._store.end_pool_step(order.attempt, None)
-            if flow_run_id is None:
+            if flow_run_id is None and order.key not in self._asked:
                 return
             with ask_prefect("the flow run of a step"):
                 async with get_client() as client:
+                    if flow_run_id is None:  # with the same key, Prefect returns the one that it has created
+                        flow_run_id = (await self._create(client, order)).id
                     state = (await client.read_flow_run(flow_run_id)).state
                     if state is None or not state.is_final():
                         await client.set_flow_run_state(flow_run_id, Cancelling())
@@ -156,6 +159,8 @@ class PoolWatch:
             pass  # a user has deleted it
         except PgflowPrefectError as error:  # its process stops when it finds out, within a lease
             _logger.warning("the flow run of step %r is not cancelled: %s", order.attempt.task.step_slug, error)
+        finally:
+            self._asked.discard(order.key)
 
     def close(self) -> None:
         """Stop polling."""
@@ -172,9 +177,13 @@ class PoolWatch:
             try:
                 async with get_client() as client:
                     parent = parent or await self._find_parent(client, order)
+                    self._asked.add(order.key)
                     with ask_prefect(f"a flow run on work pool {order.pool.pool!r}"):
-                        return await self._create(client, order, parent)
+                        created = await self._create(client, order, parent)
+                    self._asked.discard(order.key)
+                    return created
             except PrefectRefusedError as error:
+                self._asked.discard(order.key)
                 self._deployments.pop(order.pool.pool, None)
                 raise NotRetriableError(str(error)) from error
             except PrefectUnavailableError as error:
