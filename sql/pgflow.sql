@@ -236,13 +236,19 @@ BEGIN
         SELECT c.oid::regclass AS name, ('pg_class'::regclass::oid || '/' || c.oid) <> ALL (known) AS is_new,
                string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns,
                string_agg(CASE WHEN a.atttypid = 'uuid'::regtype THEN 'gen_random_uuid()'
-                               WHEN a.atttypid = 'text'::regtype THEN 'n || repeat(''x'', 1800)'
+                               -- One long text: a row of 2 kB would be compressed, and fill no page. In an index it is
+                               -- compressed, and has to be: an index with many pages for few rows would not be used.
+                               WHEN a.attnum = t.long_text THEN 'n || repeat(''x'', 1800)'
+                               WHEN a.atttypid = 'text'::regtype THEN 'n'
                                WHEN a.atttypid IN ('int4'::regtype, 'int8'::regtype, 'float8'::regtype) THEN 'n'
                                WHEN a.atttypid = 'timestamptz'::regtype THEN 'now()'
                                WHEN a.atttypid = 'bool'::regtype THEN 'true'
                                ELSE '''{}''' END, ', ' ORDER BY a.attnum) AS filler,
                CASE WHEN 'text'::regtype = ANY (array_agg(a.atttypid)) THEN 64 ELSE 2400 END AS rows
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND a.attnotnull
+        CROSS JOIN LATERAL (SELECT min(b.attnum) AS long_text FROM pg_attribute b
+                            WHERE b.attrelid = c.oid AND b.attnum > 0 AND b.attnotnull
+                              AND b.atttypid = 'text'::regtype) t
         WHERE c.relnamespace = to_regnamespace(quote_ident(schema_name)) AND c.relname = ANY (table_names)
           AND 'vacuum_truncate=false' <> ALL (coalesce(c.reloptions, '{}'))
         GROUP BY c.oid
