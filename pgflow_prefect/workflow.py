@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import TaskRunContext
 from pydantic import JsonValue
 
-from pgflow_prefect.bindings import AnyBinding
+from pgflow_prefect.bindings import AnyBinding, WorkPool
 from pgflow_prefect.definitions.from_handlers import derive_definition, find_missing_deps
 from pgflow_prefect.definitions.graph import find_problems
 from pgflow_prefect.definitions.maps import find_map_problems, find_sources, resolve_rules
@@ -568,6 +568,8 @@ class Workflow:
             is_setup=is_setup,
             map=make_map(over, max_items, when_empty, when_item_fails),
         )
+        if isinstance(binding, WorkPool):
+            raise UsageError(f"step {slug!r} is a map, and its items can't be done on a work pool: bind it otherwise")
         self._at_once[slug] = check_at_once(at_once)
         self._bind(slug, binding, rules, after, make_task_options(slug, tags, None))
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pgflow_prefect.bindings import HttpEndpoint, SqlFunction
-from pgflow_prefect.errors import ResultInvalidError
+from pgflow_prefect.errors import NotRetriableError, ResultInvalidError
 from pgflow_prefect.handlers.base import Deferred, Handler, StepExecution
 from pgflow_prefect.handlers.http_endpoint import HttpHandler
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.sql_function import SqlHandler
 from pgflow_prefect.handlers.stored import StepResults
+from pgflow_prefect.handlers.work_pool import WorkPoolHandler
 from pgflow_prefect.models import Claim, ClaimedItem
 from pgflow_prefect.raw_json import RawJson, UnreadableJsonError, split_array, write_object
 
@@ -49,7 +50,12 @@ async def make_item_work(
 
     Raises:
         ArgumentInvalidError: what they have in common does not fit the handler's annotations.
+        NotRetriableError: the map is bound to a work pool.
     """
+    if isinstance(handler, WorkPoolHandler):
+        raise NotRetriableError(
+            f"step {handler.step_slug!r} is a map, and its items can't be done on a work pool: bind it otherwise"
+        )
     if isinstance(handler, PythonHandler):
         shared = await handler.bind_shared(claim, upstream, stored)
         return ItemWork(None, _call_function(handler, shared), handler.is_async)

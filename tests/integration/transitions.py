@@ -157,6 +157,9 @@ TRANSITIONS = {
         "SELECT pgflow_prefect.report_item(%(run)s, 'a', 0, 1, '1', NULL, 'broken')",
         f"{ITEMS}; SELECT pgflow.claim_items(%(run)s, 'a', 1)",
     ),
+    "pgflow_prefect.begin_pool_step": Transition(
+        "SELECT pgflow_prefect.begin_pool_step(%(run)s, 'a', 0, 1, gen_random_uuid(), 60)", BY_HAND
+    ),
     "pgflow_prefect.take_items": Transition("SELECT pgflow_prefect.take_items('chain')", f"{ITEMS}; {EXTERNAL}"),
     "pgflow_prefect.skip_step": Transition("SELECT pgflow_prefect.skip_step(%(run)s, 'a', 'why', true)"),
     "pgflow_prefect.report_outcome": Transition(

@@ -12,7 +12,8 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.flows import load_flow_from_entrypoint
 from pydantic import JsonValue
 
-from pgflow_prefect import StepContext, Workflow
+from pgflow_prefect import SqlFunction, StepContext, Workflow
+from pgflow_prefect.bindings import WorkPool
 from pgflow_prefect.deployment.handler_files import load_module
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.base import RetryPolicy
@@ -222,3 +223,13 @@ def test_a_workflow_is_described_by_the_docstring_of_its_module() -> None:
     assert module.workflow.flow.description == "Ships orders.\n\nEvery night."
     exec("other = Workflow('other', description='Said here.')", vars(module))  # noqa: S102
     assert module.other.flow.description == "Said here."
+
+
+def test_a_map_is_bound_to_no_work_pool_and_a_plain_step_to_no_batch() -> None:
+    workflow = Workflow("orders")
+    with pytest.raises(UsageError, match="can't be done on a work pool"):
+        workflow.bind_map("price", WorkPool("containers"), over="payload")
+    with pytest.raises(UsageError, match="which only maps have"):
+        workflow.bind("price", SqlFunction("shop.price", batch=2))
+    with pytest.raises(UsageError, match="at_once=0 is no number of items"):
+        workflow.bind_map("price", SqlFunction("shop.price"), over="payload", at_once=0)
