@@ -81,10 +81,13 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
             "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
         )
     async with open_store(settings, size=1) as store:
-        return await _compare(store, apply, everything)
+        return await _compare(store, settings, apply, everything)
 
 
-async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
+async def _compare(
+    store: Store, settings: Settings, apply: bool, everything: bool
+) -> tuple[list[Disagreement], str | None]:
+    from pgflow_prefect.deployment.reconciliation.failures import make_teller
     from pgflow_prefect.deployment.reconciliation.reconcile import GRACE, list_without_prefect
     from pgflow_prefect.deployment.reconciliation.reconcile import reconcile as compare
     from pgflow_prefect.prefect_api.client import connect_to_prefect
@@ -94,7 +97,10 @@ async def _compare(store: Store, apply: bool, everything: bool) -> tuple[list[Di
         async with connect_to_prefect() as client:
             if apply:
                 await Heartbeat(store, client).register()
-            found = await compare(store, client, apply=apply, everything=everything, strangers=True, lag=GRACE)
+            tell = make_teller(settings.events)
+            found = await compare(
+                store, client, apply=apply, everything=everything, strangers=True, lag=GRACE, tell=tell
+            )
             return found, None
     except PrefectUnavailableError as error:
         return await list_without_prefect(store, everything=everything), str(error)

@@ -12,6 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.deployments import find_deployments
+from pgflow_prefect.deployment.reconciliation.failures import make_teller
 from pgflow_prefect.errors import (
     DeploymentGoneError,
     ForeignInstallationError,
@@ -150,7 +151,13 @@ class Bridge:
 
     async def _reconcile(self) -> None:
         with CancelScope() as self._reconciling:
-            await keep_reconciled(self.store, self.client, self._reconcile_wakeup, self.settings.reconcile_interval)
+            await keep_reconciled(
+                self.store,
+                self.client,
+                self._reconcile_wakeup,
+                self.settings.reconcile_interval,
+                tell=make_teller(self.settings.events),
+            )
 
     def _give_up(self, error: ForeignInstallationError) -> None:
         self.failure = error

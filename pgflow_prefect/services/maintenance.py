@@ -8,6 +8,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.reconciliation.failures import Tell, tell_none
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.waiting import Wakeup
@@ -22,6 +23,7 @@ async def keep_reconciled(
     interval: float,
     *,
     executing: Callable[[], Collection[UUID]] = tuple,
+    tell: Tell = tell_none,
 ) -> None:
     """Repair disagreements between PostgreSQL and Prefect: now, after each wake-up, and at each interval.
 
@@ -31,10 +33,11 @@ async def keep_reconciled(
         wakeup: ends the wait early.
         interval: in seconds.
         executing: returns the runs that this process executes.
+        tell: called for each run that has failed while no process executed it.
     """
     while True:
         try:
-            for found in await reconcile(store, client, apply=True, executing=executing):
+            for found in await reconcile(store, client, apply=True, executing=executing, tell=tell):
                 if found.error is None:
                     _logger.info("reconciled: %s", found)
                 else:

@@ -17,6 +17,7 @@ from prefect.states import Pending, Running
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.deployment.deployments import Deployed, register
 from pgflow_prefect.deployment.deployments.find import find_flows
+from pgflow_prefect.deployment.reconciliation.failures import make_teller
 from pgflow_prefect.deployment.reconciliation.reconcile import GRACE
 from pgflow_prefect.errors import (
     DeploymentGoneError,
@@ -179,7 +180,12 @@ class Worker:
     async def _reconcile(self, interval: float) -> None:
         with CancelScope() as self._reconciling:
             await keep_reconciled(
-                self.host.store, self.client, self._reconcile_wakeup, interval, executing=self._list_executing
+                self.host.store,
+                self.client,
+                self._reconcile_wakeup,
+                interval,
+                executing=self._list_executing,
+                tell=make_teller(self.host.settings.events),
             )
 
     def _list_executing(self) -> set[UUID]:

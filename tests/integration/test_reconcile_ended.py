@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 import anyio
 import pytest
@@ -12,7 +13,8 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.deployment.reconciliation.disagreements import Kind
+from pgflow_prefect.database.unsettled import UnsettledRun
+from pgflow_prefect.deployment.reconciliation.disagreements import Kind, ShownFlowRun
 from pgflow_prefect.deployment.reconciliation.reconcile import reconcile
 from tests.conftest import Connection
 from tests.integration.conftest import (
@@ -26,6 +28,7 @@ from tests.integration.reconciling import (
     compare,
     complete_run,
     count_settled,
+    expire,
     make_workflow,
     open_impatient_store,
     read_state,
@@ -107,6 +110,28 @@ async def test_a_cancelled_run_does_not_show_another_end(
     ended = await client.read_flow_run(flow_run.id)
     assert ended.state is not None
     assert (ended.state_name, ended.state.message) == ("Cancelled", "cancelled by ann")
+
+
+@pytest.mark.parametrize("shown", [Running(), Crashed()], ids=lambda state: str(state.name))
+async def test_a_failure_after_its_process_has_vanished_is_told_once(
+    shown: State[None], store: Store, client: PrefectClient, db: Connection, workflow: Workflow
+) -> None:
+    told: list[tuple[UUID, UUID, str | None]] = []
+
+    def tell(run: UnsettledRun, flow_run: ShownFlowRun) -> None:
+        told.append((run.id, flow_run.id, run.error_message))
+
+    run_id, flow_run = await begin_run(store, client, workflow, shown)
+    cancelled, _ = await begin_run(store, client, workflow, shown)
+    expire(db)
+    db.execute("SELECT pgflow.fail_run(%s, 'no file')", [run_id])
+    await store.cancel_run(cancelled, "cancelled by ann")
+
+    await reconcile(store, client, apply=False, grace=0, lag=0, tell=tell)
+    assert told == [], "looking tells of nothing"
+    for everything in (False, False, True):
+        await reconcile(store, client, apply=True, everything=everything, grace=0, lag=0, tell=tell)
+    assert told == [(run_id, flow_run.id, "no file")]
 
 
 async def test_what_prefect_did_not_hear_of_is_told_again(

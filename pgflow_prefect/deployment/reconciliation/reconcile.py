@@ -20,6 +20,7 @@ from pgflow_prefect.deployment.reconciliation.comparison import (
     list_dead,
 )
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, ShownFlowRun, ShownTaskRun
+from pgflow_prefect.deployment.reconciliation.failures import Tell, has_vanished, is_end_untold, tell_none
 from pgflow_prefect.deployment.reconciliation.prefect_view import (
     list_open_flow_runs,
     read_flow_runs,
@@ -49,6 +50,7 @@ async def reconcile(
     grace: float = GRACE,
     lag: float = LAG,
     executing: Callable[[], Collection[UUID]] = tuple,
+    tell: Tell = tell_none,
 ) -> list[Disagreement]:
     """Return the disagreements between PostgreSQL and Prefect, and repair them with `apply`.
 
@@ -63,6 +65,7 @@ async def reconcile(
         grace: seconds for which Prefect may be behind.
         lag: seconds for which its task runs may be behind.
         executing: returns the runs that this process executes, which are left alone.
+        tell: called with `apply` for each run that has failed while no process executed it.
 
     Raises:
         ForeignInstallationError: the database is a copy of another one.
@@ -71,7 +74,7 @@ async def reconcile(
     """
     installation = await store.read_installation()
     graces = timedelta(seconds=grace), timedelta(seconds=max(grace, lag))
-    comparer = _Comparer(store, client, installation, *graces, executing)
+    comparer = _Comparer(store, client, installation, *graces, executing, tell, is_new=not everything)
     found: list[Disagreement] = []
     after: UUID | None = None
     while run_ids := await store.list_unsettled(after=after, limit=_BATCH, everything=everything):
@@ -100,6 +103,8 @@ class _Comparer:
     grace: timedelta
     lag: timedelta
     executing: Callable[[], Collection[UUID]]
+    tell: Tell
+    is_new: bool  # no run has agreed before
 
     async def compare_runs(self, run_ids: Sequence[UUID], *, apply: bool) -> list[Disagreement]:
         found: list[Disagreement] = []
@@ -110,6 +115,8 @@ class _Comparer:
                 differing = await self._repair_run(view.run.id)
             elif apply and not differing and is_settled(view):
                 settled.append(view.run)
+                if self.is_new and has_vanished(view) and view.current is not None:
+                    self.tell(view.run, view.current)
             found += differing
         if settled:
             await self.store.settle_runs(settled)
@@ -117,9 +124,13 @@ class _Comparer:
 
     async def _repair_run(self, run_id: UUID) -> list[Disagreement]:
         """Compare a run again, because the first comparison may be old, and make the repairs."""
-        return [
-            await repair(self.store, self.client, each) for view in await self._look([run_id]) for each in compare(view)
-        ]
+        made: list[Disagreement] = []
+        for view in await self._look([run_id]):
+            for each in compare(view):
+                made.append(await repair(self.store, self.client, each))
+                if is_end_untold(view, made[-1]) and view.current is not None:
+                    self.tell(view.run, view.current)
+        return made
 
     async def _look(self, run_ids: Sequence[UUID]) -> list[View]:
         """Return both sides of these runs; PostgreSQL is read first, so that Prefect's side is never older."""
