@@ -175,7 +175,10 @@ class EventSender:
             related: as of `send`.
         """
         held = HeldEvent(make, related)
-        if self._has_room():
+        if HELD_BACK <= 0:
+            held.take()
+            self.send(make, related)
+        elif self._has_room():
             self._held.append(held)
             self._awaken()
         return held

@@ -58,8 +58,11 @@ async def test_programs_pass_results_on_by_row_and_in_python(
     assert runs["wait"].state is not None
     assert runs["wait"].state.message == "not needed"
     logs: list[str] = []
-    while "counting" not in logs:
-        logs = [each.message for each in await client.read_logs(LogFilter(task_run_id={"any_": [runs["count"].id]}))]
+    with anyio.fail_after(180):
+        while "counting" not in logs:
+            await anyio.sleep(0.05)
+            found = await client.read_logs(LogFilter(task_run_id={"any_": [runs["count"].id]}))
+            logs = [each.message for each in found]
 
 
 @flows
