@@ -62,13 +62,17 @@ def _make_pipe() -> tuple[int, int]:
 
 
 def _read_order(link: socket.socket) -> dict[str, Any] | None:
+    """Return what is to be started; None if the worker has died or has taken the order back."""
     received = bytearray()
-    while not received.endswith(b"\n"):
+    while b"\n" not in received:
         part = link.recv(1 << 16)
         if not part:  # the worker has died
             return None
         received += part
-    order: dict[str, Any] = json.loads(received)
+    line, _, rest = received.partition(b"\n")
+    if rest:  # the worker already asks for the end
+        return None
+    order: dict[str, Any] = json.loads(line)
     return order
 
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from pgflow_prefect.handlers import command_process
 from pgflow_prefect.handlers.base import StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.command import CommandHandler
 from pgflow_prefect.handlers.command_output import LINE_LIMIT, LOG_LIMIT
+from pgflow_prefect.handlers.command_process import Launch
 from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.models import Claim, Status
 from pgflow_prefect.programs import Program
@@ -417,6 +419,21 @@ async def test_a_program_has_time_to_end_after_sigterm(lines: Lines, mark: str, 
         lines.came = lambda text: scope.cancel()
         await call(shell(f"trap 'echo tidy > {tmp_path}/said; exit 0' TERM; echo ready; while :; do sleep 0.01; done"))
     assert (tmp_path / "said").read_text() == "tidy\n"
+
+
+def test_a_program_whose_end_is_asked_for_with_its_order_is_not_started(tmp_path: Path) -> None:
+    """As where a step is cancelled before its supervisor has begun to read."""
+    launch = Launch("/bin/sh", ["sh", "-c", f"echo started > {tmp_path}/said"], {}, None, str(tmp_path))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, Path(os.devnull).open("rb") as nothing:
+        ours.sendall(launch.write() + b"T")
+        supervisor = command_process._start_supervisor(theirs, nothing)
+        with supervisor:
+            try:
+                assert supervisor.wait(TIMEOUT) == 0
+            finally:
+                supervisor.kill()
+    assert not (tmp_path / "said").exists()
 
 
 @pytest.mark.parametrize("how", ["a child", "one that was let go"])
