@@ -1,7 +1,7 @@
 """Does an attempt of a step in a process of a work pool, and reports it to PostgreSQL."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 import anyio
@@ -21,7 +21,7 @@ from pgflow_prefect.execution.run_executor import find_told_of
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step import Step, split
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
-from pgflow_prefect.handlers.base import Deferred
+from pgflow_prefect.handlers.base import Deferred, RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
@@ -123,8 +123,10 @@ class PoolStep:
         function = known.function if known is not None else None
         if known is None or function is None:
             return await self.fail(f"the file of handlers there has no function for step {slug!r}", is_final=True)
+        # Retries and time-out are those of the binding, and the owner of the run counts them.
+        function = replace(function, policy=RetryPolicy())
         try:
-            report = await self._execute(run, given, handlers, known, function)
+            report = await self._execute(run, given, handlers, replace(known, function=function), function)
         except DatabaseUnavailableError as error:
             return Crashed(message=str(error))  # its lease ends, and the owner of the run decides
         except Exception as error:  # noqa: BLE001  whatever the function raised

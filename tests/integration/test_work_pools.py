@@ -40,7 +40,7 @@ def first(payload: dict) -> int:
     return payload["n"]
 
 
-@workflow.step
+@workflow.step{options}
 def heavy(first: int, payload: dict, context: StepContext) -> dict:
     print("lifting")
     if context.attempt <= payload.get("fails", 0):
@@ -72,12 +72,12 @@ def write(
     monkeypatch.chdir(tmp_path)
     db.execute("CREATE TABLE lifted (attempt int)")
 
-    def call(retries: int = 0, timeout: float | None = None) -> Workflow:
+    def call(retries: int = 0, timeout: float | None = None, options: str = "") -> Workflow:
         slug = make_slug().replace("-", "_")
         define(slug, ["first", "heavy"], [("first", "heavy")])
         Path("flows").mkdir()
         Path(f"flows/{slug}.py").write_text(
-            HANDLERS.format(slug=slug, pool=pool, retries=retries, timeout=timeout), encoding="utf-8"
+            HANDLERS.format(slug=slug, pool=pool, retries=retries, timeout=timeout, options=options), encoding="utf-8"
         )
         return load_workflow(slug)[0]
 
@@ -257,6 +257,17 @@ async def test_a_time_out_includes_the_wait_for_a_worker(
     assert "no program has reported it within 1 s" in read_run(db)[1]
     for flow_run in await list_flow_runs(client, pool):  # a slow machine may not have created it
         await await_type(client, flow_run, StateType.CANCELLED, StateType.CANCELLING)
+
+
+async def test_the_time_out_and_the_retries_of_the_function_do_not_count(
+    write: Write, db: Connection, client: PrefectClient, pool: str
+) -> None:
+    too_short = "(timeout_seconds=1e-9, retries=3)"
+    async with going(write(retries=1, options=too_short), db, {"n": 1, "fails": 1}) as run:
+        failed = await start(await await_flow_run(client, pool))
+        assert "ValueError: too heavy" in str(failed.message)
+        assert (await start(await await_flow_run(client, pool, 2))).is_completed()
+    assert await run.ended.result() == {"heavy": {"lifted": 2, "attempt": 2}}
 
 
 @pytest.mark.parametrize("target", ["gpu", "unknown", "missing"])
