@@ -241,17 +241,22 @@ class ItemRunner:
         until = self._next_look if not self._is_over else monotonic() + _LONGEST_LOOK
         if self._reports:
             until = min(until, self._first_report_at + _FLUSH)
-        with move_on_after(max(0.0, until - monotonic())):
+        at_most = max(0.0, until - monotonic())
+        if self._working or self._ready or self.run.drained:
+            await self._wait_for_change(at_most)
+        else:  # others have the rest: other steps and runs work meanwhile
+            # The limit is inside: it does not end the wait for the next turn.
+            async with self.run.turns.pause(self.step_slug):
+                await self._wait_for_change(at_most)
+        self._changed.clear()
+
+    async def _wait_for_change(self, at_most: float) -> None:
+        with move_on_after(at_most):
             if self.run.drained:
                 await self._changed.wait()
-            elif self._working or self._ready:
+            else:
                 with self.run.wait():
                     await self._changed.wait()
-            else:  # others have the rest: other steps and runs work meanwhile
-                async with self.run.turns.pause(self.step_slug):
-                    with self.run.wait():
-                        await self._changed.wait()
-        self._changed.clear()
 
     # Items
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from pgflow_prefect import ItemContext, NotRetriableError, Settings, Skip, SqlFunction, Workflow
 from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.execution.process.slots import Turns
 from tests.conftest import Connection
 from tests.integration.conftest import await_task_runs, make_slug, read_flow_run
 from tests.integration.test_flow_rules import push
@@ -335,3 +336,43 @@ async def test_another_owner_goes_on_and_repeats_no_item_that_has_ended(
     assert [calls[item] for item in range(3)] == [1, 1, 1]
     assert [result for _, _, result in read_items(db)] == [*range(6)]
     assert db.execute("SELECT recoveries FROM pgflow_prefect.owners").fetchone() == (0,)  # the map had made progress
+
+
+async def test_a_map_waits_for_its_turn_before_it_tries_an_item_again(
+    pgflow_dsn: str, workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[Turns] = []
+    is_working = has_begun = False
+    failed: list[int] = []
+    overtaking: list[int] = []
+
+    def make_turns(*given: Any) -> Turns:
+        turns.append(Turns(*given))
+        return turns[-1]
+
+    monkeypatch.setattr("pgflow_prefect.execution.process.host.Turns", make_turns)
+
+    @workflow.map(over="payload", retries=1000, retry_delay_seconds=0.2)
+    async def price(item: int) -> int:
+        if is_working:
+            overtaking.append(item)
+        if not has_begun:
+            failed.append(item)
+            raise ValueError("not yet")
+        return item
+
+    @workflow.step
+    async def report() -> int:
+        nonlocal is_working, has_begun
+        is_working = has_begun = True
+        with anyio.fail_after(120):
+            while turns[0].count_next() == 1 and not overtaking:  # no step waits for a turn yet
+                await anyio.sleep(0.01)
+        is_working = False
+        return 1
+
+    await push(pgflow_dsn, workflow)
+    flow = workflow.make_flow(Settings(concurrency=1))
+    assert await flow(payload=[0]) == {"price": [0], "report": 1}
+    assert failed, "the map was not first"
+    assert not overtaking
