@@ -3922,6 +3922,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     first_fresh CONSTANT int := map.next_item;
+    moment CONSTANT timestamptz := clock_timestamp(); -- a volatile call is no condition of an index
     due int[];
     one int;
     step int;
@@ -3937,7 +3938,7 @@ BEGIN
     END IF;
     due := ARRAY(
         SELECT i.item_index FROM pgflow.step_items i
-        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.due_at <= clock_timestamp()
+        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.due_at <= moment
         ORDER BY i.due_at LIMIT wanted);
     FOREACH one IN ARRAY due LOOP -- one by one, as in complete_step
         RETURN QUERY

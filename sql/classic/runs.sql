@@ -856,6 +856,8 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bit
 SET enable_hashjoin = off SET enable_mergejoin = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    moment CONSTANT timestamptz := clock_timestamp(); -- a volatile call is no condition of an index
 BEGIN
     RETURN QUERY
         SELECT e.run_id, e.step_slug FROM pgflow_prefect.external_steps e
@@ -865,7 +867,7 @@ BEGIN
             WHERE m.run_id = e.run_id AND m.step_slug = e.step_slug
               AND (m.next_item < m.total
                    OR EXISTS (SELECT FROM pgflow.step_items i
-                              WHERE i.run_id = m.run_id AND i.step_slug = m.step_slug AND i.due_at <= clock_timestamp()
+                              WHERE i.run_id = m.run_id AND i.step_slug = m.step_slug AND i.due_at <= moment
                               OFFSET 0)) OFFSET 0) m
         WHERE e.workflow_slug = choose_maps.workflow_slug AND (only_step IS NULL OR e.step_slug = only_step)
         ORDER BY e.run_created_at, e.created_at -- as in choose_external_steps
