@@ -19,29 +19,29 @@ class PoolAttendance:
 
     Attributes:
         pools: the attempts of this process.
-        order: the attempt.
+        order: the attempt; None if no work pool does the step.
         failure: why the attempt is over without a completion.
     """
 
-    pools: PoolWatch | None = None
-    order: PoolOrder | None = None
+    pools: PoolWatch
+    order: PoolOrder | None
     failure: PgflowPrefectError | None = field(default=None, init=False)
     _flow_run_id: UUID | None = field(default=None, init=False)
 
     async def wait_beside(self, report: Awaitable[T]) -> T | None:
         """Return the report; None once the attempt has failed."""
-        if self.pools is None or self.order is None:
+        if self.order is None:
             return await report
         end: T | None = None
         async with anyio.create_task_group() as group:
-            group.start_soon(self._attend, self.pools, self.order, group.cancel_scope)
+            group.start_soon(self._attend, self.order, group.cancel_scope)
             end = await report
             group.cancel_scope.cancel()
         return end
 
-    async def _attend(self, pools: PoolWatch, order: PoolOrder, scope: anyio.CancelScope) -> None:
+    async def _attend(self, order: PoolOrder, scope: anyio.CancelScope) -> None:
         try:
-            await pools.attend(order, self._note)
+            await self.pools.attend(order, self._note)
         except PgflowPrefectError as error:
             self.failure = error
             scope.cancel()
@@ -51,5 +51,5 @@ class PoolAttendance:
 
     async def take_back(self) -> None:
         """Stop the attempt: no run waits for it any more."""
-        if self.pools is not None and self.order is not None:
+        if self.order is not None:
             await self.pools.take_back(self.order, self._flow_run_id)

@@ -15,13 +15,14 @@ from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.errors import DatabaseUnavailableError, NotRetriableError, RunNotPendingError, UnknownRunError
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
+from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.run_executor import find_told_of
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step import Step, split
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
-from pgflow_prefect.handlers.base import Deferred, RetryPolicy
+from pgflow_prefect.handlers.base import Deferred, RetryPolicy, Toolbox
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
@@ -156,13 +157,18 @@ class PoolStep:
                 upstream=tuple(graph.predecessors(self.attempt.task.step_slug)),
                 task_run_id=UUID(int=0),  # the owner notes the state of the step's task run
                 writer=_Writer(store, self.attempt.run_id, 0, settings.report_timeout),
-                host=StepEnvironment(settings, find_dsn(settings), store, toolbox, Watch(store)),
+                host=self._make_environment(toolbox, installation.id),
                 observe=_ignore,
                 run=run,
                 results=RunResults.of(installation.id, handlers),
                 told_of=find_told_of(graph, self.attempt.task.step_slug),
             )
             return await step.make_attempt(function, _make_claim(self.attempt, given))
+
+    def _make_environment(self, toolbox: Toolbox, installation: UUID) -> StepEnvironment:
+        store, settings = self.store, self.settings
+        pools = PoolWatch(store, installation, settings.report_timeout)
+        return StepEnvironment(settings, find_dsn(settings), store, toolbox, Watch(store), pools)
 
 
 class _Writer(StepWriter):

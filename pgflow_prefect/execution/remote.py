@@ -3,6 +3,7 @@
 import inspect
 import sys
 import sysconfig
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -14,10 +15,13 @@ from prefect.context import TaskRunContext
 from prefect.states import Crashed
 from pydantic import SecretStr
 
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
 from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.handler_logs import show_logs
+from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment
+from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import Shared, borrow
 from pgflow_prefect.execution.process.slots import Turns
@@ -83,7 +87,6 @@ class RemoteStep:
         """Make one attempt, here, as the current task run."""
         context = TaskRunContext.get()
         assert context is not None
-        assert isinstance(context.task, StepTask)
         trim_tracebacks()
         clean_consoles()
         if self.handlers.function is not None:
@@ -92,14 +95,24 @@ class RemoteStep:
             store, watch = await self._borrow()
         except PgflowPrefectError as error:
             return Crashed(message=str(error))
+        # A row may bind the step to a work pool during the run.
+        pools = PoolWatch(store, self.results.installation, self.settings.report_timeout)
+        with closing(pools):
+            return await self._perform(context, store, watch, pools)
+
+    async def _perform(
+        self, context: TaskRunContext, store: Store, watch: Watch, pools: PoolWatch
+    ) -> State[None] | None:
+        assert isinstance(context.task, StepTask)
         async with open_toolbox(self.settings) as toolbox:
+            dsn = self.dsn.get_secret_value()
             step = Step(
                 handlers=self.handlers,
                 workflow_slug=self.workflow_slug,
                 upstream=self.upstream,
                 task_run_id=context.task_run.id,
                 writer=StepWriter(store, self.run_id, self.epoch, self.settings.report_timeout),
-                host=StepEnvironment(self.settings, self.dsn.get_secret_value(), store, toolbox, watch),
+                host=StepEnvironment(self.settings, dsn, store, toolbox, watch, pools),
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
                 results=self.results,

@@ -36,7 +36,7 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.execution.items import ItemRunner
 from pgflow_prefect.execution.pool_attendance import PoolAttendance
-from pgflow_prefect.execution.process.host import ActiveRun, Host, StepEnvironment, Stop
+from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
 from pgflow_prefect.execution.process.pool_watch import PoolOrder
 from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
@@ -475,8 +475,7 @@ class Step:
         if not isinstance(chosen.handler, WorkPoolHandler):
             return None
         attempt = PoolAttempt(self.writer.run_id, self.task, claim.attempt)
-        assert isinstance(self.host, Host)  # a task runner gets functions in Python only
-        shown = None if self.run.run_id in self.host.unshown else self.task_run_id
+        shown = self.task_run_id if self.host.is_shown(self.run.run_id) else None
         return PoolOrder(attempt, self.workflow_slug, chosen.handler.pool, shown, chosen.handler.source)
 
     async def _await_end(self, at_most: float | None, order: PoolOrder | None) -> StepEnd:
@@ -490,7 +489,7 @@ class Step:
             has_function=self.handlers.function is not None,
         )
         end: StepEnd | None = None
-        attended = self._attend(order)
+        attended = PoolAttendance(self.host.pools, order)
         async with self.run.turns.pause(self.slug):
             with anyio.move_on_after(at_most), self.run.wait():
                 end = await attended.wait_beside(self.host.watch.wait(awaited))
@@ -511,12 +510,6 @@ class Step:
                 f"step {self.slug!r}: no program has reported it within {self._policy.timeout_seconds:g} s"
             )
         return end
-
-    def _attend(self, order: PoolOrder | None) -> PoolAttendance:
-        if order is None:
-            return PoolAttendance()
-        assert isinstance(self.host, Host)  # a task runner gets functions in Python only
-        return PoolAttendance(self.host.pools, order)
 
     async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
         """Run the handler in Python beside an external worker; its writes are rolled back."""

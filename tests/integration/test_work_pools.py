@@ -13,14 +13,16 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelled, Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from pgflow_prefect import Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment import pool_step
 from pgflow_prefect.deployment.handler_files import load_workflow
+from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from pgflow_prefect.models import PoolAttempt, TaskKey
 from tests.conftest import Connection
-from tests.engine import value
+from tests.engine import run_workflow, value
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
 from tests.integration.waiting import TIMEOUT, await_value, going, going_on, note_active_runs
 
@@ -36,7 +38,9 @@ workflow = Workflow({slug!r})
 
 
 @workflow.step
-def first(payload: dict) -> int:
+def first(payload: dict, context: StepContext) -> int:
+    if "sql" in payload:
+        context.connection.execute(payload["sql"])
     return payload["n"]
 
 
@@ -151,6 +155,24 @@ async def test_a_failure_is_tried_again_by_another_flow_run(
         assert second.parameters["attempt"] == 2
         assert (await start(second)).is_completed()
     assert await run.ended.result() == {"heavy": {"lifted": 2, "attempt": 2}}
+
+
+async def test_a_row_binds_a_step_to_a_pool_while_a_task_runner_has_the_run(
+    write: Write, db: Connection, client: PrefectClient, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_WORK_POOLS", json.dumps({"gpu": pool}))
+    workflow = write()
+    bind = f"SELECT pgflow_prefect.bind_step('{workflow.slug}', 'heavy', "
+    db.execute(f"{bind} 'python')")
+    # It commits with the completion of the step before. So the task runner gets the step as one in Python.
+    payload = {"n": 41, "sql": f"{bind} 'work-pool', 'gpu')"}
+    threads: AnyTaskRunner = ThreadPoolTaskRunner()
+    run_id = run_workflow(db, workflow.slug, payload).id
+    async with going_on(workflow, run_id, workflow.flow.with_options(task_runner=threads)) as run:
+        flow_run = await await_flow_run(client, pool)
+        assert (await start(flow_run)).is_completed()
+    assert await run.ended.result() == {"heavy": {"lifted": 42, "attempt": 1}}
+    assert flow_run.parent_task_run_id is not None
 
 
 async def test_the_last_failure_fails_the_step_with_its_message(

@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import State
 from pgflow_prefect import Workflow
 from pgflow_prefect.execution.process import host as hosts
 from pgflow_prefect.execution.process.host import ActiveRun
+from pgflow_prefect.execution.workflow_flow import AsyncFlow
 from tests.conftest import Connection
 from tests.engine import run_workflow, value
 
@@ -50,12 +51,12 @@ async def going(workflow: Workflow, db: Connection, payload: object = None) -> A
 
 
 @asynccontextmanager
-async def going_on(workflow: Workflow, run_id: UUID) -> AsyncIterator[Going]:
-    """Execute a run that exists; the block's end waits for its end."""
+async def going_on(workflow: Workflow, run_id: UUID, flow: AsyncFlow | None = None) -> AsyncIterator[Going]:
+    """Execute a run that exists, perhaps by a flow with other options; the block's end waits for its end."""
     run = Going(run_id)
 
     async def execute() -> None:
-        run.state = await workflow.flow(run_id=run_id, return_state=True)
+        run.state = await (flow or workflow.flow)(run_id=run_id, return_state=True)
 
     with anyio.fail_after(TIMEOUT):
         async with anyio.create_task_group() as group:

@@ -171,6 +171,7 @@ class StepEnvironment:
         store: a pool of connections to it.
         toolbox: the parts that handlers share.
         watch: waits for external steps.
+        pools: has steps done on work pools.
     """
 
     settings: Settings
@@ -178,6 +179,11 @@ class StepEnvironment:
     store: Store
     toolbox: Toolbox
     watch: Watch
+    pools: PoolWatch
+
+    def is_shown(self, run_id: UUID) -> bool:
+        """Tell whether Prefect knows the flow run, as that of any step that another process or thread executes."""
+        return True
 
 
 @dataclass
@@ -212,7 +218,6 @@ class Host(StepEnvironment):
 
     def __post_init__(self) -> None:
         self._loading = asyncio.Lock()
-        self.pools = PoolWatch(self.store, self.installation.id, self.settings.report_timeout)
         most_patient = max(1, self.store.connections // 4)
         self._links: Gathering[LinkRequest, LinkedRun] = Gathering(
             lambda links, lock_timeout: self.store.link_flow_runs(links, lock_timeout=lock_timeout), most_patient
@@ -223,6 +228,10 @@ class Host(StepEnvironment):
         self._ends: Gathering[tuple[UUID, Sequence[str]], RunEnd] = Gathering(
             lambda asked, _: self.store.read_ends(asked), most_patient
         )
+
+    def is_shown(self, run_id: UUID) -> bool:
+        """Tell whether Prefect knows the flow run."""
+        return run_id not in self.unshown
 
     @property
     def executing(self) -> set[UUID]:
@@ -412,10 +421,11 @@ async def open_host(
         ):
             if is_service:
                 await keeper.open()
-            host = Host(settings, dsn, store, toolbox, watch, keeper, token, installation, Batch(store))
+            pools = PoolWatch(store, installation.id, settings.report_timeout)
+            host = Host(settings, dsn, store, toolbox, watch, pools, keeper, token, installation, Batch(store))
             try:
                 yield host
             finally:
                 watch.close()
-                host.pools.close()
+                pools.close()
                 await host.close()
