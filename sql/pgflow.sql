@@ -4349,8 +4349,9 @@ COMMENT ON FUNCTION pgflow.reopen_items(pgflow.runs) IS
 --
 -- A backfill has one row for each of its dates from the beginning. advance_backfill starts runs for as many of them as may
 -- be under way. The end of a run calls it in its own transaction, and services call it now and then. It waits for no
--- other session that does so: it leaves the backfill to that one. So the end of a run never waits for a backfill, and a
--- session that holds a backfill may wait for runs.
+-- other session that does so: it leaves the backfill to that one, and a date that another session decides. So the end of
+-- a run never waits for a backfill, and a session that holds a backfill may wait for runs. What else may wait is an edit
+-- of the workflow, or a trigger of a user. A session that cancels such a wait undoes the start, and not the run's end.
 --
 -- The id of a date's run follows from workflow and date. So a date that is started twice has one run.
 ------------------------------------------------------------------------------------------------------------
@@ -4635,6 +4636,13 @@ BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
+    -- Of another backfill that may be starting this date, the INSERT of the same id would wait for the transaction. 64
+    -- locks a workflow, not one a date: all sessions share the memory of locks.
+    IF NOT pg_catalog.pg_try_advisory_xact_lock(
+        pg_catalog.hashtext(backfill.workflow_slug),
+        pg_catalog.hashtext(pgflow.format_date(date.logical_date)) OPERATOR(pg_catalog.&) 63) THEN
+        RETURN false;
+    END IF;
     SELECT * INTO existing FROM pgflow.find_dated_run(backfill.workflow_slug, date.logical_date);
     action := pgflow.decide_date(backfill.on_existing, existing.status);
     IF action OPERATOR(pg_catalog.=) 'leave' THEN
@@ -4675,7 +4683,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow.start_date(pgflow.backfills, pgflow.backfill_dates) IS
     'Starts the run of a date of a locked backfill, or reopens it, or leaves it; false where another session holds the '
-    'run at this moment. Internal.';
+    'run at this moment, or decides the date for another backfill. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.advance_backfill(
@@ -4795,21 +4803,30 @@ BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
+    -- On inside this function, and once it was cancelled. A statement is cancelled once: a second wait would have no bound.
+    IF pg_catalog.current_setting('pgflow.leaves_backfills', true) OPERATOR(pg_catalog.=) 'on' THEN
+        RETURN; -- a service does it
+    END IF;
+    PERFORM pg_catalog.set_config('pgflow.leaves_backfills', 'on', true);
     BEGIN
         FOREACH waiting IN ARRAY pgflow.find_backfills_of(ended_run) LOOP
             PERFORM pgflow.advance_backfill(waiting, 100, ended_run);
         END LOOP;
         SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, and take the run's end back
     -- Whatever keeps the next date from being started, the run has ended. The next look of a service tells why.
-    EXCEPTION WHEN OTHERS OR assert_failure THEN
-        NULL;
+    EXCEPTION
+        WHEN query_canceled THEN
+            RETURN;
+        WHEN OTHERS OR assert_failure THEN
+            NULL;
     END;
+    PERFORM pg_catalog.set_config('pgflow.leaves_backfills', 'off', true);
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.continue_backfills(uuid) IS
-    'advance_backfill for each backfill that waits for the end of a run, in the transaction that ends it. An error changes '
-    'nothing. Internal.';
+    'advance_backfill for each backfill that waits for the end of a run, in the transaction that ends it. An error or a '
+    'cancelled statement changes nothing. After the latter, further ends of this transaction leave it to services. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.await_again(reopened_run uuid) RETURNS void

@@ -1,7 +1,7 @@
 """Backfills in SQL: each date has one run, so many at a time, whatever dies in between."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID
@@ -155,13 +155,12 @@ def test_started_twice_a_date_has_one_run(daily: Connection) -> None:
 
 def test_two_backfills_that_start_at_one_moment_make_one_run_a_date(daily: Connection, connect: Connect) -> None:
     other = connect()
-    run_workflow(daily, "daily")  # the snapshot is there
-    with ThreadPoolExecutor(1) as thread:
-        with daily.transaction():
-            start(daily, days(3), max_active=3)
-            late = thread.submit(start, other, days(3), max_active=3)
-            wait_until_blocked(daily, other.info.backend_pid)
-        assert states(daily, late.result(60)) == ["left"] * 3
+    with daily.transaction():
+        start(daily, days(3), max_active=3)
+        late = start(other, days(3), max_active=3)
+        assert states(other, late) == ["planned"] * 3, "it waits for no transaction"
+    daily.execute(SWEEP)
+    assert states(daily, late) == ["left"] * 3
     assert dates_of(daily) == days(3)
 
 
@@ -369,6 +368,84 @@ def test_the_end_of_a_run_does_not_wait_for_a_session_that_holds_the_backfill(
     assert states(db, backfill) == ["started", "planned"]
     db.execute(SWEEP)
     assert states(db, backfill) == ["ended", "started"], "the sweep finds what was left"
+
+
+def finish_unless_blocked(db: Connection, other: Connection, run_id: UUID) -> bool:
+    """End a run on `other`, and return whether that waited for no lock. If it waits, cancel it."""
+    with ThreadPoolExecutor(1) as thread:
+        ending = thread.submit(finish, other, run_id)
+        while not ending.done():
+            if value(db, "SELECT cardinality(pg_blocking_pids(%s)) > 0", other.info.backend_pid):
+                db.execute("SELECT pg_cancel_backend(%s)", [other.info.backend_pid])
+                wait([ending])
+                return False
+        ending.result()
+    return True
+
+
+def test_the_end_of_a_run_does_not_wait_for_a_session_that_starts_the_next_date(
+    daily: Connection, connect: Connect
+) -> None:
+    db, holder, other = daily, connect(), connect()
+    backfill = start(db, days(2))
+    with holder.transaction():
+        start(holder, days(2)[1:])
+        assert finish_unless_blocked(db, other, pending(db)[0])
+        assert states(db, backfill) == ["ended", "planned"]
+    db.execute(SWEEP)
+    assert states(db, backfill) == ["ended", "left"], "the sweep finds what was left"
+    assert dates_of(db) == days(2)
+
+
+def test_two_backfills_that_meet_from_both_sides_wait_for_none(daily: Connection, connect: Connect) -> None:
+    db, up, down = daily, connect(), connect()
+    forward, back = start(db, days(3)), start(db, days(4)[1:], newest_first=True)
+    first, last = pending(db)
+    with up.transaction(), down.transaction():
+        finish(up, first)  # starts the second date
+        finish(down, last)  # starts the third date
+        assert finish_unless_blocked(db, up, pending(up)[0]), "it wants the third date"
+        assert finish_unless_blocked(db, down, pending(down)[-1]), "it wants the second date"
+    db.execute(SWEEP)
+    assert states(db, forward) == ["ended", "ended", "left"]
+    assert states(db, back) == ["left", "ended", "ended"]
+    assert dates_of(db) == days(4)
+
+
+GATE: LiteralString = """
+    CREATE FUNCTION public.await_gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM pg_advisory_xact_lock(7); RETURN NEW; END $$;
+    CREATE TRIGGER gate BEFORE INSERT ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION public.await_gate()
+"""
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_statement_that_is_cancelled_while_it_starts_a_date_keeps_the_ends_of_its_runs(
+    daily: Connection, connect: Connect, count: int
+) -> None:
+    """One cancellation ends one wait, and no second wait begins: the gate stays closed all the time."""
+    db, gate, other = daily, connect(), connect()
+    define(db, "single", {"a": []})
+    backfills = [
+        start(db, [FIRST + timedelta(days=10 * number + n) for n in (0, 1)], "single") for number in range(count)
+    ]
+    runs = pending(db)
+    db.execute(GATE)
+    end: LiteralString = "SELECT count(pgflow.complete_step(id, 'a', '1')) FROM unnest(%s::uuid[]) AS id"
+    with gate.transaction(), ThreadPoolExecutor(1) as thread:
+        gate.execute("SELECT pg_advisory_xact_lock(7)")
+        ending = thread.submit(value, other, end, runs)
+        try:
+            wait_until_blocked(db, other.info.backend_pid)
+        finally:
+            db.execute("SELECT pg_cancel_backend(%s)", [other.info.backend_pid])
+        assert ending.result() == count
+    assert [get_run(db, each).status for each in runs] == ["completed"] * count
+    assert [states(db, each) for each in backfills] == [["started", "planned"]] * count
+    db.execute(SWEEP)
+    assert [states(db, each) for each in backfills] == [["ended", "started"]] * count
+    finish(other, pending(db)[0])
+    assert states(db, backfills[0]) == ["ended", "ended"], "the next transaction of the session is as before"
 
 
 def test_a_sweep_with_nothing_to_do_writes_nothing(daily: Connection) -> None:
