@@ -199,6 +199,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
     code pg_catalog.text;
+    status pg_catalog.text;
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -206,6 +207,11 @@ BEGIN
     FOR backfill_id IN SELECT due.id FROM pgflow_prefect.list_due_backfills() AS due (id) LOOP
         problem := NULL;
         is_paused := false;
+        -- Here, and not below: an error there would give the lock back. Another session that then took or cancelled the
+        -- backfill would keep the pause, and with it all other backfills, waiting, or make it fail.
+        SELECT b.status INTO status FROM pgflow.backfills b
+        WHERE b.id OPERATOR(pg_catalog.=) advance_backfills.backfill_id FOR NO KEY UPDATE SKIP LOCKED;
+        CONTINUE WHEN NOT FOUND;
         BEGIN
             decided := pgflow.advance_backfill(backfill_id, at_most);
             SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all backfills
@@ -213,7 +219,9 @@ BEGIN
             decided := 0;
             GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT, code = RETURNED_SQLSTATE;
             -- Unless it is an error of the moment, each further try would meet it, too: a person has to look.
-            is_paused := pg_catalog."left"(code, 2) OPERATOR(pg_catalog.<>) ALL ('{08,25,40,53,55,57}'::pg_catalog.text[]);
+            -- A cancelled or paused one starts no run: only a note about its runs has failed.
+            is_paused := status OPERATOR(pg_catalog.=) 'running'
+                AND pg_catalog."left"(code, 2) OPERATOR(pg_catalog.<>) ALL ('{08,25,40,53,55,57}'::pg_catalog.text[]);
         END;
         IF is_paused THEN
             PERFORM pgflow.pause_backfill(backfill_id, pg_catalog.format('a run could not be started: %s', problem));

@@ -356,6 +356,27 @@ def test_an_error_of_one_backfill_keeps_no_other_one_waiting(daily: Connection) 
     assert states(db, other) == ["ended", "started"]
 
 
+@pytest.mark.parametrize("steer", ["cancel", "pause"])
+def test_an_error_of_a_backfill_that_starts_no_runs_keeps_no_other_one_waiting(daily: Connection, steer: str) -> None:
+    db = daily
+    define(db, "other", CHAIN)
+    broken, other = start(db, days(3), max_active=2), start(db, days(2), slug="other")
+    db.execute(f"SELECT pgflow.{steer}_backfill(%s)".encode(), [broken])
+    db.execute("""
+        CREATE FUNCTION public.fails() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no note, please'; END $$;
+        CREATE TRIGGER fails BEFORE UPDATE ON pgflow.backfill_dates FOR EACH ROW
+            WHEN (OLD.state = 'started' AND OLD.logical_date = '2026-01-02') EXECUTE FUNCTION public.fails()
+    """)
+    for run_id in pending(db):
+        db.execute("UPDATE pgflow.runs SET status = 'completed', finished_at = now() WHERE id = %s", [run_id])
+    assert {row[0]: row[2:] for row in db.execute(SWEEP).fetchall()} == {
+        broken: ("no note, please", False),
+        other: (None, False),
+    }
+    assert status(db, broken) == {"cancel": "cancelled", "pause": "paused"}[steer]
+    assert states(db, other) == ["ended", "started"]
+
+
 def test_the_end_of_a_run_does_not_wait_for_a_session_that_holds_the_backfill(
     daily: Connection, connect: Connect
 ) -> None:
