@@ -1996,7 +1996,12 @@ WHERE r.status = 'pending'
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
                   WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
-                    AND c.attempt = s.attempts))
+                    AND c.attempt = s.attempts)
+       -- Or a worker has begun items of a map, in an attempt that Prefect has not claimed. OFFSET 0: a look-up by key.
+       OR (t.attempt IS DISTINCT FROM s.attempts
+           AND EXISTS (SELECT FROM pgflow.step_maps m
+                       WHERE m.run_id = s.run_id AND m.step_slug = s.step_slug
+                         AND (m.next_item > 0 OR m.remaining < m.total) OFFSET 0)))
   AND NOT EXISTS (SELECT FROM pgflow_prefect.external_claims c
                   WHERE c.run_id = s.run_id AND c.step_slug = s.step_slug AND c.task_index = 0
                     AND c.attempt = s.attempts AND s.started_at IS NOT NULL AND c.claimed_until > clock_timestamp())
@@ -2004,7 +2009,7 @@ WHERE r.status = 'pending'
            THEN pgflow.refuse_policies('pgflow', 'pgflow_prefect') ELSE true END;
 
 COMMENT ON VIEW pgflow_prefect.external_steps IS
-    'Pending steps that are external, and that are not claimed.';
+    'Pending steps that are external, and that are not claimed; a map also while workers do items of it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.claim_external_step(
@@ -2024,7 +2029,11 @@ BEGIN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
     PERFORM FROM pgflow_prefect.external_steps e
-    WHERE e.run_id OPERATOR(pg_catalog.=) run.id AND e.step_slug OPERATOR(pg_catalog.=) claim_external_step.step_slug;
+    WHERE e.run_id OPERATOR(pg_catalog.=) run.id AND e.step_slug OPERATOR(pg_catalog.=) claim_external_step.step_slug
+      AND NOT EXISTS (SELECT FROM pgflow.step_maps m -- its items are done one by one
+                      WHERE m.run_id OPERATOR(pg_catalog.=) run.id
+                        AND m.step_slug OPERATOR(pg_catalog.=) claim_external_step.step_slug
+                        AND (m.next_item OPERATOR(pg_catalog.>) 0 OR m.remaining OPERATOR(pg_catalog.<) m.total) OFFSET 0);
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -2230,6 +2239,9 @@ BEGIN
         JOIN pgflow.runs r ON r.id = e.run_id
         WHERE e.workflow_slug = choose_external_steps.workflow_slug
           AND (only_step IS NULL OR e.step_slug = only_step)
+          AND NOT EXISTS (SELECT FROM pgflow.step_maps m -- as in claim_external_step
+                          WHERE m.run_id = e.run_id AND m.step_slug = e.step_slug
+                            AND (m.next_item > 0 OR m.remaining < m.total) OFFSET 0)
         ORDER BY e.run_created_at, e.created_at -- in the order of the runs' index
         LIMIT wanted -- every fetched row is locked
         FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
