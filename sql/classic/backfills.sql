@@ -243,6 +243,7 @@ COMMENT ON FUNCTION pgflow_prefect.advance_backfills(int) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.prune_backfills(older_than interval, workflow_slugs text[]) RETURNS int
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
 AS $$
 DECLARE
     pruned int;
@@ -251,8 +252,11 @@ BEGIN
     WHERE b.finished_at < clock_timestamp() - older_than
       AND (workflow_slugs IS NULL OR b.workflow_slug = ANY (workflow_slugs))
       -- What shows when its runs were made stays as long as one of them.
-      AND NOT EXISTS (SELECT FROM pgflow.backfill_dates d JOIN pgflow.runs r ON r.id = d.run_id
-                      WHERE d.backfill_id = b.id AND r.backfill_id = b.id);
+      -- Looked up one by one: as a join, all dates and all runs may be read for it.
+      AND NOT EXISTS (SELECT FROM pgflow.backfill_dates d
+                      CROSS JOIN LATERAL (
+                          SELECT FROM pgflow.runs r WHERE r.id = d.run_id AND r.backfill_id = b.id OFFSET 0) r
+                      WHERE d.backfill_id = b.id);
     GET DIAGNOSTICS pruned = ROW_COUNT;
     RETURN pruned;
 END

@@ -572,6 +572,38 @@ def test_old_backfills_go_once_their_runs_are_gone(daily: Connection) -> None:
     assert value(db, "SELECT count(*) FROM pgflow.backfill_dates") == 0
 
 
+@pytest.mark.parametrize("maintain", ["SELECT", "ANALYZE"])
+def test_pruning_backfills_does_not_read_the_runs_of_others(daily: Connection, maintain: LiteralString) -> None:
+    """Counted in rows that are read: old backfills are cheap to find, however many runs and other backfills stay."""
+    db = daily
+    add_ended: LiteralString = """
+        WITH added AS (
+            INSERT INTO pgflow.backfills (workflow_slug, max_active, status, finished_at)
+            SELECT 'daily', 1, 'completed', clock_timestamp() - %s * interval '1 day'
+            FROM generate_series(1, %s) RETURNING id
+        ) INSERT INTO pgflow.backfill_dates (backfill_id, logical_date, state, run_id)
+        SELECT id, '2026-01-01'::timestamptz + day * interval '1 day', 'ended', gen_random_uuid()
+        FROM added, generate_series(1, 50) day
+    """
+    add_runs: LiteralString = """
+        INSERT INTO pgflow.runs (workflow_slug, id, payload, status)
+        SELECT 'daily', gen_random_uuid(), '{}', 'completed' FROM generate_series(1, 5000)
+    """
+    read: LiteralString = """
+        SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_xact_user_tables
+        WHERE schemaname = 'pgflow' AND relname IN ('runs', 'backfill_dates')
+    """
+    db.execute(add_runs)
+    db.execute(add_ended, [1, 40])
+    db.execute(add_ended, [100, 10])
+    db.execute(maintain)
+    with db.transaction():
+        before = int(str(value(db, read)))
+        assert value(db, "SELECT pgflow_prefect.prune_backfills('30 days', NULL)") == 10
+        spent = int(str(value(db, read))) - before
+    assert spent <= 10 * 50 * 2, "each of their dates is read and deleted"
+
+
 def test_a_deleted_run_counts_as_ended(daily: Connection) -> None:
     db = daily
     backfill = start(db, days(2))
