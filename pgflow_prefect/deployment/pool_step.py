@@ -18,7 +18,7 @@ from pgflow_prefect.models import PoolAttempt, TaskKey
 from pgflow_prefect.prefect_api.states import superseded
 from pgflow_prefect.settings import Settings
 
-_CONNECTIONS = 3  # the work's, the lease's, and one more
+_CONNECTIONS = 3  # the work's, the report's, and one more
 
 
 @make_flow(name=FLOW, persist_result=False, log_prints=True)
@@ -41,13 +41,14 @@ async def flow(  # noqa: PLR0917  Prefect passes them by name
         given = await work.begin()
         if given is None:
             return superseded("no run waits for this attempt any more, or another process does it")
-        try:
-            _enter(directory)
-            workflow, _ = load_workflow(given.workflow_slug, handlers)
-        except (UsageError, OSError) as error:
-            return await work.fail(f"the handlers can't be loaded on the work pool: {error}", is_final=True)
-        show_logs(each.function for each in workflow.handlers.values())
-        return await work.perform(given, workflow.step_handlers)
+        with work.keep() as lease:
+            try:
+                _enter(directory)
+                workflow, _ = load_workflow(given.workflow_slug, handlers)
+            except (UsageError, OSError) as error:
+                return await work.fail(f"the handlers can't be loaded on the work pool: {error}", is_final=True)
+            show_logs(each.function for each in workflow.handlers.values())
+            return await work.perform(given, workflow.step_handlers, lease)
 
 
 def _enter(directory: str | None) -> None:

@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Crashed, Failed
 
 from pgflow_prefect.database.connection import find_dsn
+from pgflow_prefect.database.pool_lease import PoolLease
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import build_graph
 from pgflow_prefect.errors import DatabaseUnavailableError, NotRetriableError, RunNotPendingError, UnknownRunError
@@ -71,19 +72,27 @@ class PoolStep:
     def _name(self) -> str:
         return f"run {self.attempt.run_id}, step {self.attempt.task.step_slug!r}"
 
-    async def perform(self, given: PoolInput, handlers: Mapping[str, StepHandlers]) -> State[None]:
+    def keep(self) -> PoolLease:
+        """Return what extends the lease in a block. It begins before the handlers are imported, which may take long."""
+        return PoolLease(
+            self.store,
+            self.attempt,
+            self.holder,
+            self.settings.lease,
+            dsn=find_dsn(self.settings),
+            connect_timeout=self.settings.connect_timeout,
+        )
+
+    async def perform(self, given: PoolInput, handlers: Mapping[str, StepHandlers], lease: PoolLease) -> State[None]:
         """Do the attempt and report it; return the state of the flow run."""
         run = ActiveRun(self.attempt.run_id, 0, Turns(1))
+        lease.tell(lambda: run.stop(Stop.ENDED))
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._keep, run)
-                state = await self._perform(run, given, handlers)
-                group.cancel_scope.cancel()
+            return await self._perform(run, given, handlers)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.give_up()
             raise
-        return state
 
     async def fail(self, message: str, *, is_final: bool) -> State[None]:
         """Tell the owner of the run that the attempt has failed, and return the state of the flow run."""
@@ -103,20 +112,6 @@ class PoolStep:
                 await self.store.end_pool_step(self.attempt, self.holder)
             except DatabaseUnavailableError as error:
                 get_run_logger().warning("%s: the lease ends later: %s", self._name, error)
-
-    async def _keep(self, run: ActiveRun) -> None:
-        """Extend the lease, and stop the work once no run waits for it."""
-        while True:
-            await anyio.sleep(self.settings.lease / 3)
-            try:
-                extended = await self.store.extend_pool_step(self.attempt, self.holder, self.settings.lease)
-            except DatabaseUnavailableError as error:
-                get_run_logger().warning("%s: the lease is not extended: %s", self._name, error)
-                await self.store.drop_broken_connections()
-                continue
-            if not extended:
-                run.stop(Stop.ENDED)
-                return
 
     async def _perform(self, run: ActiveRun, given: PoolInput, handlers: Mapping[str, StepHandlers]) -> State[None]:
         slug = self.attempt.task.step_slug

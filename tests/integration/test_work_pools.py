@@ -1,6 +1,7 @@
 """Steps that a work pool of Prefect does: each attempt is a flow run of its own, and PostgreSQL gets the report."""
 
 import json
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, LiteralString
@@ -54,6 +55,41 @@ def heavy(first: int, payload: dict, context: StepContext) -> dict:
 
 
 workflow.bind("heavy", WorkPool({pool!r}, retries={retries}, timeout_seconds={timeout}))
+"""
+
+BLOCKING = """
+import asyncio
+import os
+
+import psycopg
+from pgflow_prefect import Workflow
+
+workflow = Workflow({slug!r})
+
+
+def block() -> None:
+    # Without it, the lease is extended no more: this lets no event loop go on.
+    with psycopg.connect(os.environ["PGFLOW_DSN"], autocommit=True) as connection:
+        for _ in range(3):
+            before = read(connection)
+            for _ in range({patience}):
+                if read(connection) != before:
+                    break
+                connection.execute("SELECT pg_sleep(0.02)")
+            else:
+                raise TimeoutError("the lease was not extended")
+
+
+def read(connection: psycopg.Connection) -> object:
+    return connection.execute("SELECT claimed_until FROM pgflow_prefect.external_claims").fetchall()
+
+
+{at_import}
+
+
+@workflow.step
+async def heavy() -> None:
+    {at_work}
 """
 
 Write = Callable[..., Workflow]
@@ -205,6 +241,60 @@ async def test_an_attempt_is_done_once(
         db.execute("SELECT pgflow.complete_step(%s, 'heavy', '7')", [attempt.run_id])
         assert await store.extend_pool_step(attempt, holder, 600) is False
     assert value(db, "SELECT count(*) FROM lifted") == 0
+
+
+@pytest.fixture
+def hand_over(
+    define: Define, db: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], UUID]:
+    """A function that hands a step to a pool, and returns its run. What its file does there is given.
+
+    No process has the run. None could find that a lease of a second has ended on a slow machine.
+    """
+    monkeypatch.setenv("PGFLOW_LEASE", "1")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+
+    def call(at_import: str, at_work: str) -> UUID:
+        slug = make_slug().replace("-", "_")
+        define(slug, ["heavy"], [])
+        text = BLOCKING.format(slug=slug, at_import=at_import, at_work=at_work, patience=50 * TIMEOUT)
+        (tmp_path / "heavy.py").write_text(text, encoding="utf-8")
+        run_id = run_workflow(db, slug).id
+        db.execute(
+            "SELECT pgflow_prefect.claim_step(%s, 'heavy', 0, 0, %s, NULL, true, 'work-pool', true, 'work-pool gpu')",
+            [run_id, uuid4()],
+        )
+        db.execute("UPDATE pgflow_prefect.task_runs SET state_name = 'Deferred'")
+        return run_id
+
+    return call
+
+
+@pytest.mark.parametrize(("at_import", "at_work"), [("block()", "pass"), ("", "block()")])
+async def test_the_lease_is_extended_while_the_event_loop_is_blocked(
+    hand_over: Callable[[str, str], UUID], db: Connection, at_import: str, at_work: str
+) -> None:
+    run_id = hand_over(at_import, at_work)
+    state = await pool_step.flow(run=run_id, step="heavy", attempt=1, handlers="heavy.py", return_state=True)
+    assert state.is_completed(), state.message
+    assert value(db, "SELECT status FROM pgflow.runs") == "completed"
+
+
+async def test_the_work_stops_once_no_run_waits_for_it(hand_over: Callable[[str, str], UUID], db: Connection) -> None:
+    run_id = hand_over("", "await asyncio.sleep(1e6)")
+    states: list[Any] = []
+
+    async def work() -> None:
+        found = await pool_step.flow(run=run_id, step="heavy", attempt=1, handlers="heavy.py", return_state=True)
+        states.append(found)
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as group:
+            group.start_soon(work)
+            await await_value(db, 1, BEGUN)
+            db.execute("SELECT pgflow.complete_step(%s, 'heavy', '7')", [run_id])
+    assert [each.name for each in states] == ["Superseded"]
 
 
 @pytest.mark.parametrize("how", ["crashed before it began", "vanished", "deleted"])
