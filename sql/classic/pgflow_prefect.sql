@@ -527,8 +527,10 @@ BEGIN
     UPDATE pgflow_prefect.installation
     SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
     -- Flow runs, task runs and claims belong to the original. Its pending runs are older runs here: --adopt takes them.
-    TRUNCATE pgflow_prefect.owners, pgflow_prefect.flow_runs, pgflow_prefect.task_runs, pgflow_prefect.external_claims,
-             pgflow_prefect.heartbeats;
+    TRUNCATE pgflow_prefect.owners, pgflow_prefect.cached_results, pgflow_prefect.flow_runs, pgflow_prefect.task_runs,
+             pgflow_prefect.external_claims, pgflow_prefect.heartbeats;
+    -- Nor does it start runs for the dates that the original is at.
+    PERFORM pgflow.pause_backfill(b.id) FROM pgflow.backfills b WHERE b.status = 'running';
     UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
     RETURN new_id;
 END

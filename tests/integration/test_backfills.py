@@ -231,6 +231,14 @@ def test_a_run_that_is_reopened_by_hand_takes_its_place_again(daily: Connection)
     assert states(db, backfill) == ["ended", "started", "planned"]
 
 
+def test_a_copy_that_becomes_an_installation_of_its_own_pauses_its_backfills(daily: Connection) -> None:
+    ended = start(daily, days(2))
+    daily.execute("SELECT pgflow.cancel_backfill(%s)", [ended])
+    running = start(daily, days(5)[2:])
+    daily.execute("SELECT pgflow_prefect.new_installation()")
+    assert (status(daily, running), status(daily, ended)) == ("paused", "cancelled")
+
+
 def test_a_paused_backfill_starts_nothing_until_it_is_resumed(daily: Connection) -> None:
     db = daily
     backfill = start(db, days(2))
