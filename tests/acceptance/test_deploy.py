@@ -19,6 +19,8 @@ from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 from tests.conftest import Connection, route
 from tests.engine import CHAIN, column, define, value
 
+pytestmark = pytest.mark.once
+
 ENABLED = "SELECT workflow_slug FROM pgflow_prefect.enabled_workflows WHERE enabled ORDER BY 1"
 SINCE = "SELECT since FROM pgflow_prefect.enabled_workflows"
 

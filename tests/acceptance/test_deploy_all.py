@@ -11,6 +11,8 @@ from tests.acceptance.test_deploy import ENABLED, post, read_deployments
 from tests.conftest import Connection
 from tests.engine import CHAIN, column, define, value
 
+pytestmark = pytest.mark.once
+
 INSTALLATION = "SELECT id FROM pgflow_prefect.installation"
 
 

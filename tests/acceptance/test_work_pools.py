@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import LiteralString
 from uuid import uuid4
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView, Services, expire_leases, kill, wait_until
 from tests.acceptance.test_deploy import pool, prefect_worker
 from tests.conftest import Connection
 from tests.engine import column, define, get_run, run_workflow, value
+
+pytestmark = pytest.mark.once
 
 __all__ = ["pool"]
 
