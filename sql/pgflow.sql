@@ -4065,7 +4065,7 @@ BEGIN
                           WHEN doing = 'fail' THEN 'failed' ELSE 'pending' END,
             item_result = CASE WHEN doing = 'complete' THEN results[place] END,
             skip_reason = CASE WHEN doing = 'skip' THEN 'requested' END,
-            error_message = messages[place],
+            error_message = coalesce(messages[place], CASE WHEN doing = 'retry' THEN 'no reason given' END),
             started_at = CASE WHEN doing = 'retry' THEN NULL ELSE i.started_at END,
             finished_at = CASE WHEN doing NOT IN ('retry', 'defer') THEN clock_timestamp() END,
             due_at = CASE WHEN doing = 'retry' THEN clock_timestamp() + coalesce(pause, '0')

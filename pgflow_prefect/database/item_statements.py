@@ -74,6 +74,16 @@ class ItemStatements(Statements):
             {**last, "report": Report.model_validate(last), "items": tuple(map(_to_item, claimed))}
         )
 
+    async def list_returned_items(self, run_id: UUID, step_slug: str, item_indexes: Sequence[int]) -> list[int]:
+        """Return which of these items were given back, to be executed again, and have not been handed over since.
+
+        Another item that can be claimed again was handed over to a program that has not reported it in time.
+        """
+        rows = await self._fetch(
+            "list_returned_items", run_id=run_id, step_slug=step_slug, item_indexes=list(item_indexes)
+        )
+        return [int(str(row["item_index"])) for row in rows]
+
     async def list_failed_items(self, run_id: UUID, step_slug: str, limit: int) -> list[FailedItem]:
         """Return the first failed items of a map, by their places."""
         rows = await self._fetch("list_failed_items", run_id=run_id, step_slug=step_slug, limit=limit)

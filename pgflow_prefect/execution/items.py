@@ -21,6 +21,7 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
+from pgflow_prefect.execution.handed_over import HandedOver
 from pgflow_prefect.execution.process.host import ActiveRun
 from pgflow_prefect.execution.reporting.items import ShownItem, ShownItems
 from pgflow_prefect.execution.reporting.task_runs import StepTask, find_delay
@@ -100,7 +101,7 @@ class ItemRunner:
     _held: dict[int, None] = field(default_factory=dict, init=False)  # claimed, and not reported
     _failures: dict[int, int] = field(default_factory=dict, init=False)  # of this process, by item
     _losses: dict[int, int] = field(default_factory=dict, init=False)  # of transactions, by item
-    _deferred: set[int] = field(default_factory=set, init=False)  # handed over by this process
+    _overdue: set[int] = field(default_factory=set, init=False)  # claimed again, as no program has reported them
     _failures_logged: int = field(default=0, init=False)
     _working: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _raised: BaseException | None = field(default=None, init=False)
@@ -111,6 +112,9 @@ class ItemRunner:
     _look_interval: float = field(default=_SHORTEST_LOOK, init=False)
     _first_report_at: float = field(default=0.0, init=False)
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+
+    def __post_init__(self) -> None:
+        self._handed_over = HandedOver(self.policy.timeout_seconds)
 
     @property
     def _batch(self) -> int:
@@ -168,9 +172,11 @@ class ItemRunner:
         state = await self._send(reports, wanted)
         for report in reports:
             self._held.pop(report.item_index, None)
+        self._handed_over.add([each.item_index for each in reports if each.doing is Doing.DEFER])
         self.shown.show_ends([each.item_index for each in reports])
-        self._ready.extend(state.items)
         self._held.update(dict.fromkeys(each.index for each in state.items))
+        await self._note_overdue(state.items, were_all=len(state.items) < wanted)
+        self._ready.extend(state.items)
         if wanted:
             self._has_more = len(state.items) >= wanted
         self._plan_look(state, is_busy=bool(reports or state.items))
@@ -178,6 +184,12 @@ class ItemRunner:
             self._end()
         self.shown.tell(state)
         return state
+
+    async def _note_overdue(self, claimed: Sequence[ClaimedItem], *, were_all: bool) -> None:
+        """Tell the items whose time is up from those that their program has given back."""
+        found = self._handed_over.take([each.index for each in claimed], were_all=were_all)
+        if found:
+            self._overdue |= {*found} - {*await self.writer.list_returned_items(self.step_slug, found)}
 
     def _take_reports(self) -> list[ItemReport]:
         size, count = 0, 0
@@ -262,10 +274,18 @@ class ItemRunner:
 
     def _begin_ready(self) -> None:
         while self._ready and len(self._working) < self.at_once and not self._is_over:
-            items = [self._ready.popleft() for _ in range(min(self._batch, len(self._ready)))]
+            items = self._take_batch()
             task = asyncio.get_running_loop().create_task(self._work_on(items))
             self._working.add(task)
             task.add_done_callback(self._note_end)
+
+    def _take_batch(self) -> list[ClaimedItem]:
+        """Return the next items, all of which are overdue, or none: a batch succeeds or fails as a whole."""
+        are_overdue = self._ready[0].index in self._overdue
+        taken: list[ClaimedItem] = []
+        while self._ready and len(taken) < self._batch and (self._ready[0].index in self._overdue) is are_overdue:
+            taken.append(self._ready.popleft())
+        return taken
 
     def _note_end(self, task: "asyncio.Task[None]") -> None:
         self._working.discard(task)
@@ -311,13 +331,15 @@ class ItemRunner:
             return self._retry(items, "another report on it was first", 0.0)
         for each in items:
             self._held.pop(each.index, None)
+        if reports[0].doing is Doing.DEFER:
+            self._handed_over.add([each.index for each in items])
         return []
 
     async def _perform(self, items: Sequence[ClaimedItem], transaction: StepTransaction, shown: ShownItem) -> AnyEnd:
         timeout = self.policy.timeout_seconds
-        if any(each.index in self._deferred for each in items):  # it can be claimed again: its time is up
-            self._deferred.difference_update(each.index for each in items)
-            raise StepTimeoutError(f"{self._name(items)}: no program has reported it within {timeout or 0:g} s")
+        if items[0].index in self._overdue:
+            self._overdue.difference_update(each.index for each in items)
+            raise StepTimeoutError(f"{self._name(items)}: no program has reported it within {timeout:g} s")
         execution = StepExecution.of(self._make_context(items, shown), transaction, settle)
         with self.run.work(timeout):
             try:
@@ -355,7 +377,6 @@ class ItemRunner:
     def _describe_end(self, items: Sequence[ClaimedItem], end: AnyEnd) -> list[ItemReport]:
         if isinstance(end, Deferred):
             pause = self.policy.timeout_seconds
-            self._deferred.update(each.index for each in items)
             return [ItemReport(each.index, each.attempt, Doing.DEFER, pause=pause) for each in items]
         result, outcome = (end.result, end.outcome) if isinstance(end, Decided) else (end, None)
         if outcome is not None and "skip" not in outcome:

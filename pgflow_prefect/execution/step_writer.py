@@ -132,6 +132,10 @@ class StepWriter:
             )
         )
 
+    async def list_returned_items(self, step_slug: str, item_indexes: Sequence[int]) -> list[int]:
+        """Return which of these items their programs have given back; see `Store.list_returned_items`."""
+        return await self._persist(lambda: self.store.list_returned_items(self.run_id, step_slug, item_indexes))
+
     async def note(self, task: TaskKey, state_name: str, message: str, *, task_run_id: UUID) -> None:
         """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for a report."""
         await self._persist(

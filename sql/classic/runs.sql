@@ -1014,6 +1014,25 @@ COMMENT ON FUNCTION pgflow_prefect.report_item(uuid, text, int, int, jsonb, json
     'fails it; returns the status of its map.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_returned_items(run_id uuid, step_slug text, item_indexes int[])
+RETURNS TABLE (item_index int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT i.item_index FROM pgflow.step_items i
+        WHERE i.run_id = list_returned_items.run_id AND i.step_slug = list_returned_items.step_slug
+          AND i.item_index = ANY (list_returned_items.item_indexes)
+          AND i.error_message IS NOT NULL; -- of a retry; a deferred item has none
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_returned_items(uuid, text, int[]) IS
+    'Which of these items of a map were given back, to be executed again, and have not been deferred since.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_failed_items(run_id uuid, step_slug text, at_most int)
 RETURNS TABLE (item_index int, attempts int, error_message text)
 LANGUAGE plpgsql STABLE

@@ -10,6 +10,8 @@ import pytest
 
 from pgflow_prefect import Branch, External, HttpEndpoint, Queue, Skip, Workflow
 from pgflow_prefect.consumer import perform
+from pgflow_prefect.database.step_transaction import StepTransaction
+from pgflow_prefect.errors import RunFailedError
 from tests.conftest import Connection
 from tests.engine import define, get_state, run_workflow
 from tests.http_server import HttpServer, http_server
@@ -162,3 +164,73 @@ async def test_a_queue_worker_fails_an_item(outcome: Any, db: Connection, dsn: s
     await perform(message, work, dsn)
     db.execute("SELECT pgflow.complete_items(%s, 'a', ARRAY[0], '[1]')", [run_id])
     assert str(get_state(db, run_id, "a").error_message).startswith("item 1 failed: ")
+
+
+async def await_jobs(db: Connection, count: int) -> None:
+    """Wait until so many items were put on queues of pgqueuer."""
+    with anyio.fail_after(120):
+        while db.execute("SELECT count(*) FROM pgqueuer").fetchone() != (count,):
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_only_an_item_whose_time_is_up_counts_as_not_reported(
+    db: Connection, pgflow_dsn: str, workflow: Workflow
+) -> None:
+    workflow.bind_map("unlimited", Queue("pgqueuer:mails", retries=0), over="payload")
+    workflow.bind_map("limited", Queue("pgqueuer:mails", retries=0, timeout_seconds=3600), over="payload")
+    late = Queue("pgqueuer:mails", retries=0, timeout_seconds=3600)
+    workflow.bind_map("late", late, over="payload", when_item_fails="continue")
+    await push(pgflow_dsn, workflow)
+
+    async def run() -> None:
+        with pytest.raises(RunFailedError, match="no program has reported it within 3600 s"):
+            await workflow.flow(payload=[1])
+
+    async with pgqueuer_tables(pgflow_dsn), anyio.create_task_group() as group:
+        group.start_soon(run)
+        await await_jobs(db, 3)
+        [[run_id]] = db.execute("SELECT id FROM pgflow.runs").fetchall()
+        for step, message in (("unlimited", "broken"), ("limited", None)):
+            db.execute("SELECT pgflow.fail_items(%s, %s, '{0}', ARRAY[%s], '0 s')", [run_id, step, message])
+        await await_jobs(db, 5)  # both were handed over once more
+        for step in ("unlimited", "limited"):
+            assert db.execute("SELECT pgflow.complete_items(%s, %s, '{0}', '[1]')", [run_id, step]).fetchone() == (1,)
+        db.execute("UPDATE pgflow.step_items SET due_at = now() WHERE step_slug = 'late'")  # its time is up
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_an_item_is_handed_over_again_after_its_commit_was_lost(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defer_items = StepTransaction.defer_items
+    losses = [1]
+
+    async def defer(self: StepTransaction, step_slug: str, epoch: int, reports: str) -> None:
+        if losses:
+            losses.pop()
+            cut = db.execute(
+                "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND state = 'idle in transaction'"
+            ).fetchall()
+            assert cut
+            pids = [pid for pid, _ in cut]
+            with anyio.fail_after(60):
+                while db.execute("SELECT FROM pg_stat_activity WHERE pid = ANY (%s)", [pids]).fetchall():
+                    await anyio.sleep(0.01)
+        await defer_items(self, step_slug, epoch, reports)
+
+    monkeypatch.setattr(StepTransaction, "defer_items", defer)
+    workflow.bind_map("mail", Queue("pgqueuer:mails", retries=0), over="payload")
+    await push(pgflow_dsn, workflow)
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await workflow.flow(payload=[1]))
+
+    async with pgqueuer_tables(pgflow_dsn), anyio.create_task_group() as group:
+        group.start_soon(run)
+        await await_jobs(db, 1)
+        db.execute("SELECT pgflow.complete_items(r.id, 'mail', '{0}', '[1]') FROM pgflow.runs r")
+    assert results == [{"mail": [1]}]
+    assert not losses

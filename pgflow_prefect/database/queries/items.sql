@@ -16,6 +16,10 @@ FROM pgflow_prefect.complete_pending_items(%(run_id)s, %(step_slug)s, %(item_ind
 -- Note in their handler's transaction that another program reports these items.
 SELECT pgflow_prefect.work_items(%(run_id)s, %(step_slug)s, %(epoch)s, %(reports)s::jsonb, 0, NULL)
 
+-- list_returned_items --
+-- Which of these items were given back, to be executed again.
+SELECT item_index FROM pgflow_prefect.list_returned_items(%(run_id)s, %(step_slug)s, %(item_indexes)s)
+
 -- list_failed_items --
 -- The first failed items of a map.
 SELECT item_index, attempts, error_message
