@@ -3941,6 +3941,13 @@ BEGIN
         WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.due_at <= moment
         ORDER BY i.due_at LIMIT wanted);
     FOREACH one IN ARRAY due LOOP -- one by one, as in complete_step
+        IF one >= map.next_item THEN
+            -- Failed by hand before any claim. The cursor claims it: what lies beyond is never released as claimed.
+            UPDATE pgflow.step_items i SET due_at = NULL
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = one AND i.status = 'pending'
+              AND i.attempts = map.former_attempts;
+            CONTINUE WHEN FOUND;
+        END IF;
         RETURN QUERY
             UPDATE pgflow.step_items i
             SET attempts = i.attempts + 1, started_at = clock_timestamp(), due_at = clock_timestamp() + lease,
@@ -3957,7 +3964,7 @@ BEGIN
                 claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
             WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug
               AND i.item_index >= map.next_item AND i.item_index < map.next_item + step AND i.status = 'pending'
-              AND i.attempts = map.former_attempts AND i.due_at IS NULL -- not failed by hand before any claim
+              AND i.attempts = map.former_attempts AND i.due_at IS NULL -- not to be tried again later
             RETURNING i.item_index, i.attempts, i.item;
         GET DIAGNOSTICS got = ROW_COUNT;
         missing := missing - got;

@@ -183,6 +183,57 @@ def test_an_item_that_failed_before_any_claim_is_claimed_once(db: Connection) ->
     assert sorted(claim_items(db, run_id, 9)) == [(0, 1, 1), (1, 1, 2)]
 
 
+def claim_all(db: Connection, run_id: UUID, epoch: int) -> list[int]:
+    """Claim all items that can be claimed, one by one, and return them in their order."""
+    indexes: list[int] = []
+    while claimed := claim_items(db, run_id, 1, epoch=epoch):
+        indexes += [index for index, _, _ in claimed]
+    return sorted(indexes)
+
+
+def fail_by_hand(db: Connection, run_id: UUID) -> None:
+    fail_items(db, run_id, [2], "0 s")
+
+
+def fail_and_reopen(db: Connection, run_id: UUID) -> None:
+    fail_items(db, run_id, [2])
+    reopen(db, run_id)
+
+
+@pytest.mark.parametrize("former_claims", [1, 3])
+@pytest.mark.parametrize("fail", [fail_by_hand, fail_and_reopen])
+def test_a_new_owner_gets_an_item_that_failed_before_any_claim(
+    fail: Callable[[Connection, UUID], None], former_claims: int, db: Connection
+) -> None:
+    run_id = map_over(db, [*range(5)])
+    fail(db, run_id)
+    claim_items(db, run_id, former_claims, epoch=take(db, run_id))
+    assert claim_all(db, run_id, take(db, run_id)) == [0, 1, 2, 3, 4]
+    complete_items(db, run_id, range(5))
+    assert result(db, run_id) == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("fail", [fail_by_hand, fail_and_reopen])
+def test_an_owner_that_lost_an_answer_gets_an_item_that_failed_before_any_claim(
+    fail: Callable[[Connection, UUID], None], db: Connection
+) -> None:
+    run_id = map_over(db, [*range(5)])
+    fail(db, run_id)
+    epoch = take(db, run_id)
+    claim_items(db, run_id, 1, epoch=epoch)
+    released = "SELECT pgflow.release_items(m, %s, '{}') FROM pgflow.step_maps m WHERE run_id = %s"
+    assert value(db, released, epoch, run_id) == 1
+    assert claim_all(db, run_id, epoch) == [0, 1, 2, 3, 4]
+
+
+def test_the_pause_of_an_item_that_failed_before_any_claim_counts(db: Connection) -> None:
+    run_id = map_over(db, [1, 2])
+    fail_items(db, run_id, [1], "1 hour")
+    assert claim_items(db, run_id, 9) == [(0, 1, 1)]
+    db.execute("UPDATE pgflow.step_items SET due_at = 'epoch' WHERE item_index = 1")
+    assert claim_items(db, run_id, 9) == [(1, 1, 2)]
+
+
 def test_the_first_failed_item_stops_a_map(db: Connection) -> None:
     run_id = map_over(db, [1, 2, 3])
     claim_items(db, run_id, 2)
