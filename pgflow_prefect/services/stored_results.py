@@ -6,21 +6,21 @@ from itertools import islice
 from typing import TypeVar
 from uuid import UUID
 
-from anyio import to_thread
-
 from pgflow_prefect.database.pruning import Swept
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError, StorageError
-from pgflow_prefect.execution.process.storages import BlockStorage
+from pgflow_prefect.execution.process.storages import ANSWER_TIMEOUT, BlockStorage, bound_wait
 from pgflow_prefect.execution.process.stored_runs import RunFolders, open_run_folders
 from pgflow_prefect.execution.result_options import read_result_options
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.threads import run_in_thread
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
 
 T = TypeVar("T")
 
 _BATCH = 500  # runs that one statement looks up
+_DELETION_TIMEOUT = 3600.0  # seconds for the folder of one run; a map may have left many thousand objects in it
 
 
 def find_storages(workflows: Iterable[Workflow], settings: Settings) -> list[BlockStorage]:
@@ -55,13 +55,15 @@ async def sweep(
         UsageError: the kind of storage can't be listed.
         StorageError: the storage does not answer, or refuses.
     """
-    folders = await open_run_folders(storage, await store.read_installation())
+    installation = await store.read_installation()
+    with bound_wait(_describe(storage), ANSWER_TIMEOUT):
+        folders = await open_run_folders(storage, installation)
     async for batch in _list_runs(folders, storage):
         swept.checked += len(batch)
         for run_id in await store.find_gone_runs(batch):
             swept.runs += 1
             if not dry_run:
-                swept.objects += await _in_thread(storage, partial(folders.delete, run_id))
+                swept.objects += await _in_thread(storage, partial(folders.delete, run_id), _DELETION_TIMEOUT)
             tell()
         tell()
 
@@ -87,10 +89,16 @@ def _parse(names: Iterable[str]) -> Iterator[UUID]:
             yield run_id
 
 
-async def _in_thread(storage: BlockStorage, function: Callable[[], T]) -> T:
-    try:
-        return await to_thread.run_sync(function)
-    except PgflowPrefectError:
-        raise
-    except Exception as error:  # noqa: BLE001  whatever the library of the storage raises
-        raise StorageError(f"the results in {storage.name} can't be deleted: {describe(error)}") from None
+def _describe(storage: BlockStorage) -> str:
+    return f"the results in {storage.name} can't be deleted"
+
+
+async def _in_thread(storage: BlockStorage, function: Callable[[], T], seconds: float = ANSWER_TIMEOUT) -> T:
+    with bound_wait(_describe(storage), seconds):
+        try:
+            return await run_in_thread(function)
+        except PgflowPrefectError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever the library of the storage raises
+            raise StorageError(f"{_describe(storage)}: {describe(error)}") from None
+    raise AssertionError("the wait returns or raises")

@@ -1,10 +1,12 @@
 """`prune --results` deletes stored results of runs that are gone, of this installation, in each kind of storage."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
@@ -16,6 +18,7 @@ from pgflow_prefect.database.pruning import Swept
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ForeignInstallationError, StorageError, UsageError
 from pgflow_prefect.execution.process.storages import BlockStorage
+from pgflow_prefect.execution.process.stored_runs import LocalFolders
 from pgflow_prefect.execution.result_options import make_result_options
 from pgflow_prefect.handlers.references import parse_reference
 from pgflow_prefect.services.stored_results import find_storages, sweep
@@ -23,6 +26,7 @@ from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.engine import run_workflow
 from tests.integration.conftest import Define, make_slug, read_run
+from tests.integration.waiting import TIMEOUT
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -163,3 +167,27 @@ async def test_a_storage_that_refuses_is_named_without_its_secrets(store: Store)
     with pytest.raises(StorageError, match="the results in s3://nowhere/results can't be deleted") as refused:
         await sweep(store, storage, Swept(), lambda: None)
     assert "of-no-use-elsewhere" not in str(refused.value)
+
+
+async def test_an_interrupted_deletion_does_not_wait_for_a_storage_that_hangs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, gate, passed = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(folders: LocalFolders) -> Iterator[str]:
+        begun.set()
+        gate.wait(TIMEOUT)
+        passed.set()
+        yield from ()
+
+    monkeypatch.setattr(LocalFolders, "list_names", hang)
+    storage = BlockStorage(LocalFileSystem(basepath=str(tmp_path)))
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(sweep, store, storage, Swept(), lambda: None)
+            while not begun.is_set():
+                await anyio.sleep(0.01)
+            group.cancel_scope.cancel()
+        assert not passed.is_set(), "the listing still hangs"
+    finally:
+        gate.set()

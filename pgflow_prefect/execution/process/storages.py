@@ -1,24 +1,28 @@
 """Writes results to Prefect's storage blocks, and reads them there."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import anyio
-from anyio import to_thread
 from prefect.blocks.core import Block
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from pgflow_prefect.errors import NotRetriableError, StorageError
 from pgflow_prefect.execution.result_options import is_storage
 from pgflow_prefect.handlers.raised import describe
+from pgflow_prefect.handlers.threads import run_in_thread
 
 T = TypeVar("T")
 
 _PAUSES = (0.2, 1.0, 3.0)  # seconds before another try: the handler's work is done, and should not be lost
+
+ANSWER_TIMEOUT = 300.0
+"""Seconds to wait for one object, with all tries: long enough for gigabytes, and an end where a mount hangs."""
 
 _FOR_GOOD = (PermissionError, NotADirectoryError, IsADirectoryError, TypeError, ValueError, ImportError)
 """Errors that another try would only repeat."""
@@ -73,6 +77,11 @@ class BlockStorage:
         return self._block
 
     async def _ask(self, what: str, ask: Callable[[Any], Awaitable[T]]) -> T:
+        with bound_wait(f"the result {what} in {self.name}", ANSWER_TIMEOUT):
+            return await self._try(what, ask)
+        raise AssertionError("the wait returns or raises")
+
+    async def _try(self, what: str, ask: Callable[[Any], Awaitable[T]]) -> T:
         for pause in (*_PAUSES, None):
             try:
                 return await ask(await self.find_block())
@@ -88,6 +97,19 @@ class BlockStorage:
                     raise StorageError(f"the result {what} in {self.name}: {describe(error)}") from None
             await anyio.sleep(pause)
         raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def bound_wait(problem: str, seconds: float) -> Iterator[None]:
+    """Bound the wait for a storage in this block.
+
+    Raises:
+        StorageError: the time is over; its message begins with `problem`.
+    """
+    with anyio.move_on_after(seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise StorageError(f"{problem}: no answer in {seconds:g} s")
 
 
 def name_block(block: object) -> str:
@@ -124,7 +146,8 @@ async def _call(block: Any, method: str, *arguments: object) -> Any:  # noqa: AN
         return await function(*arguments)
     # Prefect's own methods exist in two forms, and the async one may block the event loop, as RemoteFileSystem's does.
     options = {"_sync": True} if hasattr(function, "aio") else {}
-    answer = await to_thread.run_sync(partial(function, *arguments, **options))
+    # A cancelled step does not wait for a storage that hangs. A late write is harmless: no other attempt has its key.
+    answer = await run_in_thread(partial(function, *arguments, **options))
     return await answer if inspect.isawaitable(answer) else answer
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
-from anyio import to_thread
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.process.storages import BlockStorage
 from pgflow_prefect.handlers.references import find_folder
+from pgflow_prefect.handlers.threads import run_in_thread
 
 _KEYS_DELETED = 1000  # objects that one request to S3 deletes at most
 
@@ -116,7 +116,7 @@ async def open_run_folders(storage: BlockStorage, installation: UUID) -> RunFold
     if isinstance(block, RemoteFileSystem):
         return RemoteFolders(block, folder)
     if hasattr(block, "bucket_folder") and hasattr(getattr(block, "credentials", None), "get_s3_client"):
-        return await to_thread.run_sync(partial(BucketFolders, block, folder))
+        return await run_in_thread(partial(BucketFolders, block, folder))
     raise UsageError(
         f"the results in {storage.name} can't be listed, because a {type(block).__name__} has no way to do that: use a "
         f"URL of fsspec, or a rule of the storage that deletes old objects below {folder}/"
