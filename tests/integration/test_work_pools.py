@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -13,6 +14,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -317,6 +319,23 @@ async def test_an_attempt_whose_process_is_lost_is_made_once_more(
         assert (await start(flow_run)).name == "Superseded", "the first one comes too late"
     assert await run.ended.result() == {"heavy": {"lifted": 2, "attempt": 2}}
     assert value(db, "SELECT count(*) FROM lifted") == 1
+
+
+async def test_a_deployment_that_a_user_deletes_is_made_anew(
+    write: Write, db: Connection, client: PrefectClient, pool: str
+) -> None:
+    async with going(write(retries=1), db, {"n": 1}) as run:
+        flow_run = await await_flow_run(client, pool)
+        assert flow_run.deployment_id is not None
+        await client.delete_deployment(flow_run.deployment_id)
+        with suppress(ObjectNotFound):  # it may have gone with its deployment
+            await client.delete_flow_run(flow_run.id)
+        with anyio.fail_after(TIMEOUT):
+            while (second := await await_flow_run(client, pool)).parameters["attempt"] != 2:
+                await anyio.sleep(0.05)
+        assert second.deployment_id != flow_run.deployment_id
+        assert (await start(second)).is_completed()
+    assert await run.ended.result() == {"heavy": {"lifted": 2, "attempt": 2}}
 
 
 async def test_a_flow_run_that_a_user_cancels_fails_the_step_for_good(

@@ -173,7 +173,9 @@ class PoolWatch:
         """Create the flow run of an attempt as soon as Prefect answers, or find it."""
         pauses = Pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         parent: UUID | None = None
+        is_renewed = False
         while True:
+            known = self._deployments.get(order.pool.pool)
             try:
                 async with get_client() as client:
                     parent = parent or await self._find_parent(client, order)
@@ -184,8 +186,11 @@ class PoolWatch:
                     return created
             except PrefectRefusedError as error:
                 self._asked.discard(order.key)
-                self._deployments.pop(order.pool.pool, None)
-                raise NotRetriableError(str(error)) from error
+                if self._deployments.get(order.pool.pool) == known:
+                    self._deployments.pop(order.pool.pool, None)
+                if known is None or is_renewed:
+                    raise NotRetriableError(str(error)) from error
+                is_renewed = True  # a user may have deleted the deployment
             except PrefectUnavailableError as error:
                 pause = pauses.draw()
                 _logger.warning("step %r: %s; again in %.0f s", order.attempt.task.step_slug, error, pause)
