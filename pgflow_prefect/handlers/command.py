@@ -16,6 +16,7 @@ from typing import Any
 from pgflow_prefect.bindings import Command, NamedCommand
 from pgflow_prefect.errors import CommandFailedError, NotRetriableError, ResultInvalidError, RetryLaterError
 from pgflow_prefect.handlers.base import (
+    AnyItemContext,
     AnyStepContext,
     RetryPolicy,
     StepExecution,
@@ -230,7 +231,7 @@ def _describe_step(context: AnyStepContext[Any]) -> Mapping[str, str]:
         "STEP_ATTEMPT": str(context.attempt),
         "STEP_IDEMPOTENCY_KEY": context.idempotency_key,
     }
-    return named | ({"STEP_TASK_INDEX": str(context.index)} if context.index else {})
+    return named | ({"STEP_ITEM_INDEX": str(context.item_index)} if isinstance(context, AnyItemContext) else {})
 
 
 def _find_file(program: Program) -> str | None:

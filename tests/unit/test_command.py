@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -28,7 +29,7 @@ from pgflow_prefect.errors import (
     RetryLaterError,
 )
 from pgflow_prefect.handlers import command_process
-from pgflow_prefect.handlers.base import StepContext, StepExecution, Toolbox
+from pgflow_prefect.handlers.base import AnyStepContext, ItemContext, StepContext, StepExecution, Toolbox
 from pgflow_prefect.handlers.command import CommandHandler
 from pgflow_prefect.handlers.command_output import LINE_LIMIT, LOG_LIMIT
 from pgflow_prefect.handlers.command_process import Launch
@@ -92,8 +93,13 @@ def make_toolbox(limit: int = LIMIT, **programs: Program) -> Toolbox:
     return Toolbox(refuse, find_secret, limit, programs=programs, secrets=("hunter2-dsn",))
 
 
-async def call(binding: Command | NamedCommand, toolbox: Toolbox | None = None, claim: Claim = CLAIM) -> str | Decided:
-    context = StepContext(RUN, "Prüfung 工", "send/ü %", 2, logging.getLogger(__name__))
+async def call(
+    binding: Command | NamedCommand,
+    toolbox: Toolbox | None = None,
+    claim: Claim = CLAIM,
+    context: AnyStepContext[Any] | None = None,
+) -> str | Decided:
+    context = context or StepContext(RUN, "Prüfung 工", "send/ü %", 2, logging.getLogger(__name__))
     with anyio.fail_after(TIMEOUT):
         return await CommandHandler("send", binding, toolbox or make_toolbox()).execute(
             claim, ["a", "payload"], StepExecution(context)
@@ -140,6 +146,15 @@ async def test_its_environment_has_what_is_named_and_nothing_else(
         "STEP_ATTEMPT": "2",
         "STEP_IDEMPOTENCY_KEY": f"{RUN}/send/ü %",
     }
+
+
+@pytest.mark.parametrize("index", [0, 1])
+async def test_each_item_of_a_map_gets_its_place(index: int) -> None:
+    item = ItemContext(
+        RUN, "w", "a", 1, logging.getLogger(__name__), index=index, item_index=index, item_indexes=(index,)
+    )
+    script = "import json, os; print(json.dumps([each for each in os.environ.items() if 'INDEX' in each[0]]))"
+    assert await call(python(script), context=item) == json.dumps([["STEP_ITEM_INDEX", str(index)]])
 
 
 async def test_it_inherits_no_file_and_no_ignored_signal() -> None:
