@@ -3926,7 +3926,10 @@ DECLARE
     due int[];
     one int;
     step int;
-    got bigint;
+    got int;
+    claimed pgflow.step_items;
+    stored int;
+    skipped_on text; -- the table whose write a trigger or rule has skipped
     missing int := wanted;
 BEGIN
     IF epoch > map.epoch THEN -- what a former owner had claimed, without a lease, it does no more
@@ -3934,7 +3937,9 @@ BEGIN
         WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
           AND i.status = 'pending' AND i.claimed_in < pick_items.epoch;
         UPDATE pgflow.step_maps m SET epoch = pick_items.epoch
-        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug;
+        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug
+        RETURNING m.epoch INTO stored;
+        skipped_on := CASE WHEN (stored = epoch) IS NOT TRUE THEN 'step_maps' END;
     END IF;
     due := ARRAY(
         SELECT i.item_index FROM pgflow.step_items i
@@ -3948,31 +3953,61 @@ BEGIN
               AND i.attempts = map.former_attempts;
             CONTINUE WHEN FOUND;
         END IF;
-        RETURN QUERY
-            UPDATE pgflow.step_items i
-            SET attempts = i.attempts + 1, started_at = clock_timestamp(), due_at = clock_timestamp() + lease,
-                claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
-            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = one AND i.status = 'pending'
-            RETURNING i.item_index, i.attempts, i.item;
+        UPDATE pgflow.step_items i
+        SET attempts = i.attempts + 1, started_at = moment, due_at = moment + lease,
+            claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
+        WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = one AND i.status = 'pending'
+        RETURNING i.* INTO claimed;
+        IF claimed.started_at = moment THEN
+            item_index := claimed.item_index;
+            attempt := claimed.attempts;
+            item := claimed.item;
+            RETURN NEXT;
+        ELSIF EXISTS (SELECT FROM pgflow.step_items i WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug
+                                                        AND i.item_index = one AND i.status = 'pending' OFFSET 0) THEN
+            skipped_on := 'step_items';
+        END IF;
         missing := missing - 1;
     END LOOP;
     WHILE missing > 0 AND map.next_item < map.total LOOP -- again where some were reported without a claim
         step := least(map.total - map.next_item, missing);
-        RETURN QUERY
+        got := 0;
+        FOR claimed IN
             UPDATE pgflow.step_items i
-            SET attempts = i.attempts + 1, started_at = clock_timestamp(), due_at = clock_timestamp() + lease,
+            SET attempts = i.attempts + 1, started_at = moment, due_at = moment + lease,
                 claimed_in = CASE WHEN lease IS NULL THEN pick_items.epoch END
             WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug
               AND i.item_index >= map.next_item AND i.item_index < map.next_item + step AND i.status = 'pending'
               AND i.attempts = map.former_attempts AND i.due_at IS NULL -- not to be tried again later
-            RETURNING i.item_index, i.attempts, i.item;
-        GET DIAGNOSTICS got = ROW_COUNT;
+            RETURNING i.*
+        LOOP
+            CONTINUE WHEN (claimed.started_at = moment) IS NOT TRUE;
+            item_index := claimed.item_index;
+            attempt := claimed.attempts;
+            item := claimed.item;
+            got := got + 1;
+            RETURN NEXT;
+        END LOOP;
+        IF got < step AND EXISTS (
+            SELECT FROM pgflow.step_items i
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug
+              AND i.item_index >= map.next_item AND i.item_index < map.next_item + step AND i.status = 'pending'
+              AND i.attempts = map.former_attempts AND i.due_at IS NULL OFFSET 0) THEN
+            skipped_on := 'step_items';
+        END IF;
         missing := missing - got;
         map.next_item := map.next_item + step;
     END LOOP;
     IF map.next_item > first_fresh THEN
         UPDATE pgflow.step_maps m SET next_item = map.next_item
-        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug;
+        WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug
+        RETURNING m.next_item INTO stored;
+        skipped_on := CASE WHEN (stored = map.next_item) IS NOT TRUE THEN 'step_maps' ELSE skipped_on END;
+    END IF;
+    IF skipped_on IS NOT NULL THEN
+        RAISE EXCEPTION 'a claim of items of step "%" of run % was not stored: a trigger or rule on pgflow.% skipped it',
+                        map.step_slug, map.run_id, skipped_on
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
 END
 $$;
@@ -4059,30 +4094,34 @@ AS $$
 DECLARE
     place int;
     doing text;
-    pause interval;
+    new_status text;
+    new_due timestamptz;
+    stored pgflow.step_items;
 BEGIN
     accepted := 0;
     ended := 0;
     failed := 0;
     FOR place IN 1 .. coalesce(cardinality(item_indexes), 0) LOOP -- one by one, as in complete_step
         doing := doings[place];
-        pause := pauses[place];
+        new_status := CASE WHEN doing IN ('complete', 'skip') THEN 'completed'
+                           WHEN doing = 'fail' THEN 'failed' ELSE 'pending' END;
+        new_due := CASE WHEN doing = 'retry' THEN clock_timestamp() + coalesce(pauses[place], '0')
+                        WHEN doing = 'defer' THEN clock_timestamp() + pauses[place] END;
         UPDATE pgflow.step_items i
-        SET status = CASE WHEN doing IN ('complete', 'skip') THEN 'completed'
-                          WHEN doing = 'fail' THEN 'failed' ELSE 'pending' END,
+        SET status = new_status,
             item_result = CASE WHEN doing = 'complete' THEN results[place] END,
             skip_reason = CASE WHEN doing = 'skip' THEN 'requested' END,
             error_message = coalesce(messages[place], CASE WHEN doing = 'retry' THEN 'no reason given' END),
             started_at = CASE WHEN doing = 'retry' THEN NULL ELSE i.started_at END,
             finished_at = CASE WHEN doing NOT IN ('retry', 'defer') THEN clock_timestamp() END,
-            due_at = CASE WHEN doing = 'retry' THEN clock_timestamp() + coalesce(pause, '0')
-                          WHEN doing = 'defer' THEN clock_timestamp() + pause END,
-            claimed_in = NULL
+            due_at = new_due, claimed_in = NULL
         WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = item_indexes[place]
           AND i.status = 'pending'
           AND (note_items.attempts IS NULL
-               OR (note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL));
-        IF FOUND THEN
+               OR (note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL))
+        RETURNING i.* INTO stored;
+        IF FOUND AND stored.status = new_status AND stored.due_at IS NOT DISTINCT FROM new_due
+           AND stored.claimed_in IS NULL THEN
             accepted := accepted + 1;
             IF doing NOT IN ('retry', 'defer') THEN
                 ended := ended + 1;
@@ -4090,6 +4129,15 @@ BEGIN
             IF doing = 'fail' THEN
                 failed := failed + 1;
             END IF;
+        ELSIF EXISTS (
+            SELECT FROM pgflow.step_items i
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = item_indexes[place]
+              AND i.status = 'pending'
+              AND (note_items.attempts IS NULL
+                   OR (note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL)) OFFSET 0) THEN
+            RAISE EXCEPTION 'the report on item % of step "%" of run % was not stored: a trigger or rule on '
+                            'pgflow.step_items skipped it', item_indexes[place], map.step_slug, map.run_id
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
         END IF;
     END LOOP;
 END
@@ -4119,6 +4167,11 @@ BEGIN
         failed = m.failed OPERATOR(pg_catalog.+) count_items.failed
     WHERE m.run_id OPERATOR(pg_catalog.=) map.run_id AND m.step_slug OPERATOR(pg_catalog.=) map.step_slug
     RETURNING m.* INTO counted;
+    IF (counted.remaining OPERATOR(pg_catalog.<=) (map.remaining OPERATOR(pg_catalog.-) count_items.ended)) IS NOT TRUE THEN
+        RAISE EXCEPTION 'the count of the items of step "%" of run % was not stored: a trigger or rule on '
+                        'pgflow.step_maps skipped it', map.step_slug, map.run_id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     IF counted.remaining OPERATOR(pg_catalog.=) 0 OR count_items.failed OPERATOR(pg_catalog.>) 0 THEN
         PERFORM pgflow.end_map(counted);
     END IF;

@@ -10,6 +10,7 @@ from tests.engine import (
     CHAIN,
     cancel,
     claim,
+    column,
     complete,
     define,
     fail,
@@ -25,6 +26,7 @@ from tests.engine import (
     statuses,
     take,
 )
+from tests.integration.test_engine_maps import claim_items, complete_items, fail_items, map_over
 
 SKIPPED = "09000"
 
@@ -64,6 +66,66 @@ def test_an_update_that_a_trigger_skips_is_an_error(db: Connection, transition: 
     assert (get_run(db, run_id), get_state(db, run_id, "a"), get_state(db, run_id, "b")) == before
     db.execute("DROP TRIGGER skip ON pgflow." + table)
     act(db, run_id)
+
+
+ITEM_TRANSITIONS: dict[str, tuple[str, str | None, Callable[[Connection, UUID], object]]] = {
+    "a claim": ("step_items", None, lambda db, run_id: claim_items(db, run_id, 1)),
+    "a claim with a lease": ("step_items", None, lambda db, run_id: claim_items(db, run_id, 1, lease="1 hour")),
+    "a claim of a due item": ("step_items", "0 s", lambda db, run_id: claim_items(db, run_id, 1)),
+    "a claim's cursor": ("step_maps", None, lambda db, run_id: claim_items(db, run_id, 1)),
+    "a claim's epoch": ("step_maps", "0 s", lambda db, run_id: claim_items(db, run_id, 1, epoch=1)),
+    "a completion": ("step_items", None, lambda db, run_id: complete_items(db, run_id, [0])),
+    "a failure": ("step_items", None, lambda db, run_id: fail_items(db, run_id, [0])),
+    "a retry": ("step_items", None, lambda db, run_id: fail_items(db, run_id, [0], "1 hour")),
+    "a report on an item that was not claimed": (
+        "step_items",
+        None,
+        lambda db, run_id: complete_items(db, run_id, [3]),
+    ),
+    "a completion's count": ("step_maps", None, lambda db, run_id: complete_items(db, run_id, [0])),
+    "a failure's count": ("step_maps", None, lambda db, run_id: fail_items(db, run_id, [0])),
+}
+
+
+@pytest.mark.parametrize("returned", ["NULL", "OLD"])
+@pytest.mark.parametrize("transition", ITEM_TRANSITIONS)
+def test_an_update_of_a_map_or_its_items_that_a_trigger_skips_is_an_error(
+    db: Connection, transition: str, returned: str
+) -> None:
+    table, again_in, act = ITEM_TRANSITIONS[transition]
+    run_id = map_over(db, [*range(4)])
+    take(db, run_id)
+    claim_items(db, run_id, 1)
+    if again_in is not None:
+        fail_items(db, run_id, [0], again_in)
+    skip(db, table, "UPDATE", returned)
+    before = rows_of_map(db)
+    with refused(SKIPPED, f"a trigger or rule on pgflow.{table} skipped") as caught:
+        act(db, run_id)
+    assert caught.value.diag.message_hint == "A BEFORE trigger has to RETURN NEW."
+    assert rows_of_map(db) == before
+    db.execute("DROP TRIGGER skip ON pgflow." + table)
+    assert act(db, run_id)
+    assert rows_of_map(db) != before
+
+
+def rows_of_map(db: Connection) -> list[object]:
+    return column(
+        db,
+        "SELECT to_jsonb(i) FROM pgflow.step_items i UNION ALL SELECT to_jsonb(m) FROM pgflow.step_maps m ORDER BY 1",
+    )
+
+
+def test_a_late_report_on_an_item_is_no_error_where_a_trigger_skips_updates(db: Connection) -> None:
+    run_id = map_over(db, [*range(4)])
+    claim_items(db, run_id, 1)
+    complete_items(db, run_id, [0])
+    claim_items(db, run_id, 1)
+    skip(db, "step_items", "UPDATE", "NULL")
+    assert complete_items(db, run_id, [0]) == 0, "it has ended"
+    assert complete_items(db, run_id, [1], attempts=[7]) == 0, "this attempt is over"
+    assert complete_items(db, run_id, [2], attempts=[1]) == 0, "it was never claimed"
+    assert complete_items(db, run_id, [9]) == 0, "there is no such item"
 
 
 def test_a_late_report_is_no_error_where_a_trigger_skips_updates(db: Connection) -> None:
