@@ -209,7 +209,8 @@ class Execution:
         if run_id is None:
             raw, run_id = RawJson(to_json(payload).decode()), find_run_id(flow_run.id)
             if schedule_id is None and flow_run.deployment_id is not None:
-                find = partial(find_schedule_id, store, _get_client(), flow_run, self.workflow_slug)
+                patience = self.settings.report_timeout
+                find = partial(find_schedule_id, store, _get_client(), flow_run, self.workflow_slug, patience)
                 schedule_id = await self._persist(store, find)
             if schedule_id is not None:
                 read = partial(read_scheduled, store, self.workflow_slug, schedule_id, run_id)

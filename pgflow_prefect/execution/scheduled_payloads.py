@@ -8,10 +8,11 @@ from prefect.client.schemas.objects import FlowRun
 
 from pgflow_prefect.database.schedules import ScheduledPayload
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import UnknownRunError, UsageError
+from pgflow_prefect.errors import PrefectUnavailableError, UnknownRunError, UsageError
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.schedule_names import find_creator, read_schedule_name
 from pgflow_prefect.raw_json import RawJson
+from pgflow_prefect.waiting import Backoff
 
 
 async def read_scheduled(store: Store, workflow_slug: str, schedule_id: UUID, run_id: UUID) -> RawJson:
@@ -43,7 +44,9 @@ async def read_scheduled(store: Store, workflow_slug: str, schedule_id: UUID, ru
     )
 
 
-async def find_schedule_id(store: Store, client: PrefectClient, flow_run: FlowRun, workflow_slug: str) -> UUID | None:
+async def find_schedule_id(
+    store: Store, client: PrefectClient, flow_run: FlowRun, workflow_slug: str, patience: float
+) -> UUID | None:
     """Return the row for a flow run that a schedule of ours has created without its id; None if there is no such row.
 
     Prefect's server forgets the parameters of a schedule that a user pauses or resumes. The run must not begin with
@@ -54,16 +57,25 @@ async def find_schedule_id(store: Store, client: PrefectClient, flow_run: FlowRu
         client: of Prefect's API.
         flow_run: the flow run.
         workflow_slug: its workflow.
+        patience: seconds for which Prefect is asked again while it can't answer: a schedule's date comes only once.
 
     Raises:
         UsageError: the schedule is gone, so that its payload is not known.
-        PrefectUnavailableError: Prefect's API does not answer.
+        PrefectUnavailableError: Prefect's API did not answer in all that time.
     """
     creator = find_creator(flow_run)
     if creator is None or flow_run.deployment_id is None:
         return None
     rows = {each.name: each for each in await store.list_schedules([workflow_slug])}
-    return await _find_row(client, flow_run.deployment_id, creator, rows) if rows else None
+    if not rows:
+        return None
+    backoff = Backoff(patience, f"workflow {workflow_slug}")
+    while True:
+        try:
+            return await _find_row(client, flow_run.deployment_id, creator, rows)
+        except PrefectUnavailableError as error:
+            if not await backoff.pause(error):
+                raise
 
 
 async def _find_row(

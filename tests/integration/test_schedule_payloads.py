@@ -7,10 +7,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
+import httpx
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import DeploymentSchedule, FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 
 from pgflow_prefect.cli.candidates import Candidate
@@ -23,7 +25,8 @@ from pgflow_prefect.deployment.deployments.plan import Plan
 from pgflow_prefect.deployment.deployments.schedules import parse_schedule
 from pgflow_prefect.deployment.drift import compare_deployment
 from pgflow_prefect.deployment.handler_files import load_workflow
-from pgflow_prefect.errors import PayloadInvalidError, PgflowPrefectError, UsageError
+from pgflow_prefect.errors import PayloadInvalidError, PgflowPrefectError, PrefectUnavailableError, UsageError
+from pgflow_prefect.execution.scheduled_payloads import find_schedule_id
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.workflow import Workflow
 from tests.conftest import Connection
@@ -238,6 +241,47 @@ async def test_a_schedule_that_was_paused_and_resumed_in_the_ui_still_starts_run
         state = await continue_by(engine, project.client, project.workflow.make_flow(), created)
     assert state.is_completed()
     assert value(db, "SELECT payload FROM pgflow.runs") == {"days": 5}
+
+
+async def test_a_scheduled_run_waits_for_a_server_that_does_not_answer(
+    project: Project, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wish = parse_schedule(None, "1s", None, remove=False, name="often", payload='{"days": 6}')
+    options = Options(here=project.directory, schedule=wish)
+    [done] = (await deploy_all(project.store, project.candidates, options, quiet=True)).reports
+    deployment = done.deployed.id
+    [schedule] = (await project.read_schedules(deployment)).values()
+    await project.client.update_deployment_schedule(deployment, schedule.id, active=True, parameters={})
+    created = await start_by_schedule(project, deployment)
+    assert created.parameters == {}
+    read, refused = PrefectClient.read_deployment, list[UUID]()
+
+    async def refuse_twice(client: PrefectClient, deployment_id: UUID) -> DeploymentResponse:
+        if len(refused) < 2:
+            refused.append(deployment_id)
+            raise httpx.ReadTimeout("no answer")
+        return await read(client, deployment_id)
+
+    monkeypatch.setattr(PrefectClient, "read_deployment", refuse_twice)
+    with anyio.fail_after(TIMEOUT):
+        state = await continue_by(Engine.OURS, project.client, project.workflow.make_flow(), created)
+    assert state.is_completed()
+    assert refused == [deployment, deployment]
+    assert value(db, "SELECT payload FROM pgflow.runs") == {"days": 6}
+
+
+async def test_a_scheduled_run_waits_no_longer_than_its_patience(
+    project: Project, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = await project.deploy(NIGHTLY, name="nightly", payload='{"days": 6}')
+    created = await start_by_schedule(project, deployment)
+
+    async def refuse(client: PrefectClient, deployment_id: UUID) -> DeploymentResponse:
+        raise httpx.ReadTimeout("no answer")
+
+    monkeypatch.setattr(PrefectClient, "read_deployment", refuse)
+    with pytest.raises(PrefectUnavailableError):
+        await find_schedule_id(store, project.client, created, project.slug, patience=0.2)
 
 
 @pytest.mark.parametrize("which", ["gone", "another workflow's", "no id"])
