@@ -112,7 +112,8 @@ class Observer:
     passed_at: float = field(default_factory=monotonic, init=False)
     failure: ForeignInstallationError | None = field(default=None, init=False)
     _live: dict[UUID, _LiveRun] = field(default_factory=dict, init=False)
-    _refused: set[UUID] = field(default_factory=set, init=False)
+    _refused: dict[UUID, datetime] = field(default_factory=dict, init=False)  # and the time of the look
+    _looked_at: datetime | None = field(default=None, init=False)  # by the database's clock
     _since: datetime | None = field(default=None, init=False)  # no ended run that began earlier is left to be shown
     _ended_due_at: float = field(default=0.0, init=False)
     _adoption_due_at: float = field(default=0.0, init=False)
@@ -203,6 +204,7 @@ class Observer:
     async def _show_new(self) -> int:
         with_ended = monotonic() >= self._ended_due_at
         now, began = await self.store.read_clock(), monotonic()
+        self._looked_at = now
         found = await self.store.list_unshown(
             self.workflow_slugs,
             adopt=self.adopt,
@@ -223,6 +225,7 @@ class Observer:
             self._ended_due_at = 0.0  # there are more
         elif with_ended:
             self._since = now - _OVERLAP
+            self._forget_refused(self._since)
         return len(runs)
 
     async def _record(self, run_ids: list[UUID]) -> None:
@@ -246,7 +249,15 @@ class Observer:
         await self._add(run.id, flow_run)
 
     def _note_refused(self, run_ids: Collection[UUID]) -> None:
-        self._refused.update(run_ids)
+        assert self._looked_at is not None
+        self._refused.update(dict.fromkeys(run_ids, self._looked_at))
+
+    def _forget_refused(self, since: datetime) -> None:
+        """Forget refused runs that began before this time: if they have ended, no look finds them again.
+
+        One that still goes on is tried again, for its cause may be mended.
+        """
+        self._refused = {run_id: at for run_id, at in self._refused.items() if at >= since}
 
     # Runs that are shown
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,7 +16,8 @@ from prefect.states import Cancelling
 from pydantic import SecretStr
 
 from pgflow_prefect.database.store import Store, open_store
-from pgflow_prefect.errors import PgflowPrefectError, PrefectUnavailableError
+from pgflow_prefect.errors import PgflowPrefectError, PrefectRefusedError, PrefectUnavailableError
+from pgflow_prefect.models import TakenRun
 from pgflow_prefect.services import flow_recorder, observer
 from pgflow_prefect.services.observer import Observer
 from pgflow_prefect.services.recording import send_events
@@ -272,6 +274,32 @@ async def test_rows_of_runs_that_pgflow_has_deleted_are_forgotten(site: Site) ->
     while (after := await site.store.forget_deleted_runs(after=after, limit=2)) is not None:
         pass
     assert site.world.db.execute("SELECT run_id FROM pgflow_prefect.flow_runs").fetchall() == [(kept,)]
+
+
+async def test_a_refused_run_is_forgotten_once_no_look_would_find_it_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observer, "_OVERLAP", timedelta(0))
+    site.flows.define(site.slug, {"a": []})
+    service = Observer(site.store, site.client, site.settings, (site.slug,), adopt=False)
+    await service.register()
+    asked: list[UUID] = []
+
+    async def refuse(run: TakenRun) -> FlowRun:
+        asked.append(run.run_id)
+        raise PrefectRefusedError("no such tag")
+
+    monkeypatch.setattr(service.recorder, "show_begun", refuse)
+    run_id = site.flows.start(site.slug, {})
+    await service._show_new()
+    assert [*service._refused] == [run_id]
+    site.flows.work(site.slug, lambda step, index: None)
+    for _ in range(2):
+        service._ended_due_at = 0.0  # so that it looks for ended runs, too
+        await service._show_new()
+    assert service._refused == {}
+    assert asked == [run_id]
+    assert await site.list_flow_runs() == []
 
 
 async def test_a_flow_that_there_is_not_is_refused(site: Site) -> None:
