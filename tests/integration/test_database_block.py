@@ -1,10 +1,12 @@
 """The block that says where the database is, and what comes before it."""
 
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
 from prefect.utilities.dispatch import get_registry_for_type
 from pydantic import SecretStr
 
@@ -23,16 +25,19 @@ ADDRESS = "postgresql://app:hush@db.example.org/app"
 async def block_name(client: PrefectClient) -> AsyncIterator[str]:
     name = f"database-{uuid4().hex[:8]}"
     yield name
-    document = await client.read_block_document_by_name(name, "pgflow-database")
-    assert document.id is not None
-    await client.delete_block_document(document.id)
+    await delete_block(client, name)
 
 
 @pytest.fixture
 async def default_block(client: PrefectClient, dsn: str) -> AsyncIterator[None]:
     await save_block("default", Settings(dsn=SecretStr(dsn), pool_size=3))
     yield
-    document = await client.read_block_document_by_name("default", "pgflow-database")
+    with suppress(ObjectNotFound):  # another process of pytest, on the same server, has deleted it
+        await delete_block(client, "default")
+
+
+async def delete_block(client: PrefectClient, name: str) -> None:
+    document = await client.read_block_document_by_name(name, "pgflow-database")
     assert document.id is not None
     await client.delete_block_document(document.id)
 
