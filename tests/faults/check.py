@@ -78,6 +78,20 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
         executions: the file that they are noted in.
         prefect: the database of Prefect's server.
     """
+    # Before what was noted of them: what ends meanwhile is pending here, and not an end without its notes.
+    states = {
+        _place(run_id, slug): State(
+            str(status),
+            result,
+            int(str(attempts)),
+            float(str(finished_at)),
+            None if reason is None else str(reason),
+        )
+        for run_id, slug, status, result, attempts, finished_at, reason in database.read(
+            "SELECT run_id, step_slug, status, step_result, attempts, "
+            "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_states"
+        )
+    }
     completions, written = defaultdict(list), defaultdict(list)
     for run_id, slug, attempts in database.read("SELECT run_id, step_slug, attempts FROM faults.completions"):
         completions[_place(run_id, slug)].append(int(str(attempts)))
@@ -90,19 +104,7 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
                 "SELECT id, workflow_slug, payload ->> 'number', status, error_message FROM pgflow.runs"
             )
         },
-        states={
-            _place(run_id, slug): State(
-                str(status),
-                result,
-                int(str(attempts)),
-                float(str(finished_at)),
-                None if reason is None else str(reason),
-            )
-            for run_id, slug, status, result, attempts, finished_at, reason in database.read(
-                "SELECT run_id, step_slug, status, step_result, attempts, "
-                "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_states"
-            )
-        },
+        states=states,
         completions=completions,
         written=written,
         executions=_read_executions(executions),
