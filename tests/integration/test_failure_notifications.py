@@ -219,6 +219,18 @@ async def test_a_block_that_can_not_tell_is_refused_before_anything_is_written(p
             check_block_reference(text)
 
 
+@pytest.mark.parametrize("pattern", ["!{}", "{}*"])
+async def test_a_slug_that_prefect_would_read_as_a_pattern_is_refused(
+    pattern: str, store: Store, client: PrefectClient, tmp_path: Path, define: Define
+) -> None:
+    slug = pattern.format(make_slug())
+    define(slug, ["first"])
+    project = Project(store, client, tmp_path, slug)
+    with pytest.raises(UsageError, match=r"can't tell of workflow .* as a pattern"):
+        await project.deploy("slack-webhook/alerts")
+    assert await project.find_automations() == []
+
+
 def test_no_automation_is_made_that_no_event_would_start() -> None:
     options = Options(on_failure="slack-webhook/alerts")
     with pytest.raises(UsageError, match="PGFLOW_EVENTS=none sends no events: set PGFLOW_EVENTS=runs"):

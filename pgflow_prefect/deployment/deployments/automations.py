@@ -153,6 +153,8 @@ async def _plan(
     wanted: Wanted, found: Sequence[Automation], installation: UUID, blocks: "_Blocks"
 ) -> AutomationPlan | None:
     wish, slug = wanted.options.on_failure, wanted.workflow_slug
+    if wish and wish != NO_BLOCK:
+        _refuse_pattern(slug)
     existing = _find_existing(wanted, found, installation)
     if existing is None:
         if not wish:  # there is nothing to remove
@@ -170,6 +172,15 @@ async def _plan(
         return AutomationPlan(slug, Outcome.UNCHANGED, existing.id, before, before)
     content = _exchange(existing, block, installation)
     return AutomationPlan(slug, Outcome.UPDATED, existing.id, before, wish, content=content)
+
+
+def _refuse_pattern(slug: str) -> None:
+    """Refuse a slug that Prefect would not match as it is: it would tell of the runs of other workflows."""
+    if clean(slug).startswith("!") or clean(slug).endswith("*"):
+        raise UsageError(
+            f"--on-failure can't tell of workflow {slug!r}: Prefect reads '!' at the beginning of a slug and '*' at "
+            "its end as a pattern. Rename the workflow, or make the automation in Prefect's UI"
+        )
 
 
 def _find_existing(wanted: Wanted, found: Iterable[Automation], installation: UUID) -> Automation | None:

@@ -68,7 +68,7 @@ class PoolOrder:
 
     @property
     def key(self) -> str:
-        """The idempotency key: whoever asks for the flow run of this attempt gets the same one."""
+        """The idempotency key: every owner that asks for the flow run of this attempt gets the same one."""
         run_id, task, attempt = self.attempt
         return f"pgflow-step/{run_id}/{task.index}/{attempt}/{task.step_slug}"
 
