@@ -79,6 +79,12 @@ CREATE TABLE pgflow.workers (
     stopped_at timestamptz,
     last_heartbeat_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE TABLE pgflow.worker_functions (
+    function_name text PRIMARY KEY,
+    enabled boolean NOT NULL DEFAULT true,
+    last_invoked_at timestamptz,
+    updated_at timestamptz NOT NULL DEFAULT now()
+);
 CREATE TABLE pgflow.step_tasks (
     flow_slug text NOT NULL,
     run_id uuid NOT NULL,
@@ -113,6 +119,30 @@ BEGIN
         PERFORM pgmq.create(flow_slug);
     END IF;
 END
+$$;
+
+CREATE FUNCTION pgflow.track_worker_function(function_name text) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO pgflow.worker_functions (function_name, last_invoked_at) VALUES ($1, clock_timestamp())
+    ON CONFLICT ON CONSTRAINT worker_functions_pkey DO UPDATE SET last_invoked_at = clock_timestamp(), updated_at = now()
+$$;
+
+CREATE FUNCTION pgflow.mark_worker_stopped(worker_id uuid) RETURNS void LANGUAGE sql AS $$
+    UPDATE pgflow.workers w SET stopped_at = clock_timestamp() WHERE w.worker_id = $1
+$$;
+
+CREATE FUNCTION pgflow._get_flow_shape(p_flow_slug text) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_object('steps', coalesce(jsonb_agg(jsonb_build_object(
+        'slug', s.step_slug, 'stepType', s.step_type, 'dependencies', to_jsonb(ARRAY(
+            SELECT d.dep_slug FROM pgflow.deps d WHERE (d.flow_slug, d.step_slug) = (s.flow_slug, s.step_slug) ORDER BY 1)))
+        ORDER BY s.step_index), '[]'))
+    FROM pgflow.steps s WHERE s.flow_slug = p_flow_slug
+$$;
+
+-- Compares only: a stand-in's flows are made by create_flow and add_step.
+CREATE FUNCTION pgflow.ensure_flow_compiled(flow_slug text, shape jsonb, allow_data_loss boolean DEFAULT false)
+RETURNS jsonb LANGUAGE sql AS $$
+    SELECT jsonb_build_object('status', CASE WHEN pgflow._get_flow_shape($1) = $2 THEN 'verified' ELSE 'mismatch' END,
+                              'differences', '[]'::jsonb)
 $$;
 
 CREATE FUNCTION pgflow.add_step(
@@ -155,6 +185,17 @@ CREATE FUNCTION pgflow.find_input(run uuid, step text) RETURNS jsonb LANGUAGE sq
     SELECT CASE WHEN s.deps_count = 0 THEN r.input
                 ELSE (SELECT coalesce(jsonb_object_agg(a.step_slug, a.output), '{}') FROM pgflow.deps d
                       JOIN pgflow.step_states a ON a.run_id = run AND a.step_slug = d.dep_slug AND a.status = 'completed'
+                      WHERE d.flow_slug = s.flow_slug AND d.step_slug = step) END
+    FROM pgflow.runs r JOIN pgflow.steps s ON s.flow_slug = r.flow_slug AND s.step_slug = step WHERE r.run_id = run
+$$;
+
+-- What a handler gets: a map's element, nothing for a root, which reads the run's input, or the outputs above.
+CREATE FUNCTION pgflow.find_task_input(run uuid, step text, index int) RETURNS jsonb LANGUAGE sql AS $$
+    SELECT CASE WHEN s.step_type = 'single' AND s.deps_count = 0 THEN '{}'
+                WHEN s.step_type = 'single' THEN pgflow.find_input(run, step)
+                WHEN s.deps_count = 0 THEN r.input -> index
+                ELSE (SELECT a.output -> index FROM pgflow.deps d
+                      JOIN pgflow.step_states a ON a.run_id = run AND a.step_slug = d.dep_slug
                       WHERE d.flow_slug = s.flow_slug AND d.step_slug = step) END
     FROM pgflow.runs r JOIN pgflow.steps s ON s.flow_slug = r.flow_slug AND s.step_slug = step WHERE r.run_id = run
 $$;
@@ -242,13 +283,21 @@ BEGIN
         WITH begun AS (
             UPDATE pgflow.step_tasks t SET status = 'started', attempts_count = attempts_count + 1, started_at = now(),
                 last_worker_id = start_tasks.worker_id
-            FROM pgflow.runs r
+            FROM pgflow.runs r, pgflow.step_states s
             WHERE t.flow_slug = start_tasks.flow_slug AND t.message_id = ANY (msg_ids) AND t.status = 'queued'
               AND r.run_id = t.run_id AND r.status = 'started'
+              AND (s.run_id, s.step_slug, s.status) = (t.run_id, t.step_slug, 'started')
             RETURNING t.*)
-        SELECT b.flow_slug, b.run_id, b.step_slug, pgflow.find_input(b.run_id, b.step_slug), b.message_id, b.task_index,
-               NULL::jsonb
-        FROM begun b;
+        SELECT b.flow_slug, b.run_id, b.step_slug, pgflow.find_task_input(b.run_id, b.step_slug, b.task_index),
+               b.message_id, b.task_index,
+               CASE WHEN s.step_type = 'single' AND s.deps_count = 0 THEN r.input END
+        FROM begun b
+        JOIN pgflow.runs r ON r.run_id = b.run_id
+        JOIN pgflow.steps s ON (s.flow_slug, s.step_slug) = (b.flow_slug, b.step_slug)
+        JOIN pgflow.flows f ON f.flow_slug = b.flow_slug
+        -- Hidden until the task has taken too long.
+        CROSS JOIN LATERAL (SELECT count(*) FROM pgmq.set_vt(b.flow_slug, b.message_id,
+                                                             coalesce(s.opt_timeout, f.opt_timeout) + 2)) hidden;
 END
 $$;
 

@@ -26,6 +26,7 @@ from pgflow_prefect.settings import Settings
 from tests.contract.conftest import open_released
 from tests.contract.worlds import BrokenError, ReleasedWorld
 from tests.databases import Databases
+from tests.edge_worker import EdgeTask, EdgeWorker
 from tests.integration.conftest import await_task_runs, read_edges
 from tests.released_lab import FAKE, PACKAGE, ReleasedFlows, list_sources
 
@@ -187,6 +188,33 @@ async def test_what_has_ended_before_a_look_is_shown_with_its_skips_and_its_erro
     assert second.state is not None
     assert second.state.message == 'step "choose" failed: no paper'
     assert len(await site.list_flow_runs()) == 2
+
+
+@pytest.mark.parametrize("released", list_sources(), indirect=True)
+async def test_runs_that_an_unmodified_edge_worker_executes_are_shown_and_left_alone(site: Site) -> None:
+    site.flows.define(site.slug, MAPPED, maps=["resize"], attempts=2)
+    failed: list[UUID] = []
+
+    def do(task: EdgeTask) -> object:
+        if task.step == "report" and task.run_id not in failed:
+            failed.append(task.run_id)
+            raise BrokenError("no paper")
+        return [1, 2, 3]
+
+    worker = EdgeWorker(site.world.dsn, site.slug, do, poll=1)
+    async with site.observe():
+        runs = [site.flows.start(site.slug, {}) for _ in range(5)]
+        with worker:
+            flow_runs = [await site.await_flow_run(run_id, "Completed") for run_id in runs]
+            await site.await_settled()
+    assert (len(worker.executed), worker.errors) == (5 * 6, []), "each task once, and the last one twice"
+    attempts = "SELECT max(attempts_count), min(attempts_count) FROM pgflow.step_tasks WHERE step_slug = %s"
+    assert site.world.db.execute(attempts, ["report"]).fetchone() == (2, 2)
+    items = [f"resize[{index}]" for index in range(3)]
+    for flow_run in flow_runs:
+        shown = await await_task_runs(site.client, flow_run, dict.fromkeys([*MAPPED, *items], "Completed"))
+        assert shown["report"].run_count == 2
+    assert len(await site.list_flow_runs()) == 5
 
 
 async def test_two_observers_and_one_that_comes_later_show_a_run_once(site: Site) -> None:
