@@ -1,5 +1,5 @@
 """What users write against: a workflow's handlers, and the Prefect flow that they make."""
 
-from pgflow_prefect.workflow.decorators import Workflow, to_flow_name
+from pgflow_prefect.workflow.workflow import Workflow, to_flow_name
 
 __all__ = ["Workflow", "to_flow_name"]

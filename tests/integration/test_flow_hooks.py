@@ -19,6 +19,7 @@ from prefect.variables import Variable
 from pydantic import SecretStr
 
 from pgflow_prefect import Workflow
+from pgflow_prefect.workflow.module import UserModule
 from tests.conftest import Connection
 from tests.integration import live
 from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
@@ -187,7 +188,7 @@ async def test_a_hook_may_be_any_callable(how: str, workflow: Workflow) -> None:
     else:
         flow = flow.with_options(on_completion=hooks)
     if how == "by option":
-        workflow._globals = {"flow": flow}
+        workflow._module = UserModule({"flow": flow})
     if how == "of the flow that is called":
         await flow("well", return_state=True)  # type: ignore[misc]
     else:

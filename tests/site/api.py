@@ -27,8 +27,15 @@ def write_api() -> str:
     parts = [_HEAD]
     for name in PUBLIC:
         parts.append(f"## {name}\n")
-        parts += [f"::: {name}.{each}\n    options: {{heading_level: 3}}\n" for each in _list_names(package, name)]
+        parts += [_write_directive(package, name, each) for each in _list_names(package, name)]
     return "\n".join(parts)
+
+
+def _write_directive(package: griffe.Module, module: str, name: str) -> str:
+    """Return the directive for a name. A class shows what it inherits from a class that is not public itself."""
+    made = package.modules_collection[module][name]
+    inherited = ", inherited_members: true" if made.is_class and made.inherited_members else ""
+    return f"::: {module}.{name}\n    options: {{heading_level: 3{inherited}}}\n"
 
 
 def find_undocumented() -> list[str]:
@@ -62,10 +69,14 @@ def _find_undocumented(made: griffe.Object) -> Iterator[str]:
     if not isinstance(made, griffe.Class):
         return
     described = set(_list_described(made))
-    for name, member in made.members.items():
+    for name, member in (made.members | _list_inherited(made)).items():
         is_named = not member.is_alias and member.is_public and not name.startswith("__")
         if is_named and not member.has_docstring and name not in described:
             yield f"{made.path}.{name}"
+
+
+def _list_inherited(made: griffe.Class) -> dict[str, griffe.Object | griffe.Alias]:
+    return {name: member.final_target for name, member in made.inherited_members.items() if member.is_alias}
 
 
 def _list_described(made: griffe.Class) -> Iterator[str]:
