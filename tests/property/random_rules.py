@@ -19,7 +19,7 @@ from tests.engine import define, value, waiting
 from tests.property.rules_model import INTOLERANT, TOLERANT, Graph, Item, Model, StepOptions
 
 _MOST_EVENTS = 60
-_RESULTS: tuple[Any, ...] = (1, 2, [1, 2], [], "x", None, [[1], 2])
+RESULTS: tuple[Any, ...] = (1, 2, [1, 2], [], "x", None, [[1], 2])
 _PAYLOADS: tuple[Any, ...] = ({"k": 1}, {"k": 2}, {}, [1, 2, 3], [])
 
 
@@ -251,7 +251,7 @@ class Play:
             case "claim":
                 self._call("claim_items", step, rng.randint(0, 3), None, rng.choice([None, "1 hour"]))
             case "complete":
-                results = [rng.choice(_RESULTS) for _ in indexes]
+                results = [rng.choice(RESULTS) for _ in indexes]
                 self._call("complete_items", step, indexes, json.dumps(results))
                 ends = {index: Item("completed", each) for index, each in zip(indexes, results, strict=True)}
                 self.model.end_items(step, ends)
@@ -270,7 +270,7 @@ class Play:
             self._call("claim_step", step)
         kind = rng.random()
         if kind < 0.55:
-            result = rng.choice(_RESULTS)
+            result = rng.choice(RESULTS)
             self._call("complete_step", step, json.dumps(result))
             model.complete(step, result)
         elif kind < 0.8:

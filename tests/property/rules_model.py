@@ -389,8 +389,8 @@ class Model:
             self._end(step, End("failed"))
         self.status = "failed"
 
-    def reopen(self) -> None:
-        """Make it pending again, and undecided what would be decided otherwise now."""
+    def reopen(self) -> set[str]:
+        """Make it pending again, and undecided what would be decided otherwise now; return whose attempts are over."""
         undone = {step for step, end in self.ends.items() if end.row[0] == "failed"}
         for step in undone:
             if self.ends.pop(step).reason is None:
@@ -407,6 +407,7 @@ class Model:
         for step in sorted(self.pending):  # those whose items were all reported while it was not pending
             if self.status == "pending" and self.options[step].is_map:
                 self._resume_map(step)
+        return undone
 
     def _resume_map(self, step: str) -> None:
         if step in self.pending and all(each.status != "pending" for each in self.items[step]):
