@@ -78,6 +78,7 @@ def play(sessions: Sequence[Connection], numbers: Sequence[int]) -> Tally:
     tally = Tally()
     for run_id, drawn in runs.items():
         tally = tally.plus(_judge(db, run_id, drawn, [each for each in refusals if each.run_id == run_id]))
+    db.execute("TRUNCATE race.calls")  # of thousands of runs they are gigabytes
     return tally
 
 
