@@ -21,7 +21,7 @@ from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.run_executor import find_told_of
 from pgflow_prefect.execution.run_results import RunResults
-from pgflow_prefect.execution.step import Step, split
+from pgflow_prefect.execution.step_work import StepWork
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
 from pgflow_prefect.handlers.base import Deferred, RetryPolicy, Toolbox
 from pgflow_prefect.handlers.choice import StepHandlers
@@ -174,21 +174,18 @@ class _Writer(StepWriter):
         return None
 
 
-class _AttemptOfPool(Step):
+class _AttemptOfPool(StepWork):
     """A step without a task run of its own: its attempt was claimed before, and its owner decides about retries."""
 
     async def make_attempt(self, function: PythonHandler, claim: Claim) -> Report:
-        transaction = self._make_transaction()
+        transaction = self.make_transaction()
         async with transaction:
-            execution = self._make_execution(claim, transaction, failed=await self._find_failed())
-            result = await self._work(function, claim, execution)
+            execution = self.make_execution(claim, transaction, failed=await self.find_failed())
+            result = await self.work(function, claim, execution)
             assert not isinstance(result, Deferred)
-            report = await self._complete(claim, result, transaction)
+            report = await self.complete(claim, result, transaction)
         if transaction.is_open and not transaction.committed:
-            text, outcome = split(result)
-            return await self.writer.complete(
-                self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
-            )
+            return await self.complete_again(claim, result)
         return report
 
 

@@ -4,14 +4,9 @@ from asyncio import Future
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
+from datetime import datetime
 from time import monotonic
-from typing import Any
-from uuid import UUID
 
-import anyio
-from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Cancelled, Completed, Crashed, Failed
@@ -19,68 +14,35 @@ from prefect.types import DateTime
 from pydantic import TypeAdapter
 
 from pgflow_prefect.bindings import Kind
-from pgflow_prefect.database.step_connection import Connector
-from pgflow_prefect.database.step_transaction import Logger, StepTransaction
+from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.errors import (
-    DatabaseUnavailableError,
     NoConnectionError,
     NotRetriableError,
     PgflowPrefectError,
-    ReportRefusedError,
     ResultInvalidError,
     RetryLaterError,
     RunNotPendingError,
-    StepTimeoutError,
     SupersededError,
     TransientError,
 )
+from pgflow_prefect.execution.external_wait import await_end, run_shadow
 from pgflow_prefect.execution.items import ItemRunner
-from pgflow_prefect.execution.pool_attendance import PoolAttendance
-from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
-from pgflow_prefect.execution.process.pool_watch import PoolOrder
+from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
-from pgflow_prefect.execution.returned import settle
-from pgflow_prefect.execution.run_results import RunResults
-from pgflow_prefect.execution.shadow import Shadow
-from pgflow_prefect.execution.step_cache import RunCache
 from pgflow_prefect.execution.step_names import NamedInput, name_step, rename_current
 from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
-from pgflow_prefect.execution.step_writer import StepWriter
-from pgflow_prefect.handlers.base import (
-    AsyncStepContext,
-    Deferred,
-    FailedStep,
-    Handler,
-    RetryPolicy,
-    StepContext,
-    StepExecution,
-)
-from pgflow_prefect.handlers.choice import Chosen, StepHandlers
-from pgflow_prefect.handlers.containment import contain
+from pgflow_prefect.execution.step_work import StepWork, StoppedError, list_dates
+from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy
+from pgflow_prefect.handlers.choice import Chosen
 from pgflow_prefect.handlers.items import make_item_work
 from pgflow_prefect.handlers.outcomes import Decided
-from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.handlers.raised import describe
-from pgflow_prefect.handlers.stored import StepResults
 from pgflow_prefect.handlers.work_pool import WorkPoolHandler
-from pgflow_prefect.models import (
-    AnyOutcome,
-    AwaitedStep,
-    Claim,
-    Ending,
-    Outcome,
-    PoolAttempt,
-    Report,
-    Status,
-    StepEnd,
-    TaskKey,
-    find_source,
-    is_skipping,
-)
-from pgflow_prefect.prefect_api.states import handed_back, skipped, superseded
-from pgflow_prefect.state_names import Observer, StateName
+from pgflow_prefect.models import Claim, Ending, Outcome, Report, Status
+from pgflow_prefect.prefect_api.states import skipped, superseded
+from pgflow_prefect.state_names import StateName
 from pgflow_prefect.waiting import Backoff
 
 _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
@@ -88,17 +50,6 @@ _DATE_TIME: TypeAdapter[DateTime] = TypeAdapter(DateTime)
 _FRESH = 1.0  # seconds for which an earlier claim is as good as a new one
 
 _DONE_BY_OTHERS = "completed outside Prefect"
-
-
-class _StoppedError(Exception):
-    """The handler was interrupted because its run is stopped; this does not end the step."""
-
-    def __init__(self, run_id: UUID, reason: Stop) -> None:
-        message = f"run {run_id} was stopped here: {reason}"
-        super().__init__(message)
-        self.reason = reason
-        states = {Stop.ENDED: Cancelled(message=message), Stop.LOST: superseded(message)}
-        self.state: State[Any] = states.get(reason) or handed_back(message)
 
 
 @dataclass(frozen=True)
@@ -115,67 +66,30 @@ class ClaimAhead:
 
 
 @dataclass
-class Step:
-    """A step of a run that is under way.
+class Step(StepWork):
+    """A step of a run that is under way; its other attributes are those of its work.
 
     Attributes:
-        handlers: the handlers that may do its work.
-        workflow_slug: the run's workflow.
-        upstream: the slugs of the steps that it waits for.
-        task_run_id: Prefect's task run.
-        writer: writes for the run.
-        host: the process that executes it.
-        observe: called with every state that the step enters.
-        run: the run, which may be stopped.
-        results: what the code says of results in a storage.
         claimed: the claim that came with the completion of its last upstream step.
-        claim_next: claims the steps that this step's completion makes ready, in the same statement.
-        is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
-        logger: of Prefect's task run; by default, of the current one.
         past: the times that Prefect shows for a step that was completed before; by default, now.
         rename: gives the task run another name; by default, the current one.
-        told_of: the steps whose failures the handler is told of: those of the run, if the step may run after a failure.
         is_map: its handler is executed for each item of an array.
         shown_items: shows those in Prefect.
     """
 
-    handlers: StepHandlers
-    workflow_slug: str
-    upstream: tuple[str, ...]
-    task_run_id: UUID
-    writer: StepWriter
-    host: StepEnvironment
-    observe: Observer
-    run: ActiveRun
-    results: RunResults
     claimed: ClaimAhead | None = None
-    claim_next: Callable[[str], None] = lambda slug: None
-    is_broken_off: Callable[[], bool] = lambda: True
-    logger: Logger | None = None
     past: Past | None = None
     rename: Callable[[str], None] = rename_current
-    told_of: tuple[str, ...] = ()
     is_map: bool = False
     shown_items: ShownItems = field(default_factory=ShownItems)
     _policy: RetryPolicy = field(init=False)
     _task: StepTask = field(init=False)
     _is_handed_over: bool = field(default=False, init=False)
-    _cached_from: str | None = field(default=None, init=False)
     _is_named: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         # Of a map, each item is tried again by itself.
         self._policy = RetryPolicy() if self.is_map else self.handlers.policy
-
-    @property
-    def slug(self) -> str:
-        """The step's slug."""
-        return self.handlers.step_slug
-
-    @property
-    def task(self) -> TaskKey:
-        """The only task of a plain step."""
-        return TaskKey(self.slug)
 
     def make_task(self) -> StepTask:
         """Return the task that Prefect runs: Prefect decides about retries, `perform` does everything else."""
@@ -207,7 +121,7 @@ class Step:
             return self._give_up(str(error))
         except TransientError as error:
             return Crashed(message=str(error))
-        except _StoppedError as error:
+        except StoppedError as error:
             was_done = error.reason is Stop.ENDED and await self.writer.is_completed(self.slug)
             return Completed(message=_DONE_BY_OTHERS) if was_done else error.state
         return await self._conclude(end) if isinstance(end, Report) else end
@@ -268,7 +182,7 @@ class Step:
             The report, or the state to show if another program has reported. None if the step has to be claimed again:
             the transaction of `context.connection` was lost with all its work, or the step is no longer external.
         """
-        transaction = self._make_transaction()
+        transaction = self.make_transaction()
         self._is_handed_over = claim.waits
         report: Report | None = None
         try:
@@ -280,8 +194,8 @@ class Step:
                 if self.is_map:
                     return await self._execute_items(claim, chosen.handler)
                 async with transaction:
-                    execution = self._make_execution(claim, transaction, failed=await self._find_failed())
-                    result = await self._work(chosen.handler, claim, execution)
+                    execution = self.make_execution(claim, transaction, failed=await self.find_failed())
+                    result = await self.work(chosen.handler, claim, execution)
                     report = await self._hand_in(claim, result, transaction)
             if report is None:
                 return await self._await_others(claim, chosen)
@@ -290,7 +204,7 @@ class Step:
                 return None
             if transaction.is_cut_off or (backoff.has_begun and isinstance(error, NoConnectionError)):
                 raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
-            if isinstance(error, TransientError | SupersededError | RunNotPendingError | _StoppedError):
+            if isinstance(error, TransientError | SupersededError | RunNotPendingError | StoppedError):
                 raise  # not the handler's fault: its work is done, and must not be repeated
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:
@@ -298,12 +212,8 @@ class Step:
             self._log_skipped(failed, error)
             return failed
         if transaction.is_open and not transaction.committed:
-            # The report was refused. The count of a stale write was rolled back with it, so report again.
             assert not isinstance(result, Deferred)
-            text, outcome = split(result)
-            return await self.writer.complete(
-                self.task, text, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
-            )
+            return await self.complete_again(claim, result)
         return report
 
     async def _name(self, claim: Claim, chosen: Chosen) -> None:
@@ -317,7 +227,7 @@ class Step:
         if claim.waits and options.needs_values:
             payload, results = await self.writer.read_input(self.task, [*self.upstream])
             given = given.fill(payload, results)
-        name = await name_step(options.run_name, given, self._logger)
+        name = await name_step(options.run_name, given, self.task_run_logger)
         if name is not None:
             self.rename(name)
 
@@ -328,7 +238,7 @@ class Step:
         if isinstance(result, Deferred):
             await self._defer(result, transaction)
             return None
-        return await self._complete(claim, result, transaction)
+        return await self.complete(claim, result, transaction)
 
     def _choose(self, claim: Claim) -> Chosen:
         """Return who does the step. The policy of a map's handler is that of each item."""
@@ -349,79 +259,17 @@ class Step:
             writer=self.writer,
             run=self.run,
             task=self._task,
-            logger=self._logger,
+            logger=self.task_run_logger,
             result_limit=self.host.settings.result_limit,
-            open_transaction=self._make_transaction,
+            open_transaction=self.make_transaction,
             is_broken_off=self.is_broken_off,
             shown=self.shown_items,
-            told=_list_dates(claim) | {"failed_steps": await self._find_failed()},
+            told=list_dates(claim) | {"failed_steps": await self.find_failed()},
         )
         report = await runner.execute()
         if report is None:
-            raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+            raise StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
         return report
-
-    @cached_property
-    def _logger(self) -> Logger:
-        return self.logger or get_run_logger()
-
-    @property
-    def _connector(self) -> Connector:
-        settings = self.host.settings
-        return Connector(self.host.dsn, settings.connect_timeout, settings.report_timeout, settings.statement_bound)
-
-    def _make_transaction(self) -> StepTransaction:
-        return StepTransaction(self._connector, self.writer.run_id, self.task, self._logger, self.host.store)
-
-    async def _find_failed(self) -> tuple[FailedStep, ...]:
-        function = self.handlers.function
-        if not self.told_of or function is None or "context" not in function.arguments:
-            return ()
-        ends = [each for each in await self.writer.list_step_ends(self.told_of) if each.has_failed]
-        ends.sort(key=lambda each: (each.finished_at is None, each.finished_at))
-        return tuple(FailedStep(each.step_slug, each.error_message or "") for each in ends)
-
-    def _make_execution(
-        self, claim: Claim, transaction: StepTransaction, *, failed: tuple[FailedStep, ...] = (), shadow: bool = False
-    ) -> StepExecution:
-        function = self.handlers.function
-        make_context = AsyncStepContext if function is not None and function.is_async else StepContext
-        context = make_context(
-            run_id=self.writer.run_id,
-            workflow_slug=self.workflow_slug,
-            step_slug=self.slug,
-            index=self.task.index,
-            attempt=claim.attempt,
-            logger=self._logger,
-            shadow=shadow,
-            failed_steps=failed,
-            **_list_dates(claim),
-        )
-        results = self.results.open(self.host.toolbox, self.writer.run_id, self.task, claim.attempt)
-        return StepExecution.of(context, transaction, settle, results, self._make_cache(results))
-
-    def _make_cache(self, results: StepResults) -> RunCache | None:
-        function = self.handlers.function
-        if function is None or function.cache is None:
-            return None
-        look_up = partial(self.writer.find_cached, self.task)
-        return RunCache(self.workflow_slug, self.slug, function.function, results, look_up, self._logger)
-
-    async def _work(self, handler: Handler, claim: Claim, execution: StepExecution) -> str | Decided | Deferred:
-        if handler is self.handlers.function and not execution.context.shadow:
-            self.results.check(self.slug, self.host.toolbox)
-        timeout = handler.policy.timeout_seconds
-        # Not Prefect's own time-out: it would cancel the task before the report reaches PostgreSQL.
-        with self.run.work(timeout):
-            try:
-                return await contain(handler.execute(claim, self.upstream, execution), self.is_broken_off)
-            except Exception as error:
-                if self.run.stopped is not None:  # an error of a handler that is being stopped is no failure
-                    raise _StoppedError(self.run.run_id, self.run.stopped) from error
-                raise
-        if self.run.stopped is not None:
-            raise _StoppedError(self.run.run_id, self.run.stopped)
-        raise StepTimeoutError(f"step {self.slug!r} took longer than {timeout:g} s")
 
     # External steps, and steps of endpoints and queues
 
@@ -429,7 +277,7 @@ class Step:
         """Note that another program was asked, so that the next owner does not ask again."""
         self._is_handed_over = True
         message = f"handed over: {deferred.reason}"
-        self._logger.info("%s", message)
+        self.task_run_logger.info("%s", message)
         if transaction.is_open:
             await transaction.defer(task_run_id=self.task_run_id, state_name=StateName.DEFERRED, message=message)
         else:
@@ -444,20 +292,19 @@ class Step:
         """
         self.observe(self.slug, StateName.WAITING)
         if claim.kind == Kind.PYTHON and self.handlers.function is None:
-            self._logger.warning(
+            self.task_run_logger.warning(
                 "step %r is bound to Python, and the handlers that were loaded here have none for it: waiting until it "
                 "is done elsewhere, or bound otherwise",
                 self.slug,
             )
-        shadow = await self._run_shadow(claim, chosen.shadow) if chosen.shadow else None
-        at_most = _find_time_left(claim, chosen.policy)
-        end = await self._await_end(at_most, self._order_from_pool(claim, chosen))
+        shadow = await run_shadow(self, claim, chosen.shadow) if chosen.shadow else None
+        end = await await_end(self, claim, chosen)
         match end.outcome:
             case Outcome.LOST:
                 raise SupersededError(self.run.run_id)
             case Outcome.REBOUND:
                 if self.run.drained:  # while it waited for its turn
-                    raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
+                    raise StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
                 return None
             case Outcome.ENDED:
                 return Cancelled(message=end.message)
@@ -469,59 +316,6 @@ class Step:
         verdict = f" ({await shadow.compare()})" if shadow is not None else ""
         _show_times(end.began_at, end.ended_at)
         return Completed(message=f"{_DONE_BY_OTHERS}: {end.message}{verdict}")
-
-    def _order_from_pool(self, claim: Claim, chosen: Chosen) -> PoolOrder | None:
-        """Return what a work pool is to do; None if the step is done in another way."""
-        if not isinstance(chosen.handler, WorkPoolHandler):
-            return None
-        attempt = PoolAttempt(self.writer.run_id, self.task, claim.attempt)
-        shown = self.task_run_id if self.host.is_shown(self.run.run_id) else None
-        return PoolOrder(attempt, self.workflow_slug, chosen.handler.pool, shown, chosen.handler.source)
-
-    async def _await_end(self, at_most: float | None, order: PoolOrder | None) -> StepEnd:
-        """Wait, and let other steps and runs work meanwhile."""
-        awaited = AwaitedStep(
-            run_id=self.run.run_id,
-            task=self.task,
-            epoch=self.run.epoch,
-            task_run_id=self.task_run_id,
-            bound=self.handlers.bound.kind,
-            has_function=self.handlers.function is not None,
-        )
-        end: StepEnd | None = None
-        attended = PoolAttendance(self.host.pools, order)
-        async with self.run.turns.pause(self.slug):
-            with anyio.move_on_after(at_most), self.run.wait():
-                end = await attended.wait_beside(self.host.watch.wait(awaited))
-            if end is None and (self.run.stopped is Stop.ENDED or attended.failure is not None):
-                end = await self.writer.look(awaited)  # perhaps by the report that this step waits for
-            if end is None and isinstance(attended.failure, DatabaseUnavailableError):
-                raise attended.failure
-            if end is None and self.run.drained:
-                if self.run.stopped is Stop.ENDED:
-                    await attended.take_back()
-                raise _StoppedError(self.run.run_id, self.run.stopped or Stop.SHUTDOWN)
-            if end is None or end.outcome in (Outcome.ENDED, Outcome.FAILED):
-                await attended.take_back()
-        if end is None and attended.failure is not None:
-            raise attended.failure
-        if end is None:
-            raise StepTimeoutError(
-                f"step {self.slug!r}: no program has reported it within {self._policy.timeout_seconds:g} s"
-            )
-        return end
-
-    async def _run_shadow(self, claim: Claim, handler: PythonHandler) -> Shadow:
-        """Run the handler in Python beside an external worker; its writes are rolled back."""
-        shadow = Shadow(self.writer.store, self.writer.run_id, self.task, self._logger)
-        with shadow.timed():
-            payload, results = await self.writer.read_input(self.task, handler.choose_upstream(self.upstream))
-            claim = claim.model_copy(update={"payload": payload, "upstream_results": results})
-            async with self._make_transaction() as transaction:
-                execution = self._make_execution(claim, transaction, shadow=True)
-                worked = await self._work(handler, claim, execution)
-                shadow.result = worked.result if isinstance(worked, Decided) else worked
-        return shadow
 
     def _show_ended(self, claim: Claim) -> State[None]:
         if claim.status is Status.FAILED:
@@ -543,36 +337,6 @@ class Step:
         self._task.retries = 0  # the run has failed with it
         _show_times(began_at, ended_at)
         return Failed(message=message)
-
-    async def _complete(self, claim: Claim, decided: str | Decided, transaction: StepTransaction) -> Report:
-        result, outcome = split(decided)
-        self._cached_from = find_source(outcome)
-        size = len(result.encode("utf-8", "surrogatepass"))
-        limit = self.host.settings.result_limit
-        if size > limit:
-            raise ResultInvalidError(
-                f"step {self.slug!r}: the result has {size:,} bytes of JSON, more than the limit of {limit:,} "
-                "(PGFLOW_RESULT_LIMIT). Keep it in a storage, by @workflow.step(result_storage=…) or "
-                "PGFLOW_RESULT_STORAGE: see `pgflow-prefect guide results`"
-            )
-        try:
-            if transaction.is_open:
-                return await transaction.complete(
-                    result, outcome, epoch=self.writer.fence, attempt=claim.attempt, task_run_id=self.task_run_id
-                )
-            if not is_skipping(outcome):
-                self.claim_next(self.slug)
-            return await self.writer.complete(
-                self.task, result, task_run_id=self.task_run_id, attempt=claim.attempt, outcome=outcome
-            )
-        except ResultInvalidError as error:
-            raise ResultInvalidError(f"step {self.slug!r}: jsonb can't hold the result: {error}") from error
-        except (TransientError, SupersededError, RunNotPendingError):
-            raise
-        except PgflowPrefectError as error:
-            if transaction.is_open:
-                raise  # the handler's own writes may be the reason
-            raise ReportRefusedError(f"step {self.slug!r} is done, and its report was refused: {error}") from error
 
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
         """Report a failed attempt; return None if Prefect will try again, because the step has not ended then."""
@@ -599,7 +363,7 @@ class Step:
         if context.task_run.run_count > self._policy.retries or isinstance(error, NotRetriableError):
             return False
         condition = self._policy.retry_condition
-        if condition is None or await may_retry(condition, self._task, error, self._logger):
+        if condition is None or await may_retry(condition, self._task, error, self.task_run_logger):
             return True
         self._task.retries = 0  # Prefect must not ask again
         return False
@@ -608,8 +372,8 @@ class Step:
         """Return the state that Prefect shows after a report; the first report wins."""
         if report.skip_reason is not None and report.status is Status.COMPLETED:
             return skipped(report.skip_message)
-        if report.status is Status.COMPLETED and self._cached_from is not None:
-            return Completed(name=StateName.CACHED, message=f"the result of run {self._cached_from}, by cache_key_fn")
+        if report.status is Status.COMPLETED and self.cached_from is not None:
+            return Completed(name=StateName.CACHED, message=f"the result of run {self.cached_from}, by cache_key_fn")
         if report.status is Status.COMPLETED:
             return None
         if report.ended_as is Ending.CANCELLED:
@@ -621,7 +385,7 @@ class Step:
     def _log_skipped(self, report: Report, error: Exception) -> None:
         """Log the error of a step that is skipped where its last attempt fails: its state is none of failure."""
         if report.skip_reason is not None:
-            self._logger.warning("step %r has failed, and is skipped instead: %s", self.slug, describe(error))
+            self.task_run_logger.warning("step %r has failed, and is skipped instead: %s", self.slug, describe(error))
 
     async def _find_refusal(self) -> str:
         """Return why PostgreSQL refused a report on a step that is still pending."""
@@ -630,33 +394,8 @@ class Step:
         return str(SupersededError(self.writer.run_id))
 
     def _give_up(self, reason: str) -> State[None]:
-        self._logger.warning("step %r: %s", self.slug, reason)
+        self.task_run_logger.warning("step %r: %s", self.slug, reason)
         return superseded(reason)
-
-
-def _to_utc(moment: datetime | None) -> datetime | None:
-    return None if moment is None else moment.astimezone(UTC)
-
-
-def _list_dates(claim: Claim) -> dict[str, Any]:
-    """Return the dates of the run, as a context has them."""
-    return {
-        "logical_date": _to_utc(claim.logical_date),
-        "data_interval_start": _to_utc(claim.interval_start),
-        "data_interval_end": _to_utc(claim.interval_end),
-    }
-
-
-def split(decided: str | Decided) -> tuple[str, AnyOutcome | None]:
-    """Return the JSON text of a result, and what else was decided."""
-    return (decided.result, decided.outcome) if isinstance(decided, Decided) else (decided, None)
-
-
-def _find_time_left(claim: Claim, policy: RetryPolicy) -> float | None:
-    """Return how many seconds to wait for another program; None for no limit."""
-    if policy.timeout_seconds is None or (claim.waits and claim.waited is None):
-        return None
-    return max(0.0, policy.timeout_seconds - (claim.waited or 0))
 
 
 def _show_times(began_at: datetime | None, ended_at: datetime | None) -> None:
