@@ -2,31 +2,24 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 from anyio import get_cancelled_exc_class
 from pydantic import (
-    ConfigDict,
-    InstanceOf,
-    JsonValue,
-    PydanticSchemaGenerationError,
-    PydanticUserError,
-    TypeAdapter,
     ValidationError,
 )
 
 from pgflow_prefect.definitions.model import to_identifier
 from pgflow_prefect.errors import ArgumentInvalidError, ResultInvalidError, UsageError
-from pgflow_prefect.handlers.annotations import find_hints
+from pgflow_prefect.handlers.annotation_checks import AnnotationChecks
 from pgflow_prefect.handlers.base import AnyStepContext, RetryPolicy, StepExecution
 from pgflow_prefect.handlers.caching import CacheOptions
 from pgflow_prefect.handlers.codecs import JsonCodec
-from pgflow_prefect.handlers.exact import ValueReader, explain
-from pgflow_prefect.handlers.generators import collect, find_collected, is_lazy
-from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip, find_returned
+from pgflow_prefect.handlers.exact import explain
+from pgflow_prefect.handlers.generators import collect, is_lazy
+from pgflow_prefect.handlers.outcomes import Branch, Decided, Skip
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.references import MARK
 from pgflow_prefect.handlers.stored import Inputs, ResultOptions, StepResults, Unread, leave_unread
@@ -38,12 +31,6 @@ from pgflow_prefect.raw_json import RawJson, UnreadableJsonError
 T = TypeVar("T")
 
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-_PLAIN = (Any, JsonValue, object, inspect.Parameter.empty)
-"""Annotations that every JSON value fits, so that there is nothing to check."""
-
-_TYPED_DICT_OF_TYPING = "typed-dict-version"
-"""pydantic's error code for `typing.TypedDict` before Python 3.12."""
-
 _NULL, _NONE = RawJson("null"), RawJson("{}")
 
 AT_ONCE = 20
@@ -332,8 +319,7 @@ class PythonHandler:
         return ArgumentInvalidError(f"the input of step {self.step_slug!r} can't be read: {reason}")
 
     def _read(self, name: str, raw: RawJson) -> Any:  # noqa: ANN401  it is whatever the annotation says
-        adapter = self._find_adapter(name)
-        reader = None if adapter is None else self._readers.setdefault(name, ValueReader(adapter))
+        reader = self._checks.find_reader(name)
         # As JSON, because a strict model accepts a date as text only there.
         return self._fit(name, raw.decode if reader is None else partial(reader.read, raw.text))
 
@@ -348,7 +334,7 @@ class PythonHandler:
         """Return a value that is no JSON, as the annotation of its argument has it."""
         if isinstance(value, Unread):
             return value
-        adapter = self._find_adapter(name, is_object=True)
+        adapter = self._checks.find(name, is_object=True)
         return value if adapter is None else self._fit(name, partial(adapter.validate_python, value))
 
     def _fit(self, name: str, read: Callable[[], Any]) -> Any:  # noqa: ANN401
@@ -383,7 +369,7 @@ class PythonHandler:
         if isinstance(place.codec, JsonCodec):
             text = self._write(value)
             return self._encode_by(place.codec.encode, text) if place.takes(text, results.limit) else text
-        adapter = self._find_adapter("return")
+        adapter = self._checks.find("return")
         checked = value if adapter is None else self._fit_result(value, partial(adapter.validate_python, value))
         return "null" if checked is None else self._encode_by(place.codec.encode, checked)
 
@@ -396,7 +382,7 @@ class PythonHandler:
             ) from error
 
     def _write(self, value: Any) -> str:  # noqa: ANN401
-        return self._fit_result(value, lambda: write_result(value, self._find_adapter("return")))
+        return self._fit_result(value, lambda: write_result(value, self._checks.find("return")))
 
     def _fit_result(self, value: Any, write: Callable[[], T]) -> T:  # noqa: ANN401
         try:
@@ -420,7 +406,7 @@ class PythonHandler:
 
     def read_payload(self, payload: RawJson) -> Any:  # noqa: ANN401
         """Return a payload in the type of its annotation; None if there is no such type, or it does not fit."""
-        if not self.wants_payload or self._find_adapter("payload") is None:
+        if not self.wants_payload or self._checks.find("payload") is None:
             return None
         try:
             return self._read_payload(payload)
@@ -438,71 +424,19 @@ class PythonHandler:
             raise
 
     @cached_property
+    def _checks(self) -> AnnotationChecks:
+        return AnnotationChecks(
+            self.step_slug, self.function, tuple(self._parameters), returns_objects=self.results.passes_objects
+        )
+
+    @property
     def hints(self) -> Mapping[str, Any]:
         """The annotations to check, of arguments and of `return`, without that of `context`.
 
         Raises:
             UsageError: an annotation names something that is not defined.
         """
-        try:
-            found = find_hints(self.function)
-        except Exception as error:  # an annotation in quotes is any code
-            raise self._refuse(error) from error
-        if "return" in found:
-            found["return"] = find_returned(find_collected(found["return"]))
-        return {
-            name: hint
-            for name, hint in found.items()
-            if name != "context"
-            and not any(hint is plain for plain in _PLAIN)
-            and (name in self._parameters or name == "return")
-        }
-
-    @cached_property
-    def _readers(self) -> dict[str, ValueReader]:
-        """The readers so far, of arguments whose annotations restrict the value."""
-        return {}
-
-    @cached_property
-    def _adapters(self) -> dict[tuple[str, bool], TypeAdapter[Any] | None]:
-        """The checks so far, of arguments and of `return`, for values that are JSON and for those that are not."""
-        return {}
-
-    def _find_adapter(self, name: str, *, is_object: bool = False) -> TypeAdapter[Any] | None:
-        """Return the check of an argument or of `return`; None if its annotation does not restrict the value.
-
-        Args:
-            name: of the argument, or `return`.
-            is_object: the argument gets a value that is no JSON, so its annotation may name any class.
-
-        Raises:
-            UsageError: the annotation can't be used.
-        """
-        is_object = is_object or (name == "return" and self.results.passes_objects)
-        if (name, is_object) not in self._adapters:
-            hint = self.hints.get(name, Any)
-            adapter = None if _is_plain(hint) else self._make_adapter(name, hint, is_object=is_object)
-            self._adapters[name, is_object] = adapter
-        return self._adapters[name, is_object]
-
-    def _make_adapter(self, name: str, hint: Any, *, is_object: bool) -> TypeAdapter[Any]:  # noqa: ANN401
-        which = "its result" if name == "return" else f"argument {name!r}"
-        what = f"that of {which}, {inspect.formatannotation(hint)}"
-        try:
-            return _adapt_object(hint) if is_object else TypeAdapter(hint)
-        except (PydanticSchemaGenerationError, PydanticUserError) as error:
-            # Not pydantic's own message, which speaks of its schemas.
-            if isinstance(error, PydanticUserError) and error.code == _TYPED_DICT_OF_TYPING:
-                raise self._refuse(
-                    f"{what}, needs Python 3.12, for it has a TypedDict of `typing`: import it by `from "
-                    "typing_extensions import TypedDict` instead"
-                ) from error
-            raise self._refuse(f"{what}, is no type that JSON can be checked against: {_advise(hint)}") from error
-        except (NameError, TypeError) as error:
-            raise self._refuse(error) from error
-
-    def _refuse(self, reason: object) -> UsageError:
-        return UsageError(f"the handler of step {self.step_slug!r} has an annotation that can't be used: {reason}")
+        return self._checks.hints
 
     def check_annotations(self, objects: Collection[str] = ()) -> None:
         """Check that every annotation can be used.
@@ -513,8 +447,7 @@ class PythonHandler:
         Raises:
             UsageError: one names something that is not defined, or that pydantic has no schema for.
         """
-        for name in self.hints:
-            self._find_adapter(name, is_object=name in objects)
+        self._checks.check(objects)
 
 
 def _is_empty(payload: RawJson) -> bool:
@@ -525,27 +458,3 @@ def _is_empty(payload: RawJson) -> bool:
 def _find_given(function: Any) -> Collection[str]:  # noqa: ANN401  any callable
     """Return the arguments that `functools.partial` has given to a function by name."""
     return function.keywords.keys() if isinstance(function, partial) else ()
-
-
-def _is_plain(hint: Any) -> bool:  # noqa: ANN401
-    if any(hint is plain for plain in _PLAIN):
-        return True
-    is_mapping = get_origin(hint) in (dict, Mapping)
-    return is_mapping and get_args(hint)[:1] == (str,) and _is_plain(get_args(hint)[1])
-
-
-def _adapt_object(hint: Any) -> TypeAdapter[Any]:  # noqa: ANN401
-    """Return the check of a value that is no JSON: of a class that pydantic does not know, each instance fits."""
-    with suppress(PydanticSchemaGenerationError):
-        return TypeAdapter(hint)
-    with suppress(PydanticSchemaGenerationError, PydanticUserError):  # a dataclass or a model takes no config
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    return TypeAdapter(InstanceOf[hint] if isinstance(hint, type) else Any)
-
-
-def _advise(hint: Any) -> str:  # noqa: ANN401
-    """Return what to do instead of a type that pydantic has no schema for."""
-    storage = "or keep it in a storage: `pgflow-prefect guide results`"
-    if "DataFrame" in str(hint):
-        return f"pass its rows, frame.to_dict('records'), as list[dict[str, Any]], {storage}"
-    return f"use a plain type, a dataclass or a pydantic model, {storage}"
