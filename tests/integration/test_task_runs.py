@@ -22,7 +22,7 @@ from prefect.transactions import Transaction
 from pgflow_prefect import Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.outcomes import StepOutcome
-from pgflow_prefect.execution.reporting import task_runs as prefect_engine
+from pgflow_prefect.execution.reporting import task_run_events
 from pgflow_prefect.execution.run_executor import RunExecutor
 from pgflow_prefect.prefect_api import event_sender
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run
@@ -186,7 +186,7 @@ async def test_a_handler_that_blocks_the_event_loop_keeps_no_other_task_from_hea
         await anyio.sleep(1)
         return await related_resources_from_run_context(client)
 
-    monkeypatch.setattr(prefect_engine, "related_resources_from_run_context", find_late)
+    monkeypatch.setattr(task_run_events, "related_resources_from_run_context", find_late)
     slug = make_slug()
     define(slug, ["first", "second"], [("first", "second")])
     workflow = Workflow(slug)

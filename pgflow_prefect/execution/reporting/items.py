@@ -10,7 +10,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Completed, Retrying, Running
 
 from pgflow_prefect.database.step_transaction import Logger
-from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, make_failed
+from pgflow_prefect.execution.reporting.failed_attempts import make_failed
+from pgflow_prefect.execution.reporting.task_runs import StepTaskRun
 from pgflow_prefect.models import ClaimedItem, Doing, ItemReport, MapState
 from pgflow_prefect.prefect_api.states import handed_back, skipped
 from pgflow_prefect.state_names import StateName

@@ -13,7 +13,8 @@ from prefect.types import DateTime
 
 from pgflow_prefect.database.recording import UnrecordedRun, UnrecordedStep
 from pgflow_prefect.definitions.graph import Graph
-from pgflow_prefect.execution.reporting.task_runs import EDGES, make_event
+from pgflow_prefect.execution.reporting.task_run_events import make_event
+from pgflow_prefect.execution.reporting.task_runs import EDGES
 from pgflow_prefect.models import Ending, Status, TaskKey
 from pgflow_prefect.prefect_api.ids import find_task_run_id
 from pgflow_prefect.prefect_api.states import not_run, skipped

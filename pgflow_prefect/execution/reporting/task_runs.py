@@ -18,8 +18,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, cont
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
 from time import time
-from traceback import format_exception
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -27,33 +26,30 @@ from prefect import Task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State, StateType, TaskRun, TaskRunPolicy, TaskRunResult
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.events import Event, RelatedResource, Resource
 from prefect.exceptions import PrefectSignal
-from prefect.settings import get_current_settings
-from prefect.states import AwaitingRetry, Failed, Retrying
-from prefect.types import DateTime
+from prefect.states import AwaitingRetry, Retrying
 
-from pgflow_prefect.database.step_transaction import Logger
-from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
+from pgflow_prefect.errors import HandlerRaisedError
+from pgflow_prefect.execution.reporting.failed_attempts import find_delay, log_failure, make_failed
 from pgflow_prefect.execution.reporting.tag_limits import TagLimits, find_tag_limits, hold_slots
+from pgflow_prefect.execution.reporting.task_run_events import (
+    look_up_related,
+    make_event,
+    relate_to_tags,
+    seconds_between,
+    to_time,
+)
 from pgflow_prefect.execution.step_writer import clean_message
-from pgflow_prefect.execution.tracebacks import trim
-from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.threads import is_in_thread
-from pgflow_prefect.prefect_api.client import TAG
 from pgflow_prefect.prefect_api.contexts import leave_flow_run
 from pgflow_prefect.prefect_api.event_sender import HeldEvent, Related, Sender, find_outbox
 from pgflow_prefect.prefect_api.internals import (
     AsyncTransaction,
     ConcurrencyContext,
     TagsContext,
-    clamped_poisson_interval,
     exception_to_crashed_state,
-    related_resources_from_run_context,
     task_run_logger,
 )
-from pgflow_prefect.prefect_api.ownership import OWNERSHIP_PREFIX
-from pgflow_prefect.state_names import StateName
 
 EDGES = "upstream"
 """The only parameter of a step's task, because the run graph shows a parent once for each parameter."""
@@ -72,14 +68,7 @@ class StepTask(Task[[None], Any]):
         """Accept Prefect's value: the function that it sees is always async."""
 
 
-_SHOWN_ELSEWHERE = {"id", "created", "updated", "flow_run_id", "state_id", "state_type", "state_name", "state"}
-_COMPUTED_BY_SERVER = {"estimated_start_time_delta", "estimated_run_time"}
-
-_TIGHT = 300.0  # seconds after which an event no longer follows another one, as in Prefect
-
 _NOTHING = nullcontext()
-
-_MOST_TAGS = 20  # of a step, in an event
 
 _logger = logging.getLogger(__name__)
 
@@ -116,7 +105,7 @@ class TaskRuns:
 
     def begin_to_show(self) -> None:
         """Show a run that began unshown, from now on: the flow run in the context has its id in Prefect now."""
-        self.related = _look_up_related(self.context, self.event_sender)
+        self.related = look_up_related(self.context, self.event_sender)
         for each in self._open:
             self._shown.add(each.task_run_id)
             each.show_again()
@@ -191,52 +180,13 @@ async def make_task_runs(sender: Sender | None = None, tags: Collection[str] = (
     assert context is not None
     assert context.flow_run is not None
     event_sender = sender or find_outbox()
-    related = _look_up_related(context, event_sender)
+    related = look_up_related(context, event_sender)
     # A run that is recorded later has no tags of its own in Prefect, but its steps may have some.
     of_flow_run = TagsContext.get().current_tags if event_sender.is_shown else ()
     limits = TagLimits()
     if of_flow_run or tags:
         limits = await find_tag_limits(_get_client(context), of_flow_run, tags)
     return TaskRuns(context, limits, event_sender, related)
-
-
-def _look_up_related(context: FlowRunContext, event_sender: Sender) -> Related:
-    return event_sender.look_up(partial(_find_related, context), [_relate_to_flow_run(context)])
-
-
-async def _find_related(context: FlowRunContext, client: PrefectClient) -> list[RelatedResource]:
-    """Return the related resources of events, as for other tasks: flow run, flow, deployment and so on."""
-    with context.model_copy():
-        found = [each for each in await related_resources_from_run_context(client) if not _is_own_tag(each)]
-    # The first ones stay, such as the flow run.
-    return found[: _find_room()[0]]
-
-
-def _find_room() -> tuple[int, int]:
-    """Return how many related resources an event may have: those of its flow run, and the tags of its step.
-
-    A server closes the connection if an event has more.
-    """
-    most = get_current_settings().server.events.maximum_related_resources
-    of_step = min(_MOST_TAGS, most // 4)
-    return most - of_step, of_step
-
-
-def _is_own_tag(related: RelatedResource) -> bool:
-    """Tell whether all our flow runs have this tag: it would cost a row for each event, and no automation needs it."""
-    name = related.id.removeprefix("prefect.tag.")
-    return name != related.id and (name == TAG or name.startswith(OWNERSHIP_PREFIX))
-
-
-def _relate_to_flow_run(context: FlowRunContext) -> RelatedResource:
-    assert context.flow_run is not None
-    return RelatedResource(
-        {
-            "prefect.resource.id": f"prefect.flow-run.{context.flow_run.id}",
-            "prefect.resource.role": "flow-run",
-            "prefect.resource.name": context.flow_run.name,
-        }
-    )
 
 
 class StepTaskRun:
@@ -260,7 +210,7 @@ class StepTaskRun:
         self._beginning: HeldEvent | None = None
         self.logger = task_run_logger(task_run, task, runs.flow_run, context.flow)
         self.limits = runs.find_limits(task.tags)
-        self._tags = [_relate_to_tag(tag) for tag in sorted({*task.tags} - {*runs.tags})][: _find_room()[1]]
+        self._tags = relate_to_tags({*task.tags} - {*runs.tags})
 
     @property
     def task_run_id(self) -> UUID:
@@ -341,7 +291,7 @@ class StepTaskRun:
 
     def log_failure(self, error: Exception) -> None:
         """Log the error of the last attempt, as Prefect does."""
-        _log_failure(self.logger, error, "")
+        log_failure(self.logger, error, "")
 
     def show(self, state: State[Any]) -> None:
         """Show the task run in this state, without an attempt: its step was not executed."""
@@ -373,7 +323,7 @@ class StepTaskRun:
         failed = make_failed(error)
         if retries >= task.retries or not await _may_be_retried(task, self._task_run, failed):
             exhausted = " - Retries are exhausted" if task.retries and retries >= task.retries else ""
-            _log_failure(self.logger, error, exhausted)
+            log_failure(self.logger, error, exhausted)
             return failed
         delay = find_delay(task.retry_delay_seconds, task.retry_jitter_factor, retries)
         self.logger.info(
@@ -408,131 +358,22 @@ class StepTaskRun:
         state.state_details.flow_run_id = run.flow_run_id
         run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
         if before is not None and before.is_running():
-            run.total_run_time += timedelta(seconds=_seconds_between(before, state))
+            run.total_run_time += timedelta(seconds=seconds_between(before, state))
         if state.is_running() and is_attempt:
             run.run_count += 1
-            run.start_time = run.start_time or _to_time(state)
-            run.expected_start_time = run.expected_start_time or _to_time(state)
+            run.start_time = run.start_time or to_time(state)
+            run.expected_start_time = run.expected_start_time or to_time(state)
         if state.is_final():
-            run.end_time = run.end_time or _to_time(state)
+            run.end_time = run.end_time or to_time(state)
         if not self._runs.event_sender.is_shown:
             return
         told = run if state.is_final() else run.model_copy()  # a copy of now, because it is sent later
         self._send(told, state, before)
 
 
-def make_event(
-    run: TaskRun,
-    state: State[Any],
-    before: State[Any] | None,
-    related: Iterable[RelatedResource] = (),
-    *,
-    is_told_of_before: bool = True,
-) -> Event:
-    """Return the event for a task run that has entered a state.
-
-    Args:
-        run: the task run, in this state.
-        state: the state.
-        before: the state before that, if there was one.
-        related: resources that the events of other task runs are not related to.
-        is_told_of_before: an event told the server of that state. If none did, the server must not wait for it.
-    """
-    # No validation is needed, for which Prefect's models would look up their settings each time.
-    return Event.model_construct(
-        id=state.id,
-        occurred=_to_time(state),
-        event=f"prefect.task-run.{state.name}",
-        follows=before.id if before and is_told_of_before and _seconds_between(before, state) < _TIGHT else None,
-        resource=Resource.model_construct(
-            {
-                "prefect.resource.id": f"prefect.task-run.{run.id}",
-                "prefect.resource.name": run.name,
-                "prefect.run-count": str(run.run_count),
-                "prefect.state-message": state.message or "",
-                "prefect.state-name": state.name or "",
-                "prefect.state-timestamp": state.timestamp.isoformat(),
-                "prefect.state-type": state.type.value,
-                "prefect.orchestration": "client",
-            }
-        ),
-        related=[*related],  # the sender adds those of the flow run
-        payload={
-            "intended": {"from": before.type.value if before else None, "to": state.type.value},
-            "initial_state": _describe(before) if before else None,
-            "validated_state": {**_describe(state), "data": None},
-            "task_run": run.model_dump(mode="json", exclude_none=True, exclude=_SHOWN_ELSEWHERE | _COMPUTED_BY_SERVER),
-        },
-    )
-
-
-def _make_state(kind: StateType) -> State[Any]:
-    return State(type=kind, timestamp=datetime.now(UTC))  # its own clock takes as long as the rest of the event
-
-
-def _seconds_between(before: State[Any] | None, state: State[Any]) -> float:
-    return state.timestamp.timestamp() - before.timestamp.timestamp() if before is not None else 0.0
-
-
-def _describe(state: State[Any]) -> dict[str, Any]:
-    return {
-        "type": state.type.value,
-        "name": state.name,
-        "message": state.message,
-        "state_details": state.state_details.model_dump(
-            mode="json", exclude_none=True, exclude_unset=True, exclude={"flow_run_id", "task_run_id"}
-        ),
-    }
-
-
-def _log_failure(logger: Logger, error: Exception, exhausted: str) -> None:
-    message = "Task run failed with exception: %s%s"
-    what = str(error) if isinstance(error, HandlerRaisedError) else repr(error)
-    shown = trim(error)
-    trace = "".join(format_exception(*shown)) if shown else ""
-    printable = trace.encode("utf-8", "backslashreplace").decode()
-    if trace == printable:
-        logger.error(message, what, exhausted, exc_info=shown)
-    else:
-        # Half a character: Prefect's handler can't send it, and prints that. `print` is a log here: an endless loop.
-        logger.error(f"{message}\n%s", what, exhausted, printable)
-
-
-def make_failed(error: Exception) -> State[Any]:
-    """Return the state of a task run whose last attempt has raised this."""
-    if isinstance(error, TimeoutError):
-        return Failed(name=StateName.TIMED_OUT, data=error, message=f"Task run failed due to timeout: {error!r}")
-    if isinstance(error, ReturnedStateError):
-        return Failed(name=error.state_name, data=error, message=error.reason)
-    state: State[Any] = Failed(data=error, message=f"Task run encountered an exception {describe(error)}")
-    state.state_details.retriable = False  # as in Prefect; we decide which states are tried again
-    return state
-
-
 async def _may_be_retried(task: StepTask, task_run: TaskRun, state: State[Any]) -> bool:
     condition: Any = task.retry_condition_fn
     return condition is None or bool(await condition(task, task_run, state))
-
-
-def find_delay(delays: Any, jitter_factor: float | None, retries: int) -> float:  # noqa: ANN401  as Prefect's tasks
-    """Return the seconds before the next attempt, after this number of retries.
-
-    Args:
-        delays: in seconds: a number, or one for each retry, the last of which repeats.
-        jitter_factor: spreads a delay at random, by up to this factor.
-        retries: how many there were.
-    """
-    each = delays if isinstance(delays, list) else [delays] if delays else []
-    delay = float(each[min(retries, len(each) - 1)]) if each else 0.0
-    if jitter_factor and delay > 0:
-        return clamped_poisson_interval(delay, clamping_factor=jitter_factor)
-    return delay
-
-
-def _relate_to_tag(tag: str) -> RelatedResource:
-    return RelatedResource.model_construct(
-        {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
-    )
 
 
 def _get_delays(task: StepTask) -> list[Any]:
@@ -550,5 +391,5 @@ def _get_client(context: FlowRunContext) -> PrefectClient:
     return context.client
 
 
-def _to_time(state: State[Any]) -> DateTime:
-    return cast("DateTime", state.timestamp)  # it is one; Prefect's types don't say so
+def _make_state(kind: StateType) -> State[Any]:
+    return State(type=kind, timestamp=datetime.now(UTC))  # its own clock takes as long as the rest of the event
