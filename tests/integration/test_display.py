@@ -1,6 +1,7 @@
 """What Prefect shows of a run beside its graph: names, artifacts, events."""
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -10,14 +11,16 @@ import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from pgflow_prefect import Settings, Workflow
+from pgflow_prefect import Branch, Settings, Workflow
+from pgflow_prefect.database.connection import open_pool
+from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.reporting import display
 from pgflow_prefect.execution.reporting.artifacts import make_key
 from pgflow_prefect.prefect_api.event_sender import EventSender, Make, Related
 from pgflow_prefect.settings import Artifacts, Events
 from tests.conftest import Connection
-from tests.integration.conftest import Define, make_slug, read_flow_run, read_run
+from tests.integration.conftest import TENURE, Define, await_task_runs, make_slug, read_edges, read_flow_run, read_run
 
 pytestmark = pytest.mark.anyio
 
@@ -118,6 +121,55 @@ async def test_a_failed_run_shows_why(slug: str, client: PrefectClient) -> None:
     assert rows["bottom"] == {
         "step": "bottom", "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""
     }  # fmt: skip
+
+
+async def test_steps_that_are_skipped_or_not_run_are_in_the_graph_in_the_table_and_in_the_log(
+    pgflow_dsn: str, client: PrefectClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow = Workflow(make_slug())
+
+    @workflow.step
+    def look() -> Branch[int]:
+        return Branch("delta", result=1)
+
+    @workflow.step
+    def full(look: int) -> int:
+        return look
+
+    @workflow.step
+    def delta(look: int) -> int:
+        raise ValueError("no delta")
+
+    @workflow.step
+    def publish(delta: int) -> int:
+        return delta
+
+    @workflow.step(rule="all_done", after=["publish"], fails_run=False)
+    def clean_up() -> None: ...
+
+    async with open_pool(pgflow_dsn, size=1, timeout=10) as pool:
+        await Store(pool, TENURE).replace_definition(None, workflow.definition)
+    monkeypatch.setattr(logging.getLogger("prefect.flow_runs"), "propagate", True)
+    with pytest.raises(RunFailedError), caplog.at_level(logging.INFO, "prefect.flow_runs"):
+        await workflow.flow()
+    flow_run = await read_flow_run(client, workflow.slug)
+    states = {"look": "Completed", "full": "Skipped", "delta": "Failed", "publish": "NotReady", "clean_up": "Completed"}
+    shown = await await_task_runs(client, flow_run, states)
+    for name in ("full", "publish"):
+        assert shown[name].start_time is None, "it was never running"
+        assert shown[name].expected_start_time == shown[name].end_time, "it has a place, and takes no time"
+    edges = {("look", "full"), ("look", "delta"), ("delta", "publish"), ("publish", "clean_up")}
+    assert await read_edges(client, flow_run) == edges
+    assert "Skipped: full. Not run: publish." in caplog.messages
+    artifacts = await await_artifacts(client, workflow.slug)
+    rows = json.loads(artifacts[f"{make_key(workflow.slug)}-steps"].data)
+    assert {row["step"]: (row["state"], row["error"]) for row in rows} == {
+        "look": ("Completed", ""),
+        "full": ("Skipped", 'branch not taken by "look"'),
+        "delta": ("Failed", "ValueError: no delta"),
+        "publish": ("NotReady", "not run: a step that it waits for has failed"),
+        "clean_up": ("Completed", ""),
+    }
 
 
 async def test_the_end_of_a_flow_run_comes_before_what_is_shown_of_it(

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from pgflow_prefect.database.item_statements import FailedItem
 from pgflow_prefect.models import MapState, StepState
+from pgflow_prefect.state_names import StateName
 
 ROWS = 1_000
 """The most rows of a table, because Prefect's UI loads the whole table."""
@@ -118,12 +119,18 @@ def make_row(slug: str, state: StepState | None) -> dict[str, str | int]:
         return {"step": slug, "state": "not started", "attempts": 0, "duration": "", "done by": "", "error": ""}
     return {
         "step": slug,
-        "state": state.task_state or str(state.status),
+        "state": _name_state(state),
         "attempts": state.attempts,
         "duration": _describe_duration(state),
         "done by": state.handler or "",
-        "error": _shorten(state.error_message or ""),
+        "error": _shorten(state.error_message or state.skip_message or state.skip_reason or ""),
     }
+
+
+def _name_state(state: StepState) -> str:
+    if state.is_skipped:
+        return StateName.SKIPPED
+    return StateName.NOT_RUN if state.is_not_run else state.task_state or str(state.status)
 
 
 def _shorten(error: str) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -11,6 +11,7 @@ from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun
+from prefect.logging.loggers import flow_run_logger
 
 from pgflow_prefect.database.item_statements import FailedItem
 from pgflow_prefect.database.store import Store
@@ -23,6 +24,7 @@ from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ids import TaskRunIds
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.prefect_api.states import DECIDED
 from pgflow_prefect.settings import Artifacts, Settings
 from pgflow_prefect.state_names import DONE, Observer, StateName
 
@@ -35,6 +37,7 @@ LONG = 10.0
 FAILED_ITEMS = 100
 """The most rows of a table of failed items."""
 
+_NAMED = 20  # steps that a line of the log names
 _INTERVAL = 5.0  # seconds between two pictures of the progress
 
 _logger = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ class Display:
         )
         self._artifacts = RunArtifacts(flow_run, self._run_id, workflow_slug)
         self._done = 0
+        self._decided: dict[str, list[str]] = {}  # the steps that are skipped or not run, by the name of that state
         self._began_at = monotonic()
         self._is_linked = False
         self._is_progress_shown = False
@@ -100,6 +104,8 @@ class Display:
         """Show a state that a step enters, and tell the observer."""
         if state_name in DONE:
             self._done += 1
+        if state_name in DECIDED:
+            self._decided.setdefault(state_name, []).append(step_slug)
         self._events.tell_of_step(step_slug, state_name)
         self._observer(step_slug, state_name)
 
@@ -121,6 +127,8 @@ class Display:
         finally:
             for each in progress:
                 each.cancel()
+            if self._decided:
+                flow_run_logger(self._flow_run).info("%s", _describe_decided(self._decided))
             # The flow run is about to enter its last state, and its caller waits for that. Only if all steps are
             # done: if the flow run is cancelled, Prefect cancels each task whose end it has not heard of.
             if self._done == len(self._graph):
@@ -239,6 +247,17 @@ class Display:
 
     def _request(self, what: str, act: Request) -> None:
         self._event_sender.request(act, f"run {self._run_id}: {what}")
+
+
+def _describe_decided(decided: Mapping[str, Sequence[str]]) -> str:
+    """Name the steps that were not executed, in a sentence for each state; of many, the first ones."""
+    words = {StateName.SKIPPED: "Skipped", StateName.NOT_RUN: "Not run"}
+    return " ".join(f"{words[name]}: {_list(decided[name])}." for name in words if name in decided)
+
+
+def _list(slugs: Sequence[str]) -> str:
+    more = f" and {len(slugs) - _NAMED:,} more" if len(slugs) > _NAMED else ""
+    return f"{', '.join(slugs[:_NAMED])}{more}"
 
 
 def _describe(run: RunEnd) -> str:

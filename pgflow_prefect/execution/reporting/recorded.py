@@ -17,7 +17,7 @@ from pgflow_prefect.execution.reporting.task_run_events import make_event
 from pgflow_prefect.execution.reporting.task_runs import EDGES
 from pgflow_prefect.models import Ending, Status, TaskKey
 from pgflow_prefect.prefect_api.ids import find_task_run_id
-from pgflow_prefect.prefect_api.states import not_run, skipped
+from pgflow_prefect.prefect_api.states import DECIDED, date_decided, not_run, skipped
 from pgflow_prefect.state_names import StateName
 from pgflow_prefect.wording import clean
 
@@ -66,6 +66,8 @@ class StepEvents:
         run.state, run.state_id, run.state_type, run.state_name = state, state.id, state.type, state.name
         if state.is_running():
             run.start_time = run.expected_start_time = run.start_time or cast("DateTime", state.timestamp)
+        elif state.name in DECIDED:
+            date_decided(run, state)
         if state.is_final() and before is not None:
             run.end_time = cast("DateTime", state.timestamp)
         if before is not None and before.is_running():

@@ -50,6 +50,7 @@ from pgflow_prefect.prefect_api.internals import (
     exception_to_crashed_state,
     task_run_logger,
 )
+from pgflow_prefect.prefect_api.states import DECIDED, date_decided
 
 EDGES = "upstream"
 """The only parameter of a step's task, because the run graph shows a parent once for each parameter."""
@@ -363,6 +364,8 @@ class StepTaskRun:
             run.run_count += 1
             run.start_time = run.start_time or to_time(state)
             run.expected_start_time = run.expected_start_time or to_time(state)
+        elif state.name in DECIDED:
+            date_decided(run, state)
         if state.is_final():
             run.end_time = run.end_time or to_time(state)
         if not self._runs.event_sender.is_shown:
