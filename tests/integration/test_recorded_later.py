@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -254,6 +255,7 @@ async def test_a_run_that_takes_long_becomes_live_and_is_cancelled_from_prefect(
         finished_at = value(
             db, "SELECT finished_at FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'a'", run_id
         )
+        assert isinstance(finished_at, datetime)
         assert shown["a"].end_time is not None
         assert shown["a"].end_time >= finished_at
         await read_lines(site.client, flow_run, "step b waits")
