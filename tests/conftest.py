@@ -20,6 +20,7 @@ from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.deployment.prefect_server import prefect_server
 from pgflow_prefect.shipped import shipped_path
 from tests.brokers import rabbitmq_url, redis_url
+from tests.collecting import pytest_runtestloop
 from tests.databases import Databases, choose_place
 from tests.sharing import choose_directory, share
 from tests.suites import pytest_addoption, pytest_cmdline_main, pytest_itemcollected, pytest_report_header
@@ -32,7 +33,7 @@ from tests.termination import (
 )
 
 __all__ = ["pytest_addoption", "pytest_cmdline_main", "pytest_itemcollected", "pytest_report_header"]  # hooks
-__all__ += ["pytest_configure", "pytest_keyboard_interrupt", "pytest_sessionfinish"]
+__all__ += ["pytest_configure", "pytest_keyboard_interrupt", "pytest_runtestloop", "pytest_sessionfinish"]
 __all__ += ["rabbitmq_url", "redis_url"]  # fixtures
 
 Connection = psycopg.Connection[tuple[object, ...]]

@@ -3,11 +3,14 @@
 Without arguments it runs the quick suite, several tests at a time. `--all` runs every test. Paths that are named
 on the command line run as pytest runs them: those tests, one after the other.
 
-A test that starts commands, workers or clusters takes seconds. Where it stands among the quick ones, it has the marker
-`processes`: by hand, or because it uses a fixture that starts some. The quick suite leaves it out.
+The quick suite leaves out two kinds of tests that stand among its own. A test that starts commands, workers or clusters
+has the marker `processes`: by hand, or because it uses a fixture that starts some. The marker `thorough` has what takes
+a processor for more than a second, or waits as long. It also has the further cases of a test that needs a server: of
+each test, the quick suite runs the first two.
 """
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -17,8 +20,19 @@ WHOLE = "tests"
 PROCESSES = "processes"
 """The marker of tests that start commands, workers or clusters."""
 
+THOROUGH = "thorough"
+"""The marker of tests that take long, and of further cases."""
+
 _STARTERS = {"forker", "cluster"}
 """Fixtures that start them."""
+
+_SERVERS = {"server_dsn", "prefect_api"}
+"""Fixtures of servers. A case takes a processor for 0.1 s with PostgreSQL, and for 0.5 s with Prefect."""
+
+_CASES = 2
+"""Cases of such a test that the quick suite runs."""
+
+_COUNTS = pytest.StashKey[Counter[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,7 +59,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.getoption("run_all"):
         config.args[:] = [WHOLE]
     elif not config.option.markexpr:
-        config.option.markexpr = f"not {PROCESSES}"
+        config.option.markexpr = f"not {PROCESSES} and not {THOROUGH}"
     if not hasattr(config, "workerinput"):
         _choose_processes(config)
 
@@ -58,9 +72,16 @@ def _choose_processes(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what starts processes by way of a fixture."""
-    if isinstance(item, pytest.Function) and _STARTERS.intersection(item.fixturenames):
+    """Mark what starts processes by way of a fixture, and further cases of a test that needs a server."""
+    if not isinstance(item, pytest.Function):
+        return
+    if _STARTERS.intersection(item.fixturenames):
         item.add_marker(PROCESSES)
+    if _SERVERS.intersection(item.fixturenames) and not item.get_closest_marker(PROCESSES):
+        counts = item.session.stash.setdefault(_COUNTS, Counter())
+        counts[name := item.nodeid.partition("[")[0]] += 1
+        if counts[name] > _CASES:
+            item.add_marker(THOROUGH)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -68,7 +89,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     if config.getoption("run_all"):
         return ["suite: all tests; see CONTRIBUTING.md for what some of them need"]
-    return ["suite: quick; `python -m pytest --all` runs the commands, the faults and what else starts processes, too"]
+    return ["suite: quick; `python -m pytest --all` also runs the commands, the faults and what else takes long"]
 
 
 def count_processes() -> int:

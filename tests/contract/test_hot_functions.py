@@ -224,6 +224,7 @@ MAINTENANCE = (
 """Autovacuum may have looked at none of the tables, at one, or at all of them."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("maintain", MAINTENANCE)
 @pytest.mark.parametrize("moment", ["small", "growing", "large"])
 def test_a_hot_function_reads_what_its_own_step_takes(

@@ -622,6 +622,7 @@ def test_a_deleted_run_counts_as_ended(daily: Connection) -> None:
     assert states(db, backfill) == ["ended", "started"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("maintain", ["SELECT", "ANALYZE", "VACUUM ANALYZE"])
 @pytest.mark.parametrize("is_empty", [True, False])
 def test_each_of_many_dates_costs_what_each_of_few_does(

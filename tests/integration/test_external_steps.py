@@ -359,6 +359,7 @@ async def test_a_stub_counts_as_no_handler(define: Define, db: Connection) -> No
     assert await run.ended.result() == {"stub": "theirs"}
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(300)
 async def test_a_thousand_steps_are_waited_for_at_once_by_one_poller(
     define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch

@@ -50,6 +50,7 @@ def check_written_by_the_second_attempt(db: Connection) -> None:
     assert [attempt for (attempt,) in db.execute("SELECT attempt FROM written")] == [2]
 
 
+@pytest.mark.thorough
 async def test_a_sync_handler_on_a_silent_link_is_executed_again(
     db: Connection, workflow: Workflow, proxy: SilentProxy
 ) -> None:
@@ -64,6 +65,7 @@ async def test_a_sync_handler_on_a_silent_link_is_executed_again(
     check_written_by_the_second_attempt(db)
 
 
+@pytest.mark.thorough
 async def test_an_async_handler_on_a_silent_link_is_executed_again(
     db: Connection, workflow: Workflow, proxy: SilentProxy
 ) -> None:
@@ -78,6 +80,7 @@ async def test_an_async_handler_on_a_silent_link_is_executed_again(
     check_written_by_the_second_attempt(db)
 
 
+@pytest.mark.thorough
 async def test_locks_of_a_transaction_with_a_dead_link_do_not_keep_its_successor(
     db: Connection, workflow: Workflow, proxy: SilentProxy
 ) -> None:
@@ -94,6 +97,7 @@ async def test_locks_of_a_transaction_with_a_dead_link_do_not_keep_its_successor
     check_written_by_the_second_attempt(db)
 
 
+@pytest.mark.thorough
 async def test_a_function_whose_answer_is_lost_is_called_again(
     db: Connection, connect: Connect, workflow: Workflow, proxy: SilentProxy
 ) -> None:

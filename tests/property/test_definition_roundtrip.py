@@ -158,6 +158,7 @@ def make_workflow(definition: WorkflowDefinition, taken: frozenset[Dep]) -> Work
     return workflow
 
 
+@pytest.mark.thorough
 def test_sql_to_graph_to_sql_is_the_same_definition(database: Database) -> None:
     @few
     @given(DEFINITIONS, st.booleans())

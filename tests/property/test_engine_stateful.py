@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -263,7 +264,8 @@ class EngineMachine(RuleBasedStateMachine):
             assert (statuses(self.db, run.id), waiting(self.db, run.id)) == (states, run.half_met())
 
 
-def test_any_interleaving_of_calls_keeps_every_promise(dsn: str) -> None:
+@pytest.mark.parametrize("examples", [20, pytest.param(120, marks=pytest.mark.thorough)])
+def test_any_interleaving_of_calls_keeps_every_promise(dsn: str, examples: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as db:
         db.execute("SET synchronous_commit = off")
 
@@ -271,11 +273,11 @@ def test_any_interleaving_of_calls_keeps_every_promise(dsn: str) -> None:
             def __init__(self) -> None:
                 super().__init__(db)
 
-        thorough = settings(
-            max_examples=120,
+        drawn = settings(
+            max_examples=examples,
             stateful_step_count=25,
             deadline=None,
             database=None,
             suppress_health_check=[*HealthCheck],
         )
-        run_state_machine_as_test(Machine, settings=thorough)
+        run_state_machine_as_test(Machine, settings=drawn)

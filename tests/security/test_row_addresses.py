@@ -57,6 +57,7 @@ def bind(party: Party, workflow: Workflow, kind: str, url: str) -> None:
     party("define").execute(statement, [workflow.slug, kind, url])
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
 async def test_a_row_reaches_no_address_of_the_workers_machine(
     party: Party, workflow: Workflow, endpoint: HttpServer, db: Connection

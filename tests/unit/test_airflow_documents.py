@@ -288,6 +288,7 @@ ODD = [
 texts = st.text(max_size=30) | st.sampled_from(ODD) | st.lists(st.sampled_from(ODD), max_size=4).map("".join)
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=150)  # a machine may be busy
 @given(texts, texts, texts, texts, texts)
 def test_no_text_of_a_document_becomes_code(

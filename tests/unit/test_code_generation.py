@@ -141,6 +141,7 @@ def one_per_name(slugs: list[str]) -> list[str]:
 slugs = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])) | st.sampled_from(ODD_SLUGS)
 
 
+@pytest.mark.thorough
 @settings(deadline=None)  # a machine may be busy
 @given(st.lists(slugs, min_size=1, max_size=6).map(one_per_name), slugs, st.integers(0, 6))
 @example(one_per_name(ODD_SLUGS), "odd", 3)

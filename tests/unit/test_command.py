@@ -367,6 +367,7 @@ async def test_a_secret_that_the_end_of_a_line_cuts_is_not_shown(lines: Lines, b
     assert "hun" not in str(caught.value)
 
 
+@pytest.mark.thorough
 async def test_output_without_end_takes_little_memory_and_few_records(lines: Lines) -> None:
     script = """
 import sys

@@ -117,6 +117,7 @@ async def test_a_database_that_does_not_exist_is_named(server_dsn: str) -> None:
         await connect(make_conninfo(server_dsn, dbname="no_such_database", password=SECRET), timeout=5)
 
 
+@pytest.mark.thorough
 @pytest.mark.anyio
 async def test_a_server_that_does_not_answer_is_given_up() -> None:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,6 +139,7 @@ def test_a_dep_that_leads_back_is_always_a_cycle(definition: WorkflowDefinition,
         assert all(pair in deps for pair in pairwise(cycle))
 
 
+@pytest.mark.thorough
 def test_validation_takes_time_in_proportion_to_the_steps() -> None:
     definitions = {steps: make_layered(steps) for steps in (2_000, 20_000)}
 

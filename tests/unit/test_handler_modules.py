@@ -54,6 +54,7 @@ def test_a_file_whose_name_is_taken_or_is_none_of_pythons_gets_one_of_its_own(di
     assert module.__name__ == "class" or module.__name__.startswith("pgflow_prefect.by_path.")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["orders.py", "statistics.py", "e-mail.py", "flows/relative.py"])
 def test_another_process_finds_a_function_of_the_file_by_its_name(directory: Path, name: str) -> None:
     text = "from .texts import GREETING\n" if "relative" in name else ""

@@ -152,6 +152,7 @@ def make_all_to_last(steps: int) -> WorkflowDefinition:
     return define({**chain, "last": [*chain]})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "make",
     [

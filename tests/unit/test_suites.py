@@ -12,6 +12,11 @@ TESTS = {
     "unit/test_quick.py": "def test_quick(): pass",
     "unit/test_starter.py": "import pytest\n\n\n@pytest.mark.processes\ndef test_marked(): pass",
     "unit/test_forking.py": "def test_forking(forker): pass",
+    "unit/test_thorough.py": "import pytest\n\n\n@pytest.mark.thorough\ndef test_thorough(): pass",
+    "unit/test_cases.py": (
+        "import pytest\n\n\n@pytest.mark.parametrize('n', [1, 2, 3, 4])\ndef test_cases(server_dsn, n): pass\n\n\n"
+        "@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_light(n): pass"
+    ),
     "acceptance/test_command.py": "def test_command(): pass",
 }
 CONFTEST = """
@@ -20,12 +25,17 @@ from suites import *
 
 @pytest.fixture
 def forker(): pass
+
+@pytest.fixture
+def server_dsn(): pass
 """
 CONFIGURATION = """
 [pytest]
 testpaths = tests/unit
 addopts = --strict-markers
-markers = processes: starts some
+markers =
+    processes: starts some
+    thorough: takes long
 """
 
 
@@ -40,14 +50,17 @@ def run(project: Path, *options: str) -> set[str]:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("processes", ["0", "2"])
-def test_quick_leaves_out_what_starts_processes_and_all_leaves_out_nothing(tmp_path: Path, processes: str) -> None:
+def test_quick_leaves_out_what_takes_long_and_all_leaves_out_nothing(tmp_path: Path, processes: str) -> None:
     (tmp_path / "pytest.ini").write_text(CONFIGURATION)
     for path, text in {"conftest.py": CONFTEST, **TESTS}.items():
         file = tmp_path / "tests" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    everything = {"test_quick", "test_marked", "test_forking", "test_command"}
-    assert run(tmp_path, "-n", processes) == {"test_quick"}
+    quick = {"test_quick", "test_light[1]", "test_light[2]", "test_light[3]", "test_cases[1]", "test_cases[2]"}
+    thorough = {"test_thorough", "test_cases[3]", "test_cases[4]"}
+    everything = quick | thorough | {"test_marked", "test_forking", "test_command"}
+    assert run(tmp_path, "-n", processes) == quick
     assert run(tmp_path, "-n", processes, "--all") == everything
     assert run(tmp_path, "-n", processes, "-m", "processes") == {"test_marked", "test_forking"}
+    assert run(tmp_path, "-n", processes, "-m", "thorough and not processes") == thorough
     assert run(tmp_path, "-n", processes, "tests/acceptance") == {"test_command"}
