@@ -13,6 +13,7 @@ import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterable, Sequence
+from email import message_from_bytes
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -29,6 +30,7 @@ _IN_SDIST = (
     "sql/pgflow.sql",
     "tests/release.py",
 )
+_FILE_LINK = re.compile(r"\]\(((?!https?://|#)[^)]+)\)")
 _ONLY_CODE = re.compile(r"pgflow_prefect(?:-[^/]*\.dist-info)?/")
 _NOT_IN_WHEEL = (".png", ".pyc")
 
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sdist, wheel = build(options.dist)
         check_texts([sdist, wheel])
         check_wheel(list_wheel(wheel))
+        check_description(read_description(wheel))
         check_sdist(list_sdist(sdist))
         check_environment(sdist, wheel, version)
     except ReleaseError as error:
@@ -106,6 +109,23 @@ def list_sdist(sdist: Path) -> list[str]:
     """Return the names of the files of a source archive, without its folder."""
     with tarfile.open(sdist) as archive:
         return [str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()]
+
+
+def read_description(wheel: Path) -> str:
+    """Return the text that a package index shows: README, in the wheel's metadata."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return str(message_from_bytes(archive.read(name)).get_payload())
+
+
+def check_description(text: str) -> None:
+    """Check that no link leads to a file: a package index has README alone.
+
+    Raises:
+        ReleaseError: with the links.
+    """
+    if links := _FILE_LINK.findall(text):
+        raise ReleaseError(f"the description links to files, which a package index does not have: {', '.join(links)}")
 
 
 def check_wheel(names: Sequence[str]) -> None:

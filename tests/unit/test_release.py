@@ -1,8 +1,11 @@
 """What `python -m tests.release` refuses."""
 
+import re
+import tomllib
+
 import pytest
 
-from tests.release import ReleaseError, check_sdist, check_tag, check_wheel, read_version
+from tests.release import ROOT, ReleaseError, check_description, check_sdist, check_tag, check_wheel, read_version
 
 WHEEL = [
     "pgflow_prefect/py.typed",
@@ -54,3 +57,15 @@ def test_a_source_archive_without_its_tests_is_refused() -> None:
 
 def test_the_version_is_static() -> None:
     assert read_version().count(".") == 2
+
+
+def test_a_package_index_shows_readme_without_links_to_files() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    [rule] = project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.sub(rule["pattern"], rule["replacement"], readme)
+    with pytest.raises(ReleaseError, match=r"links to files, .*CONTRIBUTING\.md"):
+        check_description(readme)
+    check_description(shown)
+    assert "CONTRIBUTING.md says what each part of the tests needs." in shown
+    assert "[Prefect](https://docs.prefect.io)" in shown
