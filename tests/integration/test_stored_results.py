@@ -13,12 +13,14 @@ from prefect.client.orchestration import PrefectClient
 from prefect.filesystems import LocalFileSystem
 from prefect.serializers import CompressedSerializer, PickleSerializer
 
-from pgflow_prefect import Branch, SqlFunction, StepContext, Workflow
+from pgflow_prefect import Branch, Command, HttpEndpoint, Queue, SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError, UsageError
 from pgflow_prefect.handlers.references import MARK
 from tests.conftest import Connection
 from tests.engine import run_workflow
+from tests.http_server import http_server
 from tests.integration.conftest import Define, await_task_runs, make_slug, read_flow_run, read_run, read_steps
+from tests.integration.queues.consumers import consuming
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
 
@@ -153,17 +155,44 @@ async def test_a_result_over_the_limit_says_how_to_store_it(
         await workflow.flow()
 
 
-async def test_sql_functions_get_the_reference(db: Connection, define: Define, tmp_path: Path) -> None:
+async def test_functions_endpoints_and_programs_get_the_reference(
+    db: Connection, define: Define, tmp_path: Path
+) -> None:
     workflow = Workflow(make_slug(), result_storage=tmp_path)
-    define(workflow.slug, ["make", "look"], [("make", "look")])
+    steps = ["look", "ask", "execute"]
+    define(workflow.slug, ["make", *steps], [("make", step) for step in steps])
     db.execute("CREATE FUNCTION public.look(input jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT input->'make' $$")
     workflow.bind("look", SqlFunction("public.look"))
+    workflow.bind("execute", Command(["/bin/cat"]))
 
     @workflow.step
     def make() -> str:
         return "x" * 100
 
-    assert await workflow.flow() == {"look": {MARK: find_reference(db, "make")}}
+    async with http_server() as server:
+        server.respond(200, b"1")
+        workflow.bind("ask", HttpEndpoint(server.url))
+        given = await workflow.flow()
+    reference = {MARK: find_reference(db, "make")}
+    assert given == {"look": reference, "ask": 1, "execute": {"payload": None, "make": reference}}
+    assert [request.json["input"]["make"] for request in server.requests] == [reference]
+
+
+async def test_a_consumer_gets_the_reference(
+    db: Connection, dsn: str, define: Define, tmp_path: Path, redis_url: str
+) -> None:
+    workflow = Workflow(make_slug(), result_storage=tmp_path)
+    define(workflow.slug, ["make", "send"], [("make", "send")])
+    queue = f"{redis_url}?queue={workflow.slug}"
+    workflow.bind("send", Queue(queue))
+
+    @workflow.step
+    def make() -> str:
+        return "x" * 100
+
+    with consuming(queue, lambda given: given["make"], dsn):
+        given = await workflow.flow()
+    assert given == {"send": {MARK: find_reference(db, "make")}}
 
 
 async def test_a_branch_takes_its_steps_and_stores_its_result(db: Connection, define: Define, tmp_path: Path) -> None:
