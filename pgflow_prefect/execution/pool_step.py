@@ -155,7 +155,7 @@ class PoolStep:
                 host=self._make_environment(toolbox, installation.id),
                 observe=_ignore,
                 run=run,
-                results=RunResults.of(installation.id, handlers),
+                results=RunResults.of(installation.id, handlers, self.holder.hex),
                 told_of=find_told_of(graph, self.attempt.task.step_slug),
             )
             return await step.make_attempt(function, _make_claim(self.attempt, given))

@@ -22,16 +22,18 @@ class RunResults:
     Attributes:
         installation: the id of the database; it begins the keys of all objects.
         options: by step slug, of the steps that have a function here.
+        holder: this process, if it does an attempt for a work pool.
     """
 
     installation: UUID
     options: Mapping[str, ResultOptions]
+    holder: str | None = None
 
     @classmethod
-    def of(cls, installation: UUID, handlers: Mapping[str, StepHandlers]) -> "RunResults":
+    def of(cls, installation: UUID, handlers: Mapping[str, StepHandlers], holder: str | None = None) -> "RunResults":
         """Return what these handlers say."""
         options = {slug: each.function.results for slug, each in handlers.items() if each.function is not None}
-        return cls(installation, options)
+        return cls(installation, options, holder)
 
     def pick(self, slugs: tuple[str, ...]) -> "RunResults":
         """Return what is said of these steps, for another process."""
@@ -40,7 +42,9 @@ class RunResults:
     def open(self, toolbox: Toolbox, run_id: UUID, task: TaskKey, attempt: int) -> StepResults:
         """Return the part that writes the result of an attempt, and reads those of its upstream steps."""
         address = ResultAddress(self.installation, run_id, task.step_slug, task.index)
-        return StepResults(address, attempt, toolbox.result_limit, lambda slug: self._find_place(slug, toolbox))
+        return StepResults(
+            address, attempt, toolbox.result_limit, lambda slug: self._find_place(slug, toolbox), self.holder
+        )
 
     def check(self, slug: str, toolbox: Toolbox) -> None:
         """Refuse a step whose result could not be stored, before its handler works.

@@ -16,6 +16,7 @@ _BEGINNING = f'{{"{MARK}"'
 _LONGEST = 4096  # characters of a reference
 
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Holder = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
 def find_folder(installation: UUID) -> str:
@@ -39,11 +40,18 @@ class ResultAddress:
     step_slug: str
     index: int = 0
 
-    def make_key(self, attempt: int) -> str:
-        """Return the key of the object that an attempt writes. No other attempt writes to it, not even a late one."""
+    def make_key(self, attempt: int, holder: str | None = None) -> str:
+        """Return the key of the object that an attempt writes. No other attempt writes to it, not even a late one.
+
+        Args:
+            attempt: the attempt.
+            holder: the process of a work pool that does it: another one may do the same attempt once its lease is over.
+        """
         # A slug may have any characters, so a path has only its hash.
         step = sha256(self.step_slug.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        return f"{find_folder(self.installation)}/{self.run_id}/{step}-{self.index}-{attempt}"
+        return f"{find_folder(self.installation)}/{self.run_id}/{step}-{self.index}-{attempt}" + (
+            f"-{holder}" if holder is not None else ""
+        )
 
 
 class Reference(BaseModel):
@@ -60,6 +68,7 @@ class Reference(BaseModel):
         serializer: has written it.
         attempt: has written it.
         index: of the task that has written it.
+        holder: the process of a work pool that has written it; None if no work pool did.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -71,9 +80,20 @@ class Reference(BaseModel):
     serializer: str
     attempt: Annotated[int, Field(ge=0, le=2**31)]
     index: Annotated[int, Field(ge=0, le=2**31)] = 0
+    holder: _Holder | None = None
 
     @classmethod
-    def of(cls, data: bytes, *, storage: str, key: str, serializer: str, attempt: int, index: int = 0) -> "Reference":
+    def of(
+        cls,
+        data: bytes,
+        *,
+        storage: str,
+        key: str,
+        serializer: str,
+        attempt: int,
+        index: int = 0,
+        holder: str | None = None,
+    ) -> "Reference":
         """Return the reference to an object with these bytes."""
         return cls(
             storage=storage,
@@ -83,6 +103,7 @@ class Reference(BaseModel):
             serializer=serializer,
             attempt=attempt,
             index=index,
+            holder=holder,
         )
 
     def write(self) -> str:
@@ -98,7 +119,7 @@ class Reference(BaseModel):
         return f"{self.size:,} bytes of {self.serializer} in {self.storage}"
 
 
-class _Holder(BaseModel):
+class _Marked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reference: Annotated[Reference, Field(alias=MARK)]
@@ -114,6 +135,6 @@ def parse_reference(raw: RawJson) -> Reference | None:
     if len(raw.text) > _LONGEST or not may_be_reference(raw.text):
         return None
     try:
-        return _Holder.model_validate_json(raw.text).reference
+        return _Marked.model_validate_json(raw.text).reference
     except ValidationError:
         return None

@@ -123,12 +123,14 @@ class StepResults:
         attempt: the attempt.
         limit: the most bytes of JSON that a row has.
         find_place: returns where the results of a step are, by its slug; None if they are in rows only.
+        holder: this process, if a work pool does the attempt.
     """
 
     address: ResultAddress
     attempt: int
     limit: int
     find_place: Callable[[str], ResultPlace | None]
+    holder: str | None = None
 
     @property
     def own(self) -> ResultPlace | None:
@@ -143,7 +145,7 @@ class StepResults:
         """
         place = self.own
         assert place is not None
-        key = self.address.make_key(self.attempt)
+        key = self.address.make_key(self.attempt, self.holder)
         make = partial(
             Reference.of,
             data,
@@ -152,6 +154,7 @@ class StepResults:
             serializer=place.codec.name,
             attempt=self.attempt,
             index=self.address.index,
+            holder=self.holder,
         )
         reference = await run_in_thread(make)
         await place.storage.write(key, data)
@@ -206,7 +209,7 @@ class StepResults:
                 )
 
     def _make_key(self, slug: str, reference: Reference) -> str:
-        return replace(self.address, step_slug=slug, index=0).make_key(reference.attempt)
+        return replace(self.address, step_slug=slug, index=0).make_key(reference.attempt, reference.holder)
 
     def is_of(self, slug: str, reference: Reference) -> bool:
         """Tell whether a reference is to a result of this step in this run."""

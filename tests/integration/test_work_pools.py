@@ -183,6 +183,20 @@ async def test_a_pools_process_does_the_step_and_prefect_shows_it_beneath_the_st
     assert flow_run.parent_task_run_id == tasks["heavy"].id
 
 
+async def test_a_result_in_a_storage_has_a_key_of_the_process_that_has_written_it(
+    write: Write, db: Connection, client: PrefectClient, pool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGFLOW_RESULT_STORAGE", (tmp_path / "results").as_uri())
+    monkeypatch.setenv("PGFLOW_RESULT_LIMIT", "600")
+    workflow, big = write(), 10**700
+    async with going(workflow, db, {"n": big}) as run:
+        assert (await start(await await_flow_run(client, pool))).is_completed()
+    first, heavy = (read_steps(db)[step][2]["$pgflow_result"] for step in ("first", "heavy"))
+    assert first["key"].endswith("-0-1"), "the owner of the run has written it"
+    assert heavy["key"].endswith(f"-0-1-{heavy['holder']}")
+    assert await workflow.load_result(run.run_id, "heavy") == {"lifted": big + 1, "attempt": 1}
+
+
 async def test_a_failure_is_tried_again_by_another_flow_run(
     write: Write, db: Connection, client: PrefectClient, pool: str
 ) -> None:
