@@ -3936,10 +3936,14 @@ BEGIN
         UPDATE pgflow.step_items i SET due_at = '-infinity', claimed_in = NULL, started_at = NULL
         WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
           AND i.status = 'pending' AND i.claimed_in < pick_items.epoch;
+        skipped_on := CASE WHEN EXISTS (
+            SELECT FROM pgflow.step_items i
+            WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
+              AND i.status = 'pending' AND i.claimed_in < pick_items.epoch OFFSET 0) THEN 'step_items' END;
         UPDATE pgflow.step_maps m SET epoch = pick_items.epoch
         WHERE m.run_id = map.run_id AND m.step_slug = map.step_slug
         RETURNING m.epoch INTO stored;
-        skipped_on := CASE WHEN (stored = epoch) IS NOT TRUE THEN 'step_maps' END;
+        skipped_on := CASE WHEN (stored = epoch) IS NOT TRUE THEN 'step_maps' ELSE skipped_on END;
     END IF;
     due := ARRAY(
         SELECT i.item_index FROM pgflow.step_items i
@@ -3950,8 +3954,9 @@ BEGIN
             -- Failed by hand before any claim. The cursor claims it: what lies beyond is never released as claimed.
             UPDATE pgflow.step_items i SET due_at = NULL
             WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index = one AND i.status = 'pending'
-              AND i.attempts = map.former_attempts;
-            CONTINUE WHEN FOUND;
+              AND i.attempts = map.former_attempts
+            RETURNING i.* INTO claimed;
+            CONTINUE WHEN FOUND AND claimed.due_at IS NULL;
         END IF;
         UPDATE pgflow.step_items i
         SET attempts = i.attempts + 1, started_at = moment, due_at = moment + lease,
@@ -4072,6 +4077,14 @@ BEGIN
     WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
       AND i.status = 'pending' AND i.claimed_in = release_items.epoch AND i.item_index <> ALL (besides);
     GET DIAGNOSTICS released = ROW_COUNT;
+    IF EXISTS (SELECT FROM pgflow.step_items i
+               WHERE i.run_id = map.run_id AND i.step_slug = map.step_slug AND i.item_index < map.next_item
+                 AND i.status = 'pending' AND i.claimed_in = release_items.epoch
+                 AND i.item_index <> ALL (besides) OFFSET 0) THEN
+        RAISE EXCEPTION 'the release of items of step "%" of run % was not stored: a trigger or rule on pgflow.step_items '
+                        'skipped it', map.step_slug, map.run_id
+            USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+    END IF;
     RETURN released;
 END
 $$;
@@ -4382,9 +4395,11 @@ AS $$
 #variable_conflict use_column
 DECLARE
     map record;
+    stored pgflow.step_maps;
+    skipped_on text; -- the table whose write a trigger or rule has skipped
 BEGIN
     FOR map IN
-        SELECT m.step_slug, m.next_item, m.failed FROM pgflow.step_maps m
+        SELECT m.step_slug, m.next_item, m.failed, m.remaining FROM pgflow.step_maps m
         JOIN pgflow.step_states s ON s.run_id = m.run_id AND s.step_slug = m.step_slug
         WHERE m.run_id = run.id AND s.status = 'failed'
     LOOP
@@ -4393,8 +4408,24 @@ BEGIN
         SET status = 'pending', started_at = NULL, finished_at = NULL, claimed_in = NULL, due_at = '-infinity'
         WHERE i.run_id = run.id AND i.step_slug = map.step_slug
           AND (i.status = 'failed' OR (i.status = 'pending' AND i.item_index < map.next_item));
+        skipped_on := CASE WHEN EXISTS (
+            SELECT FROM pgflow.step_items i
+            WHERE i.run_id = run.id AND i.step_slug = map.step_slug
+              AND (i.status = 'failed'
+                   OR (i.status = 'pending' AND i.item_index < map.next_item
+                       AND (i.started_at, i.claimed_in, i.due_at) IS DISTINCT FROM
+                           (NULL::timestamptz, NULL::int, '-infinity'::timestamptz))) OFFSET 0) THEN 'step_items' END;
         UPDATE pgflow.step_maps m SET failed = 0, remaining = m.remaining + map.failed
-        WHERE m.run_id = run.id AND m.step_slug = map.step_slug;
+        WHERE m.run_id = run.id AND m.step_slug = map.step_slug
+        RETURNING m.* INTO stored;
+        IF (stored.failed = 0 AND stored.remaining = map.remaining + map.failed) IS NOT TRUE THEN
+            skipped_on := 'step_maps';
+        END IF;
+        IF skipped_on IS NOT NULL THEN
+            RAISE EXCEPTION 'the items of step "%" of run % were not reopened: a trigger or rule on pgflow.% skipped it',
+                            map.step_slug, run.id, skipped_on
+                USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
+        END IF;
     END LOOP;
 END
 $$;

@@ -19,6 +19,7 @@ from tests.engine import (
     get_state,
     insert_run,
     refused,
+    reopen,
     repair,
     run_workflow,
     start_run,
@@ -107,6 +108,53 @@ def test_an_update_of_a_map_or_its_items_that_a_trigger_skips_is_an_error(
     db.execute("DROP TRIGGER skip ON pgflow." + table)
     assert act(db, run_id)
     assert rows_of_map(db) != before
+
+
+def claim_anew(db: Connection, run_id: UUID) -> None:
+    claim_items(db, run_id, 1, epoch=take(db, run_id))
+
+
+def release(db: Connection, run_id: UUID) -> None:
+    db.execute("SELECT pgflow.release_items(m, 1, '{}') FROM pgflow.step_maps m WHERE m.run_id = %s", [run_id])
+
+
+def fail_and_claim(db: Connection, run_id: UUID) -> None:
+    """Fail an item by hand that no process has claimed, and claim all that is left."""
+    fail_items(db, run_id, [3], "0 s")
+    claim_items(db, run_id, 4, epoch=1)
+
+
+def fail_and_reopen(db: Connection, run_id: UUID) -> None:
+    fail_items(db, run_id, [0])
+    reopen(db, run_id)
+
+
+FRESH = "OLD.due_at IS NOT NULL AND NEW.due_at IS NULL"
+RELEASES: dict[str, tuple[str, str, Callable[[Connection, UUID], object]]] = {
+    "the next owner's first claim": ("step_items", "OLD.claimed_in IS NOT NULL AND NEW.claimed_in IS NULL", claim_anew),
+    "a release by the owner": ("step_items", "OLD.claimed_in IS NOT NULL AND NEW.claimed_in IS NULL", release),
+    "a claim of an item that failed before any claim": ("step_items", FRESH, fail_and_claim),
+    "a reopening of failed items": ("step_items", "OLD.status = 'failed'", fail_and_reopen),
+    "a reopening of items under way": ("step_items", "OLD.status = NEW.status", fail_and_reopen),
+    "a reopening's count": ("step_maps", "OLD.failed > 0", fail_and_reopen),
+}
+
+
+@pytest.mark.parametrize("returned", ["NULL", "OLD"])
+@pytest.mark.parametrize("transition", RELEASES)
+def test_a_release_of_items_that_a_trigger_skips_is_an_error(db: Connection, transition: str, returned: str) -> None:
+    table, condition, act = RELEASES[transition]
+    run_id = map_over(db, [*range(4)])
+    claim_items(db, run_id, 2, epoch=take(db, run_id))
+    skip(db, table, "UPDATE", returned, condition)
+    before = get_run(db, run_id), rows_of_map(db)
+    with refused(SKIPPED, f"a trigger or rule on pgflow.{table} skipped") as caught, db.transaction():
+        act(db, run_id)
+    assert caught.value.diag.message_hint == "A BEFORE trigger has to RETURN NEW."
+    assert (get_run(db, run_id), rows_of_map(db)) == before
+    db.execute("DROP TRIGGER skip ON pgflow." + table)
+    act(db, run_id)
+    assert rows_of_map(db) != before[1]
 
 
 def rows_of_map(db: Connection) -> list[object]:
