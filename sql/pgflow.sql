@@ -4660,6 +4660,26 @@ COMMENT ON FUNCTION pgflow.list_ended_dates(bigint, uuid) IS
     'The dates of a backfill whose run has ended, which is not noted yet; ended_run: looks only at this run. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.lock_ended_run(run_id uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+DECLARE
+    has_ended boolean;
+BEGIN
+    SELECT r.status <> 'pending' INTO has_ended FROM pgflow.runs r WHERE r.id = lock_ended_run.run_id FOR SHARE SKIP LOCKED;
+    IF FOUND THEN
+        RETURN has_ended;
+    END IF;
+    RETURN NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = lock_ended_run.run_id); -- deleted: it had ended before
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.lock_ended_run(uuid) IS
+    'Keeps an ended run from being reopened until the commit; false where it goes on, or another session changes it. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow.find_next_date(backfill_id bigint, newest_first boolean) RETURNS pgflow.backfill_dates
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
@@ -4800,6 +4820,7 @@ BEGIN
         RETURN 0; -- another session advances it at this moment
     END IF;
     FOR ended IN SELECT * FROM pgflow.list_ended_dates(backfill.id, advance_backfill.ended_run) LOOP
+        CONTINUE WHEN NOT pgflow.lock_ended_run(ended.run_id); -- it may have been reopened since
         UPDATE pgflow.backfill_dates d SET state = 'ended'
         WHERE d.backfill_id OPERATOR(pg_catalog.=) backfill.id
           AND d.logical_date OPERATOR(pg_catalog.=) ended.logical_date;

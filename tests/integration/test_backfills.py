@@ -231,6 +231,72 @@ def test_a_run_that_is_reopened_by_hand_takes_its_place_again(daily: Connection)
     assert states(db, backfill) == ["ended", "started", "planned"]
 
 
+def test_a_run_that_another_session_is_reopening_has_not_ended(daily: Connection, connect: Connect) -> None:
+    backfill, other = start(daily, days(2)), connect()
+    [run_id] = pending(daily)
+    end_unnoted(daily, run_id)
+    with other.transaction():
+        reopen(other, run_id)
+        daily.execute(SWEEP)
+    daily.execute(SWEEP)
+    assert (states(daily, backfill), pending(daily)) == (["started", "planned"], [run_id])
+    finish(daily, run_id)
+    assert states(daily, backfill) == ["ended", "started"]
+
+
+def test_a_run_that_is_reopened_while_ends_are_noted_has_not_ended(daily: Connection, connect: Connect) -> None:
+    backfill, other = start(daily, days(3), max_active=2), connect()
+    first, second = pending(daily)
+    end_unnoted(daily, first)
+    end_unnoted(daily, second)
+    daily.execute("""
+        CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN PERFORM pg_advisory_xact_lock(1, 99); RETURN NEW; END $$;
+        CREATE TRIGGER wait BEFORE UPDATE ON pgflow.backfill_dates FOR EACH ROW
+            WHEN (NEW.state = 'ended') EXECUTE FUNCTION wait()
+    """)
+    other.execute("SELECT pg_advisory_lock(1, 99)")
+    with ThreadPoolExecutor(1) as pool:
+        sweep = pool.submit(daily.execute, SWEEP)
+        try:
+            wait_until_blocked(other, daily.info.backend_pid)
+            reopen(other, second)
+        finally:
+            other.execute("SELECT pg_advisory_unlock_all()")
+        sweep.result()
+    assert states(daily, backfill) == ["ended", "started", "started"]
+    assert second in pending(daily)
+
+
+def end_unnoted(db: Connection, run_id: UUID) -> None:
+    """Fail a run in a transaction that leaves its backfill to a service."""
+    with db.transaction():
+        db.execute("SET LOCAL pgflow.leaves_backfills = 'on'")
+        fail(db, run_id, "a")
+
+
+@pytest.mark.parametrize(
+    ("initially", "mode"), [("INITIALLY DEFERRED", "SELECT"), ("INITIALLY IMMEDIATE", "SET CONSTRAINTS ALL DEFERRED")]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_end_of_a_run_leaves_deferred_what_its_callers_transaction_has_deferred(
+    daily: Connection, initially: LiteralString, mode: LiteralString, when: str
+) -> None:
+    daily.execute("CREATE TABLE parents (id int PRIMARY KEY)")
+    daily.execute(f"CREATE TABLE children (id int REFERENCES parents DEFERRABLE {initially})".encode())
+    backfill = start(daily, days(2))
+    with daily.transaction():
+        daily.execute(mode)
+        if when == "before":
+            daily.execute("INSERT INTO children VALUES (1)")
+        finish(daily, pending(daily)[0])
+        if when == "after":
+            daily.execute("INSERT INTO children VALUES (1)")
+        daily.execute("INSERT INTO parents VALUES (1)")
+    daily.execute(SWEEP)  # the trial of the deferred check may have failed
+    assert states(daily, backfill) == ["ended", "started"]
+
+
 def test_a_copy_that_becomes_an_installation_of_its_own_pauses_its_backfills(daily: Connection) -> None:
     ended = start(daily, days(2))
     daily.execute("SELECT pgflow.cancel_backfill(%s)", [ended])
