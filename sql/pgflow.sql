@@ -402,6 +402,13 @@ CREATE TABLE IF NOT EXISTS pgflow.step_items (
     FOREIGN KEY (run_id, step_slug) REFERENCES pgflow.step_maps (run_id, step_slug) ON DELETE CASCADE
 ) WITH (fillfactor = 60);
 
+-- Children whose step does not wait for them any more, or waits again. A transaction that holds the parent's row may not
+-- wait for that of a child: see the section on children. No key but its own, so that no insert waits for another one.
+CREATE TABLE IF NOT EXISTS pgflow.child_requests (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id UUID NOT NULL           -- the child; no foreign key: a run may be deleted before
+);
+
 -- Runs of a workflow for dates of the past: a row a backfill, and a row a date.
 CREATE TABLE IF NOT EXISTS pgflow.backfills (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -658,6 +665,44 @@ BEGIN
         END LOOP;
     END IF;
 
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'parent_run_id') THEN
+        ALTER TABLE pgflow.steps
+            ADD COLUMN child_workflow TEXT REFERENCES pgflow.workflows (slug), -- the step is a run of this workflow
+            ADD COLUMN child_payload TEXT[],                -- where its payload is in the step's input; NULL: all of that
+            ADD COLUMN child_retries INT NOT NULL DEFAULT 0 -- how many further runs are begun after one that failed
+                CHECK (child_retries BETWEEN 0 AND 1000),
+            ADD COLUMN max_children INT                     -- of a map, how many runs are under way at once; NULL: 100
+                CHECK (max_children BETWEEN 1 AND 10000);
+        ALTER TABLE pgflow.definition_steps
+            ADD COLUMN child_workflow TEXT,
+            ADD COLUMN child_payload TEXT[],
+            ADD COLUMN child_retries INT NOT NULL DEFAULT 0,
+            ADD COLUMN max_children INT;
+        ALTER TABLE pgflow.step_maps ADD COLUMN max_children INT; -- NULL: its items are no runs
+        ALTER TABLE pgflow.runs
+            ADD COLUMN parent_run_id UUID,                  -- the run whose step this run is; that may be deleted before
+            ADD COLUMN parent_step_slug TEXT,
+            ADD COLUMN parent_item INT,                     -- of a map, which item; NULL: the step is no map
+            ADD COLUMN parent_attempt INT;                  -- which attempt of the step or the item
+        FOR granted IN
+            SELECT DISTINCT format('%s (parent_run_id, parent_step_slug, parent_item, parent_attempt) ON pgflow.runs',
+                                   r.privilege_type) AS "right",
+                   r.is_grantable, CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+            FROM pg_catalog.pg_attribute a CROSS JOIN LATERAL pg_catalog.aclexplode(a.attacl) r
+            WHERE a.attrelid = 'pgflow.runs'::regclass AND a.attname = 'remaining' AND r.privilege_type <> 'UPDATE'
+            UNION
+            SELECT DISTINCT format('%s ON pgflow.child_requests', r.privilege_type), r.is_grantable,
+                   CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END
+            FROM pg_catalog.pg_class c CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) r
+            WHERE c.oid = 'pgflow.waiting_steps'::regclass AND r.grantee <> c.relowner
+              AND r.privilege_type IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+        LOOP
+            EXECUTE format('GRANT %s TO %s%s', granted."right", granted.grantee,
+                           CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+
     IF to_regclass('pgflow.step_items_due') IS NULL THEN
         CREATE INDEX step_items_due ON pgflow.step_items (run_id, step_slug, due_at) WHERE due_at IS NOT NULL;
     END IF;
@@ -690,6 +735,15 @@ BEGIN
         END IF;
         IF to_regclass('pgflow.runs_dated') IS NULL THEN
             CREATE INDEX runs_dated ON pgflow.runs (workflow_slug, logical_date) WHERE logical_date IS NOT NULL;
+        END IF;
+        IF EXISTS (SELECT FROM pg_catalog.pg_index
+                   WHERE indexrelid = to_regclass('pgflow.runs_of_parent') AND NOT indisvalid) THEN
+            DROP INDEX pgflow.runs_of_parent;
+        END IF;
+        IF to_regclass('pgflow.runs_of_parent') IS NULL THEN
+            CREATE UNIQUE INDEX runs_of_parent
+                ON pgflow.runs (parent_run_id, parent_step_slug, (coalesce(parent_item, -1)), parent_attempt)
+                WHERE parent_run_id IS NOT NULL; -- no attempt ever has two runs
         END IF;
     END IF;
     IF to_regclass('pgflow.backfills_open') IS NULL THEN
@@ -778,7 +832,8 @@ DO $pages$
 BEGIN
     PERFORM pgflow.reserve_pages('pgflow', ARRAY['workflows', 'steps', 'deps', 'runs', 'step_states', 'definitions',
                                                  'definition_steps', 'definition_deps', 'waiting_steps', 'undone_steps',
-                                                 'step_maps', 'step_items', 'backfills', 'backfill_dates']);
+                                                 'step_maps', 'step_items', 'backfills', 'backfill_dates',
+                                                 'child_requests']);
 END
 $pages$;
 
@@ -1111,6 +1166,10 @@ BEGIN
     END IF;
 
     PERFORM pgflow.raise_version(edited);
+    IF TG_OP IN ('INSERT', 'UPDATE') AND current_setting('session_replication_role') <> 'replica' THEN
+        PERFORM pgflow.refuse_children(n.workflow_slug)
+        FROM (SELECT DISTINCT n.workflow_slug FROM new_rows n WHERE n.child_workflow IS NOT NULL) n;
+    END IF;
     RETURN NULL;
 END
 $$;
@@ -1347,6 +1406,7 @@ BEGIN
         END IF;
         PERFORM pgflow.refuse_rules(workflow_slug);
         PERFORM pgflow.refuse_maps(workflow_slug);
+        PERFORM pgflow.refuse_children(workflow_slug);
         PERFORM pgflow.refuse_cycle(workflow_slug); -- deps older than the triggers, or loaded past them
 
         -- Of two first runs at once, each writes a snapshot, and neither waits for the other's transaction. They are
@@ -1358,7 +1418,7 @@ BEGIN
             SELECT count(*) AS step_count,
                    coalesce(bool_or(s.rule IS NOT NULL OR s.required_input_pattern IS NOT NULL
                                     OR s.forbidden_input_pattern IS NOT NULL OR s.when_exhausted <> 'fail'
-                                    OR s.step_type = 'map'), false)
+                                    OR s.step_type = 'map' OR s.child_workflow IS NOT NULL), false)
                        AS uses_rules,
                    CASE w.when_failed WHEN 'continue' THEN true WHEN 'stop' THEN false
                        ELSE coalesce(bool_or(pgflow.may_follow_failure(s.rule) OR NOT s.fails_run), false) END AS continues
@@ -1404,13 +1464,14 @@ BEGIN
         )
         INSERT INTO pgflow.definition_steps (definition_id, slug, in_degree, rule, required_input_pattern,
                                              forbidden_input_pattern, when_unmet, when_exhausted, decides, setups,
-                                             step_type, map_over, map_path, max_items, when_empty, when_item_fails)
+                                             step_type, map_over, map_path, max_items, when_empty, when_item_fails,
+                                             child_workflow, child_payload, child_retries, max_children)
         SELECT definition.id, s.slug, s.in_degree, s.rule, s.required_input_pattern, s.forbidden_input_pattern,
                s.when_unmet, s.when_exhausted,
                CASE WHEN failed_by_leaves THEN CASE WHEN some_are_last THEN s.is_last ELSE s.is_leaf END
                     ELSE s.fails_run END,
                s.setups, s.step_type, CASE s.step_type WHEN 'map' THEN s.source_slug END, s.map_path, s.max_items,
-               s.when_empty, s.when_item_fails
+               s.when_empty, s.when_item_fails, s.child_workflow, s.child_payload, s.child_retries, s.max_children
         FROM step s
         CROSS JOIN (SELECT bool_or(i.is_last) AS some_are_last FROM step i) last
         CROSS JOIN (SELECT w.failed_by = 'leaves' AS failed_by_leaves FROM pgflow.workflows w
@@ -2035,10 +2096,10 @@ BEGIN
     END IF;
     definition := pgflow.find_definition(wanted.workflow_slug);
     INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date,
-                             data_interval, backfill_id)
+                             data_interval, backfill_id, parent_run_id, parent_step_slug, parent_item, parent_attempt)
     VALUES (wanted.workflow_slug, coalesce(wanted.id, pg_catalog.gen_random_uuid()), wanted.payload, definition.id,
             definition.step_count, definition.uses_rules, definition.continues, wanted.logical_date, wanted.data_interval,
-            wanted.backfill_id)
+            wanted.backfill_id, wanted.parent_run_id, wanted.parent_step_slug, wanted.parent_item, wanted.parent_attempt)
     ON CONFLICT (id) DO NOTHING
     RETURNING * INTO run;
     IF NOT FOUND THEN
@@ -2363,6 +2424,9 @@ BEGIN
         IF run.backfill_id IS NOT NULL THEN
             PERFORM pgflow.continue_backfills(run.id);
         END IF;
+        IF run.parent_run_id IS NOT NULL THEN
+            PERFORM pgflow.report_to_parent(run);
+        END IF;
     END IF;
     RETURN state;
 END
@@ -2447,6 +2511,9 @@ BEGIN
     PERFORM pgflow.announce_run(failed);
     IF failed.backfill_id IS NOT NULL THEN
         PERFORM pgflow.continue_backfills(failed.id);
+    END IF;
+    IF failed.parent_run_id IS NOT NULL THEN
+        PERFORM pgflow.report_to_parent(failed);
     END IF;
     RETURN failed;
 END
@@ -2540,7 +2607,11 @@ BEGIN
                         run.id, coalesce(break_off_run.ended_as::pg_catalog.text, 'failed')
             USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN NEW.';
     END IF;
-    RETURN pgflow.end_run(run, break_off_run.reason, break_off_run.ended_as);
+    run := pgflow.end_run(run, break_off_run.reason, break_off_run.ended_as);
+    IF run.uses_rules THEN
+        PERFORM pgflow.leave_children(run.id, NULL);
+    END IF;
+    RETURN run;
 END
 $$;
 
@@ -2579,6 +2650,9 @@ BEGIN
     ELSIF run.status OPERATOR(pg_catalog.=) 'completed' THEN
         RAISE EXCEPTION 'run % can''t be reopened: it is completed', run.id
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status';
+    END IF;
+    IF run.parent_run_id IS NOT NULL THEN
+        PERFORM pgflow.await_child_again(run);
     END IF;
     gone := pgflow.find_deleted_step(run.workflow_slug, run.definition_id);
     IF gone IS NOT NULL THEN
@@ -2661,6 +2735,9 @@ BEGIN
         PERFORM pgflow.announce_run(run);
         IF run.backfill_id IS NOT NULL THEN
             PERFORM pgflow.continue_backfills(run.id);
+        END IF;
+        IF run.parent_run_id IS NOT NULL THEN
+            PERFORM pgflow.report_to_parent(run);
         END IF;
     ELSIF run.status OPERATOR(pg_catalog.=) 'pending' AND failed IS NOT NULL THEN
         RETURN pgflow.end_run(run, failed);
@@ -2811,7 +2888,7 @@ DO $maps$
 BEGIN
     IF EXISTS (SELECT FROM pg_catalog.pg_proc
                WHERE oid = to_regprocedure('pgflow.describe_decided(pgflow.runs, text[], text[])')
-                 AND 'is_map' <> ALL (proargnames)) THEN
+                 AND 'is_child' <> ALL (proargnames)) THEN
         DROP FUNCTION pgflow.describe_decided(pgflow.runs, text[], text[]); -- what it returns can't be changed in place
     END IF;
 END
@@ -2819,7 +2896,7 @@ $maps$;
 
 CREATE OR REPLACE FUNCTION pgflow.describe_decided(run pgflow.runs, due text[], verdicts text[])
 RETURNS TABLE (slug text, status text, skip_reason text, skip_cascades boolean, error_message text, attempts int,
-               step_result jsonb, is_map boolean)
+               step_result jsonb, is_map boolean, is_child boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -2846,8 +2923,8 @@ BEGIN
                     WHEN d.verdict LIKE 'unmappable:%' THEN substr(d.verdict, 12) END,
                coalesce(d.attempts, 0),
                CASE d.verdict WHEN 'empty-complete' THEN '[]'::jsonb END,
-               d.step_type = 'map'
-        FROM (SELECT s.slug, s.rule, s.step_type, u.attempts,
+               d.step_type = 'map', d.child_workflow IS NOT NULL
+        FROM (SELECT s.slug, s.rule, s.step_type, s.child_workflow, u.attempts,
                      CASE WHEN v.verdict = 'run'
                                AND (s.required_input_pattern IS NOT NULL OR s.forbidden_input_pattern IS NOT NULL)
                                AND NOT pgflow.is_condition_met(run, s.slug, s.in_degree, s.required_input_pattern,
@@ -2859,7 +2936,7 @@ BEGIN
               FROM unnest(describe_decided.due, describe_decided.verdicts) AS v (slug, verdict)
               CROSS JOIN LATERAL (
                   SELECT t.slug, t.rule, t.in_degree, t.when_unmet, t.required_input_pattern, t.forbidden_input_pattern,
-                         t.step_type, t.map_over, t.map_path, t.max_items, t.when_empty
+                         t.step_type, t.map_over, t.map_path, t.max_items, t.when_empty, t.child_workflow
                   FROM pgflow.definition_steps t
                   WHERE t.definition_id = run.definition_id AND t.slug = v.slug OFFSET 0) s
               LEFT JOIN LATERAL (
@@ -2896,8 +2973,18 @@ COMMENT ON FUNCTION pgflow.find_dropped(uuid, text[]) IS
     'Raises 09000 where one of these steps has no row, though an INSERT has just tried. Internal.';
 
 
+DO $children$
+BEGIN
+    IF EXISTS (SELECT FROM pg_catalog.pg_proc
+               WHERE oid = to_regprocedure('pgflow.insert_decided(pgflow.runs, text[], text[])')
+                 AND 'children' <> ALL (proargnames)) THEN
+        DROP FUNCTION pgflow.insert_decided(pgflow.runs, text[], text[]); -- what it returns can't be changed in place
+    END IF;
+END
+$children$;
+
 CREATE OR REPLACE FUNCTION pgflow.insert_decided(
-    run pgflow.runs, due text[], verdicts text[], OUT ended text[], OUT outcomes text[]
+    run pgflow.runs, due text[], verdicts text[], OUT ended text[], OUT outcomes text[], OUT children text[]
 )
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -2926,8 +3013,10 @@ BEGIN
            coalesce(pg_catalog.array_agg(pgflow.outcome_of(i.status, i.skip_reason, i.skip_cascades))
                     FILTER (WHERE i.status OPERATOR(pg_catalog.<>) 'pending'), '{}'),
            (SELECT coalesce(pg_catalog.array_agg(d.slug), '{}') FROM described d
-            WHERE d.is_map AND d.status OPERATOR(pg_catalog.=) 'pending')
-    INTO written, ended, outcomes, maps
+            WHERE d.is_map AND d.status OPERATOR(pg_catalog.=) 'pending'),
+           (SELECT coalesce(pg_catalog.array_agg(d.slug), '{}') FROM described d
+            WHERE d.is_child AND d.status OPERATOR(pg_catalog.=) 'pending')
+    INTO written, ended, outcomes, maps, children
     FROM inserted i;
     FOREACH map IN ARRAY maps LOOP
         PERFORM pgflow.make_items(run, map);
@@ -2939,7 +3028,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow.insert_decided(pgflow.runs, text[], text[]) IS
-    'Writes the rows of describe_decided, and returns which of these steps have ended by that, and how. Internal.';
+    'Writes the rows of describe_decided, and returns which of these steps have ended by that, and how; and which of the others '
+    'are runs of other workflows, and are to be begun once all is counted. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.count_edges(definition_id bigint, ended text[], outcomes text[])
@@ -3076,6 +3166,7 @@ AS $$
 DECLARE
     ends int := pg_catalog.cardinality(ended); -- not counted in `remaining` yet
     decided pg_catalog.record;
+    children pg_catalog.text[] := '{}';
 BEGIN
     IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN -- a claimed step of a run that has ended: reopen_run counts anew
         RETURN pgflow.count_down(run, ends);
@@ -3086,6 +3177,7 @@ BEGIN
             ended := ended OPERATOR(pg_catalog.||) decided.ended;
             outcomes := outcomes OPERATOR(pg_catalog.||) decided.outcomes;
             ends := ends OPERATOR(pg_catalog.+) pg_catalog.cardinality(decided.ended);
+            children := children OPERATOR(pg_catalog.||) decided.children;
             IF NOT run.continues AND 'failed' OPERATOR(pg_catalog.=) ANY (decided.outcomes) THEN
                 run := pgflow.count_down(run, ends OPERATOR(pg_catalog.-) pg_catalog.cardinality(
                     pg_catalog.array_positions(decided.outcomes, 'failed')));
@@ -3101,6 +3193,9 @@ BEGIN
     run := pgflow.count_down(run, ends);
     IF run.remaining OPERATOR(pg_catalog.=) 0 THEN
         RETURN pgflow.conclude_run(run);
+    ELSIF pg_catalog.cardinality(children) OPERATOR(pg_catalog.>) 0 THEN
+        -- Only now: a child may end at once, and with it its step.
+        RETURN pgflow.begin_children(run, children);
     END IF;
     RETURN run;
 END
@@ -3179,6 +3274,9 @@ BEGIN
     PERFORM pgflow.announce_run(ended);
     IF ended.backfill_id IS NOT NULL THEN
         PERFORM pgflow.continue_backfills(ended.id);
+    END IF;
+    IF ended.parent_run_id IS NOT NULL THEN
+        PERFORM pgflow.report_to_parent(ended);
     END IF;
     RETURN ended;
 END
@@ -3301,12 +3399,14 @@ BEGIN
     RETURNING s.* INTO state;
     IF NOT FOUND THEN
         RETURN pgflow.find_refused(run, step_slug, epoch, attempt, 'failed');
-    ELSIF fails AND NOT run.continues THEN
+    END IF;
+    IF fails AND NOT run.continues THEN
         PERFORM pgflow.end_run(run, pg_catalog.format('step "%s" failed: %s', step_slug,
                                                       coalesce(error_message, 'no reason given')));
     ELSE
         PERFORM pgflow.settle(run, ARRAY[fail_by_rules.step_slug], ARRAY[outcome]);
     END IF;
+    PERFORM pgflow.leave_children(run.id, fail_by_rules.step_slug, false); -- a time-out, say. Items under way may end
     RETURN state;
 END
 $$;
@@ -3357,6 +3457,9 @@ BEGIN
     END IF;
     PERFORM pgflow.settle(pgflow.use_rules(run), ARRAY[skip_step.step_slug],
                           ARRAY[CASE WHEN hard THEN 'skip-cascade' ELSE 'skip' END]);
+    IF run.uses_rules THEN
+        PERFORM pgflow.leave_children(run.id, skip_step.step_slug);
+    END IF;
     RETURN state;
 END
 $$;
@@ -3591,6 +3694,8 @@ DECLARE
     undone pg_catalog.text;
     executed int;
     of_items int;
+    has_children CONSTANT boolean := EXISTS (
+        SELECT FROM pgflow.runs r WHERE r.parent_run_id OPERATOR(pg_catalog.=) run.id);
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
@@ -3604,7 +3709,11 @@ BEGIN
             RAISE EXCEPTION 'step "%" of run % was not taken back: a trigger or rule on pgflow.step_states skipped it',
                             undone, run.id
                 USING ERRCODE = 'triggered_action_exception', HINT = 'A BEFORE trigger has to RETURN OLD.';
-        ELSIF executed OPERATOR(pg_catalog.>) 0 THEN -- the numbers go on: a late report of yesterday stays refused
+        END IF;
+        IF has_children THEN
+            PERFORM pgflow.leave_children(run.id, undone);
+        END IF;
+        IF executed OPERATOR(pg_catalog.>) 0 THEN -- the numbers go on: a late report of yesterday stays refused
             INSERT INTO pgflow.undone_steps AS u (run_id, step_slug, attempts)
             VALUES (run.id, undone, executed)
             ON CONFLICT (run_id, step_slug) DO UPDATE SET attempts = excluded.attempts;
@@ -3688,7 +3797,7 @@ BEGIN
     ELSIF failed IS NOT NULL AND NOT counted.continues THEN
         RETURN pgflow.end_run(counted, failed);
     END IF;
-    RETURN pgflow.resume_maps(pgflow.settle(counted, '{}', '{}', due, verdicts));
+    RETURN pgflow.resume_children(pgflow.resume_maps(pgflow.settle(counted, '{}', '{}', due, verdicts)));
 END
 $$;
 
@@ -3785,12 +3894,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN; -- started or skipped by hand before
     END IF;
-    SELECT d.map_over, d.map_path INTO step FROM pgflow.definition_steps d
+    SELECT d.map_over, d.map_path, CASE WHEN d.child_workflow IS NOT NULL THEN coalesce(d.max_children, 100) END AS max_children
+    INTO step FROM pgflow.definition_steps d
     WHERE d.definition_id = run.definition_id AND d.slug = make_items.step_slug;
     items := pgflow.find_items(run, step.map_over, step.map_path);
     total := jsonb_array_length(items);
-    INSERT INTO pgflow.step_maps (run_id, step_slug, total, remaining, epoch, former_attempts)
-    VALUES (run.id, make_items.step_slug, total, total, run.epoch, former);
+    INSERT INTO pgflow.step_maps (run_id, step_slug, total, remaining, epoch, former_attempts, max_children)
+    VALUES (run.id, make_items.step_slug, total, total, run.epoch, former, step.max_children);
     INSERT INTO pgflow.step_items (run_id, step_slug, item_index, item, attempts)
     SELECT run.id, make_items.step_slug, i.place - 1, i.item, former
     FROM jsonb_array_elements(items) WITH ORDINALITY AS i (item, place);
@@ -4043,6 +4153,10 @@ BEGIN
     IF (run_status OPERATOR(pg_catalog.=) 'pending' AND state.status OPERATOR(pg_catalog.=) 'pending'
         AND wanted OPERATOR(pg_catalog.>) 0) IS NOT TRUE THEN
         RETURN; -- the map has ended, or its run
+    ELSIF map.max_children IS NOT NULL THEN
+        RAISE EXCEPTION 'items of step "%" of run % can''t be claimed: each is a run of another workflow', step_slug, run_id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'The end of that run ends the item. Execute the steps of that run.';
     ELSIF state.started_at IS NULL THEN
         UPDATE pgflow.step_states s
         SET attempts = s.attempts OPERATOR(pg_catalog.+) 1, started_at = pg_catalog.clock_timestamp()
@@ -4433,6 +4547,804 @@ $$;
 COMMENT ON FUNCTION pgflow.reopen_items(pgflow.runs) IS
     'In a run that is being reopened: failed items of failed maps, and those under way, can be claimed again; those that '
     'have completed keep their results. Internal.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Children: a step that is a run of another workflow, its child; a map of children has one for each item. A child begins in
+-- the transaction that starts its step, and its end ends the step in its own transaction.
+--
+-- The lock of a child comes before that of its parent. So a transaction that holds the parent's row never waits for that of
+-- a child. Where another one holds it, it leaves a request, and move_children looks at that child later.
+--
+-- An attempt of a step, or of an item, is one child. Its number is in the child's row, and a unique index holds that no
+-- attempt has two. A report of a child carries the number: it counts for that attempt only.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow.refuse_children(of_workflow text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET jit = off
+AS $$
+DECLARE
+    wrong record;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = of_workflow AND s.child_workflow IS NOT NULL) THEN
+        RETURN;
+    END IF;
+    -- By depth, without paths: of many workflows that share their children, there are too many paths.
+    WITH RECURSIVE below (first_child, slug, depth) AS (
+        SELECT DISTINCT s.child_workflow, s.child_workflow, 1 FROM pgflow.steps s
+        WHERE s.workflow_slug = of_workflow AND s.child_workflow IS NOT NULL
+        UNION
+        SELECT b.first_child, s.child_workflow, b.depth + 1 FROM below b
+        JOIN pgflow.steps s ON s.workflow_slug = b.slug AND s.child_workflow IS NOT NULL
+        WHERE b.slug <> of_workflow AND b.depth < 21
+    )
+    SELECT b.first_child, b.slug = of_workflow AS is_circle, s.slug INTO wrong
+    FROM below b JOIN pgflow.steps s ON s.workflow_slug = of_workflow AND s.child_workflow = b.first_child
+    WHERE b.slug = of_workflow OR b.depth > 20
+    ORDER BY b.slug <> of_workflow, b.depth, s.slug LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    ELSIF wrong.is_circle THEN
+        RAISE EXCEPTION 'workflow "%" would run itself: its step "%" runs workflow "%"%', of_workflow, wrong.slug,
+                        wrong.first_child, CASE WHEN wrong.first_child <> of_workflow THEN ', which leads back to it' ELSE '' END
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Its runs would begin one another without end.';
+    END IF;
+    RAISE EXCEPTION 'workflow "%" nests workflows more than 20 deep: by its step "%", which runs workflow "%"', of_workflow,
+                    wrong.slug, wrong.first_child
+        USING ERRCODE = 'invalid_parameter_value', HINT = 'The end of a run ends all runs above it in one transaction.';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.refuse_children(text) IS
+    'Raises 22023 where a workflow reaches itself by its children, or nests them more than 20 deep. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.count_ancestors(run_id uuid) RETURNS int
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    ancestors int := 0;
+    above uuid := run_id;
+BEGIN
+    LOOP
+        SELECT r.parent_run_id INTO above FROM pgflow.runs r WHERE r.id = above;
+        EXIT WHEN above IS NULL OR ancestors >= 20;
+        ancestors := ancestors + 1;
+    END LOOP;
+    RETURN ancestors;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.count_ancestors(uuid) IS 'How many runs this one is nested in, 20 at most. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_input(run pgflow.runs, step pgflow.definition_steps, item jsonb) RETURNS jsonb
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    is_map CONSTANT boolean := step.step_type = 'map';
+BEGIN
+    RETURN jsonb_build_object('payload', CASE
+               WHEN NOT is_map OR step.map_over IS NOT NULL THEN run.payload
+               WHEN cardinality(step.map_path) > 0 THEN run.payload #- step.map_path ELSE 'null' END)
+        || coalesce((
+            SELECT jsonb_object_agg(CASE WHEN u.step_slug = 'payload' OR (is_map AND u.step_slug = 'item')
+                                         THEN u.step_slug || '_' ELSE u.step_slug END, u.step_result)
+            FROM pgflow.definition_deps d
+            CROSS JOIN LATERAL (
+                SELECT s.step_slug, s.step_result FROM pgflow.step_states s
+                WHERE s.run_id = run.id AND s.step_slug = d.from_step_slug AND s.status = 'completed'
+                  AND s.skip_reason IS NULL OFFSET 0) u -- as in closes_cycle
+            WHERE d.definition_id = run.definition_id AND d.to_step_slug = step.slug
+              AND (NOT is_map OR d.from_step_slug <> coalesce(step.map_over, ''))), '{}')
+        || CASE WHEN is_map THEN jsonb_build_object('item', item) ELSE '{}' END;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_input(pgflow.runs, pgflow.definition_steps, jsonb) IS
+    'The input of a step or of an item, as SQL functions get it: {"payload": ..., "<upstream step>": its result, ...}, and '
+    '"item" without what the map maps over. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.read_leaves(run pgflow.runs, OUT result jsonb, OUT problem text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on SET enable_seqscan = on
+SET enable_bitmapscan = on SET jit = off
+AS $$
+BEGIN
+    SELECT coalesce(jsonb_object_agg(s.step_slug, s.step_result), '{}') INTO result FROM pgflow.step_states s
+    WHERE s.run_id = run.id AND s.status = 'completed' AND s.skip_reason IS NULL
+      AND NOT EXISTS (SELECT FROM pgflow.definition_deps d
+                      WHERE d.definition_id = run.definition_id AND d.from_step_slug = s.step_slug);
+    problem := pgflow.find_json_problem(result, false);
+EXCEPTION WHEN program_limit_exceeded OR out_of_memory THEN
+    problem := 'is too large for one value';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.read_leaves(pgflow.runs) IS
+    'The result of a run: an object with the results of its steps that none waits for, without those that were skipped; or '
+    'why it can''t be stored. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_child(run_id uuid, step_slug text, item_index int, attempt int) RETURNS pgflow.runs
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    child pgflow.runs;
+BEGIN
+    SELECT * INTO child FROM pgflow.runs r
+    WHERE r.parent_run_id = find_child.run_id AND r.parent_step_slug = find_child.step_slug
+      AND coalesce(r.parent_item, -1) = coalesce(find_child.item_index, -1) AND r.parent_attempt = find_child.attempt;
+    RETURN child;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_child(uuid, text, int, int) IS
+    'The child of an attempt of a step, or of an item; all NULL where there is none. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_pending_children(run_id uuid, step_slug text, of_items boolean) RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    IF step_slug IS NULL THEN
+        RETURN QUERY
+            SELECT r.id FROM (SELECT c.id, c.status FROM pgflow.runs c
+                              WHERE c.parent_run_id = list_pending_children.run_id OFFSET 0) r
+            WHERE r.status = 'pending';
+    ELSE
+        RETURN QUERY
+            SELECT r.id FROM (SELECT c.id, c.status, c.parent_item FROM pgflow.runs c
+                              WHERE c.parent_run_id = list_pending_children.run_id
+                                AND c.parent_step_slug = list_pending_children.step_slug OFFSET 0) r
+            WHERE r.status = 'pending' AND (of_items OR r.parent_item IS NULL);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.list_pending_children(uuid, text, boolean) IS
+    'The pending children of a run, or of one of its steps. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.describe_child_end(child pgflow.runs) RETURNS text
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT format('run %s of workflow "%s" %s: %s', child.id, child.workflow_slug,
+                  CASE WHEN child.ended_as IS NULL THEN 'has failed' ELSE 'was cancelled' END,
+                  coalesce(child.error_message, 'no reason given'))
+$$;
+
+COMMENT ON FUNCTION pgflow.describe_child_end(pgflow.runs) IS 'Why a step failed whose child has failed. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.begin_child(
+    run pgflow.runs, step pgflow.definition_steps, item_index int, attempt int, item jsonb
+) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    wanted pgflow.runs;
+    child pgflow.runs;
+    input CONSTANT pg_catalog.jsonb := pgflow.find_input(run, step, item);
+    beginning CONSTANT pg_catalog.text := pg_catalog.current_setting('pgflow.beginning', true);
+    problem pg_catalog.text;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    wanted.workflow_slug := step.child_workflow;
+    wanted.id := pg_catalog.gen_random_uuid(); -- one that others can guess could be taken before
+    wanted.payload := CASE WHEN step.child_payload IS NULL THEN input
+                           ELSE input OPERATOR(pg_catalog.#>) step.child_payload END;
+    wanted.parent_run_id := run.id;
+    wanted.parent_step_slug := step.slug;
+    wanted.parent_item := item_index;
+    wanted.parent_attempt := attempt;
+    wanted.logical_date := run.logical_date;
+    wanted.data_interval := run.data_interval;
+    IF wanted.payload IS NULL THEN
+        problem := pg_catalog.format('there is nothing at %s in the step''s input for the payload of a run of workflow "%s"',
+                                     pg_catalog.array_to_string(step.child_payload, '.'), step.child_workflow);
+    ELSIF pgflow.count_ancestors(run.id) OPERATOR(pg_catalog.>=) 20 THEN
+        problem := pg_catalog.format('run %s is nested in 20 runs, and can''t begin another one', run.id);
+    ELSE
+        -- Where a child ends while it begins, because all of its steps are skipped, say, the caller tells its parent.
+        PERFORM pg_catalog.set_config('pgflow.beginning', wanted.id::pg_catalog.text, true);
+        BEGIN
+            child := pgflow.begin_run(wanted);
+        EXCEPTION WHEN invalid_parameter_value OR no_data_found THEN -- no such workflow, no steps, a cycle, a large payload
+            problem := pg_catalog.format('a run of workflow "%s" can''t begin: %s', step.child_workflow, SQLERRM);
+        END;
+        PERFORM pg_catalog.set_config('pgflow.beginning', coalesce(beginning, ''), true);
+    END IF;
+    IF problem IS NULL THEN
+        SELECT * INTO child FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) wanted.id; -- a trigger may have moved it
+        RETURN child;
+    END IF;
+    wanted.id := NULL;
+    wanted.status := 'failed';
+    wanted.error_message := problem;
+    RETURN wanted;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.begin_child(pgflow.runs, pgflow.definition_steps, int, int, jsonb) IS
+    'Begins the child of an attempt in a locked run, and returns it. It may have ended already. Without an id, it could not '
+    'begin, and error_message says why. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.may_try_again(
+    child pgflow.runs, run pgflow.runs, step pgflow.definition_steps, former_attempts int
+) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT child.id IS NOT NULL AND child.status = 'failed' AND child.ended_as IS NULL AND run.status = 'pending'
+       AND child.parent_attempt - coalesce(former_attempts, 0) <= step.child_retries
+$$;
+
+COMMENT ON FUNCTION pgflow.may_try_again(pgflow.runs, pgflow.runs, pgflow.definition_steps, int) IS
+    'Whether a failed child is followed by another one: the step has retries left, and the child was not cancelled. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_step(definition_id bigint, step_slug text) RETURNS pgflow.definition_steps
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    step pgflow.definition_steps;
+BEGIN
+    SELECT * INTO step FROM pgflow.definition_steps d
+    WHERE d.definition_id = find_step.definition_id AND d.slug = find_step.step_slug;
+    RETURN step;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_step(bigint, text) IS 'A step as its run knows it. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.attempt_child(run pgflow.runs, step_slug text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    step CONSTANT pgflow.definition_steps := pgflow.find_step(run.definition_id, step_slug);
+    state pgflow.step_states;
+    child pgflow.runs;
+    former int;
+BEGIN
+    SELECT u.attempts INTO former FROM pgflow.undone_steps u
+    WHERE u.run_id OPERATOR(pg_catalog.=) run.id AND u.step_slug OPERATOR(pg_catalog.=) attempt_child.step_slug;
+    LOOP
+        UPDATE pgflow.step_states s
+        SET attempts = s.attempts OPERATOR(pg_catalog.+) 1, started_at = pg_catalog.clock_timestamp()
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) attempt_child.step_slug
+          AND s.status OPERATOR(pg_catalog.=) 'pending'
+        RETURNING s.* INTO state;
+        IF NOT FOUND THEN
+            PERFORM pgflow.find_refused(run, step_slug, NULL, NULL, 'begun');
+            RETURN; -- skipped by hand before
+        END IF;
+        child := pgflow.begin_child(run, step, NULL, state.attempts, NULL);
+        EXIT WHEN NOT pgflow.may_try_again(child, run, step, former);
+    END LOOP;
+    IF child.status OPERATOR(pg_catalog.<>) 'pending' THEN
+        PERFORM pgflow.end_by_child(child);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.attempt_child(pgflow.runs, text) IS
+    'Begins a child for a pending step of a locked run, as the next attempt of the step. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.end_by_child(child pgflow.runs) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    gathered pg_catalog.record;
+    message pg_catalog.text;
+BEGIN
+    IF child.status OPERATOR(pg_catalog.=) 'completed' THEN
+        SELECT * INTO gathered FROM pgflow.read_leaves(child);
+        IF gathered.problem IS NOT NULL THEN
+            message := pg_catalog.format('the result of run %s of workflow "%s" %s', child.id, child.workflow_slug,
+                                         gathered.problem);
+        END IF;
+    ELSE
+        message := CASE WHEN child.id IS NULL THEN child.error_message ELSE pgflow.describe_child_end(child) END;
+    END IF;
+    IF child.parent_item IS NOT NULL AND message IS NULL THEN
+        PERFORM pgflow.complete_items(child.parent_run_id, child.parent_step_slug, ARRAY[child.parent_item],
+                                      pg_catalog.jsonb_build_array(gathered.result), NULL, ARRAY[child.parent_attempt]);
+    ELSIF child.parent_item IS NOT NULL THEN
+        PERFORM pgflow.fail_items(child.parent_run_id, child.parent_step_slug, ARRAY[child.parent_item], ARRAY[message],
+                                  NULL, NULL, ARRAY[child.parent_attempt]);
+    ELSIF message IS NULL THEN
+        PERFORM pgflow.complete_step(child.parent_run_id, child.parent_step_slug, gathered.result, NULL,
+                                     child.parent_attempt);
+    ELSE
+        PERFORM pgflow.fail_step(child.parent_run_id, child.parent_step_slug, message, NULL, child.parent_attempt);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.end_by_child(pgflow.runs) IS
+    'Ends the step or the item whose child has ended, in a locked run, for good. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.begin_children(run pgflow.runs, steps text[]) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    begun pg_catalog.text;
+    map pgflow.step_maps;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    FOREACH begun IN ARRAY steps LOOP
+        SELECT * INTO map FROM pgflow.step_maps m
+        WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) begun;
+        IF FOUND THEN
+            PERFORM pgflow.begin_items(run.id, begun, map.max_children);
+        ELSE
+            PERFORM pgflow.attempt_child(run, begun);
+        END IF;
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run.id;
+        EXIT WHEN run.status OPERATOR(pg_catalog.<>) 'pending'; -- one has failed at once
+    END LOOP;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.begin_children(pgflow.runs, text[]) IS
+    'Begins the children of steps of a locked run that have just started, and returns the run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.begin_items(run_id uuid, step_slug text, wanted int) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run pgflow.runs;
+    step pgflow.definition_steps;
+    map pgflow.step_maps;
+    picked pg_catalog.record;
+    child pgflow.runs;
+    places int := wanted;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    WHILE places OPERATOR(pg_catalog.>) 0 LOOP -- one by one: the end of a child may end the map
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) begin_items.run_id;
+        EXIT WHEN run.status OPERATOR(pg_catalog.<>) 'pending';
+        PERFORM FROM pgflow.step_states s
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) begin_items.step_slug
+          AND s.status OPERATOR(pg_catalog.=) 'pending';
+        EXIT WHEN NOT FOUND;
+        SELECT * INTO map FROM pgflow.step_maps m
+        WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) begin_items.step_slug;
+        SELECT * INTO picked FROM pgflow.pick_items(map, 1, NULL, NULL);
+        EXIT WHEN NOT FOUND;
+        IF step.slug IS NULL THEN
+            step := pgflow.find_step(run.definition_id, step_slug);
+        END IF;
+        child := pgflow.begin_child(run, step, picked.item_index, picked.attempt, picked.item);
+        IF child.status OPERATOR(pg_catalog.=) 'pending' THEN
+            places := places OPERATOR(pg_catalog.-) 1;
+        ELSIF pgflow.may_try_again(child, run, step, map.former_attempts) THEN
+            PERFORM pgflow.fail_items(run.id, step_slug, ARRAY[picked.item_index],
+                                      ARRAY[pgflow.describe_child_end(child)], INTERVAL '0', NULL, ARRAY[picked.attempt]);
+        ELSE
+            PERFORM pgflow.end_by_child(child);
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.begin_items(uuid, text, int) IS
+    'Begins so many children for the next items of a pending map in a locked run. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.report_to_parent(child pgflow.runs) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    parent pgflow.runs;
+    step pgflow.definition_steps;
+    state pgflow.step_states;
+    item pgflow.step_items;
+    former int;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    IF pg_catalog.current_setting('pgflow.beginning', true) OPERATOR(pg_catalog.=) child.id::pg_catalog.text THEN
+        RETURN; -- the caller of begin_child tells its parent
+    END IF;
+    SELECT * INTO parent FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) child.parent_run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN; -- it was deleted
+    END IF;
+    SELECT * INTO state FROM pgflow.step_states s
+    WHERE s.run_id OPERATOR(pg_catalog.=) parent.id AND s.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug;
+    IF child.parent_item IS NOT NULL THEN
+        SELECT * INTO item FROM pgflow.step_items i
+        WHERE i.run_id OPERATOR(pg_catalog.=) parent.id AND i.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug
+          AND i.item_index OPERATOR(pg_catalog.=) child.parent_item;
+        state.attempts := item.attempts;
+        state.started_at := item.started_at;
+        SELECT m.former_attempts INTO former FROM pgflow.step_maps m
+        WHERE m.run_id OPERATOR(pg_catalog.=) parent.id AND m.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug;
+    ELSE
+        SELECT u.attempts INTO former FROM pgflow.undone_steps u
+        WHERE u.run_id OPERATOR(pg_catalog.=) parent.id AND u.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug;
+    END IF;
+    IF (state.attempts OPERATOR(pg_catalog.=) child.parent_attempt AND state.started_at IS NOT NULL) IS NOT TRUE THEN
+        RETURN; -- of a former attempt, or of one that was taken back
+    END IF;
+    step := pgflow.find_step(parent.definition_id, child.parent_step_slug);
+    IF state.status OPERATOR(pg_catalog.=) 'pending' AND pgflow.may_try_again(child, parent, step, former) THEN
+        IF child.parent_item IS NULL THEN
+            PERFORM pgflow.attempt_child(parent, step.slug);
+        ELSE
+            PERFORM pgflow.fail_items(parent.id, step.slug, ARRAY[child.parent_item],
+                                      ARRAY[pgflow.describe_child_end(child)], INTERVAL '0', NULL,
+                                      ARRAY[child.parent_attempt]);
+        END IF;
+    ELSE
+        PERFORM pgflow.end_by_child(child); -- the first report wins
+    END IF;
+    IF child.parent_item IS NOT NULL THEN
+        PERFORM pgflow.begin_items(parent.id, step.slug, 1); -- in its place
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.report_to_parent(pgflow.runs) IS
+    'Ends the step or the item whose child has just ended, or begins another child for it, in the same transaction. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.leave_children(
+    run_id uuid, step_slug text, of_items boolean DEFAULT true
+) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    child pg_catalog.uuid;
+    looks int := 0;
+BEGIN
+    FOR child IN SELECT c FROM pgflow.list_pending_children(run_id, step_slug, of_items) c LOOP
+        looks := looks OPERATOR(pg_catalog.+) 1;
+        IF looks OPERATOR(pg_catalog.>) 100 OR NOT pgflow.move_child(child) THEN
+            INSERT INTO pgflow.child_requests (run_id) VALUES (child);
+        END IF;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.leave_children(uuid, text, boolean) IS
+    'Cancels the pending children of a locked run, or of one of its steps, that it does not wait for any more: up to 100 at '
+    'once, and the others by requests. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.judge_child(child pgflow.runs, parent pgflow.runs) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    state pgflow.step_states;
+    item pgflow.step_items;
+BEGIN
+    SELECT * INTO state FROM pgflow.step_states s WHERE s.run_id = parent.id AND s.step_slug = child.parent_step_slug;
+    IF child.parent_item IS NOT NULL AND state.status = 'pending' THEN
+        SELECT * INTO item FROM pgflow.step_items i
+        WHERE i.run_id = parent.id AND i.step_slug = child.parent_step_slug AND i.item_index = child.parent_item;
+        state.attempts := item.attempts;
+        state.started_at := item.started_at;
+        state.status := item.status;
+        state.skip_reason := item.skip_reason;
+    END IF;
+    IF child.status = 'pending' AND (
+           state.status IS NULL OR state.status = 'failed' OR state.skip_reason IS NOT NULL
+           OR (state.attempts <> child.parent_attempt AND (child.parent_item IS NULL OR item.run_id IS NOT NULL))) THEN
+        RETURN 'cancel';
+    ELSIF parent.status <> 'pending' OR (state.status = 'pending' AND state.attempts = child.parent_attempt) IS NOT TRUE THEN
+        RETURN NULL; -- it goes on, where it does: a step was completed by hand, or the run has failed by another one
+    ELSIF child.status = 'failed' AND state.started_at IS NULL THEN
+        RETURN 'reopen';
+    ELSIF child.status <> 'pending' THEN
+        RETURN 'report';
+    ELSIF state.started_at IS NULL THEN
+        RETURN 'await';
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.judge_child(pgflow.runs, pgflow.runs) IS
+    'What is to be done with a locked child of a locked run: cancel, as the step does not wait for it any more; reopen, as the '
+    'step was; report its end; await, as the step was reopened and the child goes on; NULL: nothing. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.describe_leave(child pgflow.runs, parent pgflow.runs) RETURNS text
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    SELECT CASE WHEN parent.ended_as = 'cancelled'
+                THEN format('its parent run %s was cancelled: %s', parent.id, coalesce(parent.error_message, 'no reason given'))
+                ELSE format('step "%s" of its parent run %s does not wait for it any more', child.parent_step_slug, parent.id)
+           END
+$$;
+
+COMMENT ON FUNCTION pgflow.describe_leave(pgflow.runs, pgflow.runs) IS 'Why a child is cancelled. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.await_child_again(child pgflow.runs) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    parent pgflow.runs;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    SELECT * INTO parent FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) child.parent_run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    PERFORM FROM pgflow.step_states s
+    WHERE parent.status OPERATOR(pg_catalog.=) 'pending' AND s.run_id OPERATOR(pg_catalog.=) parent.id
+      AND s.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug AND s.status OPERATOR(pg_catalog.=) 'pending';
+    IF FOUND AND child.parent_item IS NULL THEN
+        UPDATE pgflow.step_states s SET started_at = coalesce(s.started_at, pg_catalog.clock_timestamp())
+        WHERE s.run_id OPERATOR(pg_catalog.=) parent.id AND s.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug
+          AND s.attempts OPERATOR(pg_catalog.=) child.parent_attempt;
+    ELSIF FOUND THEN
+        UPDATE pgflow.step_items i
+        SET started_at = coalesce(i.started_at, pg_catalog.clock_timestamp()), due_at = NULL, claimed_in = NULL
+        WHERE i.run_id OPERATOR(pg_catalog.=) parent.id AND i.step_slug OPERATOR(pg_catalog.=) child.parent_step_slug
+          AND i.item_index OPERATOR(pg_catalog.=) child.parent_item AND i.status OPERATOR(pg_catalog.=) 'pending'
+          AND i.attempts OPERATOR(pg_catalog.=) child.parent_attempt;
+    END IF;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'run % can''t be reopened: step "%" of its parent run % does not wait for it', child.id,
+                        child.parent_step_slug, parent.id
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'runs_status',
+                  HINT = pg_catalog.format('Reopen run %s: its step reopens this one.', parent.id);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.await_child_again(pgflow.runs) IS
+    'Has the step or the item wait again for a locked child that is being reopened or goes on; 55000 where it does not. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.move_child(child_id uuid) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    child pgflow.runs;
+    parent pgflow.runs;
+    verdict pg_catalog.text;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    SELECT * INTO child FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) child_id FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) child_id);
+    END IF;
+    SELECT * INTO parent FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) child.parent_run_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN true;
+    END IF;
+    verdict := pgflow.judge_child(child, parent);
+    IF verdict OPERATOR(pg_catalog.=) 'cancel' THEN
+        PERFORM pgflow.cancel_run(child.id, pgflow.describe_leave(child, parent));
+    ELSIF verdict OPERATOR(pg_catalog.=) 'reopen' THEN
+        BEGIN
+            PERFORM pgflow.reopen_run(child.id);
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN -- a step of it was deleted from its workflow, say
+            child.id := NULL;
+            child.error_message := SQLERRM;
+        END;
+        IF child.id IS NULL THEN
+            PERFORM pgflow.await_child_again(child);
+            PERFORM pgflow.end_by_child(child);
+        END IF;
+    ELSIF verdict OPERATOR(pg_catalog.=) ANY ('{report,await}'::pg_catalog.text[]) THEN
+        PERFORM pgflow.await_child_again(child);
+        IF verdict OPERATOR(pg_catalog.=) 'report' THEN
+            PERFORM pgflow.report_to_parent(child);
+        END IF;
+    END IF;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.move_child(uuid) IS
+    'Does with a child what judge_child says. False where another transaction holds it: nothing was done then. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_awaited(run_id uuid, definition_id bigint)
+RETURNS TABLE (slug text, is_map boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET enable_nestloop = off SET enable_hashjoin = on SET enable_mergejoin = on SET enable_seqscan = on
+SET enable_bitmapscan = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT d.slug, d.step_type = 'map' FROM pgflow.definition_steps d
+        JOIN pgflow.step_states s ON s.run_id = list_awaited.run_id AND s.step_slug = d.slug AND s.status = 'pending'
+        WHERE d.definition_id = list_awaited.definition_id AND d.child_workflow IS NOT NULL
+        ORDER BY d.slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.list_awaited(uuid, bigint) IS 'The pending steps of a run that are children. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.list_begun_items(run_id uuid, step_slug text)
+RETURNS TABLE (item_index int, child_id uuid, waits boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET enable_nestloop = on SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT i.item_index, c.id, coalesce(c.status = 'pending' AND i.started_at IS NOT NULL, false)
+        FROM pgflow.step_items i
+        LEFT JOIN LATERAL (
+            SELECT f.id, f.status
+            FROM pgflow.find_child(list_begun_items.run_id, list_begun_items.step_slug, i.item_index, i.attempts) f
+            WHERE f.id IS NOT NULL OFFSET 0) c ON true
+        WHERE i.run_id = list_begun_items.run_id AND i.step_slug = list_begun_items.step_slug AND i.status = 'pending'
+          AND i.item_index < (SELECT m.next_item FROM pgflow.step_maps m
+                              WHERE m.run_id = list_begun_items.run_id AND m.step_slug = list_begun_items.step_slug);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.list_begun_items(uuid, text) IS
+    'The pending items of a map that had a child before, with that of their latest attempt, and whether the item waits for it. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.look_at_child(child_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF NOT pgflow.move_child(child_id) THEN
+        INSERT INTO pgflow.child_requests (run_id) VALUES (child_id);
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.look_at_child(uuid) IS 'move_child, or a request for it. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.resume_item_children(run pgflow.runs, step_slug text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    map pgflow.step_maps;
+    begun pg_catalog.record;
+    under_way int := 0;
+    looks int := 0;
+BEGIN
+    SELECT * INTO map FROM pgflow.step_maps m
+    WHERE m.run_id OPERATOR(pg_catalog.=) run.id AND m.step_slug OPERATOR(pg_catalog.=) resume_item_children.step_slug;
+    FOR begun IN SELECT * FROM pgflow.list_begun_items(run.id, step_slug) LOOP
+        UPDATE pgflow.step_items i
+        SET due_at = CASE WHEN begun.child_id IS NULL THEN '-infinity'::pg_catalog.timestamptz END
+        WHERE i.run_id OPERATOR(pg_catalog.=) run.id AND i.step_slug OPERATOR(pg_catalog.=) resume_item_children.step_slug
+          AND i.item_index OPERATOR(pg_catalog.=) begun.item_index;
+        CONTINUE WHEN begun.child_id IS NULL; -- it was deleted: begin_items makes it anew
+        under_way := under_way OPERATOR(pg_catalog.+) 1;
+        CONTINUE WHEN begun.waits;
+        looks := looks OPERATOR(pg_catalog.+) 1;
+        IF looks OPERATOR(pg_catalog.>) 100 THEN
+            INSERT INTO pgflow.child_requests (run_id) VALUES (begun.child_id);
+        ELSE
+            PERFORM pgflow.look_at_child(begun.child_id);
+        END IF;
+    END LOOP;
+    PERFORM pgflow.begin_items(run.id, step_slug, map.max_children OPERATOR(pg_catalog.-) under_way);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.resume_item_children(pgflow.runs, text) IS
+    'What resume_children does for a map. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.resume_children(run pgflow.runs) RETURNS pgflow.runs
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    awaited pg_catalog.record;
+    state pgflow.step_states;
+    child pgflow.runs;
+BEGIN
+    IF run.status OPERATOR(pg_catalog.<>) 'pending' THEN
+        RETURN run;
+    END IF;
+    FOR awaited IN SELECT * FROM pgflow.list_awaited(run.id, run.definition_id) LOOP
+        SELECT * INTO state FROM pgflow.step_states s
+        WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) awaited.slug;
+        CONTINUE WHEN (state.status OPERATOR(pg_catalog.=) 'pending') IS NOT TRUE;
+        IF awaited.is_map THEN
+            PERFORM pgflow.resume_item_children(run, awaited.slug);
+        ELSE
+            child := pgflow.find_child(run.id, awaited.slug, NULL, state.attempts);
+            IF child.id IS NULL THEN -- the step was inserted by hand, or the child was deleted, or could not begin
+                PERFORM pgflow.attempt_child(run, awaited.slug);
+            ELSIF child.status OPERATOR(pg_catalog.<>) 'pending' OR state.started_at IS NULL THEN
+                PERFORM pgflow.look_at_child(child.id);
+            END IF;
+        END IF;
+        SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run.id;
+        EXIT WHEN run.status OPERATOR(pg_catalog.<>) 'pending';
+    END LOOP;
+    RETURN run;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.resume_children(pgflow.runs) IS
+    'In a locked run that was counted again: begins children that are missing, and has failed ones of reopened steps go on. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.move_children(at_most int DEFAULT 1) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    request pgflow.child_requests;
+    moved int := 0;
+BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies();
+    END IF;
+    FOR request IN
+        SELECT c.* FROM pgflow.child_requests c ORDER BY c.id FOR UPDATE SKIP LOCKED
+    LOOP
+        EXIT WHEN moved OPERATOR(pg_catalog.>=) at_most;
+        CONTINUE WHEN NOT pgflow.move_child(request.run_id);
+        DELETE FROM pgflow.child_requests c WHERE c.id OPERATOR(pg_catalog.=) request.id;
+        moved := moved OPERATOR(pg_catalog.+) 1;
+    END LOOP;
+    RETURN moved;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.move_children(int) IS
+    'Cancels children that their parents have left, and reopens those that they wait for again, where no other transaction holds '
+    'them; returns how many. Services call it. Each call with 1 is a transaction of its own, and can take part in no deadlock.';
 
 
 ------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,10 @@ class Run:
     logical_date: datetime | None = None
     data_interval: object = None
     backfill_id: int | None = None
+    parent_run_id: UUID | None = None
+    parent_step_slug: str | None = None
+    parent_item: int | None = None
+    parent_attempt: int | None = None
 
 
 @dataclass(frozen=True)

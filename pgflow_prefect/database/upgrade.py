@@ -69,6 +69,7 @@ class _Prepared(NamedTuple):
 _TO_TAKE = _Prepared("pgflow", "runs", "runs_to_take", "build_index_to_take")
 _FORMER_PENDING = _Prepared("pgflow", "runs", "runs_pending", "")
 _DATED = _Prepared("pgflow", "runs", "runs_dated", "build_index_of_dates")
+_NESTED = _Prepared("pgflow", "runs", "runs_of_parent", "build_index_of_parents")
 
 _GIVES_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)  # two `init` may wait for each other
 
@@ -92,7 +93,8 @@ async def upgrade(connection: Connection, scripts: tuple[str, ...]) -> None:
             await _await_former_statements(connection)
         await _replace_pending_index(connection)
         if "pgflow.sql" in scripts:  # else the runs have no dates
-            await _build_beside(connection, _DATED)
+            for index in (_DATED, _NESTED):
+                await _build_beside(connection, index)
         # Again, because in an empty database the scripts have made the tables.
         for table in await _list_unkeyed(connection):
             await _give_way(connection, lambda table=table: _exchange_key(connection, table))  # type: ignore[misc]

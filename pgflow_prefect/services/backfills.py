@@ -1,4 +1,4 @@
-"""Background task of worker and bridge: goes on with backfills that no end of a run has advanced."""
+"""Background task of worker and bridge: goes on with backfills and with runs that are steps of other runs."""
 
 import logging
 
@@ -21,6 +21,7 @@ async def keep_backfilling(store: Store, interval: float) -> None:
     said: str | None = None
     while True:
         try:
+            moved = await store.move_children()
             advanced = await store.advance_backfills()
         except PgflowPrefectError as error:
             if str(error) != said:  # such as a right that is missing: once is enough
@@ -32,7 +33,7 @@ async def keep_backfilling(store: Store, interval: float) -> None:
             said = None
             for each in advanced:
                 _tell(each)
-            if any(each.decided == PORTION for each in advanced):
+            if moved == PORTION or any(each.decided == PORTION for each in advanced):
                 continue
         await anyio.sleep(interval)
 

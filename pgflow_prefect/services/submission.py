@@ -115,4 +115,5 @@ def _make_body(
         "idempotency_key": run.idempotency_key,
         "tags": [*([make_ownership_tag(installation)] if installation is not None else []), *make_backfill_tags(run)],
         "empirical_policy": {**(policy or {})},
+        **({"parent_task_run_id": str(run.parent_task_run_id)} if run.parent_task_run_id is not None else {}),
     }

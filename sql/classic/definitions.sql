@@ -92,6 +92,7 @@ BEGIN
         JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
         WHERE EXISTS (SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
                              s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty, s.when_item_fails,
+                             s.child_workflow,
                              CASE s.step_type WHEN 'map' THEN
                                  (SELECT min(e.from_step_slug) FROM pgflow.deps e
                                   WHERE e.workflow_slug = w.slug AND e.to_step_slug = s.slug
@@ -99,7 +100,7 @@ BEGIN
                       FROM pgflow.steps s WHERE s.workflow_slug = w.slug
                       EXCEPT SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
                                     s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty,
-                                    s.when_item_fails, s.map_over
+                                    s.when_item_fails, s.child_workflow, s.map_over
                       FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
            OR EXISTS (SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id
                       EXCEPT SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
@@ -315,11 +316,12 @@ BEGIN
                coalesce(r.is_setup, false) AS is_setup,
                CASE WHEN r.map IS NULL THEN 'single' ELSE 'map' END AS step_type, m.over AS map_over, m.path AS map_path,
                m.max_items, coalesce(m.when_empty, 'complete') AS when_empty,
-               coalesce(m.when_item_fails, 'stop') AS when_item_fails
+               coalesce(m.when_item_fails, 'stop') AS when_item_fails, r.child AS child_workflow
         FROM pg_catalog.jsonb_each(rules) e
         CROSS JOIN LATERAL pg_catalog.jsonb_to_record(e.value) AS r(
             rule pg_catalog.text, only_if pg_catalog.jsonb, unless pg_catalog.jsonb, when_unmet pg_catalog.text,
-            when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean, map pg_catalog.jsonb)
+            when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean, map pg_catalog.jsonb,
+            child pg_catalog.text)
         CROSS JOIN LATERAL pg_catalog.jsonb_to_record(coalesce(r.map, '{}')) AS m(
             "over" pg_catalog.text, path pg_catalog.text[], max_items int, when_empty pg_catalog.text,
             when_item_fails pg_catalog.text)
@@ -328,7 +330,8 @@ BEGIN
         SET rule = said.rule, required_input_pattern = said.only_if, forbidden_input_pattern = said.unless,
             when_unmet = said.when_unmet, when_exhausted = said.when_exhausted, fails_run = said.fails_run,
             is_setup = said.is_setup, step_type = said.step_type, map_over = said.map_over, map_path = said.map_path,
-            max_items = said.max_items, when_empty = said.when_empty, when_item_fails = said.when_item_fails
+            max_items = said.max_items, when_empty = said.when_empty, when_item_fails = said.when_item_fails,
+            child_workflow = said.child_workflow
         WHERE s.workflow_slug OPERATOR(pg_catalog.=) set_rules.workflow_slug
           AND s.slug OPERATOR(pg_catalog.=) said.slug;
     END LOOP;

@@ -361,7 +361,8 @@ BEGIN
                      ('read_run(uuid,double precision,boolean)', 'logical_date'),
                      ('list_runs(text,text,text,timestamptz,int,double precision,boolean)', 'logical_date'),
                      ('create_run(text,jsonb,uuid,uuid,text,double precision,int)', 'logical_date'),
-                     ('take_runs(text[],int,boolean,text,double precision,int,uuid[],boolean)', 'backfill_id'),
+                     ('take_runs(text[],int,boolean,text,double precision,int,uuid[],boolean)', 'parent_task_run_id'),
+                     ('choose_runs(text,boolean,int,boolean,double precision,uuid[],boolean)', 'parent_task_run_id'),
                      ('list_step_states(uuid)', 'skip_message'), ('list_step_ends(uuid,text[])', 'skip_message'),
                      ('complete_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
                      ('complete_pending_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
@@ -870,7 +871,7 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
     workflow_slug text, held boolean, wanted int, adopt boolean, lease double precision, besides uuid[], live boolean
-) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean, backfill_id bigint)
+) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean, backfill_id bigint, parent_task_run_id uuid)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -887,7 +888,10 @@ BEGIN
     END IF;
     RETURN QUERY
         SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
-               (r.created_at >= enabling.first_enabled) IS NOT TRUE, r.backfill_id
+               (r.created_at >= enabling.first_enabled) IS NOT TRUE, r.backfill_id,
+               CASE WHEN r.parent_run_id IS NOT NULL THEN (
+                   SELECT t.task_run_id FROM pgflow_prefect.task_runs t
+                   WHERE t.run_id = r.parent_run_id AND t.step_slug = r.parent_step_slug AND t.task_index = 0) END
         FROM pgflow.runs r
         LEFT JOIN LATERAL (
             SELECT o AS whole, o.*
@@ -933,7 +937,8 @@ COMMENT ON FUNCTION pgflow_prefect.list_looks(text[]) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
     besides uuid[], expired boolean
-) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint)
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint,
+               parent_task_run_id uuid)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -991,6 +996,7 @@ BEGIN
                 run_id := candidate.run_id;
                 former_flow_run_id := candidate.former_flow_run_id;
                 backfill_id := candidate.backfill_id;
+                parent_task_run_id := candidate.parent_task_run_id;
                 open_slots := open_slots OPERATOR(pg_catalog.-) 1;
                 RETURN NEXT;
             END LOOP;
@@ -1290,6 +1296,19 @@ COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
     'Tells whether another owner has taken the run since this epoch, and counts the refused write if so.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_child(definition_id bigint, step_slug text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (SELECT FROM pgflow.definition_steps d
+                   WHERE d.definition_id = is_child.definition_id AND d.slug = is_child.step_slug
+                     AND d.child_workflow IS NOT NULL)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_child(bigint, text) IS
+    'Whether a step is a run of another workflow. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_task(step_slug text, task_index int) RETURNS void
 LANGUAGE plpgsql STABLE
 AS $$
@@ -1346,6 +1365,10 @@ BEGIN
         interval_end := pg_catalog.upper(run.data_interval);
     END IF;
     doing := coalesce(kind, bound);
+    IF run.uses_rules AND pgflow_prefect.is_child(run.definition_id, claim_step.step_slug) THEN
+        kind := NULL; -- a run of another workflow does it, whatever a row says
+        doing := 'external';
+    END IF;
     takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
     reads_nothing := doing OPERATOR(pg_catalog.=) 'work-pool';
     IF takes_input AND run.uses_rules THEN
@@ -1994,6 +2017,7 @@ LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.
 WHERE r.status = 'pending'
   -- Only steps that a row or the file of handlers declares external. The file counts once a claim has read it.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
+  AND NOT (r.uses_rules AND pgflow_prefect.is_child(r.definition_id, s.step_slug))
   -- If Prefect claimed the step before it became external, the step stays Prefect's until that attempt fails.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
@@ -2323,6 +2347,7 @@ BEGIN
                     WHEN r.status <> 'pending' THEN 'ended'
                     WHEN t.state_name <> 'Deferred'
                          AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
+                         AND NOT (r.uses_rules AND pgflow_prefect.is_child(r.definition_id, w.step_slug))
                          AND NOT coalesce(
                              (SELECT pgflow_prefect.is_claimed_outside(c, w.task_index) FROM pgflow.step_states c
                               WHERE c.run_id = w.run_id AND c.step_slug = w.step_slug), false)
@@ -2606,6 +2631,8 @@ BEGIN
         WHERE r.workflow_slug = choose_prunable.workflow_slug AND r.status = choose_prunable.status
           AND r.status <> 'pending' AND r.finished_at < ended_before
           AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
+          AND (r.parent_run_id IS NULL -- a child goes with its parent, or after it
+               OR NOT EXISTS (SELECT FROM pgflow.runs p WHERE p.id = r.parent_run_id AND p.status = 'pending' OFFSET 0))
         ORDER BY r.finished_at
         LIMIT at_most
         FOR UPDATE SKIP LOCKED -- skip runs that another session prunes or reopens

@@ -141,10 +141,12 @@ BEGIN
              'pgflow_api.reopen_run', '{run}'),
 
             ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date, '
-             'data_interval, backfill_id), '
+             'data_interval, backfill_id, parent_run_id, parent_step_slug), '
              'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
              'error_message, finished_at, backfill_id) ON pgflow.runs', '{work}'),
             ('SELECT ON pgflow.backfills, pgflow.backfill_dates', '{run,work,observe}'),
+            ('SELECT ON pgflow.child_requests', '{work,observe}'),
+            ('INSERT, UPDATE, DELETE ON pgflow.child_requests', '{work}'),
             ('INSERT, UPDATE ON pgflow.backfills, pgflow.backfill_dates', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
              'error_message, finished_at, attempts, step_result), '

@@ -14,7 +14,7 @@ FROM pgflow_prefect.take_run(%(run_id)s, %(flow_run_id)s, %(held_by)s, %(lease)s
 
 -- take_runs --
 -- Reserve pending runs that no process holds.
-SELECT run_id, workflow_slug, epoch, former_flow_run_id, was_held, backfill_id,
+SELECT run_id, workflow_slug, epoch, former_flow_run_id, was_held, backfill_id, parent_task_run_id,
        pgflow_prefect.note_holder(run_id, epoch, %(holder)s::jsonb)
 FROM pgflow_prefect.take_runs(%(workflow_slugs)s, %(wanted)s, %(adopt)s, %(held_by)s, %(lease)s, %(max_recoveries)s,
                               %(besides)s::uuid[], %(expired)s)

@@ -41,6 +41,12 @@ CREATE INDEX CONCURRENTLY {index} ON {schema}.{table}
 -- Likewise.
 CREATE INDEX CONCURRENTLY {index} ON {schema}.{table} (workflow_slug, logical_date) WHERE logical_date IS NOT NULL
 
+-- build_index_of_parents --
+-- Likewise.
+CREATE UNIQUE INDEX CONCURRENTLY {index}
+    ON {schema}.{table} (parent_run_id, parent_step_slug, (coalesce(parent_item, -1)), parent_attempt)
+    WHERE parent_run_id IS NOT NULL
+
 -- key_by_task --
 -- Makes that index the primary key.
 SELECT pgflow_prefect.key_by_task(%(table)s)
