@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pgflow_prefect.bindings import (
+        Child,
         Command,
         External,
         HttpEndpoint,
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncItemContext",
     "AsyncStepContext",
     "Branch",
+    "Child",
     "Command",
     "External",
     "FailedStep",
@@ -56,6 +58,7 @@ _ORIGINS = {
     "AsyncItemContext": "pgflow_prefect.handlers.base",
     "AsyncStepContext": "pgflow_prefect.handlers.base",
     "Branch": "pgflow_prefect.handlers.outcomes",
+    "Child": "pgflow_prefect.bindings",
     "Command": "pgflow_prefect.bindings",
     "External": "pgflow_prefect.bindings",
     "FailedStep": "pgflow_prefect.handlers.base",

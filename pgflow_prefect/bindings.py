@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, field, fields
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
@@ -36,6 +36,7 @@ class Kind(StrEnum):
     QUEUE = "queue"
     COMMAND = "command"
     WORK_POOL = "work-pool"
+    CHILD = "child"
 
 
 def check_url(url: str) -> str:
@@ -323,10 +324,41 @@ class WorkPool(Binding):
         return f"{self.kind} {self.pool}"
 
 
+@dataclass(frozen=True, config=_CONFIG)
+class Child(Binding):
+    """Another workflow: the step is a run of it, its child, and ends with that run.
+
+    PostgreSQL begins the run in the transaction that starts the step, and ends the step in the one that ends the run.
+    So no process waits for it. The step's result has the results of the run's last steps, by slug. The definition says
+    this, and no row of `pgflow_prefect.bindings` can.
+
+    Example: `workflow.bind("settle", Child("settlement", payload="look.order"), after=["look"])`
+
+    Attributes:
+        workflow: its slug.
+        payload: what of the step's input is the run's payload: a path such as `look.order`, `payload` or, in a map,
+            `item`. By default all of it, as SQL functions get it: `{"payload": …, "<upstream step>": …}`.
+        retries: how many further runs are begun after one that has failed; none after one that was cancelled.
+        max_children: of a map, how many of its runs are under way at the same time; by default, 100.
+        timeout_seconds: the limit for all runs of the step together. Then the run is cancelled, and the step fails.
+    """
+
+    kind = Kind.CHILD
+    target_field = "workflow"
+
+    workflow: Annotated[str, Field(min_length=1)]
+    _: KW_ONLY
+    payload: Annotated[str, Field(min_length=1)] | None = None
+    retries: Annotated[int, Field(ge=0, le=1000)] = 0
+    max_children: Annotated[int, Field(ge=1, le=10000)] | None = None
+    retry_delay_seconds: Literal[0] = 0
+    retry_jitter_factor: None = None
+
+
 RowBinding: TypeAlias = Python | External | SqlFunction | HttpEndpoint | Queue | NamedCommand | NamedWorkPool
 """What a row may say. It names a program or a work pool, and never says what is started."""
 
-AnyBinding: TypeAlias = RowBinding | Command | WorkPool
+AnyBinding: TypeAlias = RowBinding | Command | WorkPool | Child
 """What Python code may say."""
 
 _CLASSES: dict[Kind, type[RowBinding]] = {each.kind: each for each in get_args(RowBinding)}
@@ -344,7 +376,7 @@ def parse_binding(kind: str, target: str | None, options: Mapping[str, Any]) -> 
         UsageError: the message names every problem.
     """
     if kind not in _CLASSES:
-        raise UsageError(f"a step can't be bound to {kind!r}: the kinds are {', '.join(Kind)}")
+        raise UsageError(f"a step can't be bound to {kind!r}: the kinds are {', '.join(_CLASSES)}")
     bound = _CLASSES[Kind(kind)]
     given = dict(options)
     if bound.target_field is not None and target is not None:

@@ -108,8 +108,9 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
             raise InvalidDefinitionError(slug, problems)
         rows = await host.store.list_bindings(slug)
         workflow, source = await _load(host, definition, rows, handlers)
+        children = await _load_children(host, definition)
         check_known_payload(definition, rows, workflow.step_handlers, RawJson(payload))
-        return await _execute(host, workflow, source, payload=payload, run_id=uuid4(), json=json)
+        return await _execute(host, workflow, source, children, payload=payload, run_id=uuid4(), json=json)
 
 
 async def _resume(settings: Settings, name: RunName, handlers: str | None, json: bool, force: bool) -> int:
@@ -127,8 +128,11 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
         plan = await host.prepare_plan(run_id)
         rows = await host.store.list_bindings(plan.definition.slug)
         workflow, source = await _load(host, plan.definition, rows, handlers)
+        children = await _load_children(host, plan.definition)
         begun = plan if found.steps is not None else None  # of a run that has not begun, edits still count
-        return await _execute(host, workflow, source, payload=None, run_id=run_id, json=json, force=force, plan=begun)
+        return await _execute(
+            host, workflow, source, children, payload=None, run_id=run_id, json=json, force=force, plan=begun
+        )
 
 
 async def _load(
@@ -156,10 +160,23 @@ async def _load(
     return workflow, source
 
 
+async def _load_children(host: Host, definition: WorkflowDefinition) -> Mapping[str, Workflow]:
+    """Load the workflows that the run may begin runs of, by slug, and print which of them workers have to execute."""
+    if not definition.children:
+        return {}
+    from pgflow_prefect.deployment.child_workflows import load_child_workflows
+
+    loaded = await load_child_workflows(host.store, definition, host.settings, host.toolbox.rows)
+    for each in loaded.missing:
+        err.print(f"a worker has to execute runs that this one begins: {each}", markup=False)
+    return loaded.found
+
+
 async def _execute(
     host: Host,
     workflow: Workflow,
     source: str,
+    children: Mapping[str, Workflow],
     *,
     payload: str | None,
     run_id: UUID,
@@ -173,6 +190,7 @@ async def _execute(
         host: this process.
         workflow: the handlers.
         source: where they are.
+        children: the workflows whose runs it may begin.
         payload: of a run to create; None to continue one.
         run_id: the run.
         json: print JSON only.
@@ -184,6 +202,7 @@ async def _execute(
     from pgflow_prefect.models import Status
     from pgflow_prefect.prefect_api.client import connect_to_prefect, has_server
     from pgflow_prefect.services.cancellation import execute_until_cancelled
+    from pgflow_prefect.services.child_runs import execute_children
 
     view = make_view(quiet=json)
     store = host.store
@@ -209,7 +228,8 @@ async def _execute(
                 if created.url:
                     out.print(f"in Prefect: {created.url}", markup=False)
             with view.show(len(plan.definition.steps)), _show_lines(json=json):
-                state = await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
+                async with execute_children(host, client, children):
+                    state = await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
         except BaseException:
             if not json:
                 out.print(f"run {run_id} is pending; go on with it: pgflow-prefect run --resume {run_id}", markup=False)

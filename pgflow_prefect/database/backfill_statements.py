@@ -244,11 +244,6 @@ class BackfillStatements(Statements):
         rows = await self._fetch("advance_backfills", at_most=PORTION)
         return [AdvancedBackfill.model_validate(row) for row in rows]
 
-    async def move_children(self) -> int:
-        """Cancel or reopen runs that are steps of other runs, as was asked for; return how many, at most `PORTION`."""
-        [row] = await self._fetch("move_children", at_most=PORTION)
-        return int(str(row["moved"]))
-
     async def prune_backfills(self, older_than: timedelta, workflow_slugs: Sequence[str] | None = None) -> int:
         """Delete backfills that ended longer ago than that and have no run left, and return how many."""
         with without_bound():

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 
+from pgflow_prefect.definitions.children import resolve_child
 from pgflow_prefect.definitions.model import PAYLOAD, MapRules, StepRules, WorkflowDefinition, to_identifier
 from pgflow_prefect.wording import suggest
 
@@ -28,9 +29,14 @@ def find_source(said: MapRules, upstream: Collection[str]) -> str:
 
 
 def resolve_rules(rules: Mapping[str, StepRules], steps: Collection[str]) -> dict[str, StepRules]:
-    """Return the rules of a file's steps, with what their maps map over resolved."""
+    """Return the rules of a file's steps, with what their maps map over and what their children get resolved."""
     return {
-        slug: each if each.map is None else each.model_copy(update={"map": resolve_map(each.map, steps)})
+        slug: each.model_copy(
+            update={
+                "map": None if each.map is None else resolve_map(each.map, steps),
+                "child": None if each.child is None else resolve_child(each.child, steps, is_map=each.map is not None),
+            }
+        )
         for slug, each in rules.items()
     }
 

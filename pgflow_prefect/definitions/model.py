@@ -107,6 +107,24 @@ class MapRules(BaseModel):
     when_item_fails: AnyWhenItemFails = "stop"
 
 
+class ChildRules(BaseModel):
+    """What is said of a step that is a run of another workflow.
+
+    Attributes:
+        workflow: its slug.
+        payload: where the payload of the run is in the step's input; None: it is all of that.
+        retries: how many further runs are begun after one that has failed.
+        max_children: of a map, how many of its runs are under way at the same time; None for the engine's limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workflow: str
+    payload: tuple[str, ...] | None = None
+    retries: int = Field(default=0, ge=0)
+    max_children: int | None = Field(default=None, ge=1)
+
+
 class StepRules(BaseModel):
     """What is said of a step beside its name, of what it waits for, and of who does it.
 
@@ -119,6 +137,7 @@ class StepRules(BaseModel):
         fails_run: whether its failure fails the run.
         is_setup: whether it counts for the rule `all_done_setup_success`.
         map: of a map, what it maps over; None for a step that is executed once.
+        child: of a step that is a run of another workflow, which one; None for any other step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,6 +150,7 @@ class StepRules(BaseModel):
     fails_run: bool = True
     is_setup: bool = False
     map: MapRules | None = None
+    child: ChildRules | None = None
 
     @property
     def said(self) -> dict[str, JsonValue]:
@@ -183,6 +203,11 @@ class WorkflowDefinition(BaseModel):
     def maps(self) -> dict[str, MapRules]:
         """What is said of its maps, by slug."""
         return {slug: each.map for slug, each in self.rules.items() if each.map is not None}
+
+    @property
+    def children(self) -> dict[str, ChildRules]:
+        """What is said of its steps that are runs of other workflows, by slug."""
+        return {slug: each.child for slug, each in self.rules.items() if each.child is not None}
 
     def find_rules(self, slug: str) -> StepRules:
         """Return what is said of a step."""

@@ -17,6 +17,7 @@ from pgflow_prefect.bindings import (
     parse_function,
 )
 from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.children import find_child_problems
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.result_problems import find_result_problems
 from pgflow_prefect.deployment.row_credentials import find_row_problems
@@ -69,6 +70,8 @@ async def find_all_problems(
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
     problems += await _check_functions(store, in_force)
+    if definition.children:
+        problems += find_child_problems(definition, await store.list_slugs(), workflow.handlers)
     # A step that a row or `bind` gives to another kind has no annotations.
     done_here = {
         slug: each
@@ -139,7 +142,9 @@ def find_doers(workflow: Workflow, definition: WorkflowDefinition, rows: Mapping
     handlers = workflow.step_handlers
     doers = {}
     for slug in definition.steps:
-        if (row := rows.get(slug)) is not None:
+        if (child := definition.find_rules(slug).child) is not None:
+            doers[slug] = f"{Kind.CHILD} {child.workflow}"
+        elif (row := rows.get(slug)) is not None:
             doers[slug] = " ".join(filter(None, [row.kind, row.target]))
         else:
             doers[slug] = str(handlers[slug].bound) if slug in handlers else str(Kind.EXTERNAL)

@@ -30,11 +30,18 @@ class CreatedFlowRun:
 
 
 async def create_flow_run(
-    client: PrefectClient, flow: Flow[..., Any], workflow_slug: str, run_id: UUID, installation: UUID
+    client: PrefectClient,
+    flow: Flow[..., Any],
+    workflow_slug: str,
+    run_id: UUID,
+    installation: UUID,
+    *,
+    parent_task_run_id: UUID | None = None,
 ) -> CreatedFlowRun:
     """Create the flow run that will execute a run of this installation.
 
-    It gets the run's id only: the payload stays in PostgreSQL.
+    It gets the run's id only: the payload stays in PostgreSQL. Prefect shows the flow run of a child below the
+    task run of its step.
     """
     created = await client.create_flow_run(
         flow,
@@ -42,5 +49,6 @@ async def create_flow_run(
         tags=[TAG, make_ownership_tag(installation)],
         parameters={"run_id": str(run_id)},
         state=Running(),
+        parent_task_run_id=parent_task_run_id,
     )
     return CreatedFlowRun(created, url_for(created) if get_current_settings().api.url else None)

@@ -7,9 +7,11 @@ from typing import assert_never
 
 from pgflow_prefect.bindings import (
     AnyBinding,
+    Child,
     Command,
     External,
     HttpEndpoint,
+    Kind,
     NamedCommand,
     NamedWorkPool,
     Python,
@@ -81,7 +83,7 @@ class StepHandlers:
         """When to try again, if no row overrides it."""
         if self.binding is None and self.function is not None:
             return self.function.policy
-        return make_policy(self.bound)
+        return _make_policy(self.bound)
 
     @property
     def description(self) -> str | None:
@@ -97,16 +99,19 @@ class StepHandlers:
         """Return the upstream slugs whose results the Python function takes, or None for all."""
         return self.function.choose_upstream(upstream) if self.function is not None else []
 
+    def _find_binding(self, claim: Claim) -> AnyBinding:
+        if claim.kind == Kind.CHILD:  # as the definition says, and no row can
+            return self.bound if isinstance(self.bound, Child) else Child(claim.target or "")
+        return self.bound if claim.kind is None else parse_binding(claim.kind, claim.target, claim.options or {})
+
     def choose(self, claim: Claim, toolbox: Toolbox) -> Chosen:
         """Return who does the step: according to the row in the claim, or else to the Python code.
 
         Raises:
             UsageError: the row is invalid.
         """
-        binding = self.bound
+        binding = self._find_binding(claim)
         is_row = claim.kind is not None
-        if claim.kind is not None:
-            binding = parse_binding(claim.kind, claim.target, claim.options or {})
         handler: Handler | None = None
         shadow: PythonHandler | None = None
         match binding:
@@ -124,6 +129,13 @@ class StepHandlers:
                 shadow = self.function if binding.shadow and self.function and self.function.shadow else None
             case Python():
                 handler = self.function  # None if another process, started with another file, has it
+            case Child():
+                pass  # PostgreSQL begins the run, and ends the step with it
             case _:
                 assert_never(binding)
-        return Chosen(handler.policy if handler is not None else make_policy(binding), handler, shadow)
+        return Chosen(handler.policy if handler is not None else _make_policy(binding), handler, shadow)
+
+
+def _make_policy(binding: AnyBinding) -> RetryPolicy:
+    # PostgreSQL counts the retries of a child. Prefect must not try the step again beside that.
+    return RetryPolicy(timeout_seconds=binding.timeout_seconds) if isinstance(binding, Child) else make_policy(binding)

@@ -5,9 +5,11 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import ValidationError
 
+from pgflow_prefect.bindings import AnyBinding, Child
 from pgflow_prefect.definitions.model import (
     AnyWhenEmpty,
     AnyWhenItemFails,
+    ChildRules,
     MapRules,
     Rule,
     StepRules,
@@ -91,6 +93,16 @@ def make_map(over: str, max_items: int | None, when_empty: AnyWhenEmpty, when_it
     if max_items is not None:
         _check_number("max_items", max_items)
     return MapRules(over=over, max_items=max_items, when_empty=when_empty, when_item_fails=when_item_fails)
+
+
+def make_child(binding: AnyBinding) -> ChildRules | None:
+    """Return what a binding says of a child; None for any other binding."""
+    if not isinstance(binding, Child):
+        return None
+    path = None if binding.payload is None else (binding.payload,)
+    return ChildRules(
+        workflow=binding.workflow, payload=path, retries=binding.retries, max_children=binding.max_children
+    )
 
 
 def check_at_once(at_once: int) -> int:

@@ -94,7 +94,8 @@ class TakenRun(BaseModel):
         former_flow_run_id: the flow run whose lease has expired; None if the run was never executed before.
         was_held: its former owner let the lease run out, and did not hand the run back.
         backfill_id: the backfill that started or reopened it; None for a live run.
-        parent_task_run_id: of a run that is a step of another run, the task run in Prefect that shows that step, if there is one.
+        parent_flow_run_id: of a child, the flow run in which Prefect shows its parent and the step that waits for it.
+        parent_step_slug: that step.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -105,7 +106,8 @@ class TakenRun(BaseModel):
     former_flow_run_id: UUID | None
     was_held: bool = False
     backfill_id: int | None = None
-    parent_task_run_id: UUID | None = None
+    parent_flow_run_id: UUID | None = None
+    parent_step_slug: str | None = None
 
     @property
     def idempotency_key(self) -> str:

@@ -1,4 +1,4 @@
-"""Background task of worker and bridge: goes on with backfills and with runs that are steps of other runs."""
+"""Background task of worker and bridge: goes on with backfills, and with children that their parents have left."""
 
 import logging
 
@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 
 async def keep_backfilling(store: Store, interval: float) -> None:
-    """Advance the backfills now and at each interval, and at once where there is more to do.
+    """Move children and advance the backfills now and at each interval, and at once where there is more to do.
 
     Args:
         store: the database.
@@ -21,11 +21,11 @@ async def keep_backfilling(store: Store, interval: float) -> None:
     said: str | None = None
     while True:
         try:
-            moved = await store.move_children()
+            moved = await store.move_children(PORTION)
             advanced = await store.advance_backfills()
         except PgflowPrefectError as error:
             if str(error) != said:  # such as a right that is missing: once is enough
-                _logger.warning("backfills do not go on: %s", error)
+                _logger.warning("backfills and children do not go on: %s", error)
             said = str(error)
             if isinstance(error, DatabaseUnavailableError):
                 await store.drop_broken_connections()

@@ -18,6 +18,7 @@ from pgflow_prefect.prefect_api.flow_run_names import name_flow_run
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.internals import to_state_create
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags, make_ownership_tag
+from pgflow_prefect.services.nesting import find_parent_task_run
 
 
 def make_backfill_tags(run: TakenRun) -> list[str]:
@@ -54,6 +55,8 @@ async def create_submission(
         PrefectRefusedError: Prefect refuses it for good.
     """
     body = _make_body(run, state or Scheduled(), installation, policy)
+    if (parent := await find_parent_task_run(client, run)) is not None:
+        body["parent_task_run_id"] = str(parent)
     with translate_prefect_errors(f"a flow run of run {run.run_id}"):
         try:
             created = await writer.create(deployment_id, body)
@@ -115,5 +118,4 @@ def _make_body(
         "idempotency_key": run.idempotency_key,
         "tags": [*([make_ownership_tag(installation)] if installation is not None else []), *make_backfill_tags(run)],
         "empirical_policy": {**(policy or {})},
-        **({"parent_task_run_id": str(run.parent_task_run_id)} if run.parent_task_run_id is not None else {}),
     }

@@ -18,7 +18,7 @@ from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.caching import make_cache_options
 from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
 from pgflow_prefect.handlers.run_names import Naming
-from pgflow_prefect.handlers.step_options import AnyRule, AnyWhen, check_at_once, make_map
+from pgflow_prefect.handlers.step_options import AnyRule, AnyWhen, check_at_once, make_child, make_map
 from pgflow_prefect.handlers.stored import ResultOptions
 from pgflow_prefect.workflow.declaration import declare
 from pgflow_prefect.workflow.module import UserModule
@@ -301,7 +301,7 @@ class StepDecorators(DeclaredSteps):
 
         Args:
             slug: the step.
-            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Command`, `WorkPool` or `External`.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Command`, `WorkPool`, `Child` or `External`.
             after: the slugs of the steps that it waits for, where this file defines the workflow.
             tags: as of `step`.
             task_run_name: as of `step`. Its values are `payload`, `upstream` and the upstream steps.
@@ -328,6 +328,7 @@ class StepDecorators(DeclaredSteps):
             when_exhausted=when_exhausted,
             fails_run=fails_run,
             is_setup=is_setup,
+            child=make_child(binding),
         )
         if getattr(binding, "batch", None) is not None:
             raise UsageError(f"step {slug!r} is bound with batch, which only maps have: use bind_map(…, over=…)")
@@ -363,7 +364,8 @@ class StepDecorators(DeclaredSteps):
 
         Args:
             slug: the step.
-            binding: `SqlFunction`, `HttpEndpoint`, `Queue` or `External`, with the retries and the time-out of an item.
+            binding: `SqlFunction`, `HttpEndpoint`, `Queue`, `Child` or `External`, with the retries and the time-out of
+                an item.
             over: as of `map`.
             max_items: as of `map`.
             when_empty: as of `map`.
@@ -394,6 +396,7 @@ class StepDecorators(DeclaredSteps):
             fails_run=fails_run,
             is_setup=is_setup,
             map=make_map(over, max_items, when_empty, when_item_fails),
+            child=make_child(binding),
         )
         if isinstance(binding, WorkPool):
             raise UsageError(f"step {slug!r} is a map, and its items can't be done on a work pool: bind it otherwise")

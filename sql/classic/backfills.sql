@@ -192,18 +192,6 @@ COMMENT ON FUNCTION pgflow_prefect.cancel_backfill(bigint, boolean, text) IS
     'Leaves the planned dates of a backfill, and cancels its runs if asked to; returns its status.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.move_children(at_most int) RETURNS int
-LANGUAGE plpgsql VOLATILE
-AS $$
-BEGIN
-    RETURN pgflow.move_children(at_most);
-END
-$$;
-
-COMMENT ON FUNCTION pgflow_prefect.move_children(int) IS
-    'Cancels or reopens runs that are steps of other runs, as was asked for; at most so many, and returns how many.';
-
-
 CREATE OR REPLACE FUNCTION pgflow_prefect.advance_backfills(at_most int)
 RETURNS TABLE (backfill_id bigint, decided int, problem text, is_paused boolean)
 LANGUAGE plpgsql VOLATILE

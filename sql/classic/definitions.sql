@@ -92,7 +92,7 @@ BEGIN
         JOIN pgflow.definitions d ON d.workflow_slug = w.slug AND d.version = w.version
         WHERE EXISTS (SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
                              s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty, s.when_item_fails,
-                             s.child_workflow,
+                             s.child_workflow, s.child_payload, s.child_retries, s.max_children,
                              CASE s.step_type WHEN 'map' THEN
                                  (SELECT min(e.from_step_slug) FROM pgflow.deps e
                                   WHERE e.workflow_slug = w.slug AND e.to_step_slug = s.slug
@@ -100,7 +100,8 @@ BEGIN
                       FROM pgflow.steps s WHERE s.workflow_slug = w.slug
                       EXCEPT SELECT s.slug, s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
                                     s.when_exhausted, s.step_type, s.map_path, s.max_items, s.when_empty,
-                                    s.when_item_fails, s.child_workflow, s.map_over
+                                    s.when_item_fails, s.child_workflow, s.child_payload, s.child_retries, s.max_children,
+                                    s.map_over
                       FROM pgflow.definition_steps s WHERE s.definition_id = d.id)
            OR EXISTS (SELECT s.slug FROM pgflow.definition_steps s WHERE s.definition_id = d.id
                       EXCEPT SELECT s.slug FROM pgflow.steps s WHERE s.workflow_slug = w.slug)
@@ -172,6 +173,23 @@ COMMENT ON FUNCTION pgflow_prefect.describe_map(text, text, text[], int, text, t
     'other step.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.describe_child(
+    workflow text, payload text[], retries int, max_children int
+) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT CASE WHEN workflow IS NULL THEN '{}' ELSE jsonb_build_object('child', jsonb_build_object('workflow', workflow)
+        || CASE WHEN payload IS NULL THEN '{}' ELSE jsonb_build_object('payload', payload) END
+        || CASE retries WHEN 0 THEN '{}' ELSE jsonb_build_object('retries', retries) END
+        || CASE WHEN max_children IS NULL THEN '{}' ELSE jsonb_build_object('max_children', max_children) END) END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.describe_child(text, text[], int, int) IS
+    'What is said of a step that is a run of another workflow, as the member `child` of an object; an empty object for any '
+    'other step.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.load_definitions(workflow_slugs text[] DEFAULT NULL)
 RETURNS TABLE (slug text, steps text[], deps text[], rules jsonb, when_failed text, failed_by text)
 LANGUAGE plpgsql STABLE
@@ -192,7 +210,9 @@ BEGIN
                                      SELECT CASE count(*) WHEN 0 THEN 'payload' WHEN 1 THEN min(d.from_step_slug) END
                                      FROM pgflow.deps d
                                      WHERE s.step_type = 'map' AND d.workflow_slug = w.slug AND d.to_step_slug = s.slug)),
-                                 s.map_path, s.max_items, s.when_empty, s.when_item_fails), '{}') AS rules
+                                 s.map_path, s.max_items, s.when_empty, s.when_item_fails)
+                             || pgflow_prefect.describe_child(s.child_workflow, s.child_payload, s.child_retries,
+                                                              s.max_children), '{}') AS rules
                       FROM pgflow.steps s WHERE s.workflow_slug = w.slug) r WHERE r.rules IS NOT NULL),
                w.when_failed, w.failed_by
         FROM pgflow.workflows w
@@ -230,7 +250,9 @@ BEGIN
                                  s.rule, s.required_input_pattern, s.forbidden_input_pattern, s.when_unmet,
                                  s.when_exhausted, s.decides, false), '{}') || pgflow_prefect.describe_map(
                                  s.step_type, coalesce(s.map_over, 'payload'), s.map_path, s.max_items, s.when_empty,
-                                 s.when_item_fails), '{}') AS rules
+                                 s.when_item_fails)
+                             || pgflow_prefect.describe_child(s.child_workflow, s.child_payload, s.child_retries,
+                                                              s.max_children), '{}') AS rules
                       FROM pgflow.definition_steps s WHERE s.definition_id = r.definition_id) e
                 WHERE e.rules IS NOT NULL),
                r.uses_rules, r.continues
@@ -316,22 +338,26 @@ BEGIN
                coalesce(r.is_setup, false) AS is_setup,
                CASE WHEN r.map IS NULL THEN 'single' ELSE 'map' END AS step_type, m.over AS map_over, m.path AS map_path,
                m.max_items, coalesce(m.when_empty, 'complete') AS when_empty,
-               coalesce(m.when_item_fails, 'stop') AS when_item_fails, r.child AS child_workflow
+               coalesce(m.when_item_fails, 'stop') AS when_item_fails, c.workflow AS child_workflow,
+               c.payload AS child_payload, coalesce(c.retries, 0) AS child_retries, c.max_children
         FROM pg_catalog.jsonb_each(rules) e
         CROSS JOIN LATERAL pg_catalog.jsonb_to_record(e.value) AS r(
             rule pg_catalog.text, only_if pg_catalog.jsonb, unless pg_catalog.jsonb, when_unmet pg_catalog.text,
             when_exhausted pg_catalog.text, fails_run boolean, is_setup boolean, map pg_catalog.jsonb,
-            child pg_catalog.text)
+            child pg_catalog.jsonb)
         CROSS JOIN LATERAL pg_catalog.jsonb_to_record(coalesce(r.map, '{}')) AS m(
             "over" pg_catalog.text, path pg_catalog.text[], max_items int, when_empty pg_catalog.text,
             when_item_fails pg_catalog.text)
+        CROSS JOIN LATERAL pg_catalog.jsonb_to_record(coalesce(r.child, '{}')) AS c(
+            workflow pg_catalog.text, payload pg_catalog.text[], retries int, max_children int)
     LOOP
         UPDATE pgflow.steps s
         SET rule = said.rule, required_input_pattern = said.only_if, forbidden_input_pattern = said.unless,
             when_unmet = said.when_unmet, when_exhausted = said.when_exhausted, fails_run = said.fails_run,
             is_setup = said.is_setup, step_type = said.step_type, map_over = said.map_over, map_path = said.map_path,
             max_items = said.max_items, when_empty = said.when_empty, when_item_fails = said.when_item_fails,
-            child_workflow = said.child_workflow
+            child_workflow = said.child_workflow, child_payload = said.child_payload,
+            child_retries = said.child_retries, max_children = said.max_children
         WHERE s.workflow_slug OPERATOR(pg_catalog.=) set_rules.workflow_slug
           AND s.slug OPERATOR(pg_catalog.=) said.slug;
     END LOOP;

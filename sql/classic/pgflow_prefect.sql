@@ -361,8 +361,8 @@ BEGIN
                      ('read_run(uuid,double precision,boolean)', 'logical_date'),
                      ('list_runs(text,text,text,timestamptz,int,double precision,boolean)', 'logical_date'),
                      ('create_run(text,jsonb,uuid,uuid,text,double precision,int)', 'logical_date'),
-                     ('take_runs(text[],int,boolean,text,double precision,int,uuid[],boolean)', 'parent_task_run_id'),
-                     ('choose_runs(text,boolean,int,boolean,double precision,uuid[],boolean)', 'parent_task_run_id'),
+                     ('take_runs(text[],int,boolean,text,double precision,int,uuid[],boolean)', 'parent_step_slug'),
+                     ('choose_runs(text,boolean,int,boolean,double precision,uuid[],boolean)', 'parent_step_slug'),
                      ('list_step_states(uuid)', 'skip_message'), ('list_step_ends(uuid,text[])', 'skip_message'),
                      ('complete_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
                      ('complete_pending_step(uuid,text,int,jsonb,int,int,uuid)', 'outcome'),
@@ -869,9 +869,49 @@ COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
     'Notes why a run could not be taken, and when to try again: after 1 s, 2 s, 4 s, ..., at most 5 minutes. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_parent(parent_run_id uuid, parent_step_slug text) RETURNS uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN (SELECT o.flow_run_id FROM pgflow_prefect.owners o JOIN pgflow.runs r ON r.id = o.run_id AND r.epoch = o.epoch
+            WHERE o.run_id = find_parent.parent_run_id
+              AND EXISTS (SELECT FROM pgflow_prefect.task_runs t
+                          WHERE t.run_id = o.run_id AND t.step_slug = find_parent.parent_step_slug AND t.task_index = 0));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_parent(uuid, text) IS
+    'The flow run that shows the parent of a child, and in it the step that waits for the child; NULL where none does. '
+    'Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.may_be_shown(
+    parent_run_id uuid, parent_step_slug text, created_at timestamptz
+) RETURNS boolean
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN may_be_shown.created_at < clock_timestamp() - interval '2 seconds'
+        OR pgflow_prefect.find_parent(may_be_shown.parent_run_id, may_be_shown.parent_step_slug) IS NOT NULL
+        OR NOT EXISTS (SELECT FROM pgflow.runs r
+                       JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+                       WHERE r.id = may_be_shown.parent_run_id AND r.status = 'pending');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.may_be_shown(uuid, text, timestamptz) IS
+    'Whether a child can be taken: its parent''s owner has claimed the step, and Prefect can show the child below it. Where the '
+    'owner lets it wait, from its third second on. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.choose_runs(
     workflow_slug text, held boolean, wanted int, adopt boolean, lease double precision, besides uuid[], live boolean
-) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean, backfill_id bigint, parent_task_run_id uuid)
+) RETURNS TABLE (run_id uuid, former_flow_run_id uuid, needs_adoption boolean, backfill_id bigint, parent_flow_run_id uuid,
+               parent_step_slug text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -889,9 +929,8 @@ BEGIN
     RETURN QUERY
         SELECT r.id, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
                (r.created_at >= enabling.first_enabled) IS NOT TRUE, r.backfill_id,
-               CASE WHEN r.parent_run_id IS NOT NULL THEN (
-                   SELECT t.task_run_id FROM pgflow_prefect.task_runs t
-                   WHERE t.run_id = r.parent_run_id AND t.step_slug = r.parent_step_slug AND t.task_index = 0) END
+               CASE WHEN r.parent_run_id IS NOT NULL THEN pgflow_prefect.find_parent(r.parent_run_id, r.parent_step_slug) END,
+               r.parent_step_slug
         FROM pgflow.runs r
         LEFT JOIN LATERAL (
             SELECT o AS whole, o.*
@@ -902,10 +941,11 @@ BEGIN
           AND coalesce((r.backfill_id IS NULL) = live, true)
           -- A run that was taken before it could be noted looks free.
           AND CASE WHEN o.epoch = r.epoch AND pgflow_prefect.is_leased(o.lease_until, lease) THEN false
-                   ELSE adopt OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, enabling) END
+                   ELSE adopt OR r.parent_run_id IS NOT NULL OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o.whole, enabling) END
           AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
                           WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
                           OFFSET 0) -- as in closes_cycle
+          AND (r.parent_run_id IS NULL OR pgflow_prefect.may_be_shown(r.parent_run_id, r.parent_step_slug, r.created_at))
         ORDER BY r.created_at
         LIMIT wanted
         FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
@@ -938,7 +978,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
     besides uuid[], expired boolean
 ) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint,
-               parent_task_run_id uuid)
+               parent_flow_run_id uuid, parent_step_slug text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 #variable_conflict use_column
@@ -996,7 +1036,8 @@ BEGIN
                 run_id := candidate.run_id;
                 former_flow_run_id := candidate.former_flow_run_id;
                 backfill_id := candidate.backfill_id;
-                parent_task_run_id := candidate.parent_task_run_id;
+                parent_flow_run_id := candidate.parent_flow_run_id;
+                parent_step_slug := candidate.parent_step_slug;
                 open_slots := open_slots OPERATOR(pg_catalog.-) 1;
                 RETURN NEXT;
             END LOOP;
@@ -1031,6 +1072,77 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double precision, int, uuid[]) IS
     'Signature of version 6: looks at every pending run.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.choose_children(
+    parents uuid[], workflow_slugs text[], wanted int, lease double precision, besides uuid[]
+) RETURNS TABLE (run_id uuid, workflow_slug text, former_flow_run_id uuid, parent_flow_run_id uuid, parent_step_slug text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.id, r.workflow_slug, CASE WHEN o.epoch = r.epoch THEN o.flow_run_id END,
+               pgflow_prefect.find_parent(r.parent_run_id, r.parent_step_slug), r.parent_step_slug
+        FROM pgflow.runs r
+        LEFT JOIN LATERAL (
+            SELECT o.* FROM pgflow_prefect.owners o WHERE o.run_id = r.id OFFSET 0) o ON true
+        WHERE r.parent_run_id = ANY (choose_children.parents) AND r.status = 'pending'
+          AND r.workflow_slug = ANY (choose_children.workflow_slugs)
+          AND r.id <> ALL (coalesce(besides, '{}'))
+          AND NOT (o.epoch IS NOT DISTINCT FROM r.epoch AND pgflow_prefect.is_leased(o.lease_until, choose_children.lease))
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
+                          WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp() OFFSET 0)
+          AND pgflow_prefect.may_be_shown(r.parent_run_id, r.parent_step_slug, r.created_at)
+        LIMIT wanted
+        FOR NO KEY UPDATE OF r SKIP LOCKED;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.choose_children(uuid[], text[], int, double precision, uuid[]) IS
+    'Locks the children that take_children is to take, and returns them. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_children(
+    parents uuid[], workflow_slugs text[], wanted int, held_by text, lease double precision, max_recoveries int,
+    besides uuid[]
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, parent_flow_run_id uuid,
+                 parent_step_slug text)
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    candidate pg_catalog.record;
+    reason pg_catalog.text;
+BEGIN
+    IF pgflow_prefect.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
+    FOR candidate IN SELECT * FROM pgflow_prefect.choose_children(parents, workflow_slugs, wanted, lease, besides) LOOP
+        epoch := NULL;
+        BEGIN
+            epoch := pgflow_prefect.take_run(candidate.run_id, NULL, held_by, lease, max_recoveries);
+        EXCEPTION WHEN OTHERS THEN -- as in take_runs
+            GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT;
+            PERFORM pgflow_prefect.set_aside(candidate.run_id, pg_catalog.format('%s (%s)', reason, SQLSTATE));
+        END;
+        CONTINUE WHEN epoch IS NULL;
+        run_id := candidate.run_id;
+        workflow_slug := candidate.workflow_slug;
+        former_flow_run_id := candidate.former_flow_run_id;
+        parent_flow_run_id := candidate.parent_flow_run_id;
+        parent_step_slug := candidate.parent_step_slug;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.take_children(uuid[], text[], int, text, double precision, int, uuid[]) IS
+    'Reserves pending children of these runs that no process holds, at most so many, of these workflows. For a process that '
+    'executes the parents, and is no worker.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.link_flow_run(
@@ -1296,17 +1408,36 @@ COMMENT ON FUNCTION pgflow_prefect.is_stale(uuid, int) IS
     'Tells whether another owner has taken the run since this epoch, and counts the refused write if so.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.is_child(definition_id bigint, step_slug text) RETURNS boolean
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_child_workflow(definition_id bigint, step_slug text) RETURNS text
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    SELECT EXISTS (SELECT FROM pgflow.definition_steps d
-                   WHERE d.definition_id = is_child.definition_id AND d.slug = is_child.step_slug
-                     AND d.child_workflow IS NOT NULL)
+    SELECT d.child_workflow FROM pgflow.definition_steps d
+    WHERE d.definition_id = find_child_workflow.definition_id AND d.slug = find_child_workflow.step_slug
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.is_child(bigint, text) IS
-    'Whether a step is a run of another workflow. Internal.';
+COMMENT ON FUNCTION pgflow_prefect.find_child_workflow(bigint, text) IS
+    'The workflow whose runs are this step; NULL for any other step. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.wake_child(run pgflow.runs, step_slug text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+    child pgflow.runs;
+BEGIN
+    SELECT c.* INTO child FROM pgflow.list_pending_children(run.id, wake_child.step_slug, true) l
+    JOIN pgflow.runs c ON c.id OPERATOR(pg_catalog.=) l LIMIT 1;
+    IF FOUND THEN
+        PERFORM pgflow.announce_run(child); -- it could not be taken before this claim
+    ELSE
+        PERFORM pgflow.resume_children(run); -- its row was inserted by hand, say
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.wake_child(pgflow.runs, text) IS
+    'Tells workers that the child of a step that has just been claimed can be taken. Begins it where there is none. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_task(step_slug text, task_index int) RETURNS void
@@ -1342,6 +1473,7 @@ DECLARE
     map pgflow.definition_steps;
     unmapped pg_catalog.text[]; -- a map's other upstream steps: its array is not part of the input of each item
     reads_nothing boolean; -- the process of a work pool reads the input itself
+    child_workflow pg_catalog.text;
 BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
@@ -1365,9 +1497,14 @@ BEGIN
         interval_end := pg_catalog.upper(run.data_interval);
     END IF;
     doing := coalesce(kind, bound);
-    IF run.uses_rules AND pgflow_prefect.is_child(run.definition_id, claim_step.step_slug) THEN
-        kind := NULL; -- a run of another workflow does it, whatever a row says
-        doing := 'external';
+    IF run.uses_rules THEN
+        child_workflow := pgflow_prefect.find_child_workflow(run.definition_id, claim_step.step_slug);
+        IF child_workflow IS NOT NULL THEN
+            kind := 'child'; -- whatever a row says
+            target := child_workflow;
+            options := '{}';
+            doing := 'external';
+        END IF;
     END IF;
     takes_input := doing OPERATOR(pg_catalog.=) ANY ('{sql,http,queue,command}'::pg_catalog.text[]);
     reads_nothing := doing OPERATOR(pg_catalog.=) 'work-pool';
@@ -1402,6 +1539,12 @@ BEGIN
             waited := CASE WHEN task.state_name OPERATOR(pg_catalog.=) 'Waiting'
                            THEN extract(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) task.updated_at)
                            ELSE 0 END;
+        END IF;
+        IF child_workflow IS NOT NULL THEN
+            PERFORM pgflow_prefect.wake_child(run, claim_step.step_slug);
+            SELECT * INTO state FROM pgflow.step_states s
+            WHERE s.run_id OPERATOR(pg_catalog.=) run.id AND s.step_slug OPERATOR(pg_catalog.=) claim_step.step_slug;
+            waits := state.status OPERATOR(pg_catalog.=) 'pending';
         END IF;
     END IF;
     -- A run that goes on has failed steps: another program has failed this one before its claim.
@@ -2017,7 +2160,7 @@ LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.
 WHERE r.status = 'pending'
   -- Only steps that a row or the file of handlers declares external. The file counts once a claim has read it.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
-  AND NOT (r.uses_rules AND pgflow_prefect.is_child(r.definition_id, s.step_slug))
+  AND NOT (r.uses_rules AND pgflow_prefect.find_child_workflow(r.definition_id, s.step_slug) IS NOT NULL)
   -- If Prefect claimed the step before it became external, the step stays Prefect's until that attempt fails.
   AND (s.started_at IS NULL OR coalesce(t.state_name = 'Waiting', false)
        OR EXISTS (SELECT FROM pgflow_prefect.external_claims c
@@ -2347,7 +2490,7 @@ BEGIN
                     WHEN r.status <> 'pending' THEN 'ended'
                     WHEN t.state_name <> 'Deferred'
                          AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
-                         AND NOT (r.uses_rules AND pgflow_prefect.is_child(r.definition_id, w.step_slug))
+                         AND NOT (r.uses_rules AND pgflow_prefect.find_child_workflow(r.definition_id, w.step_slug) IS NOT NULL)
                          AND NOT coalesce(
                              (SELECT pgflow_prefect.is_claimed_outside(c, w.task_index) FROM pgflow.step_states c
                               WHERE c.run_id = w.run_id AND c.step_slug = w.step_slug), false)

@@ -380,6 +380,19 @@ COMMENT ON FUNCTION pgflow_prefect.cancel_run(uuid, text) IS
     'Ends a run and its pending steps as cancelled, with this reason; a run that has ended stays as it is.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.move_children(at_most int) RETURNS int
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    RETURN pgflow.move_children(at_most);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.move_children(int) IS
+    'Cancels children that their parents have left, and reopens those that they wait for again, at most so many; returns how '
+    'many.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.skip_step(run_id uuid, step_slug text, note text, cascade boolean)
 RETURNS TABLE (status text, skip_reason text, skip_message text)
 LANGUAGE plpgsql VOLATILE

@@ -100,7 +100,7 @@ DECLARE
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
         'set_rules,insert_deps,delete_steps,delete_deps}';
-    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,list_unlike_snapshots,load_definitions,list_bindings,'
+    of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,describe_child,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
         'choose_prunable,'
@@ -141,12 +141,12 @@ BEGIN
              'pgflow_api.reopen_run', '{run}'),
 
             ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date, '
-             'data_interval, backfill_id, parent_run_id, parent_step_slug), '
+             'data_interval, backfill_id, parent_run_id, parent_step_slug, parent_item, parent_attempt), '
              'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
              'error_message, finished_at, backfill_id) ON pgflow.runs', '{work}'),
             ('SELECT ON pgflow.backfills, pgflow.backfill_dates', '{run,work,observe}'),
             ('SELECT ON pgflow.child_requests', '{work,observe}'),
-            ('INSERT, UPDATE, DELETE ON pgflow.child_requests', '{work}'),
+            ('INSERT, UPDATE, DELETE ON pgflow.child_requests', '{work}'), -- a row is locked before it is deleted
             ('INSERT, UPDATE ON pgflow.backfills, pgflow.backfill_dates', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
              'error_message, finished_at, attempts, step_result), '

@@ -1,6 +1,7 @@
 """Children: a step that is a run of another workflow, as the rows of both runs show it."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from threading import Thread
 from uuid import UUID, uuid4
 
@@ -47,7 +48,9 @@ def define_both(db: Connection, **said: object) -> None:
 
 
 def list_children(db: Connection, run_id: UUID) -> list[Run]:
-    found = column(db, "SELECT id FROM pgflow.runs WHERE parent_run_id = %s ORDER BY parent_attempt, parent_item", run_id)
+    found = column(
+        db, "SELECT id FROM pgflow.runs WHERE parent_run_id = %s ORDER BY parent_attempt, parent_item", run_id
+    )
     return [get_run(db, UUID(str(child))) for child in found]
 
 
@@ -108,7 +111,7 @@ def test_a_payload_that_is_not_there_fails_the_step_and_names_the_place(db: Conn
     assert list_children(db, run_id) == []
     message = get_state(db, run_id, "settle").error_message
     assert message == (
-        "there is nothing at look.cost in the step's input for the payload of a run of workflow \"settlement\""
+        'there is nothing at look.cost in the step\'s input for the payload of a run of workflow "settlement"'
     )
     assert get_run(db, run_id).status == "failed"
 
@@ -471,7 +474,7 @@ def test_a_run_that_was_inserted_by_hand_begins_its_child(db: Connection) -> Non
 def test_a_workflow_that_would_run_itself_is_refused_at_the_edit(db: Connection, circle: list[str]) -> None:
     for workflow in circle:
         define(db, workflow, {"step": []})
-    for workflow, child in zip(circle[:-1], circle[1:], strict=True):
+    for workflow, child in pairwise(circle):
         say(db, workflow, "step", child_workflow=child)
     with refused(INVALID, f'workflow "{circle[-1]}" would run itself'):
         say(db, circle[-1], "step", child_workflow=circle[0])
@@ -571,7 +574,7 @@ def test_a_trigger_that_drops_the_childs_row_is_named(db: Connection) -> None:
         "$$ BEGIN RETURN CASE WHEN NEW.parent_run_id IS NULL THEN NEW END; END $$"
     )
     db.execute("CREATE TRIGGER drop_child BEFORE INSERT ON pgflow.runs FOR EACH ROW EXECUTE FUNCTION drop_child()")
-    with pytest.raises(psycopg.Error, match="was not stored: a trigger or rule on pgflow.runs"):
+    with pytest.raises(psycopg.Error, match=r"was not stored: a trigger or rule on pgflow\.runs"):
         complete(db, run_id, "look")
     assert get_state(db, run_id, "look").status == "pending"  # nothing half-done
 

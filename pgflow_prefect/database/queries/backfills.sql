@@ -38,10 +38,6 @@ SELECT pgflow_prefect.cancel_backfill(%(backfill_id)s, %(cancel_runs)s, %(reason
 -- Go on with each backfill that can.
 SELECT backfill_id, decided, problem, is_paused FROM pgflow_prefect.advance_backfills(%(at_most)s)
 
--- move_children --
--- Cancel or reopen the runs of steps, as was asked for.
-SELECT pgflow_prefect.move_children(%(at_most)s) AS moved
-
 -- prune_backfills --
 -- Delete old backfills whose runs are gone.
 SELECT pgflow_prefect.prune_backfills(%(older_than)s::interval, %(workflow_slugs)s::text[]) AS pruned
