@@ -39,4 +39,4 @@ def load_doers(
             raise
         err.print(f"Python handlers are not shown: {error}", markup=False)
         workflow, source = None, ""
-    return describe_doers(order_steps(definition), rows, workflow, source)
+    return describe_doers(order_steps(definition), rows, workflow, source, definition.children)

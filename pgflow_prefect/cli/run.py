@@ -108,7 +108,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
             raise InvalidDefinitionError(slug, problems)
         rows = await host.store.list_bindings(slug)
         workflow, source = await _load(host, definition, rows, handlers)
-        children = await _load_children(host, definition)
+        children = await _load_children(host, definition, source)
         check_known_payload(definition, rows, workflow.step_handlers, RawJson(payload))
         return await _execute(host, workflow, source, children, payload=payload, run_id=uuid4(), json=json)
 
@@ -128,7 +128,7 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
         plan = await host.prepare_plan(run_id)
         rows = await host.store.list_bindings(plan.definition.slug)
         workflow, source = await _load(host, plan.definition, rows, handlers)
-        children = await _load_children(host, plan.definition)
+        children = await _load_children(host, plan.definition, source)
         begun = plan if found.steps is not None else None  # of a run that has not begun, edits still count
         return await _execute(
             host, workflow, source, children, payload=None, run_id=run_id, json=json, force=force, plan=begun
@@ -160,13 +160,13 @@ async def _load(
     return workflow, source
 
 
-async def _load_children(host: Host, definition: WorkflowDefinition) -> Mapping[str, Workflow]:
+async def _load_children(host: Host, definition: WorkflowDefinition, source: str) -> Mapping[str, Workflow]:
     """Load the workflows that the run may begin runs of, by slug, and print which of them workers have to execute."""
     if not definition.children:
         return {}
     from pgflow_prefect.deployment.child_workflows import load_child_workflows
 
-    loaded = await load_child_workflows(host.store, definition, host.settings, host.toolbox.rows)
+    loaded = await load_child_workflows(host.store, definition, source, host.settings, host.toolbox.rows)
     for each in loaded.missing:
         err.print(f"a worker has to execute runs that this one begins: {each}", markup=False)
     return loaded.found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgflow_prefect.cli.console import format_duration, format_time, shorten, style_status
-from pgflow_prefect.models import Held, Run, Status, StepState
+from pgflow_prefect.models import Held, Relative, Run, Status, StepState
 from pgflow_prefect.render.labels import clean, cut, measure
 from pgflow_prefect.render.progress import Look, find_look, write_tasks
 
@@ -56,6 +56,7 @@ class Snapshot:
         enabled: whether its workflow is enabled, or None if that was never set or does not matter.
         executes: Prefect can execute it. Otherwise pgflow's own workers do.
         has_dead_holder: the process that holds it was on this machine, and is dead.
+        relatives: its parent, if it is a step of another run, and its latest children.
     """
 
     run: Run
@@ -64,6 +65,7 @@ class Snapshot:
     enabled: Enabled | None = None
     executes: bool = True
     has_dead_holder: bool = False
+    relatives: tuple[Relative, ...] = ()
 
     @property
     def has_ended(self) -> bool:
@@ -84,6 +86,7 @@ class Snapshot:
             lines += self._describe_owner() if self.executes else ["pgflow's own workers execute it"]
         if run.is_unshown:
             lines.append(_describe_unshown(run))
+        lines += map(_describe_relative, self.relatives)
         if run.recoveries:
             lines.append(f"taken over {count(run.recoveries, 'time')} in a row without a further step completing")
         if run.stale_writes:
@@ -213,6 +216,16 @@ def describe_run_status(run: Run) -> str:
 def count(number: int, thing: str) -> str:
     """Return a number with its noun."""
     return f"{number} {thing}{'s'[: number != 1]}"
+
+
+def _describe_relative(each: Relative) -> str:
+    """Return a sentence about the parent of a run, or about one of its children."""
+    step = each.step_slug if each.item_index is None else f"{each.step_slug}[{each.item_index}]"
+    run, status = f"run {each.run_id} of workflow {each.workflow_slug!r}", each.ended_as or each.status
+    if each.is_parent:
+        return f"it is step {step} of {run}, which is {status}"
+    attempt = f", attempt {each.attempt}" if each.attempt > 1 else ""
+    return f"step {step}{attempt} is {run}: {status}"
 
 
 def _describe_dates(run: Run) -> str:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.25, 2.0  # seconds between two looks; they grow while nothing changes
 
+_MOST_CHILDREN = 10
+"""The children that it names."""
+
 
 def status(
     run_id: RunId,
@@ -64,7 +67,7 @@ async def _show(settings: Settings, name: RunName, watch: bool, json: bool) -> i
     if json:
         waiting = [slug for slug in found.order if slug not in found.states]
         started = [found.states[slug] for slug in found.order if slug in found.states]
-        print_json({"run": found.run, "steps": started, "waiting": waiting})
+        print_json({"run": found.run, "steps": started, "waiting": waiting, "relatives": [*found.relatives]})
     elif not (watch and out.is_terminal):  # it is on the screen already
         for line in found.describe():
             out.print(line, markup=False)
@@ -113,7 +116,10 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, w
     enabled = await _find_enabled(store, run)
     has_dead_holder = run.held is Held.LEASED and await store.has_dead_holder(run_id)
     executes = store.implementation.executes
-    return Snapshot(run, states, order, enabled, executes=executes, has_dead_holder=has_dead_holder)
+    relatives = tuple(await store.list_relatives(run_id, _MOST_CHILDREN)) if executes else ()
+    return Snapshot(
+        run, states, order, enabled, executes=executes, has_dead_holder=has_dead_holder, relatives=relatives
+    )
 
 
 async def _find_enabled(store: Store, run: Run) -> Enabled | None:

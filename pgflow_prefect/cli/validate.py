@@ -99,6 +99,7 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.definitions.graph import order_steps
     from pgflow_prefect.deployment.binding_problems import find_all_problems, find_doers, find_missing_here
+    from pgflow_prefect.deployment.child_workflows import find_nested_problems
     from pgflow_prefect.deployment.doers import describe_doers
     from pgflow_prefect.deployment.handler_files import load_workflow
 
@@ -110,11 +111,12 @@ async def _check(settings: Settings, workflow: str, handlers: str | None) -> _Ch
         order = order_steps(definition)
         problems = await find_all_problems(store, loaded, definition, rows)
         problems += find_missing_here(loaded, rows, settings)
+        problems += await find_nested_problems(store, loaded, definition, source)
         problems += _find_twins(workflow, await store.list_slugs())
         recording = settings.recordings.get(workflow, loaded.record)
         if recording is not None and loaded.record is None:
             problems += loaded.find_recording_problems()
-        doers = describe_doers(order, rows, loaded, source)
+        doers = describe_doers(order, rows, loaded, source, definition.children)
         return _Checked(
             definition,
             source,

@@ -136,6 +136,12 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
             err.print(f"{slug}: {problem}", markup=False)
         if external := [step for step in order_steps(definition) if doers[step] == Kind.EXTERNAL]:
             err.print(f"{slug}: external workers have to complete {', '.join(external)}", markup=False)
+        for step, child in definition.children.items():
+            if child.workflow not in workflows:
+                err.print(
+                    f"{slug}: step {step} is a run of workflow {child.workflow}, which another worker has to execute",
+                    markup=False,
+                )
         if missing := find_missing_functions(workflow, doers):
             named = ", ".join(missing)
             err.print(f"{slug}: bound to Python, and has no handler here, so runs wait there: {named}", markup=False)

@@ -11,7 +11,10 @@ from pgflow_prefect.database.connection import Connection
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.definitions.difference import Difference, compare_definitions
 from pgflow_prefect.definitions.model import Dep, WorkflowDefinition
-from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError
+from pgflow_prefect.errors import DefinitionChangedError, PgflowPrefectError, UsageError
+
+_CHILD_KEY = "steps_child_workflow_fkey"
+"""The constraint that a step can only be a run of a workflow that exists."""
 
 _PENDING_RUN = re.compile(r"run ([0-9a-f-]{36}) is pending")
 
@@ -26,6 +29,7 @@ async def replace_definition(connection: Connection, old: WorkflowDefinition | N
 
     Raises:
         DefinitionChangedError: the database no longer has `old`.
+        UsageError: a step is a run of a workflow that the database does not have.
         PgflowPrefectError: a run still needs a removed step, or another transaction keeps the workflow locked.
         psycopg.Error: PostgreSQL refuses the change for another reason.
     """
@@ -52,6 +56,11 @@ async def replace_definition(connection: Connection, old: WorkflowDefinition | N
             f"`pgflow-prefect cancel {pending[1]}`"
         ) from error
     except errors.ForeignKeyViolation as error:
+        if error.diag.constraint_name == _CHILD_KEY:
+            raise UsageError(
+                f"a step of workflow {new.slug!r} is a run of a workflow that the database does not have: "
+                f"{error.diag.message_detail} Nothing was written. Push that workflow first"
+            ) from error
         raise PgflowPrefectError(
             f"a step of workflow {new.slug!r} can't be removed, for there are rows that refer to it: "
             f"{error.diag.message_detail} Nothing was written. Keep the step, or "

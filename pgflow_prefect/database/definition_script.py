@@ -34,6 +34,9 @@ _COLUMNS = {"only_if": "required_input_pattern", "unless": "forbidden_input_patt
 _MAP_COLUMNS = {"over": "map_over", "path": "map_path"}
 """Likewise, of a map."""
 
+_CHILD_COLUMNS = {"workflow": "child_workflow", "payload": "child_payload", "retries": "child_retries"}
+"""Likewise, of a step that is a run of another workflow."""
+
 WORKFLOW_RULES = """\
 UPDATE pgflow.workflows SET when_failed = {when_failed}, failed_by = {failed_by}
 WHERE slug = {workflow} AND (when_failed, failed_by) IS DISTINCT FROM ({when_failed}, {failed_by});
@@ -57,13 +60,18 @@ def write_script(definition: WorkflowDefinition) -> str:
     workflow = _quote(definition.slug)
     parts = [
         HEADER.format(name=repr(definition.slug)),  # without line ends, which would end the comment
-        WORKFLOW.format(rows=_list_rows([(workflow,)])),
+        WORKFLOW.format(rows=_list_rows([(workflow,), *((each,) for each in _list_children(definition))])),
     ]
     if order:
         parts.append(STEPS.format(rows=_list_rows((workflow, quoted[slug]) for slug in order)))
     if deps:
         parts.append(DEPS.format(rows=_list_rows((workflow, quoted[up], quoted[down]) for up, down in deps)))
     return "".join([*parts, *_write_rules(definition, order), FOOTER])
+
+
+def _list_children(definition: WorkflowDefinition) -> list[str]:
+    """Return the workflows that steps are runs of: their rows must be there, whichever script is executed first."""
+    return [_quote(slug) for slug in sorted({child.workflow for child in definition.children.values()})]
 
 
 def _write_rules(definition: WorkflowDefinition, order: Sequence[str]) -> Iterator[str]:
@@ -90,6 +98,9 @@ def _list_columns(said: Mapping[str, JsonValue]) -> Iterator[tuple[str, str]]:
             assert isinstance(each, dict)
             yield "step_type", _quote("map")
             yield from ((_MAP_COLUMNS.get(part, part), _write_value(part, value)) for part, value in each.items())
+        elif name == "child":
+            assert isinstance(each, dict)
+            yield from ((_CHILD_COLUMNS.get(part, part), _write_value(part, value)) for part, value in each.items())
         else:
             yield _COLUMNS.get(name, name), _write_value(name, each)
 

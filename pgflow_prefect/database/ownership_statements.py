@@ -98,41 +98,6 @@ class OwnershipStatements(Statements):
         )
         return [TakenRun.model_validate(row) for row in rows]
 
-    async def take_children(
-        self, parents: Iterable[UUID], workflow_slugs: Iterable[str], wanted: int, *, besides: Iterable[UUID] = ()
-    ) -> list[TakenRun]:
-        """Reserve pending children of runs that this process executes.
-
-        Args:
-            parents: those runs.
-            workflow_slugs: only runs of these workflows.
-            wanted: the greatest number of runs.
-            besides: leaves out these runs, which this process executes.
-        """
-        rows = await self._fetch(
-            "take_children",
-            parents=list(parents),
-            workflow_slugs=list(workflow_slugs),
-            wanted=wanted,
-            besides=list(besides),
-            **self.lease_terms._asdict(),
-        )
-        return [TakenRun.model_validate(row) for row in rows]
-
-    async def move_children(self, at_most: int) -> int:
-        """Cancel children that their parents have left, and reopen those that they wait for again; return how many.
-
-        Each is moved in a transaction of its own.
-
-        Args:
-            at_most: the greatest number of runs.
-        """
-        for moved in range(at_most):
-            [row] = await self._fetch("move_children")
-            if not row["moved"]:
-                return moved
-        return at_most
-
     async def link_flow_run(self, run_id: UUID, epoch: int, flow_run_id: UUID, *, queued: bool) -> bool:
         """Name the flow run of a reserved run; return False if another process has taken the run meanwhile.
 

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 
 from pgflow_prefect.database.backfill_statements import BackfillStatements
 from pgflow_prefect.database.binding_statements import BindingStatements
+from pgflow_prefect.database.child_statements import ChildStatements
 from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.installation import InstallationStatements
@@ -62,6 +63,7 @@ _SIMILAR_SHOWN = 5
 class Store(
     BackfillStatements,
     BindingStatements,
+    ChildStatements,
     HolderStatements,
     InstallationStatements,
     ItemStatements,

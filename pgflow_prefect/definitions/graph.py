@@ -26,7 +26,7 @@ _DRAWN = frozenset({"rule", "only_if", "unless", "when_unmet", "when_exhausted"}
 def build_graph(definition: WorkflowDefinition) -> Graph:
     """Return the definition as a graph: a node for each step's slug, an edge from each upstream step downwards.
 
-    A node has the rules of its step by their names, and a map has `map_over`.
+    A node has the rules of its step by their names, a map has `map_over`, and a run of another workflow has `child`.
     """
     import networkx as nx  # noqa: PLC0415
 
@@ -44,6 +44,8 @@ def _list_drawn(rules: StepRules, upstream: Sequence[str]) -> dict[str, JsonValu
     drawn = {name: each for name, each in rules.said.items() if name in _DRAWN}
     if rules.map is not None:
         drawn["map_over"] = rules.map.over or next(iter(upstream), "payload")
+    if rules.child is not None:
+        drawn["child"] = rules.child.workflow
     return drawn
 
 

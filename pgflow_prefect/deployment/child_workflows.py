@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.model import WorkflowDefinition
 from pgflow_prefect.deployment.binding_problems import find_all_problems, find_missing_here
-from pgflow_prefect.deployment.handler_files import load_workflow
+from pgflow_prefect.deployment.handler_files import (
+    default_path,
+    find_handlers,
+    list_workflows,
+    load_module,
+    load_workflow,
+)
 from pgflow_prefect.errors import UsageError
+from pgflow_prefect.handlers.child_edges import KnownWorkflow, find_child_type_problems
 from pgflow_prefect.handlers.row_policy import RowPolicy
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.workflow import Workflow
@@ -39,14 +47,50 @@ async def list_child_workflows(store: Store, definitions: Sequence[WorkflowDefin
     return found
 
 
+async def find_nested_problems(
+    store: Store, workflow: Workflow, definition: WorkflowDefinition, source: str
+) -> list[str]:
+    """Return a sentence for each annotation that contradicts one of a workflow that a step is a run of.
+
+    Workflows whose handlers are not here are not checked.
+    """
+    children: dict[str, KnownWorkflow] = {}
+    known = set(await store.list_slugs()) if definition.children else set()
+    for slug in {child.workflow for child in definition.children.values()} & known:
+        try:
+            loaded, _ = find_handlers(slug, _find_source(slug, source))
+        except UsageError:
+            continue  # `validate` of that workflow says it
+        if loaded is not None:
+            children[slug] = KnownWorkflow(await store.load_definition(slug), loaded.handlers)
+    return [*find_child_type_problems(KnownWorkflow(definition, workflow.handlers), children)]
+
+
+def _find_source(slug: str, parent: str) -> str | None:
+    """Return where the handlers of a child are: in the parent's file, or in one beside it; None: where `run` looks.
+
+    Args:
+        slug: the child's workflow.
+        parent: the file or module of the parent's handlers, or what stands for it where there is none.
+    """
+    path = Path(parent)
+    if not path.is_file():
+        return None
+    if slug in list_workflows(load_module(parent)):
+        return parent
+    beside = default_path(slug, path.parent)
+    return str(beside) if beside.is_file() else None
+
+
 async def load_child_workflows(
-    store: Store, definition: WorkflowDefinition, settings: Settings, policy: RowPolicy
+    store: Store, definition: WorkflowDefinition, source: str, settings: Settings, policy: RowPolicy
 ) -> ChildWorkflows:
     """Load the handlers of all workflows that a run of this definition may begin, at any depth.
 
     Args:
         store: the database.
         definition: of the run.
+        source: the file or module of its handlers.
         settings: of this process.
         policy: what rows of bindings may name here.
     """
@@ -54,7 +98,7 @@ async def load_child_workflows(
     for child in await list_child_workflows(store, [definition]):
         rows = await store.list_bindings(child.slug)
         try:
-            workflow, _ = load_workflow(child.slug, has_rows=bool(rows))
+            workflow, _ = load_workflow(child.slug, _find_source(child.slug, source), has_rows=bool(rows))
         except UsageError as error:
             loaded.missing.append(str(error))
             continue

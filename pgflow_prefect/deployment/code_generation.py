@@ -35,7 +35,7 @@ HEADER = '''"""Handlers of the pgflow workflow {name}; its steps and dependencie
 
 from pydantic import JsonValue
 
-from pgflow_prefect import Workflow
+from pgflow_prefect import {names}
 
 {assignment}
 '''
@@ -45,6 +45,9 @@ STUB = '''{decorator}
     """Write the work of step {step} here, and remove `unimplemented`.{more}"""
 {body}
 '''
+
+CHILD_IMPORT = "from pgflow_prefect import Child\n"
+"""The import that a step needs that is a run of another workflow."""
 
 FOOTER = "flow = workflow.flow\n"
 IMPORT = "from pydantic import JsonValue\n"
@@ -118,6 +121,7 @@ def plan_import(definition: WorkflowDefinition, path: Path, origin: Origin = HER
     if not path.exists():
         header = HEADER.format(
             name=_in_docstring(definition.slug),
+            names="Child, Workflow" if definition.children else "Workflow",
             more=_write_lines(origin.lines, ""),
             assignment=_join(
                 "workflow = Workflow",
@@ -126,12 +130,13 @@ def plan_import(definition: WorkflowDefinition, path: Path, origin: Origin = HER
         )
         stubs = make_stubs(upstream, taken=NAMES, definition=definition, origin=origin)
         text = "\n\n".join([header, *stubs, FOOTER])
-        report = ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=tuple(upstream))
+        written = tuple(slug for slug in upstream if slug not in definition.children)
+        report = ImportReport(path, created=True, added=tuple(upstream), gone=(), stubs=written)
         return PlannedImport(report, text.encode())
 
     module = load_module(str(path))
     workflow = find_workflow(module, definition.slug, str(path))
-    present = {*workflow.handlers, *workflow.stubs}
+    present = {*workflow.handlers, *workflow.stubs, *(definition.children.keys() & workflow.bindings.keys())}
     added = {slug: upstream[slug] for slug in upstream if slug not in present}
     content = None
     if added:
@@ -139,9 +144,18 @@ def plan_import(definition: WorkflowDefinition, path: Path, origin: Origin = HER
         name = next(name for name, value in names.items() if value is workflow)
         json_type = "JsonValue" if names.get("JsonValue", JsonValue) is JsonValue else "object"
         stubs = make_stubs(added, name, json_type, taken=names, definition=definition, origin=origin)
-        content = insert_stubs(path.read_bytes(), stubs, name, "" if "JsonValue" in names else IMPORT)
+        imported = "" if "JsonValue" in names else IMPORT
+        if "Child" not in names and not added.keys().isdisjoint(definition.children):
+            imported += CHILD_IMPORT
+        content = insert_stubs(path.read_bytes(), stubs, name, imported)
     gone = tuple(slug for slug in sorted(present) if slug not in graph)
-    report = ImportReport(path, created=False, added=tuple(added), gone=gone, stubs=(*workflow.stubs, *added))
+    report = ImportReport(
+        path,
+        created=False,
+        added=tuple(added),
+        gone=gone,
+        stubs=(*workflow.stubs, *(slug for slug in added if slug not in definition.children)),
+    )
     return PlannedImport(report, content)
 
 
@@ -155,6 +169,8 @@ def make_stubs(
     origin: Origin = HERE,
 ) -> list[str]:
     """Return the Python source of each step's stub; it takes and returns JSON, because the database has no types.
+
+    A step that is a run of another workflow is bound to that workflow.
 
     Args:
         steps: the steps, each with the slugs of its upstream steps.
@@ -174,6 +190,9 @@ def make_stubs(
         slugs = [] if name == slug else [_literal(slug)]
         message = [_literal(f"step {slug}")]
         rules = definition.find_rules(slug) if definition is not None else NO_RULES
+        if rules.child is not None:
+            stubs.append(_write_child(slug, rules, upstream, workflow))
+            continue
         from_origin = origin.steps.get(slug, NOTHING)
         lacking = [each for each in upstream if definition is not None and find_lack(definition, slug, each)]
         stubs.append(
@@ -196,6 +215,24 @@ def make_stubs(
             )
         )
     return stubs
+
+
+def _write_child(slug: str, rules: StepRules, upstream: Collection[str], workflow: str) -> str:
+    """Return the call that binds a step to the workflow that it is a run of."""
+    assert rules.child is not None
+    options: dict[str, JsonValue] = {"retries": rules.child.retries} if rules.child.retries else {}
+    if rules.child.payload is not None:
+        options["payload"] = ".".join(rules.child.payload)
+    if rules.child.max_children is not None:
+        options["max_children"] = rules.child.max_children
+    child = f"Child({', '.join([_literal(rules.child.workflow), *_write_keywords(options)])})"
+    source = None if rules.map is None else find_source(rules.map, upstream)
+    said: dict[str, JsonValue] = {}
+    if after := [each for each in sorted(upstream) if each != source]:
+        said["after"] = [*after]
+    said |= {name: each for name, each in _list_said(rules, upstream).items() if name != "child"}
+    call = f"{workflow}.{'bind' if rules.map is None else 'bind_map'}"
+    return _join(call, [_literal(slug), child, *_write_keywords(said)]) + "\n"
 
 
 def _write_options(definition: WorkflowDefinition) -> list[str]:

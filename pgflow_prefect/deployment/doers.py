@@ -4,8 +4,10 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from pgflow_prefect.bindings import Kind
+from pgflow_prefect.definitions.model import ChildRules
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import StepBinding
 from pgflow_prefect.workflow import Workflow
@@ -79,10 +81,22 @@ def describe_doer(slug: str, row: StepBinding | None, workflow: Workflow | None,
 
 
 def describe_doers(
-    order: list[str], rows: Mapping[str, StepBinding], workflow: Workflow | None, source: str
+    order: list[str],
+    rows: Mapping[str, StepBinding],
+    workflow: Workflow | None,
+    source: str,
+    children: Mapping[str, ChildRules] = MappingProxyType({}),
 ) -> dict[str, Doer]:
-    """Return who does each of these steps; for the arguments, see `describe_doer`."""
-    return {slug: describe_doer(slug, rows.get(slug), workflow, source) for slug in order}
+    """Return who does each of these steps; for the arguments, see `describe_doer`.
+
+    `children` are the steps that are runs of other workflows, whatever rows and handlers say.
+    """
+    return {
+        slug: Doer(f"{Kind.CHILD} {children[slug].workflow}")
+        if slug in children
+        else describe_doer(slug, rows.get(slug), workflow, source)
+        for slug in order
+    }
 
 
 def locate_function(handler: PythonHandler) -> tuple[str, str, int]:

@@ -84,6 +84,32 @@ class RunEnd(BaseModel):
         return self.ended_as is Ending.CANCELLED
 
 
+class Relative(BaseModel):
+    """The parent of a run, or one of its children.
+
+    Attributes:
+        is_parent: whether it is the parent.
+        run_id: the run.
+        workflow_slug: its workflow.
+        status: its status.
+        ended_as: how it ended, if its status does not say it.
+        step_slug: the parent's step.
+        item_index: of a map, which item the child is.
+        attempt: which attempt of the step, or of the item.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    is_parent: bool
+    run_id: UUID
+    workflow_slug: str
+    status: Status
+    ended_as: Ending | None
+    step_slug: str
+    item_index: int | None
+    attempt: int
+
+
 class TakenRun(BaseModel):
     """A run that this process has reserved for a new flow run.
 

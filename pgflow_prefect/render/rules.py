@@ -36,6 +36,8 @@ def _list_rules(graph: Graph, slug: str, longest: int | None) -> Iterator[str]:
         yield str(said["rule"])
     if "map_over" in said:
         yield f"for each of {clean(str(said['map_over']))}"
+    if "child" in said:
+        yield f"runs {clean(str(said['child']))}"
     for name, word in (("only_if", "if"), ("unless", "unless")):
         if name in said:
             pattern = clean(json.dumps(said[name], ensure_ascii=False, sort_keys=True))

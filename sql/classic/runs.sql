@@ -244,6 +244,31 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_states(uuid) IS
     'The steps of a run that have started, in the order of their start, with their results.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_relatives(of_run uuid, at_most int)
+RETURNS TABLE (is_parent boolean, run_id uuid, workflow_slug text, status text, ended_as text, step_slug text,
+               item_index int, attempt int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT true, p.id, p.workflow_slug, p.status, p.ended_as::text, r.parent_step_slug, r.parent_item, r.parent_attempt
+        FROM pgflow.runs r JOIN pgflow.runs p ON p.id = r.parent_run_id
+        WHERE r.id = list_relatives.of_run;
+    RETURN QUERY
+        SELECT false, c.id, c.workflow_slug, c.status, c.ended_as::text, c.parent_step_slug, c.parent_item,
+               c.parent_attempt
+        FROM pgflow.runs c WHERE c.parent_run_id = list_relatives.of_run
+        ORDER BY c.created_at DESC, c.parent_item DESC LIMIT at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_relatives(uuid, int) IS
+    'The parent of a run that is a child, and then its own children, the latest first, with the step and the item that each '
+    'child is.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_step_ends(run_id uuid, step_slugs text[])
 RETURNS TABLE (step_slug text, status text, ended_as text, attempts int, error_message text, created_at timestamptz,
                started_at timestamptz, finished_at timestamptz, task_state text, handler text,
@@ -1197,12 +1222,16 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT r.workflow_slug, count(*) FILTER (WHERE NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)),
-               count(*) FILTER (WHERE pgflow_prefect.is_older(r.created_at, r.epoch, o, e))
+        SELECT r.workflow_slug,
+               count(*) FILTER (WHERE r.parent_run_id IS NOT NULL
+                                      OR NOT pgflow_prefect.is_older(r.created_at, r.epoch, o, e)),
+               count(*) FILTER (WHERE r.parent_run_id IS NULL
+                                      AND pgflow_prefect.is_older(r.created_at, r.epoch, o, e))
         FROM pgflow.runs r
-        JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug AND e.enabled
+        LEFT JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.workflow_slug
         LEFT JOIN pgflow_prefect.owners o ON o.run_id = r.id
         WHERE r.status = 'pending'
+          AND coalesce(e.enabled, r.parent_run_id IS NOT NULL) -- a step of another run waits for it
           AND (r.created_at IS NULL
                OR r.created_at < clock_timestamp() - make_interval(secs => count_untaken_runs.seconds))
           AND coalesce(pgflow_prefect.how_held(o, r.epoch, count_untaken_runs.lease), 'released')
@@ -1216,8 +1245,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.count_untaken_runs(double precision, double precision) IS
-    'Pending runs of enabled workflows that no process has taken for so many seconds; those begun before the enabling '
-    'apart. Without those that are set aside.';
+    'Pending runs of enabled workflows, and children, that no process has taken for so many seconds; those begun before '
+    'the enabling apart. Without those that are set aside.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_set_aside(lease double precision, at_most int)

@@ -63,6 +63,22 @@ $guard$;
 -- Whose a run is
 ------------------------------------------------------------------------------------------------------------
 
+CREATE OR REPLACE FUNCTION pgflow_api.inherit_owner() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW.owner_id := (SELECT r.owner_id FROM pgflow.runs r WHERE r.id = NEW.parent_run_id);
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_api.inherit_owner() IS
+    'A run that is a step of another run belongs to the owner of that run, and not to the worker that begins it.';
+
+REVOKE EXECUTE ON FUNCTION pgflow_api.inherit_owner() FROM PUBLIC;
+
+
 CREATE OR REPLACE FUNCTION pgflow_api.protect_runs(using_expression text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -82,6 +98,11 @@ BEGIN
             ALTER TABLE pgflow.runs ADD COLUMN owner_id UUID; -- its default comes after: old rows were not his
             ALTER TABLE pgflow.runs ALTER COLUMN owner_id SET DEFAULT auth.uid();
             COMMENT ON COLUMN pgflow.runs.owner_id IS 'The user whose run it is; NULL: no user''s.';
+        END IF;
+        IF NOT EXISTS (SELECT FROM pg_trigger
+                       WHERE tgrelid = 'pgflow.runs'::regclass AND tgname = 'inherit_owner') THEN
+            CREATE TRIGGER inherit_owner BEFORE INSERT ON pgflow.runs FOR EACH ROW
+                WHEN (NEW.parent_run_id IS NOT NULL) EXECUTE FUNCTION pgflow_api.inherit_owner();
         END IF;
         IF to_regclass('pgflow.runs_owner') IS NULL THEN
             CREATE INDEX runs_owner ON pgflow.runs (owner_id, created_at);
@@ -124,6 +145,12 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_policy
                    WHERE polrelid = 'pgflow.runs'::regclass AND polname = 'own_runs') THEN
         PERFORM pgflow_api.protect_runs();  -- <- your choice, where you have made it: ('an expression')
+    ELSIF EXISTS (SELECT FROM pg_catalog.pg_attribute
+                  WHERE attrelid = 'pgflow.runs'::regclass AND attname = 'owner_id' AND NOT attisdropped)
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
+                          WHERE tgrelid = 'pgflow.runs'::regclass AND tgname = 'inherit_owner') THEN
+        CREATE TRIGGER inherit_owner BEFORE INSERT ON pgflow.runs FOR EACH ROW -- what an earlier version lacked
+            WHEN (NEW.parent_run_id IS NOT NULL) EXECUTE FUNCTION pgflow_api.inherit_owner();
     END IF;
 END
 $choose$;

@@ -451,7 +451,8 @@ def test_a_repair_takes_the_end_of_a_child_that_rows_have_lost(db: Connection) -
     finish(db, child.id)
     db.execute("DELETE FROM pgflow.step_states WHERE run_id = %s AND step_slug = 'tell'", [run_id])
     db.execute(
-        "UPDATE pgflow.step_states SET status = 'pending', step_result = NULL WHERE run_id = %s AND step_slug = 'settle'",
+        "UPDATE pgflow.step_states SET status = 'pending', step_result = NULL WHERE run_id = %s "
+        "AND step_slug = 'settle'",
         [run_id],
     )
     repair(db, run_id)

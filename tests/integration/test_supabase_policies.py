@@ -190,6 +190,19 @@ def test_two_users_see_their_own_runs_and_steps(protected: Connection, connect: 
     assert column(protected, "SELECT owner_id FROM pgflow.runs ORDER BY id = %s", his) == [ALICE, BOB]
 
 
+def test_the_child_of_a_users_run_is_that_users(protected: Connection, connect: Connect) -> None:
+    protected.execute("INSERT INTO pgflow.workflows (slug) VALUES ('parent')")
+    protected.execute(
+        "INSERT INTO pgflow.steps (workflow_slug, slug, child_workflow) VALUES ('parent', 'nested', 'chain')"
+    )
+    alice, bob, his = sign_in(connect(), ALICE), sign_in(connect(), BOB), uuid4()
+    bob.execute("INSERT INTO pgflow.runs (workflow_slug, id, payload) VALUES ('parent', %s, '{}')", [his])
+    protected.execute("SELECT pgflow.repair_run(%s)", [his])  # as a worker does, which is no user
+    [child] = column(protected, "SELECT id FROM pgflow.runs WHERE parent_run_id = %s", his)
+    assert set(visible(bob)) == {his, child}
+    assert visible(alice) == [RUN]
+
+
 def test_a_run_of_another_user_is_an_unknown_run(protected: Connection, connect: Connect) -> None:
     bob = sign_in(connect(), BOB)
     with refused(UNKNOWN, f"unknown run {RUN}"):

@@ -32,6 +32,19 @@ BY_HAND_MAP: LiteralString = f"{MAPPED}; UPDATE pgflow.runs SET payload = '[]' W
 ITEMS: LiteralString = f"{MAPPED}; SELECT pgflow.make_items(r, 'a') FROM pgflow.runs r WHERE id = %(run)s"  # noqa: S608
 THE_MAP: LiteralString = "FROM pgflow.step_maps m WHERE run_id = %(run)s"
 
+NESTED: LiteralString = """
+    INSERT INTO pgflow.workflows (slug) VALUES ('other');
+    INSERT INTO pgflow.steps (workflow_slug, slug) VALUES ('other', 'x');
+    UPDATE pgflow.definition_steps SET child_workflow = 'other' WHERE slug = 'a';
+    UPDATE pgflow.runs SET uses_rules = true WHERE id = %(run)s
+"""
+NESTED_ITEMS: LiteralString = f"{NESTED}; {ITEMS}"
+BEGUN: LiteralString = f"{NESTED}; SELECT pgflow.attempt_child(r, 'a') FROM pgflow.runs r WHERE id = %(run)s"  # noqa: S608
+LEFT: LiteralString = f"{BEGUN}; UPDATE pgflow.step_states SET status = 'failed' WHERE run_id = %(run)s"  # noqa: S608
+CHILD_ENDED: LiteralString = f"{BEGUN}; UPDATE pgflow.runs SET status = 'failed' WHERE parent_run_id = %(run)s"  # noqa: S608
+TAKEN_BACK: LiteralString = f"{BEGUN}; UPDATE pgflow.step_states SET started_at = NULL WHERE run_id = %(run)s"  # noqa: S608
+CHILD: LiteralString = "FROM pgflow.runs r WHERE parent_run_id = %(run)s"
+
 RULES: LiteralString = "UPDATE pgflow.runs SET uses_rules = true, continues = true WHERE id = %(run)s"
 RULES_NOT_STARTED: LiteralString = f"{RULES}; {NOT_STARTED}"
 A_FAILED: LiteralString = f"{RULES}; SELECT pgflow.fail_step(%(run)s, 'a', 'broken')"
@@ -147,6 +160,33 @@ TRANSITIONS = {
     "pgflow.complete_items": Transition("SELECT pgflow.complete_items(%(run)s, 'a', '{0}', '[1]')", ITEMS),
     "pgflow.fail_items": Transition("SELECT pgflow.fail_items(%(run)s, 'a', '{0}', '{broken}')", ITEMS),
     "pgflow.skip_items": Transition("SELECT pgflow.skip_items(%(run)s, 'a', '{0}')", ITEMS),
+    "pgflow.attempt_child": Transition(f"SELECT pgflow.attempt_child(r, 'a') {RUN}", NESTED),
+    "pgflow.begin_child": Transition(
+        f"SELECT pgflow.begin_child(r, pgflow.find_step(r.definition_id, 'a'), NULL, 1, NULL) {RUN}", NESTED
+    ),
+    "pgflow.begin_children": Transition(f"SELECT pgflow.begin_children(r, ARRAY['a']) {RUN}", NESTED),
+    "pgflow.begin_items": Transition("SELECT pgflow.begin_items(%(run)s, 'a', 1)", NESTED_ITEMS),
+    "pgflow.end_by_child": Transition(f"SELECT pgflow.end_by_child(r) {CHILD}", CHILD_ENDED),
+    "pgflow.report_to_parent": Transition(f"SELECT pgflow.report_to_parent(r) {CHILD}", CHILD_ENDED),
+    "pgflow.await_child_again": Transition(f"SELECT pgflow.await_child_again(r) {CHILD}", TAKEN_BACK),
+    "pgflow.leave_children": Transition("SELECT pgflow.leave_children(%(run)s, 'a')", LEFT),
+    "pgflow.move_child": Transition(f"SELECT pgflow.move_child(r.id) {CHILD}", LEFT),
+    "pgflow.look_at_child": Transition(f"SELECT pgflow.look_at_child(r.id) {CHILD}", LEFT),
+    "pgflow.move_children": Transition(
+        "SELECT pgflow.move_children()",
+        f"{LEFT}; INSERT INTO pgflow.child_requests (run_id) SELECT id {CHILD}",
+    ),
+    "pgflow.resume_children": Transition(f"SELECT pgflow.resume_children(r) {RUN}", NESTED),
+    "pgflow.resume_item_children": Transition(f"SELECT pgflow.resume_item_children(r, 'a') {RUN}", NESTED_ITEMS),
+    "pgflow_prefect.move_children": Transition(
+        "SELECT pgflow_prefect.move_children(1)",
+        f"{LEFT}; INSERT INTO pgflow.child_requests (run_id) SELECT id {CHILD}",
+    ),
+    "pgflow_prefect.take_children": Transition(
+        "SELECT pgflow_prefect.take_children(ARRAY[%(run)s::pg_catalog.uuid], ARRAY['other'], 5, 'me', 60, 3, NULL)",
+        BEGUN,
+    ),
+    "pgflow_prefect.wake_child": Transition(f"SELECT pgflow_prefect.wake_child(r, 'a') {RUN}", NESTED),
     "pgflow_prefect.work_items": Transition(
         'SELECT pgflow_prefect.work_items(%(run)s, \'a\', 0, \'[{"do": "complete", "item_index": 0}]\', 1, NULL)', ITEMS
     ),
