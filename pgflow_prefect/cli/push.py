@@ -67,12 +67,14 @@ def push(
         raise UsageError("which file? name one with a Workflow, or a module: flows/greeting.py")
     if dry_run and yes:
         raise UsageError("--dry-run and --yes exclude each other: name one")
+    from pgflow_prefect.definitions.children import sort_by_children
     from pgflow_prefect.deployment.handler_files import load_workflows
 
     found = load_workflows(sources)
     chosen = [*found] if workflow is None else [_choose(found, workflow)]
     settings = make_settings(dsn)
-    changes = anyio.run(_compare, settings, [found[slug][0].definition for slug in chosen])
+    definitions = sort_by_children([found[slug][0].definition for slug in chosen])
+    changes = anyio.run(_compare, settings, definitions)
     needed = [each for each in changes if each.is_needed]
     if not json:
         for each in changes:

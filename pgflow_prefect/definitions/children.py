@@ -29,6 +29,24 @@ def resolve_child(said: ChildRules, steps: Collection[str], *, is_map: bool) -> 
     return said.model_copy(update={"payload": tuple(parts)})
 
 
+def sort_by_children(definitions: Collection[WorkflowDefinition]) -> list[WorkflowDefinition]:
+    """Return definitions, each after those of its children; otherwise in their order. A cycle is left to PostgreSQL."""
+    known = {each.slug: each for each in definitions}
+    placed: dict[str, WorkflowDefinition] = {}
+    begun: set[str] = set()
+    for first in definitions:
+        path = [first.slug]
+        while path:
+            slug = path[-1]
+            below = [each.workflow for each in known[slug].children.values() if each.workflow in known]
+            begun.add(slug)
+            if following := next((each for each in below if each not in begun), None):
+                path.append(following)
+            else:
+                placed.setdefault(path.pop(), known[slug])
+    return [*placed.values()]
+
+
 def find_child_problems(
     definition: WorkflowDefinition, known: Collection[str], handlers: Collection[str]
 ) -> Iterator[str]:
