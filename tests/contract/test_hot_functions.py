@@ -190,6 +190,11 @@ def advance_backfills(run: HeldRun) -> Call:
     return Call("advance_backfills", {"at_most": 1})
 
 
+def move_children(run: HeldRun) -> Call:
+    run.db.execute("INSERT INTO pgflow.child_requests (run_id) VALUES (gen_random_uuid())")
+    return Call("move_children", {"at_most": 1})
+
+
 CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
     each.__name__: each
     for each in (
@@ -208,6 +213,7 @@ CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
             extend_leases,
         ),
         advance_backfills,
+        move_children,
     )
 }
 
