@@ -11,7 +11,6 @@ from uuid import UUID
 
 import anyio
 from prefect.client.schemas.objects import FlowRun
-from prefect.logging.loggers import flow_run_logger
 
 from pgflow_prefect.database.item_statements import FailedItem
 from pgflow_prefect.database.store import Store
@@ -22,6 +21,7 @@ from pgflow_prefect.models import MapState, RunEnd, Status
 from pgflow_prefect.prefect_api.event_sender import Request, Sender
 from pgflow_prefect.prefect_api.flow_run_names import is_made_up, name_flow_run
 from pgflow_prefect.prefect_api.ids import TaskRunIds
+from pgflow_prefect.prefect_api.internals import flow_run_logger
 from pgflow_prefect.prefect_api.ownership import make_ownership_tag
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.prefect_api.states import DECIDED
