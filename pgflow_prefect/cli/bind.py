@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from cyclopts import Parameter
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
     from pgflow_prefect.bindings import AnyBinding
+    from pgflow_prefect.database.moving_statements import Move
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.models import BindingChange, StepBinding
     from pgflow_prefect.settings import Settings
 
+
+_WHICH_STEP = "which step? name it after the workflow"
 
 _Text = Annotated[str | None, Parameter(show_default=False)]
 
@@ -56,6 +59,9 @@ def bind(
     environment variable of the worker (`PGFLOW_TOKEN_…`) or a Prefect Secret block (`pgflow-…`). The worker's settings
     say which hosts may get it.
 
+    On a database of the released pgflow (pgflow.dev), `bind FLOW --python` moves a whole flow to Prefect, by pgflow's
+    own switches, and `bind FLOW --external` or `--undo` moves it back.
+
     Example: `pgflow-prefect bind greeting greet --http https://example.org/send`
 
     Parameters
@@ -63,7 +69,7 @@ def bind(
     workflow
         The workflow's slug.
     step
-        The step's slug.
+        The step's slug. Without one, --python, --external and --undo are of a whole flow of the released pgflow.
     external
         An external worker does it and calls complete_step. Prefect waits, and shows it.
     python
@@ -131,12 +137,58 @@ def bind(
     if options and not given:
         raise UsageError(f"options of a binding go with a kind: name one of {', '.join(kinds)}")
     if step is None and (given or remove or undo):
-        raise UsageError("which step? name it after the workflow")
+        is_of_a_flow = (python or external or undo) and not options
+        if not is_of_a_flow:
+            raise UsageError(_WHICH_STEP)
+        anyio.run(_move, make_settings(dsn), workflow, python, json)
+        return
     binding = next((parse_binding(kind, target, options) for kind, target in given.items()), None)
     if problem := find_name_problem(token_env or login_env, token_block or login_block):
         raise UsageError(problem)
     done = anyio.run(_bind, make_settings(dsn), workflow, step, binding, remove, undo)
     _print_bindings(done, step, handlers, json=json)
+
+
+async def _move(settings: Settings, workflow: str, here: bool, json: bool) -> None:
+    """Move a whole flow of the released pgflow, and say what was done."""
+    from pgflow_prefect.database.store import open_store
+
+    async with open_store(settings, size=1, executes_moved=True) as store:
+        if not store.implementation.moves_flows:
+            raise UsageError(_WHICH_STEP)
+        await store.load_definition(workflow)
+        moved = await (store.move_flow(workflow) if here else store.move_flow_back(workflow))
+        if here:
+            await store.enable_workflow(workflow)
+    if json:
+        print_json({"workflow": workflow, "by": "prefect" if here else "pgflow", **moved.model_dump()})
+        return
+    for line in _describe_move(workflow, moved) if here else _describe_move_back(workflow, moved):
+        out.print(line, markup=False)
+
+
+def _describe_move(workflow: str, moved: Move) -> Iterator[str]:
+    """Yield what moving a flow to Prefect has done."""
+    yield f"Prefect executes flow {workflow!r}" + ("" if moved.changed else ", as before")
+    if moved.workers:
+        yield f"told to stop: {moved.workers} of pgflow's workers. They end the tasks that they have begun"
+    if moved.functions:
+        yield f"switched off in pgflow.worker_functions: {', '.join(moved.functions)}"
+    elif not moved.has_functions:
+        yield "this version of pgflow starts no Edge Functions: stop what starts them, such as a cron job of yours"
+    runs = "1 run goes on" if moved.runs == 1 else f"{moved.runs} runs go on"
+    yield f"{runs} as soon as a worker is there: pgflow-prefect worker --help"
+
+
+def _describe_move_back(workflow: str, moved: Move) -> Iterator[str]:
+    """Yield what giving a flow back has done."""
+    yield f"pgflow's own workers execute flow {workflow!r}" + ("" if moved.changed else ", as before")
+    if moved.functions:
+        yield f"switched on in pgflow.worker_functions: {', '.join(moved.functions)}. pgflow starts them within seconds"
+    elif moved.changed:
+        yield "start its Edge Function, as you did before"
+    if moved.changed:
+        yield "workers of pgflow-prefect end the tasks that they have begun, and show the rest of their runs"
 
 
 class _Bound(NamedTuple):
@@ -157,7 +209,7 @@ async def _bind(  # noqa: PLR0917
 ) -> _Bound:
     from pgflow_prefect.database.store import open_store
 
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, executes_moved=True) as store:
         await check_step(store, workflow, step)
         if step is not None and undo:
             if not await store.undo_binding(workflow, step):

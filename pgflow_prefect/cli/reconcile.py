@@ -74,14 +74,17 @@ def _describe(each: Disagreement) -> tuple[str, ...]:
 async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
     """Return the disagreements, and the reason if Prefect could not be asked."""
     from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.deployment.reconciliation.given_up import end_given_up
     from pgflow_prefect.prefect_api.client import has_server
 
     if not has_server():
         err.print(
             "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
         )
-    async with open_store(settings, size=1) as store:
-        return await _compare(store, settings, apply, everything)
+    async with open_store(settings, size=1, executes_moved=True) as store:
+        given_up = await end_given_up(store, apply=apply)
+        found, unavailable = await _compare(store, settings, apply, everything)
+        return [*given_up, *found], unavailable
 
 
 async def _compare(

@@ -103,6 +103,7 @@ async def _start(settings: Settings, slug: str, payload: str, handlers: str | No
 
     async with open_host(settings) as host:
         definition = await host.store.load_definition(slug)
+        await host.store.refuse_unmoved([slug])
         # Before the handlers are loaded: for an unknown workflow, `import` would not write them.
         if problems := find_problems(definition):
             raise InvalidDefinitionError(slug, problems)
@@ -126,6 +127,7 @@ async def _resume(settings: Settings, name: RunName, handlers: str | None, json:
             out.print(f"run {run_id} is completed: nothing to do", markup=False)
             return 0
         plan = await host.prepare_plan(run_id)
+        await host.store.refuse_unmoved([plan.definition.slug])
         rows = await host.store.list_bindings(plan.definition.slug)
         workflow, source = await _load(host, plan.definition, rows, handlers)
         children = await _load_children(host, plan.definition, source)

@@ -72,6 +72,7 @@ def worker(
         ):
             await persist(host.store, settings.report_timeout, host.store.check_writable, "the database")
             await _add_bound(host, workflows, workflow or [], all_enabled=not named)
+            await host.store.refuse_unmoved(workflows)
             await _check(host, workflows)
             async with connect_to_prefect() as client:
                 service = Worker(host, client, workflows, concurrency, adopt)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pgflow_prefect.database.connection import connect, open_pool
 from pgflow_prefect.database.implementations import FoundSchema, read_schema
 from pgflow_prefect.database.installation import InstallationStatements
+from pgflow_prefect.database.moving_statements import StalledTask
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.store import make_lease_terms
@@ -110,32 +111,6 @@ class FlowQueue(BaseModel):
     live_workers: int
     last_heartbeat_at: datetime | None
     functions: tuple[str, ...]
-
-
-class StalledTask(BaseModel):
-    """A task that a worker has begun, and whose time is over.
-
-    Attributes:
-        workflow_slug: its flow.
-        run_id: its run.
-        step_slug: its step.
-        task_index: its number in the step.
-        started_at: when its latest attempt began.
-        requeued: how often pgflow has put it back.
-        is_given_up: pgflow puts it back no more, so its run hangs.
-        tasks: how many such tasks there are in all.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    workflow_slug: str
-    run_id: UUID
-    step_slug: str
-    task_index: int
-    started_at: datetime | None
-    requeued: int
-    is_given_up: bool
-    tasks: int
 
 
 class DisabledTrigger(BaseModel):

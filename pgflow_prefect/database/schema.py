@@ -63,17 +63,20 @@ async def refuse_hidden_rows(connection: Connection) -> None:
         )
 
 
-async def check_schema(connection: Connection, *, only_reads: bool = False) -> Implementation:
+async def check_schema(
+    connection: Connection, *, only_reads: bool = False, executes_moved: bool = False
+) -> Implementation:
     """Check that the database has both schemas in the right versions, and return its implementation.
 
     Args:
         connection: to the database.
         only_reads: also accept a schema whose runs this package can only read and show.
+        executes_moved: also accept a schema of which this package executes the flows that were moved.
 
     Raises:
         SchemaMissingError: with the command that installs them.
         SchemaNewerError: with the command that upgrades this program.
-        NotOnReleasedError: the package can't yet execute runs of the database's schema.
+        NotOnReleasedError: the command does not work on the database's schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     engine, adapter = await read_versions(connection)
@@ -85,7 +88,8 @@ async def check_schema(connection: Connection, *, only_reads: bool = False) -> I
             raise SchemaMissingError(f"database {name!r}: {describe_foreign_schema(found.foreign_table)}")
         _refuse_unknown(name, found)
         implementation = found.implementation or CLASSIC
-    if not implementation.executes and not only_reads:
+    fits = implementation.executes or only_reads or (implementation.moves_flows and executes_moved)
+    if not fits:
         raise NotOnReleasedError(f"this does not work on database {name!r}: it has {describe_limited_schema()}")
     needed = [("pgflow_prefect", adapter, ADAPTER_VERSION)]
     if implementation is CLASSIC:

@@ -17,6 +17,7 @@ from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.item_statements import ItemStatements
+from pgflow_prefect.database.moving_statements import MovingStatements
 from pgflow_prefect.database.ownership_statements import OwnershipStatements
 from pgflow_prefect.database.pool_statements import PoolStatements
 from pgflow_prefect.database.process_identity import find_identity
@@ -67,6 +68,7 @@ class Store(
     HolderStatements,
     InstallationStatements,
     ItemStatements,
+    MovingStatements,
     OwnershipStatements,
     PoolStatements,
     PruningStatements,
@@ -292,7 +294,8 @@ class Store(
         """
         given = completion.as_parameters()
         given["outcome"] = None if completion.outcome is None else to_json(completion.outcome).decode()
-        [row] = await self._fetch("complete_step", run_id=run_id, epoch=epoch, **given)
+        statement = "complete_task" if self.implementation.retries_in_sql else "complete_step"
+        [row] = await self._fetch(statement, run_id=run_id, epoch=epoch, **given)
         return Report.model_validate(row)
 
     async def find_cached(self, run_id: UUID, task: TaskKey, cache_key: str) -> CachedResult | None:
@@ -337,9 +340,13 @@ class Store(
     async def fail_step(
         self, run_id: UUID, task: TaskKey, error_message: str, *, state_name: str, **fence: object
     ) -> Report:
-        """Fail a task, its step and the run; for arguments and return value, see `complete_step`."""
+        """Fail a task, its step and the run; for arguments and return value, see `complete_step`.
+
+        Where the database decides about retries, it is the attempt that fails, and the report says when the next one is
+        due.
+        """
         rows = await self._fetch_telling(
-            "fail_step",
+            "fail_task" if self.implementation.retries_in_sql else "fail_step",
             {"error_message": error_message},
             run_id=run_id,
             state_name=state_name,
@@ -392,7 +399,9 @@ def _unknown_run(run_id: UUID) -> UnknownRunError:
 
 
 @asynccontextmanager
-async def open_store(settings: Settings, *, size: int | None = None, only_reads: bool = False) -> AsyncIterator[Store]:
+async def open_store(
+    settings: Settings, *, size: int | None = None, only_reads: bool = False, executes_moved: bool = False
+) -> AsyncIterator[Store]:
     """Open the database that the settings name.
 
     Args:
@@ -400,11 +409,12 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
         size: connections at most.
         only_reads: the caller changes no run: it reads definitions and runs, or shows them in Prefect. That works on
             every schema that this package knows.
+        executes_moved: the caller executes runs. On the released pgflow that works for flows that were moved.
 
     Raises:
         DatabaseUnavailableError: it can't be reached.
         SchemaMissingError: it has no pgflow schema, or an old one.
-        NotOnReleasedError: the package can't yet execute runs of its schema.
+        NotOnReleasedError: the caller does not work on its schema.
         HiddenRowsError: row-level security hides rows from this role.
     """
     dsn = find_dsn(settings)
@@ -412,7 +422,7 @@ async def open_store(settings: Settings, *, size: int | None = None, only_reads:
         dsn, size=size or settings.pool_size, timeout=settings.connect_timeout, bound=settings.statement_bound
     ) as pool:
         async with pool.connection() as connection:
-            implementation = await check_schema(connection, only_reads=only_reads)
+            implementation = await check_schema(connection, only_reads=only_reads, executes_moved=executes_moved)
             in_blocks = await has_other_isolation(connection)
         yield Store(pool, make_lease_terms(settings), in_blocks=in_blocks, implementation=implementation)
 

@@ -36,7 +36,7 @@ async def flow(  # noqa: PLR0917  Prefect passes them by name
         handlers: the file of handlers, relative to it; by default, the usual one.
     """
     settings = await find_settings(Settings())
-    async with open_store(settings, size=_CONNECTIONS) as store:
+    async with open_store(settings, size=_CONNECTIONS, executes_moved=True) as store:
         work = PoolStep(store, settings, PoolAttempt(run, TaskKey(step, index), attempt))
         given = await work.begin()
         if given is None:

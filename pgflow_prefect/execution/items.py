@@ -424,6 +424,8 @@ class ItemRunner:
             # Not the handler's fault: its work was rolled back, and this attempt does not count.
             shown.retry(error, _PAUSE_AFTER_LOSS)
             return self._retry(items, message, _PAUSE_AFTER_LOSS)
+        if self.writer.decides_about_retries:
+            return await self._report_attempt(items, error, message, shown)
         failures = max(self._failures.get(each.index, 0) for each in items) + 1
         if await self._is_retried(error, failures):
             if isinstance(error, RetryLaterError) and error.after is not None:
@@ -439,6 +441,18 @@ class ItemRunner:
         reports = [ItemReport(each.index, each.attempt, Doing.FAIL, message=message) for each in items]
         shown.fail(error)
         return reports
+
+    async def _report_attempt(
+        self, items: Sequence[ClaimedItem], error: Exception, message: str, shown: ShownItem
+    ) -> list[ItemReport]:
+        """Return that the attempt has failed: the database decides what follows."""
+        pause = await self.writer.foresee_retry(self.workflow_slug, self.step_slug, items[0].attempt)
+        if pause is None:
+            self._log_failure(items, error, shown)
+            shown.fail(error)
+        else:
+            shown.retry(error, pause)
+        return [ItemReport(each.index, each.attempt, Doing.FAIL, message=message) for each in items]
 
     def _is_lost(self, items: Sequence[ClaimedItem], error: Exception, transaction: StepTransaction) -> bool:
         """Tell whether the database has caused an error, unless it causes it again and again."""

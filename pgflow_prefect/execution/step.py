@@ -341,6 +341,8 @@ class Step(StepWork):
     async def _fail(self, claim: Claim, error: Exception) -> Report | None:
         """Report a failed attempt; return None if Prefect will try again, because the step has not ended then."""
         message = describe(error)
+        if self.writer.decides_about_retries:
+            return await self._fail_attempt(claim, error, message)
         if await self._is_retried(error):
             if isinstance(error, RetryLaterError) and error.after is not None:
                 self._task.retry_delay_seconds, self._task.retry_jitter_factor = [error.after], None
@@ -356,6 +358,25 @@ class Step(StepWork):
             task_run_id=self.task_run_id,
             attempt=None if claim.waits else claim.attempt,  # another program may have made the attempt
         )
+
+    async def _fail_attempt(self, claim: Claim, error: Exception, message: str) -> Report | None:
+        """Report a failed attempt; return None if the database will try again, and let Prefect wait as long."""
+        report = await self.writer.fail(
+            self.task,
+            message,
+            state_name=StateName.TIMED_OUT if isinstance(error, TimeoutError) else StateName.FAILED,
+            task_run_id=self.task_run_id,
+            attempt=None if claim.waits else claim.attempt,
+        )
+        if report.retry_after is None:
+            self._task.retries = 0
+            return report
+        context = TaskRunContext.get()
+        assert context is not None
+        self._task.retries = context.task_run.run_count  # one more
+        self._task.retry_delay_seconds, self._task.retry_jitter_factor = [report.retry_after], None
+        self.observe(self.slug, StateName.AWAITING_RETRY)
+        return None
 
     async def _is_retried(self, error: Exception) -> bool:
         context = TaskRunContext.get()

@@ -64,6 +64,11 @@ class StepWriter:
         """The epoch that a completion carries; None where the attempt alone is the fence."""
         return self.epoch
 
+    @property
+    def decides_about_retries(self) -> bool:
+        """Whether the database decides if a failed attempt is tried again, and when."""
+        return self.store.implementation.retries_in_sql
+
     async def claim(self, request: ClaimRequest) -> Claim:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
         batch = self.batch
@@ -94,7 +99,7 @@ class StepWriter:
     ) -> Report:
         """Fail a step and its run, in this attempt or in any; see `Store.fail_step`."""
         batch = self.batch
-        if batch is not None:
+        if batch is not None and not self.decides_about_retries:  # a batch does not tell when the next attempt is due
             failure = Failure(task, clean_message(message), state_name, attempt, task_run_id)
             return await self._persist(lambda: batch.fail(failure))
         return await self._persist(
@@ -108,6 +113,15 @@ class StepWriter:
                 task_run_id=task_run_id,
             )
         )
+
+    async def foresee_retry(self, workflow_slug: str, step_slug: str, attempt: int) -> float | None:
+        """Return in how many seconds the database tries a task again whose attempt fails; None if it does not."""
+        known = await self._persist(lambda: self.store.list_task_options(workflow_slug))
+        options = {each.step_slug: each for each in known}
+        own, general = options[step_slug], options[None]
+        most = own.max_attempts if own.max_attempts is not None else general.max_attempts
+        delay = own.base_delay if own.base_delay is not None else general.base_delay
+        return None if attempt >= (most or 1) else float((delay or 0) * 2**attempt)
 
     async def work_items(
         self, step_slug: str, reports: Sequence[ItemReport], *, wanted: int, held: Collection[int]

@@ -80,3 +80,5 @@ class Report(BaseModel):
     skip_reason: str | None = None
     skip_message: Annotated[Shown | None, Field(validation_alias=AliasChoices("skip_message", "note"))] = None
     """Why the step was skipped, for people."""
+    retry_after: float | None = None
+    """The database tries the task again in so many seconds; None where it does not, or leaves that to the code."""

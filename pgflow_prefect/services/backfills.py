@@ -18,6 +18,8 @@ async def keep_backfilling(store: Store, interval: float) -> None:
         store: the database.
         interval: in seconds.
     """
+    if not store.implementation.executes:
+        return  # pgflow has no backfills
     said: str | None = None
     while True:
         try:

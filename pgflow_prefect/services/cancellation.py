@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Running
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.prefect_view import show_flow_runs
@@ -73,7 +73,7 @@ class CancellationRequests:
 
     async def was_cancelled(self, flow_run_id: UUID | None) -> bool:
         """Tell whether a user cancelled the flow run whose lease has expired."""
-        if flow_run_id is None or is_placeholder(flow_run_id):
+        if flow_run_id is None or is_placeholder(flow_run_id) or not self.store.implementation.can_cancel:
             return False
         with ask_prefect(f"flow run {flow_run_id}"):
             try:
@@ -82,18 +82,28 @@ class CancellationRequests:
                 return False
         return former.state is not None and is_cancelled(former.state)
 
-    async def stop(self, host: Host, run_id: UUID) -> None:
+    async def stop(self, host: Host, run_id: UUID, flow_run: FlowRun) -> None:
         """Cancel a run that this process executes. Its flow run sets its own state when it has stopped."""
+        if not self.store.implementation.can_cancel:
+            await self.refuse(flow_run)
+            return
         await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         host.end(run_id)
+
+    async def refuse(self, flow_run: FlowRun) -> None:
+        """Show that a run goes on that this process executes, for its database has no function that cancels it."""
+        message = "pgflow has no function that cancels a run: it goes on"
+        _logger.warning("flow run %r: %s", flow_run.name, message)
+        with ask_prefect(f"flow run {flow_run.id}"):
+            await self.client.set_flow_run_state(flow_run.id, Running(message=message), force=True)
 
     async def watch(self, host: Host, flow_run_id: UUID, run_id: UUID) -> None:
         """Watch for ever whether a user cancels the run that this process executes, and stop it then."""
         while True:
             await anyio.sleep(POLL_INTERVAL)
             try:
-                if await self.find([], [flow_run_id]):
-                    await self.stop(host, run_id)
+                for flow_run in await self.find([], [flow_run_id]):
+                    await self.stop(host, run_id, flow_run)
             except PgflowPrefectError as error:
                 _logger.info("can't look for cancelled flow runs: %s", error)
 
@@ -112,7 +122,8 @@ class CancellationRequests:
         else:
             if run.flow_run_id == flow_run.id and run.held is Held.LEASED and run.status is Status.PENDING:
                 return  # its process is alive, and will see the cancellation
-            if run.flow_run_id in (flow_run.id, None) and run.workflow_slug == workflow_slug:
+            is_its_run = run.flow_run_id in (flow_run.id, None) and run.workflow_slug == workflow_slug
+            if is_its_run and self.store.implementation.can_cancel:
                 await self.store.cancel_run(run_id, f"{CANCELLED} in Prefect")
         with ask_prefect(f"flow run {flow_run.id}"):
             await self.client.set_flow_run_state(

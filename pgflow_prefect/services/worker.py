@@ -160,6 +160,9 @@ class Worker:
         settings, host = self.host.settings, self.host
         recorded = {slug: workflow.record for slug, (workflow, _) in self.workflows.items()} | settings.recordings
         policies = {slug: each for slug, each in recorded.items() if each is not None and slug in self.workflows}
+        if policies and not host.store.implementation.executes:
+            _logger.warning("runs of the released pgflow are shown from their beginning: %s", ", ".join(policies))
+            policies = {}
         runs = RunRecorder(host.store, self.client, self._writer, host.installation.id, settings, find_deployment)
         recorder = Recorder(
             runs,
@@ -229,7 +232,7 @@ class Worker:
                     if (run_id := self._executing.get(flow_run.id)) is None:
                         await self._cancellation_requests.fulfil(flow_run, self._find_slug(flow_run))
                     else:
-                        await self._cancellation_requests.stop(self.host, run_id)
+                        await self._cancellation_requests.stop(self.host, run_id, flow_run)
             except PgflowPrefectError as error:
                 _logger.warning("can't look for cancelled flow runs: %s", error)
             await anyio.sleep(POLL_INTERVAL)

@@ -1,9 +1,9 @@
 -- pgflow_prefect on the released pgflow (pgflow.dev): which flows Prefect shows, and what it was told of them.
 --
--- A part of the contract of ../CONTRACT.md; needs pgflow_prefect.sql. Its tables are in the schema pgflow_prefect, and no
+-- A part of the contract of ../CONTRACT.md; needs bindings.sql. Its tables are in the schema pgflow_prefect, and no
 -- foreign key leads from them to a table of pgflow: that would put triggers on it. So rows of runs that pgflow has deleted
 -- stay until `forget_deleted_runs` finds them.
--- psql -d DATABASE -f pgflow_prefect.sql -f observing.sql; a transaction each, safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -13,14 +13,14 @@ SET LOCAL client_min_messages = warning;
 
 DO $guard$
 BEGIN
-    IF to_regprocedure('pgflow_prefect.find_column(text,text,text,text)') IS NULL THEN
+    IF to_regclass('pgflow_prefect.binding_changes') IS NULL THEN
         RAISE EXCEPTION 'the functions of pgflow_prefect for the released pgflow are missing'
-            USING HINT = 'Run pgflow_prefect.sql first.';
+            USING HINT = 'Run pgflow_prefect.sql, moving.sql, executing.sql and bindings.sql first.';
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0'; -- PostgreSQL 17 has it
     -- This locks the schema itself: two installations at once take turns.
-    COMMENT ON SCHEMA pgflow_prefect IS 'What pgflow-prefect reads of the released pgflow, and what Prefect was told.';
+    COMMENT ON SCHEMA pgflow_prefect IS 'What pgflow-prefect reads and executes of the released pgflow, and what Prefect was told.';
 END
 $guard$;
 
@@ -162,7 +162,8 @@ DECLARE
 BEGIN
     UPDATE pgflow_prefect.installation
     SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
-    TRUNCATE pgflow_prefect.flow_runs, pgflow_prefect.heartbeats; -- they belong to the original
+    TRUNCATE pgflow_prefect.flow_runs, pgflow_prefect.heartbeats, pgflow_prefect.run_owners, pgflow_prefect.run_flow_runs,
+             pgflow_prefect.task_runs; -- they belong to the original
     UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
     RETURN new_id;
 END
@@ -262,6 +263,22 @@ COMMENT ON FUNCTION pgflow_prefect.enable_workflow(text, boolean) IS
     'Lets Prefect show this flow''s runs that begin from now on; false: those that begin are not shown.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.enable_workflows(workflow_slugs text[])
+RETURNS SETOF pgflow_prefect.enabled_workflows
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT e.* FROM unnest(enable_workflows.workflow_slugs) AS wanted (slug)
+        CROSS JOIN LATERAL pgflow_prefect.enable_workflow(wanted.slug, true) e;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.enable_workflows(text[]) IS
+    'Lets workers and bridges take the new runs of several workflows.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_older_runs(workflow_slugs text[], lease double precision)
 RETURNS TABLE (id uuid, workflow_slug text)
 LANGUAGE plpgsql STABLE
@@ -301,6 +318,8 @@ BEGIN
         WHERE r.status = 'started' AND r.flow_slug = ANY (list_unshown.workflow_slugs)
           AND (list_unshown.adopt OR r.started_at >= e.since) AND r.run_id <> ALL (list_unshown.besides)
           AND NOT EXISTS (SELECT FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id)
+          -- A worker of ours shows the runs that it executes.
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = r.flow_slug AND m.is_ours)
         ORDER BY r.started_at, r.run_id
         LIMIT list_unshown.at_most;
     IF list_unshown.with_ended THEN
@@ -402,11 +421,19 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
 AS $$
 BEGIN
-    RETURN QUERY SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = list_flow_runs.run_id;
+    RETURN QUERY
+        SELECT k.flow_run_id FROM (
+            SELECT f.flow_run_id, f.shown_at AS since, 1 AS turn FROM pgflow_prefect.flow_runs f
+            WHERE f.run_id = list_flow_runs.run_id
+              AND NOT EXISTS (SELECT FROM pgflow_prefect.run_flow_runs e WHERE e.run_id = f.run_id)
+            UNION ALL
+            SELECT e.flow_run_id, e.taken_at, 0 FROM pgflow_prefect.run_flow_runs e
+            WHERE e.run_id = list_flow_runs.run_id) k
+        ORDER BY k.turn, k.since;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.list_flow_runs(uuid) IS 'The flow run that shows a run; no row: there is none.';
+COMMENT ON FUNCTION pgflow_prefect.list_flow_runs(uuid) IS 'The flow runs that have executed a run, in that order, or the one that shows it; no row: there is none.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_unsettled(everything boolean, after uuid, at_most int)
@@ -438,7 +465,16 @@ BEGIN
         UPDATE pgflow_prefect.flow_runs f SET settled = true
         WHERE f.run_id = ANY (settle_runs.run_ids) AND NOT f.settled
           AND NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.run_id = f.run_id AND r.status NOT IN ('completed', 'failed'))
+          -- Not one that a process has taken since.
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.run_owners o
+                          JOIN unnest(settle_runs.run_ids, settle_runs.epochs) AS seen (run_id, epoch)
+                              ON seen.run_id = o.run_id AND seen.epoch < o.epoch
+                          WHERE o.run_id = f.run_id)
         RETURNING f.run_id;
+    UPDATE pgflow_prefect.run_owners o SET settled = true
+    FROM unnest(settle_runs.run_ids, settle_runs.epochs) AS seen (run_id, epoch)
+    WHERE o.run_id = seen.run_id AND o.epoch = seen.epoch AND NOT o.settled
+      AND NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.run_id = o.run_id AND r.status NOT IN ('completed', 'failed'));
 END
 $$;
 
@@ -460,6 +496,17 @@ BEGIN
     ), gone AS (
         DELETE FROM pgflow_prefect.flow_runs f USING next_rows s
         WHERE f.run_id = s.run_id AND NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.run_id = s.run_id)
+        RETURNING f.run_id
+    ), owners AS (
+        DELETE FROM pgflow_prefect.run_owners o USING gone g WHERE o.run_id = g.run_id
+    ), taken AS (
+        DELETE FROM pgflow_prefect.run_flow_runs o USING gone g WHERE o.run_id = g.run_id
+    ), claimed AS (
+        DELETE FROM pgflow_prefect.task_runs o USING gone g WHERE o.run_id = g.run_id
+    ), items AS (
+        DELETE FROM pgflow_prefect.item_claims o USING gone g WHERE o.run_id = g.run_id
+    ), aside AS (
+        DELETE FROM pgflow_prefect.set_aside_runs o USING gone g WHERE o.run_id = g.run_id
     )
     SELECT s.run_id INTO last FROM next_rows s ORDER BY s.run_id DESC LIMIT 1;
     RETURN last;
@@ -578,6 +625,9 @@ BEGIN
         JOIN pgflow.flows f ON f.flow_slug = t.flow_slug
         JOIN pgflow.steps s ON s.flow_slug = t.flow_slug AND s.step_slug = t.step_slug
         WHERE t.status = 'started'
+          -- A lease tells whether a worker of ours lives.
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.moved_flows m
+                          WHERE m.flow_slug = t.flow_slug AND m.is_ours AND m.worker_id = t.last_worker_id)
           AND (%2$s IS NOT NULL -- pgflow puts a task back 30 s after its time is over
                OR t.started_at < clock_timestamp()
                                  - make_interval(secs => greatest(coalesce(s.opt_timeout, f.opt_timeout), f.opt_timeout) + 30))

@@ -3,8 +3,8 @@
 -- A part of the contract of ../CONTRACT.md, for the schema that npm's @pgflow/core installs, 0.7 or later. It creates
 -- functions in the schema pgflow_prefect that only read, and changes nothing in the schema pgflow. What a version of
 -- pgflow may lack is looked for at each call: run this again after upgrades of this program, not after pgflow's.
--- psql -d DATABASE -f pgflow_prefect.sql -f observing.sql; a transaction each, safe to run again.
--- To take both back: `pgflow-prefect init --remove`, or DROP SCHEMA pgflow_prefect CASCADE;
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- To take them back: `pgflow-prefect init --remove`, or DROP SCHEMA pgflow_prefect CASCADE;
 --
 -- Statuses are those of the contract. A run or a step that is `started` is pending here. A step that is `skipped` is
 -- completed, with the reason. A map step is one step with a number of tasks.
@@ -226,7 +226,7 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY -- pgflow deletes the runs of a flow before it changes the flow
-        SELECT d.slug, d.steps, d.deps, d.rules, false, false
+        SELECT d.slug, d.steps, d.deps, d.rules, d.rules <> '{}', false
         FROM pgflow.runs r CROSS JOIN LATERAL pgflow_prefect.load_definitions(ARRAY[r.flow_slug]) d
         WHERE r.run_id = load_run_definition.run_id;
 END
@@ -244,8 +244,11 @@ AS $$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
-        SELECT s.step_slug, 'external', NULL::text, '{}'::jsonb FROM pgflow.steps s
-        WHERE s.flow_slug = list_bindings.workflow_slug
+        SELECT s.step_slug, coalesce(b.kind, 'external'), b.target, coalesce(b.options, '{}')
+        FROM pgflow.steps s
+        LEFT JOIN pgflow_prefect.moved_flows m ON m.flow_slug = s.flow_slug AND m.is_ours
+        LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = m.flow_slug AND b.step_slug = s.step_slug
+        WHERE s.flow_slug = list_bindings.workflow_slug AND (m.flow_slug IS NULL OR b.step_slug IS NOT NULL)
         ORDER BY s.step_slug;
 END
 $$;
@@ -288,12 +291,12 @@ AS $$
 BEGIN
     RETURN QUERY
         SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
-               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, coalesce(o.epoch, 0),
                r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
                CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
                r.started_at, coalesce(r.completed_at, r.failed_at),
-               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
-               NULL::text,
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), o.held_by,
+               coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0), pgflow_prefect.how_held(o, list_runs.lease),
                NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
         FROM (SELECT * FROM pgflow.runs i
               WHERE (list_runs.only_workflow IS NULL OR i.flow_slug = list_runs.only_workflow)
@@ -303,6 +306,7 @@ BEGIN
                 AND (list_runs.since IS NULL OR i.started_at >= list_runs.since)
               ORDER BY i.started_at DESC, i.run_id
               LIMIT list_runs.at_most) r
+        LEFT JOIN pgflow_prefect.run_owners o ON o.run_id = r.run_id
         LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
                            WHERE list_runs.with_payload OFFSET 0) p ON true
         ORDER BY r.started_at DESC, r.run_id;
@@ -326,14 +330,18 @@ AS $$
 BEGIN
     RETURN QUERY
         SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
-               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, 0,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, coalesce(o.epoch, 0),
                r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
                CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
                r.started_at, coalesce(r.completed_at, r.failed_at),
-               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), NULL::text, 0, 0::bigint,
-               NULL::text,
-               NULL::text, NULL::timestamptz, false, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), o.held_by,
+               coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0), pgflow_prefect.how_held(o, read_run.lease),
+               a.reason, a.next_try, false, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
         FROM pgflow.runs r
+        LEFT JOIN pgflow_prefect.run_owners o ON o.run_id = r.run_id
+        LEFT JOIN pgflow_prefect.set_aside_runs a
+            ON a.run_id = r.run_id AND a.epoch = coalesce(o.epoch, 0) AND r.status = 'started'
+            AND coalesce(pgflow_prefect.how_held(o, read_run.lease), 'released') IN ('released', 'expired')
         LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
                            WHERE read_run.with_payload OFFSET 0) p ON true
         WHERE r.run_id = read_run.run_id;

@@ -17,25 +17,27 @@ LIMITED = (
     "the schema of the released pgflow (pgflow.dev). On that, these commands work: `list`, `graph`, `runs`, `status`"
 )
 REFUSED = {
-    "bind photos report --http https://example.org/send": "this program can't execute its flows yet",
-    "bridge": "this program can't execute its flows yet",
+    "bridge": "`pgflow-prefect worker` executes flows",
     "cancel latest": "pgflow has no function that cancels a run",
-    "credentials": "this program can't execute its flows yet",
-    "deploy photos": "this program can't execute its flows yet",
+    "credentials": "no row of a binding was made by an older version",
+    "deploy photos": "`pgflow-prefect worker` executes flows",
     "diff photos": "pgflow compiles flows from TypeScript",
     "logs latest": "pgflow's workers log where they run",
     "prune --older-than 30d": "pgflow.delete_flow_and_data",
     "push flows/photos.py": "pgflow compiles flows from TypeScript",
-    "reconcile": "`pgflow-prefect observe` itself compares",
     "retry latest": "pgflow has no function that reopens a failed run",
-    "run --resume latest": "this program can't execute its flows yet",
-    "run photos": "this program can't execute its flows yet",
-    "serve flows/photos.py": "this program can't execute its flows yet",
-    "shadow photos": "this program can't execute its flows yet",
+    "serve flows/photos.py": "`pgflow-prefect worker` executes flows",
+    "shadow photos": "single steps can't be moved yet",
     "skip latest report": "pgflow has no function that skips a step by hand",
-    "worker": "this program can't execute its flows yet",
 }
 """Commands, and why each does not work."""
+
+UNMOVED = (
+    "run photos",
+    "run --resume latest",
+    "worker flows/photos.py",
+)
+"""Commands that work on flows that were moved to Prefect."""
 
 
 @pytest.fixture
@@ -134,6 +136,10 @@ def test_every_other_command_says_why_it_does_not_work(
     assert {command: answer.code for command, answer in answers.items()} == dict.fromkeys(REFUSED, 1)
     assert [command for command, answer in answers.items() if LIMITED not in answer.find_error()] == []
     assert [command for command, reason in REFUSED.items() if reason not in answers[command].err] == []
+    unmoved = {command: outside(*command.split(), PREFECT_API_URL="http://127.0.0.1:1/api") for command in UNMOVED}
+    assert {command: answer.code for command, answer in unmoved.items()} == dict.fromkeys(UNMOVED, 2)
+    advice = "pgflow's own workers execute flow 'photos'. Move it first: `pgflow-prefect bind photos --python`"
+    assert [command for command, answer in unmoved.items() if advice not in answer.find_error()] == []
     assert flows.db.execute("SELECT DISTINCT status FROM pgflow.runs").fetchall() == [("started",)]
 
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from pydantic import SecretStr
@@ -14,7 +15,7 @@ from pgflow_prefect.database.recording import RecordLink
 from pgflow_prefect.database.schema import install_schema, remove_schema
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.models import Status
+from pgflow_prefect.models import ClaimRequest, Completion, Status, TaskKey
 from pgflow_prefect.settings import Settings
 from tests.contract.worlds import ReleasedWorld
 from tests.engine import refused
@@ -65,6 +66,37 @@ async def open_as(released: ReleasedWorld, role: str) -> AsyncIterator[Store]:
     settings = Settings(dsn=SecretStr(become(released.dsn, role)))
     async with open_store(settings, size=1, only_reads=True) as store:
         yield store
+
+
+@pytest.mark.usefixtures("roles")
+async def test_a_role_that_executes_does_what_pgflow_allows_and_nothing_else(released: ReleasedWorld) -> None:
+    async with open_store(Settings(dsn=SecretStr(released.dsn)), size=1, executes_moved=True) as owner:
+        await owner.move_flow("photos")
+    settings = Settings(dsn=SecretStr(become(released.dsn, "pgflow_execute")))
+    async with open_store(settings, size=1, executes_moved=True) as store:
+        await store.use_installation()
+        [taken] = await store.take_runs(["photos"], 1)
+        assert await store.link_flow_run(taken.run_id, taken.epoch, uuid4(), queued=False)
+        asked = ClaimRequest(TaskKey("list"), uuid4(), None, with_payload=True)
+        claim = await store.claim_step(taken.run_id, taken.epoch, asked)
+        assert (claim.attempt, claim.waits) == (1, False)
+        await store.extend_leases([(taken.run_id, taken.epoch)])
+        done = Completion(TaskKey("list"), "[1]", claim.attempt, uuid4())
+        assert (await store.complete_step(taken.run_id, taken.epoch, done)).status is Status.COMPLETED
+        run_id = uuid4()
+        epoch = await store.create_run("photos", "{}", run_id, uuid4())
+        assert epoch is not None
+        claim = await store.claim_step(run_id, epoch, asked)
+        fence = {"epoch": epoch, "attempt": claim.attempt, "task_run_id": uuid4()}
+        failed = await store.fail_step(run_id, asked.task, "broken", state_name="Failed", **fence)
+        assert failed.status is Status.FAILED
+        with pytest.raises(PgflowPrefectError, match="permission denied"):
+            await store.move_flow_back("photos")
+    for statement in ("DELETE FROM pgflow.runs", "UPDATE pgflow.flows SET opt_timeout = 1", *FORBIDDEN[4:]):
+        with psycopg.connect(become(released.dsn, "pgflow_execute"), autocommit=True) as db, refused(DENIED):
+            db.execute(statement.encode())
+    with psycopg.connect(become(released.dsn, "pgflow_work"), autocommit=True) as db, refused(DENIED):
+        db.execute("SELECT pgflow_prefect.exhaust_task(run_id, 'list', 0, 'mine') FROM pgflow.runs")
 
 
 async def look(store: Store) -> UUID:

@@ -22,6 +22,7 @@ ALICE, BOB = UUID(int=0xA), UUID(int=0xB)
 SUBJECTS = {"run": RUN, "failed": FAILED, "alice": ALICE, "bob": BOB}
 
 KIT_ROLES = ("pgflow_define", "pgflow_run", "pgflow_work", "pgflow_observe")
+RELEASED_ROLE = "pgflow_execute"  # of the released pgflow alone
 SUPABASE_ROLES = {"anon": "NOINHERIT", "authenticated": "NOINHERIT", "service_role": "NOINHERIT BYPASSRLS"}
 AUTH = """
     CREATE SCHEMA auth;
@@ -90,7 +91,7 @@ def borrowed_roles(server_dsn: str, dsn: str) -> Iterator[None]:
 
 def list_roles(db: Connection) -> list[str]:
     """Return the roles that this kit and its tests know of; those that were made by others of them come first."""
-    ours = [*KIT_ROLES, *SUPABASE_ROLES]
+    ours = [*KIT_ROLES, RELEASED_ROLE, *SUPABASE_ROLES]
     found = db.execute(
         "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s) OR rolname ~ '^kit_' ORDER BY oid DESC", [ours]
     )

@@ -10,7 +10,8 @@ class Implementation:
     Attributes:
         name: also of its folder.
         scripts: below `sql/`, in the order in which `init` runs them; the last one sets the version.
-        executes: Prefect can execute its runs. Otherwise the commands only read.
+        executes: Prefect executes its runs. Otherwise the commands only read, or work on flows that were moved.
+        moves_flows: other workers execute a flow until it is moved to Prefect, as a whole.
         tasks_per_step: a step may have several tasks.
         skips: a step may be skipped, with a reason.
         retries_in_sql: the database decides whether a failed report is tried again.
@@ -24,6 +25,7 @@ class Implementation:
     name: str
     scripts: tuple[str, ...]
     executes: bool
+    moves_flows: bool
     tasks_per_step: bool
     skips: bool
     retries_in_sql: bool

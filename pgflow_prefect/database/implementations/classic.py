@@ -14,6 +14,7 @@ CLASSIC = Implementation(
         "classic/runs.sql",
     ),
     executes=True,
+    moves_flows=False,
     tasks_per_step=False,
     skips=False,
     retries_in_sql=False,

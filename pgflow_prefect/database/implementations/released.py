@@ -20,6 +20,10 @@ COMMANDS = (
     "record",
     "open",
     "doctor",
+    "bind",
+    "run",
+    "worker",
+    "reconcile",
 )
 """What works on it."""
 
@@ -27,7 +31,7 @@ _NAMES = [f"`{name}`" for name in COMMANDS]
 WORKING = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 """The commands that work on it, for a sentence."""
 
-_EXECUTES = "this program can't execute its flows yet: pgflow's own workers do, and `pgflow-prefect observe` shows them"
+_BY_WORKER = "`pgflow-prefect worker` executes flows that were moved to Prefect, and this command can't yet"
 
 REASONS = {
     "push": "pgflow compiles flows from TypeScript: change the flow there, and its worker writes the definition",
@@ -36,16 +40,12 @@ REASONS = {
     "cancel": "pgflow has no function that cancels a run: it goes on until its tasks have ended",
     "skip": "pgflow has no function that skips a step by hand: its conditions and `when_exhausted` do that",
     "prune": "pgflow's guide has SQL that deletes old runs; pgflow.delete_flow_and_data deletes a flow with its runs",
-    "reconcile": "`pgflow-prefect observe` itself compares what it shows with the rows, and repairs it",
     "logs": "pgflow's workers log where they run: this program does not see it",
-    "shadow": _EXECUTES,
-    "bind": _EXECUTES,
-    "credentials": _EXECUTES,
-    "run": _EXECUTES,
-    "worker": _EXECUTES,
-    "bridge": _EXECUTES,
-    "serve": _EXECUTES,
-    "deploy": _EXECUTES,
+    "shadow": "single steps can't be moved yet, and a shadow is of a single step",
+    "bridge": _BY_WORKER,
+    "serve": _BY_WORKER,
+    "deploy": _BY_WORKER,
+    "credentials": "no row of a binding was made by an older version of this program",
 }
 """Why a command does not work on it, by its name."""
 
@@ -58,8 +58,15 @@ def describe_released(*, skips: bool) -> Implementation:
     """
     return Implementation(
         name=RELEASED,
-        scripts=("released/pgflow_prefect.sql", "released/observing.sql"),
+        scripts=(
+            "released/pgflow_prefect.sql",
+            "released/moving.sql",
+            "released/executing.sql",
+            "released/bindings.sql",
+            "released/observing.sql",
+        ),
         executes=False,
+        moves_flows=True,
         tasks_per_step=True,
         skips=skips,
         retries_in_sql=True,

@@ -2,8 +2,9 @@
 
 from datetime import datetime
 
-from pgflow_prefect.database.diagnosis import FlowQueue, StalledTask
+from pgflow_prefect.database.diagnosis import FlowQueue
 from pgflow_prefect.database.implementations.released import RELEASED
+from pgflow_prefect.database.moving_statements import StalledTask
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 
 _NAMED = 3  # in the sentence; all of them are in the details
@@ -61,7 +62,7 @@ async def _check_stalled(patient: Patient) -> Verdict:
     more = f" and {found[0].tasks - _NAMED} more" if found[0].tasks > _NAMED else ""
     details = tuple(map(_describe_stalled, found))
     if found[0].is_given_up:
-        advice = "their runs hang: end each task with SELECT pgflow.fail_task(run, step, task_index, 'stalled')"
+        advice = "their runs hang: `pgflow-prefect reconcile --apply` ends them"
         return Verdict(Outcome.FAULT, f"pgflow has given up tasks. {said}: {named}{more}", advice, details)
     advice = "pgflow 0.13.2 or later puts a task back up to three times, each 15 s, by its job of pg_cron"
     return Verdict(Outcome.WARNING, f"{said}: {named}{more}", advice, details)

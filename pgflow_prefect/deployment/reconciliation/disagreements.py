@@ -36,6 +36,9 @@ class Kind(StrEnum):
     CANCELLED_IN_POSTGRES = "cancelled_in_postgres"
     """A user has cancelled the run, but its flow run has not ended."""
 
+    GIVEN_UP = "given_up"
+    """The released pgflow has given a task up, so its run would never end."""
+
     LAGGING = "lagging"
     """The run has ended, but Prefect shows an earlier or another state of it or its steps."""
 

@@ -48,6 +48,8 @@ async def _perform(store: Store, client: PrefectClient, run_id: UUID | None, act
     if isinstance(action, CancelRun | ReleaseRun):
         assert run_id is not None
         if isinstance(action, CancelRun):
+            if not store.implementation.can_cancel:
+                raise PgflowPrefectError("pgflow has no function that cancels a run: its next owner goes on with it")
             await store.cancel_run(run_id, action.reason)
         else:
             await store.release_run(run_id, action.epoch)

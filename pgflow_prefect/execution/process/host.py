@@ -407,7 +407,7 @@ async def open_host(
         ForeignInstallationError: it is a copy of a database that has been used with Prefect.
     """
     dsn = find_dsn(settings)
-    async with open_store(settings, size=pool_size) as store, open_toolbox(settings) as toolbox:
+    async with open_store(settings, size=pool_size, executes_moved=True) as store, open_toolbox(settings) as toolbox:
         installation = await persist(store, settings.report_timeout, store.use_installation, "the database")
         watch = Watch(store)
         with (

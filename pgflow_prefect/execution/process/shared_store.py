@@ -68,7 +68,7 @@ def _open(settings: Settings) -> Shared:
     opened = AsyncExitStack()
 
     async def enter() -> Shared:
-        store = await opened.enter_async_context(open_store(settings))
+        store = await opened.enter_async_context(open_store(settings, executes_moved=True))
         watch = Watch(store)
         opened.callback(watch.close)
         return Shared(_make_usable(store, loop), _make_usable(watch, loop))
