@@ -47,7 +47,7 @@ def bridge(
         health = Health(settings.statement_bound)
         async with (
             open_health(health, port=health_port, file=health_file),
-            open_store(settings, size=max(settings.pool_size, IN_FLIGHT)) as store,
+            open_store(settings, size=max(settings.pool_size, IN_FLIGHT), executes_moved=True) as store,
             connect_to_prefect() as client,
         ):
             await persist(store, settings.report_timeout, store.check_writable, "the database")

@@ -249,9 +249,10 @@ async def _deploy(settings: Settings, wish: Wish) -> int:
     from pgflow_prefect.database.store import open_store
 
     check_events(settings, wish.options)
-    async with open_store(settings, size=CONNECTIONS) as store:
+    async with open_store(settings, size=CONNECTIONS, executes_moved=True) as store:
         chosen = await choose(store, wish.slugs, wish.handlers)
         chosen.check()
+        await store.refuse_unmoved(each.slug for each in chosen.candidates)
         if not chosen.candidates and not wish.prune:
             reasons = "".join(f"\n  - {each.slug}: {each.reason}" for each in chosen.skipped)
             raise UsageError(f"no workflow of the database can be deployed from here:{reasons or ' it has none'}")

@@ -91,10 +91,11 @@ def serve(
         health = Health(settings.statement_bound)
         async with (
             open_health(health, port=health_port, file=health_file),
-            open_store(settings, size=size) as store,
+            open_store(settings, size=size, executes_moved=True) as store,
             connect_to_prefect() as client,
         ):
             await persist(store, settings.report_timeout, store.check_writable, "the database")
+            await store.refuse_unmoved(workflows)
             deployments = ServedDeployments(store, client, await _load_served(store, workflows, settings), options)
             bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
             await bridge.register()

@@ -32,7 +32,7 @@ async def _find_slug(settings: Settings, run_id: UUID | None) -> str:
     Raises:
         UsageError: there is none, or the run belongs to another workflow: a Prefect user may name any run.
     """
-    async with open_store(settings, size=1) as store:
+    async with open_store(settings, size=1, executes_moved=True) as store:
         context = FlowRunContext.get()
         assert context is not None
         assert context.flow_run is not None

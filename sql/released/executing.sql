@@ -325,6 +325,10 @@ BEGIN
     SELECT b.kind, b.target, b.options INTO kind, target, options
     FROM pgflow_prefect.bindings b WHERE b.workflow_slug = run.flow_slug AND b.step_slug = claim_step.step_slug;
     doing := coalesce(kind, bound);
+    IF doing = 'child' THEN
+        RAISE EXCEPTION 'step "%" can''t be a run of another flow on the released pgflow', claim_step.step_slug
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Start that run in a Python function.';
+    END IF;
     SELECT * INTO state FROM pgflow.step_states s WHERE s.run_id = run.run_id AND s.step_slug = claim_step.step_slug;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'run % has no step "%"', run.run_id, claim_step.step_slug USING ERRCODE = 'no_data_found';
@@ -1354,6 +1358,20 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.find_known(uuid[], uuid[]) IS
     'Which of these runs exist, and which of these flow runs have ever taken or shown one.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_cached(run_id uuid, step_slug text, task_index int, cache_key text)
+RETURNS TABLE (source_run_id uuid, result jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN; -- pgflow keeps no key of a result
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_cached(uuid, text, int, text) IS
+    'No result: steps take no result of an earlier run over here.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_left_unshown(

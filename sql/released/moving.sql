@@ -564,7 +564,8 @@ COMMENT ON FUNCTION pgflow_prefect.choose_runs(text[], int, double precision, uu
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(
     workflow_slugs text[], wanted int, adopt boolean, held_by text, lease double precision, max_recoveries int,
     besides uuid[], expired boolean
-) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint)
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, was_held boolean, backfill_id bigint,
+               parent_flow_run_id uuid, parent_step_slug text)
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
@@ -617,6 +618,45 @@ COMMENT ON FUNCTION pgflow_prefect.take_runs(text[], int, boolean, text, double 
     'Reserves runs of moved flows that go on and that no process holds, at most so many, the oldest first; where `expired` '
     'says so, those whose lease has run out before them. A run that raises an error is set aside for a while. Never those '
     'of besides, which the caller executes.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.take_children(
+    parents uuid[], workflow_slugs text[], wanted int, held_by text, lease double precision, max_recoveries int,
+    besides uuid[]
+) RETURNS TABLE (run_id uuid, workflow_slug text, epoch int, former_flow_run_id uuid, parent_flow_run_id uuid,
+                 parent_step_slug text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN; -- no step of pgflow is a run of another flow
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.take_children(uuid[], text[], int, text, double precision, int, uuid[]) IS
+    'No run: no step of pgflow is a run of another flow.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.move_children(at_most int) RETURNS int
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$ SELECT 0 $$;
+
+COMMENT ON FUNCTION pgflow_prefect.move_children(int) IS 'None: no step of pgflow is a run of another flow.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_relatives(of_run uuid, at_most int)
+RETURNS TABLE (is_parent boolean, run_id uuid, workflow_slug text, status text, ended_as text, step_slug text,
+               item_index int, attempt int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    RETURN;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_relatives(uuid, int) IS 'None: no step of pgflow is a run of another flow.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.give_sign_of_life(workflow_slugs text[]) RETURNS void

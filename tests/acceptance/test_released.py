@@ -1,4 +1,4 @@
-"""The commands on a database of the released pgflow: what works, and what says that it does not yet."""
+"""The commands on a database of the released pgflow: what works, and what says that it does not."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
+from tests.acceptance.conftest import CommandLine, PrefectView, Services, kill, wait_until
 from tests.conftest import route
 from tests.released_lab import PACKAGE, ReleasedFlows, install_released, open_flows, read_objects
 
@@ -17,24 +17,23 @@ LIMITED = (
     "the schema of the released pgflow (pgflow.dev). On that, these commands work: `list`, `graph`, `runs`, `status`"
 )
 REFUSED = {
-    "bridge": "`pgflow-prefect worker` executes flows",
     "cancel latest": "pgflow has no function that cancels a run",
     "credentials": "no row of a binding was made by an older version",
-    "deploy photos": "`pgflow-prefect worker` executes flows",
     "diff photos": "pgflow compiles flows from TypeScript",
     "logs latest": "pgflow's workers log where they run",
     "prune --older-than 30d": "pgflow.delete_flow_and_data",
     "push flows/photos.py": "pgflow compiles flows from TypeScript",
     "retry latest": "pgflow has no function that reopens a failed run",
-    "serve flows/photos.py": "`pgflow-prefect worker` executes flows",
     "shadow photos": "single steps can't be moved yet",
     "skip latest report": "pgflow has no function that skips a step by hand",
 }
 """Commands, and why each does not work."""
 
 UNMOVED = (
+    "deploy photos",
     "run photos",
     "run --resume latest",
+    "serve flows/photos.py",
     "worker flows/photos.py",
 )
 """Commands that work on flows that were moved to Prefect."""
@@ -199,6 +198,76 @@ def test_observe_shows_what_pgflows_workers_execute_and_record_what_they_have_ex
     [[recorded]] = flows.db.execute(find, [old]).fetchall()
     assert prefect.read_flow_run(recorded)["state_name"] == "Completed"
     assert "is disabled" in cli("disable", slug).out
+
+
+HANDLERS = """
+import time
+from pathlib import Path
+from pgflow_prefect import StepContext, Workflow
+
+workflow = Workflow("SLUG")
+
+@workflow.step
+def list_photos(context: StepContext) -> list[int]:
+    with Path("attempts").open("a") as attempts:
+        attempts.write(f"{context.attempt}\\n")
+    while not Path("gate").exists():
+        time.sleep(0.05)
+    return [1, 2]
+
+@workflow.map(over="list_photos")
+def resize(item: int) -> int:
+    return item * 10
+
+@workflow.step
+def report(resize: list[int]) -> int:
+    return sum(resize)
+
+flow = workflow.flow
+"""
+
+
+def test_a_moved_flow_is_executed_whichever_worker_dies_and_moved_back(
+    cli: CommandLine, empty_dsn: str, flows: ReleasedFlows, prefect_api: str
+) -> None:
+    cli = on(cli, empty_dsn)
+    cli("init")
+    prefect = PrefectView(prefect_api, flows.db)
+    slug = f"photos_{uuid4().hex[:8]}"
+    flows.define(slug, MAPPED, maps=["resize"])
+    flows.db.execute("UPDATE pgflow.flows SET opt_timeout = 3600")  # pgflow itself would wait for an hour
+    flows.claim(slug)  # registers an Edge worker
+    cli.write(f"flows/{slug}.py", HANDLERS.replace("SLUG", slug))
+    moved = cli("bind", slug, "--python").lines
+    assert moved[:2] == [
+        f"Prefect executes flow {slug!r}",
+        "told to stop: 1 of pgflow's workers. They end the tasks that they have begun",
+    ]
+    run_id = flows.start(slug, {})
+    attempts = cli.directory / "attempts"
+    services = Services(cli)
+    try:
+        first = services.start("worker", f"flows/{slug}.py")
+        wait_until(attempts.exists, "the first worker has begun the step")
+        kill(first)
+        services.start("worker", f"flows/{slug}.py")
+        wait_until(lambda: attempts.read_text() == "1\n1\n", "the second worker has taken the same attempt over")
+        (cli.directory / "gate").touch()
+        find = "SELECT status FROM pgflow.runs WHERE run_id = %s"
+        wait_until(lambda: flows.db.execute(find, [run_id]).fetchone() == ("completed",), "the run has ended")
+    finally:
+        services.stop()
+    output = flows.db.execute("SELECT output FROM pgflow.runs WHERE run_id = %s", [run_id]).fetchone()
+    assert output == ({"report": 30},)
+    takers = "SELECT flow_run_id FROM pgflow_prefect.run_flow_runs WHERE run_id = %s ORDER BY epoch DESC"
+    [[flow_run_id], *former] = flows.db.execute(takers, [run_id]).fetchall()
+    assert len(former) == 1
+    wait_until(lambda: prefect.read_flow_run(flow_run_id)["state_name"] == "Completed", "its end is shown")
+    back = cli("bind", slug, "--external").lines
+    assert back[0] == f"pgflow's own workers execute flow {slug!r}"
+    flows.start(slug, {})
+    work(flows, slug)
+    assert flows.db.execute("SELECT count(*) FROM pgflow.runs WHERE status = 'completed'").fetchone() == (2,)
 
 
 def work(flows: ReleasedFlows, slug: str) -> None:

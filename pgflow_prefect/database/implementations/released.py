@@ -23,6 +23,9 @@ COMMANDS = (
     "bind",
     "run",
     "worker",
+    "serve",
+    "bridge",
+    "deploy",
     "reconcile",
 )
 """What works on it."""
@@ -30,8 +33,6 @@ COMMANDS = (
 _NAMES = [f"`{name}`" for name in COMMANDS]
 WORKING = f"{', '.join(_NAMES[:-1])} and {_NAMES[-1]}"
 """The commands that work on it, for a sentence."""
-
-_BY_WORKER = "`pgflow-prefect worker` executes flows that were moved to Prefect, and this command can't yet"
 
 REASONS = {
     "push": "pgflow compiles flows from TypeScript: change the flow there, and its worker writes the definition",
@@ -42,9 +43,6 @@ REASONS = {
     "prune": "pgflow's guide has SQL that deletes old runs; pgflow.delete_flow_and_data deletes a flow with its runs",
     "logs": "pgflow's workers log where they run: this program does not see it",
     "shadow": "single steps can't be moved yet, and a shadow is of a single step",
-    "bridge": _BY_WORKER,
-    "serve": _BY_WORKER,
-    "deploy": _BY_WORKER,
     "credentials": "no row of a binding was made by an older version of this program",
 }
 """Why a command does not work on it, by its name."""
