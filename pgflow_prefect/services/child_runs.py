@@ -61,6 +61,7 @@ class ChildRuns:
     client: PrefectClient
     workflows: Mapping[str, Workflow]
     _wakeup: Wakeup = field(default_factory=Wakeup, init=False)
+    _next_sweep: float = field(default=0, init=False)
 
     async def run(self) -> None:
         """Execute children until it is cancelled."""
@@ -81,7 +82,10 @@ class ChildRuns:
         if self.host.draining.is_set() or not executing:
             return False
         try:
-            await self.host.store.move_children(MOST_TAKEN)
+            if anyio.current_time() >= self._next_sweep:  # once in a while, not after each notification
+                await self.host.store.expire_dead_holders()
+                await self.host.store.move_children(MOST_TAKEN)
+                self._next_sweep = anyio.current_time() + min(self.host.settings.sweep_interval, _LONGEST_INTERVAL)
             taken = await self.host.store.take_children(executing, self.workflows, MOST_TAKEN, besides=executing)
         except PgflowPrefectError as error:
             _logger.warning("no children taken: %s", error)

@@ -1975,6 +1975,7 @@ AS $$
 DECLARE
     change jsonb;
     undone pgflow_prefect.binding_changes;
+    child_workflow text;
 BEGIN
     IF TG_RELID <> 'pgflow_prefect.binding_requests'::regclass THEN
         RAISE EXCEPTION 'the trigger function pgflow_prefect.do_binding_request is for '
@@ -1998,6 +1999,16 @@ BEGIN
     END IF;
     IF NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug) THEN
         RAISE EXCEPTION 'workflow "%" has no step "%"', NEW.workflow_slug, NEW.step_slug USING ERRCODE = 'no_data_found';
+    END IF;
+    IF NEW.action = 'bind' AND NEW.kind IS NOT NULL THEN
+        SELECT s.child_workflow INTO child_workflow FROM pgflow.steps s
+        WHERE s.workflow_slug = NEW.workflow_slug AND s.slug = NEW.step_slug;
+        IF child_workflow IS NOT NULL THEN
+            RAISE EXCEPTION 'step "%" of workflow "%" can''t be bound: it is a run of workflow "%"', NEW.step_slug,
+                            NEW.workflow_slug, child_workflow
+                USING ERRCODE = 'invalid_parameter_value',
+                      HINT = 'Set its child_workflow in pgflow.steps to NULL first, or bind the steps of that workflow.';
+        END IF;
     END IF;
     IF NEW.action = 'undo' THEN
         PERFORM pgflow_prefect.change_binding(NEW.workflow_slug, NEW.step_slug, undone.before, NEW.requested_by);

@@ -579,11 +579,40 @@ COMMENT ON FUNCTION pgflow_prefect.report_failure(uuid, text, int, text, int) IS
 -- Claims and reports of several runs in one statement. No SET clause: triggers of users run inside.
 ------------------------------------------------------------------------------------------------------------
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.lock_ancestors(held jsonb, children uuid[]) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+DECLARE
+    child uuid;
+    above uuid;
+BEGIN
+    FOREACH child IN ARRAY children LOOP
+        SELECT r.parent_run_id INTO above FROM pgflow.runs r WHERE r.id = child;
+        WHILE above IS NOT NULL AND NOT coalesce(held ? above::text, false) LOOP
+            PERFORM FROM pgflow.runs r WHERE r.id = above FOR NO KEY UPDATE SKIP LOCKED;
+            IF NOT FOUND THEN
+                held := CASE WHEN EXISTS (SELECT FROM pgflow.runs r WHERE r.id = above) THEN held - child::text ELSE held END;
+                EXIT;
+            END IF;
+            SELECT r.parent_run_id INTO above FROM pgflow.runs r WHERE r.id = above;
+        END LOOP;
+    END LOOP;
+    RETURN coalesce(held, '{}');
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.lock_ancestors(jsonb, uuid[]) IS
+    'Locks the runs above these children, because the end of a child ends its step; leaves out those above which another '
+    'transaction holds one. So a transaction that holds several runs waits for none. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.lock_runs(run_ids uuid[]) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
     held pg_catalog.jsonb;
+    children pg_catalog.uuid[];
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
@@ -592,16 +621,20 @@ BEGIN
         PERFORM FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) run_ids[1] FOR NO KEY UPDATE;
         RETURN NULL;
     END IF;
-    SELECT pg_catalog.jsonb_object_agg(l.id, true) INTO held
-    FROM (SELECT r.id FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) ANY (run_ids)
+    SELECT pg_catalog.jsonb_object_agg(l.id, true), pg_catalog.array_agg(l.id) FILTER (WHERE l.parent_run_id IS NOT NULL)
+    INTO held, children
+    FROM (SELECT r.id, r.parent_run_id FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) ANY (run_ids)
           ORDER BY r.id FOR NO KEY UPDATE SKIP LOCKED) l;
+    IF children IS NOT NULL THEN
+        RETURN pgflow_prefect.lock_ancestors(held, children);
+    END IF;
     RETURN coalesce(held, '{}');
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.lock_runs(uuid[]) IS
     'Locks the rows of runs, by id. Waits for one run alone, and returns NULL; of several it locks those that no other '
-    'transaction holds, and returns an object that has their ids. Internal.';
+    'transaction holds, with those above them, and returns an object that has their ids. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_refusal(
@@ -1283,8 +1316,11 @@ BEGIN
         SELECT among.slug, among.status, count(*) FILTER (WHERE among.goes), count(*) FILTER (WHERE NOT among.goes)
         FROM (
             SELECT w.slug, r.status,
-                   r.finished_at < clock_timestamp() - count_prunable.older_than - count_prunable.grace
-                       OR pgflow_prefect.is_let_go(r.id) AS goes
+                   (r.finished_at < clock_timestamp() - count_prunable.older_than - count_prunable.grace
+                        OR pgflow_prefect.is_let_go(r.id))
+                       AND (r.parent_run_id IS NULL
+                            OR NOT EXISTS (SELECT FROM pgflow.runs p
+                                           WHERE p.id = r.parent_run_id AND p.status = 'pending' OFFSET 0)) AS goes
             FROM pgflow.workflows w
             JOIN pgflow.runs r ON r.workflow_slug = w.slug AND r.status IN ('completed', 'failed')
                  AND r.status <> 'pending' AND r.finished_at < clock_timestamp() - count_prunable.older_than

@@ -1,13 +1,14 @@
-"""The example of a map of children books a trip, each leg as a run of its own."""
+"""The example of a map of children books a trip, each leg as a run of its own; and what a killed process leaves."""
 
 import json
+import os
 
 import pytest
 
 from pgflow_prefect.shipped import shipped_path
-from tests.acceptance.conftest import CommandLine
+from tests.acceptance.conftest import TIMEOUT, CommandLine, wait_until
 from tests.conftest import Connection
-from tests.engine import get_state
+from tests.engine import column, get_state, value
 
 pytestmark = pytest.mark.once
 
@@ -31,3 +32,52 @@ def test_each_leg_is_a_run_that_the_same_command_executes(cli: CommandLine, db: 
     db.execute(exported.encode())  # again: changes nothing
     pushed = cli("push", FILE)  # agrees
     assert pushed.code == 0, pushed.err
+
+
+NESTED = """
+from pathlib import Path
+from time import sleep
+
+from pgflow_prefect import Child, Workflow
+
+inner = Workflow("inner")
+
+
+@inner.step
+def pay(payload: int) -> int:
+    with Path("paid").open("a") as file:
+        file.write("paid ")
+    while Path("gate").exists():
+        sleep(0.05)
+    return payload
+
+
+outer = Workflow("outer")
+outer.bind("settle", Child("inner", payload="payload"))
+
+
+@outer.step
+def tell(settle: dict[str, int]) -> int:
+    return settle["pay"]
+"""
+
+
+def test_a_killed_process_loses_no_child_and_starts_no_second_one(cli: CommandLine, db: Connection) -> None:
+    file = cli.write("nested.py", NESTED)
+    gate = cli.write("gate")
+    assert cli("push", str(file), "--yes").code == 0
+    process = cli.start("run", "outer", "--handlers", str(file), "--payload", "7", PGFLOW_LEASE="600")
+    wait_until((cli.directory / "paid").exists, "the child executes")
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    [parent] = column(db, "SELECT id FROM pgflow.runs WHERE workflow_slug = 'outer'")
+    gate.unlink()
+
+    resumed = cli("run", "--resume", str(parent), "--handlers", str(file), PGFLOW_LEASE="600")
+
+    process.wait(TIMEOUT)
+    assert resumed.code == 0, resumed.err
+    [child] = column(db, "SELECT id FROM pgflow.runs WHERE workflow_slug = 'inner'")
+    assert value(db, "SELECT step_result FROM pgflow.step_states WHERE step_slug = 'tell'") == 7
+    assert value(db, "SELECT attempts FROM pgflow.step_states WHERE run_id = %s", child) == 2
+    assert value(db, "SELECT attempts FROM pgflow.step_states WHERE step_slug = 'settle'") == 1

@@ -607,3 +607,80 @@ def test_the_child_of_a_plain_workflow_costs_a_plain_run_nothing(db: Connection)
     define_both(db)
     assert not run_workflow(db, "settlement", {}).uses_rules
     assert one(db, Run, "SELECT * FROM pgflow.run_workflow('orders', '{}')").uses_rules
+
+
+def lock_runs(db: Connection, *run_ids: UUID) -> set[str]:
+    """Lock several runs as a batch of reports does, and return those that it got."""
+    held = value(db, "SELECT pgflow_prefect.lock_runs(%s)", [*run_ids])
+    assert isinstance(held, dict)
+    return {*held}
+
+
+def test_a_batch_leaves_out_a_child_whose_parent_another_session_holds(
+    db: Connection, connect: Callable[[], Connection]
+) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    other_run = run_workflow(db, "settlement", {}).id
+    with connect() as other, other.transaction():
+        take(other, run_id)
+        with db.transaction():
+            assert lock_runs(db, child.id, other_run) == {str(other_run)}
+    with db.transaction():
+        assert lock_runs(db, child.id, other_run) == {str(child.id), str(other_run)}
+        with connect() as other, other.transaction():
+            other.execute("SET lock_timeout = '1ms'")
+            with refused("55P03"):  # the batch holds the parent, too
+                take(other, run_id)
+
+
+def test_a_step_that_is_a_run_cannot_be_bound_otherwise(db: Connection) -> None:
+    define_both(db)
+    with refused(INVALID, 'is a run of workflow "settlement"'):
+        db.execute("SELECT pgflow_prefect.bind_step('orders', 'settle', 'external')")
+    say(db, "orders", "settle", child_workflow=None)
+    assert value(db, "SELECT pgflow_prefect.bind_step('orders', 'settle', 'external')")
+
+
+def test_external_workers_do_not_see_a_step_that_is_a_run(db: Connection) -> None:
+    define_both(db)
+    db.execute("SELECT pgflow_prefect.bind_step('orders', 'look', 'external')")
+    run_id, _ = begin(db)
+    assert column(db, "SELECT step_slug FROM pgflow_prefect.external_steps WHERE run_id = %s", run_id) == []
+
+
+def test_a_child_is_pruned_after_its_parent_has_ended_and_not_before(db: Connection) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    finish(db, child.id)
+    db.execute("UPDATE pgflow.runs SET finished_at = now() - interval '40 days' WHERE id = %s", [child.id])
+    counted = "SELECT runs, kept FROM pgflow_prefect.count_prunable('30 days', '1 day', NULL, NULL)"
+    assert db.execute(counted).fetchall() == [(0, 1)]
+    assert value(db, "SELECT pgflow_prefect.prune_runs('30 days')") == 0
+    finish(db, run_id)
+    assert db.execute(counted).fetchall() == [(1, 0)]
+    assert value(db, "SELECT pgflow_prefect.prune_runs('30 days')") == 1
+    assert get_run(db, run_id).status == "completed"
+
+
+def test_a_child_is_taken_once_its_parents_owner_shows_the_step(db: Connection) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    for workflow in ("orders", "settlement"):
+        db.execute("SELECT pgflow_prefect.enable_workflow(%s)", [workflow])
+    db.execute("UPDATE pgflow.runs SET created_at = now() + interval '1 hour' WHERE id = %s", [child.id])  # just now
+    looked = (
+        "SELECT run_id, parent_flow_run_id "
+        "FROM pgflow_prefect.take_runs('{settlement}', 5, true, 'me', 60, 3, NULL, true)"
+    )
+    assert db.execute(looked).fetchall() == []
+    flow_run = uuid4()
+    epoch = value(db, "SELECT pgflow_prefect.take_run(%s, %s, 'me', 60, 3)", run_id, flow_run)
+    claimed = (
+        "SELECT status, waits, kind, target "
+        "FROM pgflow_prefect.claim_step(%s, 'settle', 0, %s, %s, NULL, true, 'external', false, 'x')"
+    )
+    with db.transaction():
+        found = db.execute(claimed, [run_id, epoch, uuid4()]).fetchall()
+    assert found == [("pending", True, "child", "settlement")]
+    assert db.execute(looked).fetchall() == [(child.id, flow_run)]
