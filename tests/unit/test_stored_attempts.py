@@ -13,7 +13,8 @@ from pgflow_prefect.raw_json import RawJson
 
 pytestmark = pytest.mark.anyio
 
-FIRST, SECOND = uuid4().hex, uuid4().hex
+# Not random: the names of tests contain them, and each process of pytest has to find the same names.
+FIRST, SECOND = "68a84be9fe144271a74fd9952dc31d0b", "eac01e4022fc45b6b0a8a01fae484abc"
 
 
 class Memory:
