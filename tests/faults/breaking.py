@@ -54,3 +54,20 @@ def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int 
         definition = _QUALIFIED.sub(r"\1", str(row[0]))
         assert fence in definition, f"{function} has changed: no longer {fence!r} in it"
         connection.execute(definition.replace(fence, gap).encode())
+
+
+_RELEASED = (
+    _LEASE,
+    _STALE,
+    """
+    CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed(task pgflow.step_tasks, worker uuid, attempt int)
+    RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT task.run_id IS NOT NULL'
+    """,
+)
+"""On the released pgflow: the lease, the epoch, and the look at the task before a completion that commits with rows."""
+
+
+def break_released_fences(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Break all fences of a database of the released pgflow."""
+    for fence in _RELEASED:
+        connection.execute(fence.encode())
