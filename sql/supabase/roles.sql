@@ -99,13 +99,13 @@ DECLARE
     grantee text;
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
-        'set_rules,insert_deps,delete_steps,delete_deps}';
+        'set_rules,insert_deps,delete_steps,delete_deps,name_airflow_dags}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,describe_child,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
         'choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
-        'move_installation}';
+        'move_installation,claim_airflow_task,watch_airflow_tasks,end_airflow_task}'; -- the last three for Airflow's role
 BEGIN
     FOR granted IN
         WITH adapter AS ( -- what a role that runs SQL workers only does not have
@@ -169,6 +169,8 @@ BEGIN
         -- By list: which database this is in Prefect (installation) only the owner says.
         WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
                           'shadow_reports', 'heartbeats', 'schedules', 'cached_results')
+        UNION ALL
+        SELECT format('SELECT, INSERT (workflow_slug) ON %s', name), '{define}' FROM relation WHERE relname = 'airflow_dags'
         UNION ALL
         -- Bindings and their history are written by the trigger of this view alone.
         SELECT format('INSERT (workflow_slug, step_slug, action, kind, target, options) ON %I.binding_requests', nspname),

@@ -11,6 +11,7 @@ CLASSIC = Implementation(
         "classic/recording.sql",
         "classic/schedules.sql",
         "classic/backfills.sql",
+        "classic/airflow_tasks.sql",
         "classic/runs.sql",
     ),
     executes=True,

@@ -11,7 +11,7 @@ WITH ours AS (
     SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n WHERE n.nspname IN ('pgflow', 'pgflow_prefect')
 ), relation AS (
     SELECT c.oid, ours.nspname || '.' || c.relname AS name, c.relkind, CASE
-        WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname = 'installation' THEN '{SELECT}'::text[]
+        WHEN c.relkind = 'v' OR c.relname ~ '^binding' OR c.relname ~ '^airflow_' OR c.relname = 'installation' THEN '{SELECT}'::text[]
         WHEN ours.nspname = 'pgflow_prefect' OR c.relname IN ('runs', 'step_states') THEN '{SELECT,INSERT,UPDATE}'
         WHEN c.relname IN ('waiting_steps', 'undone_steps', 'step_maps', 'step_items') THEN '{SELECT,INSERT,UPDATE,DELETE}'
         ELSE '{SELECT}' END AS needed
@@ -25,7 +25,7 @@ WITH ours AS (
                             'lock_workflow', 'insert_steps', 'insert_deps', 'set_rules', 'delete_steps', 'delete_deps', 'prune_runs',
                             'prune_run', 'prune_definitions', 'prune_backfills', 'find_gone_runs', 'find_prunable', 'choose_prunable', 'lock_schema',
                             'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
-                            'move_installation')
+                            'move_installation', 'name_airflow_dags', 'claim_airflow_task', 'watch_airflow_tasks', 'end_airflow_task')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')
