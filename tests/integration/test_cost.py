@@ -46,6 +46,7 @@ async def test_a_step_costs_two_statements_at_most_and_less_where_several_come_t
     assert len(graph) / 100 < counter.count - before <= most * len(graph) + CONSTANT
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [chain, wide])
 async def test_a_step_of_a_large_run_costs_what_one_of_a_small_run_does(
     make: Callable[[int], Graph], db: Connection, pgflow_dsn: str, prefect_api: str

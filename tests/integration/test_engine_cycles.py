@@ -152,6 +152,7 @@ LOAD_CHAIN = """
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backwards", [False, True])
 def test_loading_ten_thousand_steps_one_by_one_is_linear(db: Connection, backwards: bool) -> None:
     def load(steps: int) -> None:

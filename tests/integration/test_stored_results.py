@@ -87,6 +87,26 @@ async def test_the_next_step_gets_the_value_and_the_row_a_reference_with_its_sha
         assert step not in reference["key"], "a slug is no part of a path"
 
 
+async def test_a_table_of_pandas_goes_from_step_to_step(db: Connection, define: Define, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: `pip install pandas` un-skips it")
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["load", "total"], [("load", "total")])
+    sold = pandas.DataFrame({"day": pandas.to_datetime(["2027-01-30", None]), "price": [1.5, float("nan")]})
+
+    def load() -> object:
+        return sold
+
+    async def total(load: object) -> float:
+        pandas.testing.assert_frame_equal(load, sold)
+        return float(load["price"].sum())  # type: ignore[index]  # a table, when pandas is there
+
+    load.__annotations__["return"] = total.__annotations__["load"] = pandas.DataFrame  # as users write it
+    workflow.step(result_storage=tmp_path, result_serializer="compressed/pickle")(load)
+    workflow.step(total)
+    assert await workflow.flow() == {"total": 1.5}
+    assert find_reference(db, "load")["serializer"] == "compressed/pickle"
+
+
 @pytest.mark.parametrize("serializer", [None, "json", "compressed/json", "pickle", "compressed/pickle"])
 async def test_every_serializer_passes_what_json_can_hold(
     db: Connection, define: Define, tmp_path: Path, serializer: str | None
