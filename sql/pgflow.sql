@@ -5647,6 +5647,50 @@ COMMENT ON FUNCTION pgflow.note_date(pgflow.backfill_dates, text, uuid, text) IS
     'Notes what became of a date of a locked backfill. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow.find_date_lock(workflow_slug text, logical_date timestamptz) RETURNS int[]
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp
+AS $$
+    -- 64 locks a workflow, not one a date: all sessions share the memory of locks.
+    SELECT ARRAY[hashtext(workflow_slug), hashtext(pgflow.format_date(logical_date)) & 63]
+$$;
+
+COMMENT ON FUNCTION pgflow.find_date_lock(text, timestamptz) IS
+    'The two keys of the advisory lock of a session that decides this date for a backfill. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.find_date_holder(backfill_id bigint) RETURNS text
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    backfill pgflow.backfills;
+    next_date pgflow.backfill_dates;
+    key int[];
+BEGIN
+    SELECT * INTO backfill FROM pgflow.backfills b WHERE b.id = find_date_holder.backfill_id;
+    next_date := pgflow.find_next_date(backfill.id, backfill.newest_first);
+    IF (backfill.status = 'running' AND next_date.backfill_id IS NOT NULL
+        AND pgflow.count_started_dates(backfill.id) < backfill.max_active) IS NOT TRUE THEN
+        RETURN NULL;
+    END IF;
+    key := pgflow.find_date_lock(backfill.workflow_slug, next_date.logical_date);
+    RETURN (SELECT format('the session %s of the role %s holds the lock of %s. If it is not another backfill, end it: '
+                          'SELECT pg_terminate_backend(%s)', l.pid, quote_ident(a.usename),
+                          pgflow.format_date(next_date.logical_date), l.pid)
+            FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+            WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.pid <> pg_backend_pid()
+              AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+              AND l.classid::bigint = (key[1]::bigint & 4294967295) AND l.objid::bigint = key[2] LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.find_date_holder(bigint) IS
+    'Which other session keeps the next date of a backfill from being decided, in words; NULL where none does. Any role that '
+    'may connect can take such a lock. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow.start_date(backfill pgflow.backfills, date pgflow.backfill_dates) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 AS $$
@@ -5655,15 +5699,14 @@ DECLARE
     action pg_catalog.text;
     wanted pgflow.runs;
     run pgflow.runs;
+    key int[];
 BEGIN
     IF pgflow.is_under_policies() THEN
         PERFORM pgflow.refuse_policies();
     END IF;
-    -- Of another backfill that may be starting this date, the INSERT of the same id would wait for the transaction. 64
-    -- locks a workflow, not one a date: all sessions share the memory of locks.
-    IF NOT pg_catalog.pg_try_advisory_xact_lock(
-        pg_catalog.hashtext(backfill.workflow_slug),
-        pg_catalog.hashtext(pgflow.format_date(date.logical_date)) OPERATOR(pg_catalog.&) 63) THEN
+    -- Of another backfill that may be starting this date, the INSERT of the same id would wait for the transaction.
+    key := pgflow.find_date_lock(backfill.workflow_slug, date.logical_date);
+    IF NOT pg_catalog.pg_try_advisory_xact_lock(key[1], key[2]) THEN
         RETURN false;
     END IF;
     SELECT * INTO existing FROM pgflow.find_dated_run(backfill.workflow_slug, date.logical_date);

@@ -214,6 +214,9 @@ BEGIN
         CONTINUE WHEN NOT FOUND;
         BEGIN
             decided := pgflow.advance_backfill(backfill_id, at_most);
+            IF decided OPERATOR(pg_catalog.=) 0 THEN
+                problem := pgflow.find_date_holder(backfill_id);
+            END IF;
             SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all backfills
         EXCEPTION WHEN OTHERS OR assert_failure THEN
             decided := 0;

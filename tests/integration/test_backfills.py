@@ -492,6 +492,27 @@ def test_the_end_of_a_run_does_not_wait_for_a_session_that_starts_the_next_date(
     assert dates_of(db) == days(2)
 
 
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_a_session_that_holds_the_lock_of_the_next_date_is_named(
+    daily: Connection, connect: Connect, newest_first: bool
+) -> None:
+    holder = connect()
+    backfill = start(daily, days(3), newest_first=newest_first)
+    # Any role that may connect can take an advisory lock.
+    for each in days(3):
+        holder.execute("SELECT pg_advisory_lock(k[1], k[2]) FROM pgflow.find_date_lock('daily', %s) AS l (k)", [each])
+    finish(daily, pending(daily)[0])
+    for _ in range(2):
+        [(found, decided, problem, is_paused)] = daily.execute(SWEEP).fetchall()
+        assert (found, decided, is_paused) == (backfill, 0, False)
+        assert f"the session {holder.info.backend_pid} of the role postgres holds the lock of 2026-01-02" in str(
+            problem
+        )
+    holder.execute("SELECT pg_advisory_unlock_all()")
+    [(_, decided, problem, _)] = daily.execute(SWEEP).fetchall()
+    assert (decided, problem) == (1, None)
+
+
 def test_two_backfills_that_meet_from_both_sides_wait_for_none(daily: Connection, connect: Connect) -> None:
     db, up, down = daily, connect(), connect()
     forward, back = start(db, days(3)), start(db, days(4)[1:], newest_first=True)
