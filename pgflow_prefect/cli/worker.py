@@ -130,7 +130,7 @@ async def _check(host: Host, workflows: dict[str, tuple[Workflow, str]]) -> None
             raise InvalidDefinitionError(slug, problems)
         if slug in host.settings.recordings and (problems := workflow.find_recording_problems()):
             raise InvalidDefinitionError(slug, problems)
-        for refused in find_refused_rows(rows, host.toolbox.rows):
+        for refused in find_refused_rows(definition, rows, host.toolbox.rows):
             err.print(f"{slug}: {refused}", markup=False)  # only this step fails: a wrong row must not stop the worker
         doers = find_doers(workflow, definition, rows)
         for problem in find_missing_here(workflow, rows, host.settings):  # only those steps fail

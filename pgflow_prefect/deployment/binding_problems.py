@@ -69,6 +69,8 @@ async def find_all_problems(
         problems += _find_missing_on_pools(workflow, in_force)
     problems += _check_queues(in_force)
     problems += find_row_problems(bindings, policy) if judge_rows else ()
+    judged = {slug: each for slug, each in in_force.items() if judge_rows or slug not in bindings}
+    problems += _find_maps_on_pools(definition, judged)
     problems += await _check_functions(store, in_force)
     if definition.children:
         problems += find_child_problems(definition, await store.list_slugs(), workflow.handlers)
@@ -151,10 +153,13 @@ def find_doers(workflow: Workflow, definition: WorkflowDefinition, rows: Mapping
     return doers
 
 
-def find_refused_rows(rows: Mapping[str, StepBinding], policy: RowPolicy) -> list[str]:
-    """Return a sentence for each of these rows whose credential may not go to the row's origin."""
+def find_refused_rows(definition: WorkflowDefinition, rows: Mapping[str, StepBinding], policy: RowPolicy) -> list[str]:
+    """Return a sentence for each of these rows whose step fails.
+
+    Its credential may not go to the row's origin, or it gives a map to a work pool.
+    """
     bindings, _ = _parse_rows(rows)
-    return [*find_row_problems(bindings, policy)]
+    return [*find_row_problems(bindings, policy), *_find_maps_on_pools(definition, bindings)]
 
 
 def _parse_rows(rows: Mapping[str, StepBinding]) -> tuple[dict[str, AnyBinding], list[str]]:
@@ -174,6 +179,13 @@ def _find_missing_on_pools(workflow: Workflow, bindings: Mapping[str, AnyBinding
         # Without a file here, the pool's processes may have one.
         if binding.kind is Kind.WORK_POOL and workflow.known_steps and slug not in workflow.handlers:
             yield f"step {slug!r} is bound to {binding}, and has no function in Python for its processes: write it"
+
+
+def _find_maps_on_pools(definition: WorkflowDefinition, bindings: Mapping[str, AnyBinding]) -> Iterator[str]:
+    """Yield a sentence for each map that a work pool is to do."""
+    for slug in definition.maps:
+        if slug in bindings and bindings[slug].kind is Kind.WORK_POOL:
+            yield f"step {slug!r} is a map, and {bindings[slug]} does plain steps only: bind it otherwise"
 
 
 def _check_queues(bindings: Mapping[str, AnyBinding]) -> Iterator[str]:

@@ -8,10 +8,13 @@ from typing import Any
 import anyio
 import pytest
 
-from pgflow_prefect import Branch, External, HttpEndpoint, Queue, Skip, Workflow
+from pgflow_prefect import Branch, External, HttpEndpoint, Queue, Skip, Workflow, WorkPool
 from pgflow_prefect.consumer import perform
 from pgflow_prefect.database.step_transaction import StepTransaction
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.deployment.binding_problems import find_all_problems, find_refused_rows
 from pgflow_prefect.errors import RunFailedError
+from pgflow_prefect.handlers.row_policy import RowPolicy
 from tests.conftest import Connection
 from tests.engine import define, get_state, run_workflow
 from tests.http_server import HttpServer, http_server
@@ -58,6 +61,26 @@ async def test_an_endpoint_gets_each_item_or_a_batch_of_them(
     keys = {each.headers["idempotency-key"] for each in server.requests}
     assert len(keys) == len(server.requests)
     assert server.requests[0].json["input"] == {"payload": {}, "item": 1}
+
+
+@pytest.mark.parametrize("by", ["row", "code"])
+async def test_a_map_on_a_work_pool_is_found_before_a_run(
+    store: Store, pgflow_dsn: str, workflow: Workflow, by: str
+) -> None:
+    workflow.bind_map("price", External(), over="payload.rows")
+    workflow.bind("sum", WorkPool("gpu"))
+    await push(pgflow_dsn, workflow)
+    loaded = Workflow(workflow.slug)
+    if by == "row":
+        await store.bind_step(workflow.slug, "price", "work-pool", "gpu")
+    else:
+        loaded.bind("price", WorkPool("gpu"))
+    definition, rows = await store.load_definition(workflow.slug), await store.list_bindings(workflow.slug)
+    [problem] = await find_all_problems(store, loaded, definition, rows, others_have_functions=True)
+    assert "step 'price' is a map, and work-pool gpu does plain steps only" in problem
+    left = await find_all_problems(store, loaded, definition, rows, others_have_functions=True, judge_rows=False)
+    assert left == ([problem] if by == "code" else []), "a wrong row does not stop a worker"
+    assert find_refused_rows(definition, rows, RowPolicy()) == ([problem] if by == "row" else [])
 
 
 @pytest.mark.usefixtures("prefect_api")
