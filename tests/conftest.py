@@ -1,5 +1,6 @@
 """What every test may ask for: a database of its own on a real PostgreSQL."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -41,6 +42,15 @@ Connect = Callable[[], Connection]
 
 # Prefect looks at these once, when it is imported: nothing of the user's own, and nothing outside this directory.
 PREFECT_HOME = tempfile.mkdtemp(prefix="pgflow-prefect-")
+
+
+def _remove_home(owner: int) -> None:
+    """Remove the directory where no pytest has, as in `python -m tests.faults`; not in a process that was forked."""
+    if os.getpid() == owner:
+        shutil.rmtree(PREFECT_HOME, ignore_errors=True)
+
+
+atexit.register(_remove_home, os.getpid())
 choose_directory(PREFECT_HOME)
 for name in [*os.environ]:
     if name.startswith("PREFECT_"):

@@ -29,6 +29,22 @@ def wait_until(is_so: Callable[[], bool], session: "subprocess.Popen[bytes]", lo
         time.sleep(0.1)
 
 
+def test_what_uses_the_fixtures_without_pytest_leaves_no_directory(tmp_path: Path) -> None:
+    inherited = {name: text for name, text in os.environ.items() if name != "PGFLOW_TEST_SHARED"}
+    code = "from tests.conftest import PREFECT_HOME; from pathlib import Path; print(Path(PREFECT_HOME).is_dir())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | {"TMPDIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert done.stdout == "True\n"
+    assert [*tmp_path.iterdir()] == []
+
+
 def interrupt(tmp_path: Path, tests: list[str], number: signal.Signals, processes: int) -> list[Path]:
     """Run a session, end it by a signal once all its processes wait in a test, and return what these have told."""
     answers = tmp_path / "told"
