@@ -48,6 +48,7 @@ from pgflow_prefect.models import (
     Run,
     RunEnd,
     Status,
+    StepFailure,
     StepState,
     TaskElement,
     TaskKey,
@@ -254,6 +255,10 @@ class Store(
         """Return how these steps of a run ended, those that have started, without their results."""
         rows = await self._fetch("list_step_ends", run_id=run_id, step_slugs=[*step_slugs])
         return [StepState.model_validate(row) for row in rows]
+
+    async def list_failed_steps(self, run_id: UUID) -> list[StepFailure]:
+        """Return the steps of a run that have failed by themselves, in the order of their ends."""
+        return [StepFailure.model_validate(row) for row in await self._fetch("list_failed_steps", run_id=run_id)]
 
     async def read_results(self, run_id: UUID, step_slugs: Iterable[str]) -> dict[str, RawJson]:
         """Return the results of those of these steps that are completed, by slug."""

@@ -19,7 +19,7 @@ from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, St
 from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.slots import Turns
-from pgflow_prefect.execution.run_executor import find_told_of
+from pgflow_prefect.execution.run_executor import may_follow_failure
 from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.step_work import StepWork
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
@@ -156,7 +156,7 @@ class PoolStep:
                 observe=_ignore,
                 run=run,
                 results=RunResults.of(installation.id, handlers, self.holder.hex),
-                told_of=find_told_of(graph, self.attempt.task.step_slug),
+                may_follow_failure=may_follow_failure(graph, self.attempt.task.step_slug),
             )
             return await step.make_attempt(function, _make_claim(self.attempt, given))
 

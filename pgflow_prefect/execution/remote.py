@@ -55,7 +55,7 @@ class RemoteStep:
         token: lets a thread of the flow run's own process borrow its connections.
         dsn: the database.
         settings: the limits.
-        told_of: as of `Step`.
+        may_follow_failure: as of `Step`.
         is_map: it is executed for each item of an array.
     """
 
@@ -68,7 +68,7 @@ class RemoteStep:
     token: UUID
     dsn: SecretStr
     settings: Settings
-    told_of: tuple[str, ...] = ()
+    may_follow_failure: bool = False
     is_map: bool = False
 
     def make_task(self) -> StepTask:
@@ -116,7 +116,7 @@ class RemoteStep:
                 observe=_ignore,
                 run=ActiveRun(self.run_id, self.epoch, Turns(1)),
                 results=self.results,
-                told_of=self.told_of,
+                may_follow_failure=self.may_follow_failure,
                 is_map=self.is_map,
             )
             return await step.perform(context.task)

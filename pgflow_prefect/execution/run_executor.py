@@ -168,7 +168,7 @@ class RunExecutor:
             claim_next=self._claim_next,
             past=self._past,
             is_broken_off=self.schedule.is_broken_off,
-            told_of=self._find_told_of(slug),
+            may_follow_failure=may_follow_failure(self.graph, slug),
             is_map=slug in self.maps,
         )
         if step.is_map:
@@ -176,9 +176,6 @@ class RunExecutor:
         task_run = self.task_runs.prepare(step.make_task(), step.task_run_id, self._find_edges(slug))
         step.logger, step.rename = task_run.logger, task_run.rename
         return step, task_run
-
-    def _find_told_of(self, slug: str) -> tuple[str, ...]:
-        return find_told_of(self.graph, slug)
 
     def _show_items(self, step: Step) -> ShownItems:
         """Return what shows the items of a map: each as a task run with the edges of the step, if they are few."""
@@ -230,7 +227,7 @@ class RunExecutor:
             token=self.host.token,
             dsn=SecretStr(complete_dsn(self.host.dsn)),
             settings=self.host.settings,
-            told_of=self._find_told_of(slug),
+            may_follow_failure=may_follow_failure(self.graph, slug),
             is_map=slug in self.maps,
         )
         backoff = Backoff(self.writer.patience, f"run {self.run.run_id}, step {slug!r}")
@@ -278,9 +275,9 @@ class RunExecutor:
         return Failed(message=message)
 
 
-def find_told_of(graph: Graph, slug: str) -> tuple[str, ...]:
-    """Return the steps whose failures the handler of a step is told of."""
-    return tuple(graph) if graph.nodes[slug].get("rule") not in BEFORE_FAILURES else ()
+def may_follow_failure(graph: Graph, slug: str) -> bool:
+    """Tell whether a step may run after a failure."""
+    return graph.nodes[slug].get("rule") not in BEFORE_FAILURES
 
 
 async def find_submitted(host: Host, workflow_slug: str, handlers: Mapping[str, StepHandlers]) -> frozenset[str]:

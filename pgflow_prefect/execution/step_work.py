@@ -65,7 +65,7 @@ class StepWork:
         claim_next: claims the steps that this step's completion makes ready, in the same statement.
         is_broken_off: tells whether all steps of the run are being cancelled here, without its `ActiveRun`.
         logger: of Prefect's task run; by default, of the current one.
-        told_of: the steps whose failures the handler is told of: those of the run, if the step may run after a failure.
+        may_follow_failure: the step may run after a failure, so its handler is told of the run's failed steps.
         cached_from: the run whose result was reported as this step's, if it was.
     """
 
@@ -81,7 +81,7 @@ class StepWork:
     claim_next: Callable[[str], None] = lambda slug: None
     is_broken_off: Callable[[], bool] = lambda: True
     logger: Logger | None = None
-    told_of: tuple[str, ...] = ()
+    may_follow_failure: bool = False
     cached_from: str | None = field(default=None, init=False)
 
     @property
@@ -111,11 +111,10 @@ class StepWork:
     async def find_failed(self) -> tuple[FailedStep, ...]:
         """Return the failed steps that the handler is told of, in the order of their ends."""
         function = self.handlers.function
-        if not self.told_of or function is None or "context" not in function.arguments:
+        if not self.may_follow_failure or function is None or "context" not in function.arguments:
             return ()
-        ends = [each for each in await self.writer.list_step_ends(self.told_of) if each.has_failed]
-        ends.sort(key=lambda each: (each.finished_at is None, each.finished_at))
-        return tuple(FailedStep(each.step_slug, each.error_message or "") for each in ends)
+        failed = await self.writer.list_failed_steps()
+        return tuple(FailedStep(each.step_slug, each.error_message or "") for each in failed)
 
     def make_execution(
         self, claim: Claim, transaction: StepTransaction, *, failed: tuple[FailedStep, ...] = (), shadow: bool = False

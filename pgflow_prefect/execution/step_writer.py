@@ -24,6 +24,7 @@ from pgflow_prefect.models import (
     Report,
     Status,
     StepEnd,
+    StepFailure,
     StepState,
     TaskKey,
 )
@@ -177,6 +178,10 @@ class StepWriter:
     async def list_step_ends(self, step_slugs: Collection[str]) -> list[StepState]:
         """Return the states of those of these steps that have one; see `Store.list_step_ends`."""
         return await self._persist(lambda: self.store.list_step_ends(self.run_id, step_slugs))
+
+    async def list_failed_steps(self) -> list[StepFailure]:
+        """Return the run's steps that have failed by themselves, in the order of their ends."""
+        return await self._persist(lambda: self.store.list_failed_steps(self.run_id))
 
     async def is_completed(self, step_slug: str) -> bool:
         """Tell whether a step has a result."""

@@ -19,7 +19,7 @@ from pgflow_prefect.models.pools import PoolAttempt, PoolInput, PoolProgress
 from pgflow_prefect.models.reports import Completion, Failure, Report, TaskElement
 from pgflow_prefect.models.runs import LinkedRun, LinkRequest, Relative, Run, RunEnd, TakenRun
 from pgflow_prefect.models.status import CANCELLED, NOT_RUN, EndedAs, Ending, Held, Shown, Status
-from pgflow_prefect.models.steps import AwaitedStep, Outcome, StepEnd, StepState
+from pgflow_prefect.models.steps import AwaitedStep, Outcome, StepEnd, StepFailure, StepState
 from pgflow_prefect.models.workflows import Enabled, WorkflowSummary
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "Status",
     "StepBinding",
     "StepEnd",
+    "StepFailure",
     "StepInput",
     "StepState",
     "TakenRun",

@@ -73,6 +73,15 @@ class StepState(BaseModel):
         return ended_as.capitalize() if ended_as is not None and noted in WORKING else noted
 
 
+class StepFailure(BaseModel):
+    """A step that has failed by itself, and its error."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step_slug: str
+    error_message: Shown | None
+
+
 class AwaitedStep(NamedTuple):
     """A task that an external worker does, and the task run that waits for it.
 

@@ -294,6 +294,24 @@ COMMENT ON FUNCTION pgflow_prefect.list_step_ends(uuid, text[]) IS
     'How these steps of a run ended, without their results, which may be large; only of steps that have started.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_failed_steps(run_id uuid) RETURNS TABLE (step_slug text, error_message text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, s.error_message FROM pgflow.step_states s
+        WHERE s.run_id = list_failed_steps.run_id AND s.status = 'failed'
+          AND s.skip_reason IS DISTINCT FROM 'dependency_failed'
+        ORDER BY s.finished_at, s.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_failed_steps(uuid) IS
+    'The steps of a run that have failed by themselves, in the order of their ends, with their errors.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_flow_runs(run_id uuid) RETURNS SETOF uuid
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan

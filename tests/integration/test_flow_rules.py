@@ -1,18 +1,22 @@
 """Steps that branch, skip and follow a failure: written in Python, decided by PostgreSQL, shown by Prefect."""
 
+from collections.abc import Collection
+from contextvars import ContextVar
 from typing import Any
+from uuid import UUID
 
 import anyio
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowFilter
 
-from pgflow_prefect import AsyncStepContext, Branch, External, Skip, SqlFunction, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, Branch, External, FailedStep, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import ResultInvalidError
+from pgflow_prefect.errors import ResultInvalidError, RunFailedError
+from pgflow_prefect.execution.step_work import StepWork
 from pgflow_prefect.execution.step_writer import StepWriter
-from pgflow_prefect.models import Claim, ClaimRequest
+from pgflow_prefect.models import Claim, ClaimRequest, StepState
 from tests.conftest import Connection
 from tests.integration.conftest import (
     TENURE,
@@ -190,6 +194,48 @@ async def test_what_follows_a_failure_runs_and_the_rest_is_not_run(
     )
     assert shown["publish"].state is not None
     assert shown["publish"].state.message == "a step that it waits for has failed"
+
+
+async def test_a_step_after_a_failure_reads_the_failed_steps_only(
+    db: Connection, pgflow_dsn: str, workflow: Workflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Collection[str]] = []
+    told: list[str] = []
+    is_for_a_handler: ContextVar[bool] = ContextVar("is_for_a_handler", default=False)
+    find_failed, list_step_ends = StepWork.find_failed, Store.list_step_ends
+
+    async def find(step: StepWork) -> tuple[FailedStep, ...]:
+        token = is_for_a_handler.set(True)
+        try:
+            return await find_failed(step)
+        finally:
+            is_for_a_handler.reset(token)
+
+    async def note(store: Store, run_id: UUID, step_slugs: Collection[str]) -> list[StepState]:
+        if is_for_a_handler.get():
+            asked.append(step_slugs)
+        return await list_step_ends(store, run_id, step_slugs)
+
+    monkeypatch.setattr(StepWork, "find_failed", find)
+    monkeypatch.setattr(Store, "list_step_ends", note)
+
+    @workflow.step
+    async def first() -> None:
+        raise ValueError("no file")
+
+    @workflow.step
+    async def second() -> None:
+        raise ValueError("no space")
+
+    @workflow.step(rule="all_done", after=["first", "second"], fails_run=False)
+    async def clean_up(context: AsyncStepContext) -> None:
+        told.extend(sorted(f"{each.slug}: {each.message}" for each in context.failed_steps))
+
+    await push(pgflow_dsn, workflow)
+    with pytest.raises(RunFailedError):
+        await workflow.flow()
+    assert told == ["first: ValueError: no file", "second: ValueError: no space"]
+    assert asked == []
 
 
 async def test_a_step_that_has_failed_for_good_is_skipped_where_it_may_be(

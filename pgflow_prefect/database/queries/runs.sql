@@ -40,6 +40,10 @@ SELECT step_slug, status, ended_as, attempts, NULL AS step_result, error_message
        handler, first_claimed_at, tasks, tasks_completed, skip_reason, skip_message
 FROM pgflow_prefect.list_step_ends(%(run_id)s, %(step_slugs)s)
 
+-- list_failed_steps --
+-- The steps of a run that have failed by themselves, in the order of their ends.
+SELECT step_slug, error_message FROM pgflow_prefect.list_failed_steps(%(run_id)s)
+
 -- list_flow_runs --
 -- The flow runs that have taken a run.
 SELECT flow_run_id FROM pgflow_prefect.list_flow_runs(%(run_id)s) AS flow_run_id
