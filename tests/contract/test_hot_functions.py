@@ -219,7 +219,7 @@ CALLS: Mapping[str, Callable[[HeldRun], Call]] = {
 
 
 def test_every_hot_function_is_called_here() -> None:
-    assert {each.name for each in read_document() if each.is_hot} == CALLS.keys()
+    assert {each.name for each in read_document() if each.is_hot and not each.only_released} == CALLS.keys()
 
 
 MAINTENANCE = (
