@@ -32,7 +32,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of a storm that is to be repeated; random where not given")
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--later", action="store_true", help="Prefect hears of the runs later: see `guide recording`")
-    parser.add_argument("--rules", action="store_true", help="workflows with steps that fail, skip and branch")
+    parser.add_argument(
+        "--rules", action="store_true", help="workflows with steps that fail, skip and branch, and maps"
+    )
     parser.add_argument("--keep", type=Path, help="an empty or new directory to work in, which stays with all logs")
     parser.add_argument(
         "--break-fence",

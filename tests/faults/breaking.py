@@ -1,7 +1,7 @@
 """Breaks on purpose what keeps two owners of a run apart, so that the storm's check has something to find.
 
-Each fence has another one behind it. What is to be expected when the first so many of them are open; the last level is
-the one that the tests look at:
+Each fence has another one behind it. Those of a map's items open with those of steps. What is to be expected when the
+first so many of them are open; the last level is the one that the tests look at:
 
 1. the lease: workers take each other's runs, and their own, while these work on them, all the time. So much that some
    runs never get done, and yet nothing is done twice: claims and reports of a former owner are refused for its epoch.
@@ -31,16 +31,23 @@ LANGUAGE sql VOLATILE AS 'SELECT false'
 
 _COMPLETE = "pgflow.complete_step(uuid, text, jsonb, int, int)"
 
+_NOTE = "pgflow.note_items(pgflow.step_maps, int[], int[], text[], jsonb[], text[], interval[])"
+
 _FENCES = (
-    ("pgflow.claim_step(uuid, text, int, text[], boolean)", "claim_step.epoch <> run.epoch", "false"),
-    (_COMPLETE, "complete_step.epoch = run.epoch", "true"),
-    (_COMPLETE, "complete_step.attempt = s.attempts AND s.started_at IS NOT NULL", "true"),
-    (_COMPLETE, "AND s.status = 'pending'", ""),
-    ("pgflow.start_step(uuid, text)", "IF FOUND THEN", "IF FOUND THEN state.status := 'pending';"),
+    (3, "pgflow.claim_step(uuid, text, int, text[], boolean)", "claim_step.epoch <> run.epoch", "false"),
+    (3, _COMPLETE, "complete_step.epoch = run.epoch", "true"),
+    (3, "pgflow.lock_map(uuid, text, int, text)", "lock_map.epoch <> run.epoch", "false"),
+    (3, _COMPLETE, "complete_step.attempt = s.attempts AND s.started_at IS NOT NULL", "true"),
+    (3, _NOTE, "note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL", "true"),
+    (4, _COMPLETE, "AND s.status = 'pending'", ""),
+    (4, _NOTE, "AND i.status = 'pending'", ""),
+    (5, "pgflow.start_step(uuid, text)", "IF FOUND THEN", "IF FOUND THEN state.status := 'pending';"),
 )
-"""Functions, what to look for in them, and what to put there instead."""
+"""From which level on, functions, what to look for in them, and what to put there instead."""
 
 LEVELS = 5
+ITEM_SIGNS = ("the item was completed at the attempts [", "the item has rows of the attempts [")
+"""What the verdict has to have besides, where there are maps: the same of their items."""
 
 
 def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int = LEVELS) -> None:
@@ -48,12 +55,13 @@ def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int 
     connection.execute(_LEASE)
     if level > 1:
         connection.execute(_STALE)
-    for function, fence, gap in _FENCES[: max(0, level) and (0, 0, 2, 3, 4, 5)[level]]:
+    for from_level, function, fence, gap in _FENCES:
         row = connection.execute("SELECT pg_get_functiondef(%s::regprocedure)", [function]).fetchone()
         assert row is not None
         definition = _QUALIFIED.sub(r"\1", str(row[0]))
         assert fence in definition, f"{function} has changed: no longer {fence!r} in it"
-        connection.execute(definition.replace(fence, gap).encode())
+        if level >= from_level:
+            connection.execute(definition.replace(fence, gap).encode())
 
 
 _RELEASED = (

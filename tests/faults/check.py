@@ -1,27 +1,30 @@
 """What has to be true after the storm, whatever went wrong during it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 from tests.faults.database import Database
 from tests.faults.weathers import Redone
-from tests.faults.workflows import BEGAN, FAILED, StepPlan, Steps, expect_ends, expect_results
-from tests.property.rules_model import End
+from tests.faults.workflows import BEGAN, FAILED, Expected, StepPlan, Steps, expect
+from tests.property.rules_model import End, Item
 
 
 class Slot(NamedTuple):
-    """One step of one run."""
+    """One step of one run, or one item of it where it is a map."""
 
     run_id: UUID
     step_slug: str
+    item_index: int | None = None
 
 
 class State(NamedTuple):
-    """A row of `pgflow.step_states`; the reason is its `skip_reason`."""
+    """A row of `pgflow.step_states` or `pgflow.step_items`; the reason is its `skip_reason`."""
 
     status: str
     result: object
@@ -50,8 +53,8 @@ class Evidence:
 
     Attributes:
         runs: each with its workflow, its number, its status and its error message.
-        states: of their steps.
-        completions: the attempts that a step was at whenever it became completed.
+        states: of their steps, and of the items of those that are maps.
+        completions: the attempts that a step or an item was at whenever it became completed.
         written: the attempts that rows written through `context.connection` are of.
         executions: of the handlers.
         shown: the states without success that Prefect has shown of the flow run that completed a run, whatever it
@@ -69,6 +72,15 @@ class Evidence:
         """Return what there is of these runs alone; all executions, whichever runs they are of."""
         return replace(self, runs={run_id: run for run_id, run in self.runs.items() if run_id in run_ids})
 
+    @cached_property
+    def indexes(self) -> Mapping[Slot, set[int]]:
+        """Of each step, the items that there is anything of."""
+        seen = defaultdict(set)
+        for run_id, step_slug, index in chain(self.states, self.executions, self.written):
+            if index is not None:
+                seen[Slot(run_id, step_slug)].add(index)
+        return seen
+
 
 def collect(database: Database, executions: Path, prefect: Database) -> Evidence:
     """Read everything that was noted.
@@ -80,23 +92,30 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
     """
     # Before what was noted of them: what ends meanwhile is pending here, and not an end without its notes.
     states = {
-        _place(run_id, slug): State(
+        _place(run_id, slug, index): State(
             str(status),
             result,
             int(str(attempts)),
             float(str(finished_at)),
             None if reason is None else str(reason),
         )
-        for run_id, slug, status, result, attempts, finished_at, reason in database.read(
-            "SELECT run_id, step_slug, status, step_result, attempts, "
-            "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_states"
+        for run_id, slug, index, status, result, attempts, finished_at, reason in database.read(
+            "SELECT run_id, step_slug, NULL, status, step_result, attempts, "
+            "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_states "
+            "UNION ALL "
+            "SELECT run_id, step_slug, item_index, status, item_result, attempts, "
+            "coalesce(extract(epoch FROM finished_at), 'infinity'), skip_reason FROM pgflow.step_items"
         )
     }
     completions, written = defaultdict(list), defaultdict(list)
-    for run_id, slug, attempts in database.read("SELECT run_id, step_slug, attempts FROM faults.completions"):
-        completions[_place(run_id, slug)].append(int(str(attempts)))
-    for run_id, slug, attempt in database.read("SELECT run_id, step_slug, attempt FROM faults.written"):
-        written[_place(run_id, slug)].append(int(str(attempt)))
+    for run_id, slug, index, attempts in database.read(
+        "SELECT run_id, step_slug, item_index, attempts FROM faults.completions"
+    ):
+        completions[_place(run_id, slug, index)].append(int(str(attempts)))
+    for run_id, slug, index, attempt in database.read(
+        "SELECT run_id, step_slug, item_index, attempt FROM faults.written"
+    ):
+        written[_place(run_id, slug, index)].append(int(str(attempt)))
     return Evidence(
         runs={
             UUID(str(run_id)): (str(workflow), int(str(number)), str(status), None if error is None else str(error))
@@ -115,8 +134,8 @@ def collect(database: Database, executions: Path, prefect: Database) -> Evidence
 def _read_executions(file: Path) -> dict[Slot, list[Execution]]:
     executed: dict[Slot, list[Execution]] = defaultdict(list)
     for line in file.read_text(encoding="utf-8").splitlines():
-        run_id, slug, attempt, at, event = line.split()
-        found = executed[_place(run_id, slug)]
+        run_id, slug, index, attempt, at, event = line.split()
+        found = executed[_place(run_id, slug, None if index == "None" else index)]
         if event == BEGAN:
             found.append(Execution(int(attempt), float(at), event))
             continue
@@ -142,8 +161,8 @@ def _read_shown(database: Database, prefect: Database) -> dict[UUID, list[str]]:
     return shown
 
 
-def _place(run_id: object, step_slug: object) -> Slot:
-    return Slot(UUID(str(run_id)), str(step_slug))
+def _place(run_id: object, step_slug: object, index: object) -> Slot:
+    return Slot(UUID(str(run_id)), str(step_slug), None if index is None else int(str(index)))
 
 
 def find_violations(
@@ -163,22 +182,39 @@ def find_violations(
     found += [(run_id, "was executed here, and is not of this database") for run_id in strange]
     for run_id, (workflow, number, status, error) in evidence.runs.items():
         steps = workflows[workflow]
-        expected_status, ends = expect_ends(number, steps)
-        if redone is Redone.NOTHING and expected_status == "completed" and (shown := evidence.shown.get(run_id)):
+        expected = expect(number, steps)
+        if redone is Redone.NOTHING and expected.status == "completed" and (shown := evidence.shown.get(run_id)):
             found.append((run_id, f"Prefect has shown the flow run that completed it as {' and '.join(shown)}"))
-        if status != expected_status:
+        if status != expected.status:
             found.append((run_id, f"is {status}: {error}" if status != "completed" else "is completed, and not failed"))
-        expected = expect_results(number, steps)
         for slug, plan in steps.items():
-            problems = _check_step(evidence, Slot(run_id, slug), expected[slug], ends[slug], plan)
-            found += [(run_id, f"step {slug}: {problem}") for problem in problems]
+            found += [(run_id, f"step {problem}") for problem in _check_step(evidence, run_id, slug, plan, expected)]
             if redone is Redone.NOTHING or (redone is Redone.WRITTEN and not plan.writes):
-                problems = _find_repeated(evidence.executions[Slot(run_id, slug)])
-                found += [(run_id, f"step {slug}: {problem}") for problem in problems]
+                found += [(run_id, f"step {problem}") for problem in _find_repeated(evidence, Slot(run_id, slug))]
     return found
 
 
-def _check_step(evidence: Evidence, place: Slot, expected: str, end: End, plan: StepPlan) -> Iterator[str]:
+def _check_step(evidence: Evidence, run_id: UUID, slug: str, plan: StepPlan, expected: Expected) -> Iterator[str]:
+    """Yield what is wrong with a step and its items, each after its name."""
+    place, end = Slot(run_id, slug), expected.ends[slug]
+    ends = expected.items.get(slug, ())
+    problems = _check_state(evidence, place, end, expected.results.get(slug))
+    if end.reason in _EXECUTED and plan.map is None:
+        problems = chain(problems, _check_work(evidence, place, plan))
+    elif end.reason in _EXECUTED and ends:
+        problems = chain(problems, _check_completions(evidence, place))
+    elif evidence.executions.get(place) or ((state := evidence.states.get(place)) and state.attempts):
+        problems = chain(problems, [f"was executed, and has to be {end.row[0]} ({end.reason or 'without items'})"])
+    yield from (f"{slug}: {problem}" for problem in problems)
+    for index in sorted(evidence.indexes.get(place, set()).union(range(len(ends)))):
+        if index < len(ends):
+            problems = _check_item(evidence, Slot(run_id, slug, index), plan, ends)
+        else:
+            problems = iter(["there is no such item"])
+        yield from (f"{slug}[{index}]: {problem}" for problem in problems)
+
+
+def _check_state(evidence: Evidence, place: Slot, end: End, expected: object) -> Iterator[str]:
     state = evidence.states.get(place)
     status, reason, _ = end.row
     if state is None or (state.status, state.reason) != (status, reason):
@@ -188,35 +224,76 @@ def _check_step(evidence: Evidence, place: Slot, expected: str, end: End, plan: 
     result = expected if end.outcome == "success" else None
     if state.result != result:
         yield f"has the result {state.result}, not {result}"
-    if reason not in _EXECUTED:
-        if state.attempts or evidence.executions[place]:
-            yield f"was executed, and is {status} ({reason})"
+
+
+def _check_item(evidence: Evidence, place: Slot, plan: StepPlan, ends: Sequence[Item]) -> Iterator[str]:
+    """Yield what is wrong with an item of a map."""
+    assert plan.map is not None and place.item_index is not None  # noqa: PT018
+    end = ends[place.item_index]
+    state = evidence.states.get(place)
+    # What such a map has not executed when an item fails, stays so. What is under way may still be reported.
+    stops = plan.map.when_item_fails == "stop" and any(each.status == "failed" for each in ends)
+    if stops and state is not None and state.status == "pending":
+        yield from _check_executions(evidence.executions[place], state)
         return
-    accepted = [state.attempts] * (status == "completed")
-    if (completed := evidence.completions[place]) != accepted:
-        yield f"was completed at the attempts {completed}, which should be once, at the last one, {state.attempts}"
+    reason = "requested" if end.is_left_out else None
+    if state is None or (state.status, state.reason, state.result) != (end.status, reason, end.result):
+        yield f"is {state and state[:2]}, and has to be {end.status} ({reason}) with the result {end.result}"
+        return
+    yield from _check_work(evidence, place, plan)
+
+
+def _check_work(evidence: Evidence, place: Slot, plan: StepPlan) -> Iterator[str]:
+    """Yield what is wrong with the executions of a handler that has come to an end."""
+    state = evidence.states.get(place)
+    if state is None or state.status == "pending":
+        return  # its notes may be newer
+    yield from _check_completions(evidence, place)
     # The attempt that was accepted is the latest one: a row of any other was not rolled back, or is of two.
-    kept = accepted * (plan.writes and reason != "handler_failed")
+    is_kept = plan.writes and state.status == "completed" and state.reason != "handler_failed"
+    kept = [state.attempts] * is_kept
     if (written := evidence.written[place]) != kept:
-        yield f"has rows of the attempts {written}, not {kept}"
+        yield f"{_name(place)}has rows of the attempts {written}, not {kept}"
+    if not evidence.executions[place]:
+        yield "was completed and never executed"
     yield from _check_executions(evidence.executions[place], state)
+
+
+def _check_completions(evidence: Evidence, place: Slot) -> Iterator[str]:
+    state = evidence.states.get(place)
+    if state is None or state.status == "pending":
+        return
+    accepted = [state.attempts] * (state.status == "completed")
+    if (completed := evidence.completions[place]) != accepted:
+        yield (
+            f"{_name(place)}was completed at the attempts {completed}, which should be once, at the last one, "
+            f"{state.attempts}"
+        )
+
+
+def _name(place: Slot) -> str:
+    return "" if place.item_index is None else "the item "
 
 
 _EXECUTED = (None, "requested", "handler_failed")
 """The reasons of steps whose handlers were called; None: they ended with a result or an error."""
 
 
-def _find_repeated(executions: list[Execution]) -> Iterator[str]:
-    """Yield the executions that came after one which had not failed."""
-    for number, execution in enumerate(executions):
-        for earlier in executions[:number]:
-            if earlier.end != FAILED:
-                yield f"was executed again as attempt {execution.attempt}; attempt {earlier.attempt} {earlier.end}"
+def _find_repeated(evidence: Evidence, place: Slot) -> Iterator[str]:
+    """Yield the executions of a step or its items that came after one which had not failed."""
+    items = [place._replace(item_index=index) for index in sorted(evidence.indexes.get(place, ()))]
+    for each in (place, *items):
+        name = place.step_slug if each is place else f"{place.step_slug}[{each.item_index}]"
+        for number, execution in enumerate(executions := evidence.executions.get(each, [])):
+            for earlier in executions[:number]:
+                if earlier.end != FAILED:
+                    yield (
+                        f"{name}: was executed again as attempt {execution.attempt}; attempt {earlier.attempt} "
+                        f"{earlier.end}"
+                    )
 
 
 def _check_executions(executions: list[Execution], state: State) -> Iterator[str]:
-    if not executions:
-        yield "was completed and never executed"
     counted = Counter(execution.attempt for execution in executions)
     for attempt, times in counted.items():
         if times > 1:

@@ -14,20 +14,23 @@ from psycopg.types.json import Jsonb
 from pgflow_prefect.database.schema import SCRIPTS
 from pgflow_prefect.shipped import shipped_path
 from tests.faults.servers import PATIENCE
-from tests.faults.workflows import Steps, have_rules, make_payload
+from tests.faults.workflows import MapPlan, Steps, have_rules, make_payload
 
 _OBSERVATIONS = """
 CREATE SCHEMA faults;
 -- Neither has a unique constraint: it would hide what this is here to show.
-CREATE TABLE faults.written (run_id uuid, step_slug text, attempt int);
-CREATE TABLE faults.completions (run_id uuid, step_slug text, attempts int);
+CREATE TABLE faults.written (run_id uuid, step_slug text, item_index int, attempt int);
+CREATE TABLE faults.completions (run_id uuid, step_slug text, item_index int, attempts int);
 CREATE FUNCTION faults.note_completion() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO faults.completions VALUES (new.run_id, new.step_slug, new.attempts);
+    INSERT INTO faults.completions
+    VALUES (new.run_id, new.step_slug, (to_jsonb(new) ->> 'item_index')::int, new.attempts);
     RETURN NULL;
 END
 $$;
 CREATE TRIGGER note_completion AFTER UPDATE OF status ON pgflow.step_states FOR EACH ROW
+WHEN (new.status = 'completed') EXECUTE FUNCTION faults.note_completion();
+CREATE TRIGGER note_completion AFTER UPDATE OF status ON pgflow.step_items FOR EACH ROW
 WHEN (new.status = 'completed') EXECUTE FUNCTION faults.note_completion();
 """
 
@@ -118,6 +121,15 @@ class Database:
                 "WHERE workflow_slug = %s AND slug = %s",
                 [plan.rule, pattern, plan.when_exhausted, plan.fails_run, workflow, step],
             )
+            if plan.map is not None:
+                self._set_map(workflow, step, plan.map)
+
+    def _set_map(self, workflow: str, step: str, said: MapPlan) -> None:
+        self.connect().execute(
+            "UPDATE pgflow.steps SET step_type = 'map', map_over = %s, map_path = %s, max_items = %s, when_empty = %s, "
+            "when_item_fails = %s WHERE workflow_slug = %s AND slug = %s",
+            [said.source, [*said.path], said.max_items, said.when_empty, said.when_item_fails, workflow, step],
+        )
 
     def start_run(self, workflow: str, run_id: UUID, number: int) -> None:
         """Start a run; where the answer is lost, again: the same id makes no second one."""

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.faults.breaking import break_fences
+from tests.faults.breaking import ITEM_SIGNS, break_fences
 from tests.faults.broken import BROKEN
 from tests.faults.chaos import Chaos
 from tests.faults.check import Evidence, collect, find_violations
@@ -49,7 +49,7 @@ class Storm:
         broken: break the storm's fence on purpose.
         level: how many of the fences in PostgreSQL are broken, where they are the storm's; all, where not given.
         later: Prefect hears of the runs later; of one in five that complete, and of those that take long.
-        with_rules: the workflows have steps that fail, skip and branch, and rules.
+        with_rules: the workflows have steps that fail, skip and branch, maps, and rules.
     """
 
     kind: str
@@ -68,6 +68,13 @@ class Storm:
     @property
     def twin(self) -> Twin | None:
         return self.weather.twin if self.broken else None
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """What the verdict has to have of a storm with a broken fence."""
+        if self.twin is None:
+            return ()
+        return self.twin.signs + ITEM_SIGNS * (self.with_rules and bool(self.twin.level))
 
 
 def make_environment(directory: Path) -> dict[str, str]:
@@ -138,13 +145,13 @@ def _blow(
         problems = blowing.blow()
         evidence = blowing.collect()
         say_where(
-            f"{len(evidence.runs)} runs, {len(evidence.states)} steps, "
+            f"{len(evidence.runs)} runs, {len(evidence.states)} steps and items, "
             f"{sum(map(len, evidence.executions.values()))} executions"
         )
         found = blowing.judge(evidence)
-        if storm.twin is not None:
+        if storm.broken:
             verdict = "\n".join(found)
-            say_where(", ".join(f"{sign!r} was {'' if sign in verdict else 'not '}found" for sign in storm.twin.signs))
+            say_where(", ".join(f"{sign!r} was {'' if sign in verdict else 'not '}found" for sign in storm.signs))
         say_where(f"{len(problems) + len(found)} violations")
         return [f"{storm.kind}: {each}" for each in problems + found]
 
@@ -291,10 +298,9 @@ class _Blowing:
 
     def _is_found(self) -> bool:
         """Tell whether the verdict has all that the broken fence has to show; a run that is pending is not over yet."""
-        assert self._storm.twin is not None
         if time.monotonic() > self._next_look:
             found = "\n".join(each for each in self.judge(self.collect()) if "is pending" not in each)
-            self._is_known = all(sign in found for sign in self._storm.twin.signs)
+            self._is_known = all(sign in found for sign in self._storm.signs)
             self._next_look = time.monotonic() + _LOOK
         return self._is_known
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.breaking import ITEM_SIGNS
 from tests.faults.storm import make_environment
 from tests.faults.weathers import WEATHERS
 
@@ -56,7 +57,7 @@ def test_every_run_ends_right_whatever_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(_LIMIT)
-def test_every_run_with_rules_that_prefect_hears_of_later_ends_right_whatever_fails(tmp_path: Path) -> None:
+def test_every_run_with_rules_and_maps_that_prefect_hears_of_later_ends_right_whatever_fails(tmp_path: Path) -> None:
     code, log = run_storm(tmp_path, "--storm", "crashes", "--later", "--rules", "--runs", "60", seconds=_LIMIT)
 
     assert code == 0, log
@@ -81,11 +82,13 @@ def test_every_run_ends_right_on_databases_in_trouble(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(_LIMIT)
 def test_a_broken_fence_is_found(tmp_path: Path) -> None:
-    arguments = ("--storm", "crashes", "--seed", "1", "--runs", "12", "--workers", "2", "--break-fence")
+    arguments = ("--storm", "crashes", "--rules", "--seed", "1", "--runs", "12", "--workers", "2", "--break-fence")
     code, log = run_storm(tmp_path, *arguments, seconds=_LIMIT)
 
     assert code == 1, log
     check_found(log, "crashes")
+    for sign in ITEM_SIGNS:
+        assert f"{sign!r} was found" in log, "the broken fence of items was not found"
 
 
 @pytest.mark.timeout(_LIMIT)

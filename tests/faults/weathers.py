@@ -96,7 +96,7 @@ WEATHERS: dict[str, Weather] = {
         pauses=(2.0, 6.0),
         shakes_servers=True,
         twin=Twin(
-            signs=("was completed at the attempts [", "has rows of the attempts ["),
+            signs=(": was completed at the attempts [", ": has rows of the attempts ["),
             cards=(),
             # An owner who extends its lease learns that it has lost its run; where two are wanted, none does.
             settings={"PGFLOW_LEASE": "600"},

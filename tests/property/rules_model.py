@@ -42,6 +42,7 @@ class StepOptions:
     is_setup: bool = False
     is_map: bool = False
     over: str | None = None
+    path: tuple[str, ...] = ()
     max_items: int = 100
     when_empty: str = "complete"
     when_item_fails: str = "stop"
@@ -270,7 +271,7 @@ class Model:
 
     def _begin_map(self, step: str) -> None:
         options = self.options[step]
-        array = self._find_array(step)
+        array = self.find_array(step)
         if not isinstance(array, list) or len(array) > options.max_items:
             self.ends[step] = End("failed", "not_mappable")
         elif array:
@@ -282,11 +283,15 @@ class Model:
         else:
             self.ends[step] = End(options.when_empty, "no_items")
 
-    def _find_array(self, step: str) -> Any:
+    def find_array(self, step: str) -> Any:
+        """Return what a map maps over; no array, where it can't."""
         ups = self.graph[step]
         over = self.options[step].over or next(iter(ups), "payload")
         if over not in ups:
-            return self.payload
+            found = self.payload
+            for key in self.options[step].path:
+                found = found.get(key) if isinstance(found, dict) else None
+            return found
         is_there = over in self.ends and self.ends[over].outcome == "success"
         return self.results[over] if is_there else []
 
