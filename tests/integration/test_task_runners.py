@@ -17,7 +17,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_dask.task_runners import DaskTaskRunner
 from psycopg.conninfo import conninfo_to_dict
 
-from pgflow_prefect import AsyncStepContext, Settings, SqlFunction, StepContext, Workflow
+from pgflow_prefect import AsyncStepContext, ItemContext, Settings, Skip, SqlFunction, StepContext, Workflow
 from pgflow_prefect.errors import RunFailedError
 from pgflow_prefect.execution.task_runner import AnyTaskRunner
 from tests.conftest import Connection
@@ -31,6 +31,7 @@ from tests.integration.conftest import (
     read_run,
     read_steps,
 )
+from tests.integration.test_flow_rules import push
 from tests.sharing import share
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pgflow_dsn", "prefect_api")]
@@ -130,6 +131,37 @@ async def test_a_flow_may_be_given_another_task_runner(define: Define, db: Conne
     await workflow.flow.with_options(task_runner=threads)({})
     assert len(names) == 5
     assert not {threading.current_thread().name}.intersection(names)
+
+
+async def test_a_map_is_executed_where_the_task_runner_executes_steps(
+    db: Connection, pgflow_dsn: str, client: PrefectClient, task_runner: AnyTaskRunner
+) -> None:
+    workflow = Workflow(make_slug(), task_runner=task_runner)
+
+    @workflow.step
+    def numbers(payload: int) -> list[int]:
+        return [*range(payload)]
+
+    @workflow.map(over="numbers", retries=1, at_once=2)
+    def double(item: int, context: ItemContext) -> dict[str, int]:
+        if item == 1 and context.attempt == 1:
+            raise ValueError("not yet")
+        if item == 2:
+            raise Skip("none of these")
+        return {"double": 2 * item, "process": os.getpid()}
+
+    @workflow.step
+    async def total(double: list[dict[str, int]]) -> list[int]:
+        return [each["double"] for each in double]
+
+    await push(pgflow_dsn, workflow)
+    assert await workflow.flow(4) == {"total": [0, 2, 6]}
+    attempts = "SELECT item_index, attempts FROM pgflow.step_items ORDER BY item_index"
+    assert db.execute(attempts).fetchall() == [(0, 1), (1, 2), (2, 1), (3, 1)]
+    is_here = isinstance(task_runner, ThreadPoolTaskRunner)
+    assert {each["process"] == os.getpid() for each in read_steps(db)["double"][2]} == {is_here}
+    flow_run = await read_flow_run(client, workflow.slug)
+    await await_task_runs(client, flow_run, dict.fromkeys(["numbers", "double", "total"], "Completed"))
 
 
 async def test_retries_count_in_postgresql(
