@@ -81,7 +81,7 @@ def _noted(context: _AnyContext) -> Iterator[None]:
 
 def _make_handler(plan: StepPlan, *, depends_on_results: bool) -> Callable[..., Any]:
     def conclude(
-        upstream: dict[str, Any], payload: dict[str, int], context: StepContext | AsyncStepContext
+        upstream: dict[str, Any], payload: dict[str, Any], context: StepContext | AsyncStepContext
     ) -> str | Branch[str]:
         if plan.ending == FAIL or plan.raises(context.attempt, None):
             raise _PlannedError
@@ -90,7 +90,7 @@ def _make_handler(plan: StepPlan, *, depends_on_results: bool) -> Callable[..., 
         result = compute_result(payload["number"], context.step_slug, upstream if depends_on_results else {})
         return Branch([*plan.taken], result=result) if plan.ending == BRANCH else result
 
-    def work(upstream: dict[str, Any], payload: dict[str, int], context: StepContext) -> str | Branch[str]:
+    def work(upstream: dict[str, Any], payload: dict[str, Any], context: StepContext) -> str | Branch[str]:
         with _noted(context):
             if plan.writes:
                 context.connection.execute(_UNHURRIED)
@@ -101,7 +101,7 @@ def _make_handler(plan: StepPlan, *, depends_on_results: bool) -> Callable[..., 
             return conclude(upstream, payload, context)
 
     async def work_async(
-        upstream: dict[str, Any], payload: dict[str, int], context: AsyncStepContext
+        upstream: dict[str, Any], payload: dict[str, Any], context: AsyncStepContext
     ) -> str | Branch[str]:
         with _noted(context):
             if plan.writes:
