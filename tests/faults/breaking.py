@@ -41,6 +41,14 @@ _FENCES = (
     (3, _NOTE, "note_items.attempts[place] = i.attempts AND i.started_at IS NOT NULL", "true"),
     (4, _COMPLETE, "AND s.status = 'pending'", ""),
     (4, _NOTE, "AND i.status = 'pending'", ""),
+    # An item that is counted twice must not leave its map pending for good: a storm has few runs at a time.
+    (
+        4,
+        "pgflow.count_items(pgflow.step_maps, int, int)",
+        "IF counted.remaining = 0 OR",
+        "IF counted.remaining <= 0 OR",
+    ),
+    (4, "pgflow.end_map(pgflow.step_maps)", "ELSIF map.remaining = 0 THEN", "ELSIF map.remaining <= 0 THEN"),
     (5, "pgflow.start_step(uuid, text)", "IF FOUND THEN", "IF FOUND THEN state.status := 'pending';"),
 )
 """From which level on, functions, what to look for in them, and what to put there instead."""

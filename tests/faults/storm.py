@@ -184,6 +184,7 @@ class _Blowing:
             twin.longest if twin else weather.longest,
             prefix=name,
             with_rules=storm.with_rules,
+            some_plain=storm.broken,  # a step of a run with rules is not completed twice: it would be counted wrong
         )
         write_workflows(self._workflows, directory / "workflows.json")
         self._executions = directory / "executions"

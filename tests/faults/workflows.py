@@ -110,14 +110,31 @@ Steps = Mapping[str, StepPlan]
 
 
 def draw_workflows(
-    random: Random, count: int, longest: float, prefix: str = "storm", *, with_rules: bool = False
+    random: Random,
+    count: int,
+    longest: float,
+    prefix: str = "storm",
+    *,
+    with_rules: bool = False,
+    some_plain: bool = False,
 ) -> dict[str, Steps]:
     """Return so many workflows of 2 to 8 steps, none of which works longer than so many seconds.
 
     On one Prefect server, the workflows of several databases need a prefix each.
+
+    Args:
+        random: decides what they are.
+        count: how many.
+        longest: seconds that a step works at most.
+        prefix: of their slugs.
+        with_rules: their steps have rules, and some are maps.
+        some_plain: every other workflow has none of that.
     """
     drawn = {f"{prefix}_{number}": _draw_steps(random, longest) for number in range(count)}
-    return {slug: _draw_rules(random, steps) for slug, steps in drawn.items()} if with_rules else drawn
+    return {
+        slug: _draw_rules(random, steps) if with_rules and not (some_plain and number % 2) else steps
+        for number, (slug, steps) in enumerate(drawn.items())
+    }
 
 
 def _draw_steps(random: Random, longest: float) -> Steps:
