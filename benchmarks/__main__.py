@@ -13,6 +13,7 @@ from benchmarks.engine import measure_engine
 from benchmarks.measure import Report
 from benchmarks.overload import measure_overload
 from benchmarks.results import describe_machine, write_results
+from benchmarks.rules import measure_rules
 from benchmarks.scale import measure_scale
 from benchmarks.server import statistics_server
 from benchmarks.small_runs import measure_small_runs
@@ -25,6 +26,7 @@ from benchmarks.workflows import ONLY, measure_workflows
 # Each gets the connection string of a server that it may fill as it likes.
 SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "engine": measure_engine,
+    "rules": measure_rules,
     "translation": measure_translation,
     "worker": measure_worker,
     "small-runs": measure_small_runs,

@@ -50,8 +50,10 @@ SHAPES: Mapping[str, Graph] = {
     "40 layers of 50": lattice(40, 50),
     "100 layers of 50": lattice(100, 50),
     "3 layers of 3": layers(3, 3),
+    "map of 1,000": wide(1_000),
+    "map of 9": wide(9),
 }
-"""By the names that processes call them by. The last one warms up."""
+"""By the names that processes call them by. Those of maps have an item for each step."""
 
 
 def find_layers(graph: Graph) -> list[list[str]]:

@@ -31,7 +31,17 @@ SIDES = {
 }
 """By their modules, the name of each in the tables."""
 
-WARM_UP = "3 layers of 3"
+OURS_MAP = "ours_map"
+MAPS_BY_HAND = ("task_map", "task_map_bare")
+MAP_SIDES = {
+    OURS_MAP: "pgflow-prefect",
+    "ours_map_shown": "pgflow-prefect, each item shown as a task run",
+    "task_map": "(a) Prefect's task.map",
+    "task_map_bare": "(b) Prefect's task.map, without results and caches",
+}
+"""Those that execute a map."""
+
+WARM_UP, MAP_WARM_UP = "3 layers of 3", "map of 9"
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,13 @@ class Case:
     handler: str
     sides: tuple[str, ...]
     target: Target | None = None
+    by_hand: tuple[str, ...] = BY_HAND
+    fewer: Target | None = None  # statements a step
+
+    @property
+    def ours(self) -> str:
+        """The side that is compared."""
+        return self.sides[0]
 
     @property
     def steps(self) -> int:
@@ -53,9 +70,10 @@ class Case:
 
 
 DEEP, WIDE = Target(at_most=1.0), Target(at_most=1.25)
+FEWER = {"1,000 wide": Target(at_most=1.99)}
 WHO = {"nothing": tuple(SIDES), "sleep": tuple(name for name in SIDES if name != OURS_SYNC)}
 CASES = [
-    Case(shape, handler, sides, target)
+    Case(shape, handler, sides, target, fewer=FEWER.get(shape))
     for handler, sides in WHO.items()
     for shape, target in {
         "chain of 100": DEEP,
@@ -65,6 +83,10 @@ CASES = [
     }.items()
 ]
 CASES += [Case("100 wide", "nothing", (OURS,)), Case("chain of 1,000", "nothing", (OURS,))]
+CASES += [
+    Case("map of 1,000", handler, (*MAP_SIDES,), Target(at_most=0.5), MAPS_BY_HAND, Target(at_most=0.05))
+    for handler in WHO
+]
 GROWTH = {"chain": ("chain of 100", "chain of 1,000"), "wide": ("100 wide", "1,000 wide")}
 
 Found = dict[tuple[str, str, str], list[Measurement]]
@@ -75,12 +97,14 @@ def measure_workflows(server: str) -> Iterator[Report]:
     """Measure all sides in turn on the same servers, each graph several times."""
     with ExitStack() as stack:
         site = stack.enter_context(open_site(server))
+        cases = [case for case in CASES if ONLY.search(str(case))]
         sides = {
-            name: stack.enter_context(side_process(site, name, find_dsn(site, server, name), server)) for name in SIDES
+            name: stack.enter_context(side_process(site, name, find_dsn(site, server, name), server))
+            for name in dict.fromkeys(name for case in cases for name in case.sides)
         }
-        found = measure_all(site, sides, [case for case in CASES if ONLY.search(str(case))])
-    for case in CASES:
-        if case.target is not None and (case.shape, case.handler, OURS) in found:
+        found = measure_all(site, sides, cases)
+    for case in cases:
+        if case.target is not None:
             yield compare(case, found)
     if rows := [row for kind in GROWTH for row in compare_sizes(kind, found)]:
         yield Report("Workflows: what a step costs as a run grows", rows)
@@ -94,8 +118,8 @@ def find_dsn(site: Site, server: str, name: str) -> str:
 def measure_all(site: Site, sides: dict[str, SideProcess], cases: list[Case]) -> Found:
     """Measure every case, repetition by repetition, every other one backwards."""
     postmaster = find_postmaster(site)
-    for side in sides.values():
-        side.measure(WARM_UP, "nothing")
+    for name, side in sides.items():
+        side.measure(MAP_WARM_UP if name in MAP_SIDES else WARM_UP, "nothing")
     wait_until_quiet(postmaster)
     turns = [(case, name) for case in cases for name in case.sides]
     found: Found = {}
@@ -119,21 +143,21 @@ def compare(case: Case, found: Found) -> Report:
     measured = {name: found[case.shape, case.handler, name] for name in case.sides}
     took = {name: to_sample(case.steps, [each.seconds for each in measured[name]]) for name in case.sides}
     used = {name: to_sample(case.steps, [each.cpu for each in measured[name]]) for name in case.sides}
-    better = min(BY_HAND, key=lambda name: took[name].median)
+    names = SIDES | MAP_SIDES
+    better = min(case.by_hand, key=lambda name: took[name].median)
     rows = []
     for name in case.sides:
-        rows.append(Row(SIDES[name], took[name]))
+        rows.append(Row(names[name], took[name]))
         rows.append(Row("  CPU of its process, until it is quiet again", used[name]))
     rows.append(
         Row(
-            f"pgflow-prefect / the better one by hand, {SIDES[better][:3]}",
-            ratio(took[OURS], took[better]),
+            f"pgflow-prefect / the better one by hand, {names[better][:3]}",
+            ratio(took[case.ours], took[better]),
             case.target,
         )
     )
-    statements = [each.statements / case.steps for each in measured[OURS]]
-    fewer = Target(at_most=1.99) if case.shape == "1,000 wide" else None
-    rows.append(Row("PostgreSQL's statements a step, with the run's own", Sample(tuple(statements), ""), fewer))
+    statements = [each.statements / case.steps for each in measured[case.ours]]
+    rows.append(Row("PostgreSQL's statements a step, with the run's own", Sample(tuple(statements), ""), case.fewer))
     work = "nothing" if case.handler == "nothing" else "50 ms of sleep"
     return Report(f"Workflows: {case.shape}, {case.steps:,} steps, handlers that do {work}", rows)
 
