@@ -250,6 +250,9 @@ async def _deploy(settings: Settings, wish: Wish) -> int:
 
     check_events(settings, wish.options)
     async with open_store(settings, size=CONNECTIONS, executes_moved=True) as store:
+        if store.implementation.moves_flows:
+            known = await store.list_slugs()
+            await store.refuse_unmoved(slug for slug in wish.slugs or () if slug in known)
         chosen = await choose(store, wish.slugs, wish.handlers)
         chosen.check()
         await store.refuse_unmoved(each.slug for each in chosen.candidates)

@@ -92,21 +92,21 @@ def serve(
         async with (
             open_health(health, port=health_port, file=health_file),
             open_store(settings, size=size, executes_moved=True) as store,
-            connect_to_prefect() as client,
         ):
-            await persist(store, settings.report_timeout, store.check_writable, "the database")
             await store.refuse_unmoved(workflows)
-            deployments = ServedDeployments(store, client, await _load_served(store, workflows, settings), options)
-            bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
-            await bridge.register()
-            await deployments.deploy()
-            processes = FlowRunProcesses(store, deployments.flows, limit, environment)
-            service = Serving(bridge, deployments, processes, grace)
-            switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))
-            await bridge.refresh()
-            err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
-            async with health.watched(store, lambda: bridge.fetcher.passed_at):
-                await service.run()
+            async with connect_to_prefect() as client:
+                await persist(store, settings.report_timeout, store.check_writable, "the database")
+                deployments = ServedDeployments(store, client, await _load_served(store, workflows, settings), options)
+                bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
+                await bridge.register()
+                await deployments.deploy()
+                processes = FlowRunProcesses(store, deployments.flows, limit, environment)
+                service = Serving(bridge, deployments, processes, grace)
+                switch.attach(drain=health.drains(service.drain), stop=health.drains(service.stop))
+                await bridge.refresh()
+                err.print(f"ready: {', '.join(workflows)}; {limit} flow runs at a time", markup=False)
+                async with health.watched(store, lambda: bridge.fetcher.passed_at):
+                    await service.run()
 
     # With --debug, flow runs write all of Prefect's messages.
     with nullcontext[Mapping[str, str | None]]({}) if is_debugging() else handlers_logging() as environment:

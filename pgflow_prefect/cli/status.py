@@ -115,7 +115,7 @@ async def _read(store: Store, run_id: UUID, order: list[str] | None = None, *, w
         order = sort_steps(build_graph(await store.load_run_definition(run_id)))
     enabled = await _find_enabled(store, run)
     has_dead_holder = run.held is Held.LEASED and await store.has_dead_holder(run_id)
-    executes = store.implementation.executes
+    executes = store.implementation.executes or run.workflow_slug in await store.list_moved_flows()
     relatives = tuple(await store.list_relatives(run_id, _MOST_CHILDREN)) if executes else ()
     return Snapshot(
         run, states, order, enabled, executes=executes, has_dead_holder=has_dead_holder, relatives=relatives

@@ -27,6 +27,12 @@ from pgflow_prefect.shipped import shipped_path
 
 # A line of an error's context that names a function: only the words around the name are translated.
 _FRAME = re.compile(r'^[^"(]{0,20}?PL/\w+[^"(]{0,20}?\s(?P<name>(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)\(')
+_PGFLOWS = {
+    ("pgflow", name)
+    for name in ("start_flow", "start_tasks", "complete_task", "fail_task", "start_ready_steps", "set_vt_batch")
+}
+"""Functions of the released pgflow that ours call: an error in them is no error of a user's function."""
+
 _BYTES = re.compile(r"(?:0x[0-9a-f]{2} ?)+")
 
 
@@ -112,7 +118,7 @@ def find_users_function(context: str | None) -> str | None:
         takes_nothing = frame.string[frame.end() :].startswith(")")  # as a trigger's function does
         ours = {each for each, name, empty in _list_our_functions() if (name, empty) == (function, takes_nothing)}
         if schema:
-            is_ours = schema in ours
+            is_ours = schema in ours or (schema, function) in _PGFLOWS or schema == "pgmq"
         else:
             is_ours = (function, takes_nothing) in _list_functions_with_a_path() or bool(ours - hidden)
         if not is_ours:

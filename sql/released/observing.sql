@@ -290,6 +290,8 @@ BEGIN
         SELECT r.run_id, r.flow_slug FROM pgflow.runs r
         JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = r.flow_slug AND e.enabled
         WHERE r.status = 'started' AND r.flow_slug = ANY (list_older_runs.workflow_slugs) AND r.started_at < e.since
+          -- Of a moved flow, a worker takes all runs.
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = r.flow_slug AND m.is_ours)
           AND NOT EXISTS (SELECT FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id)
         ORDER BY r.flow_slug, r.started_at, r.run_id;
 END

@@ -255,14 +255,14 @@ def test_a_moved_flow_is_executed_whichever_worker_dies_and_moved_back(
         (cli.directory / "gate").touch()
         find = "SELECT status FROM pgflow.runs WHERE run_id = %s"
         wait_until(lambda: flows.db.execute(find, [run_id]).fetchone() == ("completed",), "the run has ended")
+        takers = "SELECT flow_run_id FROM pgflow_prefect.run_flow_runs WHERE run_id = %s ORDER BY epoch DESC"
+        [[flow_run_id], *former] = flows.db.execute(takers, [run_id]).fetchall()
+        assert len(former) == 1
+        wait_until(lambda: prefect.read_flow_run(flow_run_id)["state_name"] == "Completed", "its end is shown")
     finally:
         services.stop()
     output = flows.db.execute("SELECT output FROM pgflow.runs WHERE run_id = %s", [run_id]).fetchone()
     assert output == ({"report": 30},)
-    takers = "SELECT flow_run_id FROM pgflow_prefect.run_flow_runs WHERE run_id = %s ORDER BY epoch DESC"
-    [[flow_run_id], *former] = flows.db.execute(takers, [run_id]).fetchall()
-    assert len(former) == 1
-    wait_until(lambda: prefect.read_flow_run(flow_run_id)["state_name"] == "Completed", "its end is shown")
     back = cli("bind", slug, "--external").lines
     assert back[0] == f"pgflow's own workers execute flow {slug!r}"
     flows.start(slug, {})

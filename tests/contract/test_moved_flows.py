@@ -10,7 +10,18 @@ from pydantic import SecretStr
 
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import PgflowPrefectError, RunHeldError, SupersededError, UsageError
-from pgflow_prefect.models import Claim, ClaimRequest, Completion, Doing, ItemReport, Report, Status, TaskKey
+from pgflow_prefect.models import (
+    AwaitedStep,
+    Claim,
+    ClaimRequest,
+    Completion,
+    Doing,
+    ItemReport,
+    Outcome,
+    Report,
+    Status,
+    TaskKey,
+)
 from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.settings import Settings
 from tests.contract.worlds import ReleasedWorld
@@ -374,3 +385,40 @@ async def test_requests_of_several_runs_share_a_statement(store: Store, released
     await store.take_runs(["chain"], 2)
     row = "SELECT array_agg(outcome || ' ' || attempt) FROM pgflow_prefect.perform_tasks(%s)"
     assert value(released.db, row, Jsonb(told)) == ["done 1", "done 1"]
+
+
+# What another program does
+
+
+async def test_what_was_handed_over_stays_with_its_program(store: Store, released: ReleasedWorld) -> None:
+    run_id = await start(store, released, attempts=2)
+    epoch = await take(store, run_id)
+    asked = request("first")
+    claim = await store.claim_step(run_id, epoch, asked)
+    await store.note_state(run_id, asked.task, task_run_id=asked.task_run_id, state_name="Deferred", message="sent")
+    later = await take(store, run_id, force=True)
+    awaited = AwaitedStep(
+        run_id=run_id, task=asked.task, epoch=later, task_run_id=asked.task_run_id, bound="queue", has_function=False
+    )
+    assert (await store.claim_step(run_id, later, asked)).waits, "the new owner does not send it again"
+    assert await store.watch_steps([awaited]) == []
+    report = "SELECT pgflow_prefect.report_completion(%s, 'first', 0, '5', %s, NULL)"
+    assert value(released.db, report, run_id, claim.attempt + 1) == "pending", "of no attempt that there is"
+    assert value(released.db, report, run_id, claim.attempt) == "completed"
+    [end] = await store.watch_steps([awaited])
+    assert (end.outcome, end.message) == (Outcome.COMPLETED, "5")
+
+
+async def test_a_wait_is_over_once_pgflow_lets_the_task_be_tried_again(store: Store, released: ReleasedWorld) -> None:
+    run_id = await start(store, released, attempts=2)
+    released.db.execute("UPDATE pgflow.flows SET opt_base_delay = 100")
+    epoch = await take(store, run_id)
+    asked = request("first")
+    await fail(store, run_id, epoch, "first", await store.claim_step(run_id, epoch, asked))
+    awaited = AwaitedStep(
+        run_id=run_id, task=asked.task, epoch=epoch, task_run_id=asked.task_run_id, bound="python", has_function=True
+    )
+    assert await store.watch_steps([awaited]) == []
+    released.db.execute("UPDATE pgmq.q_chain SET vt = now()")
+    [end] = await store.watch_steps([awaited])
+    assert end.outcome is Outcome.REBOUND

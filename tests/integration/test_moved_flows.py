@@ -192,3 +192,23 @@ async def test_handlers_that_do_not_fit_fail_the_run(flows: ReleasedFlows, workf
     row = flows.db.execute("SELECT run_id, status FROM pgflow.runs").fetchone()
     assert row is not None
     assert (isinstance(row[0], UUID), row[1]) == (True, "failed")
+
+
+async def test_a_row_binds_a_step_to_an_sql_function(flows: ReleasedFlows, workflow: Workflow) -> None:
+    @workflow.step
+    async def first(payload: dict[str, Any]) -> Any:
+        return payload["n"]
+
+    flows.db.execute(b"""
+        CREATE FUNCTION public.double(input jsonb) RETURNS jsonb LANGUAGE sql AS
+        $$ SELECT to_jsonb(2 * (input ->> 'first')::int) $$
+    """)
+    flows.define(workflow.slug, {"first": [], "second": ["first"]})
+    bind = "SELECT pgflow_prefect.bind_step(%s, 'second', 'sql', 'public.double')"
+    with pytest.raises(psycopg.Error, match="a single step of it can't be moved"):
+        flows.db.execute(bind, [workflow.slug])
+    move(flows, workflow.slug)
+    assert value(flows.db, bind, workflow.slug)
+    assert await workflow.flow(payload={"n": 4}) == {"second": 8}
+    assert value(flows.db, "SELECT pgflow_prefect.undo_binding(%s, 'second')", workflow.slug)
+    assert value(flows.db, "SELECT count(*) FROM pgflow_prefect.bindings") == 0

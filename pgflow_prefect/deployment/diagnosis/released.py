@@ -37,7 +37,7 @@ async def _check_workers(patient: Patient) -> Verdict:
         return Verdict(
             Outcome.WARNING,
             f"no live worker, and tasks that wait: {'; '.join(map(_describe_idle, idle[:_NAMED]))}{_more(idle)}",
-            "start the flow's Edge Function; an HTTP request to it starts a worker",
+            "start the flow's Edge Function by an HTTP request to it, or `pgflow-prefect worker` if the flow was moved",
             details=tuple(map(_describe_idle, idle)),
         )
     if not live:
