@@ -61,7 +61,16 @@ class Settings(BaseSettings):
     """The Prefect block `pgflow-database/…` that has the database's address if `dsn` is not set."""
 
     airflow_dsn: SecretStr | None = None
-    """Airflow's metadata database, for `import --from airflow`. A role that can only read is enough."""
+    """Airflow's metadata database, for `import --from airflow` and `airflow mirror`. A role that only reads is enough.
+
+    With it, workers and bridges follow the observed DAGs, too.
+    """
+
+    airflow_poll_interval: float = Field(default=2, gt=0)
+    """Seconds between two looks at the runs in Airflow's database."""
+
+    airflow_results: bool = True
+    """Copy return values of Airflow's tasks. Set it to false if Airflow has an XCom backend of your own."""
 
     pool_size: int = Field(default=5, ge=1)
     """The most connections of one flow run."""

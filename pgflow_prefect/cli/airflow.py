@@ -1,18 +1,22 @@
-"""`airflow`."""
+"""`airflow`, and its commands `dump`, `policy` and `mirror`."""
 
 from __future__ import annotations
 
 import sys
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pgflow_prefect.cli.console import err
-from pgflow_prefect.cli.options import Dsn, make_settings
+from cyclopts import App, Parameter
+
+from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.deploy import check_server
+from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from pgflow_prefect.execution.process.signals import Switch
     from pgflow_prefect.settings import Settings
 
 _NEXT = """\
@@ -20,46 +24,49 @@ put it as pgflow_policy.py into Airflow's folder config, and this line into airf
     from pgflow_policy import task_policy
 then restart Airflow's scheduler, workers and triggerer. `pgflow-prefect guide airflow-tasks` has the rest"""
 
+app = App(name="airflow")
 
-def airflow(
-    what: Literal["dump", "policy"],
-    /,
+
+@app.command
+def dump() -> None:
+    """Print the Python script that writes serialized DAGs as JSON. It runs where Airflow does.
+
+    The script needs the standard library and that Airflow. It reads Airflow's database and executes no DAG file.
+    `python dump.py etl > etl.json` writes a DAG, and `python dump.py --help` shows the options.
+
+    Example: `pgflow-prefect airflow dump > dump.py`
+    """
+    sys.stdout.write(files("pgflow_prefect.airflow").joinpath("dump_script.py").read_text(encoding="utf-8"))
+
+
+@app.command
+def policy(
     *dags: str,
     connection: str = "pgflow",
     wait: Literal["deferrable", "reschedule"] = "deferrable",
     longest_wait: float = 86400.0,
     dsn: Dsn = None,
 ) -> None:
-    """Print a file for where Airflow runs: the script that writes serialized DAGs, or the policy that lets tasks move.
+    """Print the task policy that lets tasks move. It runs where Airflow does.
 
-    `dump` prints a script that needs the standard library and Airflow. It reads Airflow's database and executes no DAG
-    file. `python dump.py etl > etl.json` writes a DAG, and `python dump.py --help` shows the options.
-
-    `policy` prints a task policy. It lets the tasks of these DAGs ask this database who does them, and the database
-    answer. It needs Airflow, and psycopg2 or psycopg.
+    It lets the tasks of these DAGs ask this database who does them, and the database answer. It needs Airflow, and
+    psycopg2 or psycopg.
 
     Example: `pgflow-prefect airflow policy etl > pgflow_policy.py`
 
     Parameters
     ----------
-    what
-        dump or policy.
     dags
         The DAGs of the policy, by their ids.
     connection
-        With policy: the id of the Airflow Connection that has this database's address.
+        The id of the Airflow Connection that has this database's address.
     wait
-        With policy: how a task waits. deferrable needs Airflow's triggerer, and reschedule none.
+        How a task waits. deferrable needs Airflow's triggerer, and reschedule none.
     longest_wait
-        With policy: seconds that a task without an execution_timeout waits.
+        Seconds that a task without an execution_timeout waits.
     """
     import anyio
 
-    if what == "dump":
-        if dags:
-            raise UsageError(f"`airflow dump` names no DAG: give {dags[0]!r} to the script that it prints")
-        sys.stdout.write(files("pgflow_prefect.airflow").joinpath("dump_script.py").read_text(encoding="utf-8"))
-        return
     from pgflow_prefect.airflow.policy import write_policy
 
     if not dags:
@@ -82,3 +89,58 @@ async def _name_dags(settings: Settings, dags: tuple[str, ...]) -> UUID:
             await store.load_definition(slug)
         await store.name_airflow_dags(dags)
         return await store.read_installation()
+
+
+@app.command
+def mirror(
+    *,
+    airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
+    health_port: HealthPort = None,
+    health_file: HealthFile = None,
+    dsn: Dsn = None,
+) -> int:
+    """Follow the runs of observed DAGs in Airflow's database: write them here, and show them in Prefect.
+
+    It changes nothing in Airflow and executes nothing. `pgflow-prefect observe DAG` says which DAGs are followed. A
+    worker or a bridge with PGFLOW_AIRFLOW_DSN does the same. Of several, one follows a DAG at a time. It ends after
+    SIGTERM or Ctrl-C, and the next one goes on from there.
+
+    Example: `pgflow-prefect airflow mirror --airflow-dsn postgresql://reader@airflow-db/airflow`
+
+    Parameters
+    ----------
+    airflow_dsn
+        Airflow's metadata database, for a role that may read it: postgresql://USER@HOST/DATABASE. The default is
+        PGFLOW_AIRFLOW_DSN.
+    """
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.execution.process.signals import run_service
+    from pgflow_prefect.prefect_api.client import connect_to_prefect
+    from pgflow_prefect.services.airflow import AirflowObserver
+    from pgflow_prefect.services.health import Health, open_health
+
+    check_server()
+    settings = make_settings(dsn)
+    secret = settings.airflow_dsn.get_secret_value() if settings.airflow_dsn is not None else None
+    source = airflow_dsn or secret
+    if not source:
+        raise UsageError("where are the runs? give Airflow's database as --airflow-dsn, or as PGFLOW_AIRFLOW_DSN")
+    log_to_console()
+
+    async def serve(switch: Switch) -> None:
+        health = Health(settings.statement_bound)
+        async with (
+            open_health(health, port=health_port, file=health_file),
+            open_store(settings) as store,
+            connect_to_prefect() as client,
+        ):
+            service = AirflowObserver(store, client, settings, source)
+            switch.attach(drain=health.drains(service.stop), stop=health.drains(service.stop))
+            await service.register()
+            followed = [each.workflow_slug for each in await store.list_mirrors() if each.enabled]
+            names = ", ".join(followed) or "no DAG yet: `pgflow-prefect observe DAG` names one"
+            err.print(f"ready: follows {names}", markup=False)
+            async with health.watched(store, lambda: service.passed_at):
+                await service.run()
+
+    return run_service(serve)

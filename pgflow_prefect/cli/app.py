@@ -33,7 +33,7 @@ COMMANDS = {
     "demo": ("demo:demo", "Show an example: a workflow in SQL, run on Prefect, on servers that come with the package."),
     "init": ("init:init", "Install or upgrade the schema in the database."),
     "import": ("import_:import_", "Write a Python file with a stub for each step of a workflow."),
-    "airflow": ("airflow:airflow", "Print what reads DAGs, or moves tasks, where Airflow runs."),
+    "airflow": ("airflow:app", "Follow the runs of Airflow, or print what reads DAGs or moves tasks there."),
     "push": ("push:push", "Write the workflow that a Python file defines into the database."),
     "list": ("list_:list_", "List the workflows that the database defines."),
     "validate": ("validate:validate", "Check a workflow and its handlers, and name every problem."),

@@ -29,6 +29,7 @@ def import_(
     from_: Annotated[Literal["airflow", "dbt"] | None, Parameter(name="--from", show_default=False)] = None,
     airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
     json_file: Annotated[Path | None, Parameter(show_default=False)] = None,
+    history: Annotated[str | None, Parameter(show_default=False)] = None,
     directory: Path | None = None,
     deploy: Annotated[bool, Flag] = False,
     flags: DeployFlags = NO_FLAGS,
@@ -59,6 +60,9 @@ def import_(
     json_file
         With --from airflow: the file that the script of `pgflow-prefect airflow dump` has written. --json FILE is the
         same.
+    history
+        With --from airflow: also write the past runs that ended since then, 90d or a date. They are never executed
+        here.
     directory
         The directory of the files. The default is flows.
     deploy
@@ -68,12 +72,12 @@ def import_(
         The directory on the workers' machine, or in the image, that corresponds to the current one. With --source:
         the directory in the repository.
     """
-    if from_ is not None or airflow_dsn is not None or json_file is not None:
+    if from_ is not None or airflow_dsn is not None or json_file is not None or history is not None:
         from pgflow_prefect.cli.import_foreign import Source, import_foreign
 
         if deploy or flags.name_given():
             raise UsageError("--deploy does not go with --from: import first, and deploy when the steps are yours")
-        source = Source(from_, workflows, every=all_, airflow_dsn=airflow_dsn, json_file=json_file)
+        source = Source(from_, workflows, every=all_, airflow_dsn=airflow_dsn, json_file=json_file, history=history)
         import_foreign(make_settings(dsn), source, directory, as_json=json)
         return
     if not workflows and not all_:

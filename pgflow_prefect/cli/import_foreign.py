@@ -13,6 +13,9 @@ from pgflow_prefect.cli.console import out, print_json
 from pgflow_prefect.errors import InvalidDefinitionError, UnknownWorkflowError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from pgflow_prefect.airflow.whole_runs import History
     from pgflow_prefect.definitions.airflow.document import DagFile, SerializedDag
     from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.deployment.code_generation import ImportReport
@@ -30,6 +33,7 @@ class Source:
         every: all DAGs.
         airflow_dsn: Airflow's database.
         json_file: a file of DAGs.
+        history: since when past runs are imported; None for no runs.
     """
 
     kind: Literal["airflow", "dbt"] | None
@@ -37,6 +41,7 @@ class Source:
     every: bool
     airflow_dsn: str | None
     json_file: Path | None
+    history: str | None = None
 
 
 def import_foreign(settings: Settings, source: Source, directory: Path | None, *, as_json: bool) -> None:
@@ -53,15 +58,60 @@ def import_foreign(settings: Settings, source: Source, directory: Path | None, *
     from pgflow_prefect.deployment.handler_files import DIRECTORY
 
     if source.kind is None:
-        raise UsageError("--airflow-dsn and --json-file go with --from airflow")
+        raise UsageError("--airflow-dsn, --json-file and --history go with --from airflow")
+    since = _read_history(source)
     found = _read_dbt(source) if source.kind == "dbt" else anyio.run(_read_airflow, settings, source)
     plans = anyio.run(_import, settings, found, directory or DIRECTORY)
+    histories = {}
+    if since is not None:
+        histories = anyio.run(_import_histories, settings, source, found, since)
+        plans = [plan.add_lines(histories[plan.addition.definition.slug].make_lines()) for plan in plans]
     done = [(plan, plan.write_files()) for plan in plans]
     if as_json:
-        print_json([_to_json(plan, report) for plan, report in done])
+        print_json([_to_json(plan, report, histories) for plan, report in done])
         return
     for workflow, (plan, report) in zip(found, done, strict=True):
         _print(workflow.source, plan, report)
+        if (history := histories.get(plan.addition.definition.slug)) is not None:
+            _print_history(history)
+
+
+def _read_history(source: Source) -> datetime | None:
+    """Return since when past runs are imported; None where none are."""
+    from pgflow_prefect.cli.runs import read_since
+
+    if source.history is None:
+        return None
+    if source.kind != "airflow" or source.json_file is not None:
+        raise UsageError("--history reads Airflow's database: it goes with --from airflow and --airflow-dsn")
+    return read_since(source.history, "--history")
+
+
+async def _import_histories(
+    settings: Settings, source: Source, found: list[ForeignWorkflow], since: datetime
+) -> dict[str, History]:
+    """Write the past runs of DAGs, and return what was found of each."""
+    from pgflow_prefect.airflow.whole_runs import import_history
+    from pgflow_prefect.database.airflow.reader import open_airflow
+    from pgflow_prefect.database.store import open_store
+
+    secret = settings.airflow_dsn.get_secret_value() if settings.airflow_dsn is not None else None
+    async with (
+        open_store(settings, size=1) as store,
+        open_airflow(source.airflow_dsn or secret or "", timeout=settings.connect_timeout) as airflow,
+    ):
+        slugs = [workflow.definition.slug for workflow in found]
+        return {slug: await import_history(store, airflow, slug, since) for slug in slugs}
+
+
+def _print_history(history: History) -> None:
+    out.print(f"past runs of {history.dag_id!r}: {history.runs} found, {history.written} written", markup=False)
+    for task_id, task in sorted(history.gone.items()):
+        out.print(
+            f"  task {task_id!r} is in {task.runs} of them, and not in the present DAG: see the ledger", markup=False
+        )
+    for run_id, reason in history.failures.items():
+        out.print(f"  run {run_id!r} was not written: {reason}", markup=False)
 
 
 async def _read_airflow(settings: Settings, source: Source) -> list[ForeignWorkflow]:
@@ -253,8 +303,20 @@ def _print_ledger(source: str, plan: ForeignImport) -> None:
             out.print(f"  {text}", markup=False)
 
 
-def _to_json(plan: ForeignImport, report: ImportReport) -> dict[str, object]:
+def _to_json(plan: ForeignImport, report: ImportReport, histories: dict[str, History]) -> dict[str, object]:
+    history = histories.get(plan.addition.definition.slug)
+    past = (
+        {}
+        if history is None
+        else {
+            "past_runs": history.runs,
+            "past_runs_written": history.written,
+            "past_tasks": sorted(history.gone),
+            "past_runs_failed": history.failures,
+        }
+    )
     return {
+        **past,
         "workflow": plan.addition.definition.slug,
         "new": plan.old is None,
         "steps_added": list(plan.addition.steps),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+
 from pgflow_prefect.cli.console import err, log_to_console, out, print_json
 from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, HealthFile, HealthPort, make_settings
+from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.execution.process.signals import Switch
@@ -18,6 +21,7 @@ def observe(
     /,
     *more: str,
     adopt: Annotated[bool, Flag] = False,
+    airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
     health_port: HealthPort = None,
     health_file: HealthFile = None,
     json: AsJson = False,
@@ -31,6 +35,9 @@ def observe(
     On a database of the released pgflow (pgflow.dev), the command itself shows the runs that pgflow's workers execute,
     until SIGTERM or Ctrl-C. The next one goes on from there.
 
+    Of a workflow that is a DAG of Airflow, Airflow executes the runs: `pgflow-prefect airflow mirror` follows them. So
+    does a worker or a bridge with PGFLOW_AIRFLOW_DSN.
+
     Example: `pgflow-prefect observe email_campaign`
 
     Parameters
@@ -41,19 +48,30 @@ def observe(
         The slugs of further workflows.
     adopt
         On the released pgflow: also show runs that go on, and began before their flow was observed.
+    airflow_dsn
+        The workflows are DAGs of this Airflow: its metadata database, postgresql://USER@HOST/DATABASE. The default is
+        PGFLOW_AIRFLOW_DSN; then those count that Airflow knows.
     """
     import anyio
 
     settings = make_settings(dsn)
     workflows = (workflow, *more)
-    changed = anyio.run(_make_external, settings, workflows)
+    dags = anyio.run(_find_dags, settings, workflows, airflow_dsn)
+    changed = anyio.run(_make_external, settings, workflows, dags)
     if changed is None:
         return _show_runs(settings, workflows, adopt, health_port, health_file)
     if json:
-        done = [{"workflow": slug, "changed": number} for slug, number in changed.items()]
+        done = [{"workflow": slug, "changed": number, "airflow": slug in dags} for slug, number in changed.items()]
         print_json(done if more else done[0])
         return 0
     for slug, number in changed.items():
+        if slug in dags:
+            out.print(
+                f"workflow {slug!r} is observed: Airflow executes its steps ({number} changed), and its runs are "
+                "followed by `pgflow-prefect airflow mirror`, or by a worker or a bridge with PGFLOW_AIRFLOW_DSN",
+                markup=False,
+            )
+            continue
         out.print(
             f"workflow {slug!r} is observed: its steps are external ({number} changed), and its runs are shown by a "
             f"worker (`pgflow-prefect worker --workflow {slug}`) or, with `pgflow-prefect deploy {slug}`, a bridge",
@@ -62,7 +80,27 @@ def observe(
     return 0
 
 
-async def _make_external(settings: Settings, workflows: tuple[str, ...]) -> dict[str, int] | None:
+async def _find_dags(settings: Settings, workflows: tuple[str, ...], airflow_dsn: str | None) -> frozenset[str]:
+    """Return those of these workflows that are DAGs of Airflow.
+
+    Raises:
+        UsageError: the command names an Airflow that has not all of them.
+    """
+    from pgflow_prefect.database.airflow.reader import open_airflow
+    from pgflow_prefect.wording import suggest
+
+    secret = settings.airflow_dsn.get_secret_value() if settings.airflow_dsn is not None else None
+    if not (source := airflow_dsn or secret):
+        return frozenset()
+    async with open_airflow(source, timeout=settings.connect_timeout) as airflow:
+        known = await airflow.list_dags()
+    for slug in workflows:
+        if airflow_dsn and slug not in known:
+            raise UsageError(f"Airflow's database has no DAG {slug!r}{suggest(slug, known)}")
+    return frozenset(workflows) & frozenset(known)
+
+
+async def _make_external(settings: Settings, workflows: tuple[str, ...], dags: frozenset[str]) -> dict[str, int] | None:
     """Make the steps of workflows external, and return how many were not; None where pgflow's own workers do them."""
     from pgflow_prefect.database.store import open_store
 
@@ -75,6 +113,8 @@ async def _make_external(settings: Settings, workflows: tuple[str, ...]) -> dict
         for slug in workflows:
             changed[slug] = await store.observe_workflow(slug)
             await store.enable_workflow(slug)
+            if slug in dags:
+                await store.add_mirror(slug)
         return changed
 
 

@@ -26,8 +26,10 @@ def reconcile(
 ) -> int:
     """Compare PostgreSQL with Prefect. Name every disagreement and its repair.
 
-    PostgreSQL is the truth, except for Cancel in Prefect. Changes of the last seconds are left alone. The exit code is
-    1 if a disagreement is left, or if Prefect can't be asked.
+    With PGFLOW_AIRFLOW_DSN, also compare the runs that Airflow executes with Airflow's database.
+
+    PostgreSQL is the truth, except for Cancel in Prefect, and for what Airflow executes. Changes of the last seconds
+    are left alone. The exit code is 1 if a disagreement is left, or if Prefect can't be asked.
 
     Example: `pgflow-prefect reconcile --apply`
 
@@ -76,6 +78,7 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.reconciliation.given_up import end_given_up
     from pgflow_prefect.prefect_api.client import has_server
+    from pgflow_prefect.services.airflow_comparison import compare_with_airflow
 
     if not has_server():
         err.print(
@@ -83,8 +86,9 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
         )
     async with open_store(settings, size=1, executes_moved=True) as store:
         given_up = await end_given_up(store, apply=apply)
+        of_airflow = await compare_with_airflow(store, settings, apply=apply, everything=everything)
         found, unavailable = await _compare(store, settings, apply, everything)
-        return [*given_up, *found], unavailable
+        return [*given_up, *of_airflow, *found], unavailable
 
 
 async def _compare(

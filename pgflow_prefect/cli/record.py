@@ -78,6 +78,8 @@ def record(
 ) -> int:
     """Show ended runs in Prefect that it was never told of: those of workflows that are recorded later.
 
+    Past runs of Airflow that were imported are among them: they have flow runs without a deployment.
+
     Their task runs and artifacts have the times of the rows. Prefect dates the flow runs itself: now. Automations react
     to them as to any flow run. A run that is shown already is left alone, so you can repeat the command, and run
     several at once. Ctrl-C stops after the present runs. The exit code is 1 if a run could not be shown.
@@ -205,11 +207,18 @@ async def _record(settings: Settings, chosen: Choice, done: Progress, live: bool
     from pgflow_prefect.services.recording import open_recorder
 
     async with open_store(settings, size=2, only_reads=True) as store, connect_to_prefect() as client:
-        open_one = open_recorder if store.implementation.executes else open_flow_recorder
-        recorder = await open_one(settings, store, client)
+        own = await open_recorder(settings, store, client) if store.implementation.executes else None
+        others = await open_flow_recorder(settings, store, client)
         with show_progress(live, None) as progress:
             async for run_ids in _find(store, chosen):
-                recorded = await recorder.record(run_ids)
-                done.shown += len(recorded.shown)
-                done.refused |= recorded.refused
+                elsewhere = {*run_ids} if own is None else await store.find_executed_elsewhere(run_ids)
+                for recorder, some in (
+                    (own, [each for each in run_ids if each not in elsewhere]),
+                    (others, [each for each in run_ids if each in elsewhere]),
+                ):
+                    if recorder is None or not some:
+                        continue
+                    recorded = await recorder.record(some)
+                    done.shown += len(recorded.shown)
+                    done.refused |= recorded.refused
                 progress.update(progress.task_ids[0], completed=done.shown)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pgflow_prefect.cli.console import out, print_json
-from pgflow_prefect.cli.options import AsJson, Dsn, RunId, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Flag, RunId, make_settings
 from pgflow_prefect.errors import RunNotPendingError
 
 if TYPE_CHECKING:
@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from pgflow_prefect.settings import Settings
 
 
-def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
+def retry(run_id: RunId, /, *, force: Annotated[bool, Flag] = False, json: AsJson = False, dsn: Dsn = None) -> None:
     """Make a failed or cancelled run pending again, for a worker or a bridge. Completed steps are not executed again.
 
     Example: `pgflow-prefect retry latest`
+
+    Parameters
+    ----------
+    force
+        Also a run that Airflow has executed: workers here execute its failed steps, and no mirror follows it any more.
     """
     import anyio
 
     from pgflow_prefect.database.run_names import parse_run_name
 
-    run, taken = anyio.run(_retry, make_settings(dsn), parse_run_name(run_id), json)
+    run, taken = anyio.run(_retry, make_settings(dsn), parse_run_name(run_id), force, json)
     if json:
         print_json({"run": run, "enabled": taken})
         return
@@ -36,7 +41,7 @@ def retry(run_id: RunId, /, *, json: AsJson = False, dsn: Dsn = None) -> None:
         )
 
 
-async def _retry(settings: Settings, name: RunName, with_payload: bool) -> tuple[Run, bool]:
+async def _retry(settings: Settings, name: RunName, force: bool, with_payload: bool) -> tuple[Run, bool]:
     """Reopen a run. Return it, and whether its workflow is enabled."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.models import Status
@@ -46,6 +51,8 @@ async def _retry(settings: Settings, name: RunName, with_payload: bool) -> tuple
         run = await store.read_run(run_id)
         if run.status is Status.COMPLETED:
             raise RunNotPendingError(f"run {run_id} is completed: there is nothing to retry")
+        if force and run.status is Status.FAILED:
+            await store.execute_mirrored_run(run_id)
         if run.status is Status.FAILED:
             await store.reopen_run(run_id)
         enabled = (await store.list_enabled()).get(run.workflow_slug)

@@ -24,7 +24,7 @@ RunStatus = Status | Literal[Ending.CANCELLED]
 """The values of `--status`: a status, or cancelled, which is an ending."""
 
 
-def read_since(text: str) -> datetime:
+def read_since(text: str, option: str = "--since") -> datetime:
     """Return the moment `30m`, `2h` or `7d` ago, or that of an ISO date and time in the user's time zone.
 
     Raises:
@@ -36,7 +36,7 @@ def read_since(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except (ValueError, OverflowError):
         raise UsageError(
-            f"--since {text!r} is neither a time like 30m, 2h or 7d nor a date and time like 2026-01-31T09:30"
+            f"{option} {text!r} is neither a time like 30m, 2h or 7d nor a date and time like 2026-01-31T09:30"
         ) from None
 
 

@@ -163,7 +163,10 @@ class RecordingStatements(Statements):
         besides: Iterable[UUID],
         limit: int,
     ) -> list[UUID]:
-        """Return runs of the released pgflow that Prefect does not show, those that go on first, then by age.
+        """Return runs that another program executes and that Prefect does not show.
+
+        Of the released pgflow, those that go on come first, and then by age. Of Airflow, `adopt`, `with_ended` and
+        `since` do not count: its mirror has written the runs that are to be shown.
 
         Args:
             workflow_slugs: of these flows, as far as they are enabled.
@@ -184,8 +187,19 @@ class RecordingStatements(Statements):
         )
         return [UUID(str(row["run_id"])) for row in rows]
 
+    async def list_observed(self, workflow_slugs: Iterable[str], *, after: UUID | None, limit: int) -> list[UUID]:
+        """Return runs that another program executes and that Prefect shows, but not yet their end, by id.
+
+        Args:
+            workflow_slugs: of these workflows.
+            after: only runs behind this id; by default, all.
+            limit: the greatest number of runs.
+        """
+        rows = await self._fetch("list_observed", workflow_slugs=[*workflow_slugs], after=after, limit=limit)
+        return [UUID(str(row["run_id"])) for row in rows]
+
     async def list_map_tasks(self, run_id: UUID, *, at_most: int) -> list[tuple[TaskKey, StepState]]:
-        """Return how the tasks of the maps of a run stand that were begun, in the released pgflow.
+        """Return how the tasks of the maps of a run stand that were begun.
 
         Args:
             run_id: the run.

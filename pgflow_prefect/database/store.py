@@ -17,6 +17,7 @@ from pgflow_prefect.database.connection import Row, find_dsn, open_pool
 from pgflow_prefect.database.holder_statements import HolderStatements
 from pgflow_prefect.database.installation import InstallationStatements
 from pgflow_prefect.database.item_statements import ItemStatements
+from pgflow_prefect.database.mirror_statements import MirrorStatements
 from pgflow_prefect.database.moving_statements import MovingStatements
 from pgflow_prefect.database.ownership_statements import OwnershipStatements
 from pgflow_prefect.database.pool_statements import PoolStatements
@@ -69,6 +70,7 @@ class Store(
     HolderStatements,
     InstallationStatements,
     ItemStatements,
+    MirrorStatements,
     MovingStatements,
     OwnershipStatements,
     PoolStatements,

@@ -1,11 +1,12 @@
 """Writes the files of a workflow that was defined elsewhere: its stubs, and the ledger of what differs."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pgflow_prefect.definitions.addition import Addition
 from pgflow_prefect.definitions.model import WorkflowDefinition
-from pgflow_prefect.definitions.origin import Ledger, LedgerChange, Origin, merge_ledger
+from pgflow_prefect.definitions.origin import Ledger, LedgerChange, LedgerLine, Origin, merge_ledger
 from pgflow_prefect.deployment.code_generation import ImportReport, PlannedImport, plan_import, replace_file
 from pgflow_prefect.errors import UsageError
 
@@ -39,6 +40,7 @@ class ForeignImport:
         stubs: what the file of handlers gets.
         ledger_path: the ledger's file.
         ledger: what the ledger gets.
+        whole: the ledger of this import.
     """
 
     old: WorkflowDefinition | None
@@ -46,6 +48,12 @@ class ForeignImport:
     stubs: PlannedImport
     ledger_path: Path
     ledger: LedgerChange
+    whole: Ledger
+
+    def add_lines(self, lines: Sequence[LedgerLine]) -> "ForeignImport":
+        """Return the same with further lines of the ledger, which were found after the import."""
+        whole = replace(self.whole, lines=(*self.whole.lines, *lines))
+        return replace(self, ledger=merge_ledger(_read_page(self.ledger_path), whole), whole=whole)
 
     def write_files(self) -> ImportReport:
         """Write the handlers' file and the ledger.
@@ -80,6 +88,7 @@ def plan_foreign(
         stubs=plan_import(addition.definition, path, workflow.origin),
         ledger_path=ledger_path,
         ledger=merge_ledger(_read_page(ledger_path), workflow.ledger),
+        whole=workflow.ledger,
     )
 
 

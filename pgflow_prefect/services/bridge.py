@@ -23,6 +23,7 @@ from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import CANCELLED, TakenRun
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
+from pgflow_prefect.services.airflow import keep_following
 from pgflow_prefect.services.backfills import keep_backfilling
 from pgflow_prefect.services.cancellation import CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -101,6 +102,7 @@ class Bridge:
             background.start_soon(self._watch_prefect)
             background.start_soon(self._reconcile)
             background.start_soon(keep_backfilling, self.store, self.settings.sweep_interval)
+            background.start_soon(keep_following, self.store, self.client, self.settings)
             async with anyio.create_task_group() as submitting:
                 await self.fetcher.run(submitting)
             background.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""Shows runs in Prefect that the workers of the released pgflow have executed."""
+"""Shows runs in Prefect that other programs have executed: the workers of the released pgflow, or Airflow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 
+from pgflow_prefect.airflow.mirrored import EPOCH
 from pgflow_prefect.database.recording import UnrecordedRun, UnrecordedStep
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError
@@ -15,6 +16,7 @@ from pgflow_prefect.execution.reporting.recorded import StepEvents
 from pgflow_prefect.models import StepState, TakenRun
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.flow_run_writer import FlowRunWriter
+from pgflow_prefect.prefect_api.ids import make_placeholder
 from pgflow_prefect.services.heartbeat import Heartbeat
 from pgflow_prefect.services.recording import RunRecorder, send_events
 from pgflow_prefect.services.submission import create_observed
@@ -54,10 +56,18 @@ class FlowRecorder(RunRecorder):
         return found
 
     async def _show_steps(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[UnrecordedStep]) -> None:
-        observed = ObservedSteps(StepEvents(flow_run, await self._read_graph(run)))
+        events = StepEvents(flow_run, await self._read_graph(run))
+        observed = ObservedSteps(events, self.find_shown_as(run.id, flow_run))
         assert run.finished_at is not None
         tasks = await self.store.list_map_tasks(run.id, at_most=self.settings.item_task_runs)
         await send_events(observed.make_events(steps, tasks, run.finished_at, has_ended=True))
+
+    def find_shown_as(self, run_id: UUID, flow_run: FlowRun) -> UUID:
+        """Return the id from which the ids of a run's task runs are made.
+
+        The rows of a run of Airflow name its task runs before Prefect has a flow run of it.
+        """
+        return make_placeholder(run_id, EPOCH) if self.store.implementation.executes else flow_run.id
 
     async def conclude(self, run: UnrecordedRun, flow_run: FlowRun, steps: Sequence[StepState]) -> None:
         """Tell what a run that was shown from its start has come to: an event, and the artifacts that are wanted."""

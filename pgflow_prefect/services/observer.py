@@ -1,4 +1,4 @@
-"""Shows in Prefect what the workers of the released pgflow execute.
+"""Shows in Prefect what other programs execute: the workers of the released pgflow, and Airflow.
 
 It writes nothing of pgflow's, and needs no lease: what it does can be repeated. A flow run has an idempotency key of
 its run, and a state of a task run has an id of its step and time. So several observers, or one that was killed and
@@ -18,8 +18,9 @@ import anyio
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed, Running
 
+from pgflow_prefect.airflow.mirrored import EPOCH
 from pgflow_prefect.database.recording import RecordLink, UnrecordedRun
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.definitions.graph import build_graph
@@ -139,6 +140,17 @@ class Observer:
         for slug in self.workflow_slugs:
             await self.store.enable_workflow(slug)
 
+    def notice(self, run_ids: Collection[UUID], workflow_slugs: Collection[str]) -> None:
+        """Look at once: these runs have changed. These are the workflows to be shown from now on."""
+        self.workflow_slugs = tuple(workflow_slugs)
+        for run_id in run_ids:
+            if (live := self._live.get(run_id)) is not None:
+                live.due_at = 0.0
+            else:
+                self._adoption_due_at = 0.0  # one that had ended may go on again
+        if run_ids:
+            self._wakeup.wake()
+
     async def run(self) -> None:
         """Show runs until `stop`.
 
@@ -234,7 +246,7 @@ class Observer:
         for error, count in Counter(map(str, recorded.refused.values())).items():
             _logger.error("%d runs can't be shown: %s", count, error)
         # Also those that another observer has linked: it may be gone, and all of this was done.
-        await self.store.settle_unshown([(run_id, 0) for run_id in run_ids if run_id not in recorded.refused])
+        await self._settle([run_id for run_id in run_ids if run_id not in recorded.refused])
 
     async def _begin(self, run: UnrecordedRun) -> None:
         taken = TakenRun(run_id=run.id, workflow_slug=run.workflow_slug, epoch=run.epoch, former_flow_run_id=None)
@@ -263,7 +275,7 @@ class Observer:
 
     async def _adopt_shown(self) -> None:
         after: UUID | None = None
-        while page := await self.store.list_unsettled(everything=False, after=after, limit=_PAGE):
+        while page := await self.store.list_observed(self.workflow_slugs, after=after, limit=_PAGE):
             after = page[-1]
             await _each([each for each in page if each not in self._live], self._adopt)
 
@@ -273,20 +285,28 @@ class Observer:
             run = await self.store.read_run(run_id)
         except UnknownRunError:
             return  # pgflow has deleted it
-        if run.workflow_slug not in self.workflow_slugs or run.flow_run_id is None:
+        if run.flow_run_id is None:
             return
         try:
             with ask_prefect(f"flow run {run.flow_run_id}"):
                 flow_run = await self.client.read_flow_run(run.flow_run_id)
         except ObjectNotFound:
             if run.status is not Status.PENDING:
-                await self.store.settle_unshown([(run_id, 0)])  # a user has deleted it
+                await self._settle([run_id])  # a user has deleted it
             return
+        if run.status is Status.PENDING and flow_run.state is not None and flow_run.state.is_final():
+            await self._reopen(flow_run)
         await self._add(run_id, flow_run)
+
+    async def _reopen(self, flow_run: FlowRun) -> None:
+        """Show a run as running that goes on again. Airflow calls that a clear."""
+        with ask_prefect(f"flow run {flow_run.id}"):
+            await self.client.set_flow_run_state(flow_run.id, Running(message="reopened"), force=True)
 
     async def _add(self, run_id: UUID, flow_run: FlowRun) -> None:
         definition = await self.store.load_run_definition(run_id)
-        steps = ObservedSteps(StepEvents(flow_run, build_graph(definition)))
+        graph = build_graph(definition)
+        steps = ObservedSteps(StepEvents(flow_run, graph), self.recorder.find_shown_as(run_id, flow_run))
         self._live[run_id] = _LiveRun(run_id, flow_run, steps, definition.steps)
 
     async def _follow(self, live: _LiveRun) -> None:
@@ -320,17 +340,28 @@ class Observer:
 
     async def _end(self, run: Run, live: _LiveRun) -> None:
         state: State[Any] = Completed() if run.status is Status.COMPLETED else Failed(message=run.error_message)
+        if run.is_cancelled:
+            state = Cancelled(message=run.error_message)
         try:
             with ask_prefect(f"flow run {live.flow_run.id}"):
                 # By force, for a user may have cancelled it in Prefect, of which pgflow's workers know nothing.
                 await self.client.set_flow_run_state(live.flow_run.id, state, force=True)
         except (ObjectNotFound, PrefectRefusedError) as error:
             _logger.warning("run %s: its end is not shown: %s", run.id, error)
-        if run.id in await self.store.settle_unshown([(run.id, 0)]):  # otherwise another observer concludes it
+        if run.id in await self._settle([run.id]):  # otherwise another observer concludes it
             await self.recorder.conclude(_to_ended(run), live.flow_run, live.latest)
         del self._live[run.id]
 
+    async def _settle(self, run_ids: Collection[UUID]) -> frozenset[UUID]:
+        """Note that Prefect shows the ends of runs, unless a process of ours has taken them."""
+        if not run_ids:
+            return frozenset()
+        epoch = EPOCH if self.store.implementation.executes else 0
+        return await self.store.settle_unshown([(run_id, epoch) for run_id in run_ids])
+
     async def _forget_deleted(self) -> None:
+        if self.store.implementation.executes:
+            return  # our rows of a run go with it
         after: UUID | None = None
         while (after := await self.store.forget_deleted_runs(after=after, limit=_PAGE * 10)) is not None:
             pass

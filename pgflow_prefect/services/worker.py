@@ -38,6 +38,7 @@ from pgflow_prefect.prefect_api.ids import find_run_id, read_run_id
 from pgflow_prefect.prefect_api.internals import propose_state
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
+from pgflow_prefect.services.airflow import keep_following
 from pgflow_prefect.services.backfills import keep_backfilling
 from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -133,6 +134,7 @@ class Worker:
             background.start_soon(self._watch_cancellations)
             background.start_soon(self._reconcile, settings.reconcile_interval)
             background.start_soon(keep_backfilling, self.host.store, settings.sweep_interval)
+            background.start_soon(keep_following, self.host.store, self.client, settings)
             background.start_soon(self._unshown_runs.recorder.run)
             async with anyio.create_task_group() as executing:
                 executing.start_soon(self._watch_schedule, executing)

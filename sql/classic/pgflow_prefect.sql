@@ -202,6 +202,34 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.cached_results (
     PRIMARY KEY (run_id, step_slug, task_index)
 );
 
+-- The workflows whose runs Airflow executes. A workflow has the id of its DAG. One service follows each of them, for as
+-- long as its lease holds.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.mirrors (
+    workflow_slug TEXT PRIMARY KEY REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
+    epoch INT NOT NULL DEFAULT 0,  -- grows with each change of the service
+    holder UUID,                   -- the service
+    held_by TEXT,                  -- its host and process, for people
+    lease_until TIMESTAMPTZ NOT NULL DEFAULT '-infinity',
+    read_to BIGINT,                -- Airflow's runs up to this id were looked at; NULL: none was yet
+    looked_at TIMESTAMPTZ,         -- when the latest look was finished
+    since TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Runs of Airflow that have rows here.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.mirrored_runs (
+    run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    workflow_slug TEXT NOT NULL,
+    source_id BIGINT NOT NULL,     -- dag_run.id
+    source_run_id TEXT NOT NULL,   -- dag_run.run_id
+    source_mark TEXT NOT NULL,     -- changes when Airflow's run does
+    shown BOOLEAN NOT NULL DEFAULT false, -- Prefect has a flow run of it
+    executed_here BOOLEAN NOT NULL DEFAULT false, -- a user has made it a run of this database: no mirror moves it
+    imported BOOLEAN NOT NULL DEFAULT false, -- it had ended when it was written: Prefect is told of it on request only
+    notes JSONB NOT NULL DEFAULT '{}', -- what is not as in Airflow, by step; '' for the run
+    mirrored_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    UNIQUE (workflow_slug, source_run_id)
+);
+
 DO $columns$
 DECLARE
     restore text;
@@ -312,7 +340,7 @@ BEGIN
     END IF;
     PERFORM pgflow.reserve_pages('pgflow_prefect', ARRAY[
         'owners', 'enabled_workflows', 'flow_runs', 'task_runs', 'bindings', 'external_claims', 'set_aside_runs',
-        'shadow_reports', 'cached_results']);
+        'shadow_reports', 'cached_results', 'mirrors', 'mirrored_runs']);
     IF to_regclass('pgflow_prefect.cached_results_by_key') IS NULL THEN
         CREATE INDEX cached_results_by_key ON pgflow_prefect.cached_results (cache_key, finished_at);
     END IF;
@@ -324,6 +352,11 @@ BEGIN
     END IF;
     IF to_regclass('pgflow_prefect.flow_runs_by_id') IS NULL THEN
         CREATE INDEX flow_runs_by_id ON pgflow_prefect.flow_runs (flow_run_id);
+    END IF;
+    IF to_regclass('pgflow_prefect.mirrored_runs_by_source') IS NULL THEN
+        CREATE INDEX mirrored_runs_by_source ON pgflow_prefect.mirrored_runs (workflow_slug, source_id);
+        CREATE INDEX mirrored_runs_unshown ON pgflow_prefect.mirrored_runs (workflow_slug, source_id)
+            WHERE NOT shown AND NOT imported;
     END IF;
     IF to_regclass('pgflow_prefect.owners_unsettled') IS NULL THEN
         CREATE INDEX owners_unsettled ON pgflow_prefect.owners (run_id) WHERE NOT settled;
@@ -530,6 +563,10 @@ BEGIN
     -- Flow runs, task runs and claims belong to the original. Its pending runs are older runs here: --adopt takes them.
     TRUNCATE pgflow_prefect.owners, pgflow_prefect.cached_results, pgflow_prefect.flow_runs, pgflow_prefect.task_runs,
              pgflow_prefect.external_claims, pgflow_prefect.heartbeats;
+    UPDATE pgflow_prefect.mirrored_runs m
+    SET shown = false,
+        imported = m.imported OR EXISTS (SELECT FROM pgflow.runs r WHERE r.id = m.run_id AND r.status <> 'pending');
+    UPDATE pgflow_prefect.mirrors SET holder = NULL, held_by = NULL, lease_until = '-infinity';
     -- Nor does it start runs for the dates that the original is at.
     PERFORM pgflow.pause_backfill(b.id) FROM pgflow.backfills b WHERE b.status = 'running';
     UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
@@ -670,6 +707,24 @@ COMMENT ON FUNCTION pgflow_prefect.is_older(timestamptz, int, pgflow_prefect.own
     'adopted.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_mirrored(run_id uuid, doing text) RETURNS void
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m
+               WHERE m.run_id = refuse_mirrored.run_id AND NOT m.executed_here) THEN
+        RAISE EXCEPTION 'run % can''t be %: Airflow executes it, or has executed it', run_id, doing
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'mirrored_runs',
+                  HINT = 'Do it in Airflow. `pgflow-prefect retry --force` makes the run one of this database.';
+    END IF;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.refuse_mirrored(uuid, text) IS
+    'Raises an error for a run that Airflow executes: the mirror would undo it. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_run(
     run_id uuid, flow_run_id uuid, held_by text, lease double precision, max_recoveries int,
     force boolean DEFAULT false
@@ -694,6 +749,7 @@ BEGIN
     IF pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
+    PERFORM pgflow_prefect.refuse_mirrored(run.id, 'taken');
     SELECT * INTO owner FROM pgflow_prefect.owners o WHERE o.run_id OPERATOR(pg_catalog.=) run.id FOR UPDATE;
     IF owner.epoch OPERATOR(pg_catalog.=) run.epoch THEN
         -- In another epoch, the run was reopened or taken by hand, and its former owner has lost it.
@@ -946,6 +1002,8 @@ BEGIN
                           WHERE s.run_id = r.id AND s.epoch = r.epoch AND s.next_try > clock_timestamp()
                           OFFSET 0) -- as in closes_cycle
           AND (r.parent_run_id IS NULL OR pgflow_prefect.may_be_shown(r.parent_run_id, r.parent_step_slug, r.created_at))
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m
+                          WHERE m.run_id = r.id AND NOT m.executed_here OFFSET 0) -- Airflow executes it
         ORDER BY r.created_at
         LIMIT wanted
         FOR NO KEY UPDATE OF r SKIP LOCKED; -- others who look at this moment take others
@@ -2169,6 +2227,10 @@ JOIN pgflow.step_states s ON s.run_id = r.id AND s.status = 'pending'
 LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.workflow_slug AND b.step_slug = s.step_slug
 LEFT JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
 WHERE r.status = 'pending'
+  -- Not what Airflow executes. A new installation has no rows in task_runs.
+  AND t.handler IS DISTINCT FROM 'airflow'
+  AND (t.run_id IS NOT NULL
+       OR NOT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m WHERE m.run_id = r.id AND NOT m.executed_here OFFSET 0))
   -- Only steps that a row or the file of handlers declares external. The file counts once a claim has read it.
   AND CASE WHEN b.kind IS NOT NULL THEN b.kind = 'external' ELSE coalesce(t.state_name = 'Waiting', false) END
   AND NOT (r.uses_rules AND pgflow_prefect.find_child_workflow(r.definition_id, s.step_slug) IS NOT NULL)
@@ -2787,6 +2849,9 @@ BEGIN
           AND (r.finished_at < ended_before - grace OR pgflow_prefect.is_let_go(r.id))
           AND (r.parent_run_id IS NULL -- a child goes with its parent, or after it
                OR NOT EXISTS (SELECT FROM pgflow.runs p WHERE p.id = r.parent_run_id AND p.status = 'pending' OFFSET 0))
+          -- A run that was imported from Airflow has that one's times. It stays until it is as old in this database.
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m
+                          WHERE m.run_id = r.id AND m.mirrored_at >= ended_before OFFSET 0) -- as in closes_cycle
         ORDER BY r.finished_at
         LIMIT at_most
         FOR UPDATE SKIP LOCKED -- skip runs that another session prunes or reopens

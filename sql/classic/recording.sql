@@ -107,6 +107,7 @@ BEGIN
         WHERE o.run_id = recorded.run_id AND o.epoch = recorded.epoch AND pgflow_prefect.is_unshown(o.flow_run_id);
         IF FOUND THEN
             PERFORM pgflow_prefect.note_flow_run(recorded.run_id, recorded.epoch, recorded.flow_run_id);
+            UPDATE pgflow_prefect.mirrored_runs m SET shown = true WHERE m.run_id = recorded.run_id;
             RETURN NEXT recorded.run_id;
         END IF;
     END LOOP;
@@ -135,6 +136,7 @@ BEGIN
           AND r.status <> 'pending' AND r.workflow_slug = ANY (list_left_unshown.workflow_slugs)
           AND (r.finished_at < clock_timestamp() - make_interval(secs => grace)) IS NOT FALSE
           AND (list_left_unshown.after IS NULL OR o.run_id > list_left_unshown.after)
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m WHERE m.run_id = o.run_id OFFSET 0) -- its mirror does
         ORDER BY o.run_id
         LIMIT list_left_unshown.at_most;
 END

@@ -1,8 +1,8 @@
 -- pgflow_prefect: reading runs and their steps, ending and reopening them, and what diagnosis and pruning ask.
 --
 -- A part of the contract of ../CONTRACT.md for the classic schema. Needs pgflow.sql, classic/pgflow_prefect.sql,
--- classic/recording.sql, classic/schedules.sql, and classic/definitions.sql, whose head says how these functions are
--- planned. This script comes last, because it sets the version.
+-- classic/recording.sql, classic/schedules.sql, classic/mirror.sql, and classic/definitions.sql, whose head says how
+-- these functions are planned. This script comes last, because it sets the version.
 -- psql -d DATABASE -f runs.sql; one transaction, safe to run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
@@ -17,10 +17,11 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.load_definitions(text[])') IS NULL
        OR to_regprocedure('pgflow_prefect.is_unshown(uuid)') IS NULL
        OR to_regprocedure('pgflow_prefect.advance_backfills(int)') IS NULL
-       OR to_regprocedure('pgflow_prefect.read_schedule(uuid)') IS NULL THEN
+       OR to_regprocedure('pgflow_prefect.read_schedule(uuid)') IS NULL
+       OR to_regprocedure('pgflow_prefect.list_mirrors()') IS NULL THEN
         RAISE EXCEPTION 'the schema pgflow_prefect is missing or old'
-            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql, recording.sql, schedules.sql and '
-                         'backfills.sql first.';
+            USING HINT = 'Run pgflow.sql, and classic/pgflow_prefect.sql, definitions.sql, recording.sql, schedules.sql, '
+                         'backfills.sql and mirror.sql first.';
     END IF;
     PERFORM set_config('transaction_timeout', '0', true)
     WHERE current_setting('transaction_timeout', true) <> '0';
@@ -391,6 +392,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.reopen_run(run_id uuid) RETURNS uuid
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    PERFORM pgflow_prefect.refuse_mirrored(reopen_run.run_id, 'reopened');
     RETURN (pgflow.reopen_run(reopen_run.run_id)).id;
 END
 $$;
@@ -403,6 +405,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.repair_run(run_id uuid) RETURNS uuid
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    PERFORM pgflow_prefect.refuse_mirrored(repair_run.run_id, 'repaired');
     RETURN (pgflow.repair_run(repair_run.run_id)).id;
 END
 $$;
@@ -415,6 +418,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.cancel_run(run_id uuid, reason text) R
 LANGUAGE plpgsql VOLATILE
 AS $$
 BEGIN
+    PERFORM pgflow_prefect.refuse_mirrored(cancel_run.run_id, 'cancelled');
     RETURN (pgflow.cancel_run(cancel_run.run_id, cancel_run.reason)).id;
 END
 $$;
@@ -441,9 +445,10 @@ RETURNS TABLE (status text, skip_reason text, skip_message text)
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-    state CONSTANT pgflow.step_states := pgflow.skip_step(
-        skip_step.run_id, skip_step.step_slug, skip_step.note, skip_step."cascade");
+    state pgflow.step_states;
 BEGIN
+    PERFORM pgflow_prefect.refuse_mirrored(skip_step.run_id, 'changed by a skipped step');
+    state := pgflow.skip_step(skip_step.run_id, skip_step.step_slug, skip_step.note, skip_step."cascade");
     status := state.status;
     skip_reason := state.skip_reason;
     skip_message := pgflow_prefect.describe_skip(state);
@@ -1342,6 +1347,9 @@ BEGIN
             FROM pgflow.workflows w
             JOIN pgflow.runs r ON r.workflow_slug = w.slug AND r.status IN ('completed', 'failed')
                  AND r.status <> 'pending' AND r.finished_at < clock_timestamp() - count_prunable.older_than
+                 AND NOT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m -- as in choose_prunable
+                                 WHERE m.run_id = r.id AND m.mirrored_at >= clock_timestamp() - count_prunable.older_than
+                                 OFFSET 0)
             WHERE (count_prunable.workflow_slugs IS NULL OR w.slug = ANY (count_prunable.workflow_slugs))
               AND (count_prunable.only_status IS NULL OR r.status = count_prunable.only_status)
         ) among

@@ -457,6 +457,25 @@ COMMENT ON FUNCTION pgflow_prefect.list_unsettled(boolean, uuid, int) IS
     'Runs that Prefect shows, and whose end it does not show yet, by id; everything: all that it shows.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_observed(workflow_slugs text[], after uuid, at_most int)
+RETURNS SETOF uuid
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+        SELECT f.run_id FROM pgflow_prefect.flow_runs f
+        JOIN pgflow.runs r ON r.run_id = f.run_id AND r.flow_slug = ANY (list_observed.workflow_slugs)
+        WHERE NOT f.settled AND (list_observed.after IS NULL OR f.run_id > list_observed.after)
+        ORDER BY f.run_id
+        LIMIT list_observed.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_observed(text[], uuid, int) IS
+    'Runs of these workflows that another program executes and that Prefect shows, but not yet their end, by id.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.settle_runs(run_ids uuid[], epochs int[])
 RETURNS SETOF uuid
 LANGUAGE plpgsql VOLATILE

@@ -141,7 +141,8 @@ BEGIN
              'pgflow_api.reopen_run', '{run}'),
 
             ('INSERT (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date, '
-             'data_interval, backfill_id, parent_run_id, parent_step_slug, parent_item, parent_attempt), '
+             'data_interval, backfill_id, parent_run_id, parent_step_slug, parent_item, parent_attempt, '
+             'created_at), ' -- a mirrored run has the times of Airflow
              'UPDATE (status, ended_as, definition_id, remaining, uses_rules, continues, epoch, taken_in, '
              'error_message, finished_at, backfill_id) ON pgflow.runs', '{work}'),
             ('SELECT ON pgflow.backfills, pgflow.backfill_dates', '{run,work,observe}'),
@@ -149,7 +150,7 @@ BEGIN
             ('INSERT, UPDATE, DELETE ON pgflow.child_requests', '{work}'), -- a row is locked before it is deleted
             ('INSERT, UPDATE ON pgflow.backfills, pgflow.backfill_dates', '{work}'),
             ('INSERT (workflow_slug, run_id, step_slug, status, skip_reason, skip_cascades, skipped_by, skip_note, '
-             'error_message, finished_at, attempts, step_result), '
+             'error_message, finished_at, attempts, step_result, created_at), '
              'UPDATE (status, ended_as, step_result, attempts, error_message, started_at, finished_at, skip_reason, '
              'skip_cascades, skip_note), DELETE ON pgflow.step_states', -- a reopened run takes steps back
              '{work}'),
@@ -168,7 +169,7 @@ BEGIN
         FROM relation
         -- By list: which database this is in Prefect (installation) only the owner says.
         WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
-                          'shadow_reports', 'heartbeats', 'schedules', 'cached_results')
+                          'shadow_reports', 'heartbeats', 'schedules', 'cached_results', 'mirrors', 'mirrored_runs')
         UNION ALL
         SELECT format('SELECT, INSERT (workflow_slug) ON %s', name), '{define}' FROM relation WHERE relname = 'airflow_dags'
         UNION ALL

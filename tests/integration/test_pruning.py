@@ -40,6 +40,7 @@ CHILDREN = (
     "pgflow.step_states",
     "pgflow.undone_steps",
     "pgflow.waiting_steps",
+    "pgflow_prefect.mirrored_runs",
     "pgflow_prefect.owners",
     "pgflow_prefect.flow_runs",
     "pgflow_prefect.task_runs",
@@ -110,6 +111,11 @@ def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: st
         own(db, each, "-infinity", settled=True)
         for table, columns, values in (
             ("flow_runs", "run_id, epoch, flow_run_id", "%s, 1, gen_random_uuid()"),
+            (
+                "mirrored_runs",
+                "run_id, workflow_slug, source_id, source_run_id, source_mark, mirrored_at",
+                "%s, 'diamond', 1, gen_random_uuid(), '', '2000-01-01'",
+            ),
             ("task_runs", "run_id, step_slug, task_run_id, state_name", "%s, 'a', gen_random_uuid(), 'Completed'"),
             ("external_claims", "run_id, step_slug, attempt, claimed_until", "%s, 'a', 1, 'infinity'"),
             ("set_aside_runs", "run_id, epoch, reason", "%s, 1, 'a trigger'"),

@@ -1,4 +1,4 @@
-"""Reads serialized DAGs from Airflow's metadata database."""
+"""Reads DAGs and runs from Airflow's metadata database."""
 
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import LiteralString
 
 import psycopg
-from psycopg import errors
+from psycopg import IsolationLevel, errors
 
+from pgflow_prefect.database.airflow.runs import RunStatements
 from pgflow_prefect.database.connection import Connection, Row, connect
 from pgflow_prefect.database.dsn import check_dsn
 from pgflow_prefect.database.queries import read_statements
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, UsageError
 
 QUERIES = read_statements("airflow/queries")
+
+TABLES = "serialized_dag, dag_run, task_instance, xcom"
+"""What a role of ours reads."""
 
 SOURCE = "--airflow-dsn or PGFLOW_AIRFLOW_DSN"
 """Where the address of Airflow's database is given, for errors."""
@@ -36,11 +40,24 @@ class DagRow:
     compressed: bytes | None
 
 
-class AirflowDatabase:
-    """Airflow's metadata database. Each statement is a transaction that can only read."""
+class AirflowDatabase(RunStatements):
+    """Airflow's metadata database. Each statement is a transaction that can only read, and so is a `snapshot`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """Let all statements in this block see the same moment.
+
+        Raises:
+            DatabaseUnavailableError: the server does not answer.
+        """
+        with _explain(self._connection):
+            await self._connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+            async with self._connection.transaction():
+                await self._connection.execute(QUERIES["write_bytes_as_hex"])
+                yield
 
     async def list_dags(self) -> list[str]:
         """Return the ids of all DAGs."""
@@ -60,6 +77,10 @@ class AirflowDatabase:
         with _explain(self._connection):
             async with self._connection.transaction():
                 return await (await self._connection.execute(query, parameters)).fetchall()
+
+    async def _fetch_run_rows(self, query: str, **parameters: object) -> list[Row]:
+        with _explain(self._connection):
+            return await (await self._connection.execute(QUERIES[query], parameters, binary=True)).fetchall()
 
 
 @asynccontextmanager
@@ -101,7 +122,7 @@ def _explain(connection: Connection) -> Iterator[None]:
     except errors.InsufficientPrivilege as error:
         raise PgflowPrefectError(
             f"the role {connection.info.user!r} may not read Airflow's database: {error.diag.message_primary}. "
-            f"Let it: GRANT SELECT ON serialized_dag TO {connection.info.user}"
+            f"Let it: GRANT SELECT ON {TABLES} TO {connection.info.user}"
         ) from error
     except psycopg.Error as error:
         raise DatabaseUnavailableError(f"Airflow's database: {error.diag.message_primary or error}") from error

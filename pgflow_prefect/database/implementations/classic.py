@@ -12,6 +12,7 @@ CLASSIC = Implementation(
         "classic/schedules.sql",
         "classic/backfills.sql",
         "classic/airflow_tasks.sql",
+        "classic/mirror.sql",
         "classic/runs.sql",
     ),
     executes=True,

@@ -13,9 +13,13 @@ FROM bound, LATERAL pgflow_prefect.begin_unshown_runs(
 SELECT run_id FROM pgflow_prefect.link_recorded_runs(%(run_ids)s, %(epochs)s, %(flow_run_ids)s) AS run_id
 
 -- list_unshown --
--- Runs of the released pgflow that Prefect does not show.
+-- Runs that another program executes, and that Prefect does not show.
 SELECT run_id FROM pgflow_prefect.list_unshown(%(workflow_slugs)s, %(adopt)s, %(with_ended)s, %(since)s, %(besides)s::uuid[],
                                                %(limit)s) AS run_id
+
+-- list_observed --
+-- Runs that another program executes, and whose end Prefect does not show yet.
+SELECT run_id FROM pgflow_prefect.list_observed(%(workflow_slugs)s, %(after)s::uuid, %(limit)s) AS run_id
 
 -- list_map_tasks --
 -- The tasks of the maps of a run, of maps with at most so many.

@@ -1,4 +1,4 @@
-"""The disagreements between PostgreSQL and Prefect, and their repairs."""
+"""The disagreements between PostgreSQL and Prefect, or Airflow, and their repairs."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -41,6 +41,9 @@ class Kind(StrEnum):
 
     LAGGING = "lagging"
     """The run has ended, but Prefect shows an earlier or another state of it or its steps."""
+
+    UNLIKE_AIRFLOW = "unlike_airflow"
+    """Airflow executes the run, and its rows here are not as in Airflow."""
 
 
 @dataclass(frozen=True)

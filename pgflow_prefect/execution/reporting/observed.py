@@ -38,9 +38,11 @@ class ObservedSteps:
 
     Attributes:
         events: makes the events of the run.
+        shown_as: the ids of its task runs are made from this one.
     """
 
     events: StepEvents
+    shown_as: UUID
     _shown: dict[TaskKey, _Shown] = field(default_factory=dict, init=False)
 
     def make_events(
@@ -68,7 +70,7 @@ class ObservedSteps:
 
     def find_task_run_id(self, task: TaskKey) -> UUID:
         """Return the id of a task's task run."""
-        return find_task_run_id(self.events.flow_run.id, task)
+        return find_task_run_id(self.shown_as, task)
 
     def _make_events_of(
         self, task: TaskKey, name: str, step: StepState, now: datetime, has_ended: bool
@@ -78,7 +80,7 @@ class ObservedSteps:
             if shown is None:
                 shown = self._shown[task] = _Shown(self._make_task_run(task, name, step.attempts))
             before = shown.run.state
-            if said in shown.said or (before is not None and before.is_final()):
+            if said in shown.said or (before is not None and before.is_final() and not _goes_on(step, shown.run)):
                 continue
             shown.said.add(said)
             shown.run.run_count = step.attempts
@@ -89,6 +91,11 @@ class ObservedSteps:
     def _make_task_run(self, task: TaskKey, name: str, attempts: int) -> TaskRun:
         upstream = [self.find_task_run_id(TaskKey(slug)) for slug in self.events.graph.predecessors(task.step_slug)]
         return self.events.make_task_run(self.find_task_run_id(task), name, attempts, upstream)
+
+
+def _goes_on(step: StepState, shown: TaskRun) -> bool:
+    """Tell whether a step whose end was shown is executed again, as after a clear in Airflow."""
+    return step.attempts > shown.run_count
 
 
 def _find_states(step: StepState, now: datetime, has_ended: bool) -> Iterator[tuple[tuple[object, ...], State[Any]]]:
@@ -102,7 +109,7 @@ def _find_states(step: StepState, now: datetime, has_ended: bool) -> Iterator[tu
         ended_at = step.finished_at or now
         if began_at is not None:
             ended_at = max(ended_at, began_at + _TICK)
-        yield ("end",), _find_end(step, ended_at)
+        yield ("end", step.attempts), _find_end(step, ended_at)
 
 
 def _find_pending(step: StepState, now: datetime) -> Iterator[tuple[tuple[object, ...], State[Any]]]:

@@ -1,0 +1,138 @@
+"""Reads whole runs of Airflow at once: to import past ones, and to compare or repair those that are mirrored."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from pgflow_prefect.airflow.mirrored import FollowedRun, Found, ResultKey, find_mirrored_run_id
+from pgflow_prefect.database.airflow.reader import AirflowDatabase
+from pgflow_prefect.database.airflow.runs import ReturnValue, SourceRun
+from pgflow_prefect.database.mirror_statements import Written
+from pgflow_prefect.database.store import Store
+from pgflow_prefect.definitions.origin import LedgerLine
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
+from pgflow_prefect.wording import write_code
+
+_PAGE = 50  # runs that are read in one snapshot
+_RESULTS = 500  # return values that are read in one statement
+
+
+@dataclass
+class PastTask:
+    """A task of past runs that the present DAG does not have.
+
+    Attributes:
+        runs: how many runs had it.
+        latest: when the latest of them ended.
+    """
+
+    runs: int = 0
+    latest: datetime | None = None
+
+
+@dataclass
+class History:
+    """What an import of past runs has found.
+
+    Attributes:
+        dag_id: the DAG.
+        runs: how many past runs there are.
+        written: how many of them have new rows, or changed ones.
+        gone: tasks that the present DAG does not have, by id.
+        failures: why runs could not be written, by their ids in Airflow.
+    """
+
+    dag_id: str
+    runs: int = 0
+    written: int = 0
+    gone: dict[str, PastTask] = field(default_factory=lambda: defaultdict(PastTask))
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def make_lines(self) -> list[LedgerLine]:
+        """Return the ledger's lines on tasks that the present DAG does not have."""
+        return [
+            LedgerLine(
+                None,
+                "past task",
+                f"{write_code(task_id)} is in past runs, and not in the present DAG. Those runs are here without it.",
+                is_done=False,
+            )
+            for task_id in sorted(self.gone)
+        ]
+
+
+async def import_history(store: Store, airflow: AirflowDatabase, dag_id: str, since: datetime) -> History:
+    """Write the runs of a DAG that have ended since then, the newest first. Those that are here already stay.
+
+    Raises:
+        DatabaseUnavailableError: one of the databases does not answer; the same import again goes on from there.
+    """
+    history = History(dag_id)
+    installation = await store.read_installation()
+    before = 2**62
+    while True:
+        async with airflow.snapshot():
+            ids = await airflow.list_ended_runs(dag_id, since=since, before=before, limit=_PAGE)
+            runs = await airflow.read_runs(ids)
+            known = await find_run_ids(store, runs, installation)
+            documents = [(run, await read_whole(airflow, run, known[run.id], imported=True)) for run in runs]
+        for run, found in documents:
+            await _write_past(store, history, run, found)
+        if len(ids) < _PAGE:
+            return history
+        before = min(ids)
+
+
+async def _write_past(store: Store, history: History, run: SourceRun, found: Found) -> None:
+    history.runs += 1
+    try:
+        written = await write_whole(store, found)
+    except DatabaseUnavailableError:
+        raise
+    except PgflowPrefectError as error:
+        history.failures[run.run_id] = str(error)
+        return
+    history.written += written.changed
+    for task_id in written.left_out or ():
+        task = history.gone[task_id]
+        task.runs += 1
+        task.latest = max(each for each in (task.latest, run.end_date) if each is not None)
+
+
+async def find_run_ids(store: Store, runs: Sequence[SourceRun], installation: UUID) -> dict[int, UUID]:
+    """Return the ids that runs of Airflow have here, or will have, by Airflow's ids."""
+    asked = {(run.dag_id, run.run_id): run.id for run in runs}
+    found = {run.id: find_mirrored_run_id(installation, run.dag_id, run.run_id) for run in runs}
+    if asked:
+        there = await store.find_mirrored(asked)
+        found |= {asked[each.workflow_slug, each.source_run_id]: each.run_id for each in there}
+    return found
+
+
+async def read_whole(airflow: AirflowDatabase, run: SourceRun, run_id: UUID, *, imported: bool = False) -> Found:
+    """Return all that is to be written of a run. Call it within a `snapshot`."""
+    followed = FollowedRun(run_id, run.dag_id, run.run_id, is_new=True)
+    instances = (await airflow.read_instances([run]))[run.id]
+    results: dict[ResultKey, ReturnValue | None] = {}
+    while wanted := [key for key in followed.list_wanted(instances or []) if key not in results][:_RESULTS]:
+        found = await airflow.read_results([(run.id, task_id, index) for task_id, index, _ in wanted])
+        results |= {key: found[run.id, key[0], key[1]] for key in wanted if (run.id, key[0], key[1]) in found}
+    return followed.describe(run, instances, results, imported=imported)
+
+
+async def write_whole(store: Store, found: Found) -> Written:
+    """Write a whole run: without its results, if the database refuses one of them.
+
+    Raises:
+        PgflowPrefectError: it can't be written.
+    """
+    try:
+        return await store.mirror_run(None, found.document, found.results)
+    except DatabaseUnavailableError:
+        raise
+    except PgflowPrefectError as error:
+        if not found.results:
+            raise
+        return await store.mirror_run(None, found.without_results(str(error)).document, [])
