@@ -13,6 +13,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from tests.faults.breaking import LEVELS
+from tests.faults.released_storm import ReleasedStorm, run_released_storm
 from tests.faults.storm import Storm, run_storms
 from tests.faults.weathers import MIXED, WEATHERS
 
@@ -35,6 +36,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--rules", action="store_true", help="workflows with steps that fail, skip and branch, and maps"
     )
+    parser.add_argument(
+        "--released",
+        action="store_true",
+        help="on the released pgflow, beside players of its Edge worker, while the flows move every 100 ms",
+    )
+    parser.add_argument("--items", type=int, default=20, help="with --released: tasks of each map")
+    parser.add_argument(
+        "--slow-moves", action="store_true", help="with --released: a move waits until some tasks were completed"
+    )
     parser.add_argument("--keep", type=Path, help="an empty or new directory to work in, which stays with all logs")
     parser.add_argument(
         "--break-fence",
@@ -47,6 +57,20 @@ def _parse() -> argparse.Namespace:
         help="break the fences of each storm, to see that it is found; of those in PostgreSQL, the first so many",
     )
     return parser.parse_args()
+
+
+def _make_released(options: argparse.Namespace, seed: int) -> ReleasedStorm:
+    if options.break_fence:
+        # No worker is killed: each takes the runs of the other while both work on them.
+        return ReleasedStorm(options.runs, seed, options.workers, options.items, 0.3, kills=None, broken=True)
+    return ReleasedStorm(
+        options.runs,
+        seed,
+        options.workers,
+        options.items,
+        flip=None if options.slow_moves else 0.1,
+        crashes=max(1, options.runs // 50),
+    )
 
 
 def main() -> int:
@@ -67,7 +91,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pgflow-faults-") as scratch:
         directory = options.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        violations = run_storms(storms, directory.resolve(), say)
+        violations = (
+            run_released_storm(_make_released(options, seed), directory.resolve(), say)
+            if options.released
+            else run_storms(storms, directory.resolve(), say)
+        )
     for _, found in groupby(violations, lambda each: each.partition(": ")[0]):
         for violation in islice(found, _SHOWN):
             print(f"VIOLATION: {violation}")
