@@ -474,6 +474,9 @@ BEGIN
     END IF;
     PERFORM pgflow.set_epoch(run, 1, 1);
     SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) wanted.id;
+    INSERT INTO pgflow_prefect.owners (run_id, epoch, flow_run_id, held_by, lease_until, remaining)
+    VALUES (run.id, run.epoch, (document OPERATOR(pg_catalog.->>) 'placeholder')::pg_catalog.uuid, 'Airflow', '9999-12-31',
+            run.remaining);
     INSERT INTO pgflow_prefect.mirrored_runs (run_id, workflow_slug, source_id, source_run_id, source_mark, imported)
     VALUES (run.id, run.workflow_slug, (document OPERATOR(pg_catalog.->>) 'source_id')::pg_catalog.int8,
             document OPERATOR(pg_catalog.->>) 'source_run_id', '',
@@ -573,10 +576,8 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    INSERT INTO pgflow_prefect.owners (run_id, epoch, flow_run_id, held_by, lease_until, remaining)
-    VALUES (run.id, run.epoch, (document OPERATOR(pg_catalog.->>) 'placeholder')::pg_catalog.uuid, 'Airflow', '9999-12-31',
-            run.remaining)
-    ON CONFLICT (run_id) DO NOTHING;
+    UPDATE pgflow_prefect.owners o SET flow_run_id = (document OPERATOR(pg_catalog.->>) 'placeholder')::pg_catalog.uuid
+    WHERE o.run_id OPERATOR(pg_catalog.=) run.id AND o.flow_run_id IS NULL; -- of a new installation
     IF wanted.status OPERATOR(pg_catalog.=) 'pending' AND run.status OPERATOR(pg_catalog.<>) 'pending' THEN
         run := pgflow_prefect.move_mirrored_run(run, wanted, false); -- before its steps, as reopen_run does
         changed := true;

@@ -215,9 +215,9 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.mirrors (
     since TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
 );
 
--- Runs of Airflow that have rows here.
+-- Runs of Airflow that have rows here. As in cached_results, a row goes with that of the owner.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.mirrored_runs (
-    run_id UUID PRIMARY KEY REFERENCES pgflow.runs (id) ON DELETE CASCADE,
+    run_id UUID PRIMARY KEY REFERENCES pgflow_prefect.owners (run_id) ON DELETE CASCADE,
     workflow_slug TEXT NOT NULL,
     source_id BIGINT NOT NULL,     -- dag_run.id
     source_run_id TEXT NOT NULL,   -- dag_run.run_id
@@ -557,12 +557,19 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
     new_id uuid;
+    mirrored pgflow_prefect.mirrored_runs[] := ARRAY(SELECT m FROM pgflow_prefect.mirrored_runs m);
 BEGIN
     UPDATE pgflow_prefect.installation
     SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
     -- Flow runs, task runs and claims belong to the original. Its pending runs are older runs here: --adopt takes them.
     TRUNCATE pgflow_prefect.owners, pgflow_prefect.cached_results, pgflow_prefect.flow_runs, pgflow_prefect.task_runs,
-             pgflow_prefect.external_claims, pgflow_prefect.heartbeats;
+             pgflow_prefect.external_claims, pgflow_prefect.heartbeats, pgflow_prefect.mirrored_runs;
+    -- What Airflow executes stays so.
+    INSERT INTO pgflow_prefect.owners (run_id, epoch, held_by, lease_until)
+    SELECT m.run_id, r.epoch, 'Airflow', CASE r.status WHEN 'pending' THEN '9999-12-31' ELSE '-infinity' END::timestamptz
+    FROM unnest(mirrored) m JOIN pgflow.runs r ON r.id = m.run_id;
+    INSERT INTO pgflow_prefect.mirrored_runs
+    SELECT m.* FROM unnest(mirrored) m JOIN pgflow_prefect.owners o ON o.run_id = m.run_id;
     UPDATE pgflow_prefect.mirrored_runs m
     SET shown = false,
         imported = m.imported OR EXISTS (SELECT FROM pgflow.runs r WHERE r.id = m.run_id AND r.status <> 'pending');

@@ -40,7 +40,6 @@ CHILDREN = (
     "pgflow.step_states",
     "pgflow.undone_steps",
     "pgflow.waiting_steps",
-    "pgflow_prefect.mirrored_runs",
     "pgflow_prefect.owners",
     "pgflow_prefect.flow_runs",
     "pgflow_prefect.task_runs",
