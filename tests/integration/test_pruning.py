@@ -40,6 +40,8 @@ CHILDREN = (
     "pgflow.step_states",
     "pgflow.undone_steps",
     "pgflow.waiting_steps",
+    "pgflow_prefect.airflow_claims",
+    "pgflow_prefect.airflow_waits",
     "pgflow_prefect.owners",
     "pgflow_prefect.flow_runs",
     "pgflow_prefect.task_runs",
@@ -118,6 +120,8 @@ def test_what_a_run_has_left_in_any_table_goes_with_it(db: Connection, chain: st
             ("task_runs", "run_id, step_slug, task_run_id, state_name", "%s, 'a', gen_random_uuid(), 'Completed'"),
             ("external_claims", "run_id, step_slug, attempt, claimed_until", "%s, 'a', 1, 'infinity'"),
             ("set_aside_runs", "run_id, epoch, reason", "%s, 1, 'a trigger'"),
+            ("airflow_claims", "run_id, step_slug, attempt, try_number", "%s, 'a', 1, 1"),
+            ("airflow_waits", "run_id, step_slug, try_number", "%s, 'a', 1"),
             ("shadow_reports", "run_id, workflow_slug, step_slug, outcome, seconds", "%s, 'diamond', 'a', 'same', 1"),
         ):
             db.execute(f"INSERT INTO pgflow_prefect.{table} ({columns}) VALUES ({values})", [each])  # noqa: S608
