@@ -149,6 +149,7 @@ def count(db: Connection) -> int:
     return int(str(found))
 
 
+@pytest.mark.thorough
 def test_two_thousand_tasks_beside_an_edge_worker_are_each_completed_once(released: ReleasedWorld) -> None:
     db = released.db
     released.flows.define(FLOW, STEPS, maps=["resize"])
