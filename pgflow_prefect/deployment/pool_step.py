@@ -10,10 +10,10 @@ from prefect.client.schemas.objects import State
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.deployment.handler_files import load_workflow
 from pgflow_prefect.errors import UsageError
-from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.pool_step import PoolStep
 from pgflow_prefect.execution.process.database_block import find_settings
 from pgflow_prefect.execution.process.pool_watch import FLOW
+from pgflow_prefect.execution.reporting.handler_logs import show_logs
 from pgflow_prefect.models import PoolAttempt, TaskKey
 from pgflow_prefect.prefect_api.states import superseded
 from pgflow_prefect.settings import Settings

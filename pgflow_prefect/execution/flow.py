@@ -32,22 +32,22 @@ from pgflow_prefect.errors import (
     SupersededError,
     UsageError,
 )
-from pgflow_prefect.execution.console_logs import clean_consoles
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
 from pgflow_prefect.execution.flow_names import find_naming, name_by_values, needs_payload, needs_values
-from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.payloads import check_payload
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
 from pgflow_prefect.execution.process.prewarmed_host import open_host_for_run
+from pgflow_prefect.execution.reporting.console_logs import clean_consoles
 from pgflow_prefect.execution.reporting.display import Display
 from pgflow_prefect.execution.reporting.events import RunEvents
+from pgflow_prefect.execution.reporting.handler_logs import show_logs
 from pgflow_prefect.execution.reporting.task_runs import make_task_runs
+from pgflow_prefect.execution.reporting.tracebacks import trim_tracebacks
 from pgflow_prefect.execution.run_executor import RunExecutor, find_submitted
 from pgflow_prefect.execution.scheduled_payloads import find_schedule_id, read_scheduled
 from pgflow_prefect.execution.scheduler import Schedule, run_in_order
 from pgflow_prefect.execution.step_writer import StepWriter, persist
 from pgflow_prefect.execution.task_runner import open_task_runner
-from pgflow_prefect.execution.tracebacks import trim_tracebacks
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import RunEnd, Status
 from pgflow_prefect.prefect_api.event_sender import find_outbox

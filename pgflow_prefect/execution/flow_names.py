@@ -9,7 +9,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from pydantic import JsonValue
 
-from pgflow_prefect.execution.step_names import call_briefly, describe_failure
+from pgflow_prefect.execution.steps.step_names import call_briefly, describe_failure
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.redaction import find_secrets
 from pgflow_prefect.handlers.run_names import Naming, NamingError, find_fields, make_name

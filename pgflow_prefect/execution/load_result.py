@@ -7,7 +7,7 @@ from uuid import UUID
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.execution.process.resources import open_toolbox
-from pgflow_prefect.execution.run_results import RunResults
+from pgflow_prefect.execution.steps.run_results import RunResults
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import TaskKey
 from pgflow_prefect.raw_json import write_object

@@ -20,9 +20,9 @@ from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.slots import Turns
 from pgflow_prefect.execution.run_executor import may_follow_failure
-from pgflow_prefect.execution.run_results import RunResults
-from pgflow_prefect.execution.step_work import StepWork
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message, persist
+from pgflow_prefect.execution.steps.run_results import RunResults
+from pgflow_prefect.execution.steps.step_work import StepWork
 from pgflow_prefect.handlers.base import Deferred, RetryPolicy, Toolbox
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler

@@ -17,20 +17,20 @@ from pydantic import SecretStr
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
-from pgflow_prefect.execution.console_logs import clean_consoles
-from pgflow_prefect.execution.handler_logs import show_logs
 from pgflow_prefect.execution.process.external_steps import Watch
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment
 from pgflow_prefect.execution.process.pool_watch import PoolWatch
 from pgflow_prefect.execution.process.resources import open_toolbox
 from pgflow_prefect.execution.process.shared_store import Shared, borrow
 from pgflow_prefect.execution.process.slots import Turns
+from pgflow_prefect.execution.reporting.console_logs import clean_consoles
+from pgflow_prefect.execution.reporting.handler_logs import show_logs
 from pgflow_prefect.execution.reporting.task_runs import StepTask
-from pgflow_prefect.execution.run_results import RunResults
-from pgflow_prefect.execution.step import Step
-from pgflow_prefect.execution.step_task import make_task, set_policy
+from pgflow_prefect.execution.reporting.tracebacks import trim_tracebacks
 from pgflow_prefect.execution.step_writer import StepWriter
-from pgflow_prefect.execution.tracebacks import trim_tracebacks
+from pgflow_prefect.execution.steps.run_results import RunResults
+from pgflow_prefect.execution.steps.step import Step
+from pgflow_prefect.execution.steps.step_task import make_task, set_policy
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.settings import Settings

@@ -24,11 +24,11 @@ from pgflow_prefect.execution.remote import RemoteStep
 from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTaskRun, TaskRuns
-from pgflow_prefect.execution.run_results import RunResults
 from pgflow_prefect.execution.scheduler import Advance, Schedule
-from pgflow_prefect.execution.step import ClaimAhead, Step
-from pgflow_prefect.execution.step_task import make_item_task, make_request
 from pgflow_prefect.execution.step_writer import StepWriter
+from pgflow_prefect.execution.steps.run_results import RunResults
+from pgflow_prefect.execution.steps.step import ClaimAhead, Step
+from pgflow_prefect.execution.steps.step_task import make_item_task, make_request
 from pgflow_prefect.execution.task_runner import (
     AnyTaskRunner,
     StepNotSentError,

@@ -25,7 +25,7 @@ from pgflow_prefect import StepContext, Workflow
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.services import maintenance, worker
 from pgflow_prefect.execution.flow import Execution
-from pgflow_prefect.execution.step import Step
+from pgflow_prefect.execution.steps.step import Step
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import ClaimRequest
 

@@ -14,8 +14,8 @@ from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import RunFailedError, SupersededError
 from pgflow_prefect.execution.process.slots import Slot
-from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.step_writer import StepWriter
+from pgflow_prefect.execution.steps.step_task import make_request
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Status, TakenRun, TaskKey

@@ -14,8 +14,8 @@ from pgflow_prefect import AsyncStepContext, Branch, External, FailedStep, Skip,
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ResultInvalidError, RunFailedError
-from pgflow_prefect.execution.step_work import StepWork
 from pgflow_prefect.execution.step_writer import StepWriter
+from pgflow_prefect.execution.steps.step_work import StepWork
 from pgflow_prefect.models import Claim, ClaimRequest, StepState
 from tests.conftest import Connection
 from tests.integration.conftest import (

@@ -10,8 +10,8 @@ import pytest
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import SupersededError, TransientError
-from pgflow_prefect.execution.step_task import make_request
 from pgflow_prefect.execution.step_writer import MESSAGE_LIMIT, StepWriter, clean_message
+from pgflow_prefect.execution.steps.step_task import make_request
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.python import PythonHandler
 from pgflow_prefect.models import Report, Status, TaskKey

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pgflow_prefect.execution import handed_over
-from pgflow_prefect.execution.handed_over import HandedOver
+from pgflow_prefect.execution.steps import handed_over
+from pgflow_prefect.execution.steps.handed_over import HandedOver
 
 
 def test_an_item_that_is_claimed_again_is_found_once() -> None:

@@ -11,7 +11,7 @@ from traceback import format_exception
 import pytest
 
 from pgflow_prefect.errors import HandlerRaisedError, NotRetriableError, RetryLaterError, StepTimeoutError
-from pgflow_prefect.execution.tracebacks import trim
+from pgflow_prefect.execution.reporting.tracebacks import trim
 from pgflow_prefect.handlers.containment import contain
 from pgflow_prefect.handlers.raised import describe, is_from_signal, make_ordinary
 

@@ -8,7 +8,7 @@ from prefect.states import Failed
 
 from pgflow_prefect.database.step_transaction import Logger
 from pgflow_prefect.errors import HandlerRaisedError, ReturnedStateError
-from pgflow_prefect.execution.tracebacks import trim
+from pgflow_prefect.execution.reporting.tracebacks import trim
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.prefect_api.internals import clamped_poisson_interval
 from pgflow_prefect.state_names import StateName

@@ -11,7 +11,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.context import TaskRunContext
 from prefect.settings import get_current_settings
 
-from pgflow_prefect.execution.handler_logs import HANDLER
+from pgflow_prefect.execution.reporting.handler_logs import HANDLER
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import is_placeholder
 from pgflow_prefect.prefect_api.internals import APILogHandler

@@ -25,15 +25,15 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
-from pgflow_prefect.execution.external_wait import await_end, run_shadow
-from pgflow_prefect.execution.items import ItemRunner
 from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.execution.reporting.items import ShownItems
 from pgflow_prefect.execution.reporting.past import Past
 from pgflow_prefect.execution.reporting.task_runs import StepTask
-from pgflow_prefect.execution.step_names import NamedInput, name_step, rename_current
-from pgflow_prefect.execution.step_task import make_request, make_task, may_retry, set_policy
-from pgflow_prefect.execution.step_work import StepWork, StoppedError, list_dates
+from pgflow_prefect.execution.steps.external_wait import await_end, run_shadow
+from pgflow_prefect.execution.steps.items import ItemRunner
+from pgflow_prefect.execution.steps.step_names import NamedInput, name_step, rename_current
+from pgflow_prefect.execution.steps.step_task import make_request, make_task, may_retry, set_policy
+from pgflow_prefect.execution.steps.step_work import StepWork, StoppedError, list_dates
 from pgflow_prefect.handlers.base import Deferred, Handler, RetryPolicy
 from pgflow_prefect.handlers.choice import Chosen
 from pgflow_prefect.handlers.items import make_item_work

@@ -21,14 +21,14 @@ from pgflow_prefect.errors import (
     SupersededError,
     TransientError,
 )
-from pgflow_prefect.execution.handed_over import HandedOver
 from pgflow_prefect.execution.process.host import ActiveRun
 from pgflow_prefect.execution.reporting.failed_attempts import find_delay
 from pgflow_prefect.execution.reporting.items import ShownItem, ShownItems
 from pgflow_prefect.execution.reporting.task_runs import StepTask
-from pgflow_prefect.execution.returned import settle
-from pgflow_prefect.execution.step_task import may_retry
 from pgflow_prefect.execution.step_writer import StepWriter, clean_message
+from pgflow_prefect.execution.steps.handed_over import HandedOver
+from pgflow_prefect.execution.steps.returned import settle
+from pgflow_prefect.execution.steps.step_task import may_retry
 from pgflow_prefect.handlers.base import (
     AnyItemContext,
     AsyncItemContext,

@@ -3,11 +3,11 @@
 import anyio
 
 from pgflow_prefect.errors import DatabaseUnavailableError, StepTimeoutError
-from pgflow_prefect.execution.pool_attendance import PoolAttendance
 from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.execution.process.pool_watch import PoolOrder
-from pgflow_prefect.execution.shadow import Shadow
-from pgflow_prefect.execution.step_work import StepWork, StoppedError
+from pgflow_prefect.execution.steps.pool_attendance import PoolAttendance
+from pgflow_prefect.execution.steps.shadow import Shadow
+from pgflow_prefect.execution.steps.step_work import StepWork, StoppedError
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import Chosen
 from pgflow_prefect.handlers.outcomes import Decided

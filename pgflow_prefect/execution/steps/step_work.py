@@ -23,10 +23,10 @@ from pgflow_prefect.errors import (
     TransientError,
 )
 from pgflow_prefect.execution.process.host import ActiveRun, StepEnvironment, Stop
-from pgflow_prefect.execution.returned import settle
-from pgflow_prefect.execution.run_results import RunResults
-from pgflow_prefect.execution.step_cache import RunCache
 from pgflow_prefect.execution.step_writer import StepWriter
+from pgflow_prefect.execution.steps.returned import settle
+from pgflow_prefect.execution.steps.run_results import RunResults
+from pgflow_prefect.execution.steps.step_cache import RunCache
 from pgflow_prefect.handlers.base import AsyncStepContext, Deferred, FailedStep, Handler, StepContext, StepExecution
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.handlers.containment import contain
