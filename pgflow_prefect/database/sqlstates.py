@@ -59,6 +59,8 @@ TABLE: dict[str, _Rule] = {
     "08": _BROKEN,  # connection exceptions
     "25006": _Rule(_AGAIN, _LOST),  # read-only transaction: a standby, or a failover under way
     "25P02": _Rule(_AGAIN, _FAILURE),  # in a failed transaction: of the work, it passed over an error
+    "25P03": _BROKEN,  # idle_in_transaction_session_timeout: the server has ended the session
+    "25P04": _BROKEN,  # transaction_timeout: likewise
     "40001": _Rule(_AGAIN, _LOST),  # serialization failure
     "40P01": _Rule(_AGAIN, _LOST),  # deadlock
     "53": _Rule(_AGAIN, _LOST),  # out of disk, memory, connections
@@ -74,7 +76,7 @@ TABLE: dict[str, _Rule] = {
 
 _OTHER = _Rule(_FAILURE, _FAILURE)
 
-_OF_ROWS = {"40001", "40P01", "55P03", "57014", "XX000"}
+_OF_ROWS = {"25P04", "40001", "40P01", "55P03", "57014", "XX000"}
 """Conflicts, locks and time-outs: a statement about other rows may not meet them."""
 
 

@@ -461,6 +461,9 @@ DECLARE
     definition pgflow.definitions := pgflow.find_definition(wanted.workflow_slug);
     run pgflow.runs;
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow');
+    END IF;
     INSERT INTO pgflow.runs (workflow_slug, id, payload, definition_id, remaining, uses_rules, continues, logical_date,
                              data_interval, created_at)
     VALUES (wanted.workflow_slug, wanted.id, wanted.payload, definition.id, definition.step_count, definition.uses_rules,
@@ -550,7 +553,7 @@ DECLARE
     result pg_catalog.jsonb;
     has_new_items boolean;
 BEGIN
-    IF pgflow_prefect.is_under_policies() THEN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
     IF mirror_run.epoch IS NOT NULL THEN

@@ -79,7 +79,7 @@ async def test_a_role_without_the_right_is_told_which_it_needs(product_dsn: str,
     db.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD 'reads'").format(sql.Identifier(role)))
     try:
         dsn = make_conninfo(product_dsn, options=f"-c role={role}")
-        with pytest.raises(PgflowPrefectError, match="GRANT SELECT ON serialized_dag TO"):
+        with pytest.raises(PgflowPrefectError, match="GRANT SELECT ON serialized_dag, dag_run, task_instance, xcom TO"):
             await load(dsn, "etl")
         db.execute(sql.SQL("GRANT SELECT ON serialized_dag TO {}").format(sql.Identifier(role)))
         assert await load(dsn, "etl") == {}

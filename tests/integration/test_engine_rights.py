@@ -31,7 +31,7 @@ TRIGGER_FUNCTIONS = [
 WRITERS = [name.removeprefix("pgflow.") for name in TRANSITIONS if name.startswith("pgflow.")]
 INLINED = ["announce_run", "is_under_policies"]
 WITHOUT_TABLES = [
-    *("describe_child_end", "describe_leave", "may_try_again"),
+    *("describe_child_end", "describe_leave", "find_date_lock", "may_try_again"),
     *("decide_step", "engine_version", "may_follow_failure", "outcome_of", "refuse_policies", "refuse_slug"),
 ]
 TABLES = [

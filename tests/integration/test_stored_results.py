@@ -194,7 +194,7 @@ async def test_functions_endpoints_and_programs_get_the_reference(
         workflow.bind("ask", HttpEndpoint(server.url))
         given = await workflow.flow()
     reference = {MARK: find_reference(db, "make")}
-    assert given == {"look": reference, "ask": 1, "execute": {"payload": None, "make": reference}}
+    assert given == {"look": reference, "ask": 1, "execute": {"payload": {}, "make": reference}}
     assert [request.json["input"]["make"] for request in server.requests] == [reference]
 
 

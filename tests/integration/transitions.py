@@ -22,6 +22,17 @@ NOT_STARTED: LiteralString = "DELETE FROM pgflow.step_states WHERE run_id = %(ru
 EXTERNAL: LiteralString = "SELECT pgflow_prefect.bind_step('chain', 'a', 'external')"
 ENABLED: LiteralString = "SELECT pgflow_prefect.enable_workflow('chain')"
 HELD: LiteralString = "SELECT pgflow_prefect.take_run(%(run)s, NULL, 'me', 60, 3)"
+GONE: LiteralString = (
+    "DELETE FROM pgflow.step_states WHERE run_id = %(run)s; DELETE FROM pgflow.runs WHERE id = %(run)s"
+)
+AS_IN_AIRFLOW: LiteralString = """
+    jsonb_build_object(
+        'run_id', %(run)s, 'workflow_slug', 'chain', 'status', 'pending', 'source_id', 1, 'source_run_id', 'manual',
+        'source_mark', 'first', 'placeholder', '00000000-0000-8000-8000-000000000001', 'steps', jsonb_build_array(
+            jsonb_build_object('slug', 'a', 'status', 'completed', 'attempts', 1, 'state_name', 'Completed',
+                               'started_at', '2026-01-01', 'finished_at', '2026-01-02',
+                               'task_run_id', '00000000-0000-4000-8000-000000000002')))
+"""
 LONG_AGO: LiteralString = "UPDATE pgflow.runs SET status = 'failed', finished_at = 'epoch' WHERE id = %(run)s"
 
 MAPPED: LiteralString = """
@@ -249,6 +260,24 @@ TRANSITIONS = {
         """,
         CLAIMED,
     ),
+    "pgflow_prefect.begin_airflow_run": Transition(
+        "SELECT pgflow_prefect.begin_airflow_run('chain', %(run)s, '{}', NULL, NULL, NULL)", GONE
+    ),
+    "pgflow_prefect.take_for_airflow": Transition(f"SELECT pgflow_prefect.take_for_airflow(r, 'a', 1) {RUN}"),
+    "pgflow_prefect.mirror_run": Transition(
+        f"SELECT pgflow_prefect.mirror_run(NULL, {AS_IN_AIRFLOW}, '{{}}')",
+        GONE,
+    ),
+    "pgflow_prefect.begin_mirrored_run": Transition(
+        f"SELECT pgflow_prefect.begin_mirrored_run(pgflow_prefect.parse_mirrored_run(d), d) FROM {AS_IN_AIRFLOW} AS d",  # noqa: S608
+        GONE,
+    ),
+    "pgflow_prefect.move_mirrored_run": Transition(
+        f"""
+        SELECT pgflow_prefect.move_mirrored_run(
+            r, pgflow_prefect.parse_mirrored_run(jsonb_build_object('status', 'failed')), false) {RUN}
+        """
+    ),
     "pgflow_prefect.find_refusal": Transition(
         "SELECT pgflow_prefect.find_refusal(%(run)s, 'a', 0, 0, gen_random_uuid(), 'python', true)"
     ),
@@ -274,6 +303,10 @@ TRANSITIONS = {
     "pgflow_prefect.prune_run": Transition("SELECT pgflow_prefect.prune_run(%(run)s)", CANCELLED),
 }
 """Each function that writes runs or step states, by its name: a test holds this to be all of them."""
+
+WITH_OWNERS_RIGHTS = {"pgflow_prefect.claim_airflow_task", "pgflow_prefect.end_airflow_task"}
+"""These write, too. A role of Airflow calls them that has no other right, so they set `search_path`: a trigger that
+executes with the owner's rights must not look names up where that role says. `test_airflow_tasks.py` tries them."""
 
 
 def find_writers(db: Connection) -> set[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import psycopg
 import pytest
 
 from tests.conftest import Connection
@@ -36,5 +37,5 @@ def test_an_engine_that_decides_wrong_is_found(function: str, right: str, wrong:
     [[body]] = db.execute("SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = %s", [function]).fetchall()
     assert right in str(body)
     db.execute(str(body).replace(right, wrong).encode())
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, psycopg.Error)):  # the model differs, or the engine notices it itself
         play_all(db, range(_PARTS * _RUNS))

@@ -128,7 +128,7 @@ def test_an_import_binds_a_child_and_the_file_agrees_with_the_definition(
     deps = (Dep("look", "settle"), Dep("settle", "tell"))
     definition = WorkflowDefinition(slug="orders", steps=("look", "settle", "tell"), deps=deps, rules=rules)
     (tmp_path / "flows").mkdir()
-    path = tmp_path / "flows" / "orders.py"
+    path = tmp_path / "flows" / "nested_orders.py"
     report = import_workflow(definition, path)
     assert report.stubs == ("look", "tell")
     workflow, _ = load_workflow("orders", str(path))

@@ -3,7 +3,7 @@
 import asyncio
 import atexit
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar, cast
 from uuid import UUID, uuid4
@@ -100,8 +100,10 @@ class _Usable:
         self._thing = thing
         self._loop = loop
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  what the thing has by this name
         method = getattr(self._thing, name)
+        if not callable(method):
+            return method  # such as what the database can do, which never changes
 
         async def call(*arguments: object, **options: object) -> Any:  # noqa: ANN401  what the method returns
             there = asyncio.run_coroutine_threadsafe(method(*arguments, **options), self._loop)

@@ -11,7 +11,7 @@ import prefect
 
 from pgflow_prefect.errors import HandlerRaisedError, PgflowPrefectError
 
-_OURS = str(Path(__file__).parent.parent)
+_OURS = str(Path(__file__).parents[2])
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
 _STANDARD = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 _ON_THE_WAY = (_OURS, str(Path(anyio.__file__).parent), str(Path(prefect.__file__).parent))
