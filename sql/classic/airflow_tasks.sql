@@ -61,11 +61,25 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 DECLARE
     unknown text;
+    moved record;
 BEGIN
     SELECT n.slug INTO unknown FROM unnest(workflow_slugs) AS n (slug)
     WHERE NOT EXISTS (SELECT FROM pgflow.workflows w WHERE w.slug = n.slug);
     IF FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', coalesce(unknown, 'NULL') USING ERRCODE = 'no_data_found';
+    END IF;
+    -- Whoever binds one of them has this lock as well: one comes after the other.
+    PERFORM FROM pgflow.steps s WHERE s.workflow_slug = ANY (workflow_slugs) AND s.step_type = 'map'
+    ORDER BY s.workflow_slug, s.slug FOR NO KEY UPDATE;
+    SELECT b.workflow_slug, b.step_slug INTO moved
+    FROM pgflow.steps s
+    JOIN pgflow_prefect.bindings b ON b.workflow_slug = s.workflow_slug AND b.step_slug = s.slug
+    WHERE s.workflow_slug = ANY (workflow_slugs) AND s.step_type = 'map' AND b.kind <> 'external'
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'step "%" of workflow "%" is bound here, and Airflow would execute it as well: mapped tasks do not ask',
+                        moved.step_slug, moved.workflow_slug
+            USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Bind the step as external first.';
     END IF;
     RETURN QUERY INSERT INTO pgflow_prefect.airflow_dags AS d (workflow_slug)
         SELECT DISTINCT n.slug FROM unnest(workflow_slugs) AS n (slug)
@@ -93,16 +107,16 @@ DECLARE
     state pgflow.step_states;
     task pgflow_prefect.task_runs;
     claim pgflow_prefect.airflow_claims;
-    is_ours boolean; -- a row has moved the step
+    is_ours boolean; -- a row has moved the step, or a run of another workflow is executed for it
     has_begun boolean; -- a worker of this product has claimed the attempt under way
 BEGIN
     SELECT * INTO step FROM pgflow.definition_steps d WHERE d.definition_id = run.definition_id AND d.slug = step_slug;
     IF NOT FOUND OR step.step_type = 'map' THEN
         RETURN 'unknown'; -- Airflow's mapped tasks do not ask
     END IF;
-    is_ours := coalesce((SELECT b.kind <> 'external' FROM pgflow_prefect.bindings b
-                         WHERE b.workflow_slug = run.workflow_slug
-                           AND b.step_slug = judge_airflow_task.step_slug), false);
+    is_ours := step.child_workflow IS NOT NULL OR coalesce((SELECT b.kind <> 'external' FROM pgflow_prefect.bindings b
+                                                            WHERE b.workflow_slug = run.workflow_slug
+                                                              AND b.step_slug = judge_airflow_task.step_slug), false);
     SELECT * INTO state FROM pgflow.step_states s
     WHERE s.run_id = run.id AND s.step_slug = judge_airflow_task.step_slug;
     SELECT * INTO task FROM pgflow_prefect.task_runs t
@@ -244,12 +258,17 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.list_moved(workflow_slug text) RETURNS
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    SELECT coalesce(array_agg(b.step_slug ORDER BY b.step_slug), '{}') FROM pgflow_prefect.bindings b
-    WHERE b.workflow_slug = list_moved.workflow_slug AND b.kind <> 'external'
+    SELECT coalesce(array_agg(m.step_slug ORDER BY m.step_slug), '{}')
+    FROM (SELECT b.step_slug FROM pgflow_prefect.bindings b
+          WHERE b.workflow_slug = list_moved.workflow_slug AND b.kind <> 'external'
+          UNION
+          SELECT s.slug FROM pgflow.steps s
+          WHERE s.workflow_slug = list_moved.workflow_slug AND s.child_workflow IS NOT NULL
+            AND s.step_type <> 'map') m -- as judge_airflow_task
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_moved(text) IS
-    'The steps of a workflow that a row has moved here from an external worker. Internal.';
+    'The steps of a workflow that a row has moved here from an external worker, or that are runs of other workflows. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------

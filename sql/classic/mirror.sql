@@ -223,6 +223,7 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 BEGIN
+    PERFORM FROM pgflow.runs r WHERE r.id = execute_mirrored_run.run_id FOR NO KEY UPDATE; -- mirror_run is before or after
     IF EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m
                JOIN pgflow.step_states s ON s.run_id = m.run_id AND s.status = 'failed'
                JOIN pgflow.step_items i ON i.run_id = s.run_id AND i.step_slug = s.step_slug
@@ -232,7 +233,8 @@ BEGIN
                   HINT = 'Clear the task in Airflow, or begin a new run here.';
     END IF;
     UPDATE pgflow_prefect.mirrored_runs m SET executed_here = true
-    WHERE m.run_id = execute_mirrored_run.run_id AND NOT m.executed_here;
+    WHERE m.run_id = execute_mirrored_run.run_id AND NOT m.executed_here
+      AND EXISTS (SELECT FROM pgflow.runs r WHERE r.id = m.run_id AND r.status = 'failed'); -- not begun again in Airflow
     IF NOT FOUND THEN
         RETURN false;
     END IF;
@@ -245,7 +247,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.execute_mirrored_run(uuid) IS
     'Lets workers and bridges take a run that Airflow has executed, once it is reopened; the mirror leaves it alone from '
-    'now on. False: it was no such run.';
+    'now on. False: it was no such run, or has not failed.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.parse_mirrored_run(document jsonb) RETURNS pgflow.runs

@@ -2011,6 +2011,18 @@ DECLARE
 BEGIN
     SELECT to_jsonb(b) - '{workflow_slug,step_slug,bound_by}'::text[] INTO before FROM pgflow_prefect.bindings b
     WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;
+    IF (wanted ->> 'kind' = 'external') IS NOT TRUE AND (wanted IS NOT NULL OR before IS NOT NULL)
+       AND to_regclass('pgflow_prefect.airflow_dags') IS NOT NULL THEN
+        IF EXISTS (SELECT FROM pgflow.steps s -- of its own: a later script creates that table
+                   JOIN pgflow_prefect.airflow_dags d ON d.workflow_slug = s.workflow_slug
+                   WHERE s.workflow_slug = change_binding.workflow_slug AND s.slug = change_binding.step_slug
+                     AND s.step_type = 'map') THEN
+            RAISE EXCEPTION 'step "%" of workflow "%" stays with Airflow: its mapped tasks do not ask who executes them',
+                            step_slug, workflow_slug
+                USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'bindings_airflow',
+                      HINT = 'Once Airflow no longer executes the DAG, delete its row from pgflow_prefect.airflow_dags.';
+        END IF;
+    END IF;
     IF wanted IS NULL THEN
         DELETE FROM pgflow_prefect.bindings b
         WHERE b.workflow_slug = change_binding.workflow_slug AND b.step_slug = change_binding.step_slug;

@@ -367,6 +367,7 @@ async def test_past_runs_are_rows_with_airflows_times_and_are_never_executed(sit
         await site.store.reopen_run(runs[0].id)
     db.execute("SELECT pgflow.reopen_run(%s)", [runs[1].id])
     assert db.execute(taken).fetchone() == (0,)
+    assert not await site.store.execute_mirrored_run(runs[1].id), "it goes on, perhaps in Airflow"
     items = "SELECT array_agg(item ORDER BY item_index) FROM pgflow.step_items WHERE run_id = %s"
     assert db.execute(items, [runs[0].id]).fetchone() == ([1, 2, 3],), "what the map was over"
     assert await site.store.execute_mirrored_run(runs[0].id)

@@ -294,6 +294,39 @@ def test_a_workflow_that_is_not_known_is_not_named(db: Connection) -> None:
         db.execute("SELECT pgflow_prefect.name_airflow_dags('{gone}')")
 
 
+def test_a_step_that_is_a_run_of_another_workflow_is_never_airflows(
+    run_id: UUID, db: Connection, airflow: Connection
+) -> None:
+    define(db, "child", {"x": []})
+    db.execute("DELETE FROM pgflow_prefect.bindings WHERE step_slug = 'b'")
+    db.execute("UPDATE pgflow.steps SET child_workflow = 'child' WHERE slug = 'b'")
+    assert answer(airflow, run_id, "a") == "airflow"
+    assert end(airflow, run_id, "a") is True
+    assert (ask(airflow, run_id, "b")["answer"], ask(airflow, run_id, "b")["moved"]) == ("wait", ["b"])
+    assert end(airflow, run_id, "b") is False
+    assert get_state(db, run_id, "b").attempts == 1, "the child's end is not dropped"
+
+
+def test_a_map_stays_with_airflow_while_its_dag_asks(db: Connection, dag: str) -> None:
+    db.execute("UPDATE pgflow.steps SET step_type = 'map', map_over = 'a' WHERE slug = 'b'")
+    for kind in ("python", None):
+        with refused("22023", "stays with Airflow"):
+            db.execute("SELECT pgflow_prefect.bind_step('dag', 'b', %s)", [kind])
+    with refused("22023", "stays with Airflow"):
+        db.execute("SELECT pgflow_prefect.undo_binding('dag', 'b')")
+    bind(db, "dag", "b", "external")
+    db.execute("DELETE FROM pgflow_prefect.airflow_dags")
+    bind(db, "dag", "b", "python")
+    with refused("55000", "mapped tasks do not ask"):
+        db.execute("SELECT pgflow_prefect.name_airflow_dags('{dag}')")
+
+
+def test_a_binding_needs_no_table_of_airflows(db: Connection, dag: str) -> None:
+    db.execute("UPDATE pgflow.steps SET step_type = 'map', map_over = 'a' WHERE slug = 'b'")
+    db.execute("DROP TABLE pgflow_prefect.airflow_dags CASCADE")
+    bind(db, "dag", "b", "python")
+
+
 def test_of_two_that_claim_at_once_one_has_the_step(dag: str, db: Connection, dsn: str) -> None:
     """The row changes while both sides claim. Either Airflow has the step, or the worker here has it."""
     for _ in range(20):
