@@ -80,9 +80,6 @@ class DeclaredSteps:
         """The file whose code made this object; None if no file did, for example in a notebook."""
         return self._module.source
 
-        """The bindings that `bind` set, by step slug."""
-        return dict(self._bindings)
-
     @property
     def bindings(self) -> Mapping[str, AnyBinding]:
         """The bindings that `bind` set, by step slug."""
