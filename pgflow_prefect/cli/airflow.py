@@ -27,6 +27,17 @@ then restart Airflow's scheduler, workers and triggerer. `pgflow-prefect guide a
 app = App(name="airflow")
 
 
+@app.default
+def show() -> None:
+    """Follow the runs of Airflow, or print what reads DAGs or moves tasks there.
+
+    Each of the commands below has a help of its own.
+
+    Example: `pgflow-prefect airflow policy etl > pgflow_policy.py`
+    """
+    app.help_print([])
+
+
 @app.command
 def dump() -> None:
     """Print the Python script that writes serialized DAGs as JSON. It runs where Airflow does.

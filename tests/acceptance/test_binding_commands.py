@@ -65,7 +65,7 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
         (["b", "--sql", "app.rows"], "the function app.rows(jsonb) returns jsonb rows"),
         (
             ["b", "--external", "--python"],
-            "--queue, --command, --work-pool, --remove and --undo exclude each other",
+            "--queue, --command, --work-pool, --child, --remove and --undo exclude each other",
         ),
         (["b", "--retries", "2"], "options of a binding go with"),
         (["b", "--command", "/bin/sh -c hunter2"], "name: it is no name"),
@@ -99,7 +99,7 @@ def test_validate_finds_a_function_that_does_not_fit_any_more(cli: CommandLine, 
 def test_observing_makes_all_external_and_enables(cli: CommandLine, db: Connection, bound: str) -> None:
     observed = cli("observe", bound)
     assert observed.out.startswith("workflow 'chain' is observed: its steps are external (3 changed)")
-    assert json.loads(cli("observe", bound, "--json").out) == {"workflow": bound, "changed": 0}
+    assert json.loads(cli("observe", bound, "--json").out) == {"workflow": bound, "changed": 0, "airflow": False}
     assert column(db, "SELECT workflow_slug FROM pgflow_prefect.enabled_workflows WHERE enabled") == [bound]
     assert cli("list").lines[1].endswith("\tyes\t3 external")
 

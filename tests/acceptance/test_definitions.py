@@ -176,7 +176,11 @@ def test_no_example_breaks_on_a_terminal_of_80_columns(outside: CommandLine) -> 
     whole = {
         " ".join(docstring.split("`")[1].split()) for docstring in re.findall(r"Example: `[^`]+`", read_docstrings())
     }
-    assert whole == {example.removeprefix("Example: ").partition(" writes ")[0] for example in examples}
+    of_a_group = {
+        example for example in whole if example.startswith("pgflow-prefect airflow ")
+    }  # each has its own help
+    seen = {example.removeprefix("Example: ").partition(" writes ")[0] for example in examples}
+    assert seen - of_a_group == whole - of_a_group
 
 
 def read_docstrings() -> str:
