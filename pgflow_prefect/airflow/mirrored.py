@@ -22,6 +22,8 @@ EPOCH = 1
 
 _NAMED = 5  # failed tasks in the message of a run
 
+_DEEPEST = 190  # levels of a conf: the database stores 200 of a payload
+
 ResultKey = tuple[str, int, int]
 """A task, a map index and a try."""
 
@@ -57,6 +59,17 @@ class Found:
         notes = {**_as_object(self.document["notes"]), "": note}
         steps = [_drop_results(_as_object(each)) for each in _as_array(self.document["steps"])]
         return replace(self, document={**self.document, "steps": steps, "notes": notes}, results=[])
+
+    @property
+    def has_conf(self) -> bool:
+        """The document has the run's `conf`."""
+        return "conf" in _as_object(self.document["payload"])
+
+    def without_conf(self, problem: str) -> "Found":
+        """Return the same without the run's `conf`, and with a note that says why."""
+        payload = {name: value for name, value in _as_object(self.document["payload"]).items() if name != "conf"}
+        notes = {**_as_object(self.document["notes"]), "": clean(f"its conf was not copied: {problem}")}
+        return replace(self, document={**self.document, "payload": payload, "notes": notes})
 
 
 def _drop_results(step: dict[str, JsonValue]) -> JsonValue:
@@ -204,10 +217,29 @@ def _make_payload(run: SourceRun, logical_date: datetime | None, notes: dict[str
         notes.setdefault("", f"its conf has more than {MOST_BYTES:,} bytes: it was not copied")
     elif run.conf is not None:
         try:
-            payload["conf"] = load_json(run.conf)
+            conf = load_json(run.conf)
         except UnreadableJsonError:
             notes.setdefault("", "its conf can't be read: it was not copied")
+        else:
+            if _is_deep(conf):
+                notes.setdefault("", f"its conf has more than {_DEEPEST} levels: it was not copied")
+            else:
+                payload["conf"] = conf
     return payload
+
+
+def _is_deep(value: JsonValue) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _write_time(moment: datetime | None) -> str | None:

@@ -41,6 +41,9 @@ LONGEST_WAIT = 86400.0
 POLL = 2.0
 """Seconds between two looks of a triggerer, for all its waiting tasks together."""
 
+REPORT_FOR = 120.0
+"""Seconds for which the end of a task is reported again while the database does not answer."""
+
 RESCHEDULE = 30.0
 LONGEST_PAUSE = 60.0
 TIMEOUT = 5
@@ -138,6 +141,10 @@ def execute(context: Any, event: Any = None, until: float | None = None, **senti
 def execute_original(context: Any, key: Key, parameters: dict[str, Any] | None, sentinel: dict[str, Any]) -> Any:
     """Do the task as Airflow does without this policy, and report how it has ended."""
     task, ti = context["task"], context["ti"]  # the copy with rendered templates, not the object that the policy saw
+
+    def tell(outcome: str, result: Any = None, **given: Any) -> None:
+        report(parameters, key, outcome, result, patience=find_patience(context), **given)
+
     try:
         if (original := getattr(task, "pgflow_original", None)) is not None:
             result = original(context)
@@ -146,17 +153,17 @@ def execute_original(context: Any, key: Key, parameters: dict[str, Any] | None, 
     except BaseException as error:
         name = type(error).__name__
         if name == "AirflowSkipException":
-            report(parameters, key, "skipped", message=str(error) or "skipped in Airflow")
+            tell("skipped", message=str(error) or "skipped in Airflow")
         elif name == "DownstreamTasksSkipped":  # a branch of Airflow 3
             named = getattr(error, "tasks", ())
             left_out = (
                 [named] if isinstance(named, str) else [each if isinstance(each, str) else each[0] for each in named]
             )
-            report(parameters, key, "completed", left_out=left_out, task=task)
+            tell("completed", left_out=left_out, task=task)
         elif name in FINAL or (isinstance(error, Exception) and name not in UNDER_WAY and is_last_try(ti)):
-            report(parameters, key, "failed", message=f"{name}: {error}" if str(error) else name)
+            tell("failed", message=f"{name}: {error}" if str(error) else name)
         raise
-    report(parameters, key, "completed", result, left_out=find_left_out(task, ti), task=task)
+    tell("completed", result, left_out=find_left_out(task, ti), task=task)
     return result
 
 
@@ -188,27 +195,68 @@ def report(
     message: str | None = None,
     left_out: list[str] | None = None,
     task: Any = None,
+    patience: float = 0.0,
 ) -> bool:
     """Say how a task has ended. A report that is lost does not end the task otherwise.
 
+    While the database does not answer, this tries again for `patience` seconds. A result or a message that it refuses
+    is left out.
+
     Returns:
-        False where this changes nothing, or pgflow can't be reached: a mirror of Airflow's runs reports it later.
+        False where this changes nothing, or the report is lost. Nothing reports it later: no mirror follows the DAG.
     """
+    if parameters is None:
+        return False
     taken = whole = None
     if left_out is not None:
         below = set(task.downstream_task_ids)
         taken, whole = sorted(below - set(left_out)), not below.issuperset(left_out)
     try:
         text = json.dumps(result if getattr(task, "do_xcom_push", True) else None, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         log.warning("pgflow gets no result of this task, because it is no JSON: %s", describe(error))
         text = "null"
-    try:
-        values = (*key, outcome, text, message, taken, bool(whole))
-        return parameters is not None and bool(call(parameters, END, values)[0][0])
-    except Exception as error:
-        log.warning("pgflow does not hear that this task has ended: %s", describe(error))
-        return False
+    until, pause, may_refuse = time.monotonic() + patience, 1.0, True
+    while True:
+        try:
+            return bool(call(parameters, END, (*key, outcome, text, message, taken, bool(whole)))[0][0])
+        except Exception as error:
+            if may_refuse and is_refused(error):
+                log.warning("pgflow refuses the result or the message of this task: %s", describe(error))
+                may_refuse, text = False, "null"
+                message = "its message can't be stored" if message is not None else None
+                continue
+            if not is_away(error) or time.monotonic() + pause > until:
+                log.error("pgflow does not hear that this task has ended: %s", describe(error))  # noqa: TRY400
+                return False
+            log.warning("pgflow does not hear yet that this task has ended: %s", describe(error))
+        time.sleep(pause)
+        pause = min(pause * 2, 15.0)
+
+
+def find_patience(context: Any) -> float:
+    """Return how long a report may be tried again: Airflow's own time-out must not end a task that is done."""
+    if not getattr(context["task"], "execution_timeout", None):
+        return REPORT_FOR
+    return min(REPORT_FOR, find_end(context, 0.0) - time.time() - 3 * TIMEOUT)
+
+
+def is_refused(error: Exception) -> bool:
+    """Tell whether the database, or its driver, can't store a value."""
+    drivers = any(each.__name__ == "DataError" for each in type(error).__mro__)  # psycopg's has no code for NUL
+    return drivers or find_code(error)[:2] in {"22", "54"} or isinstance(error, (TypeError, ValueError))
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether the same statement may succeed later."""
+    if code := find_code(error):
+        return code[:2] in {"08", "40", "53", "55", "57"}
+    return any(each.__name__ in {"OperationalError", "InterfaceError"} for each in type(error).__mro__)
+
+
+def find_code(error: Exception) -> str:
+    """Return the SQLSTATE; nothing where there is none, such as for a connection that was not made."""
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None) or ""
 
 
 def execute_unasked(context: Any, key: Key, parameters: dict[str, Any] | None, sentinel: dict[str, Any]) -> Any:
@@ -273,7 +321,9 @@ def wait(context: Any, key: Key, until: float, parameters: dict[str, Any] | None
         trigger=PgflowTrigger(*key, until),
         method_name="execute",
         kwargs={"until": until},
-        timeout=timedelta(seconds=left + LONGEST_PAUSE),  # if no triggerer is alive, the scheduler ends it
+        timeout=timedelta(
+            seconds=min(left + LONGEST_PAUSE, 366 * 86400.0)
+        ),  # if no triggerer is alive, the scheduler ends it
     )
 
 
@@ -367,9 +417,21 @@ def claim(parameters: dict[str, Any], context: Any, key: Key) -> Answer:
     }
     texts = {name: moment.isoformat() if moment is not None else None for name, moment in moments.items()}
     payload = {"airflow_run_id": ti.run_id, "conf": getattr(run, "conf", None) or {}, **texts}
-    values = (ti.dag_id, ti.task_id, key.try_number, key.run_id, json.dumps(payload), *texts.values())
-    [row] = call(parameters, CLAIM, values)
-    return Answer(*row)
+
+    def ask() -> Answer:
+        text = json.dumps(payload, allow_nan=False)
+        values = (ti.dag_id, ti.task_id, key.try_number, key.run_id, text, *texts.values())
+        [row] = call(parameters, CLAIM, values)
+        return Answer(*row)
+
+    try:
+        return ask()
+    except Exception as error:
+        if not is_refused(error) and not isinstance(error, RecursionError):
+            raise
+        log.warning("pgflow does not get the conf of this run: %s", describe(error))
+        del payload["conf"]
+        return ask()
 
 
 def watch(parameters: dict[str, Any], keys: Sequence[Key]) -> list[int]:

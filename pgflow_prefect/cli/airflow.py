@@ -24,6 +24,8 @@ put it as pgflow_policy.py into Airflow's folder config, and this line into airf
     from pgflow_policy import task_policy
 then restart Airflow's scheduler, workers and triggerer. `pgflow-prefect guide airflow-tasks` has the rest"""
 
+_LONGEST_WAIT = 366 * 86400  # seconds
+
 app = App(name="airflow")
 
 
@@ -74,7 +76,7 @@ def policy(
     wait
         How a task waits. deferrable needs Airflow's triggerer, and reschedule none.
     longest_wait
-        Seconds that a task without an execution_timeout waits.
+        Seconds that a task without an execution_timeout waits, at most those of 366 days.
     """
     import anyio
 
@@ -82,8 +84,11 @@ def policy(
 
     if not dags:
         raise UsageError("which DAGs? name them after `airflow policy`")
-    if not longest_wait > 0 or longest_wait == float("inf"):
-        raise UsageError(f"--longest-wait is {longest_wait:g}: give the seconds that a task may wait, more than 0")
+    if not 0 < longest_wait <= _LONGEST_WAIT:
+        raise UsageError(
+            f"--longest-wait is {longest_wait:g}: give the seconds that a task may wait, more than 0 and at most "
+            f"{_LONGEST_WAIT}, which is 366 days"
+        )
     installation = anyio.run(_name_dags, make_settings(dsn), dags)
     sys.stdout.write(
         write_policy(dags, installation, connection=connection, wait=wait, longest_wait=longest_wait),

@@ -65,10 +65,25 @@ class AirflowObserver:
         Raises:
             ForeignInstallationError: another database has begun to use this one's id in Prefect.
         """
+        failure: Exception | None = None  # raised below: the group would wrap it
+
+        async def observe() -> None:
+            nonlocal failure
+            try:
+                await self._observer.run()
+            except Exception as error:  # noqa: BLE001
+                failure = error
+                self._mirror.stop()
+
         async with anyio.create_task_group() as group:
-            group.start_soon(self._observer.run)
-            await self._mirror.run()
+            group.start_soon(observe)
+            try:
+                await self._mirror.run()
+            except Exception as error:  # noqa: BLE001
+                failure = error
             self._observer.stop()
+        if failure is not None:
+            raise failure
 
     def stop(self) -> None:
         """End after the present look."""
@@ -84,18 +99,20 @@ async def keep_following(store: Store, client: PrefectClient, settings: Settings
         return
     if not store.implementation.executes:
         return  # the released pgflow has no mirrors
-    service, pauses = AirflowObserver(store, client, settings, source), Pauses(longest=60.0)
+    pauses = Pauses(longest=60.0)
     while True:
+        service = AirflowObserver(store, client, settings, source)
         try:
             await service.register()
-        except ForeignInstallationError:
-            return  # the service itself finds that out, too
+            pauses.reset()
+            await service.run()
+        except ForeignInstallationError as error:  # the worker or the bridge itself finds that out, too
+            _logger.error("Airflow's runs are followed no more: %s", error)  # noqa: TRY400  no traceback
+            return
         except PgflowPrefectError as error:
             _logger.warning("Airflow's runs are followed later: %s", error)
-            await anyio.sleep(pauses.draw())
+        except Exception:  # nothing that Airflow has may end a worker
+            _logger.exception("Airflow's runs are followed later")
         else:
-            break
-    try:
-        await service.run()
-    except ForeignInstallationError as error:
-        _logger.error("Airflow's runs are followed no more: %s", error)  # noqa: TRY400  no traceback
+            return
+        await anyio.sleep(pauses.draw())

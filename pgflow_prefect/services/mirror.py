@@ -265,7 +265,11 @@ class Mirror:
         followed = self._followed.pop(run.id)  # and at the end again: the next look begins with others
         self._followed[run.id] = followed
         followed.instances = len(instances or [])
-        found = followed.describe(run, instances, results)
+        try:
+            found = followed.describe(run, instances, results)
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            self._tell(run.id, f"run {followed.run_id} of {followed.workflow_slug!r} can't be read: {error}")
+            return None
         written = await self._store(run.id, followed, found) if found.is_news else None
         if found.is_news and written is None:
             return None
@@ -285,16 +289,22 @@ class Mirror:
     async def _store(self, source_id: int, followed: FollowedRun, found: Found) -> Written | None:
         """Write what was found of a run; None if that is not possible now."""
         epoch = self._taken[followed.workflow_slug].epoch
-        try:
-            return await self.store.mirror_run(epoch, found.document, found.results)
-        except RunNotPendingError as error:  # another service has taken the mirror
-            _logger.info("%s", error)
-        except DatabaseUnavailableError:
-            raise
-        except PgflowPrefectError as error:
-            if found.results:
-                return await self._store(source_id, followed, found.without_results(str(error)))
-            self._tell(source_id, f"run {followed.run_id} of {followed.workflow_slug!r} is written later: {error}")
+        problem = ""
+        for without_results, without_conf in ((False, False), (True, False), (False, True), (True, True)):
+            if (without_results and not found.results) or (without_conf and not found.has_conf):
+                continue
+            tried = found.without_results(problem) if without_results else found
+            tried = tried.without_conf(problem) if without_conf else tried
+            try:
+                return await self.store.mirror_run(epoch, tried.document, tried.results)
+            except RunNotPendingError as error:  # another service has taken the mirror
+                _logger.info("%s", error)
+                return None
+            except DatabaseUnavailableError:
+                raise
+            except (PgflowPrefectError, RecursionError, ValueError) as error:
+                problem = str(error)
+        self._tell(source_id, f"run {followed.run_id} of {followed.workflow_slug!r} is written later: {problem}")
         return None
 
     async def _end_deleted(self, source_ids: Collection[int]) -> list[UUID]:

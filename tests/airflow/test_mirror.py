@@ -341,6 +341,24 @@ async def test_pickles_and_long_values_are_named_and_not_copied(site: Site, db: 
     assert cast("dict[str, Any]", payload).get("conf") == (None if is_2 else {"table": "orders"})
 
 
+@pytest.mark.parametrize("conf", ["[" * 300 + "]" * 300, "9" * 1_500], ids=["too_deep", "too_many_digits"])
+async def test_a_conf_that_can_not_be_stored_is_named_and_the_run_is_written(
+    conf: str, site: Site, db: Connection
+) -> None:
+    if site.airflow.version.startswith("2"):
+        pytest.skip("its conf is pickled")
+    async with site.mirror() as mirror:
+        await mirror.look()
+        looks = site.airflow.replay("run")
+        next(looks)
+        site.airflow.db.execute("UPDATE dag_run SET conf = %s::jsonb", [f'{{"it": {conf}}}'])
+        await mirror.look()
+        assert (await site.read_run()).status == "pending"
+    [[notes, payload]] = db.execute("SELECT notes, payload FROM pgflow_prefect.mirrored_runs, pgflow.runs").fetchall()
+    assert "conf" not in cast("dict[str, Any]", payload)
+    assert "its conf" in cast("dict[str, str]", notes)[""]
+
+
 async def test_past_runs_are_rows_with_airflows_times_and_are_never_executed(site: Site, db: Connection) -> None:
     for run in (1, 2):
         site.airflow.play("run", run=run)

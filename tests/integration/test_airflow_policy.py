@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg import OperationalError
 from psycopg.conninfo import conninfo_to_dict
 
 from pgflow_prefect.airflow.policy import write_policy
@@ -109,6 +110,7 @@ def policy(
     monkeypatch.setitem(sys.modules, "pgflow_policy", written)
     exec(compile(text, "pgflow_policy.py", "exec"), vars(written))  # noqa: S102  ours
     written.POLL = 0.01  # type: ignore[attr-defined]
+    written.REPORT_FOR = 0.0  # type: ignore[attr-defined]
     return written
 
 
@@ -130,9 +132,11 @@ class Task:
         parts = self.policy.uuid.uuid5(INSTALLATION, "airflow dag")
         return self.policy.Key(str(self.policy.uuid.uuid5(parts, self.ti.run_id)), self.ti.task_id, self.ti.try_number)
 
-    def execute(self, **given: object) -> object:
+    def execute(self, conf: object = None, **given: object) -> object:
         """Execute the task as Airflow does."""
-        run = SimpleNamespace(conf={"n": 1}, logical_date=None, data_interval_start=None, data_interval_end=None)
+        run = SimpleNamespace(
+            conf={"n": 1} if conf is None else conf, logical_date=None, data_interval_start=None, data_interval_end=None
+        )
         return self.operator.execute({"task": self.operator, "ti": self.ti, "dag_run": run}, **given)
 
     def wait(self) -> dict[str, Any]:
@@ -249,6 +253,54 @@ def test_a_result_that_is_no_json_does_not_fail_the_task(policy: ModuleType, db:
     assert get_state(db, task.run_id, "a").step_result is None
 
 
+@pytest.mark.parametrize("result", ["a\0b", float("inf")])
+def test_a_result_that_the_database_refuses_is_reported_as_null(
+    result: object, policy: ModuleType, db: Connection
+) -> None:
+    task = Task(policy, lambda: result)
+    assert task.execute() == result
+    state = get_state(db, task.run_id, "a")
+    assert (state.status, state.step_result) == ("completed", None)
+
+
+def test_a_message_that_the_database_refuses_still_fails_the_step(policy: ModuleType, db: Connection) -> None:
+    def work() -> None:
+        raise RuntimeError("a\0b")
+
+    task = Task(policy, work)
+    with pytest.raises(RuntimeError):
+        task.execute()
+    assert get_state(db, task.run_id, "a").status == "failed"
+
+
+def test_a_report_is_made_again_until_the_database_answers(
+    policy: ModuleType, connection: SimpleNamespace, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def call(parameters: object, statement: str, values: object) -> Any:
+        if statement == policy.END:
+            tries.append(values)
+            if len(tries) < 3:
+                raise OperationalError("the server closed the connection")
+        return answer(parameters, statement, values)
+
+    answer = policy.call
+    monkeypatch.setattr(policy, "call", call)
+    monkeypatch.setattr(policy.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(policy, "REPORT_FOR", 60.0)
+    task = Task(policy)
+    assert task.execute() == "there"
+    assert len(tries) == 3
+    assert get_state(db, task.run_id, "a").status == "completed"
+
+
+def test_a_task_is_claimed_without_a_conf_that_the_database_refuses(policy: ModuleType, db: Connection) -> None:
+    task = Task(policy)
+    assert task.execute(conf={"name": "a\0b"}) == "there"
+    assert get_state(db, task.run_id, "a").status == "completed"
+
+
 @pytest.mark.parametrize("trouble", ["away", "connection", "role"])
 def test_without_the_database_moved_tasks_wait_and_others_go_on(
     trouble: str, policy: ModuleType, connection: SimpleNamespace, db: Connection
@@ -328,3 +380,5 @@ def test_the_command_names_what_is_wrong(db: Connection, dsn: str) -> None:
         print_policy(dsn=dsn)
     with pytest.raises(UsageError, match="--longest-wait"):
         print_policy("dag", longest_wait=0, dsn=dsn)
+    with pytest.raises(UsageError, match="366 days"):
+        print_policy("dag", longest_wait=1e15, dsn=dsn)
