@@ -37,7 +37,7 @@ def guide(topic: str | None = None, /) -> None:
 
 def _read_pages() -> dict[str, str]:
     """Return the pages' texts by their names."""
-    found = sorted(files("pgflow_prefect.guide").iterdir(), key=lambda page: page.name)
+    found = sorted(files("pgflow_prefect.guide").iterdir(), key=lambda page: page.name.removesuffix(".md"))
     return {
         page.name.removesuffix(".md"): page.read_text(encoding="utf-8") for page in found if page.name.endswith(".md")
     }
