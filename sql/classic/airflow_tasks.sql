@@ -68,7 +68,7 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', coalesce(unknown, 'NULL') USING ERRCODE = 'no_data_found';
     END IF;
-    -- Whoever binds one of them has this lock as well: one comes after the other.
+    -- A session that binds one of them takes this lock, too: one waits for the other.
     PERFORM FROM pgflow.steps s WHERE s.workflow_slug = ANY (workflow_slugs) AND s.step_type = 'map'
     ORDER BY s.workflow_slug, s.slug FOR NO KEY UPDATE;
     SELECT b.workflow_slug, b.step_slug INTO moved

@@ -47,7 +47,7 @@ WORK = "SELECT item_index, attempt FROM pgflow_prefect.work_items(%s, %s, %s, %s
 
 
 def do(step: str, index: int) -> object:
-    """Return what a task of the flow returns, whoever executes it."""
+    """Return what a task of the flow returns: the same for both workers."""
     return [*range(ITEMS)] if step == "list" else f"{step} {index}"
 
 

@@ -53,7 +53,7 @@ def do_task(step: str, index: int, number: int, items: int = ITEMS) -> object:
         PlannedError: it is the one that always fails.
     """
     if step == ALWAYS_FAILS:
-        raise PlannedError("nobody answers the phone")
+        raise PlannedError("the phone rings in vain")
     if step == "list":
         return [{"number": number, "index": item} for item in range(items)]
     return f"{number}/{step}/{index}"
