@@ -29,7 +29,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';          -- behind a long transaction: give up rather than make all other sessions queue behind us
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning; -- a second run has nothing to announce
-SET LOCAL pgflow.script_version = 5;     -- engine_version refuses an older one, and one that does not say it
+SET LOCAL pgflow.script_version = 6;     -- engine_version refuses an older one, and one that does not say it
 
 DO $guard$
 DECLARE
@@ -73,8 +73,8 @@ BEGIN
     IF to_regprocedure('pgflow.engine_version()') IS NOT NULL THEN
         EXECUTE 'SELECT pgflow.engine_version()' INTO former_version;
     END IF;
-    IF former_version > 5 THEN
-        RAISE EXCEPTION 'the schema pgflow has version %, and this script installs version 5', former_version
+    IF former_version > 6 THEN
+        RAISE EXCEPTION 'the schema pgflow has version %, and this script installs version 6', former_version
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
     END IF;
@@ -841,7 +841,7 @@ CREATE OR REPLACE FUNCTION pgflow.engine_version() RETURNS int
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pgflow, pg_temp
 AS $$
 DECLARE
-    version CONSTANT int := 5; -- programs read the first number of this text
+    version CONSTANT int := 6; -- programs read the first number of this text
     script CONSTANT text := coalesce(nullif(current_setting('pgflow.script_version', true), ''), '2');
 BEGIN
     -- A script asks after it has looked at the schema and before it replaces anything. Those of version 2 replace what

@@ -18,8 +18,8 @@ from pgflow_prefect.errors import (
 )
 from pgflow_prefect.shipped import shipped_path
 
-ENGINE_VERSION = 5
-ADAPTER_VERSION = 9
+ENGINE_VERSION = 6
+ADAPTER_VERSION = 10
 
 SCRIPTS = CLASSIC.scripts
 """The scripts of the classic schemas, in this order; the last one sets the version."""

@@ -9,7 +9,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
-SET LOCAL pgflow.script_version = 5;
+SET LOCAL pgflow.script_version = 6;
 
 DO $guard$
 BEGIN
@@ -21,8 +21,8 @@ BEGIN
     WHERE current_setting('transaction_timeout', true) <> '0';
     PERFORM pgflow.lock_schema('pgflow_prefect');
     IF (SELECT max(substring(p.prosrc FROM '[0-9]+')::int) FROM pg_catalog.pg_proc p
-        WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = 'adapter_version') > 9 THEN
-        RAISE EXCEPTION 'the schema pgflow_prefect has a later version than 9, and this script is of version 9'
+        WHERE p.pronamespace = 'pgflow_prefect'::regnamespace AND p.proname = 'adapter_version') > 10 THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect has a later version than 10, and this script is of version 10'
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
     END IF;

@@ -11,7 +11,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
-SET LOCAL pgflow.script_version = 5;
+SET LOCAL pgflow.script_version = 6;
 
 DO $guard$
 DECLARE
@@ -26,8 +26,8 @@ BEGIN
     IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN
         EXECUTE 'SELECT pgflow_prefect.adapter_version()' INTO former_version;
     END IF;
-    IF former_version > 9 THEN
-        RAISE EXCEPTION 'the schema pgflow_prefect has version %, and this script installs version 9', former_version
+    IF former_version > 10 THEN
+        RAISE EXCEPTION 'the schema pgflow_prefect has version %, and this script installs version 10', former_version
             USING ERRCODE = 'object_not_in_prerequisite_state',
                   HINT = 'Upgrade the program: pip install --upgrade pgflow-prefect';
     END IF;

@@ -675,7 +675,7 @@ DO $copied$ BEGIN PERFORM pgflow_prefect.claim_installation(); END $copied$;
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$ SELECT 9 $$;
+AS $$ SELECT 10 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of these scripts: a higher one upgrades a lower one.';
 

@@ -18,7 +18,7 @@ BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what a
 SET LOCAL lock_timeout = '10s';
 SET LOCAL statement_timeout = 0;
 SET LOCAL client_min_messages = warning;
-SET LOCAL pgflow.script_version = 5;
+SET LOCAL pgflow.script_version = 6;
 
 DO $guard$
 BEGIN
