@@ -1468,14 +1468,14 @@ BEGIN
                                              child_workflow, child_payload, child_retries, max_children)
         SELECT definition.id, s.slug, s.in_degree, s.rule, s.required_input_pattern, s.forbidden_input_pattern,
                s.when_unmet, s.when_exhausted,
-               CASE WHEN failed_by_leaves THEN CASE WHEN some_are_last THEN s.is_last ELSE s.is_leaf END
+               -- Sub-selects: once a workflow. As a joined row, the aggregate would be computed again for each step.
+               CASE WHEN (SELECT w.failed_by = 'leaves' FROM pgflow.workflows w
+                          WHERE w.slug = write_snapshot.workflow_slug)
+                    THEN CASE WHEN (SELECT bool_or(i.is_last) FROM step i) THEN s.is_last ELSE s.is_leaf END
                     ELSE s.fails_run END,
                s.setups, s.step_type, CASE s.step_type WHEN 'map' THEN s.source_slug END, s.map_path, s.max_items,
                s.when_empty, s.when_item_fails, s.child_workflow, s.child_payload, s.child_retries, s.max_children
         FROM step s
-        CROSS JOIN (SELECT bool_or(i.is_last) AS some_are_last FROM step i) last
-        CROSS JOIN (SELECT w.failed_by = 'leaves' AS failed_by_leaves FROM pgflow.workflows w
-                    WHERE w.slug = write_snapshot.workflow_slug) how
         WHERE s.workflow_slug = write_snapshot.workflow_slug AND EXISTS (SELECT FROM unedited);
         GET DIAGNOSTICS written = ROW_COUNT;
         IF written = definition.step_count THEN

@@ -4,6 +4,8 @@ A session keeps the plans that it made while the tables were empty, and statisti
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from time import monotonic
 
 import pytest
 
@@ -22,6 +24,7 @@ from tests.engine import (
     start_step,
     value,
 )
+from tests.growth import is_linear
 
 # The rows that this transaction's statements have read so far.
 ROWS_READ = """
@@ -105,3 +108,17 @@ def test_a_completion_reads_as_many_rows_below_a_wide_join_as_below_a_narrow_one
     narrow, wide = rows_read_at_join(db_with_plans, 50), rows_read_at_join(db_with_plans, 1000)
     assert wide <= narrow + 5
     assert wide < 50
+
+
+@pytest.mark.parametrize("failed_by", ["leaves", pytest.param("steps", marks=pytest.mark.thorough)])
+def test_the_first_run_of_a_workflow_costs_its_size(db: Connection, failed_by: str) -> None:
+    """In time, not in rows that are read: those of a WITH query are counted nowhere."""
+
+    def begin(steps: int) -> None:
+        name = f"chain {next(numbers)}"
+        define(db, name, {f"s{number}": [f"s{number - 1}"] if number else [] for number in range(steps)})
+        db.execute("UPDATE pgflow.workflows SET failed_by = %s WHERE slug = %s", [failed_by, name])
+        run_workflow(db, name)
+
+    numbers = count()
+    assert is_linear(begin, 2_000, 6, clock=monotonic)
