@@ -94,6 +94,7 @@ class DeclaredSteps:
     def step_handlers(self) -> dict[str, StepHandlers]:
         """The handlers and bindings of each step that this file knows, by step slug."""
         handlers, bindings, options = self.handlers, self._bindings, self._task_options
+        source = self._module.relative_source  # asks the file system: once a run, not once a step
         return {
             slug: StepHandlers(
                 slug,
@@ -101,7 +102,7 @@ class DeclaredSteps:
                 bindings.get(slug),
                 options.get(slug, TaskOptions()),
                 self._at_once.get(slug),
-                self._module.relative_source,
+                source,
             )
             for slug in {**handlers, **bindings}
         }
