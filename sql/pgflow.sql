@@ -445,7 +445,37 @@ CREATE TABLE IF NOT EXISTS pgflow.limits (
     depth INT NOT NULL DEFAULT 200 CHECK (depth BETWEEN 100 AND 250),          -- arrays and objects in one another
     digits INT NOT NULL DEFAULT 1000 CHECK (digits BETWEEN 1000 AND 4300)      -- of a number, on either side of its point
 );
-INSERT INTO pgflow.limits DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+CREATE OR REPLACE FUNCTION pgflow.replace_limits() RETURNS trigger
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+BEGIN
+    DELETE FROM pgflow.limits; -- the row that this script made: a dump of data brings its own
+    RETURN NEW;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.replace_limits() IS
+    'Lets the data of another database be restored here, its limits with it.';
+
+DO $limits$
+DECLARE
+    state "char";
+BEGIN
+    -- No ON CONFLICT: the trigger comes first, and would take the owner's limits away.
+    INSERT INTO pgflow.limits (is_only_row) SELECT true WHERE NOT EXISTS (SELECT FROM pgflow.limits);
+    SELECT tgenabled INTO state FROM pg_catalog.pg_trigger
+    WHERE tgrelid = 'pgflow.limits'::regclass AND tgname = 'replace_limits';
+    IF NOT FOUND THEN
+        CREATE TRIGGER replace_limits BEFORE INSERT ON pgflow.limits
+            FOR EACH ROW EXECUTE FUNCTION pgflow.replace_limits();
+    END IF;
+    IF coalesce(state, 'O') = 'O' THEN -- disabled: an administrator's decision
+        ALTER TABLE pgflow.limits ENABLE ALWAYS TRIGGER replace_limits;
+    END IF;
+END
+$limits$;
 
 -- Columns and indexes that the first five tables lack. IF NOT EXISTS would lock a table even if there is nothing to
 -- do, and would stop a live database. So this reads the catalog.
@@ -1318,6 +1348,10 @@ BEGIN
         CREATE TRIGGER edited_by_update AFTER UPDATE OF when_failed, failed_by ON pgflow.workflows FOR EACH ROW
             WHEN (OLD.when_failed IS DISTINCT FROM NEW.when_failed OR OLD.failed_by IS DISTINCT FROM NEW.failed_by)
             EXECUTE FUNCTION pgflow.workflows_edited();
+    END IF;
+    SELECT tgenabled INTO state FROM pg_catalog.pg_trigger
+    WHERE tgrelid = 'pgflow.workflows'::regclass AND tgname = 'edited_by_update';
+    IF state = 'O' THEN -- new, or after a restore that disabled all triggers and enabled them again
         ALTER TABLE pgflow.workflows ENABLE ALWAYS TRIGGER edited_by_update;
     END IF;
 END

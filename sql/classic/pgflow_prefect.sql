@@ -55,14 +55,19 @@ COMMENT ON FUNCTION pgflow_prefect.replace_installation() IS
     'Lets the data of another database be restored here, its installation with it.';
 
 DO $installation$
+DECLARE
+    state "char";
 BEGIN
     IF NOT EXISTS (SELECT FROM pgflow_prefect.installation) THEN
         INSERT INTO pgflow_prefect.installation DEFAULT VALUES;
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger
-                   WHERE tgrelid = 'pgflow_prefect.installation'::regclass AND tgname = 'replace_installation') THEN
+    SELECT tgenabled INTO state FROM pg_catalog.pg_trigger
+    WHERE tgrelid = 'pgflow_prefect.installation'::regclass AND tgname = 'replace_installation';
+    IF NOT FOUND THEN
         CREATE TRIGGER replace_installation BEFORE INSERT ON pgflow_prefect.installation
             FOR EACH ROW EXECUTE FUNCTION pgflow_prefect.replace_installation();
+    END IF;
+    IF coalesce(state, 'O') = 'O' THEN -- disabled: an administrator's decision
         ALTER TABLE pgflow_prefect.installation ENABLE ALWAYS TRIGGER replace_installation;
     END IF;
 END

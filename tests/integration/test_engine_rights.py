@@ -26,7 +26,15 @@ from tests.integration.transitions import TRANSITIONS, make, prepare
 DENIED = "42501"
 OWNERS_FUNCTIONS = ["check_written", "deps_edited", "find_definition", "snapshot", "steps_edited", "workflows_edited"]
 TRIGGER_FUNCTIONS = [
-    *("check_written", "deps_edited", "refuse_slug", "shorten_message", "steps_edited", "workflows_edited"),
+    *(
+        "check_written",
+        "deps_edited",
+        "refuse_slug",
+        "replace_limits",
+        "shorten_message",
+        "steps_edited",
+        "workflows_edited",
+    ),
 ]
 WRITERS = [name.removeprefix("pgflow.") for name in TRANSITIONS if name.startswith("pgflow.")]
 INLINED = ["announce_run", "is_under_policies"]

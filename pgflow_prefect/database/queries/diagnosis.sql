@@ -45,7 +45,7 @@ ORDER BY place, missing
 -- Triggers of ours that do not fire, or not in all sessions, and the command that helps; foreign keys have some, too.
 WITH trigger AS (
     SELECT t.tgname AS name, t.tgenabled AS enabled, n.nspname AS schema, c.relname AS "table",
-           t.tgname ~ '^(edited_by_|replace_installation$)' AS is_always
+           t.tgname ~ '^(edited_by_|replace_(installation|limits)$)' AS is_always
     FROM pg_catalog.pg_trigger t
     JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
