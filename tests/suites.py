@@ -5,8 +5,8 @@ on the command line run as pytest runs them: those tests, one after the other.
 
 The quick suite leaves out two kinds of tests that stand among its own. A test that starts commands, workers or clusters
 has the marker `processes`: by hand, or because it uses a fixture that starts some. The marker `thorough` has what takes
-a processor for more than a second, or waits as long. It also has the further cases of a test that needs a server: of
-each test, the quick suite runs the first two.
+a processor for more than a second, or waits as long. Further tests that need a server get it by themselves: of each
+test the quick suite runs the first case, and of each file the first eight tests that need Prefect.
 """
 
 import os
@@ -21,16 +21,19 @@ PROCESSES = "processes"
 """The marker of tests that start commands, workers or clusters."""
 
 THOROUGH = "thorough"
-"""The marker of tests that take long, and of further cases."""
+"""The marker of tests that take long, and of further tests that need a server."""
 
 _STARTERS = {"forker", "cluster"}
 """Fixtures that start them."""
 
-_SERVERS = {"server_dsn", "prefect_api"}
-"""Fixtures of servers. A case takes a processor for 0.1 s with PostgreSQL, and for 0.5 s with Prefect."""
+_PREFECT = "prefect_api"
+"""The fixture of Prefect's server. A test with it takes a processor for 0.4 s, and often waits for a second."""
 
-_CASES = 2
-"""Cases of such a test that the quick suite runs."""
+_SERVERS = {"server_dsn", _PREFECT}
+"""Fixtures of servers. A test with PostgreSQL alone takes a processor for 0.1 s."""
+
+_TESTS_WITH_PREFECT = 8
+"""Tests of one file with Prefect that the quick suite runs."""
 
 _COUNTS = pytest.StashKey[Counter[str]]()
 
@@ -72,16 +75,27 @@ def _choose_processes(config: pytest.Config) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what starts processes by way of a fixture, and further cases of a test that needs a server."""
+    """Mark what starts processes by way of a fixture, and further tests that need a server."""
     if not isinstance(item, pytest.Function):
         return
     if _STARTERS.intersection(item.fixturenames):
         item.add_marker(PROCESSES)
-    if _SERVERS.intersection(item.fixturenames) and not item.get_closest_marker(PROCESSES):
-        counts = item.session.stash.setdefault(_COUNTS, Counter())
-        counts[name := item.nodeid.partition("[")[0]] += 1
-        if counts[name] > _CASES:
-            item.add_marker(THOROUGH)
+    if item.get_closest_marker(PROCESSES) or item.get_closest_marker(THOROUGH):
+        return
+    if _SERVERS.intersection(item.fixturenames) and _is_further(item):
+        item.add_marker(THOROUGH)
+
+
+def _is_further(item: pytest.Function) -> bool:
+    """Count a test that needs a server, and return whether the quick suite has enough of its kind."""
+    counts = item.session.stash.setdefault(_COUNTS, Counter())
+    counts[name := item.nodeid.partition("[")[0]] += 1
+    if counts[name] > 1:
+        return True
+    if _PREFECT not in item.fixturenames:
+        return False
+    counts[file := item.nodeid.partition("::")[0]] += 1
+    return counts[file] > _TESTS_WITH_PREFECT
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -93,8 +107,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def count_processes() -> int:
-    """Return how many tests run at a time: two more than there are processors, as most tests wait for servers."""
-    return min(8, (os.cpu_count() or 1) + 2)
+    """Return how many tests run at a time: three for each processor, as most tests wait for servers."""
+    return min(8, 3 * (os.cpu_count() or 1))
 
 
 def _are_paths_named(config: pytest.Config) -> bool:

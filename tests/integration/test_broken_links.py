@@ -40,6 +40,7 @@ async def test_a_sync_handler_whose_link_always_breaks_has_not_failed(db: Connec
     await check_left_to_the_next_owner(db, workflow)
 
 
+@pytest.mark.thorough
 async def test_an_async_handler_whose_link_always_breaks_has_not_failed(db: Connection, workflow: Workflow) -> None:
     @workflow.step
     async def write(context: AsyncStepContext) -> None:
@@ -48,6 +49,7 @@ async def test_an_async_handler_whose_link_always_breaks_has_not_failed(db: Conn
     await check_left_to_the_next_owner(db, workflow)
 
 
+@pytest.mark.thorough
 async def test_a_handler_that_raises_its_own_error_from_a_broken_link_has_not_failed(
     db: Connection, workflow: Workflow
 ) -> None:
@@ -64,6 +66,7 @@ async def test_a_handler_that_raises_its_own_error_from_a_broken_link_has_not_fa
     await check_left_to_the_next_owner(db, workflow)
 
 
+@pytest.mark.thorough
 async def test_a_function_whose_link_always_breaks_has_not_failed(db: Connection, workflow: Workflow) -> None:
     db.execute(
         "CREATE SCHEMA app; CREATE FUNCTION app.f(input jsonb) RETURNS jsonb LANGUAGE plpgsql AS "

@@ -80,6 +80,7 @@ async def test_a_time_out_ends_the_program_and_all_that_it_has_started(
     await await_task_runs(client, await read_flow_run(client, workflow.slug), {"slow": "TimedOut"})
 
 
+@pytest.mark.thorough
 @flows
 async def test_a_run_that_is_cancelled_ends_its_program(define: Define, db: Connection, tmp_path: Path) -> None:
     workflow, mark = Workflow(make_slug()), uuid4().hex

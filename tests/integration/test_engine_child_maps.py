@@ -236,6 +236,7 @@ def test_two_sessions_that_end_children_at_once_lose_none(db: Connection, connec
     assert value(db, "SELECT count(*) FROM pgflow.runs WHERE parent_run_id = %s", run_id) == 40
 
 
+@pytest.mark.thorough
 def test_the_cost_of_a_map_of_children_grows_with_its_items_only(db: Connection) -> None:
     db.execute("SET synchronous_commit = off")
     define(db, "pricing", {"ask": []})

@@ -492,6 +492,7 @@ def test_the_first_claim_of_an_item_begins_the_step(db: Connection) -> None:
     assert get_state(db, run_id, "price").attempts == 1
 
 
+@pytest.mark.thorough
 def test_two_connections_share_a_map(db: Connection, connect: Callable[[], Connection]) -> None:
     run_id = map_over(db, [*range(2000)])
     seen: Counter[int] = Counter()
@@ -510,6 +511,7 @@ def test_two_connections_share_a_map(db: Connection, connect: Callable[[], Conne
     assert result(db, run_id) == [10 * index for index in range(2000)]
 
 
+@pytest.mark.thorough
 def test_the_cost_of_an_item_does_not_grow_with_their_number(db: Connection) -> None:
     db.execute("SET synchronous_commit = off")
     define(db, "orders", {"price": []})

@@ -351,6 +351,7 @@ def fan_of(size: int) -> dict[str, Sequence[str]]:
     return {"s0": []} | dict.fromkeys(leaves, ("s0",)) | {"join": leaves}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [chain_of, fan_of])
 @pytest.mark.parametrize("analyzed", [False, True])
 def test_a_cascade_costs_as_much_as_it_has_steps(

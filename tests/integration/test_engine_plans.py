@@ -64,6 +64,7 @@ def rows_read(db: Connection, act: Callable[[], object]) -> int:
         return count() - before
 
 
+@pytest.mark.thorough
 def test_a_step_costs_its_own_degree_in_a_run_with_a_thousand_others(db_with_plans: Connection) -> None:
     db = db_with_plans
     run_id = start_run(db, "wide", STEPS)
@@ -80,6 +81,7 @@ def test_a_step_costs_its_own_degree_in_a_run_with_a_thousand_others(db_with_pla
     assert rows_read(db, lambda: fail(db, run_id, "join1")) < 50
 
 
+@pytest.mark.thorough
 def test_looking_at_a_whole_run_costs_its_size(db_with_plans: Connection) -> None:
     db = db_with_plans
     run_id = start_run(db, "wide", STEPS)

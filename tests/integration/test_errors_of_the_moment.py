@@ -162,6 +162,7 @@ LOST = {"25006", "40001", "40P01", "53100", "53300", "55P03", "58030"}
 """After these, what the handler did is gone, and it is executed again; an error that only says so cuts no link."""
 
 
+@pytest.mark.thorough
 @EACH
 @pytest.mark.parametrize("kind", ["sync", "async", "function"])
 @pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
@@ -199,6 +200,7 @@ async def test_the_work_is_executed_again_only_where_its_transaction_was_lost(
         assert read_steps(db)["work"][:2] == ("failed", 1)
 
 
+@pytest.mark.thorough
 @EACH
 @pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
 async def test_finished_work_is_not_done_again_for_a_report_that_failed(

@@ -278,6 +278,7 @@ def test_many_workers_do_every_step_once(chain: str, db: Connection, dsn: str) -
     assert column(db, "SELECT DISTINCT attempts FROM pgflow.step_states") == [1]
 
 
+@pytest.mark.thorough
 def test_prefect_and_an_outside_worker_never_both_have_a_step(chain: str, db: Connection, dsn: str) -> None:
     """Both claim at the same moment, while the step is turned over."""
     for number in range(20):
@@ -304,6 +305,7 @@ def test_prefect_and_an_outside_worker_never_both_have_a_step(chain: str, db: Co
         assert get_state(db, run_id, "a").attempts == int(here.result()) + int(there.result())
 
 
+@pytest.mark.thorough
 @flows
 async def test_a_waiting_flow_run_shows_the_claim_and_its_end(define: Define, db: Connection) -> None:
     workflow = Workflow(make_slug())

@@ -87,6 +87,7 @@ async def test_what_was_completed_before_prefect_looked_is_shown_the_same_way(
     check_times(db, shown["first"], "first")
 
 
+@pytest.mark.thorough
 async def test_what_ended_together_with_the_run_before_prefect_looked_is_shown_the_same_way(
     outside: Workflow, db: Connection, client: PrefectClient
 ) -> None:
@@ -146,6 +147,7 @@ async def test_a_failure_that_an_external_worker_reports_is_not_tried_again(defi
     assert get_run(db, run.run_id).error_message == 'step "only" failed: no such list'
 
 
+@pytest.mark.thorough
 async def test_a_step_beside_handlers_waits_while_they_work(define: Define, db: Connection) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, "abcd", [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")])
@@ -171,6 +173,7 @@ async def test_a_step_beside_handlers_waits_while_they_work(define: Define, db: 
     assert await run.ended.result() == {"d": 42}
 
 
+@pytest.mark.thorough
 async def test_waiting_ends_after_its_time_out(define: Define, db: Connection, client: PrefectClient) -> None:
     workflow = Workflow(make_slug())
     define(workflow.slug, ["only"])
@@ -303,6 +306,7 @@ async def test_the_time_counts_from_the_first_wait_of_any_process(
     assert get_state(db, run.run_id, "only").error_message == "step 'only': no program has reported it within 600 s"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seen", [True, False])
 async def test_a_cancelled_run_that_is_reopened_has_all_its_time_again(
     define: Define, db: Connection, monkeypatch: pytest.MonkeyPatch, seen: bool

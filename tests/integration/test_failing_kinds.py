@@ -174,6 +174,7 @@ async def test_202_leaves_the_report_to_the_endpoint_and_is_not_asked_again_by_t
     assert read_steps(db)["ask"][:3] == ("completed", 1, 7)
 
 
+@pytest.mark.thorough
 async def test_202_and_no_report_is_a_time_out_and_asked_again(
     db: Connection, workflow: Workflow, server: HttpServer
 ) -> None:

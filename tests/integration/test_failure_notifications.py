@@ -111,6 +111,7 @@ async def make_block(url: str) -> str:
     return f"custom-webhook/{name}"
 
 
+@pytest.mark.thorough
 async def test_prefect_tells_of_a_failed_run_once_and_not_of_a_cancelled_one(
     project: Project, client: PrefectClient, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ async def test_prefect_tells_of_a_failed_run_once_and_not_of_a_cancelled_one(
     assert all("/runs/flow-run/" in each["body"] for each in told), told
 
 
+@pytest.mark.thorough
 async def test_an_automation_is_made_changed_and_removed_and_what_people_set_stays(
     project: Project, client: PrefectClient
 ) -> None:
@@ -166,6 +168,7 @@ async def test_an_automation_is_made_changed_and_removed_and_what_people_set_sta
     assert (removed.outcome, await project.find_automations()) == (Outcome.DELETED, [])
 
 
+@pytest.mark.thorough
 async def test_diff_names_an_automation_that_tells_no_more_and_prune_removes_one_of_no_workflow(
     project: Project, client: PrefectClient, db: Connection
 ) -> None:
@@ -187,6 +190,7 @@ async def test_diff_names_an_automation_that_tells_no_more_and_prune_removes_one
     assert await project.find_automations() == []
 
 
+@pytest.mark.thorough
 async def test_an_automation_of_another_installation_is_left_alone(project: Project, client: PrefectClient) -> None:
     block = await make_block("http://127.0.0.1:9/")
     await project.deploy(block)

@@ -142,6 +142,7 @@ async def test_one_process_executes_a_run_and_its_nested_children(
     assert value(db, "SELECT count(*) FROM pgflow.runs") == 3
 
 
+@pytest.mark.thorough
 async def test_cancelling_the_parent_stops_the_handler_of_the_child(
     db: Connection, pgflow_dsn: str, client: PrefectClient
 ) -> None:
@@ -171,6 +172,7 @@ async def test_cancelling_the_parent_stops_the_handler_of_the_child(
     assert get_run(db, child).error_message == f"its parent run {run_id} was cancelled: not today"
 
 
+@pytest.mark.thorough
 async def test_the_time_out_of_a_step_cancels_its_child(db: Connection, pgflow_dsn: str, client: PrefectClient) -> None:
     settlement = Workflow(make_slug())
 
@@ -191,6 +193,7 @@ async def test_the_time_out_of_a_step_cancels_its_child(db: Connection, pgflow_d
     assert "0.3 s" in str(get_state(db, run_id, "settle").error_message)
 
 
+@pytest.mark.thorough
 async def test_a_child_that_fails_is_followed_by_another_one(
     db: Connection, pgflow_dsn: str, client: PrefectClient
 ) -> None:

@@ -93,6 +93,7 @@ async def test_an_item_is_tried_again_by_itself(db: Connection, pgflow_dsn: str,
     assert [attempts for _, attempts, _ in read_items(db)] == [1, 2, 3]
 
 
+@pytest.mark.thorough
 async def test_the_last_attempt_of_an_item_fails_the_map_and_a_retry_executes_only_that_item(
     db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
 ) -> None:
@@ -268,6 +269,7 @@ async def test_a_handler_of_a_plain_step_for_a_map_fails_the_run_and_says_why(
         await workflow.flow(payload=[1])
 
 
+@pytest.mark.thorough
 async def test_an_sql_function_does_items_one_by_one_or_in_batches(
     db: Connection, pgflow_dsn: str, workflow: Workflow
 ) -> None:
@@ -303,6 +305,7 @@ async def test_an_sql_function_does_items_one_by_one_or_in_batches(
     assert sorted(len(each["items"]) for each in calls if "items" in each) == [1, 3]
 
 
+@pytest.mark.thorough
 async def test_another_owner_goes_on_and_repeats_no_item_that_has_ended(
     db: Connection, pgflow_dsn: str, workflow: Workflow
 ) -> None:

@@ -379,6 +379,7 @@ async def test_a_step_that_a_person_skips_while_it_works_is_shown_as_skipped(
     await await_task_runs(client, flow_run, {"look": "Skipped", "load": "Skipped"})
 
 
+@pytest.mark.thorough
 async def test_a_run_that_is_taken_again_shows_what_was_decided_before(
     db: Connection, pgflow_dsn: str, workflow: Workflow, client: PrefectClient
 ) -> None:

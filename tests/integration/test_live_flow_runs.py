@@ -214,6 +214,7 @@ async def test_a_flow_run_is_tried_again_as_the_server_says(delay: int, engine: 
     assert [each for each in await read_states(client, shown.id) if each != "Pending"] == expected
 
 
+@pytest.mark.thorough
 async def test_a_flow_run_that_fails_each_time_ends_as_failed(engine: Engine) -> None:
     @flow(name=make_slug(), retries=1)
     async def fail() -> None:

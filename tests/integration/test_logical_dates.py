@@ -58,6 +58,7 @@ async def schedule(client: PrefectClient, workflow: Workflow) -> FlowRun:
     return await client.read_flow_run(flow_run.id)
 
 
+@pytest.mark.thorough
 async def test_a_run_that_prefect_scheduled_has_the_date_at_which_it_was_due(
     define: Define, db: Connection, client: PrefectClient
 ) -> None:

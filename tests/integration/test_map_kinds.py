@@ -196,6 +196,7 @@ async def await_jobs(db: Connection, count: int) -> None:
             await anyio.sleep(0.05)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("prefect_api")
 async def test_only_an_item_whose_time_is_up_counts_as_not_reported(
     db: Connection, pgflow_dsn: str, workflow: Workflow

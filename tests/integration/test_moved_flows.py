@@ -88,6 +88,7 @@ async def test_pgflow_decides_when_a_failed_step_is_tried_again(
     await await_task_runs(client, flow_run, {"first": "Completed", "second": "Completed"})
 
 
+@pytest.mark.thorough
 async def test_a_step_that_fails_in_its_last_attempt_fails_the_run_and_writes_nothing(
     flows: ReleasedFlows, workflow: Workflow
 ) -> None:

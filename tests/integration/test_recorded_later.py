@@ -353,6 +353,7 @@ async def test_failed_runs_wait_for_prefect_and_more_than_there_is_room_for_are_
     assert site.count_shown() == len(bad), "there was no room for the one that completed"
 
 
+@pytest.mark.thorough
 async def test_a_run_that_prefect_can_not_show_holds_up_no_others(
     site: Site, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +491,7 @@ async def test_memory_is_bounded_while_two_thousand_runs_wait(monkeypatch: pytes
     assert sum(each.size for each in kept) <= held_logs.MOST_BYTES
 
 
+@pytest.mark.thorough
 async def test_a_recorded_run_shows_what_was_skipped_and_what_was_not_run(site: Site) -> None:
     workflow = Workflow(make_slug(), record=NONE_SHOWN)
     define(

@@ -159,6 +159,7 @@ async def test_a_schedule_gets_a_payload_and_is_removed_with_it(project: Project
     assert [*await project.read_schedules(deployment)] == [f"pgflow weekly: cron {WEEKLY} (UTC)"]
 
 
+@pytest.mark.thorough
 async def test_diff_names_what_is_left_of_a_schedule_and_prune_deletes_it(project: Project, db: Connection) -> None:
     await project.deploy(NIGHTLY, name="nightly", payload='{"days": 1}')
     deployment = await project.deploy(WEEKLY, name="weekly", payload='{"days": 7}')

@@ -17,6 +17,7 @@ TESTS = {
         "import pytest\n\n\n@pytest.mark.parametrize('n', [1, 2, 3, 4])\ndef test_cases(server_dsn, n): pass\n\n\n"
         "@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_light(n): pass"
     ),
+    "unit/test_flows.py": "\n".join(f"def test_flow_{n}(server_dsn, prefect_api): pass" for n in range(10)),
     "acceptance/test_command.py": "def test_command(): pass",
 }
 CONFTEST = """
@@ -28,6 +29,9 @@ def forker(): pass
 
 @pytest.fixture
 def server_dsn(): pass
+
+@pytest.fixture
+def prefect_api(): pass
 """
 CONFIGURATION = """
 [pytest]
@@ -56,8 +60,9 @@ def test_quick_leaves_out_what_takes_long_and_all_leaves_out_nothing(tmp_path: P
         file = tmp_path / "tests" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    quick = {"test_quick", "test_light[1]", "test_light[2]", "test_light[3]", "test_cases[1]", "test_cases[2]"}
-    thorough = {"test_thorough", "test_cases[3]", "test_cases[4]"}
+    quick = {"test_quick", "test_light[1]", "test_light[2]", "test_light[3]", "test_cases[1]"}
+    quick |= {f"test_flow_{n}" for n in range(8)}
+    thorough = {"test_thorough", "test_cases[2]", "test_cases[3]", "test_cases[4]", "test_flow_8", "test_flow_9"}
     everything = quick | thorough | {"test_marked", "test_forking", "test_command"}
     assert run(tmp_path, "-n", processes) == quick
     assert run(tmp_path, "-n", processes, "--all") == everything

@@ -154,6 +154,7 @@ class Abandoned:
         self.has_ended.set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("statement", ["SELECT", "SELECT pg_sleep(600)"])
 async def test_after_a_time_out_an_abandoned_thread_writes_nothing_more(
     db: Connection, workflow: Workflow, statement: LiteralString

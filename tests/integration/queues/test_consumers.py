@@ -164,6 +164,7 @@ def worker(url: str, dsn: str, directory: Any) -> Iterator["subprocess.Popen[byt
         process.wait()
 
 
+@pytest.mark.thorough
 async def test_a_consumer_that_dies_loses_nothing(queue_url: str, db: Connection, dsn: str, tmp_path: Any) -> None:
     run_id, claimed = start(db, queue_url)
     await send(queue_url, run_id, claimed)
@@ -176,6 +177,7 @@ async def test_a_consumer_that_dies_loses_nothing(queue_url: str, db: Connection
     assert get_state(db, run_id, "a").step_result == "second"
 
 
+@pytest.mark.thorough
 async def test_a_signal_lets_the_message_at_hand_be_finished(
     queue_url: str, db: Connection, dsn: str, tmp_path: Any
 ) -> None:
@@ -208,6 +210,7 @@ async def test_a_report_waits_for_postgresql(redis_queue: str, db: Connection, d
         wait_for(lambda: get_run(db, run_id).status == "completed")
 
 
+@pytest.mark.thorough
 async def test_a_consumer_goes_on_when_its_broker_comes_back(db: Connection, dsn: str) -> None:
     url = f"redis://127.0.0.1:{(port := free_port())}/0?queue=q"
     with consuming(url, lambda _: None, dsn):

@@ -36,6 +36,7 @@ async def pgqueuer_tables(dsn: str) -> AsyncIterator[Any]:
         yield queries
 
 
+@pytest.mark.thorough
 async def test_pgqueuers_own_worker_does_the_step(db: Connection, dsn: str) -> None:
     from pgqueuer.qm import QueueManager  # noqa: PLC0415  an extra
     from pgqueuer.types import QueueExecutionMode  # noqa: PLC0415  an extra

@@ -89,6 +89,7 @@ async def test_a_broker_that_is_down_is_tried_again_later(scheme: str, db: Conne
     assert caught.value.after is None
 
 
+@pytest.mark.thorough
 async def test_a_wrong_login_fails_at_once_and_is_not_shown(
     queue_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
