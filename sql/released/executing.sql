@@ -245,7 +245,7 @@ DECLARE
 BEGIN
     IF ours IS NOT NULL AND NOT EXISTS (SELECT FROM pgflow.workers w WHERE w.worker_id = ours) THEN
         INSERT INTO pgflow.workers (worker_id, queue_name, function_name)
-        VALUES (ours, find_worker.flow_slug, 'pgflow-prefect') ON CONFLICT DO NOTHING; -- a clean-up has deleted it
+        VALUES (ours, find_worker.flow_slug, 'pgflow-prefect') ON CONFLICT DO NOTHING; -- the first claim, or after a clean-up
     END IF;
     RETURN ours;
 END
@@ -913,6 +913,7 @@ DECLARE
     report record;
     task pgflow.step_tasks;
     noted int := 0;
+    ended int[] := '{}';
 BEGIN
     FOR report IN
         SELECT * FROM jsonb_to_recordset(reports) AS e(
@@ -923,8 +924,10 @@ BEGIN
         CONTINUE WHEN NOT pgflow_prefect.is_claimed(task, worker, report.attempt);
         IF report."do" = 'complete' THEN
             PERFORM FROM pgflow.complete_task(run.run_id, task.step_slug, task.task_index, coalesce(report.result, 'null'));
-        ELSIF report."do" = 'fail' THEN
+            ended := ended || task.task_index;
+        ELSIF report."do" = 'fail' THEN -- pgflow may try it again: that is another claim
             PERFORM FROM pgflow.fail_task(run.run_id, task.step_slug, task.task_index, left(report.message, 10100));
+            ended := ended || task.task_index;
         ELSIF report."do" IN ('retry', 'defer') THEN -- retry: not the handler's fault, so the attempt does not count
             UPDATE pgflow_prefect.item_claims c
             SET due_at = CASE WHEN report.pause IS NULL THEN 'infinity'
@@ -936,6 +939,9 @@ BEGIN
         END IF;
         noted := noted + 1;
     END LOOP;
+    -- Only tasks in work keep a claim. So work_items never reads those that have ended.
+    DELETE FROM pgflow_prefect.item_claims c
+    WHERE c.run_id = run.run_id AND c.step_slug = report_items.step_slug AND c.item_index = ANY (ended);
     RETURN noted;
 END
 $$;
@@ -1389,6 +1395,28 @@ COMMENT ON FUNCTION pgflow_prefect.list_left_unshown(text[], double precision, u
     'No run: Prefect is told of each one from its beginning.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_given_up(run_id uuid, step_slug text, task_index int) RETURNS boolean
+LANGUAGE plpgsql VOLATILE -- reads what was committed before the run's lock was got
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+DECLARE
+    answer boolean;
+BEGIN
+    EXECUTE format($query$
+        SELECT t.status = 'started' AND %s IS NOT NULL FROM pgflow.step_tasks t
+        WHERE t.run_id = $1 AND t.step_slug = $2 AND t.task_index = $3
+          AND NOT EXISTS (SELECT FROM pgflow_prefect.moved_flows m
+                          WHERE m.flow_slug = t.flow_slug AND m.is_ours AND m.worker_id = t.last_worker_id)
+        $query$, pgflow_prefect.find_column('step_tasks', 'permanently_stalled_at', 't', 'timestamptz'))
+    INTO answer USING run_id, step_slug, task_index;
+    RETURN answer IS TRUE;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_given_up(uuid, text, int) IS
+    'Whether pgflow has given a task up, and no worker of ours has it. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.end_given_up_tasks(at_most int)
 RETURNS TABLE (workflow_slug text, run_id uuid, step_slug text, task_index int, run_status text)
 LANGUAGE plpgsql VOLATILE
@@ -1407,6 +1435,9 @@ BEGIN
         run_id := given_up.run_id;
         step_slug := given_up.step_slug;
         task_index := given_up.task_index;
+        -- The list was read without locks: a person may have put the task back meanwhile.
+        PERFORM FROM pgflow.runs r WHERE r.run_id = given_up.run_id FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT pgflow_prefect.is_given_up(run_id, step_slug, task_index);
         CONTINUE WHEN pgflow_prefect.exhaust_task(run_id, step_slug, task_index, format(
             'given up: pgflow has put the task back %s times, and no worker has reported it', given_up.requeued))
             IN ('queued', 'started');

@@ -29,7 +29,7 @@ $guard$;
 CREATE TABLE IF NOT EXISTS pgflow_prefect.moved_flows (
     flow_slug TEXT PRIMARY KEY,
     is_ours BOOLEAN NOT NULL DEFAULT true,
-    worker_id UUID NOT NULL DEFAULT gen_random_uuid(), -- our row in pgflow.workers, which all our processes share
+    worker_id UUID NOT NULL DEFAULT gen_random_uuid(), -- our row in pgflow.workers from the first claim on, of all processes
     functions TEXT[] NOT NULL DEFAULT '{}',            -- the Edge Functions that were switched off
     moved_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
     moved_by TEXT NOT NULL DEFAULT current_user
@@ -226,9 +226,8 @@ BEGIN
     WHERE NOT m.is_ours;
     changed := FOUND;
     SELECT m.worker_id INTO ours FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = move_flow.workflow_slug;
-    INSERT INTO pgflow.workers AS w (worker_id, queue_name, function_name)
-    VALUES (ours, move_flow.workflow_slug, 'pgflow-prefect')
-    ON CONFLICT (worker_id) DO UPDATE SET deprecated_at = NULL;
+    -- Its first claim writes our worker's row. Here is only one from before the flow was moved back.
+    UPDATE pgflow.workers w SET deprecated_at = NULL WHERE w.worker_id = ours AND w.deprecated_at IS NOT NULL;
     workers := pgflow_prefect.stop_edge_workers(move_flow.workflow_slug);
     PERFORM pgflow_prefect.guard_tasks(true);
     PERFORM pgflow_prefect.grant_queue(move_flow.workflow_slug);

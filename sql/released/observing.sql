@@ -163,7 +163,9 @@ BEGIN
     UPDATE pgflow_prefect.installation
     SET id = gen_random_uuid(), stamp = pgflow_prefect.current_stamp(), former_stamps = '{}' RETURNING id INTO new_id;
     TRUNCATE pgflow_prefect.flow_runs, pgflow_prefect.heartbeats, pgflow_prefect.run_owners, pgflow_prefect.run_flow_runs,
-             pgflow_prefect.task_runs; -- they belong to the original
+             pgflow_prefect.task_runs, pgflow_prefect.set_aside_runs; -- they belong to the original
+    -- The first owner here gets epoch 1. It takes over what an owner of the original had begun.
+    UPDATE pgflow_prefect.item_claims SET epoch = 0, due_at = NULL;
     UPDATE pgflow_prefect.enabled_workflows SET since = clock_timestamp();
     RETURN new_id;
 END
@@ -663,6 +665,105 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.list_stalled_tasks(int) IS
     'Tasks that were begun, and not reported for 30 s longer than they may take, those first that pgflow has given up. '
     'tasks: how many there are in all.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Runs with their owners: in the last script, because an observer of a former version goes on between the scripts
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_bindings(workflow_slug text)
+RETURNS TABLE (step_slug text, kind text, target text, options jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT s.step_slug, coalesce(b.kind, 'external'), b.target, coalesce(b.options, '{}')
+        FROM pgflow.steps s
+        LEFT JOIN pgflow_prefect.moved_flows m ON m.flow_slug = s.flow_slug AND m.is_ours
+        LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = m.flow_slug AND b.step_slug = s.step_slug
+        WHERE s.flow_slug = list_bindings.workflow_slug AND (m.flow_slug IS NULL OR b.step_slug IS NOT NULL)
+        ORDER BY s.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS
+    'The bindings of a moved flow, as rows say. Of another flow, all steps are external: pgflow''s own workers do them.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(
+    only_workflow text, only_status text, only_ended_as text, since timestamptz, at_most int, lease double precision,
+    with_payload boolean
+) RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
+               epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text,
+               logical_date timestamptz, interval_start timestamptz, interval_end timestamptz, backfill_id bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, coalesce(o.epoch, 0),
+               r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
+               CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
+               r.started_at, coalesce(r.completed_at, r.failed_at),
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), o.held_by,
+               coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0), pgflow_prefect.how_held(o, list_runs.lease),
+               NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
+        FROM (SELECT * FROM pgflow.runs i
+              WHERE (list_runs.only_workflow IS NULL OR i.flow_slug = list_runs.only_workflow)
+                AND CASE list_runs.only_status WHEN 'pending' THEN i.status NOT IN ('completed', 'failed')
+                                               ELSE coalesce(i.status = list_runs.only_status, true) END
+                AND list_runs.only_ended_as IS NULL -- pgflow ends runs by completion and failure alone
+                AND (list_runs.since IS NULL OR i.started_at >= list_runs.since)
+              ORDER BY i.started_at DESC, i.run_id
+              LIMIT list_runs.at_most) r
+        LEFT JOIN pgflow_prefect.run_owners o ON o.run_id = r.run_id
+        LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
+                           WHERE list_runs.with_payload OFFSET 0) p ON true
+        ORDER BY r.started_at DESC, r.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_runs(text, text, text, timestamptz, int, double precision, boolean) IS
+    'The newest runs: of one flow, in one status, begun since then; NULL: of all.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.read_run(run_id uuid, lease double precision, with_payload boolean)
+RETURNS TABLE (id uuid, workflow_slug text, status text, ended_as text, payload jsonb, payload_problem text,
+               epoch int, remaining int, steps int, error_message text, created_at timestamptz, finished_at timestamptz,
+               flow_run_id uuid, held_by text, recoveries int, stale_writes bigint, held text, set_aside text,
+               next_try timestamptz, is_older boolean, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz, backfill_id bigint)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT r.run_id, r.flow_slug, CASE WHEN r.status IN ('completed', 'failed') THEN r.status ELSE 'pending' END,
+               NULL::text, CASE WHEN p.problem IS NULL THEN p.input END, p.problem, coalesce(o.epoch, 0),
+               r.remaining_steps, (SELECT count(*) FROM pgflow.step_states s WHERE s.run_id = r.run_id)::int,
+               CASE WHEN r.status = 'failed' THEN pgflow_prefect.describe_failure(r.run_id) END,
+               r.started_at, coalesce(r.completed_at, r.failed_at),
+               (SELECT f.flow_run_id FROM pgflow_prefect.flow_runs f WHERE f.run_id = r.run_id), o.held_by,
+               coalesce(o.recoveries, 0), coalesce(o.stale_writes, 0), pgflow_prefect.how_held(o, read_run.lease),
+               a.reason, a.next_try, false, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::bigint
+        FROM pgflow.runs r
+        LEFT JOIN pgflow_prefect.run_owners o ON o.run_id = r.run_id
+        LEFT JOIN pgflow_prefect.set_aside_runs a
+            ON a.run_id = r.run_id AND a.epoch = coalesce(o.epoch, 0) AND r.status = 'started'
+            AND coalesce(pgflow_prefect.how_held(o, read_run.lease), 'released') IN ('released', 'expired')
+        LEFT JOIN LATERAL (SELECT r.input, pgflow_prefect.find_json_problem(r.input) AS problem
+                           WHERE read_run.with_payload OFFSET 0) p ON true
+        WHERE r.run_id = read_run.run_id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.read_run(uuid, double precision, boolean) IS 'A run. No row: there is no such run.';
 
 
 ------------------------------------------------------------------------------------------------------------

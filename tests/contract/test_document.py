@@ -44,8 +44,8 @@ FORMS = """
     WHERE pronamespace = 'pgflow_prefect'::regnamespace
 """
 INTERNAL = {
-    "check_function",
     "change_binding",
+    "check_function",
     "check_payload",
     "choose_items",
     "choose_runs",
@@ -68,6 +68,7 @@ INTERNAL = {
     "guard_tasks",
     "how_held",
     "is_claimed",
+    "is_given_up",
     "is_leased",
     "is_others",
     "is_same_stamp",
