@@ -12,12 +12,17 @@ _CLASS, _DATA = "__classname__", "__data__"
 _ARRAYS = frozenset({"builtins.tuple", "builtins.set", "builtins.frozenset"})
 _SHOWN = 100  # characters of a name in a note
 
+NOT_READ = ReturnValue(is_json=True, size=-1, text=None)
+"""Stands for a return value that the settings leave alone."""
+
 
 def read_return_value(found: ReturnValue) -> tuple[str | None, str | None]:
     """Return the result of a step as JSON text, and a note for people: what is not as in Airflow.
 
     A value that can't be taken over has no text. Arrays of Python that JSON lacks become arrays.
     """
+    if found is NOT_READ:
+        return None, "its result was not copied: PGFLOW_AIRFLOW_RESULTS is false"
     if found.text is None or found.size > 2 * MOST_BYTES + 2:
         return None, f"its result has more than {MOST_BYTES:,} bytes: it was not copied"
     text, problem = (found.text, None) if found.is_json else _decode(found.text)

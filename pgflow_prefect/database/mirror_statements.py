@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from pydantic_core import to_json
 
 from pgflow_prefect.database.statements import Statements
+from pgflow_prefect.models import StepInput
+from pgflow_prefect.raw_json import RawJson
 
 
 class Mirror(BaseModel):
@@ -88,6 +90,46 @@ class Written(BaseModel):
     changed: bool
     left_out: list[str] | None
     problems: dict[str, str] | None
+
+
+class DueShadow(BaseModel):
+    """A step that Airflow has completed, and beside which a handler is to be executed.
+
+    Attributes:
+        run_id: the run.
+        workflow_slug: its workflow.
+        step_slug: the step.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: UUID
+    workflow_slug: str
+    step_slug: str
+
+
+class BegunShadow(StepInput):
+    """The input of a step that Airflow has completed, and what it has come to there.
+
+    Attributes:
+        result: its result as JSON; None if it was not copied.
+        attempt: Airflow's try.
+        began_at: when Airflow began it.
+        ended_at: when Airflow ended it.
+        task_run_id: its task run in Prefect.
+        flow_run_id: the flow run that shows the run; None if none does yet.
+        notes: what is not as in Airflow, by step; `''` for the run.
+        unread: the step, and the steps above it, whose results were not copied.
+    """
+
+    result: RawJson | None
+    attempt: int
+    began_at: datetime | None
+    ended_at: datetime | None
+    task_run_id: UUID
+    flow_run_id: UUID | None
+    notes: dict[str, str]
+    unread: list[str]
 
 
 class MirrorStatements(Statements):
@@ -171,3 +213,33 @@ class MirrorStatements(Statements):
         """Make a run of Airflow one of this database, which no mirror moves; False if it was none."""
         [row] = await self._fetch("execute_mirrored_run", run_id=run_id)
         return bool(row["was_mirrored"])
+
+    async def list_airflow_shadows(self, steps: Iterable[tuple[str, str]], *, limit: int) -> list[DueShadow]:
+        """Return those of these steps that Airflow has completed, and whose shadow is due.
+
+        Args:
+            steps: each by workflow and slug: those that have a handler here.
+            limit: the greatest number.
+        """
+        workflow_slugs, step_slugs = zip(*steps, strict=True)
+        rows = await self._fetch(
+            "list_airflow_shadows", workflow_slugs=[*workflow_slugs], step_slugs=[*step_slugs], limit=limit
+        )
+        return [DueShadow.model_validate(row) for row in rows]
+
+    async def begin_airflow_shadow(
+        self, run_id: UUID, step_slug: str, upstream: list[str] | None
+    ) -> BegunShadow | None:
+        """Take the shadow of a step; None if another process has begun it.
+
+        Args:
+            run_id: the run.
+            step_slug: the step.
+            upstream: the steps whose results the handler takes; None for all.
+        """
+        rows = await self._fetch("begin_airflow_shadow", run_id=run_id, step_slug=step_slug, upstream=upstream)
+        return BegunShadow.model_validate(rows[0]) if rows else None
+
+    async def release_airflow_shadow(self, run_id: UUID, step_slug: str) -> None:
+        """Let another process begin a shadow that this one has not ended."""
+        await self._fetch("release_airflow_shadow", run_id=run_id, step_slug=step_slug)

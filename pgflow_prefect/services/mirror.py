@@ -21,6 +21,7 @@ from pgflow_prefect.airflow.mirrored import (
     describe_deleted,
     find_mirrored_run_id,
 )
+from pgflow_prefect.airflow.results import NOT_READ
 from pgflow_prefect.database.airflow.reader import AirflowDatabase, open_airflow
 from pgflow_prefect.database.airflow.runs import Instance, ReturnValue, SourceRun
 from pgflow_prefect.database.mirror_statements import MirroredRun, TakenMirror, Written
@@ -246,7 +247,7 @@ class Mirror:
         wanted = [(run.id, key) for run in runs for key in self._followed[run.id].list_wanted(instances[run.id] or [])]
         if not self.settings.airflow_results:
             for source_id, key in wanted:
-                results[source_id][key] = None
+                results[source_id][key] = NOT_READ
             return results
         wanted = wanted[:MOST_RESULTS]
         found = await airflow.read_results([(source_id, task_id, index) for source_id, (task_id, index, _) in wanted])

@@ -39,6 +39,7 @@ from pgflow_prefect.prefect_api.internals import propose_state
 from pgflow_prefect.prefect_api.ownership import find_foreign_tags
 from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.airflow import keep_following
+from pgflow_prefect.services.airflow_shadows import AirflowShadows
 from pgflow_prefect.services.backfills import keep_backfilling
 from pgflow_prefect.services.cancellation import POLL_INTERVAL, CancellationRequests
 from pgflow_prefect.services.heartbeat import Heartbeat
@@ -135,6 +136,7 @@ class Worker:
             background.start_soon(self._reconcile, settings.reconcile_interval)
             background.start_soon(keep_backfilling, self.host.store, settings.sweep_interval)
             background.start_soon(keep_following, self.host.store, self.client, settings)
+            background.start_soon(self._make_shadows().run)
             background.start_soon(self._unshown_runs.recorder.run)
             async with anyio.create_task_group() as executing:
                 executing.start_soon(self._watch_schedule, executing)
@@ -154,6 +156,9 @@ class Worker:
         """Take no more runs, stop the working steps, and hand their runs back."""
         self.drain()
         self.host.stop()
+
+    def _make_shadows(self) -> AirflowShadows:
+        return AirflowShadows(self.host, self.client, {slug: each for slug, (each, _) in self.workflows.items()})
 
     def _make_unshown_runs(self) -> UnshownRuns:
         def find_deployment(slug: str) -> UUID | None:

@@ -681,6 +681,115 @@ COMMENT ON FUNCTION pgflow_prefect.mirror_run(int, jsonb, text[]) IS
 
 
 ------------------------------------------------------------------------------------------------------------
+-- Shadows: a handler of ours beside a task of Airflow's. They write reports, and nothing of the run.
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_airflow_shadows(workflow_slugs text[], step_slugs text[], at_most int)
+RETURNS TABLE (run_id uuid, workflow_slug text, step_slug text)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT m.run_id, w.workflow_slug, w.step_slug
+        FROM unnest(list_airflow_shadows.workflow_slugs, list_airflow_shadows.step_slugs) AS w (workflow_slug, step_slug)
+        JOIN pgflow_prefect.bindings b ON b.workflow_slug = w.workflow_slug AND b.step_slug = w.step_slug
+                                      AND b.kind = 'external' AND b.options -> 'shadow' = 'true'
+        JOIN pgflow.steps p ON p.workflow_slug = w.workflow_slug AND p.slug = w.step_slug AND p.step_type <> 'map'
+        CROSS JOIN LATERAL ( -- since when the row says so; a step has few changes
+            SELECT c.changed_at FROM pgflow_prefect.binding_changes c
+            WHERE c.workflow_slug = w.workflow_slug AND c.step_slug = w.step_slug ORDER BY c.id DESC LIMIT 1) AS bound
+        CROSS JOIN LATERAL ( -- the newest runs, so that a look costs the same however many there are
+            SELECT r.run_id, r.shown FROM pgflow_prefect.mirrored_runs r
+            WHERE r.workflow_slug = w.workflow_slug AND NOT r.imported AND NOT r.executed_here
+            ORDER BY r.source_id DESC LIMIT 100) AS m
+        JOIN pgflow.step_states s ON s.run_id = m.run_id AND s.step_slug = w.step_slug AND s.status = 'completed'
+                                 AND s.skip_reason IS NULL
+        JOIN pgflow_prefect.task_runs t ON t.run_id = m.run_id AND t.step_slug = w.step_slug AND t.task_index = 0
+                                       AND t.handler = 'airflow' AND t.updated_at >= bound.changed_at
+        LEFT JOIN pgflow_prefect.shadow_reports h
+            ON h.run_id = m.run_id AND h.step_slug = w.step_slug AND h.task_index = 0
+        WHERE (h.run_id IS NULL OR h.reported_at < t.updated_at) -- after a clear, Airflow has another result
+          -- Prefect shows the run a moment later, and the lines of the shadow have a place then.
+          AND (m.shown OR t.updated_at < clock_timestamp() - interval '1 minute')
+        ORDER BY t.updated_at, m.run_id, w.step_slug
+        LIMIT list_airflow_shadows.at_most;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_airflow_shadows(text[], text[], int) IS
+    'Those of these steps, each given by workflow and slug, that Airflow has completed, that a row gives a shadow, and that '
+    'no shadow was begun for; of the newest 100 runs of each workflow. Maps have no shadow.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.begin_airflow_shadow(run_id uuid, step_slug text, upstream text[])
+RETURNS TABLE (payload jsonb, upstream_results jsonb, logical_date timestamptz, interval_start timestamptz,
+               interval_end timestamptz, result jsonb, attempt int, began_at timestamptz, ended_at timestamptz,
+               task_run_id uuid, flow_run_id uuid, notes jsonb, unread text[])
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- One process begins it, once: a handler that ends its process does not end the next one.
+    INSERT INTO pgflow_prefect.shadow_reports AS h (run_id, workflow_slug, step_slug, task_index, outcome, details, seconds)
+    SELECT m.run_id, m.workflow_slug, t.step_slug, 0, 'failed', ARRAY['it goes on, or its process has ended'], 0
+    FROM pgflow_prefect.mirrored_runs m
+    JOIN pgflow_prefect.task_runs t ON t.run_id = m.run_id AND t.task_index = 0 AND t.handler = 'airflow'
+    JOIN pgflow.step_states s ON s.run_id = t.run_id AND s.step_slug = t.step_slug AND s.status = 'completed'
+                             AND s.skip_reason IS NULL
+    WHERE m.run_id = begin_airflow_shadow.run_id AND t.step_slug = begin_airflow_shadow.step_slug AND NOT m.executed_here
+    ON CONFLICT (run_id, step_slug, task_index) DO UPDATE
+    SET outcome = excluded.outcome, details = excluded.details, seconds = 0, reported_at = clock_timestamp()
+    WHERE h.reported_at < (SELECT t.updated_at FROM pgflow_prefect.task_runs t
+                           WHERE t.run_id = h.run_id AND t.step_slug = h.step_slug AND t.task_index = 0);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+        SELECT i.payload, i.upstream_results, i.logical_date, i.interval_start, i.interval_end, s.step_result, s.attempts,
+               s.started_at, s.finished_at, t.task_run_id, CASE WHEN m.shown THEN o.flow_run_id END, m.notes,
+               ARRAY(SELECT u.step_slug FROM pgflow.step_states u
+                     WHERE u.run_id = s.run_id AND u.status = 'completed' AND u.skip_reason IS NULL
+                       AND u.step_result IS NULL
+                       AND (u.step_slug = s.step_slug
+                            OR EXISTS (SELECT FROM pgflow.definition_deps d
+                                       WHERE d.definition_id = r.definition_id AND d.to_step_slug = s.step_slug
+                                         AND d.from_step_slug = u.step_slug
+                                         AND (begin_airflow_shadow.upstream IS NULL
+                                              OR d.from_step_slug = ANY (begin_airflow_shadow.upstream))))
+                     ORDER BY u.step_slug = s.step_slug DESC, u.step_slug)
+        FROM pgflow.step_states s
+        JOIN pgflow.runs r ON r.id = s.run_id
+        JOIN pgflow_prefect.mirrored_runs m ON m.run_id = s.run_id
+        JOIN pgflow_prefect.owners o ON o.run_id = s.run_id
+        JOIN pgflow_prefect.task_runs t ON t.run_id = s.run_id AND t.step_slug = s.step_slug AND t.task_index = 0
+        CROSS JOIN LATERAL pgflow_prefect.read_input(s.run_id, s.step_slug, 0, begin_airflow_shadow.upstream) AS i
+        WHERE s.run_id = begin_airflow_shadow.run_id AND s.step_slug = begin_airflow_shadow.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.begin_airflow_shadow(uuid, text, text[]) IS
+    'Lets one process execute a handler beside a completed task of Airflow''s: returns the input of the step, its result and '
+    'the notes of the mirror. unread: the step, and those upstream of it, whose results were not copied. No row: another '
+    'process has begun it.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.release_airflow_shadow(run_id uuid, step_slug text) RETURNS void
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    DELETE FROM pgflow_prefect.shadow_reports h
+    WHERE h.run_id = release_airflow_shadow.run_id AND h.step_slug = release_airflow_shadow.step_slug AND h.task_index = 0
+      AND h.details = ARRAY['it goes on, or its process has ended']
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.release_airflow_shadow(uuid, text) IS
+    'Gives back what begin_airflow_shadow has begun: another process may begin it.';
+
+
+------------------------------------------------------------------------------------------------------------
 -- What Prefect is to show
 ------------------------------------------------------------------------------------------------------------
 

@@ -42,3 +42,18 @@ FROM pgflow_prefect.mirror_run(%(epoch)s, %(found)s::jsonb, %(results)s::text[])
 -- execute_mirrored_run --
 -- Make a run of Airflow one of this database.
 SELECT pgflow_prefect.execute_mirrored_run(%(run_id)s) AS was_mirrored
+
+-- list_airflow_shadows --
+-- Steps that Airflow has completed, and whose shadows are due.
+SELECT run_id, workflow_slug, step_slug
+FROM pgflow_prefect.list_airflow_shadows(%(workflow_slugs)s, %(step_slugs)s, %(limit)s)
+
+-- begin_airflow_shadow --
+-- The input of a step that Airflow has completed, and its result, for one process.
+SELECT payload::text, upstream_results::text, logical_date, interval_start, interval_end, result::text, attempt, began_at,
+       ended_at, task_run_id, flow_run_id, notes, unread
+FROM pgflow_prefect.begin_airflow_shadow(%(run_id)s, %(step_slug)s, %(upstream)s)
+
+-- release_airflow_shadow --
+-- Let another process begin it.
+SELECT pgflow_prefect.release_airflow_shadow(%(run_id)s, %(step_slug)s)

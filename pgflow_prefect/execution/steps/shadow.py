@@ -47,14 +47,26 @@ class Shadow:
         finally:
             self._seconds = time.perf_counter() - began
 
-    async def compare(self) -> str:
-        """Compare with the step's result, store the comparison, and return it in words."""
+    def refuse(self, reason: str) -> None:
+        """Say why the handler is not executed: there is nothing to compare its result with."""
+        self._error = reason
+
+    async def compare(self, theirs: RawJson | None = None, *, note: str | None = None) -> str:
+        """Compare with the step's result, store the comparison, and return it in words.
+
+        Args:
+            theirs: the step's result, if it was read with the handler's input.
+            note: what is not the same in the input; it is reported unless the results are the same.
+        """
         outcome, details = "failed", [self._error]
         try:
             if not self._error and isinstance(self.result, str):
-                theirs = (await self.store.read_results(self.run_id, [self.task.step_slug]))[self.task.step_slug]
+                if theirs is None:
+                    theirs = (await self.store.read_results(self.run_id, [self.task.step_slug]))[self.task.step_slug]
                 details = find_differences(theirs, RawJson(self.result))
                 outcome = "different" if details else "same"
+            if note is not None and outcome != "same":
+                details = [*details, note]
             details = [clean_message(each) for each in details]
             await self.store.report_shadow(
                 self.run_id, self.task, outcome=outcome, details=details, seconds=self._seconds
