@@ -124,10 +124,12 @@ def execute(context: Any, event: Any = None, until: float | None = None, **senti
         parameters = read_connection()
         answer = claim(parameters, context, key)
     except Exception as error:  # the database is away, or refuses this role: see the next line
-        if until is None and ti.task_id not in recall(ti.dag_id):
+        moved = recall(ti.dag_id)
+        if until is None and moved is not None and ti.task_id not in moved:
             log.warning("pgflow can't be asked, and the task had not moved: Airflow executes it. %s", describe(error))
             return execute_unasked(context, key, parameters, sentinel)
-        log.warning("pgflow can't be asked, and the task has moved: it waits. %s", describe(error))
+        known = "the task has moved" if moved is not None else "Airflow does not say whether the task has moved"
+        log.warning("pgflow can't be asked, and %s: it waits. %s", known, describe(error))
         return wait(context, key, until or find_end(context, 0.0), None)
     remember(ti.dag_id, answer.moved)
     if answer.answer in {"airflow", "unknown"}:
@@ -369,27 +371,28 @@ class Watcher:
     """Asks for all waiting tasks of a triggerer in one statement."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Key, asyncio.Future[None]] = {}
+        self._waiting: dict[object, tuple[Key, asyncio.Future[None]]] = {}  # by wait: two may have one key
         self._looking: asyncio.Task[None] | None = None
 
     async def wait(self, key: Key) -> None:
         """Return when a task is to ask again."""
-        future = self._waiting.get(key)
-        if future is None or future.done() or future.get_loop() is not asyncio.get_running_loop():
-            future = self._waiting[key] = asyncio.get_running_loop().create_future()
-        if self._looking is None or self._looking.done():
+        loop = asyncio.get_running_loop()
+        self._waiting = {each: of for each, of in self._waiting.items() if of[1].get_loop() is loop}
+        this, future = object(), loop.create_future()
+        self._waiting[this] = key, future
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
             self._looking = asyncio.ensure_future(self._look())
         try:
-            await asyncio.shield(future)
+            await future
         finally:
-            self._waiting.pop(key, None)
+            self._waiting.pop(this, None)
 
     async def _look(self) -> None:
         from asgiref.sync import sync_to_async
 
         pause = POLL
         while self._waiting:
-            keys = [*self._waiting]
+            keys = sorted({key for key, _ in self._waiting.values()})
             try:
                 parameters = await sync_to_async(read_connection)()
                 places = await asyncio.to_thread(watch, parameters, keys)
@@ -397,9 +400,9 @@ class Watcher:
             except Exception as error:
                 log.warning("pgflow can't be asked about %d waiting tasks: %s", len(keys), describe(error))
                 places, pause = [], min(pause * 2, LONGEST_PAUSE)
-            for place in places:
-                future = self._waiting.get(keys[place - 1])
-                if future is not None and not future.done():
+            over = {keys[place - 1] for place in places}
+            for key, future in [*self._waiting.values()]:
+                if key in over and not future.done():
                     future.set_result(None)
             await asyncio.sleep(pause)
 
@@ -471,12 +474,17 @@ def read_connection() -> dict[str, Any]:
     return {**named, "connect_timeout": TIMEOUT, "application_name": "pgflow_policy", "client_encoding": "utf8"}
 
 
-def recall(dag_id: str) -> list[str]:
-    """Return the tasks of a DAG that had moved, as pgflow said last."""
+def recall(dag_id: str) -> list[str] | None:
+    """Return the tasks of a DAG that had moved, as pgflow said last; None where Airflow can't say."""
     try:
-        return list(json.loads(find_variable().get(f"pgflow_moved_{dag_id}")))
-    except Exception:  # there is no such Variable: no task has moved yet
-        return []
+        text = find_variable().get(f"pgflow_moved_{dag_id}", None)  # the default, in Airflow 2 and in Airflow 3
+        if text is None:
+            return []
+        found = json.loads(text)
+        return [each for each in found if isinstance(each, str)] if isinstance(found, list) else None
+    except Exception as error:
+        log.warning("Airflow does not say which tasks have moved: %s", describe(error))
+        return None
 
 
 def remember(dag_id: str, moved: list[str]) -> None:

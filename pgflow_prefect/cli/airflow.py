@@ -10,12 +10,13 @@ from cyclopts import App, Parameter
 
 from pgflow_prefect.cli.console import err, log_to_console
 from pgflow_prefect.cli.deploy import check_server
-from pgflow_prefect.cli.options import Dsn, HealthFile, HealthPort, make_settings
+from pgflow_prefect.cli.options import Dsn, Flag, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from pgflow_prefect.database.airflow_task_statements import RemovedDag
     from pgflow_prefect.execution.process.signals import Switch
     from pgflow_prefect.settings import Settings
 
@@ -58,12 +59,13 @@ def policy(
     connection: str = "pgflow",
     wait: Literal["deferrable", "reschedule"] = "deferrable",
     longest_wait: float = 86400.0,
+    remove: Annotated[bool, Flag] = False,
     dsn: Dsn = None,
 ) -> None:
     """Print the task policy that lets tasks move. It runs where Airflow does.
 
     It lets the tasks of these DAGs ask this database who does them, and the database answer. It needs Airflow, and
-    psycopg2 or psycopg.
+    psycopg2 or psycopg. From then on, mirrors of Airflow begin no run of these DAGs: their tasks report them.
 
     Example: `pgflow-prefect airflow policy etl > pgflow_policy.py`
 
@@ -77,6 +79,8 @@ def policy(
         How a task waits. deferrable needs Airflow's triggerer, and reschedule none.
     longest_wait
         Seconds that a task without an execution_timeout waits, at most those of 366 days.
+    remove
+        Print nothing. The tasks of these DAGs ask no more, but for those of runs that go on: Airflow does all of them.
     """
     import anyio
 
@@ -89,22 +93,62 @@ def policy(
             f"--longest-wait is {longest_wait:g}: give the seconds that a task may wait, more than 0 and at most "
             f"{_LONGEST_WAIT}, which is 366 days"
         )
-    installation = anyio.run(_name_dags, make_settings(dsn), dags)
+    if remove:
+        anyio.run(_remove_dags, make_settings(dsn), dags)
+        return
+    installation, followed = anyio.run(_name_dags, make_settings(dsn), dags)
     sys.stdout.write(
         write_policy(dags, installation, connection=connection, wait=wait, longest_wait=longest_wait),
     )
     err.print(_NEXT, markup=False)
+    if followed:
+        err.print(
+            f"mirrors of Airflow follow {', '.join(followed)} no more. They go on with the runs that they have begun, "
+            "and report the tasks that the policy does not see: keep `airflow mirror` running, or a worker with "
+            "PGFLOW_AIRFLOW_DSN",
+            markup=False,
+        )
 
 
-async def _name_dags(settings: Settings, dags: tuple[str, ...]) -> UUID:
-    """Let the tasks of these DAGs ask, and return the id of the database."""
+async def _remove_dags(settings: Settings, dags: tuple[str, ...]) -> None:
+    """Let the tasks of these DAGs ask no more.
+
+    Raises:
+        UsageError: the tasks of one of them do not ask.
+    """
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.wording import suggest
+
+    async with open_store(settings, size=1) as store:
+        asking = await store.list_asking_dags(dags)
+        if missing := [slug for slug in dags if slug not in asking]:
+            raise UsageError(
+                f"the tasks of {missing[0]!r} do not ask this database{suggest(missing[0], asking)}: "
+                "there is nothing to remove"
+            )
+        for each in await store.remove_airflow_dags(dags):
+            err.print(_describe_removed(each), markup=False)
+
+
+def _describe_removed(dag: RemovedDag) -> str:
+    moved = f" That is true of {', '.join(dag.moved)}, too, though bound here." if dag.moved else ""
+    going_on = f" {dag.going_on} runs go on as they began." if dag.going_on else ""
+    return (
+        f"the tasks of DAG {dag.workflow_slug!r} ask no more: Airflow executes those of new runs.{moved}{going_on} "
+        "Once none of its runs goes on, leave the DAG out of pgflow_policy.py"
+    )
+
+
+async def _name_dags(settings: Settings, dags: tuple[str, ...]) -> tuple[UUID, list[str]]:
+    """Let the tasks of these DAGs ask; return the id of the database, and those DAGs that mirrors have followed."""
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
         for slug in dags:  # all of them, before the first one may ask
             await store.load_definition(slug)
-        await store.name_airflow_dags(dags)
-        return await store.read_installation()
+        named = await store.name_airflow_dags(dags)
+        mirrors = {each.workflow_slug for each in await store.list_mirrors()}
+        return await store.read_installation(), [slug for slug in dags if slug in named and slug in mirrors]
 
 
 @app.command

@@ -27,7 +27,8 @@ def shadow(
     """Run a step's handler beside an external worker and compare their results. Without a step, show the comparisons.
 
     The step becomes external, if it is not. The handler must allow it: `@workflow.step(shadow=True)`. Its writes
-    through `context.connection` are rolled back. Its result is compared and never stored.
+    through `context.connection` are rolled back. Its result is compared and never stored. Of a run that Airflow
+    executes, a worker runs the handler after Airflow has completed the task.
 
     Example: `pgflow-prefect shadow email_campaign prepare_list`
 
@@ -63,6 +64,8 @@ def _check_shadow(workflow: str, step: str, handlers: str | None) -> None:
     handler = loaded.handlers.get(step)
     if handler is None:
         raise UsageError(f"{source} has no handler of step {step!r}: write one")
+    if handler.is_map:
+        raise UsageError(f"step {step!r} is a map, and a shadow is for plain steps: compare another step")
     if not handler.shadow:
         raise UsageError(
             f"the handler of step {step!r} in {source} does not allow a shadow. Declare it with "

@@ -62,11 +62,6 @@ class BindingStatements(Statements):
         [row] = await self._fetch("observe_workflow", workflow_slug=workflow_slug)
         return int(str(row["changed"]))
 
-    async def name_airflow_dags(self, workflow_slugs: Iterable[str]) -> list[str]:
-        """Let the tasks of these DAGs of Airflow ask who does them; return those that could not before."""
-        rows = await self._fetch("name_airflow_dags", workflow_slugs=list(workflow_slugs))
-        return [str(row["slug"]) for row in rows]
-
     async def list_binding_changes(
         self, workflow_slug: str, step_slug: str | None = None, *, limit: int = 50
     ) -> list[BindingChange]:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 
+from pgflow_prefect.database.airflow_task_statements import AirflowTaskStatements
 from pgflow_prefect.database.backfill_statements import BackfillStatements
 from pgflow_prefect.database.binding_statements import BindingStatements
 from pgflow_prefect.database.child_statements import ChildStatements
@@ -64,6 +65,7 @@ _SIMILAR_SHOWN = 5
 
 
 class Store(
+    AirflowTaskStatements,
     BackfillStatements,
     BindingStatements,
     ChildStatements,

@@ -2,17 +2,16 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import anyio
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.events import Event
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_logger
-from prefect.logging.loggers import PrefectLogAdapter
 
 from pgflow_prefect.airflow.mirrored import EPOCH
 from pgflow_prefect.database.mirror_statements import BegunShadow, DueShadow
@@ -27,8 +26,10 @@ from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import TaskKey
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import find_task_run_id, make_placeholder
+from pgflow_prefect.prefect_api.internals import task_run_logger
 from pgflow_prefect.services.recording import send_events
 from pgflow_prefect.waiting import Pauses
+from pgflow_prefect.wording import clean
 from pgflow_prefect.workflow import Workflow
 
 _MOST = 20  # shadows that a look finds; after these, it looks again at once
@@ -110,7 +111,11 @@ class AirflowShadows:
         try:
             verdict = await shadow.compare()
         except BaseException:  # this process ends: another one may begin it
-            with anyio.CancelScope(shield=True), anyio.move_on_after(self.host.settings.report_timeout):
+            with (
+                anyio.CancelScope(shield=True),
+                anyio.move_on_after(self.host.settings.report_timeout),
+                suppress(PgflowPrefectError),
+            ):
                 await store.release_airflow_shadow(due.run_id, due.step_slug)
             raise
         _logger.info("run %s, step %r: %s", due.run_id, due.step_slug, verdict)
@@ -148,14 +153,9 @@ def _make_logger(due: DueShadow, begun: BegunShadow) -> Logger:
     """Return a logger whose lines show in Prefect under the step's task run, once Prefect shows the run."""
     if begun.flow_run_id is None:
         return _logger
-    return PrefectLogAdapter(
-        get_logger("prefect.task_runs"),
-        extra={
-            "flow_run_id": str(begun.flow_run_id),
-            "task_run_id": str(begun.task_run_id),
-            "flow_run_name": str(due.run_id),
-            "task_run_name": due.step_slug,
-            "task_name": due.step_slug,
-            "flow_name": due.workflow_slug,
-        },
+    name = clean(due.step_slug)
+    task_run = TaskRun(
+        id=begun.task_run_id, flow_run_id=begun.flow_run_id, name=name, task_key=name, dynamic_key=str(due.run_id)
     )
+    logger: Logger = task_run_logger(task_run, flow_name=due.workflow_slug, task_name=name)
+    return logger

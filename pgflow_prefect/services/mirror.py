@@ -27,6 +27,7 @@ from pgflow_prefect.database.airflow.runs import Instance, ReturnValue, SourceRu
 from pgflow_prefect.database.mirror_statements import MirroredRun, TakenMirror, Written
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, RunNotPendingError
+from pgflow_prefect.services.airflow_unseen import UnseenTasks
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Pauses, Wakeup
 
@@ -77,10 +78,12 @@ class Mirror:
     _stopped: bool = field(default=False, init=False)
     _warned: set[str] = field(default_factory=set, init=False)
     _told: dict[object, str] = field(default_factory=dict, init=False)
+    _asking: frozenset[str] = field(default=frozenset(), init=False)  # DAGs whose tasks report their runs themselves
     installation: UUID = field(init=False)
 
     def __post_init__(self) -> None:
         self._wakeup = Wakeup()
+        self._unseen = UnseenTasks(self.store, self.settings.airflow_results)
         self._lease = max(_SHORTEST_LEASE, _LEASES * self.settings.airflow_poll_interval)
 
     async def run(self) -> None:
@@ -144,7 +147,7 @@ class Mirror:
         known = await self._list_ended()
         async with airflow.snapshot():
             new, read_to = await self._list_new(airflow)
-            active = await airflow.list_active_runs([*self._taken], limit=MOST_RUNS)
+            active = await airflow.list_active_runs(self._list_beginning(), limit=MOST_RUNS)
             followed = [*islice(self._followed, _MOST_FOLLOWED)]
             runs = await airflow.read_runs({*followed, *known, *new, *active})
             known |= await self._find_known(runs)
@@ -152,20 +155,36 @@ class Mirror:
             chosen = [*islice(self._fit(wanted), MOST_RUNS)]
             instances = await airflow.read_instances(chosen) if chosen else {}
             results = await self._read_results(airflow, chosen, instances)
+            unseen = await self._unseen.read(airflow, self._taken, self.installation)
         written = [await self._write(run, instances[run.id], results[run.id]) for run in chosen]
         written += await self._end_deleted({*followed} - {run.id for run in runs})
+        await self._unseen.report(unseen)
         self.on_change([each for each in written if each is not None], [*self._taken])
         if read_to is not None and len(chosen) == len(wanted):  # otherwise the next look finds the others again
             await self.store.note_look(self.holder, [*self._taken], read_to)
 
     async def _take(self) -> None:
         taken = {each.workflow_slug: each for each in await self.store.take_mirrors(self.holder, self._lease)}
-        for slug in taken.keys() - self._taken.keys():
+        asking = await self.store.list_asking_dags(taken) if taken else frozenset()
+        for slug in taken.keys() - self._taken.keys() - asking:
             _logger.info("following the DAG %r in Airflow", slug)
+        for slug in asking - (self._asking & self._taken.keys()):
+            _logger.warning(
+                "the DAG %r is followed no more, because its tasks report here by a policy. Its runs that began before "
+                "are followed to their end, and so are the tasks that the policy does not see",
+                slug,
+            )
+        for slug in self._asking & self._taken.keys() & taken.keys() - asking:
+            _logger.warning("the DAG %r has no policy any more: its new runs are followed", slug)
+        self._asking = asking
         if taken.keys() - self._taken.keys():
             self._marks.clear()
         gone = {slug for slug in self._taken if slug not in taken or taken[slug].epoch != self._taken[slug].epoch}
-        self._followed = {each: run for each, run in self._followed.items() if run.workflow_slug not in gone}
+        self._followed = {
+            each: run
+            for each, run in self._followed.items()
+            if run.workflow_slug not in gone and not (run.is_new and run.workflow_slug in asking)
+        }
         new = [slug for slug in taken if slug not in self._taken or slug in gone]
         self._taken = taken
         after = -1
@@ -190,6 +209,10 @@ class Mirror:
         found = await self.store.find_mirrored(asked)
         return {asked[each.workflow_slug, each.source_run_id]: each for each in found}
 
+    def _list_beginning(self) -> list[str]:
+        """Return the DAGs whose new runs are written here: those that no policy reports."""
+        return [slug for slug in self._taken if slug not in self._asking]
+
     async def _list_new(self, airflow: AirflowDatabase) -> tuple[list[int], int | None]:
         """Return runs that were not looked at before, and up to which id no other one can come; None: not known yet."""
         first = [slug for slug, each in self._taken.items() if each.read_to is None]
@@ -198,7 +221,7 @@ class Mirror:
             await self.store.note_look(self.holder, first, newest)
             self._taken |= {slug: self._taken[slug].model_copy(update={"read_to": newest}) for slug in first}
         after = min(each.read_to or 0 for each in self._taken.values())
-        found = await airflow.list_new_runs(self._taken, after=after, limit=MOST_NEW)
+        found = await airflow.list_new_runs(self._list_beginning(), after=after, limit=MOST_NEW)
         if not found.is_all:
             return found.ids, found.read_to
         self._marks.append((monotonic(), after if found.read_to is None else found.read_to))
@@ -221,6 +244,8 @@ class Mirror:
     def _is_changed(self, run: SourceRun, known: MirroredRun | None) -> bool:
         if run.dag_id not in self._taken:
             return False
+        if run.dag_id in self._asking and known is None and run.id not in self._followed:
+            return False  # it began to be named just now
         if run.id in self._followed or not run.has_ended:
             return True
         if known is not None:

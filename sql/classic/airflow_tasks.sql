@@ -32,8 +32,18 @@ $guard$;
 -- The workflows about whose steps an Airflow may ask. Only the owner, or a role that defines workflows, says so.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.airflow_dags (
     workflow_slug TEXT PRIMARY KEY REFERENCES pgflow.workflows (slug) ON UPDATE CASCADE ON DELETE CASCADE,
-    named_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp()
+    named_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    removed_at TIMESTAMPTZ         -- the tasks of runs that began later do not ask; NULL: all do
 );
+
+DO $columns$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.airflow_dags'::regclass AND attname = 'removed_at') THEN
+        ALTER TABLE pgflow_prefect.airflow_dags ADD COLUMN removed_at TIMESTAMPTZ;
+    END IF;
+END
+$columns$;
 
 -- The try of Airflow's that has a step. external_claims keeps other workers away from it meanwhile.
 CREATE TABLE IF NOT EXISTS pgflow_prefect.airflow_claims (
@@ -83,12 +93,66 @@ BEGIN
     END IF;
     RETURN QUERY INSERT INTO pgflow_prefect.airflow_dags AS d (workflow_slug)
         SELECT DISTINCT n.slug FROM unnest(workflow_slugs) AS n (slug)
-        ON CONFLICT DO NOTHING RETURNING d.workflow_slug;
+        ON CONFLICT (workflow_slug) DO UPDATE SET removed_at = NULL WHERE d.removed_at IS NOT NULL
+        RETURNING d.workflow_slug;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.name_airflow_dags(text[]) IS
     'Lets the tasks of these DAGs of Airflow ask who does them. Returns those that could not before.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.remove_airflow_dags(workflow_slugs text[])
+RETURNS TABLE (workflow_slug text, moved text[], going_on bigint)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH removed AS (
+            UPDATE pgflow_prefect.airflow_dags d SET removed_at = clock_timestamp()
+            WHERE d.workflow_slug = ANY (remove_airflow_dags.workflow_slugs) AND d.removed_at IS NULL
+            RETURNING d.workflow_slug
+        )
+        SELECT r.workflow_slug, pgflow_prefect.list_moved(r.workflow_slug),
+               (SELECT count(*) FROM pgflow.runs p
+                WHERE p.workflow_slug = r.workflow_slug AND p.status = 'pending'
+                  AND EXISTS (SELECT FROM pgflow_prefect.airflow_claims c WHERE c.run_id = p.id OFFSET 0))
+        FROM removed r ORDER BY r.workflow_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.remove_airflow_dags(text[]) IS
+    'Lets the tasks of these DAGs ask no more, but for those of runs that go on. Returns those that could ask, the steps '
+    'that are bound here, and how many of the runs go on.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.may_ask(workflow_slug text, run_id uuid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (
+        SELECT FROM pgflow_prefect.airflow_dags d
+        WHERE d.workflow_slug = may_ask.workflow_slug
+          AND (d.removed_at IS NULL
+               OR EXISTS (SELECT FROM pgflow.runs r WHERE r.id = may_ask.run_id
+                            AND r.workflow_slug = may_ask.workflow_slug AND r.created_at < d.removed_at)))
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.may_ask(text, uuid) IS
+    'True if the tasks of this run of a DAG may ask who does them: a run goes on as it began. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_mirrors(run_id uuid) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (SELECT FROM pgflow_prefect.mirrored_runs m WHERE m.run_id = is_mirrors.run_id AND NOT m.executed_here)
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_mirrors(uuid) IS
+    'True for a run that a mirror of Airflow has begun and moves to its end: no worker here takes it. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -126,7 +190,13 @@ BEGIN
     IF claim.try_number > judge_airflow_task.try_number THEN
         RETURN 'stale'; -- Airflow has given this try up, and has begun another one
     END IF;
-    has_begun := coalesce(state.started_at IS NOT NULL AND task.attempt = state.attempts, false) AND claim.run_id IS NULL;
+    -- What a mirror wrote is Airflow's: no worker here has begun it, and none takes such a run.
+    has_begun := coalesce(state.started_at IS NOT NULL AND task.attempt = state.attempts, false) AND claim.run_id IS NULL
+                 AND task.handler IS DISTINCT FROM 'airflow';
+    IF claim.run_id IS NULL AND NOT has_begun AND coalesce(task.handler, 'airflow') = 'airflow'
+       AND pgflow_prefect.is_mirrors(run.id) THEN
+        RETURN 'mirrored';
+    END IF;
     IF state.status = 'completed' OR state.status = 'failed' THEN
         -- What Airflow has done, and what it skipped or a mirror of it reported without a claim, Airflow may do again.
         IF NOT is_ours AND (claim.run_id IS NOT NULL OR state.attempts = 0) THEN
@@ -150,7 +220,8 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.judge_airflow_task(pgflow.runs, text, int) IS
     'Who does a step at this moment, for a try of Airflow''s: held, free or again: Airflow. wait: a worker here. completed, '
-    'skipped, failed: it has ended here. stale: a later try of Airflow''s has it. unknown: no step, or a map. Internal.';
+    'skipped, failed: it has ended here. stale: a later try of Airflow''s has it. unknown: no step, or a map. mirrored: '
+    'Airflow, and a mirror reports it. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.begin_airflow_run(
@@ -291,7 +362,7 @@ DECLARE
     verdict text;
 BEGIN
     moved := '{}';
-    IF NOT EXISTS (SELECT FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = claim_airflow_task.dag_id) THEN
+    IF NOT pgflow_prefect.may_ask(dag_id, claim_airflow_task.run_id) THEN
         answer := 'unknown';
         RETURN NEXT;
         RETURN;
@@ -317,7 +388,7 @@ BEGIN
                             ELSE coalesce(state.error_message, run.error_message, format('the run is %s', run.status)) END;
         END IF;
     END IF;
-    answer := CASE WHEN verdict IN ('held', 'free', 'again') THEN 'airflow' ELSE verdict END;
+    answer := CASE WHEN verdict IN ('held', 'free', 'again', 'mirrored') THEN 'airflow' ELSE verdict END;
     RETURN NEXT;
 END
 $$;
@@ -344,7 +415,7 @@ BEGIN
     LOOP
         SELECT * INTO run FROM pgflow.runs r WHERE r.id = waiting.run_id;
         CONTINUE WHEN FOUND AND pgflow_prefect.judge_airflow_task(run, waiting.task_id, waiting.try_number) = 'wait'
-            AND EXISTS (SELECT FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = run.workflow_slug);
+            AND pgflow_prefect.may_ask(run.workflow_slug, run.id);
         RETURN NEXT waiting.place;
     END LOOP;
 END
@@ -369,8 +440,8 @@ BEGIN
     IF (outcome IN ('completed', 'skipped', 'failed', 'gave-up')) IS NOT TRUE THEN
         RAISE EXCEPTION 'a task of Airflow can''t end as "%"', coalesce(outcome, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Say completed, skipped, failed or gave-up.';
-    ELSIF NOT EXISTS (SELECT FROM pgflow.runs r JOIN pgflow_prefect.airflow_dags d ON d.workflow_slug = r.workflow_slug
-                      WHERE r.id = end_airflow_task.run_id) THEN
+    ELSIF NOT EXISTS (SELECT FROM pgflow.runs r
+                      WHERE r.id = end_airflow_task.run_id AND pgflow_prefect.may_ask(r.workflow_slug, r.id)) THEN
         RETURN false;
     END IF;
     run := pgflow.lock_run(end_airflow_task.run_id);
@@ -406,6 +477,95 @@ COMMENT ON FUNCTION pgflow_prefect.end_airflow_task(uuid, text, int, text, jsonb
     'For a task of Airflow that has ended: completed, with its result and the branches that it took, or NULL; skipped or '
     'failed for good, with a message; gave-up: it no longer waits for a step, which fails unless a worker here has begun '
     'it. False where that changes nothing.';
+
+
+------------------------------------------------------------------------------------------------------------
+-- Tasks that the policy does not see: a mirror of Airflow reports their ends
+------------------------------------------------------------------------------------------------------------
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_asking_runs(workflow_slugs text[], after uuid, at_most int)
+RETURNS TABLE (run_id uuid, workflow_slug text, source_run_id text, steps jsonb)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT p.id, p.workflow_slug, p.payload ->> 'airflow_run_id',
+               (SELECT jsonb_object_agg(d.slug, c.run_id IS NOT NULL)
+                FROM pgflow.definition_steps d
+                LEFT JOIN pgflow.step_states s ON s.run_id = p.id AND s.step_slug = d.slug
+                LEFT JOIN pgflow_prefect.airflow_claims c
+                    ON c.run_id = p.id AND c.step_slug = d.slug AND c.attempt = s.attempts
+                WHERE d.definition_id = p.definition_id AND coalesce(s.status, 'pending') = 'pending'
+                  AND d.slug <> ALL (pgflow_prefect.list_moved(p.workflow_slug)))
+        FROM (SELECT r.* FROM pgflow.runs r
+              WHERE r.status = 'pending' AND r.workflow_slug = ANY (list_asking_runs.workflow_slugs)
+                AND (list_asking_runs.after IS NULL OR r.id > list_asking_runs.after)
+                AND EXISTS (SELECT FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = r.workflow_slug)
+                AND jsonb_typeof(r.payload -> 'airflow_run_id') = 'string'
+                AND NOT pgflow_prefect.is_mirrors(r.id)
+              ORDER BY r.id LIMIT list_asking_runs.at_most) p
+        ORDER BY p.id;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_asking_runs(text[], uuid, int) IS
+    'Pending runs of Airflow whose tasks ask here, behind an id; their steps that Airflow does and that have not ended here: '
+    'true for one that has asked.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.end_unseen_airflow_task(
+    run_id uuid, task_id text, try_number int, outcome text, result jsonb, message text
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    run CONSTANT pgflow.runs := pgflow.lock_run(run_id);
+    verdict CONSTANT pg_catalog.text := pgflow_prefect.judge_airflow_task(run, task_id, end_unseen_airflow_task.try_number);
+    ended pgflow.step_states;
+BEGIN
+    IF verdict OPERATOR(pg_catalog.=) 'free' THEN
+        PERFORM pgflow_prefect.take_for_airflow(run, task_id, end_unseen_airflow_task.try_number);
+    ELSIF verdict OPERATOR(pg_catalog.=) 'unknown' AND run.status OPERATOR(pg_catalog.=) 'pending'
+          AND pgflow_prefect.is_map_of_airflows(run, task_id) THEN
+        INSERT INTO pgflow.step_states (workflow_slug, run_id, step_slug)
+        VALUES (run.workflow_slug, run.id, task_id)
+        ON CONFLICT (run_id, step_slug) DO NOTHING; -- as in take_for_airflow
+    ELSIF verdict OPERATOR(pg_catalog.<>) 'held' THEN
+        RETURN false; -- a worker here has it, or it has ended
+    END IF;
+    IF outcome OPERATOR(pg_catalog.=) 'completed' THEN
+        SELECT * INTO ended FROM pgflow.complete_step(run.id, task_id, coalesce(result, 'null'));
+    ELSIF outcome OPERATOR(pg_catalog.=) 'skipped' THEN
+        SELECT * INTO ended FROM pgflow.skip_step(run.id, task_id, message);
+    ELSE
+        SELECT * INTO ended FROM pgflow.fail_step(run.id, task_id, message);
+    END IF;
+    RETURN ended.status OPERATOR(pg_catalog.<>) 'pending';
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.end_unseen_airflow_task(uuid, text, int, text, jsonb, text) IS
+    'Reports how a task of Airflow has ended that has not reported itself: completed, skipped or failed. False where that '
+    'changes nothing.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.is_map_of_airflows(run pgflow.runs, step_slug text) RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+    SELECT EXISTS (SELECT FROM pgflow.definition_steps d
+                   WHERE d.definition_id = run.definition_id AND d.slug = is_map_of_airflows.step_slug
+                     AND d.step_type = 'map' AND d.child_workflow IS NULL)
+       AND NOT EXISTS (SELECT FROM pgflow_prefect.bindings b
+                       WHERE b.workflow_slug = run.workflow_slug AND b.step_slug = is_map_of_airflows.step_slug
+                         AND b.kind <> 'external')
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.is_map_of_airflows(pgflow.runs, text) IS
+    'True for a map whose tasks Airflow executes. Internal.';
 
 
 DO $rights$

@@ -61,11 +61,12 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.has_policy(workflow_slug text) RETURNS
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    SELECT EXISTS (SELECT FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = has_policy.workflow_slug)
+    SELECT EXISTS (SELECT FROM pgflow_prefect.airflow_dags d
+                   WHERE d.workflow_slug = has_policy.workflow_slug AND d.removed_at IS NULL)
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.has_policy(text) IS
-    'True for a DAG whose own tasks report here, by a policy in Airflow: no mirror follows it. Internal.';
+    'True for a DAG whose own tasks report here, by a policy in Airflow: a mirror begins no run of it.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_mirrors(holder uuid, held_by text, lease double precision)
@@ -80,7 +81,6 @@ BEGIN
             SELECT m.workflow_slug FROM pgflow_prefect.mirrors m
             JOIN pgflow_prefect.enabled_workflows e ON e.workflow_slug = m.workflow_slug AND e.enabled
             WHERE (m.holder = take_mirrors.holder OR m.lease_until < clock_timestamp())
-              AND NOT pgflow_prefect.has_policy(m.workflow_slug)
             ORDER BY m.workflow_slug
             FOR NO KEY UPDATE OF m SKIP LOCKED
         )
@@ -569,6 +569,10 @@ BEGIN
         END IF;
     END IF;
     SELECT * INTO run FROM pgflow.runs r WHERE r.id OPERATOR(pg_catalog.=) wanted.id FOR NO KEY UPDATE;
+    IF run.id IS NULL AND mirror_run.epoch IS NOT NULL AND pgflow_prefect.has_policy(wanted.workflow_slug) THEN
+        RAISE EXCEPTION 'the tasks of workflow "%" report their runs themselves: no mirror begins one', wanted.workflow_slug
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'mirrors_epoch';
+    END IF;
     IF run.id IS NULL THEN
         run := pgflow_prefect.begin_mirrored_run(wanted, document);
     END IF;
@@ -780,7 +784,7 @@ CREATE OR REPLACE FUNCTION pgflow_prefect.release_airflow_shadow(run_id uuid, st
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
-    DELETE FROM pgflow_prefect.shadow_reports h
+    UPDATE pgflow_prefect.shadow_reports h SET reported_at = '-infinity'
     WHERE h.run_id = release_airflow_shadow.run_id AND h.step_slug = release_airflow_shadow.step_slug AND h.task_index = 0
       AND h.details = ARRAY['it goes on, or its process has ended']
 $$;

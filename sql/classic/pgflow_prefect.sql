@@ -2021,11 +2021,11 @@ BEGIN
         IF EXISTS (SELECT FROM pgflow.steps s -- of its own: a later script creates that table
                    JOIN pgflow_prefect.airflow_dags d ON d.workflow_slug = s.workflow_slug
                    WHERE s.workflow_slug = change_binding.workflow_slug AND s.slug = change_binding.step_slug
-                     AND s.step_type = 'map') THEN
+                     AND s.step_type = 'map' AND to_jsonb(d) ->> 'removed_at' IS NULL) THEN
             RAISE EXCEPTION 'step "%" of workflow "%" stays with Airflow: its mapped tasks do not ask who executes them',
                             step_slug, workflow_slug
                 USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'bindings_airflow',
-                      HINT = 'Once Airflow no longer executes the DAG, delete its row from pgflow_prefect.airflow_dags.';
+                      HINT = 'Once Airflow no longer executes the DAG: pgflow-prefect airflow policy DAG --remove';
         END IF;
     END IF;
     IF wanted IS NULL THEN

@@ -99,7 +99,8 @@ DECLARE
     grantee text;
     binding_relations CONSTANT text := '^binding';
     defining CONSTANT text[] := '{bind_step,undo_binding,observe_workflow,insert_workflow,lock_workflow,insert_steps,'
-        'set_rules,insert_deps,delete_steps,delete_deps,name_airflow_dags}';
+        'set_rules,insert_deps,delete_steps,delete_deps,name_airflow_dags,'
+        'remove_airflow_dags}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,describe_child,list_unlike_snapshots,load_definitions,list_bindings,'
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
@@ -171,7 +172,8 @@ BEGIN
         WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
                           'shadow_reports', 'heartbeats', 'schedules', 'cached_results', 'mirrors', 'mirrored_runs')
         UNION ALL
-        SELECT format('SELECT, INSERT (workflow_slug) ON %s', name), '{define}' FROM relation WHERE relname = 'airflow_dags'
+        SELECT format('SELECT, INSERT (workflow_slug), UPDATE (removed_at) ON %s', name), '{define}'
+        FROM relation WHERE relname = 'airflow_dags'
         UNION ALL
         -- Bindings and their history are written by the trigger of this view alone.
         SELECT format('INSERT (workflow_slug, step_slug, action, kind, target, options) ON %I.binding_requests', nspname),

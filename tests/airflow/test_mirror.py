@@ -436,12 +436,3 @@ async def test_a_run_that_no_mirror_has_written_is_named(site: Site) -> None:
     assert found.found == "Airflow's run 'run 1' goes on, and has no rows here"
     [repaired] = await compare_with_airflow(site.store, settings, apply=True, everything=False)
     assert (repaired.repaired, (await site.read_run()).status) == (True, "pending")
-
-
-async def test_no_mirror_follows_a_dag_whose_tasks_report_by_a_policy(site: Site) -> None:
-    await site.store.name_airflow_dags([DAG_ID])
-    async with site.mirror() as mirror:
-        await mirror.look()
-        site.airflow.play("run")
-        await mirror.look()
-    assert await site.store.list_runs(workflow_slug=DAG_ID) == []

@@ -91,7 +91,7 @@ def policy(
         "airflow.triggers": {},
         "airflow.triggers.base": {"BaseTrigger": object, "TriggerEvent": list},
         "airflow.sdk": {
-            "Variable": SimpleNamespace(get=variables.__getitem__, set=variables.__setitem__),
+            "Variable": SimpleNamespace(get=variables.get, set=variables.__setitem__),
             "exceptions": SimpleNamespace(**exceptions),
         },
         "airflow.sdk.bases": {},
@@ -321,6 +321,46 @@ def test_without_the_database_moved_tasks_wait_and_others_go_on(
             db.execute(f"DROP ROLE {connection.login}".encode())
 
 
+@pytest.mark.parametrize("kept", [None, "no JSON", '{"a": 1}'], ids=["unreadable", "no JSON", "no list"])
+def test_a_task_waits_where_airflow_can_not_say_whether_it_has_moved(
+    kept: str | None,
+    policy: ModuleType,
+    connection: SimpleNamespace,
+    variables: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection.schema = "gone"
+    if kept is None:
+        monkeypatch.setattr(policy, "find_variable", lambda: 1 / 0)
+    else:
+        variables["pgflow_moved_dag"] = kept
+    Task(policy, lambda: pytest.fail("a worker here may have executed it")).wait()
+
+
+def test_a_task_that_no_variable_names_is_executed_while_the_database_is_away(
+    policy: ModuleType, connection: SimpleNamespace
+) -> None:
+    connection.schema = "gone"
+    assert Task(policy).execute() == "there"
+
+
+def test_a_trigger_is_woken_though_another_one_of_the_same_try_is_cancelled(policy: ModuleType, db: Connection) -> None:
+    bind(db, "dag", "a", "python")
+    task = Task(policy)
+    given = task.wait()["trigger"].serialize()[1]
+
+    async def fire() -> list[object]:
+        first, second = (asyncio.ensure_future(anext(policy.PgflowTrigger(**given).run())) for _ in range(2))
+        await asyncio.sleep(0)  # both wait
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await asyncio.to_thread(claim_for_prefect, db, task.run_id, "a")
+        await asyncio.to_thread(complete, db, task.run_id, "a", 1)
+        return [await asyncio.wait_for(second, 60)]
+
+    assert len(asyncio.run(fire())) == 1
+
+
 @pytest.mark.parametrize("policy", ["reschedule"], indirect=True)
 def test_without_a_triggerer_a_task_looks_again_later(policy: ModuleType, db: Connection) -> None:
     bind(db, "dag", "a", "python")
@@ -369,6 +409,31 @@ def test_the_command_prints_the_file_and_lets_the_dag_ask(
     assert "CONNECTION = 'ours'" in printed.out
     assert "from pgflow_policy import task_policy" in printed.err
     assert db.execute("SELECT workflow_slug FROM pgflow_prefect.airflow_dags").fetchall() == [("dag",)]
+
+
+def test_the_command_says_that_mirrors_stop_and_takes_the_policy_back(
+    db: Connection, dsn: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    define(db, "dag", {"a": []})
+    define(db, "other", {"a": []})
+    db.execute("SELECT pgflow_prefect.add_mirror('dag')")
+    print_policy("dag", "other", dsn=dsn)
+    assert "mirrors of Airflow follow dag no more" in capsys.readouterr().err
+    bind(db, "dag", "a", "python")
+    db.execute("SELECT pgflow_prefect.claim_airflow_task('other', 'a', 1, gen_random_uuid(), '{}', NULL, NULL, NULL)")
+    print_policy("dag", "other", remove=True, dsn=dsn)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    said = " ".join(printed.err.split())
+    assert "the tasks of DAG 'dag' ask no more: Airflow executes those of new runs. That is true of a, too" in said
+    assert "the tasks of DAG 'other' ask no more: Airflow executes those of new runs. 1 runs go on" in said
+    assert db.execute("SELECT FROM pgflow_prefect.airflow_dags WHERE removed_at IS NULL").fetchall() == []
+    with pytest.raises(UsageError, match="the tasks of 'dag' do not ask this database"):
+        print_policy("dag", remove=True, dsn=dsn)
+    print_policy("dag", dsn=dsn)
+    assert db.execute("SELECT workflow_slug FROM pgflow_prefect.airflow_dags WHERE removed_at IS NULL").fetchall() == [
+        ("dag",)
+    ]
 
 
 def test_the_command_names_what_is_wrong(db: Connection, dsn: str) -> None:

@@ -246,6 +246,23 @@ def test_a_report_without_a_question_counts_while_the_step_is_airflows(
     assert end(airflow, run_id, "c", result=1) is False
 
 
+def test_runs_that_go_on_ask_after_their_dag_was_removed_and_new_ones_do_not(
+    run_id: UUID, db: Connection, airflow: Connection
+) -> None:
+    bind(db, "dag", "b", "python")
+    assert answer(airflow, run_id, "a") == "airflow"
+    db.execute("SELECT pgflow_prefect.remove_airflow_dags('{dag}')")
+    assert end(airflow, run_id, "a", result=1) is True
+    assert answer(airflow, run_id, "b") == "wait", "a worker here does it, as its run began"
+    assert not is_over(airflow, run_id, "b")
+    new = uuid4()
+    assert answer(airflow, new, "b") == "unknown"
+    assert end(airflow, new, "b") is False
+    assert db.execute("SELECT FROM pgflow.runs WHERE id = %s", [new]).fetchall() == []
+    assert db.execute("SELECT pgflow_prefect.name_airflow_dags('{dag}')").fetchall() == [("dag",)]
+    assert answer(airflow, new, "b") == "wait"
+
+
 def test_dags_and_tasks_that_are_not_known_stay_with_airflow(run_id: UUID, db: Connection, airflow: Connection) -> None:
     define(db, "secret", {"a": []})
     for dag in ("gone", "secret"):
@@ -271,6 +288,8 @@ def test_a_run_of_another_workflow_is_out_of_reach(db: Connection, dag: str, air
         "SELECT FROM pgflow_prefect.bindings",
         "SELECT pgflow_prefect.bind_step('dag', 'a', 'python')",
         "SELECT pgflow_prefect.name_airflow_dags('{secret}')",
+        "SELECT pgflow_prefect.remove_airflow_dags('{dag}')",
+        "SELECT pgflow_prefect.end_unseen_airflow_task(gen_random_uuid(), 'a', 1, 'completed', NULL, NULL)",
         "SELECT pgflow_prefect.claim_external_step(gen_random_uuid(), 'a')",
     ],
 )

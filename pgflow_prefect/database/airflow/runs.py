@@ -84,6 +84,7 @@ class Instance:
         started_at: when the latest try began; of a task that was skipped, when that was decided.
         ended_at: when it ended.
         queued_at: when it was queued last.
+        operator: the name of the task's class; None if Airflow has not noted it.
     """
 
     task_id: str
@@ -94,6 +95,7 @@ class Instance:
     started_at: datetime | None
     ended_at: datetime | None
     queued_at: datetime | None
+    operator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,14 @@ class RunStatements(ABC):
         """Return the newest runs of a DAG below an id that have ended since then, at most `limit`."""
         rows = await self._fetch_run_rows("list_ended_runs", dag_id=dag_id, since=since, before=before, limit=limit)
         return [int(str(row["id"])) for row in rows]
+
+    async def find_runs(self, runs: Collection[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Return the primary keys of these runs, each given by its DAG and its id there."""
+        if not runs:
+            return {}
+        dag_ids, run_ids = (list(each) for each in zip(*runs, strict=True))
+        rows = await self._fetch_run_rows("find_runs", dag_ids=dag_ids, run_ids=run_ids)
+        return {(str(row["dag_id"]), str(row["run_id"])): int(str(row["id"])) for row in rows}
 
     async def read_runs(self, ids: Collection[int]) -> list[SourceRun]:
         """Return these runs, by id, without those that Airflow has deleted."""
@@ -214,6 +224,7 @@ def _read_instance(row: Row) -> Instance:
         started_at=_read_time(row["start_date"]),
         ended_at=_read_time(row["end_date"]),
         queued_at=_read_time(row["queued_dttm"]),
+        operator=None if row["operator"] is None else str(row["operator"]),
     )
 
 

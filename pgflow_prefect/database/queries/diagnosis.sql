@@ -25,7 +25,8 @@ WITH ours AS (
                             'lock_workflow', 'insert_steps', 'insert_deps', 'set_rules', 'delete_steps', 'delete_deps', 'prune_runs',
                             'prune_run', 'prune_definitions', 'prune_backfills', 'find_gone_runs', 'find_prunable', 'choose_prunable', 'lock_schema',
                             'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
-                            'move_installation', 'name_airflow_dags', 'claim_airflow_task', 'watch_airflow_tasks', 'end_airflow_task')
+                            'move_installation', 'name_airflow_dags', 'remove_airflow_dags',
+                            'claim_airflow_task', 'watch_airflow_tasks', 'end_airflow_task')
 )
 SELECT missing FROM (
     SELECT 1 AS place, 'USAGE on schema ' || nspname AS missing FROM ours WHERE NOT has_schema_privilege(oid, 'USAGE')

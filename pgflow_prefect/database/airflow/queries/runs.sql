@@ -29,9 +29,16 @@ FROM dag_run r CROSS JOIN LATERAL (SELECT to_jsonb(r) - 'conf' OFFSET 0) AS j (r
 WHERE r.id = ANY (%(ids)s)
 ORDER BY r.id
 
+-- find_runs --
+-- The ids of these runs.
+SELECT r.id, w.dag_id, w.run_id
+FROM unnest(%(dag_ids)s::text[], %(run_ids)s::text[]) AS w (dag_id, run_id)
+CROSS JOIN LATERAL (SELECT r.id FROM dag_run r WHERE r.dag_id = w.dag_id AND r.run_id = w.run_id LIMIT 1) AS r
+
 -- read_instances --
 -- The task instances of these runs, at most so many and one more of each.
-SELECT r.id, t.task_id, t.map_index, t.state, t.try_number, t.max_tries, t.start_date, t.end_date, t.queued_dttm
+SELECT r.id, t.task_id, t.map_index, t.state, t.try_number, t.max_tries, t.start_date, t.end_date, t.queued_dttm,
+       t.operator
 FROM unnest(%(ids)s::bigint[], %(dag_ids)s::text[], %(run_ids)s::text[]) AS r (id, dag_id, run_id)
 CROSS JOIN LATERAL (
     SELECT * FROM task_instance t WHERE t.dag_id = r.dag_id AND t.run_id = r.run_id LIMIT %(limit)s + 1
