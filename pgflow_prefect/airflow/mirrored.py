@@ -100,6 +100,7 @@ class FollowedRun:
         is_new: the database was not told of it by this object.
         mark: of Airflow's row, when the database was told of it last.
         instances: how many task instances it had at the last look.
+        fingerprint: of what was read when the database was told all of it; None if it was not yet.
     """
 
     run_id: UUID
@@ -108,6 +109,7 @@ class FollowedRun:
     is_new: bool = False
     mark: str = ""
     instances: int = 0
+    fingerprint: int | None = None
     _said: dict[tuple[str, int], JsonValue] = field(default_factory=dict, init=False)
     _taken: set[ResultKey] = field(default_factory=set, init=False)
 

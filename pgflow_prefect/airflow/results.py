@@ -15,6 +15,12 @@ _SHOWN = 100  # characters of a name in a note
 NOT_READ = ReturnValue(is_json=True, size=-1, text=None)
 """Stands for a return value that the settings leave alone."""
 
+MOST_TOGETHER = 64 * 1024 * 1024
+"""The most bytes of return values that are read of a run at once, and some more."""
+
+TOO_MUCH = ReturnValue(is_json=True, size=-2, text=None)
+"""Stands for a return value of a run whose others are as many bytes already."""
+
 
 def read_return_value(found: ReturnValue) -> tuple[str | None, str | None]:
     """Return the result of a step as JSON text, and a note for people: what is not as in Airflow.
@@ -23,6 +29,8 @@ def read_return_value(found: ReturnValue) -> tuple[str | None, str | None]:
     """
     if found is NOT_READ:
         return None, "its result was not copied: PGFLOW_AIRFLOW_RESULTS is false"
+    if found is TOO_MUCH:
+        return None, f"its result was not copied: others of its run have {MOST_TOGETHER:,} bytes already"
     if found.text is None or found.size > 2 * MOST_BYTES + 2:
         return None, f"its result has more than {MOST_BYTES:,} bytes: it was not copied"
     text, problem = (found.text, None) if found.is_json else _decode(found.text)

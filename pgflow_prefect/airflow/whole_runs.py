@@ -7,6 +7,7 @@ from datetime import datetime
 from uuid import UUID
 
 from pgflow_prefect.airflow.mirrored import FollowedRun, Found, ResultKey, find_mirrored_run_id
+from pgflow_prefect.airflow.results import MOST_TOGETHER, NOT_READ, TOO_MUCH
 from pgflow_prefect.database.airflow.reader import AirflowDatabase
 from pgflow_prefect.database.airflow.runs import ReturnValue, SourceRun
 from pgflow_prefect.database.mirror_statements import Written
@@ -63,8 +64,17 @@ class History:
         ]
 
 
-async def import_history(store: Store, airflow: AirflowDatabase, dag_id: str, since: datetime) -> History:
+async def import_history(
+    store: Store, airflow: AirflowDatabase, dag_id: str, since: datetime, *, with_results: bool = True
+) -> History:
     """Write the runs of a DAG that have ended since then, the newest first. Those that are here already stay.
+
+    Args:
+        store: the database.
+        airflow: Airflow's.
+        dag_id: the DAG.
+        since: a time.
+        with_results: copy return values.
 
     Raises:
         DatabaseUnavailableError: one of the databases does not answer; the same import again goes on from there.
@@ -77,9 +87,9 @@ async def import_history(store: Store, airflow: AirflowDatabase, dag_id: str, si
             ids = await airflow.list_ended_runs(dag_id, since=since, before=before, limit=_PAGE)
             runs = await airflow.read_runs(ids)
             known = await find_run_ids(store, runs, installation)
-            documents = [(run, await read_whole(airflow, run, known[run.id], imported=True)) for run in runs]
-        for run, found in documents:
-            await _write_past(store, history, run, found)
+            for run in runs:  # one after the other: the results of one are in memory
+                found = await read_whole(airflow, run, known[run.id], imported=True, with_results=with_results)
+                await _write_past(store, history, run, found)
         if len(ids) < _PAGE:
             return history
         before = min(ids)
@@ -111,15 +121,41 @@ async def find_run_ids(store: Store, runs: Sequence[SourceRun], installation: UU
     return found
 
 
-async def read_whole(airflow: AirflowDatabase, run: SourceRun, run_id: UUID, *, imported: bool = False) -> Found:
-    """Return all that is to be written of a run. Call it within a `snapshot`."""
+async def read_whole(
+    airflow: AirflowDatabase, run: SourceRun, run_id: UUID, *, imported: bool = False, with_results: bool = True
+) -> Found:
+    """Return all that is to be written of a run. Call it within a `snapshot`.
+
+    Args:
+        airflow: its database.
+        run: the run.
+        run_id: its id here.
+        imported: it had ended before it was written.
+        with_results: also read what its tasks have returned, up to `MOST_TOGETHER` bytes. The others are named.
+    """
     followed = FollowedRun(run_id, run.dag_id, run.run_id, is_new=True)
     instances = (await airflow.read_instances([run]))[run.id]
+    wanted = followed.list_wanted(instances or [])
     results: dict[ResultKey, ReturnValue | None] = {}
-    while wanted := [key for key in followed.list_wanted(instances or []) if key not in results][:_RESULTS]:
-        found = await airflow.read_results([(run.id, task_id, index) for task_id, index, _ in wanted])
-        results |= {key: found[run.id, key[0], key[1]] for key in wanted if (run.id, key[0], key[1]) in found}
+    if with_results:
+        results = await _read_results(airflow, run, wanted)
+    else:
+        results = dict.fromkeys(wanted, NOT_READ)
+    [run] = await airflow.read_confs([run])
     return followed.describe(run, instances, results, imported=imported)
+
+
+async def _read_results(
+    airflow: AirflowDatabase, run: SourceRun, wanted: Sequence[ResultKey]
+) -> dict[ResultKey, ReturnValue | None]:
+    """Return return values. Once they are too much together, the others are left alone."""
+    results: dict[ResultKey, ReturnValue | None] = {}
+    size = 0
+    while size < MOST_TOGETHER and (some := [key for key in wanted if key not in results][:_RESULTS]):
+        found = await airflow.read_results([(run.id, task_id, index) for task_id, index, _ in some])
+        results |= {key: found[run.id, key[0], key[1]] for key in some if (run.id, key[0], key[1]) in found}
+        size += sum(len(each.text) for each in found.values() if each is not None and each.text is not None)
+    return {key: results.get(key, TOO_MUCH) for key in wanted}
 
 
 async def write_whole(store: Store, found: Found) -> Written:

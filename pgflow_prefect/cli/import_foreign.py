@@ -101,7 +101,8 @@ async def _import_histories(
         open_airflow(source.airflow_dsn or secret or "", timeout=settings.connect_timeout) as airflow,
     ):
         slugs = [workflow.definition.slug for workflow in found]
-        return {slug: await import_history(store, airflow, slug, since) for slug in slugs}
+        with_results = settings.airflow_results
+        return {slug: await import_history(store, airflow, slug, since, with_results=with_results) for slug in slugs}
 
 
 def _print_history(history: History) -> None:

@@ -43,20 +43,26 @@ def reconcile(
     """
     import anyio
 
-    found, unavailable = anyio.run(_reconcile, make_settings(dsn), apply, everything)
+    found, unavailable, without_airflow = anyio.run(_reconcile, make_settings(dsn), apply, everything)
     if json:
         print_json(found)
     elif found:
         print_table(
             ("class", "run", "workflow", "what is", "repair"), [_describe(each) for each in found], whole=("run",)
         )
-    elif not unavailable:
+    elif not (unavailable or without_airflow):
         out.print("PostgreSQL and Prefect agree")
+    if without_airflow:
+        print_error(
+            without_airflow,
+            hint="Its runs were not compared with Airflow. All others were compared with Prefect",
+            code=1,
+        )
     if unavailable:
         return print_error(
             unavailable, hint="Prefect could not be asked. These disagreements follow from the rows alone", code=1
         )
-    return _conclude(found, apply=apply)
+    return _conclude(found, apply=apply) or int(without_airflow is not None)
 
 
 def _conclude(found: Sequence[Disagreement], *, apply: bool) -> int:
@@ -73,12 +79,13 @@ def _describe(each: Disagreement) -> tuple[str, ...]:
     return (each.kind, str(each.run_id or "-"), each.workflow_slug, each.found, repair)
 
 
-async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple[list[Disagreement], str | None]:
-    """Return the disagreements, and the reason if Prefect could not be asked."""
+async def _reconcile(
+    settings: Settings, apply: bool, everything: bool
+) -> tuple[list[Disagreement], str | None, str | None]:
+    """Return the disagreements, the reason if Prefect could not be asked, and that if Airflow could not."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.reconciliation.given_up import end_given_up
     from pgflow_prefect.prefect_api.client import has_server
-    from pgflow_prefect.services.airflow_comparison import compare_with_airflow
 
     if not has_server():
         err.print(
@@ -86,9 +93,23 @@ async def _reconcile(settings: Settings, apply: bool, everything: bool) -> tuple
         )
     async with open_store(settings, size=1, executes_moved=True) as store:
         given_up = await end_given_up(store, apply=apply)
-        of_airflow = await compare_with_airflow(store, settings, apply=apply, everything=everything)
+        of_airflow, without_airflow = await _compare_with_airflow(store, settings, apply, everything)
         found, unavailable = await _compare(store, settings, apply, everything)
-        return [*given_up, *of_airflow, *found], unavailable
+        return [*given_up, *of_airflow, *found], unavailable, without_airflow
+
+
+async def _compare_with_airflow(
+    store: Store, settings: Settings, apply: bool, everything: bool
+) -> tuple[list[Disagreement], str | None]:
+    """Return the disagreements, and the reason if Airflow could not be asked: Prefect is compared all the same."""
+    from pgflow_prefect.errors import PgflowPrefectError
+    from pgflow_prefect.services.airflow_comparison import compare_with_airflow
+
+    try:
+        return await compare_with_airflow(store, settings, apply=apply, everything=everything), None
+    except PgflowPrefectError as error:
+        await store.drop_broken_connections()  # if it was this database, the next statement says so
+        return [], str(error)
 
 
 async def _compare(

@@ -1,6 +1,7 @@
 """Compares the runs that are mirrored with Airflow, and repairs their rows. A mirror that is alive needs a moment."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from pgflow_prefect.database.airflow.runs import SourceRun
 from pgflow_prefect.database.mirror_statements import MirroredRun
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
-from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, UnknownRunError
 from pgflow_prefect.models import Run, Status, StepState
 from pgflow_prefect.settings import Settings
 
@@ -39,13 +40,14 @@ async def compare_with_airflow(
     Raises:
         DatabaseUnavailableError: one of the databases does not answer.
     """
-    if settings.airflow_dsn is None or not store.implementation.executes:
+    source = settings.airflow_dsn.get_secret_value() if settings.airflow_dsn is not None else ""
+    if not source or not store.implementation.executes:
         return []
     slugs = [each.workflow_slug for each in await store.list_mirrors() if each.enabled]
     if not slugs:
         return []
-    async with open_airflow(settings.airflow_dsn.get_secret_value(), timeout=settings.connect_timeout) as airflow:
-        comparer = _Comparer(store, airflow, slugs, everything)
+    async with open_airflow(source, timeout=settings.connect_timeout) as airflow:
+        comparer = _Comparer(store, airflow, slugs, everything, settings.airflow_results)
         found = await comparer.compare(None)
         if found:
             await anyio.sleep(_POLLS * settings.airflow_poll_interval)
@@ -59,6 +61,7 @@ class _Comparer:
     airflow: AirflowDatabase
     slugs: list[str]
     everything: bool
+    with_results: bool
     _source_ids: dict[UUID, int] = field(default_factory=dict, init=False)  # Airflow's ids, of what differs
 
     async def compare(self, only: set[UUID] | None) -> list[Disagreement]:
@@ -85,7 +88,7 @@ class _Comparer:
         return found
 
     async def _compare_run(self, run: SourceRun, run_id: UUID) -> list[Disagreement]:
-        document = (await read_whole(self.airflow, run, run_id)).document
+        document = (await read_whole(self.airflow, run, run_id, with_results=False)).document
         here = await self.store.read_run(run_id)
         slugs = (await self.store.load_run_definition(run_id)).steps
         steps = {each.step_slug: each for each in await self.store.list_step_ends(run_id, slugs)}
@@ -97,11 +100,17 @@ class _Comparer:
 
     async def _find_missing(self, only: set[UUID] | None) -> list[Disagreement]:
         """Return the runs that go on in Airflow and have no rows here."""
+        asking = await self.store.list_asking_dags(self.slugs)  # their tasks begin new runs here
+        slugs = [slug for slug in self.slugs if slug not in asking]
         async with self.airflow.snapshot():
-            runs = await self.airflow.read_runs(await self.airflow.list_active_runs(self.slugs, limit=_ACTIVE))
+            runs = await self.airflow.read_runs(await self.airflow.list_active_runs(slugs, limit=_ACTIVE))
         ids = await find_run_ids(self.store, runs, await self.store.read_installation())
         there = await self.store.find_mirrored([(run.dag_id, run.run_id) for run in runs]) if runs else []
         known = {each.run_id for each in there}
+        for run_id in {ids[run.id] for run in runs} - known:
+            with suppress(UnknownRunError):
+                await self.store.read_run(run_id)
+                known.add(run_id)  # begun by a task, before the DAG's policy was taken back
         self._source_ids |= {ids[run.id]: run.id for run in runs}
         return [
             _make(ids[run.id], run.dag_id, f"Airflow's run {run.run_id!r} goes on, and has no rows here")
@@ -116,7 +125,9 @@ class _Comparer:
         try:
             async with self.airflow.snapshot():
                 runs = await self.airflow.read_runs([self._source_ids[run_id]])
-                documents = [await read_whole(self.airflow, run, run_id) for run in runs]
+                documents = [
+                    await read_whole(self.airflow, run, run_id, with_results=self.with_results) for run in runs
+                ]
             for document in documents:
                 await write_whole(self.store, document)
         except DatabaseUnavailableError:

@@ -14,6 +14,8 @@ from itertools import islice
 from time import monotonic
 from uuid import UUID, uuid4
 
+import anyio
+
 from pgflow_prefect.airflow.mirrored import (
     FollowedRun,
     Found,
@@ -44,6 +46,8 @@ _MOST_FOLLOWED = 1_000  # runs that go on, and that a look compares: those that 
 
 _OVERLAP = 60.0
 """Seconds for which an id is looked at again: a transaction that has drawn it may commit after one with a later id."""
+
+_MANY = 500  # task instances that are described without a thread
 
 _LEASES = 5.0  # looks that may fail before another service takes a mirror
 _SHORTEST_LEASE = 15.0  # seconds
@@ -152,11 +156,14 @@ class Mirror:
             runs = await airflow.read_runs({*followed, *known, *new, *active})
             known |= await self._find_known(runs)
             wanted = self._list_changed(runs, known)
-            chosen = [*islice(self._fit(wanted), MOST_RUNS)]
+            chosen = await self._read_confs(airflow, [*islice(self._fit(wanted), MOST_RUNS)], known)
             instances = await airflow.read_instances(chosen) if chosen else {}
             results = await self._read_results(airflow, chosen, instances)
             unseen = await self._unseen.read(airflow, self._taken, self.installation)
-        written = [await self._write(run, instances[run.id], results[run.id]) for run in chosen]
+        written = []
+        for run in chosen:
+            await anyio.lowlevel.checkpoint()  # between two of them, a worker goes on with its steps
+            written.append(await self._write(run, instances[run.id], results[run.id]))
         written += await self._end_deleted({*followed} - {run.id for run in runs})
         await self._unseen.report(unseen)
         self.on_change([each for each in written if each is not None], [*self._taken])
@@ -265,6 +272,15 @@ class Mirror:
                 return
             yield run
 
+    async def _read_confs(
+        self, airflow: AirflowDatabase, runs: Sequence[SourceRun], known: Collection[int]
+    ) -> list[SourceRun]:
+        """Return these runs; those that have no rows here yet with their `conf`, as many as are not too much."""
+        new = [run for run in runs if self._followed[run.id].is_new and run.id not in known]
+        found = {run.id: run for run in await airflow.read_confs(new)}
+        later = {run.id for run in new} - found.keys()
+        return [found.get(run.id, run) for run in runs if run.id not in later]
+
     async def _read_results(
         self, airflow: AirflowDatabase, runs: Sequence[SourceRun], instances: dict[int, list[Instance] | None]
     ) -> dict[int, dict[ResultKey, ReturnValue | None]]:
@@ -291,8 +307,11 @@ class Mirror:
         followed = self._followed.pop(run.id)  # and at the end again: the next look begins with others
         self._followed[run.id] = followed
         followed.instances = len(instances or [])
+        fingerprint = hash((run.mark, tuple(instances or ())))
+        if fingerprint == followed.fingerprint and not results:
+            return None  # it is as it was
         try:
-            found = followed.describe(run, instances, results)
+            found = await self._describe(followed, run, instances, results)
         except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
             self._tell(run.id, f"run {followed.run_id} of {followed.workflow_slug!r} can't be read: {error}")
             return None
@@ -300,6 +319,7 @@ class Mirror:
         if found.is_news and written is None:
             return None
         followed.accept(found)
+        followed.fingerprint = fingerprint
         if run.has_ended and found.is_whole:
             del self._followed[run.id]
         if written is None:
@@ -311,6 +331,18 @@ class Mirror:
                 "Import it again",
             )
         return written.run_id if written.changed else None
+
+    async def _describe(
+        self,
+        followed: FollowedRun,
+        run: SourceRun,
+        instances: list[Instance] | None,
+        results: dict[ResultKey, ReturnValue | None],
+    ) -> Found:
+        """Return what is new of a run. What may take long is done in a thread: a worker goes on with its steps."""
+        if results or len(instances or []) > _MANY:
+            return await anyio.to_thread.run_sync(followed.describe, run, instances, results)
+        return followed.describe(run, instances, results)
 
     async def _store(self, source_id: int, followed: FollowedRun, found: Found) -> Written | None:
         """Write what was found of a run; None if that is not possible now."""
@@ -338,12 +370,25 @@ class Mirror:
         ended = []
         for source_id in source_ids:
             followed = self._followed[source_id]
-            if not followed.is_new:
-                epoch = self._taken[followed.workflow_slug].epoch
-                await self.store.mirror_run(epoch, describe_deleted(followed, source_id), [])
-                ended.append(followed.run_id)
-            del self._followed[source_id]
+            if followed.is_new or await self._end(source_id, followed):
+                del self._followed[source_id]
+                ended += [] if followed.is_new else [followed.run_id]
         return ended
+
+    async def _end(self, source_id: int, followed: FollowedRun) -> bool:
+        """End a run; False if that is not possible now. It keeps no other run waiting."""
+        epoch = self._taken[followed.workflow_slug].epoch
+        try:
+            await self.store.mirror_run(epoch, describe_deleted(followed, source_id), [])
+        except RunNotPendingError as error:  # another service has taken the mirror
+            _logger.info("%s", error)
+            return False
+        except DatabaseUnavailableError:
+            raise
+        except PgflowPrefectError as error:
+            self._tell(source_id, f"run {followed.run_id} of {followed.workflow_slug!r} is ended later: {error}")
+            return False
+        return True
 
     def _tell(self, of: object, message: str) -> None:
         """Log a problem that lasts once."""

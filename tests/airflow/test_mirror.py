@@ -260,7 +260,9 @@ async def test_a_look_reads_a_bounded_number_of_rows_by_the_indexes_that_airflow
         asked: dict[str, dict[str, Any]] = {
             "list_new_runs": {"after": 1_990, "limit": 5},
             "list_active_runs": {"dag_ids": [DAG_ID], "limit": 5},
-            "read_runs": {"ids": [1, 2], "most_bytes": 1000},
+            "read_runs": {"ids": [1, 2]},
+            "read_confs": {"ids": [1, 2], "most_bytes": 1000, "most_together": 1000},
+            "find_runs": {"dag_ids": [DAG_ID], "run_ids": [second.run_id]},
             "read_instances": {"ids": [2], "dag_ids": [DAG_ID], "run_ids": [second.run_id], "limit": 50},
             "read_results": {
                 "ids": [2],
@@ -274,7 +276,8 @@ async def test_a_look_reads_a_bounded_number_of_rows_by_the_indexes_that_airflow
         read = {name: count_rows(site.airflow, name, given) for name, given in asked.items()}
     assert read["list_new_runs"] <= 6
     assert read["list_active_runs"] <= 6
-    assert read["read_runs"] == 2
+    assert (read["read_runs"], read["read_confs"]) == (2, 2)
+    assert read["find_runs"] <= 2
     assert read["read_instances"] <= 20
     assert read["read_results"] == 1
     assert read["list_ended_runs"] <= 10

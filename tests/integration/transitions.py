@@ -264,6 +264,9 @@ TRANSITIONS = {
         "SELECT pgflow_prefect.begin_airflow_run('chain', %(run)s, '{}', NULL, NULL, NULL)", GONE
     ),
     "pgflow_prefect.take_for_airflow": Transition(f"SELECT pgflow_prefect.take_for_airflow(r, 'a', 1) {RUN}"),
+    "pgflow_prefect.end_unseen_airflow_task": Transition(
+        "SELECT pgflow_prefect.end_unseen_airflow_task(%(run)s, 'a', 1, 'completed', '1', NULL)"
+    ),
     "pgflow_prefect.mirror_run": Transition(
         f"SELECT pgflow_prefect.mirror_run(NULL, {AS_IN_AIRFLOW}, '{{}}')",
         GONE,

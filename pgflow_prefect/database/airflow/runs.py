@@ -16,7 +16,9 @@ MOST_BYTES = 1024 * 1024
 """The most bytes of a return value, or of a run's `conf`, that are read."""
 
 _MOST_TOGETHER = 16 * MOST_BYTES
-"""The most bytes of return values that are read in one statement, and one more value."""
+"""The most bytes of return values, or of `conf`, that are read in one statement, and one more value."""
+
+_CONF = ("conf_is_json", "conf_size", "conf")
 
 
 class SourceRun(BaseModel):
@@ -37,8 +39,8 @@ class SourceRun(BaseModel):
         logical_date: what it is about, in Airflow 3.
         execution_date: the same, in Airflow 2.
         conf_is_json: its `conf` is jsonb. That of Airflow 2 is pickled, and is never read.
-        conf_size: bytes of its text.
-        conf: its text, unless that is too long.
+        conf_size: bytes of its text; None if it was not looked at.
+        conf: its text, unless that is too long, or was not read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,9 +58,9 @@ class SourceRun(BaseModel):
     updated_at: datetime | None
     logical_date: datetime | None
     execution_date: datetime | None
-    conf_is_json: bool
-    conf_size: int | None
-    conf: str | None
+    conf_is_json: bool = True
+    conf_size: int | None = None
+    conf: str | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -166,8 +168,22 @@ class RunStatements(ABC):
 
     async def read_runs(self, ids: Collection[int]) -> list[SourceRun]:
         """Return these runs, by id, without those that Airflow has deleted."""
-        rows = await self._fetch_run_rows("read_runs", ids=[*ids], most_bytes=MOST_BYTES) if ids else []
+        rows = await self._fetch_run_rows("read_runs", ids=[*ids]) if ids else []
         return [SourceRun.model_validate(row) for row in rows]
+
+    async def read_confs(self, runs: Sequence[SourceRun]) -> list[SourceRun]:
+        """Return these runs with their `conf`. It leaves out those that would be too much together: ask again."""
+        if not runs:
+            return []
+        rows = await self._fetch_run_rows(
+            "read_confs", ids=[run.id for run in runs], most_bytes=MOST_BYTES, most_together=_MOST_TOGETHER
+        )
+        there = {run.id: run for run in runs}
+        return [
+            there[int(str(row["id"]))].model_copy(update={name: row[name] for name in _CONF})
+            for row in rows
+            if row["fits"]
+        ]
 
     async def read_instances(self, runs: Sequence[SourceRun]) -> dict[int, list[Instance] | None]:
         """Return the task instances of these runs, by the run's id; None for a run that has too many."""

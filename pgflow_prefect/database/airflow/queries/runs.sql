@@ -19,15 +19,27 @@ UNION ALL
 (SELECT id FROM dag_run WHERE state = 'queued' AND dag_id = ANY (%(dag_ids)s) LIMIT %(limit)s)
 
 -- read_runs --
--- These runs. The text of `conf` is left out where it is too long; a pickled one has no type `jsonb`.
+-- These runs, without their `conf`: that of many runs may be too much.
 SELECT r.id, r.dag_id, r.run_id, r.state, r.queued_at, r.start_date, r.end_date, r.data_interval_start,
        r.data_interval_end, r.clear_number, r.updated_at, j.row ->> 'logical_date' AS logical_date,
-       j.row ->> 'execution_date' AS execution_date, pg_typeof(r.conf) = 'jsonb'::regtype AS conf_is_json,
-       octet_length(r.conf::text) AS conf_size,
-       CASE WHEN octet_length(r.conf::text) <= %(most_bytes)s THEN r.conf::text END AS conf
+       j.row ->> 'execution_date' AS execution_date
 FROM dag_run r CROSS JOIN LATERAL (SELECT to_jsonb(r) - 'conf' OFFSET 0) AS j (row)
 WHERE r.id = ANY (%(ids)s)
 ORDER BY r.id
+
+-- read_confs --
+-- The `conf` of these runs: without the text of one that is too long, and as many as are not too long together. A pickled
+-- one has no type `jsonb`.
+SELECT f.id, f.conf_is_json, f.conf_size, f.total - coalesce(f.conf_size, 0) < %(most_together)s AS fits,
+       CASE WHEN f.conf_is_json AND f.conf_size <= %(most_bytes)s
+                 AND f.total - f.conf_size < %(most_together)s THEN f.conf::text END AS conf
+FROM (
+    SELECT r.id, r.conf, pg_typeof(r.conf) = 'jsonb'::regtype AS conf_is_json, s.size AS conf_size,
+           sum(coalesce(least(s.size, %(most_bytes)s), 0)) OVER (ORDER BY w.place) AS total
+    FROM unnest(%(ids)s::bigint[]) WITH ORDINALITY AS w (id, place)
+    JOIN dag_run r ON r.id = w.id
+    CROSS JOIN LATERAL (SELECT octet_length(r.conf::text) OFFSET 0) AS s (size)
+) AS f
 
 -- find_runs --
 -- The ids of these runs.
