@@ -5,6 +5,7 @@ import shlex
 from pgflow_prefect.definitions.airflow.dag import AirflowDag
 from pgflow_prefect.definitions.airflow.schedule import ScheduleKind
 from pgflow_prefect.definitions.origin import LedgerLine
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.wording import write_code
 
 
@@ -27,7 +28,7 @@ def describe_schedule(dag: AirflowDag) -> LedgerLine:
                 False,
             )
         case ScheduleKind.INTERVAL:
-            command = f"pgflow-prefect deploy {slug} --interval {_write_interval(schedule.seconds or 0)}{zone}"
+            command = f"pgflow-prefect deploy {slug} --interval {write_interval(schedule.seconds or 0)}{zone}"
             says, is_done = (
                 f"Every {schedule.seconds:g} seconds. When the steps are yours: {write_code(command)}.{period}",
                 False,
@@ -50,7 +51,30 @@ def describe_schedule(dag: AirflowDag) -> LedgerLine:
     return LedgerLine(None, "schedule", says, is_done)
 
 
-def _write_interval(seconds: float) -> str:
+def find_options(dag: AirflowDag) -> tuple[str | None, str | None, str]:
+    """Return when a DAG runs, as the options of `deploy` and `backfill` have it: cron, interval and timezone.
+
+    Without a schedule, there is neither cron nor interval.
+
+    Raises:
+        UsageError: it runs by something else than the time.
+    """
+    schedule = dag.schedule
+    match schedule.kind:
+        case ScheduleKind.NONE:
+            return None, None, schedule.timezone
+        case ScheduleKind.CRON:
+            return schedule.cron, None, schedule.timezone
+        case ScheduleKind.INTERVAL:
+            return None, write_interval(schedule.seconds or 0), schedule.timezone
+    raise UsageError(
+        f"the schedule of DAG {dag.dag_id!r} can't be taken over: {describe_schedule(dag).says} "
+        "Deploy it without --as-in-airflow"
+    )
+
+
+def write_interval(seconds: float) -> str:
+    """Return a time as options have it, such as 4h."""
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % size == 0:
             return f"{seconds / size:g}{unit}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from pgflow_prefect.cli.console import err, log_to_console
+from pgflow_prefect.cli.console import err, log_to_console, out
 from pgflow_prefect.cli.deploy import check_server
 from pgflow_prefect.cli.options import Dsn, Flag, HealthFile, HealthPort, make_settings
 from pgflow_prefect.errors import UsageError
@@ -149,6 +150,58 @@ async def _name_dags(settings: Settings, dags: tuple[str, ...]) -> tuple[UUID, l
         named = await store.name_airflow_dags(dags)
         mirrors = {each.workflow_slug for each in await store.list_mirrors()}
         return await store.read_installation(), [slug for slug in dags if slug in named and slug in mirrors]
+
+
+@app.command
+def ledger(dag: str, /, *, directory: Path | None = None, dsn: Dsn = None) -> None:
+    """Write into a DAG's ledger which of its tasks Airflow still executes, and print that.
+
+    The part "Left in Airflow" of flows/DAG.ledger.md is written anew each time. All other lines stay as they are.
+
+    Example: `pgflow-prefect airflow ledger etl`
+
+    Parameters
+    ----------
+    dag
+        The DAG's id, and the workflow's slug.
+    directory
+        The directory of the files. The default is flows.
+    """
+    import anyio
+
+    from pgflow_prefect.airflow.left import replace_left
+    from pgflow_prefect.deployment.code_generation import replace_file
+    from pgflow_prefect.deployment.handler_files import DIRECTORY, default_path
+
+    path = default_path(dag, directory or DIRECTORY).with_suffix(".ledger.md")
+    lines = anyio.run(_describe_left, make_settings(dsn), dag)
+    try:
+        page = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise UsageError(
+            f"{path} can't be read: {reason}. `pgflow-prefect import --from airflow {dag}` writes it"
+        ) from error
+    replace_file(path, replace_left(page, f"pgflow-prefect airflow ledger {dag}", lines).encode())
+    for line in lines:
+        out.print(line, markup=False)
+
+
+async def _describe_left(settings: Settings, dag: str) -> list[str]:
+    from pgflow_prefect.airflow.left import describe_left
+    from pgflow_prefect.database.store import open_store
+    from pgflow_prefect.definitions.graph import build_graph, sort_steps
+
+    async with open_store(settings, size=1) as store:
+        definition = await store.load_definition(dag)
+        rows = await store.list_bindings(dag)
+        followed = {each.workflow_slug for each in await store.list_mirrors() if each.enabled}
+        asks = dag in await store.list_asking_dags([dag])
+    kinds = {
+        step: str(rows[step].kind) if step in rows else "as its file says"
+        for step in sort_steps(build_graph(definition))
+    }
+    return describe_left(dag, kinds, asks=asks, is_followed=dag in followed)
 
 
 @app.command

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from pgflow_prefect.cli.console import format_time, out, print_json, print_table, shorten
+from pgflow_prefect.cli.missed import MissedDates, find_missed
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, make_settings
 from pgflow_prefect.cli.run import read_payload
 from pgflow_prefect.cli.snapshot import count
+from pgflow_prefect.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,8 +38,11 @@ def backfill(
     workflow: str,
     /,
     *,
-    from_: Annotated[str, Parameter(name="--from")],
-    to: str,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    to: str | None = None,
+    missed: Annotated[bool, Flag] = False,
+    airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
+    dag_file: Annotated[Path | None, Parameter(show_default=False)] = None,
     cron: str | None = None,
     every: str | None = None,
     timezone: str = "UTC",
@@ -56,6 +62,7 @@ def backfill(
     left, so you can repeat the command. `pgflow-prefect guide backfill` says more.
 
     Example: `pgflow-prefect backfill hr --every 1d --from 2026-01-01 --to 2026-01-31`
+    Example: `pgflow-prefect backfill etl --missed --dry-run`
 
     Parameters
     ----------
@@ -65,6 +72,13 @@ def backfill(
         The first day, or the first moment: 2026-01-01, or 2026-01-01T06:00.
     to
         The last day, with all its dates, or the last moment.
+    missed
+        The dates since the latest one that has a run, of Airflow's or of this database. Without --cron or --every,
+        they are those of the DAG in Airflow. If that has catchup=False, only the latest one counts.
+    airflow_dsn
+        With --missed: Airflow's metadata database. The default is PGFLOW_AIRFLOW_DSN.
+    dag_file
+        With --missed: the file that the script of `pgflow-prefect airflow dump` has written.
     cron
         The dates, such as "0 9 * * 1-5".
     every
@@ -92,7 +106,21 @@ def backfill(
 
     text = read_payload(payload)
     settings = make_settings(dsn)
-    planned = anyio.run(plan_dates, Range(from_, to, cron, every, timezone), MOST_DATES)
+    if missed:
+        if from_ is not None or to is not None:
+            raise UsageError("--missed begins after the latest run and ends now: leave out --from and --to")
+        source = MissedDates(workflow, cron, every, timezone, airflow_dsn, dag_file)
+        found = anyio.run(find_missed, settings, source)
+        if found is None:
+            _print_nothing_missed(workflow, json=json)
+            return
+        planned = found
+    elif airflow_dsn is not None or dag_file is not None:
+        raise UsageError("--airflow-dsn and --dag-file go with --missed")
+    elif from_ is None or to is None:
+        raise UsageError("which dates? give --from and --to, or --missed")
+    else:
+        planned = anyio.run(plan_dates, Range(from_, to, cron, every, timezone), MOST_DATES)
     wanted = WantedBackfill(
         workflow_slug=workflow,
         dates=planned.dates,
@@ -113,6 +141,13 @@ def backfill(
         return
     out.print(f"backfill {started.id} of workflow {workflow!r}: {_describe_dates(started)}", markup=False)
     out.print(f"follow it with `pgflow-prefect backfill show {started.id}`", markup=False)
+
+
+def _print_nothing_missed(workflow: str, *, json: bool) -> None:
+    if json:
+        print_json({"missed": []})
+    else:
+        out.print(f"no date of workflow {workflow!r} was missed", markup=False)
 
 
 @app.command(name="list")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from json import dumps as json_text
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 from cyclopts import Parameter
 
+from pgflow_prefect.cli.console import err
 from pgflow_prefect.cli.deploy_options import NO_FLAGS, DeployFlags
 from pgflow_prefect.cli.options import AsJson, Dsn, Flag, Handlers, make_settings
 from pgflow_prefect.errors import PgflowPrefectError, UsageError
@@ -51,6 +54,9 @@ def deploy(
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
     handlers: Handlers = None,
     flags: DeployFlags = NO_FLAGS,
+    as_in_airflow: Annotated[bool, Flag] = False,
+    airflow_dsn: Annotated[str | None, Parameter(show_default=False)] = None,
+    dag_file: Annotated[Path | None, Parameter(show_default=False)] = None,
     directory: str | None = None,
     plan: Annotated[bool, Flag] = False,
     prune: Annotated[bool, Flag] = False,
@@ -71,6 +77,13 @@ def deploy(
         The workflows' slugs.
     all_
         All workflows of the database that have handlers here, or need none because rows bind all their steps.
+    as_in_airflow
+        Take over the schedule of the DAG that the workflow was imported from, and the defaults of its params as the
+        payload. Pause the DAG in Airflow before.
+    airflow_dsn
+        With --as-in-airflow: Airflow's metadata database. The default is PGFLOW_AIRFLOW_DSN.
+    dag_file
+        With --as-in-airflow: the file that the script of `pgflow-prefect airflow dump` has written.
     directory
         The directory on the workers' machine, or in the image, that corresponds to the current one. With --source:
         the directory in the repository.
@@ -83,9 +96,44 @@ def deploy(
 
     _check_choice(workflows, all_=all_, prune=prune)
     check_server()
+    settings = make_settings(dsn)
+    if as_in_airflow:
+        flags = _take_over(settings, workflows, flags, airflow_dsn, dag_file)
+    elif airflow_dsn is not None or dag_file is not None:
+        raise UsageError("--airflow-dsn and --dag-file go with --as-in-airflow")
     options = flags.parse(directory)
     wish = Wish(None if all_ else tuple(dict.fromkeys(workflows)), handlers, options, plan, prune, json)
-    return run_event_loop(_deploy, make_settings(dsn), wish)
+    return run_event_loop(_deploy, settings, wish)
+
+
+def _take_over(
+    settings: Settings, workflows: Sequence[str], flags: DeployFlags, airflow_dsn: str | None, dag_file: Path | None
+) -> DeployFlags:
+    """Return the options with the schedule of a DAG, and with its params as the payload."""
+    import anyio
+
+    from pgflow_prefect.airflow.schedule import find_options
+    from pgflow_prefect.cli.import_foreign import read_one_dag
+    from pgflow_prefect.definitions.airflow.params import read_params
+
+    if len(set(workflows)) != 1:
+        raise UsageError("--as-in-airflow takes over one DAG: name one workflow")
+    if flags.cron or flags.interval or flags.timezone or flags.no_schedule:
+        raise UsageError("--as-in-airflow takes the schedule from the DAG: leave out --cron, --interval, --timezone")
+    dag = anyio.run(read_one_dag, settings, workflows[0], airflow_dsn, dag_file)
+    cron, interval, timezone = find_options(dag)
+    if cron is None and interval is None:
+        err.print(f"DAG {dag.dag_id!r} has no schedule: its runs are started by hand or by a program", markup=False)
+        return flags
+    conf = {each.name: each.default for each in read_params(dag.said.get("params"))}
+    payload = json_text({"conf": conf}) if conf and flags.payload is None else flags.payload
+    err.print(
+        f"takes over {f'--cron {cron!r}' if cron else f'--interval {interval}'} ({timezone}) of DAG {dag.dag_id!r}. "
+        "Pause the DAG in Airflow. `pgflow-prefect backfill "
+        f"{dag.dag_id} --missed --dry-run` lists the dates that no run was for",
+        markup=False,
+    )
+    return replace(flags, cron=cron, interval=interval, timezone=timezone, payload=payload)
 
 
 def check_server() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pgflow_prefect.airflow.whole_runs import History
+    from pgflow_prefect.definitions.airflow.dag import AirflowDag
     from pgflow_prefect.definitions.airflow.document import DagFile, SerializedDag
     from pgflow_prefect.definitions.model import WorkflowDefinition
     from pgflow_prefect.deployment.code_generation import ImportReport
@@ -118,8 +119,31 @@ def _print_history(history: History) -> None:
 async def _read_airflow(settings: Settings, source: Source) -> list[ForeignWorkflow]:
     from pgflow_prefect.airflow.ledger import make_ledger
     from pgflow_prefect.airflow.stubs import make_origin
-    from pgflow_prefect.definitions.airflow.dag import read_dag
     from pgflow_prefect.deployment.foreign import ForeignWorkflow
+
+    dags = await _read_dags(settings, source)
+    return [ForeignWorkflow(dag.definition, make_origin(dag), make_ledger(dag), "Airflow") for dag in dags]
+
+
+async def read_one_dag(settings: Settings, dag_id: str, airflow_dsn: str | None, json_file: Path | None) -> AirflowDag:
+    """Return a DAG, as Airflow's scheduler knows it.
+
+    Args:
+        settings: name Airflow's database, where nothing else does.
+        dag_id: the DAG, and the workflow.
+        airflow_dsn: Airflow's database.
+        json_file: a file of DAGs.
+
+    Raises:
+        UsageError: no place is named, or it has no such DAG.
+        DatabaseUnavailableError: Airflow's database can't be reached.
+    """
+    [dag] = await _read_dags(settings, Source("airflow", [dag_id], False, airflow_dsn, json_file))
+    return dag
+
+
+async def _read_dags(settings: Settings, source: Source) -> list[AirflowDag]:
+    from pgflow_prefect.definitions.airflow.dag import read_dag
 
     secret = settings.airflow_dsn.get_secret_value() if settings.airflow_dsn is not None else None
     if source.json_file is not None and source.airflow_dsn is not None:
@@ -135,8 +159,7 @@ async def _read_airflow(settings: Settings, source: Source) -> list[ForeignWorkf
     else:
         assert dsn
         documents = await _read_database(source, dsn, settings.connect_timeout)
-    dags = [read_dag(each) for each in documents]
-    return [ForeignWorkflow(dag.definition, make_origin(dag), make_ledger(dag), "Airflow") for dag in dags]
+    return [read_dag(each) for each in documents]
 
 
 def _read_file(source: Source, path: Path) -> list[SerializedDag]:

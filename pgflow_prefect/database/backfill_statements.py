@@ -189,6 +189,13 @@ class BackfillStatements(Statements):
         )
         return [PreviewedDate.model_validate(row) for row in rows]
 
+    async def find_latest_date(self, workflow_slug: str) -> datetime | None:
+        """Return the latest date of a workflow that has a run, of a schedule or a backfill; None if none has."""
+        [row] = await self._fetch("find_latest_date", workflow_slug=workflow_slug)
+        found = row["latest"]
+        assert found is None or isinstance(found, datetime)
+        return found
+
     async def list_backfills(self, workflow_slug: str | None = None, *, limit: int = 20) -> list[Backfill]:
         """Return the newest backfills first, at most `limit`: of one workflow, or all."""
         rows = await self._fetch("list_backfills", backfill_id=None, workflow_slug=workflow_slug, limit=limit)

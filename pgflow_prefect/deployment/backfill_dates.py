@@ -1,6 +1,6 @@
 """The dates of a backfill, from what a user types."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
@@ -47,6 +47,14 @@ class PlannedDates:
     interval_starts: tuple[datetime | None, ...]
     description: str
 
+    def keep_latest(self) -> "PlannedDates":
+        """Return the latest date alone."""
+        return replace(self, dates=self.dates[-1:], interval_starts=self.interval_starts[-1:])
+
+
+class NoDatesError(UsageError):
+    """A schedule has no date in a range."""
+
 
 async def plan_dates(wanted: Range, at_most: int) -> PlannedDates:
     """Return the dates that a schedule has in a range.
@@ -68,7 +76,7 @@ async def plan_dates(wanted: Range, at_most: int) -> PlannedDates:
     dates = await list_dates(schedule, first, last, at_most=at_most + 1)
     described = describe_schedule(schedule) or ""
     if not dates:
-        raise UsageError(f"the schedule {described} has no date from {wanted.first} to {wanted.last}")
+        raise NoDatesError(f"the schedule {described} has no date from {wanted.first} to {wanted.last}")
     if len(dates) > at_most:
         raise UsageError(
             f"the schedule {described} has more than {at_most:,} dates from {wanted.first} to {wanted.last}: "

@@ -239,6 +239,23 @@ COMMENT ON FUNCTION pgflow_prefect.advance_backfills(int) IS
     'went wrong. A backfill with an error that will not pass by itself is paused.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_latest_date(workflow_slug text) RETURNS timestamptz
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    -- Airflow's date may be the beginning of the interval, and then that of a run here is its end.
+    RETURN (SELECT greatest(r.logical_date, upper(r.data_interval)) FROM pgflow.runs r
+            WHERE r.workflow_slug = find_latest_date.workflow_slug AND r.logical_date IS NOT NULL
+              AND coalesce(r.payload ->> 'airflow_run_id', 'scheduled__') ~ '^(scheduled|backfill)__' -- none by hand
+            ORDER BY r.logical_date DESC LIMIT 1);
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.find_latest_date(text) IS
+    'The latest date of a workflow that has a run, of a schedule or a backfill, here or in Airflow; NULL if none has.';
+
+
 ------------------------------------------------------------------------------------------------------------
 -- Old backfills
 ------------------------------------------------------------------------------------------------------------

@@ -11,6 +11,10 @@ SELECT pgflow_prefect.start_backfill(%(workflow_slug)s, %(dates)s::timestamptz[]
 SELECT logical_date, action, run_id, status
 FROM pgflow_prefect.preview_backfill(%(workflow_slug)s, %(dates)s::timestamptz[], %(on_existing)s)
 
+-- find_latest_date --
+-- The latest date that has a run.
+SELECT pgflow_prefect.find_latest_date(%(workflow_slug)s) AS latest
+
 -- list_backfills --
 -- The newest backfills, of one workflow or of all; or one.
 SELECT id, workflow_slug, status, note, schedule, max_active, on_existing, newest_first, stop_on_failure, created_by, created_at,
