@@ -142,7 +142,7 @@ def make_database(databases: Databases) -> Callable[[str | None], str]:
 def template(make_database: Callable[[str | None], str]) -> str:
     """The name of a database with both schemas installed, to be copied."""
     dsn = make_database(None)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with psycopg.connect(dsn, autocommit=True, options="-c jit=off") as connection:
         for script in SCRIPTS:
             connection.execute(shipped_path("sql", script).read_bytes())
         return connection.info.dbname

@@ -75,6 +75,7 @@ def test_the_commands_start_show_and_steer_a_backfill(without_prefect: CommandLi
 PREVIEWED = [(1, "2025-12-31"), (2, "2026-01-01"), (3, "2026-01-02")]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -97,6 +98,7 @@ def test_what_makes_no_sense_is_refused_with_a_reason(
     assert problem in " ".join(refused.err.split())
 
 
+@pytest.mark.once
 def test_a_backfill_that_has_ended_can_not_be_steered(without_prefect: CommandLine, db: Connection) -> None:
     number = str(value(db, "SELECT pgflow.start_backfill('chain', ARRAY['2026-01-01'::timestamptz])"))
     assert without_prefect("backfill", "cancel", number).code == 0

@@ -52,6 +52,7 @@ def test_a_step_is_bound_shown_and_taken_back(cli: CommandLine, db: Connection, 
     assert (refused.code, "step 'b' has no change to undo" in refused.find_error()) == (2, True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -84,6 +85,7 @@ def test_what_cant_be_is_refused_and_no_secret_is_shown(
     assert value(db, "SELECT count(*) FROM pgflow_prefect.binding_changes") == 0
 
 
+@pytest.mark.once
 def test_validate_finds_a_function_that_does_not_fit_any_more(cli: CommandLine, db: Connection, bound: str) -> None:
     for step, target in (("a", "app.add"), ("b", "app.rows"), ("c", "app.gone")):
         db.execute("SELECT pgflow_prefect.bind_step(%s, %s, 'sql', %s)", [bound, step, target])
@@ -128,6 +130,7 @@ def test_a_shadow_is_for_handlers_that_say_so(cli: CommandLine, db: Connection, 
     assert column(db, "SELECT kind FROM pgflow_prefect.bindings") == ["python"], "its present worker goes on"
 
 
+@pytest.mark.once
 def test_list_shows_who_does_each_step(cli: CommandLine, db: Connection, chain: str) -> None:
     db.execute("SELECT pgflow_prefect.bind_step(%s, 'b', 'http', 'https://example.org/b', '{\"retries\": 1}')", [chain])
 
@@ -155,6 +158,7 @@ def test_list_shows_who_does_each_step(cli: CommandLine, db: Connection, chain: 
     assert cli("list", "nowhere").code == 2
 
 
+@pytest.mark.once
 def test_what_would_change_nothing_is_refused(cli: CommandLine, db: Connection, chain: str) -> None:
     empty = cli("bind", chain, "a", "--http", "")
     ignored = cli("bind", chain, "a", "--python", "--timeout", "5")
@@ -179,6 +183,7 @@ def written_later(zeroth): ...
 """
 
 
+@pytest.mark.once
 def test_list_bind_and_validate_say_which_steps_are_still_stubs_and_what_does_the_others(
     cli: CommandLine, db: Connection
 ) -> None:
@@ -205,6 +210,7 @@ def test_list_bind_and_validate_say_which_steps_are_still_stubs_and_what_does_th
     assert told["functions"]["zeroth"]["file"] == "handlers.py"
 
 
+@pytest.mark.once
 def test_handlers_that_can_not_be_loaded_do_not_hide_what_rows_say(cli: CommandLine, db: Connection) -> None:
     define(db, "broken", CHAIN)
     cli.write("flows/broken.py", "import nowhere\n")
@@ -214,6 +220,7 @@ def test_handlers_that_can_not_be_loaded_do_not_hide_what_rows_say(cli: CommandL
     assert cli("list", "broken", "--handlers", "flows/broken.py").code == 2
 
 
+@pytest.mark.once
 def test_types_that_do_not_fit_along_an_edge_are_found_before_a_run(
     cli: CommandLine, db: Connection, chain: str
 ) -> None:
@@ -242,6 +249,7 @@ workflow.bind("c", Queue("amqp://localhost//?queue=q"))
 """
 
 
+@pytest.mark.once
 def test_what_a_binding_needs_and_this_process_lacks_is_found_before_a_run(
     cli: CommandLine, db: Connection, chain: str
 ) -> None:
@@ -258,6 +266,7 @@ def test_what_a_binding_needs_and_this_process_lacks_is_found_before_a_run(
     assert cli("deploy", chain).code == 0, "the machine that deploys executes nothing"
 
 
+@pytest.mark.once
 def test_a_program_is_bound_by_its_name_and_the_settings_say_what_it_is(cli: CommandLine, db: Connection) -> None:
     slug = f"bound_{uuid4().hex[:8]}"
     define(db, slug, {"only": []})

@@ -105,6 +105,7 @@ def test_prefects_workers_execute_what_the_bridge_submits(
     prefect.await_task_states(run_id, {"a": "Cached", "b": "Completed", "c": "Completed"})
 
 
+@pytest.mark.once
 def test_a_flow_run_that_was_cancelled_before_it_started_cancels_its_run(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_flow_run_that_was_cancelled_before_it_started_cancels_its_run(
     assert get_run(db, run_id).error_message == "cancelled in Prefect"
 
 
+@pytest.mark.once
 def test_a_flow_run_that_was_deleted_is_submitted_again(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
@@ -133,6 +135,7 @@ def test_a_flow_run_that_was_deleted_is_submitted_again(
     assert prefect.find_flow_run(run_id)["parameters"] == {"run_id": str(run_id)}
 
 
+@pytest.mark.once
 def test_a_key_that_belongs_to_something_else_is_an_error_that_is_seen(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str
 ) -> None:
@@ -149,6 +152,7 @@ def test_a_key_that_belongs_to_something_else_is_an_error_that_is_seen(
     bridge.await_line(f"ERROR run {run_id}")
 
 
+@pytest.mark.once
 def test_runs_of_a_workflow_without_a_deployment_are_named_and_left_alone(
     services: Services, db: Connection, cli: CommandLine, chain: str
 ) -> None:

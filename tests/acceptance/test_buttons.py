@@ -122,6 +122,7 @@ def test_a_cancelled_run_whose_process_is_gone_is_not_taken_over(
     assert cli.executions() == ["a", "b"]
 
 
+@pytest.mark.once
 def test_run_creates_a_run_with_the_payload(
     services: Services, db: Connection, prefect: PrefectView, chain: str
 ) -> None:
@@ -135,6 +136,7 @@ def test_run_creates_a_run_with_the_payload(
     assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 1
 
 
+@pytest.mark.once
 def test_run_with_a_run_id_that_is_none_does_the_worker_no_harm(
     services: Services, db: Connection, prefect: PrefectView, chain: str
 ) -> None:
@@ -163,6 +165,7 @@ def test_without_prefect_retry_and_cancel_work_on_the_rows(cli: CommandLine, db:
     assert get_run(db, run_id).status == "pending"
 
 
+@pytest.mark.once
 def test_a_completed_run_is_neither_retried_nor_cancelled(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     for step in "abc":

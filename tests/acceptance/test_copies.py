@@ -74,6 +74,7 @@ def test_services_and_commands_that_write_to_prefect_refuse_a_copy(
     finish(cli, db, prefect, copied)
 
 
+@pytest.mark.once
 def test_a_copy_that_is_a_new_installation_leaves_the_original_alone(
     cli: CommandLine,
     services: Services,
@@ -99,6 +100,7 @@ def test_a_copy_that_is_a_new_installation_leaves_the_original_alone(
     assert statuses(copy, mine) == {"a": "pending"}, "the original's deployment does not execute it"
 
 
+@pytest.mark.once
 def test_a_deployment_that_is_taken_over_is_left_by_the_worker_that_had_it(
     cli: CommandLine,
     services: Services,
@@ -121,6 +123,7 @@ def test_a_deployment_that_is_taken_over_is_left_by_the_worker_that_had_it(
     assert value(copy, "SELECT count(*) FROM pgflow.runs WHERE status = 'completed'") == 1
 
 
+@pytest.mark.once
 def test_a_database_that_was_moved_goes_on_with_its_runs(
     cli: CommandLine,
     services: Services,
@@ -156,6 +159,7 @@ def test_a_copy_of_a_database_that_was_never_used_is_ready_at_once(
     assert len(ids) == 2, "each has an id of its own"
 
 
+@pytest.mark.once
 def test_slugs_that_prefect_would_spell_alike_have_a_deployment_each(cli: CommandLine, db: Connection) -> None:
     stem = f"orders_{uuid4().hex[:8]}"
     slugs = [f"{stem}/eu", f"{stem}_eu", f"{stem}%eu"]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from pgflow_prefect.cli.app import COMMANDS
 from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION
@@ -79,6 +80,7 @@ def test_list_names_each_workflow_with_its_size_and_its_runs(cli: CommandLine, d
     assert diamond["slug"] == "diamond"
 
 
+@pytest.mark.once
 def test_graph_draws_as_text_and_as_mermaid(cli: CommandLine, db: Connection) -> None:
     define(db, "diamond", DIAMOND)
 
@@ -99,6 +101,7 @@ def test_graph_draws_as_text_and_as_mermaid(cli: CommandLine, db: Connection) ->
     }
 
 
+@pytest.mark.once
 def test_validate_says_that_a_workflow_fits_its_handlers(cli: CommandLine, chain: str) -> None:
     valid = cli("validate", chain)
 
@@ -107,6 +110,7 @@ def test_validate_says_that_a_workflow_fits_its_handlers(cli: CommandLine, chain
     assert valid.lines[1].startswith(f"workflow {chain!r} is valid: 3 steps, 2 dependencies")
 
 
+@pytest.mark.once
 def test_validate_names_every_problem_at_once(cli: CommandLine, db: Connection) -> None:
     define(db, "broken", {"load": [], "check-it": ["load"], "check_it": ["load"], "send": ["load"], "lost": []})
     cli.write(
@@ -149,6 +153,7 @@ def check(load: "Nothing"): ...
     assert f"has {len(problems)} problems:" in plain.out
 
 
+@pytest.mark.once
 def test_the_help_of_each_command_has_an_example(outside: CommandLine) -> None:
     script = outside.write("all.py", HELP)
     shown = subprocess.run(
@@ -160,6 +165,7 @@ def test_the_help_of_each_command_has_an_example(outside: CommandLine) -> None:
     assert "The default is flows/WORKFLOW.py" in " ".join(re.sub("│", " ", shown.stdout).split())
 
 
+@pytest.mark.once
 def test_no_example_breaks_on_a_terminal_of_80_columns(outside: CommandLine) -> None:
     script = outside.write("all.py", HELP)
     shown = subprocess.run(
@@ -188,6 +194,7 @@ def read_docstrings() -> str:
     return "".join(path.read_text(encoding="utf-8") for path in sorted(Path("pgflow_prefect/cli").glob("*.py")))
 
 
+@pytest.mark.once
 def test_the_help_lists_the_commands_in_the_order_of_a_first_session(outside: CommandLine) -> None:
     shown = outside("--help")
     version, short = outside("--version"), outside("-V")
@@ -198,6 +205,7 @@ def test_the_help_lists_the_commands_in_the_order_of_a_first_session(outside: Co
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", version.out)
 
 
+@pytest.mark.once
 def test_the_example_workflow_is_drawn_from_its_sql(cli: CommandLine, db: Connection) -> None:
     db.execute(shipped_path("flows", "email_campaign", "workflow.sql").read_bytes())
 

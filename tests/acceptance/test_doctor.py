@@ -81,6 +81,7 @@ EDITS: dict[str, LiteralString] = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_that_no_trigger_saw_is_named_with_the_command_that_helps(
     cli: CommandLine, db: Connection, chain: str, edit: str
@@ -105,6 +106,7 @@ def test_an_edit_that_no_trigger_saw_is_named_with_the_command_that_helps(
     assert read_findings(cli("doctor", "--no-flow-run", "--json"))["snapshots"]["outcome"] == "ok"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("change", "command"),
     [
@@ -140,6 +142,7 @@ def test_no_server_answers_and_all_that_can_be_said_without_is_said(cli: Command
     assert outcomes(findings, skipped) == {"skipped"}
 
 
+@pytest.mark.once
 def test_without_a_prefect_server_it_warns_and_starts_none(outside: CommandLine, product_dsn: str) -> None:
     ended = outside("doctor", "--json", PGFLOW_DSN=product_dsn)
     assert ended.code == 0
@@ -149,6 +152,7 @@ def test_without_a_prefect_server_it_warns_and_starts_none(outside: CommandLine,
     assert outcomes(findings, [*PREFECT[1:], "lag"]) == {"skipped"}
 
 
+@pytest.mark.once
 def test_a_proxy_that_lets_no_websocket_through_is_a_fault(cli: CommandLine, prefect_api: str) -> None:
     with proxy_without_websockets(prefect_api) as url:
         ended = cli("doctor", "--json", PREFECT_API_URL=url)
@@ -197,6 +201,7 @@ def test_a_role_without_rights_is_told_which_it_lacks_and_a_token_is_not_shown(
     assert "INSERT on pgflow_prefect.bindings" not in rights["details"], "who executes need not define"
 
 
+@pytest.mark.once
 def test_what_stands_ready_for_runs_is_looked_at(
     cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
 ) -> None:

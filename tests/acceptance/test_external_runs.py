@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_until
 from tests.acceptance.test_deploy import pool, prefect_worker
 from tests.conftest import Connection
@@ -92,6 +94,7 @@ def test_sigterm_hands_runs_that_wait_back_at_once(
     assert value(db, "SELECT max(attempts) FROM pgflow.step_states") == 0, "nothing was executed"
 
 
+@pytest.mark.once
 def test_the_deployments_of_a_whole_import_execute_nothing(
     cli: CommandLine, services: Services, db: Connection, prefect: PrefectView, pool: str, tmp_path: Path
 ) -> None:

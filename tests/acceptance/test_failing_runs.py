@@ -3,6 +3,8 @@
 import json
 from uuid import UUID
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView
 from tests.conftest import Connection
 from tests.engine import column, get_run, get_state, run_workflow, statuses
@@ -40,6 +42,7 @@ def test_a_handler_that_raises_fails_the_run_everywhere(
     assert "the disk is full" in cli("runs", "--status", "failed").lines[1]
 
 
+@pytest.mark.once
 def test_a_value_that_does_not_fit_an_annotation_fails_the_step_and_is_not_shown(
     cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
 ) -> None:
@@ -60,6 +63,7 @@ def test_a_value_that_does_not_fit_an_annotation_fails_the_step_and_is_not_shown
     assert cli.executions() == []
 
 
+@pytest.mark.once
 def test_without_prefect_there_is_no_run(cli: CommandLine, db: Connection, chain: str) -> None:
     url = "http://127.0.0.1:1/api"
     failed = cli("run", chain, PREFECT_API_URL=url)
@@ -69,6 +73,7 @@ def test_without_prefect_there_is_no_run(cli: CommandLine, db: Connection, chain
     assert column(db, "SELECT id FROM pgflow.runs") == []
 
 
+@pytest.mark.once
 def test_debug_shows_where_an_error_comes_from(cli: CommandLine) -> None:
     failed = cli("graph", "nothing", "--debug", debug=True)
 

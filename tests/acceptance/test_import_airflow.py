@@ -100,6 +100,7 @@ def test_a_dag_becomes_rows_stubs_and_a_ledger_and_again_only_adds(cli: CommandL
     assert ("done", "none_failed_min_one_success") in db.execute(STEPS).fetchall()
 
 
+@pytest.mark.once
 def test_a_dag_is_read_from_airflows_database(cli: CommandLine, db: Connection) -> None:
     db.execute(OF_AIRFLOW_3.encode())
     for dag_id in ("billing", "odd"):

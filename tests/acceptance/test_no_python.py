@@ -34,6 +34,7 @@ def read_results(db: Connection) -> list[object]:
     return column(db, "SELECT step_result FROM pgflow.step_states WHERE step_slug = 'double' ORDER BY 1")
 
 
+@pytest.mark.once
 def test_run_needs_no_file(cli: CommandLine, db: Connection, bound: str) -> None:
     ran = cli("run", bound, "--payload", '{"n": 20}')
     assert (ran.code, ran.lines[0]) == (0, "handlers: rows of pgflow_prefect.bindings"), ran
@@ -56,12 +57,14 @@ def test_a_worker_needs_no_file(
     wait_until(lambda: read_results(db) == [4, 42], "the run of Prefect's button completes")
 
 
+@pytest.mark.once
 def test_a_worker_with_nothing_to_do_says_what_it_takes(cli: CommandLine, db: Connection, bound: str) -> None:
     refused = cli("worker")
     assert refused.code == 2
     assert "name a workflow of which rows say who does its steps, with --workflow" in refused.find_error()
 
 
+@pytest.mark.once
 def test_prefects_own_worker_needs_no_file(
     cli: CommandLine, db: Connection, bound: str, pool: str, prefect_api: str, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ RELEASED = """
 OTHER = "CREATE SCHEMA pgflow; CREATE TABLE pgflow.workflows (id int PRIMARY KEY, name text)"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("tables", "whose", "table"),
     [(RELEASED, "the pgflow that npm has (pgflow.dev)", "flows"), (OTHER, "another program", "workflows")],

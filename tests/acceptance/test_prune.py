@@ -39,6 +39,7 @@ def count_runs(db: Connection) -> object:
     return value(db, "SELECT count(*) FROM pgflow.runs")
 
 
+@pytest.mark.once
 def test_a_dry_run_counts_and_deletes_nothing(prune: CommandLine, db: Connection, old_runs: list[UUID]) -> None:
     ended = prune("prune", "--older-than", "30d", "--dry-run")
     assert (ended.code, ended.err) == (0, "")
@@ -67,6 +68,7 @@ def test_runs_of_one_workflow_are_deleted_at_any_age(prune: CommandLine, db: Con
     assert left == ["chain", "other"], f"what is pending stays, and other workflows {other}"
 
 
+@pytest.mark.once
 def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
     prune: CommandLine, db: Connection, old_runs: list[UUID]
 ) -> None:
@@ -85,6 +87,7 @@ def test_one_run_is_deleted_at_any_age_and_a_pending_one_is_not(
     assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE run_id = %s", young) == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,6 +131,7 @@ def test_a_user_who_stops_it_is_told_what_is_gone(
     assert value(db, "SELECT count(*) FROM pgflow.step_states WHERE run_id = %s", youngest) == len(CHAIN)
 
 
+@pytest.mark.once
 def test_stored_results_of_deleted_runs_are_deleted_too(
     prune: CommandLine, db: Connection, old_runs: list[UUID], tmp_path: Path
 ) -> None:

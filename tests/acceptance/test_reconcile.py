@@ -65,6 +65,7 @@ def test_a_disagreement_is_named_and_repaired(
     assert prefect.find_flow_run(run_id)["state_type"] == "COMPLETED"
 
 
+@pytest.mark.once
 def test_without_prefect_it_says_what_the_rows_say(cli: CommandLine, db: Connection) -> None:
     define(db, "alone", {"only": []})
     run_id = run_workflow(db, "alone").id

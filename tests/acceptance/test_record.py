@@ -5,6 +5,8 @@ import re
 import signal
 from uuid import UUID, uuid4
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView, Services, kill, wait_until
 from tests.conftest import Connection
 from tests.engine import define, get_run, run_workflow, value
@@ -83,6 +85,7 @@ def _is_settled(db: Connection, run_id: UUID) -> bool:
     return bool(value(db, "SELECT settled FROM pgflow_prefect.owners WHERE run_id = %s", run_id))
 
 
+@pytest.mark.once
 def test_the_setting_of_the_worker_decides_for_a_workflow_whose_file_says_nothing(
     services: Services, cli: CommandLine, db: Connection, chain: str
 ) -> None:
@@ -111,6 +114,7 @@ def test_a_failed_run_that_a_dead_worker_did_not_show_is_shown_by_the_next(
     prefect.await_task_states(run_id, {"a": "Completed", "b": "Failed"})
 
 
+@pytest.mark.once
 def test_wrong_usage_is_refused(cli: CommandLine, db: Connection, chain: str) -> None:
     for given, message in (
         (["record"], "which runs? give their ids, or --since 7d"),
@@ -130,6 +134,7 @@ def test_wrong_usage_is_refused(cli: CommandLine, db: Connection, chain: str) ->
     assert "PGFLOW_RECORD_LATER: Value error, 'chain_" in refused.find_error()
 
 
+@pytest.mark.once
 def test_a_flow_that_needs_a_flow_run_is_refused(cli: CommandLine, db: Connection) -> None:
     slug = make_workflow(cli, db, FAILS + "\nflow = workflow.flow.with_options(retries=2)\n")
     refused = cli("validate", slug)

@@ -68,6 +68,7 @@ def test_push_shows_what_differs_and_writes_it_when_told_to(cli: CommandLine, db
     assert value(db, "SELECT version FROM pgflow.workflows") == version
 
 
+@pytest.mark.once
 def test_push_removes_what_the_file_no_longer_says(cli: CommandLine, db: Connection) -> None:
     define(db, "greeting", {"fetch_name": [], "fetch-weather": [], "greet": ["fetch_name"], "old": ["greet"]})
 
@@ -102,6 +103,7 @@ def test_push_leaves_a_workflow_alone_of_which_a_pending_run_needs_a_step(cli: C
     assert column(db, DEPS) == ["fetch_name -> old"]
 
 
+@pytest.mark.once
 def test_push_names_everything_that_keeps_handlers_from_being_a_definition(cli: CommandLine) -> None:
     cli.write("broken.py", GREETING.replace("fetch_name: str", "fetch_nam: str").replace('["greet"]', '["great"]'))
 
@@ -116,6 +118,7 @@ def test_push_names_everything_that_keeps_handlers_from_being_a_definition(cli: 
     ]
 
 
+@pytest.mark.once
 def test_push_of_several_workflows_tells_scripts_what_becomes_of_each(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
     cli.write(
@@ -140,6 +143,7 @@ def test_push_of_several_workflows_tells_scripts_what_becomes_of_each(cli: Comma
     assert {name: chain[name] for name in told} == told
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -181,6 +185,7 @@ def test_a_workflow_goes_from_one_database_to_another_as_sql(cli: CommandLine, d
     assert cli("push", "greeting.py", "--dry-run", PGFLOW_DSN=there).code == 0
 
 
+@pytest.mark.once
 def test_export_tells_scripts_the_definition(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
 
@@ -190,6 +195,7 @@ def test_export_tells_scripts_the_definition(cli: CommandLine, db: Connection) -
     assert chain == {"slug": "chain", "steps": ["a", "b", "c"], "deps": [["a", "b"], ["b", "c"]]}
 
 
+@pytest.mark.once
 def test_export_of_nothing_and_of_an_unknown_workflow_is_refused(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
     nothing, unknown = cli("export"), cli("export", "chian")
@@ -199,6 +205,7 @@ def test_export_of_nothing_and_of_an_unknown_workflow_is_refused(cli: CommandLin
     assert "unknown workflow 'chian' (did you mean 'chain'?)" in unknown.find_error()
 
 
+@pytest.mark.once
 def test_export_of_a_cycle_that_the_engine_never_saw_names_it(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", CHAIN)
     with db.transaction():
@@ -211,6 +218,7 @@ def test_export_of_a_cycle_that_the_engine_never_saw_names_it(cli: CommandLine, 
     assert "its steps wait for each other: a -> b -> c -> a" in refused.find_error()
 
 
+@pytest.mark.once
 def test_the_stubs_that_import_writes_define_the_workflow_that_they_are_from(cli: CommandLine, db: Connection) -> None:
     define(db, "chain", {**CHAIN, "2nd-root": [], "the join": ["a", "c", "2nd-root"]})
     cli("import", "chain")
@@ -218,6 +226,7 @@ def test_the_stubs_that_import_writes_define_the_workflow_that_they_are_from(cli
     assert cli("push", "flows/chain.py").lines == ["workflow 'chain': nothing to change"]
 
 
+@pytest.mark.once
 def test_export_does_not_wait_for_prefect_to_be_imported() -> None:
     looked = "import sys, pgflow_prefect.cli.push; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", looked], check=False).returncode == 0

@@ -80,6 +80,7 @@ def without_prefect(outside: CommandLine, product_dsn: str) -> CommandLine:
     return replace(outside, environment={**outside.environment, "PGFLOW_DSN": product_dsn})
 
 
+@pytest.mark.once
 def test_rules_make_the_round_trip(without_prefect: CommandLine, db: Connection) -> None:
     cli = without_prefect
     pushed = cli("push", "flows/orders.py", "--yes")
@@ -126,6 +127,7 @@ def test_the_commands_show_skips_and_what_is_not_run(without_prefect: CommandLin
     assert cli("timeline", failed).code == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
@@ -146,6 +148,7 @@ def test_what_can_not_be_skipped_is_refused(
     assert reason in refused.find_error()
 
 
+@pytest.mark.once
 def test_validate_names_arguments_whose_step_may_have_no_result(without_prefect: CommandLine) -> None:
     cli = without_prefect
     cli("push", "flows/spoilt.py", "--yes")
@@ -155,6 +158,7 @@ def test_validate_names_arguments_whose_step_may_have_no_result(without_prefect:
     assert "the handler of step 'c' needs the result of 'b', and may run without it" in checked.out
 
 
+@pytest.mark.once
 def test_a_file_whose_rules_are_not_in_the_database_is_invalid(without_prefect: CommandLine, db: Connection) -> None:
     cli = without_prefect
     cli("push", "flows/orders.py", "--yes")

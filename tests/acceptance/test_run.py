@@ -3,6 +3,8 @@
 import json
 from uuid import UUID, uuid4
 
+import pytest
+
 from tests.acceptance.conftest import CommandLine, PrefectView
 from tests.conftest import Connection
 from tests.engine import get_run, get_state, insert_run, statuses, value
@@ -36,6 +38,7 @@ def test_a_run_completes_in_postgres_and_in_prefect(
     assert cli.executions() == ["a", "b", "c"]
 
 
+@pytest.mark.once
 def test_a_payload_comes_from_a_file_or_from_standard_input(cli: CommandLine, db: Connection, chain: str) -> None:
     cli.write("payload.json", '{"start": 1}')
 
@@ -50,6 +53,7 @@ def test_a_payload_comes_from_a_file_or_from_standard_input(cli: CommandLine, db
     assert told["url"].endswith(told["run"]["flow_run_id"])
 
 
+@pytest.mark.once
 def test_a_run_without_a_payload_has_an_empty_object(cli: CommandLine, db: Connection, chain: str) -> None:
     cli.write("elsewhere/handlers.py", (cli.directory / f"flows/{chain}.py").read_text(encoding="utf-8"))
 

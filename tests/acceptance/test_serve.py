@@ -133,6 +133,7 @@ def test_a_second_signal_stops_flow_runs_and_the_next_one_to_serve_goes_on_with_
     assert sorted(cli.executions()) == ["a", "a", "b", "b", "b", "c", "c"]
 
 
+@pytest.mark.once
 def test_the_end_of_the_grace_kills_flow_runs_that_do_not_end_and_hands_their_runs_back(
     services: Services, db: Connection, cli: CommandLine, prefect: PrefectView, chain: str, left_over: LeftOver
 ) -> None:
@@ -152,6 +153,7 @@ def test_the_end_of_the_grace_kills_flow_runs_that_do_not_end_and_hands_their_ru
     assert prefect.find_flow_run(run_id)["state_name"] == "HandedBack"
 
 
+@pytest.mark.once
 def test_the_outcome_of_a_run_its_error_and_its_handlers_log_lines_are_shown(
     services: Services, db: Connection, cli: CommandLine, chain: str
 ) -> None:
@@ -182,6 +184,7 @@ def test_the_outcome_of_a_run_its_error_and_its_handlers_log_lines_are_shown(
     assert serve.wait() == 0
 
 
+@pytest.mark.once
 def test_a_flow_run_whose_process_dies_is_told_with_its_exit_code(
     services: Services, db: Connection, cli: CommandLine, chain: str
 ) -> None:
@@ -194,6 +197,7 @@ def test_a_flow_run_whose_process_dies_is_told_with_its_exit_code(
     serve.await_line("(its process has ended with code 7)")
 
 
+@pytest.mark.once
 def test_a_deployment_with_a_work_pool_is_refused_with_the_command_that_takes_it_away(
     services: Services, cli: CommandLine, prefect_api: str, chain: str
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_deployment_with_a_work_pool_is_refused_with_the_command_that_takes_it
     assert services.started[-1].wait() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -227,6 +232,7 @@ def test_what_can_t_work_is_refused_at_the_start(cli: CommandLine, arguments: tu
     assert message in ended.err
 
 
+@pytest.mark.once
 def test_it_asks_for_a_server_that_stays(outside: CommandLine) -> None:
     ended = outside("serve")
     assert ended.code == 2

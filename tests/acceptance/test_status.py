@@ -27,6 +27,7 @@ def test_a_watched_run_is_shown_to_its_end(services: Services, cli: CommandLine,
     assert "c\tcompleted\tCompleted\t1" in out
 
 
+@pytest.mark.once
 def test_a_watched_run_that_fails_says_so_with_its_exit_code(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     db.execute("SELECT pgflow.fail_step(%s, 'a', 'broken')", [run_id])
@@ -36,6 +37,7 @@ def test_a_watched_run_that_fails_says_so_with_its_exit_code(cli: CommandLine, d
     assert cli("status", str(run_id)).code == 0, "looking at it is no failure"
 
 
+@pytest.mark.once
 def test_what_no_process_holds_is_told(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     assert cli("status", str(run_id)).lines[1] == (
@@ -49,6 +51,7 @@ def test_what_no_process_holds_is_told(cli: CommandLine, db: Connection, chain: 
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("since", "shown"), [("1h", True), ("7d", True), ("0s", False), ("2020-01-01", True)])
 def test_runs_since_a_moment(cli: CommandLine, db: Connection, chain: str, since: str, shown: bool) -> None:
     run_id = run_workflow(db, chain, {}).id
@@ -57,6 +60,7 @@ def test_runs_since_a_moment(cli: CommandLine, db: Connection, chain: str, since
     assert (str(run_id) in listed.out) is shown
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("since", ["yesterday", "5", "-1h", "99999999999999d"])
 def test_a_moment_that_is_none_is_refused(cli: CommandLine, since: str) -> None:
     refused = cli("runs", f"--since={since}")
@@ -67,6 +71,7 @@ def test_a_moment_that_is_none_is_refused(cli: CommandLine, since: str) -> None:
     )
 
 
+@pytest.mark.once
 def test_a_run_that_was_resumed_while_another_process_holds_it_is_left_alone(
     services: Services, cli: CommandLine, db: Connection, chain: str
 ) -> None:
@@ -109,6 +114,7 @@ def test_every_command_takes_latest_and_the_beginning_of_an_id(cli: CommandLine,
     assert get_run(db, first).status == "pending", "it is not the one that was meant"
 
 
+@pytest.mark.once
 def test_a_cancelled_run_is_called_so_wherever_it_is_shown(cli: CommandLine, db: Connection, chain: str) -> None:
     cancelled, failed = run_workflow(db, chain, {}).id, run_workflow(db, chain, {}).id
     db.execute("SELECT pgflow.cancel_run(%s, 'changed our mind')", [cancelled])
@@ -130,6 +136,7 @@ def test_a_cancelled_run_is_called_so_wherever_it_is_shown(cli: CommandLine, db:
     assert (run["id"], run["ended_as"]) == (str(cancelled), "cancelled")
 
 
+@pytest.mark.once
 def test_a_beginning_that_several_ids_have_is_refused_with_these(cli: CommandLine, db: Connection, chain: str) -> None:
     ids = [run_workflow(db, chain, {}, UUID(f"aaaaaaaa-{number}000-4000-8000-000000000000")).id for number in range(7)]
     for command in (["status"], ["cancel"], ["retry"], ["timeline"], ["graph", "--run"], ["run", "--resume"]):
@@ -140,6 +147,7 @@ def test_a_beginning_that_several_ids_have_is_refused_with_these(cli: CommandLin
     assert {get_run(db, run_id).status for run_id in ids} == {"pending"}
 
 
+@pytest.mark.once
 def test_a_beginning_that_no_id_has_is_unknown_and_so_is_the_latest_of_none(cli: CommandLine) -> None:
     unknown, none = cli("status", "abc"), cli("cancel", "latest")
     assert (unknown.code, none.code) == (2, 2)
@@ -150,6 +158,7 @@ def test_a_beginning_that_no_id_has_is_unknown_and_so_is_the_latest_of_none(cli:
     )
 
 
+@pytest.mark.once
 def test_a_run_of_a_disabled_workflow_says_why_it_waits(cli: CommandLine, db: Connection, chain: str) -> None:
     run_id = run_workflow(db, chain, {}).id
     assert cli("disable", chain).code == 0
@@ -160,6 +169,7 @@ def test_a_run_of_a_disabled_workflow_says_why_it_waits(cli: CommandLine, db: Co
     )
 
 
+@pytest.mark.once
 def test_a_sync_step_that_was_cancelled_reads_as_prefect_has_it(
     services: Services, cli: CommandLine, db: Connection, prefect: PrefectView, chain: str
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_worker_that_drains_leaves_a_flow_run_that_waits_for_its_next_try_to_a
     assert value(db, "SELECT count(DISTINCT flow_run_id) FROM pgflow_prefect.flow_runs") == 1
 
 
+@pytest.mark.once
 def test_a_second_signal_stops_at_once(services: Services, db: Connection, cli: CommandLine, chain: str) -> None:
     cli.write("gate")
     worker = services.start("worker")
@@ -247,6 +248,7 @@ def test_a_worker_survives_the_loss_of_its_connections(
     wait_until(lambda: is_completed(db, second), "the second run completes")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -264,6 +266,7 @@ def test_what_can_t_work_is_refused_at_the_start(cli: CommandLine, arguments: tu
     assert message in ended.err
 
 
+@pytest.mark.once
 def test_without_handlers_a_worker_says_what_to_name(cli: CommandLine) -> None:
     ended = cli("worker")
     assert ended.code == 2
@@ -272,6 +275,7 @@ def test_without_handlers_a_worker_says_what_to_name(cli: CommandLine) -> None:
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("service", ["worker", "bridge"])
 def test_a_service_asks_for_a_server_that_stays(outside: CommandLine, service: str) -> None:
     outside.write("flows/empty.py", "from pgflow_prefect import Workflow\nworkflow = Workflow('some')\n")
@@ -280,6 +284,7 @@ def test_a_service_asks_for_a_server_that_stays(outside: CommandLine, service: s
     assert "PREFECT_API_URL is not set" in ended.find_error()
 
 
+@pytest.mark.once
 def test_without_prefect_a_worker_does_not_start(cli: CommandLine, chain: str) -> None:
     ended = cli("worker", PREFECT_API_URL="http://127.0.0.1:9/api")
     assert ended.code == 1
