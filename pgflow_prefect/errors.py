@@ -147,6 +147,13 @@ class ReportRefusedError(NotRetriableError):
     """PostgreSQL refuses a step's completion for good. Another execution of its handler would not change that."""
 
 
+class WriteRefusedError(PgflowPrefectError):
+    """PostgreSQL refuses for good to note the claim or the end of a step: a trigger of a user's, say.
+
+    The run is set aside until the reason is gone. The handler is not at fault.
+    """
+
+
 class UnstorableTextError(ResultInvalidError):
     """A text has a character that the database's encoding does not have."""
 

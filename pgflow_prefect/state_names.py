@@ -39,6 +39,9 @@ class StateName(StrEnum):
     TIMED_OUT = "TimedOut"
     CANCELLED = "Cancelled"
     CRASHED = "Crashed"
+    REFUSED = "Refused"
+    """PostgreSQL refuses to note the step's claim or its end: the run is set aside."""
+
     SUPERSEDED = "Superseded"
     """Another flow run has taken the run."""
 

@@ -249,7 +249,7 @@ def _describe_owner(run: Run, enabled: Enabled | None) -> list[str]:
     if run.next_try is not None:
         return [
             f"set aside: a worker or a bridge tries again to take it at {run.next_try:%Y-%m-%d %H:%M:%S %Z}",
-            f"it could not be taken: {run.set_aside}",
+            f"the reason: {run.set_aside}",
         ]
     return _describe_left(run, enabled)
 

@@ -168,6 +168,25 @@ class OwnershipStatements(Statements):
         [row] = await self._fetch_telling("put_off_run", {"reason": reason}, run_id=run_id, **given)
         return bool(row["put_off"])
 
+    async def put_off_held_run(self, run_id: UUID, epoch: int, step_slug: str | None, reason: str) -> bool:
+        """Hand a run back of which PostgreSQL refuses to note something, to be taken again after a while.
+
+        The while grows with each time. Before a service takes the run again, it rehearses the claim and the completion
+        of the step in a transaction that is rolled back: while they are refused, no handler is executed.
+
+        Args:
+            run_id: the run.
+            epoch: in which this process has taken it.
+            step_slug: the step; None if it is about the run.
+            reason: for people.
+
+        Returns:
+            False if another process has the run.
+        """
+        given = {"epoch": epoch, "step_slug": step_slug}
+        [row] = await self._fetch_telling("put_off_held_run", {"reason": reason}, run_id=run_id, **given)
+        return bool(row["put_off"])
+
     async def list_older_runs(self, workflow_slugs: Iterable[str]) -> list[tuple[str, UUID]]:
         """Return workflow and id of the pending runs that only `adopt` takes, older than the enabling."""
         rows = await self._fetch("list_older_runs", workflow_slugs=list(workflow_slugs), lease=self.lease_terms.lease)

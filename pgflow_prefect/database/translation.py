@@ -27,6 +27,7 @@ from pgflow_prefect.shipped import shipped_path
 
 # A line of an error's context that names a function: only the words around the name are translated.
 _FRAME = re.compile(r'^[^"(]{0,20}?PL/\w+[^"(]{0,20}?\s(?P<name>(?:"[^"]+"|[\w$]+)(?:\.(?:"[^"]+"|[\w$]+))?)\(')
+_REPORT = re.compile(r"\bcomplete_(?:pending_)?(?:step|items)\(")
 _PGFLOWS = {
     ("pgflow", name)
     for name in ("start_flow", "start_tasks", "complete_task", "fail_task", "start_ready_steps", "set_vt_batch")
@@ -124,6 +125,12 @@ def find_users_function(context: str | None) -> str | None:
         if not is_ours:
             return f"{frame['name']}()"
     return None
+
+
+def is_of_report(error: PgflowPrefectError) -> bool:
+    """Tell whether PostgreSQL raised an error inside a completion of ours, and not at the COMMIT, say."""
+    cause = error.__cause__
+    return isinstance(cause, psycopg.Error) and _REPORT.search(cause.diag.context or "") is not None
 
 
 @cache

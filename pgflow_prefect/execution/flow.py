@@ -27,9 +27,11 @@ from pgflow_prefect.definitions.maps import find_map_problems
 from pgflow_prefect.errors import (
     DatabaseUnavailableError,
     InvalidDefinitionError,
+    PgflowPrefectError,
     RunFailedError,
     RunHeldError,
     SupersededError,
+    TransientError,
     UsageError,
 )
 from pgflow_prefect.execution.flow_hooks import run_cancellation_hooks
@@ -274,8 +276,8 @@ class Execution:
             await self._name(host, run.run_id, flow_run)
             graph, display = await self._run_steps(host, run, flow_run)
             end = await self._persist(store, lambda: host.read_end(run, find_leaves(graph)))
-            if end.status is Status.PENDING and end.epoch == run.epoch and run.drained:
-                await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
+            if end.status is Status.PENDING and end.epoch == run.epoch:
+                await self._leave(store, run)
             if display is not None:
                 host.finish(display.show_end(end, is_tried_again=_is_tried_again(flow_run)))
             elif end.status is Status.FAILED and not end.is_cancelled and end.epoch == run.epoch:
@@ -284,6 +286,13 @@ class Execution:
         except (get_cancelled_exc_class(), TerminationSignal, PrefectSignal):
             await _release(store, run)
             raise
+
+    async def _leave(self, store: Store, run: ActiveRun) -> None:
+        """Hand back a pending run: now, or to be taken again after a while if PostgreSQL refuses to note something."""
+        if run.refusal is not None:
+            await self._persist(store, lambda: _put_off(store, run))
+        elif run.drained:
+            await self._persist(store, lambda: store.release_run(run.run_id, run.epoch))
 
     async def _run_steps(self, host: Host, run: ActiveRun, flow_run: FlowRun) -> tuple[Graph, Display | None]:
         """Execute the rest of the run, and return its graph and its display.
@@ -301,7 +310,7 @@ class Execution:
         problems += find_map_problems(definition, is_map)
         if problems:
             reason = str(InvalidDefinitionError(self.workflow_slug, problems))
-            await self._persist(store, lambda: store.fail_run(run_id, run.epoch, reason))
+            await self._persist(store, lambda: _fail(store, run, reason))
             return graph, None
         async with (
             open_task_runner() as task_runner,
@@ -410,6 +419,29 @@ async def _find_interval_start(flow_run: FlowRun) -> datetime | None:
         return None
 
 
+async def _fail(store: Store, run: ActiveRun, reason: str) -> None:
+    """Fail a run, or note that PostgreSQL refuses that for good."""
+    try:
+        await store.fail_run(run.run_id, run.epoch, reason)
+    except (TransientError, SupersededError):
+        raise
+    except PgflowPrefectError as error:
+        run.refuse(None, f"PostgreSQL refuses to note that the run has failed: {error}")
+
+
+async def _put_off(store: Store, run: ActiveRun) -> None:
+    """Set a run aside, of which PostgreSQL refuses to note something."""
+    refusal = run.refusal
+    assert refusal is not None
+    _logger.error("run %s is set aside: %s", run.run_id, refusal.reason)
+    try:
+        await store.put_off_held_run(run.run_id, run.epoch, refusal.step_slug, refusal.reason)
+    except TransientError:
+        raise
+    except PgflowPrefectError as error:
+        _logger.warning("run %s is kept until its lease runs out: %s", run.run_id, error)
+
+
 async def _end_late(store: Store, run: ActiveRun, reason: str) -> bool:
     """Fail a run whose flow has timed out, and tell whether it has failed now.
 
@@ -417,7 +449,9 @@ async def _end_late(store: Store, run: ActiveRun, reason: str) -> bool:
     """
     with CancelScope(shield=True), move_on_after(_RELEASE_TIMEOUT):
         try:
-            await store.fail_run(run.run_id, run.epoch, reason)
+            await _fail(store, run, reason)
+            if run.refusal is not None:
+                await _put_off(store, run)
             return (await store.read_run(run.run_id)).error_message == reason
         except Exception as error:  # noqa: BLE001  the flow must end with the error that ended the run
             _logger.warning("run %s is still pending after its time-out: %s", run.run_id, describe_error(error))
@@ -453,6 +487,8 @@ def _conclude(end: RunEnd, active: ActiveRun | None = None) -> dict[str, JsonVal
     if end.status is Status.FAILED:
         # Raise it: Prefect would not retry a flow that returns a failed state.
         raise RunFailedError(end.id, end.error_message or "no reason given")
+    if active is not None and active.refusal is not None:
+        return Crashed(message=f"run {end.id} is set aside: {active.refusal.reason}")
     if active is not None and active.drained:
         return handed_back(f"run {end.id} was handed back: {Stop.SHUTDOWN}")
     return Crashed(message=f"run {end.id} is still pending: a step of it could not be claimed or reported")

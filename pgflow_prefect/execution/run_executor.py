@@ -16,7 +16,7 @@ from pgflow_prefect.bindings import Kind
 from pgflow_prefect.database.connection import complete_dsn
 from pgflow_prefect.definitions.graph import Graph
 from pgflow_prefect.definitions.model import BEFORE_FAILURES
-from pgflow_prefect.errors import TransientError
+from pgflow_prefect.errors import TransientError, WriteRefusedError
 from pgflow_prefect.execution.decisions import Decisions
 from pgflow_prefect.execution.outcomes import StepOutcome, find_outcome, find_outcome_of_stop
 from pgflow_prefect.execution.process.host import ActiveRun, Host, Stop
@@ -39,7 +39,7 @@ from pgflow_prefect.execution.task_runner import (
 from pgflow_prefect.handlers.choice import StepHandlers
 from pgflow_prefect.models import ClaimRequest, Ending, MapState, Status, StepState, TaskKey
 from pgflow_prefect.prefect_api.ids import TaskRunIds, find_task_run_id
-from pgflow_prefect.prefect_api.states import handed_back, not_run, skipped
+from pgflow_prefect.prefect_api.states import handed_back, not_run, refused, skipped
 from pgflow_prefect.state_names import IDLE, Observer, StateName
 from pgflow_prefect.waiting import Backoff
 
@@ -122,6 +122,8 @@ class RunExecutor:
         return self.schedule.graph
 
     def _show(self, slug: str, state: State) -> None:
+        if state.name == StateName.REFUSED:
+            self.run.refuse(slug, str(state.message))
         self.observe(slug, state.name or state.type.value)
 
     def _find_edges(self, slug: str) -> list[UUID]:
@@ -270,6 +272,8 @@ class RunExecutor:
             )
         except TransientError as error:
             return Crashed(message=str(error))
+        except WriteRefusedError as error:
+            return refused(f"PostgreSQL refuses to note step {slug!r}: {error}")
         if report.status is Status.COMPLETED and report.skip_reason is not None:
             return skipped(report.skip_message)
         return Failed(message=message)

@@ -9,7 +9,14 @@ from typing import TypeVar
 from uuid import UUID
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import TransientError
+from pgflow_prefect.errors import (
+    PgflowPrefectError,
+    ResultInvalidError,
+    RunNotPendingError,
+    SupersededError,
+    TransientError,
+    WriteRefusedError,
+)
 from pgflow_prefect.execution.batch import RunBatch
 from pgflow_prefect.models import (
     AnyOutcome,
@@ -74,8 +81,8 @@ class StepWriter:
         """Count an attempt and return the step's input; see `Store.claim_step`."""
         batch = self.batch
         if batch is not None:
-            return await self._persist(lambda: batch.claim(request))
-        return await self._persist(lambda: self.store.claim_step(self.run_id, self.epoch, request))
+            return await self._note(lambda: batch.claim(request))
+        return await self._note(lambda: self.store.claim_step(self.run_id, self.epoch, request))
 
     def claim_later(self, request: ClaimRequest) -> "Future[Claim] | None":
         """Claim a step with the next statement, which is not tried again; None if statements are not combined."""
@@ -88,8 +95,8 @@ class StepWriter:
         completion = Completion(task, result, attempt, task_run_id, outcome)
         batch = self.batch
         if batch is not None:
-            return await self._persist(lambda: batch.complete(completion))
-        return await self._persist(lambda: self.store.complete_step(self.run_id, self.fence, completion))
+            return await self._note(lambda: batch.complete(completion))
+        return await self._note(lambda: self.store.complete_step(self.run_id, self.fence, completion))
 
     async def find_cached(self, task: TaskKey, cache_key: str) -> CachedResult | None:
         """Return the result of an earlier run; see `Store.find_cached`."""
@@ -102,8 +109,8 @@ class StepWriter:
         batch = self.batch
         if batch is not None and not self.decides_about_retries:  # a batch does not tell when the next attempt is due
             failure = Failure(task, clean_message(message), state_name, attempt, task_run_id)
-            return await self._persist(lambda: batch.fail(failure))
-        return await self._persist(
+            return await self._note(lambda: batch.fail(failure))
+        return await self._note(
             lambda: self.store.fail_step(
                 self.run_id,
                 task,
@@ -136,7 +143,7 @@ class StepWriter:
             held: the items that this process has, with those of the reports.
         """
         tries = count()
-        return await self._persist(
+        return await self._note(
             lambda: self.store.work_items(
                 self.run_id,
                 step_slug,
@@ -153,7 +160,7 @@ class StepWriter:
 
     async def note(self, task: TaskKey, state_name: str, message: str, *, task_run_id: UUID) -> None:
         """Note the state of a step that has not ended: AwaitingRetry for its delay, Deferred for a report."""
-        await self._persist(
+        await self._note(
             lambda: self.store.note_state(
                 self.run_id,
                 task,
@@ -187,6 +194,19 @@ class StepWriter:
         """Tell whether a step has a result."""
         ends = await self.list_step_ends([step_slug])
         return any(each.status is Status.COMPLETED for each in ends)
+
+    async def _note(self, statement: Callable[[], Awaitable[T]]) -> T:
+        """Run a statement that notes what happens to a step.
+
+        Raises:
+            WriteRefusedError: PostgreSQL refuses it for good, and not because of what it was given.
+        """
+        try:
+            return await self._persist(statement)
+        except (TransientError, SupersededError, RunNotPendingError, ResultInvalidError):
+            raise
+        except PgflowPrefectError as error:
+            raise WriteRefusedError(str(error)) from error
 
     async def _persist(self, statement: Callable[[], Awaitable[T]]) -> T:
         return await persist(self.store, self.patience, statement, f"run {self.run_id}")

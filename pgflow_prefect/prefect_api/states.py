@@ -24,6 +24,11 @@ def handed_back(message: str) -> State[Any]:
     return State(type=StateType.CANCELLED, name=StateName.HANDED_BACK, message=message)
 
 
+def refused(message: str) -> State[Any]:
+    """Return the state of a task run whose claim or end PostgreSQL refuses to note: its run is set aside."""
+    return State(type=StateType.CRASHED, name=StateName.REFUSED, message=message)
+
+
 def skipped(message: str | None) -> State[Any]:
     """Return the state of a task run whose step is skipped."""
     return State(type=StateType.COMPLETED, name=StateName.SKIPPED, message=message)

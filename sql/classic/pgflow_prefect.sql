@@ -179,7 +179,8 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.set_aside_runs (
     epoch INT NOT NULL,
     reason TEXT NOT NULL,
     tries INT NOT NULL DEFAULT 1,  -- each try doubles the pause, up to five minutes
-    next_try TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp() + interval '1 second'
+    next_try TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp() + interval '1 second',
+    step_slug TEXT                 -- the step whose claim or end is refused; NULL: the run could not be taken
 );
 
 -- Comparisons of a handler's result with an external worker's result, without the results.
@@ -267,6 +268,10 @@ BEGIN
         IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN -- an older version may be in use
             INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES ON CONFLICT DO NOTHING;
         END IF;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
+                   WHERE attrelid = 'pgflow_prefect.set_aside_runs'::regclass AND attname = 'step_slug') THEN
+        ALTER TABLE pgflow_prefect.set_aside_runs ADD COLUMN step_slug TEXT;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute
                    WHERE attrelid = 'pgflow_prefect.owners'::regclass AND attname = 'given_up_in') THEN
@@ -927,14 +932,63 @@ AS $$
     SELECT r.id, r.epoch, left(set_aside.reason, 1000) FROM pgflow.runs r WHERE r.id = set_aside.run_id
     ON CONFLICT (run_id) DO UPDATE
     SET epoch = excluded.epoch, reason = excluded.reason,
-        tries = CASE WHEN s.epoch = excluded.epoch THEN s.tries + 1 ELSE 1 END,
-        next_try = CASE WHEN s.epoch = excluded.epoch
+        -- One epoch later: it was taken once since, and then refused again.
+        tries = CASE WHEN excluded.epoch <= s.epoch + 1 THEN s.tries + 1 ELSE 1 END,
+        next_try = CASE WHEN excluded.epoch <= s.epoch + 1
                         THEN clock_timestamp() + least(300, 2 ^ least(s.tries, 10)) * interval '1 second'
                         ELSE excluded.next_try END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.set_aside(uuid, text) IS
     'Notes why a run could not be taken, and when to try again: after 1 s, 2 s, 4 s, ..., at most 5 minutes. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.rehearse_refused(run_id uuid) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+#variable_conflict use_column
+DECLARE
+    refused pgflow.step_states;
+    item_indexes pg_catalog.int4[];
+BEGIN
+    SELECT s.* INTO refused
+    FROM pgflow_prefect.set_aside_runs a
+    JOIN pgflow.step_states s ON s.run_id OPERATOR(pg_catalog.=) a.run_id AND s.step_slug OPERATOR(pg_catalog.=) a.step_slug
+    JOIN pgflow.runs r ON r.id OPERATOR(pg_catalog.=) a.run_id AND r.status OPERATOR(pg_catalog.=) 'pending'
+    JOIN pgflow.definition_steps d ON d.definition_id OPERATOR(pg_catalog.=) r.definition_id
+                                  AND d.slug OPERATOR(pg_catalog.=) a.step_slug AND d.child_workflow IS NULL
+    WHERE a.run_id OPERATOR(pg_catalog.=) rehearse_refused.run_id AND s.status OPERATOR(pg_catalog.=) 'pending';
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    BEGIN
+        IF EXISTS (SELECT FROM pgflow.step_maps m WHERE m.run_id OPERATOR(pg_catalog.=) refused.run_id
+                                                    AND m.step_slug OPERATOR(pg_catalog.=) refused.step_slug) THEN
+            SELECT pg_catalog.array_agg(c.item_index) INTO item_indexes
+            FROM pgflow.claim_items(refused.run_id, refused.step_slug, 1) c;
+            IF item_indexes IS NULL THEN -- the former owner has claimed what is left
+                SELECT ARRAY[pg_catalog.min(i.item_index)] INTO item_indexes FROM pgflow.step_items i
+                WHERE i.run_id OPERATOR(pg_catalog.=) refused.run_id
+                  AND i.step_slug OPERATOR(pg_catalog.=) refused.step_slug AND i.status OPERATOR(pg_catalog.=) 'pending';
+            END IF;
+            IF item_indexes[1] IS NOT NULL THEN
+                PERFORM pgflow.complete_items(refused.run_id, refused.step_slug, item_indexes, '[null]');
+            END IF;
+        ELSE
+            PERFORM pgflow.claim_step(refused.run_id, refused.step_slug, NULL, '{}', false);
+            PERFORM pgflow.complete_step(refused.run_id, refused.step_slug, 'null');
+        END IF;
+        SET CONSTRAINTS ALL IMMEDIATE;
+        RAISE EXCEPTION 'the rehearsal is over' USING ERRCODE = 'PGF00';
+    EXCEPTION WHEN SQLSTATE 'PGF00' THEN
+        NULL; -- nothing refuses it any more, and all of it was rolled back
+    END;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.rehearse_refused(uuid) IS
+    'Of a run that was set aside because the claim or the end of a step was refused: claims and completes the step and '
+    'rolls that back. Raises what refuses it, so that no handler is executed whose end can''t be noted. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_parent(parent_run_id uuid, parent_step_slug text) RETURNS uuid
@@ -1078,6 +1132,10 @@ BEGIN
             LOOP
                 epoch := NULL;
                 BEGIN
+                    IF EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
+                               WHERE s.run_id OPERATOR(pg_catalog.=) candidate.run_id AND s.step_slug IS NOT NULL) THEN
+                        PERFORM pgflow_prefect.rehearse_refused(candidate.run_id);
+                    END IF;
                     epoch := pgflow_prefect.take_run(candidate.run_id, NULL, held_by, lease, max_recoveries);
                     SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all runs
                 -- Whatever it is, it is this run's: the others can be taken. Where the database itself is in trouble,
@@ -1194,6 +1252,10 @@ BEGIN
     FOR candidate IN SELECT * FROM pgflow_prefect.choose_children(parents, workflow_slugs, wanted, lease, besides) LOOP
         epoch := NULL;
         BEGIN
+            IF EXISTS (SELECT FROM pgflow_prefect.set_aside_runs s
+                       WHERE s.run_id OPERATOR(pg_catalog.=) candidate.run_id AND s.step_slug IS NOT NULL) THEN
+                PERFORM pgflow_prefect.rehearse_refused(candidate.run_id);
+            END IF;
             epoch := pgflow_prefect.take_run(candidate.run_id, NULL, held_by, lease, max_recoveries);
         EXCEPTION WHEN OTHERS THEN -- as in take_runs
             GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT;
@@ -1428,6 +1490,26 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.put_off_run(uuid, int, text, text) IS
     'release_reservation for a run that this process could not begin to execute: it is set aside for a while.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.put_off_held_run(run_id uuid, epoch int, step_slug text, reason text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+AS $$
+BEGIN
+    IF NOT pgflow_prefect.release_run(run_id, epoch) THEN
+        RETURN false;
+    END IF;
+    PERFORM pgflow_prefect.set_aside(run_id, reason);
+    UPDATE pgflow_prefect.set_aside_runs s SET step_slug = put_off_held_run.step_slug
+    WHERE s.run_id OPERATOR(pg_catalog.=) put_off_held_run.run_id;
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.put_off_held_run(uuid, int, text, text) IS
+    'release_run for a run of which PostgreSQL refuses to note something, of this step: it is set aside for a while. '
+    'take_runs rehearses the step before it takes the run again.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.enable_workflow(workflow_slug text, enabled boolean DEFAULT true)

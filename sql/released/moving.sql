@@ -908,6 +908,24 @@ COMMENT ON FUNCTION pgflow_prefect.put_off_run(uuid, int, text, text) IS
     'release_reservation for a run that this process could not begin to execute: it is set aside for a while.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.put_off_held_run(run_id uuid, epoch int, step_slug text, reason text)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+BEGIN
+    IF NOT pgflow_prefect.release_run(run_id, epoch) THEN
+        RETURN false;
+    END IF;
+    PERFORM pgflow_prefect.set_aside(run_id, reason);
+    RETURN true;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.put_off_held_run(uuid, int, text, text) IS
+    'release_run for a run of which PostgreSQL refuses to note something, of this step: it is set aside for a while.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.is_made_for(run_id uuid, flow_run_id uuid) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off

@@ -53,7 +53,7 @@ def test_a_run_that_a_trigger_refuses_stops_no_worker(
     assert re.search(r"not be taken: the stock is empty \(P0001, .* (public\.)?guard\(\)", shown.lines[2])
     checks = json.loads(cli("doctor", "--no-flow-run", "--json").out)
     [found] = [each for each in checks if each["check"] == "runs set aside"]
-    assert f"1 run could not be taken; {bad} of '{chain}': the stock is empty" in found["message"]
+    assert f"1 run is set aside; {bad} of '{chain}': the stock is empty" in found["message"]
     refused = cli("cancel", str(bad))
     assert refused.code == 1
     assert "the stock is empty" in refused.find_error()

@@ -228,6 +228,13 @@ TRANSITIONS = {
     "pgflow_prefect.release_reservation": Transition(
         "SELECT pgflow_prefect.release_reservation(%(run)s, 0, 'me')", BY_HAND
     ),
+    "pgflow_prefect.put_off_held_run": Transition(
+        "SELECT pgflow_prefect.put_off_held_run(%(run)s, 1, 'a', 'no')", HELD
+    ),
+    "pgflow_prefect.rehearse_refused": Transition(
+        "SELECT pgflow_prefect.rehearse_refused(%(run)s)",
+        f"{HELD}; SELECT pgflow_prefect.put_off_held_run(%(run)s, 1, 'a', 'no')",
+    ),
     "pgflow_prefect.put_off_run": Transition("SELECT pgflow_prefect.put_off_run(%(run)s, 0, 'me', 'no')", BY_HAND),
     "pgflow_prefect.claim_step": Transition(
         "SELECT pgflow_prefect.claim_step(%(run)s, 'a', 0, 0, gen_random_uuid(), '{}', true, 'python', true, 'here')"
@@ -306,6 +313,9 @@ TRANSITIONS = {
     "pgflow_prefect.prune_run": Transition("SELECT pgflow_prefect.prune_run(%(run)s)", CANCELLED),
 }
 """Each function that writes runs or step states, by its name: a test holds this to be all of them."""
+
+ROLLED_BACK = {"pgflow_prefect.rehearse_refused"}
+"""Functions that take back all that they do."""
 
 WITH_OWNERS_RIGHTS = {"pgflow_prefect.claim_airflow_task", "pgflow_prefect.end_airflow_task"}
 """These write, too. A role of Airflow calls them that has no other right, so they set `search_path`: a trigger that

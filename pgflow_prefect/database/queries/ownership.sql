@@ -56,6 +56,10 @@ SELECT pgflow_prefect.release_run(%(run_id)s, %(epoch)s) AS released
 -- Hand a run back that was reserved, and linked to no flow run.
 SELECT pgflow_prefect.release_reservation(%(run_id)s, %(epoch)s, %(held_by)s) AS released
 
+-- put_off_held_run --
+-- Hand back a run of which something can't be noted, to be taken again after a while.
+SELECT pgflow_prefect.put_off_held_run(%(run_id)s, %(epoch)s, %(step_slug)s, %(reason)s) AS put_off
+
 -- put_off_run --
 -- Hand a reserved run back that this process could not begin, to be tried again later.
 SELECT pgflow_prefect.put_off_run(%(run_id)s, %(epoch)s, %(held_by)s, %(reason)s) AS put_off

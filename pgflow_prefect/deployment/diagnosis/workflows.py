@@ -70,8 +70,8 @@ async def _check_set_aside(patient: Patient) -> Verdict:
     count = found[0].runs
     return Verdict(
         Outcome.WARNING,
-        f"{count} run{'s'[: count != 1]} could not be taken; {found[0].run_id} of {found[0].workflow_slug!r}: "
-        f"{found[0].reason}",
+        f"{count} {'run is' if count == 1 else 'runs are'} set aside; {found[0].run_id} of "
+        f"{found[0].workflow_slug!r}: {found[0].reason}",
         "mend what the error names: they are tried again; `pgflow-prefect cancel RUN_ID` ends one",
         details=tuple(f"{each.run_id} of {each.workflow_slug!r}: {each.reason}" for each in found),
     )

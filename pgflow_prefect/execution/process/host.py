@@ -50,6 +50,19 @@ class Stop(StrEnum):
     SHUTDOWN = "the process ends"
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A write that PostgreSQL refuses for good.
+
+    Attributes:
+        step_slug: the step that it is about; None for the run.
+        reason: of PostgreSQL.
+    """
+
+    step_slug: str | None
+    reason: str
+
+
 @dataclass
 class ActiveRun:
     """A run that this process executes in an epoch, and the ways to stop it.
@@ -62,6 +75,7 @@ class ActiveRun:
         stopped: the reason why the working steps are stopped, too; None while they may work.
         linked: the facts from the answer that linked its flow run; None if this process did not reserve the run.
         result_sizes: bytes of the results that this process reported, by step slug.
+        refusal: the first write that PostgreSQL refused for good, so that the run is set aside.
     """
 
     run_id: UUID
@@ -71,9 +85,14 @@ class ActiveRun:
     stopped: Stop | None = None
     linked: LinkedRun | None = None
     result_sizes: Mapping[str, int] = field(default_factory=dict)
+    refusal: Refusal | None = None
     _waiting: dict[str, CancelScope] = field(default_factory=dict)  # steps' tasks before an attempt, by slug
     _working: set[CancelScope] = field(default_factory=set)  # handlers
     _awaiting: set[CancelScope] = field(default_factory=set)  # waits for external steps
+
+    def refuse(self, step_slug: str | None, reason: str) -> None:
+        """Note that PostgreSQL refuses what has to be noted of this run; None if it is not about a step."""
+        self.refusal = self.refusal or Refusal(step_slug, reason)
 
     def drain(self) -> None:
         """Begin no further step and no further attempt, and wait for no external step."""

@@ -11,9 +11,11 @@ from anyio import move_on_after
 
 from pgflow_prefect.database.item_statements import write_reports
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
+from pgflow_prefect.database.translation import is_of_report
 from pgflow_prefect.errors import (
     NotRetriableError,
     PgflowPrefectError,
+    ReportRefusedError,
     ResultInvalidError,
     RetryLaterError,
     RunNotPendingError,
@@ -407,13 +409,20 @@ class ItemRunner:
             await transaction.defer_items(self.step_slug, self.writer.epoch, write_reports(reports))
             return
         outcome = SkipOutcome(skip=True, note=reports[0].message, cascade=True) if doing is Doing.SKIP else None
-        await transaction.complete(
-            f"[{','.join(each.result or 'null' for each in reports)}]",
-            outcome,
-            epoch=self.writer.epoch,
-            item_indexes=[each.index for each in items],
-            attempts=[each.attempt for each in items],
-        )
+        try:
+            await transaction.complete(
+                f"[{','.join(each.result or 'null' for each in reports)}]",
+                outcome,
+                epoch=self.writer.epoch,
+                item_indexes=[each.index for each in items],
+                attempts=[each.attempt for each in items],
+            )
+        except (TransientError, SupersededError, RunNotPendingError, ResultInvalidError):
+            raise
+        except PgflowPrefectError as error:
+            if not is_of_report(error):
+                raise
+            raise ReportRefusedError(f"{self._name(items)}: its report was refused: {error}") from error
 
     async def _describe_failure(
         self, items: Sequence[ClaimedItem], error: Exception, transaction: StepTransaction, shown: ShownItem

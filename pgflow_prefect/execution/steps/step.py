@@ -24,6 +24,7 @@ from pgflow_prefect.errors import (
     RunNotPendingError,
     SupersededError,
     TransientError,
+    WriteRefusedError,
 )
 from pgflow_prefect.execution.process.host import Stop
 from pgflow_prefect.execution.reporting.items import ShownItems
@@ -41,7 +42,7 @@ from pgflow_prefect.handlers.outcomes import Decided
 from pgflow_prefect.handlers.raised import describe
 from pgflow_prefect.handlers.work_pool import WorkPoolHandler
 from pgflow_prefect.models import Claim, Ending, Outcome, Report, Status
-from pgflow_prefect.prefect_api.states import skipped, superseded
+from pgflow_prefect.prefect_api.states import refused, skipped, superseded
 from pgflow_prefect.state_names import StateName
 from pgflow_prefect.waiting import Backoff
 
@@ -121,6 +122,9 @@ class Step(StepWork):
             return self._give_up(str(error))
         except TransientError as error:
             return Crashed(message=str(error))
+        except WriteRefusedError as error:
+            self._task.retries = 0  # the run is set aside
+            return refused(f"PostgreSQL refuses to note step {self.slug!r}: {error}")
         except StoppedError as error:
             was_done = error.reason is Stop.ENDED and await self.writer.is_completed(self.slug)
             return Completed(message=_DONE_BY_OTHERS) if was_done else error.state
@@ -204,7 +208,9 @@ class Step(StepWork):
                 return None
             if transaction.is_cut_off or (backoff.has_begun and isinstance(error, NoConnectionError)):
                 raise TransientError(f"step {self.slug!r}: context.connection was lost: {describe(error)}") from error
-            if isinstance(error, TransientError | SupersededError | RunNotPendingError | StoppedError):
+            if isinstance(
+                error, TransientError | SupersededError | RunNotPendingError | StoppedError | WriteRefusedError
+            ):
                 raise  # not the handler's fault: its work is done, and must not be repeated
             failed = await self._fail(claim, error)
             if failed is None or failed.status is Status.FAILED:

@@ -13,6 +13,7 @@ from prefect.states import Cancelled
 
 from pgflow_prefect.database.step_connection import Connector
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
+from pgflow_prefect.database.translation import is_of_report
 from pgflow_prefect.errors import (
     PgflowPrefectError,
     ReportRefusedError,
@@ -197,8 +198,8 @@ class StepWork:
         except (TransientError, SupersededError, RunNotPendingError):
             raise
         except PgflowPrefectError as error:
-            if transaction.is_open:
-                raise  # the handler's own writes may be the reason
+            if transaction.is_open and not is_of_report(error):
+                raise  # at the COMMIT: the handler's own writes are the reason
             raise ReportRefusedError(f"step {self.slug!r} is done, and its report was refused: {error}") from error
 
     async def complete_again(self, claim: Claim, result: str | Decided) -> Report:
