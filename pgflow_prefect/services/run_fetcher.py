@@ -13,7 +13,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, PrefectUnavailableError
+from pgflow_prefect.errors import (
+    DatabaseUnavailableError,
+    PgflowPrefectError,
+    PrefectUnavailableError,
+    RunHeldError,
+    RunNotPendingError,
+    SupersededError,
+)
 from pgflow_prefect.execution.process.slots import Slot
 from pgflow_prefect.models import TakenRun
 from pgflow_prefect.prefect_api.redaction import describe_error
@@ -167,8 +174,10 @@ class RunFetcher:
         except PrefectUnavailableError as error:
             self._pause = self._pauses.draw()
             _logger.warning("run %s: %s; trying again in %.1f s", taken.run_id, error, self._pause)
-        except PgflowPrefectError as error:
+        except (DatabaseUnavailableError, SupersededError, RunHeldError, RunNotPendingError) as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out, and a process takes it again
+        except PgflowPrefectError as error:  # a trigger of a user's refuses that it fails or is cancelled, say
+            await self._put_off(taken, str(error))
         except Exception as error:
             await self._put_off(taken, f"{type(error).__name__}: {describe_error(error)}")
             _logger.debug("run %s", taken.run_id, exc_info=error)
@@ -177,8 +186,9 @@ class RunFetcher:
 
     async def _put_off(self, taken: TakenRun, reason: str) -> None:
         """Set aside a run that this process can't begin. A process tries it again, after longer and longer pauses."""
-        _logger.error("run %s of %r is set aside: %s", taken.run_id, taken.workflow_slug, reason)
+        _logger.error("run %s of %r can't be begun: %s", taken.run_id, taken.workflow_slug, reason)
         try:
-            await self.store.put_off_run(taken.run_id, taken.epoch, reason)
+            if await self.store.put_off_run(taken.run_id, taken.epoch, reason):
+                _logger.error("run %s of %r is set aside", taken.run_id, taken.workflow_slug)
         except PgflowPrefectError as error:
             _logger.warning("run %s: %s", taken.run_id, error)  # its lease runs out

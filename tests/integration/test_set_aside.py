@@ -208,8 +208,15 @@ async def test_a_run_that_a_process_could_not_begin_is_tried_again_later_each_ti
     assert (await store.read_run(bad)).set_aside is None
 
 
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (KeyError("id"), "KeyError: 'id'"),
+        (PgflowPrefectError("PostgreSQL: the stock is empty"), "PostgreSQL: the stock is empty"),
+    ],
+)
 async def test_a_fault_with_one_run_ends_no_fetcher(
-    store: Store, db: Connection, workflow: str, caplog: pytest.LogCaptureFixture
+    fault: Exception, reason: str, store: Store, db: Connection, workflow: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = run_workflow(db, workflow, "bad").id
     handled: list[UUID] = []
@@ -217,7 +224,7 @@ async def test_a_fault_with_one_run_ends_no_fetcher(
     async def handle(taken: TakenRun, slot: Slot) -> None:
         handled.append(taken.run_id)
         if taken.run_id == bad:
-            raise KeyError("id")
+            raise fault
         await store.cancel_run(taken.run_id, "done")
 
     fetcher = RunFetcher(store, handle, 2, 3600.0, False, [workflow], Wakeup())
@@ -231,6 +238,7 @@ async def test_a_fault_with_one_run_ends_no_fetcher(
             while good not in handled:
                 await anyio.sleep(0.01)
             fetcher.stop()
-    assert f"run {bad} of 'chain' is set aside: KeyError: 'id'" in caplog.text
-    assert "KeyError: 'id'" in str((await store.read_run(bad)).set_aside)
+    assert f"run {bad} of 'chain' can't be begun: {reason}" in caplog.text
+    assert f"run {bad} of 'chain' is set aside" in caplog.text
+    assert reason in str((await store.read_run(bad)).set_aside)
     assert fetcher.free == 2
