@@ -152,7 +152,6 @@ class EdgeWorker:
         """Stop as the platform ends it: what it executes is reported, what it has just read is not executed."""
         self._stopping.set()
         self._thread.join()
-        self._pool.close()
 
     def kill(self) -> None:
         """End without a word: nothing that it executes is reported any more."""
@@ -162,7 +161,6 @@ class EdgeWorker:
     def await_end(self) -> None:
         """Wait until it has stopped by itself, as it does when it is deprecated."""
         self._thread.join()
-        self._pool.close()
 
     def _ask(self, statement: str, *values: object) -> list[dict[str, object]]:
         with self._pool.connection() as connection:
@@ -198,11 +196,14 @@ class EdgeWorker:
             return
 
     def _live(self) -> None:
-        with ThreadPoolExecutor(BATCH) as at_work:
-            while not self._stopping.is_set() and not self._is_deprecated():
-                [*at_work.map(self._execute, self._take())]
-        if not self._killed.is_set() and self._can_stop:
-            self._try("SELECT pgflow.mark_worker_stopped(%s)", self.worker_id)
+        try:
+            with ThreadPoolExecutor(BATCH) as at_work:
+                while not self._stopping.is_set() and not self._is_deprecated():
+                    [*at_work.map(self._execute, self._take())]
+            if not self._killed.is_set() and self._can_stop:
+                self._try("SELECT pgflow.mark_worker_stopped(%s)", self.worker_id)
+        finally:
+            self._pool.close()  # where flows move often, there are many that have ended by themselves
 
     def _try(self, statement: str, *values: object) -> list[dict[str, object]]:
         """Return the rows; none where the statement fails, which is noted."""

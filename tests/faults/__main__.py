@@ -13,6 +13,7 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from tests.faults.breaking import LEVELS
+from tests.faults.released_flows import CHAIN
 from tests.faults.released_storm import ReleasedStorm, run_released_storm
 from tests.faults.storm import Storm, run_storms
 from tests.faults.weathers import MIXED, WEATHERS
@@ -54,15 +55,18 @@ def _parse() -> argparse.Namespace:
         default=0,
         choices=range(1, LEVELS + 1),
         metavar="LEVEL",
-        help="break the fences of each storm, to see that it is found; of those in PostgreSQL, the first so many",
+        help="break the fences of each storm, to see that it is found; of those in PostgreSQL, the first so many "
+        "(with --released: both that there are)",
     )
     return parser.parse_args()
 
 
 def _make_released(options: argparse.Namespace, seed: int) -> ReleasedStorm:
     if options.break_fence:
-        # No worker is killed: each takes the runs of the other while both work on them.
-        return ReleasedStorm(options.runs, seed, options.workers, options.items, 0.3, kills=None, broken=True)
+        # No worker is killed: one takes a run while the other one is stopped, and then both report.
+        return ReleasedStorm(
+            options.runs, seed, options.workers, options.items, kills=None, broken=True, flows=(CHAIN,)
+        )
     return ReleasedStorm(
         options.runs,
         seed,

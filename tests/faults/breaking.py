@@ -73,17 +73,23 @@ def break_fences(connection: psycopg.Connection[tuple[object, ...]], level: int 
 
 
 _RELEASED = (
-    _LEASE,
     _STALE,
     """
     CREATE OR REPLACE FUNCTION pgflow_prefect.is_claimed(task pgflow.step_tasks, worker uuid, attempt int)
     RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELECT task.run_id IS NOT NULL'
     """,
 )
-"""On the released pgflow: the lease, the epoch, and the look at the task before a completion that commits with rows."""
+"""On the released pgflow: the epoch, and the look at the task before a completion that commits with rows."""
+
+_RELEASED_COMPLETE = "pgflow_prefect.complete_task(uuid, text, int, jsonb, int, int, uuid, jsonb)"
+_RUN_GOES_ON = "AND run.status = 'started'"
 
 
 def break_released_fences(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    """Break all fences of a database of the released pgflow."""
+    """Break the fences between two owners of a run in a database of the released pgflow; the lease stays whole."""
     for fence in _RELEASED:
         connection.execute(fence.encode())
+    [[definition]] = connection.execute("SELECT pg_get_functiondef(%s::regprocedure)", [_RELEASED_COMPLETE]).fetchall()
+    # The run may have ended before the former owner reports.
+    assert _RUN_GOES_ON in str(definition), f"{_RELEASED_COMPLETE} has changed: no longer {_RUN_GOES_ON!r} in it"
+    connection.execute(str(definition).replace(_RUN_GOES_ON, "").encode())

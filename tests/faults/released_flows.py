@@ -7,6 +7,9 @@ CHAIN, ALBUM, GIFTS = "faults_chain", "faults_album", "faults_gifts"
 SECONDS = "FAULTS_SECONDS"
 """The environment variable that says how long a task of ours takes."""
 
+FREEZE = "FAULTS_FREEZE"
+"""The environment variable that names a file: while it is there, the next handler of the chain stops its process."""
+
 ITEMS = 20
 """The tasks of the map in a run of `ALBUM`, where the payload says nothing else."""
 

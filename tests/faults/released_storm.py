@@ -1,9 +1,11 @@
 """A storm on the released pgflow: our workers and players of its Edge worker take turns while everything fails.
 
 A mover gives the flows to Prefect and back, each second pgflow requeues what it takes for stalled, workers of ours are
-killed, and PostgreSQL crashes.
+killed or stopped until another one has their runs, and PostgreSQL crashes.
 """
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 from random import Random
 from uuid import UUID
 
+import psutil
 import psycopg
 from psycopg.types.json import Jsonb
 
@@ -24,7 +27,7 @@ from tests.faults.breaking import break_released_fences
 from tests.faults.database import Database
 from tests.faults.fleet import Fleet, make_command
 from tests.faults.released_check import TOO_MANY, BegunRun, ReleasedEvidence, collect_released, find_released_violations
-from tests.faults.released_flows import FLOWS, SECONDS, do_task, make_payload
+from tests.faults.released_flows import FLOWS, FREEZE, SECONDS, do_task, make_payload
 from tests.faults.servers import PATIENCE, Postgres, Prefect
 from tests.faults.storm import make_environment
 from tests.faults.troubles import Say
@@ -50,9 +53,18 @@ WHEN (new.status = 'completed') EXECUTE FUNCTION faults.note_completion();
 _TIMEOUT = 1  # second: after 31 of them, pgflow takes a task for stalled
 _HEARTBEAT = 0.2  # seconds between two signs of life of an Edge worker: it soon hears that it is to stop
 _PLACES = 4  # runs that a worker executes at a time
-# Workers look for runs that they can take over, and the former owner hears of it late.
-_HASTY = {"PGFLOW_LEASE": "12", "PGFLOW_SWEEP_INTERVAL": "0.5"}
+# Workers often look for runs that they can take over, and a former owner hears of it by its report alone.
+_HASTY = {"PGFLOW_LEASE": "600", "PGFLOW_SWEEP_INTERVAL": "0.5"}
 _LOOK = 0.2  # seconds
+_PAUSES = 5  # after so many, a broken fence counts as not found
+_HEARD = 120.0  # seconds in which the report of a worker that goes on is heard
+# What a lease's end means: the owner was stopped for longer than its lease.
+_EXPIRE = """
+UPDATE pgflow_prefect.run_owners SET lease_until = 'epoch'
+WHERE lease_until BETWEEN clock_timestamp() AND '9999-12-31' AND held_by = (
+    SELECT o.held_by FROM pgflow_prefect.run_owners o WHERE o.run_id = %s)
+RETURNING run_id
+"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ class ReleasedStorm:
         items: tasks of a map.
         seconds: for which a task works.
         flip: seconds between two moves of the flows; where not given, each waits for tasks of the side that has them.
-        kills: seconds between two kills of a worker of ours, at most; none, where not given.
+        kills: seconds between two kills of a worker of ours, at most; where not given, workers are only stopped for a
+            while, and the flows stay where they are.
         crashes: how often PostgreSQL crashes.
         broken: break the fences on purpose.
         flows: that runs are started of.
@@ -124,13 +137,15 @@ class _Blowing:
             "PGFLOW_DSN": self._dsn,
             "PREFECT_API_URL": prefect.url,
             SECONDS: str(storm.seconds),
+            FREEZE: str(directory / "freeze"),
             **(_HASTY if storm.broken else {}),
         }
         command = make_command(environment, "worker", "tests.faults.released_handlers", "--concurrency", str(_PLACES))
         self._fleet = Fleet(storm.workers, command, directory, environment)
         self._begun: dict[UUID, BegunRun] = {}
         self._over = threading.Event()
-        self._crashed = self._moves = 0
+        self._freeze = directory / "freeze"
+        self._crashed = self._moves = self._paused = 0
         self._failures: list[BaseException] = []
 
     def blow(self) -> list[str]:
@@ -139,12 +154,15 @@ class _Blowing:
             for flow in FLOWS:
                 stack.enter_context(EdgeFunction(partial(self._make_edge, flow), self._dsn, f"edge_{flow}"))
             self._await(lambda: self._fleet.count_ready() == self._storm.workers, "the workers are ready")
-            with self._beside(self._flip), self._beside(self._requeue), self._beside(self._break):
+            acts = [self._requeue, self._break, *([self._flip] if self._storm.kills is not None else [])]
+            with ExitStack() as beside:
+                for act in acts:
+                    beside.enter_context(self._beside(act))
                 found = self._start_runs()
             evidence = collect_released(self._database)
         ours = sum(ours for _, ours in evidence.completions.values())
         self._say(f"{len(evidence.runs)} runs, {len(evidence.tasks)} tasks, {ours} completed by workers of ours")
-        self._say(f"the flows were moved {self._moves} times")
+        self._say(f"the flows were moved {self._moves} times, a worker was stopped {self._paused} times")
         problems = [*(found if self._storm.broken else self._judge(evidence)), *self._fleet.faults]
         self._say(f"{len(problems)} violations")
         self._database.close()
@@ -165,7 +183,7 @@ class _Blowing:
             [[done]] = self._database.read("SELECT count(*) FROM faults.completions")
             if (progress := (int(str(ended)), int(str(done)))) != before:
                 last, before = time.monotonic(), progress
-            if self._storm.broken and (found := self._find_signs()):
+            if self._storm.broken and ((found := self._find_signs()) or self._paused >= _PAUSES):
                 return found
             wanted = max(self._storm.runs - len(self._begun), self._is_too_calm())
             for _ in range(min(wanted, self._at_a_time - int(str(started)))):
@@ -185,7 +203,7 @@ class _Blowing:
 
     def _is_too_calm(self) -> bool:
         """Tell whether not everything has gone wrong yet, so that one more run is wanted."""
-        return self._storm.kills is not None and self._crashed < self._storm.crashes
+        return self._storm.broken or not self._paused or self._crashed < self._storm.crashes
 
     def _find_signs(self) -> list[str]:
         """Return what shows the broken fences: it is wrong whatever becomes of the runs."""
@@ -274,9 +292,10 @@ class _Blowing:
         self._moves += 1
 
     def _break(self, database: Database) -> None:
-        """Kill a worker of ours, or crash PostgreSQL, once some tasks were completed since."""
+        """Stop a worker of ours for a while, kill one, and crash PostgreSQL: each after some more tasks."""
+        self._await_progress(database)
+        self._pause(database)
         if self._storm.kills is None:
-            self._over.wait()
             return
         self._await_progress(database)
         if self._over.wait(self._random.uniform(self._storm.kills / 3, self._storm.kills)):
@@ -286,3 +305,28 @@ class _Blowing:
             self._crashed += 1
             self._postgres.crash(self._random.uniform(0.5, 2.0))
             self._say("PostgreSQL is back after a crash")
+
+    def _pause(self, database: Database) -> None:
+        """Stop a worker in the middle of a task until another one has completed that task; then it reports, too."""
+        frozen = self._freeze.with_suffix(".frozen")
+        frozen.unlink(missing_ok=True)
+        self._freeze.touch()
+        while not frozen.exists():
+            if self._over.wait(_LOOK):
+                return
+        process_id, run_id, step = frozen.read_text(encoding="utf-8").split()
+        process = psutil.Process(int(process_id))
+        try:
+            while process.status() != psutil.STATUS_STOPPED and not self._over.wait(_LOOK):
+                pass
+            database.read(_EXPIRE, [run_id])
+            self._say(f"a worker has stopped in step {step} of run {run_id}, and its lease is over")
+            done = "SELECT count(*) FROM faults.completions WHERE run_id = %s AND step_slug = %s"
+            while database.read(done, [run_id, step]) == [(0,)] and not self._over.wait(_LOOK):
+                pass
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
+        self._say("another worker has completed it, and the first one goes on")
+        if self._storm.broken:
+            self._over.wait(_HEARD)  # the storm is over when its report has shown the broken fence
+        self._paused += 1
