@@ -7,14 +7,14 @@ from time import monotonic
 from typing import NamedTuple
 from uuid import UUID
 
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg.errors import IdleSessionTimeout, ReadOnlySqlTransaction
 
 from pgflow_prefect.database.connection import Pool, Row
 from pgflow_prefect.database.implementations import CLASSIC, Implementation
 from pgflow_prefect.database.link import UnansweredError
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.translation import ReadOnlyError, translate_errors
-from pgflow_prefect.errors import UnstorableTextError
+from pgflow_prefect.errors import TransientError, UnstorableTextError
 
 
 class LeaseTerms(NamedTuple):
@@ -84,6 +84,16 @@ class Statements:
         return self._pool.max_size
 
     async def _fetch(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
+        for _ in range(self.connections):  # all of them may have been idle for as long
+            try:
+                return await self._fetch_once(query, run_id=run_id, **parameters)
+            except TransientError as error:
+                # The server had ended the session before the statement arrived, so nothing of it was executed.
+                if not isinstance(error.__cause__, IdleSessionTimeout):
+                    raise
+        return await self._fetch_once(query, run_id=run_id, **parameters)
+
+    async def _fetch_once(self, query: str, *, run_id: UUID | None = None, **parameters: object) -> list[Row]:
         with translate_errors(run_id):
             # Without the connection's own block, which would end a transaction: here there never is one.
             connection = await self._pool.getconn()

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 from uuid import uuid4
@@ -20,6 +20,7 @@ from pgflow_prefect.database.schema import ADAPTER_VERSION, ENGINE_VERSION, inst
 from pgflow_prefect.database.step_connection import Connector, LazyConnection
 from pgflow_prefect.database.step_transaction import StepTransaction
 from pgflow_prefect.database.store import Store, open_store
+from pgflow_prefect.errors import DatabaseReadOnlyError
 from pgflow_prefect.models import ClaimRequest, Completion, Report, TaskElement, TaskKey
 from pgflow_prefect.settings import Settings
 from pgflow_prefect.shipped import shipped_path
@@ -28,6 +29,9 @@ from tests.engine import DIAMOND, define, get_run, value, wait_until_blocked
 from tests.json_values import decode
 
 pytestmark = pytest.mark.anyio
+
+Carry = Callable[..., None]
+"""Has what a test connects by carry settings."""
 
 SETTINGS = {
     "DateStyle": ["SQL, DMY", "German", "Postgres, MDY"],
@@ -42,6 +46,8 @@ SETTINGS = {
     "role": ["pg_read_all_data"],
     "lock_timeout": ["10s"],
     "idle_in_transaction_session_timeout": ["10s"],
+    "transaction_timeout": ["1min"],
+    "idle_session_timeout": ["1min"],
     "row_security": ["off"],
     "jit": ["on"],
     "client_encoding": ["LATIN1", "SQL_ASCII", "WIN1252"],
@@ -50,6 +56,9 @@ SETTINGS = {
     "quote_all_identifiers": ["on"],
 }
 EACH = [(name, text) for name, texts in SETTINGS.items() for text in texts]
+SINCE = {"transaction_timeout": 170000, "idle_session_timeout": 140000}
+"""The first version of PostgreSQL that has a setting."""
+
 ALL_AT_ONCE = [(name, texts[0]) for name, texts in SETTINGS.items() if name != "role"]
 
 
@@ -62,13 +71,28 @@ def admin(server_dsn: str) -> Iterator[Connection]:
 
 def carry(admin: Connection, dsn: str, *settings: tuple[str, str]) -> None:
     """Have the database carry these settings."""
-    database = sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
+    carry_by(sql.SQL("ALTER DATABASE {}").format(name_database(dsn)), admin, *settings)
+
+
+def carry_by_role(admin: Connection, dsn: str, *settings: tuple[str, str]) -> None:
+    """Have the role carry these settings, in this database alone."""
+    role = sql.Identifier(admin.info.user)
+    carry_by(sql.SQL("ALTER ROLE {} IN DATABASE {}").format(role, name_database(dsn)), admin, *settings)
+
+
+def name_database(dsn: str) -> sql.Identifier:
+    return sql.Identifier(str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]))
+
+
+def carry_by(what: sql.Composed, admin: Connection, *settings: tuple[str, str]) -> None:
     for name, text in settings:
+        if admin.info.server_version < SINCE.get(name, 0):
+            continue
         # A list, as search_path is, must not become one quoted name.
         texts = sql.SQL(", ").join(map(sql.Literal, text.split(", ")))
         if name == "DateStyle":
             texts = sql.SQL("{}").format(sql.Literal(text))
-        admin.execute(sql.SQL("ALTER DATABASE {} SET {} = {}").format(database, sql.Identifier(name), texts))
+        admin.execute(sql.SQL("{} SET {} = {}").format(what, sql.Identifier(name), texts))
 
 
 async def execute_run(store: Store, db: Connection) -> None:
@@ -131,6 +155,46 @@ async def test_all_settings_at_once_change_nothing(dsn: str, db: Connection, adm
         assert await doctor.find_versions() == (ENGINE_VERSION, ADAPTER_VERSION)
         assert (await doctor.read_server()).now.tzinfo is not None
         assert await doctor.list_missing_rights() == []
+
+
+async def test_all_settings_of_a_role_at_once_change_nothing(dsn: str, db: Connection, admin: Connection) -> None:
+    define(db, "diamond", DIAMOND)
+    db.execute("SELECT pgflow_prefect.enable_workflow('diamond')")
+    carry_by_role(admin, dsn, *ALL_AT_ONCE)
+    async with open_store(Settings.model_validate({"dsn": dsn})) as store:
+        await execute_run(store, db)
+
+
+@pytest.mark.parametrize("carry_it", [carry, carry_by_role], ids=["database", "role"])
+async def test_a_session_that_the_server_ends_while_it_is_idle_costs_no_statement(
+    dsn: str, db: Connection, admin: Connection, carry_it: Carry
+) -> None:
+    if admin.info.server_version < SINCE["idle_session_timeout"]:
+        pytest.skip("PostgreSQL 14 brought it")
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'pgflow-prefect'"
+    carry_it(admin, dsn, ("idle_session_timeout", "300ms"))
+    async with open_store(Settings.model_validate({"dsn": dsn}), size=3) as store:
+        for _ in range(2):
+            async with anyio.create_task_group() as group:  # each on a connection of its own
+                for _ in range(3):
+                    group.start_soon(store.list_enabled)
+            with anyio.fail_after(180):
+                while value(admin, others, db.info.dbname) != 0:
+                    await anyio.sleep(0.05)
+        await store.read_clock()
+
+
+@pytest.mark.parametrize("carry_it", [carry, carry_by_role], ids=["database", "role"])
+async def test_a_default_of_reading_only_is_respected_and_named(
+    dsn: str, db: Connection, admin: Connection, carry_it: Carry
+) -> None:
+    define(db, "diamond", DIAMOND)
+    carry_it(admin, dsn, ("default_transaction_read_only", "on"))
+    async with open_store(Settings.model_validate({"dsn": dsn})) as store:
+        with pytest.raises(DatabaseReadOnlyError, match="read-only"):
+            await store.create_run("diamond", "1", uuid4(), uuid4())
+        with pytest.raises(DatabaseReadOnlyError, match="default_transaction_read_only is on"):
+            await store.check_writable()
 
 
 @pytest.mark.parametrize("settings", [[each] for each in EACH if each[0] != "role"], ids=str)
