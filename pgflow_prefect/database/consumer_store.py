@@ -183,7 +183,7 @@ class ConsumerStore:
         connection = await connect(self.dsn, timeout=self.connect_timeout)
         async with connection:
             if self.dsn not in _CHECKED:
-                await check_schema(connection)
+                await check_schema(connection, executes_moved=True)
                 _CHECKED.add(self.dsn)
             with translate_errors():
                 cursor = await connection.execute(QUERIES[query], parameters)

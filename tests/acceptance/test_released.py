@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import CommandLine, PrefectView, Services, kill, wait_until
 from tests.conftest import route
-from tests.released_lab import PACKAGE, ReleasedFlows, install_released, open_flows, read_objects
+from tests.released_lab import FAKE, PACKAGE, ReleasedFlows, install_released, open_flows, read_objects
 
 pytestmark = pytest.mark.once
 
@@ -268,6 +268,63 @@ def test_a_moved_flow_is_executed_whichever_worker_dies_and_moved_back(
     flows.start(slug, {})
     work(flows, slug)
     assert flows.db.execute("SELECT count(*) FROM pgflow.runs WHERE status = 'completed'").fetchone() == (2,)
+
+
+BRIDGED = """
+from pgflow_prefect import Workflow
+
+workflow = Workflow("SLUG")
+
+@workflow.step
+async def list_photos(): return []
+
+@workflow.step
+async def report(list_photos): return 0
+
+flow = workflow.flow
+"""
+
+
+@pytest.mark.thorough
+def test_a_bridge_alone_creates_flow_runs_and_reconcile_ends_a_task_that_pgflow_has_given_up(
+    cli: CommandLine, empty_dsn: str, prefect_api: str
+) -> None:
+    """On a version that puts tasks back, which npm does not have yet."""
+    install_released(empty_dsn, FAKE)
+    with open_flows(empty_dsn) as flows:
+        cli = on(cli, empty_dsn)
+        assert cli("init").code == 0
+        slug = f"photos_{uuid4().hex[:8]}"
+        flows.define(slug, {"list_photos": [], "report": ["list_photos"]}, attempts=3)
+        stuck = flows.start(slug, {})
+        flows.claim(slug)  # by an Edge worker that vanishes
+        flows.db.execute("UPDATE pgflow.step_tasks SET permanently_stalled_at = now(), requeued_count = 3")
+        flows.db.execute("SELECT pgmq.archive(%s, message_id) FROM pgflow.step_tasks", [slug])
+
+        named = cli("reconcile")
+        assert (named.code, "given_up" in named.out) == (1, True), named.out
+        find = "SELECT status FROM pgflow.runs WHERE run_id = %s"
+        assert flows.db.execute(find, [stuck]).fetchone() == ("started",), "without --apply, it only tells"
+        ended = cli("reconcile", "--apply")
+        assert str(stuck) in ended.out, ended.out
+        assert flows.db.execute(find, [stuck]).fetchone() == ("failed",)
+        assert "given_up" not in cli("reconcile").out
+
+        cli.write(f"flows/{slug}.py", BRIDGED.replace("SLUG", slug))
+        assert cli("bind", slug, "--python").code == 0
+        assert cli("deploy", slug).code == 0
+        run_id = flows.start(slug, {})
+        services = Services(cli)
+        try:
+            services.start("bridge")
+            held = "SELECT flow_run_id FROM pgflow_prefect.run_owners WHERE run_id = %s AND lease_until = 'infinity'"
+            wait_until(lambda: flows.db.execute(held, [run_id]).fetchone() is not None, "the run waits in Prefect")
+            [[flow_run_id]] = flows.db.execute(held, [run_id]).fetchall()
+            shown = PrefectView(prefect_api, flows.db).read_flow_run(flow_run_id)
+            assert shown["state_type"] == "SCHEDULED", "no worker of Prefect executes it"
+            assert flows.db.execute(find, [run_id]).fetchone() == ("started",)
+        finally:
+            services.stop()
 
 
 def work(flows: ReleasedFlows, slug: str) -> None:

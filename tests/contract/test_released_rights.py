@@ -15,11 +15,12 @@ from pgflow_prefect.database.recording import RecordLink
 from pgflow_prefect.database.schema import install_schema, remove_schema
 from pgflow_prefect.database.store import Store, open_store
 from pgflow_prefect.errors import PgflowPrefectError
-from pgflow_prefect.models import ClaimRequest, Completion, Status, TaskKey
+from pgflow_prefect.models import Claim, ClaimRequest, Completion, Doing, ItemReport, Status, TaskKey
 from pgflow_prefect.settings import Settings
 from tests.contract.worlds import ReleasedWorld
 from tests.engine import refused
 from tests.integration.supabase import DENIED, SUPABASE_ROLES, borrowed_roles, create_role
+from tests.json_values import decode
 from tests.released_lab import run_released_script
 
 pytestmark = pytest.mark.anyio
@@ -97,6 +98,48 @@ async def test_a_role_that_executes_does_what_pgflow_allows_and_nothing_else(rel
             db.execute(statement.encode())
     with psycopg.connect(become(released.dsn, "pgflow_work"), autocommit=True) as db, refused(DENIED):
         db.execute("SELECT pgflow_prefect.exhaust_task(run_id, 'list', 0, 'mine') FROM pgflow.runs")
+
+
+@pytest.mark.usefixtures("roles")
+async def test_a_role_that_executes_gets_every_kind_of_input(released: ReleasedWorld) -> None:
+    """pgflow's functions read them with its rights: the payload, outputs of steps, and elements of either."""
+    flows = released.flows
+    flows.define("sheet", {"rows": [], "cell": ["rows"], "both": ["rows", "cell"]}, maps=["cell"])
+    flows.define("list", {"each": []}, maps=["each"])
+    async with open_store(Settings(dsn=SecretStr(released.dsn)), size=1, executes_moved=True) as owner:
+        for slug in ("sheet", "list"):
+            await owner.move_flow(slug)
+    sheet, listed = flows.start("sheet", {"n": 1}), flows.start("list", ["a", "b"])
+    settings = Settings(dsn=SecretStr(become(released.dsn, "pgflow_execute")))
+    async with open_store(settings, size=1, executes_moved=True) as store:
+
+        async def claim(run_id: UUID, step: str) -> Claim:
+            return await store.claim_step(run_id, 1, ClaimRequest(TaskKey(step), uuid4(), None, with_payload=True))
+
+        async def complete(run_id: UUID, step: str, result: str, claimed: Claim) -> None:
+            done = Completion(TaskKey(step), result, claimed.attempt, uuid4())
+            assert (await store.complete_step(run_id, 1, done)).status is Status.COMPLETED
+
+        async def do_items(run_id: UUID, step: str) -> list[object]:
+            await claim(run_id, step)
+            begun = await store.work_items(run_id, step, 1, [], wanted=5)
+            reports = [ItemReport(each.index, each.attempt, Doing.COMPLETE, str(each.index)) for each in begun.items]
+            done = await store.work_items(run_id, step, 1, reports, wanted=5)
+            assert done.report.status is Status.COMPLETED
+            return [decode(each.item) for each in begun.items]
+
+        assert {each.run_id for each in await store.take_runs(["sheet", "list"], 2)} == {sheet, listed}
+        assert await do_items(listed, "each") == ["a", "b"]
+        rows = await claim(sheet, "rows")
+        assert rows.payload is not None
+        assert decode(rows.payload) == {"n": 1}
+        await complete(sheet, "rows", "[7, 8]", rows)
+        assert await do_items(sheet, "cell") == [7, 8]
+        both = await claim(sheet, "both")
+        assert both.upstream_results is not None
+        assert decode(both.upstream_results) == {"rows": [7, 8], "cell": [0, 1]}
+        await complete(sheet, "both", "null", both)
+        assert (await store.read_end(sheet, ["both"])).results == {"both": None}
 
 
 async def look(store: Store) -> UUID:
