@@ -170,7 +170,8 @@ BEGIN
         FROM relation
         -- By list: which database this is in Prefect (installation) only the owner says.
         WHERE relname IN ('owners', 'flow_runs', 'task_runs', 'enabled_workflows', 'external_claims', 'set_aside_runs',
-                          'shadow_reports', 'heartbeats', 'schedules', 'cached_results', 'mirrors', 'mirrored_runs')
+                          'shadow_reports', 'heartbeats', 'schedules', 'cached_results', 'mirrors', 'mirrored_runs',
+                          'airflow_claims')
         UNION ALL
         SELECT format('SELECT, INSERT (workflow_slug), UPDATE (removed_at) ON %s', name), '{define}'
         FROM relation WHERE relname = 'airflow_dags'

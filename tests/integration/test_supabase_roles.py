@@ -120,7 +120,7 @@ ALLOWED = """
 # What the store asks for a person who edits definitions; everything else it asks for a worker.
 EDITS = {
     "insert_workflow", "lock_workflow", "insert_steps", "set_rules", "insert_deps", "delete_steps", "delete_deps",
-    "bind_step", "undo_binding", "observe_workflow", "name_airflow_dags",
+    "bind_step", "undo_binding", "observe_workflow", "name_airflow_dags", "remove_airflow_dags",
 }  # fmt: skip
 
 
