@@ -14,14 +14,14 @@ class RemovedDag(BaseModel):
     Attributes:
         workflow_slug: the workflow, and the id of its DAG.
         moved: its steps that are bound here.
-        going_on: how many of its runs go on, whose tasks still ask.
+        going_on: how many of its runs go on, whose tasks still ask; None if this role may not read runs.
     """
 
     model_config = ConfigDict(frozen=True)
 
     workflow_slug: str
     moved: list[str]
-    going_on: int
+    going_on: int | None
 
 
 class AskingRun(BaseModel):

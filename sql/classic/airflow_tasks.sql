@@ -108,24 +108,32 @@ LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
+DECLARE
+    sees_runs CONSTANT boolean := has_table_privilege('pgflow.runs', 'SELECT')
+                                  AND has_table_privilege('pgflow_prefect.airflow_claims', 'SELECT');
 BEGIN
-    RETURN QUERY
+    FOR workflow_slug, moved IN
         WITH removed AS (
             UPDATE pgflow_prefect.airflow_dags d SET removed_at = clock_timestamp()
             WHERE d.workflow_slug = ANY (remove_airflow_dags.workflow_slugs) AND d.removed_at IS NULL
             RETURNING d.workflow_slug
         )
-        SELECT r.workflow_slug, pgflow_prefect.list_moved(r.workflow_slug),
-               (SELECT count(*) FROM pgflow.runs p
-                WHERE p.workflow_slug = r.workflow_slug AND p.status = 'pending'
-                  AND EXISTS (SELECT FROM pgflow_prefect.airflow_claims c WHERE c.run_id = p.id OFFSET 0))
-        FROM removed r ORDER BY r.workflow_slug;
+        SELECT r.workflow_slug, pgflow_prefect.list_moved(r.workflow_slug) FROM removed r ORDER BY r.workflow_slug
+    LOOP
+        going_on := NULL;
+        IF sees_runs THEN
+            SELECT count(*) INTO going_on FROM pgflow.runs p
+            WHERE p.workflow_slug = remove_airflow_dags.workflow_slug AND p.status = 'pending'
+              AND EXISTS (SELECT FROM pgflow_prefect.airflow_claims c WHERE c.run_id = p.id OFFSET 0);
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.remove_airflow_dags(text[]) IS
     'Lets the tasks of these DAGs ask no more, but for those of runs that go on. Returns those that could ask, the steps '
-    'that are bound here, and how many of the runs go on.';
+    'that are bound here, and how many of the runs go on; NULL for a role that may not read runs.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.may_ask(workflow_slug text, run_id uuid) RETURNS boolean

@@ -951,6 +951,9 @@ DECLARE
     refused pgflow.step_states;
     item_indexes pg_catalog.int4[];
 BEGIN
+    IF pgflow.is_under_policies() THEN
+        PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
+    END IF;
     SELECT s.* INTO refused
     FROM pgflow_prefect.set_aside_runs a
     JOIN pgflow.step_states s ON s.run_id OPERATOR(pg_catalog.=) a.run_id AND s.step_slug OPERATOR(pg_catalog.=) a.step_slug

@@ -102,7 +102,7 @@ DECLARE
         'set_rules,insert_deps,delete_steps,delete_deps,name_airflow_dags,'
         'remove_airflow_dags}';
     of_definitions CONSTANT text[] := '{adapter_version,list_slugs,describe_rules,describe_map,describe_child,list_unlike_snapshots,load_definitions,list_bindings,'
-        'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings}';
+        'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings,list_moved}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
         'choose_prunable,'
         'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
