@@ -1,26 +1,31 @@
-"""`export`: the SQL that defines workflows."""
+"""`export`: the SQL that defines workflows, or one workflow as a file for another program."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from pgflow_prefect.cli.console import print_json
-from pgflow_prefect.cli.options import AsJson, Dsn, make_settings
+from pgflow_prefect.cli.options import AsJson, Dsn, Handlers, make_settings
 from pgflow_prefect.errors import InvalidDefinitionError, UsageError
 
 if TYPE_CHECKING:
     from pgflow_prefect.database.store import Store
     from pgflow_prefect.definitions.model import WorkflowDefinition
+    from pgflow_prefect.deployment.plain.export import PlainWish
     from pgflow_prefect.settings import Settings
 
 
 def export(
     *workflows: str,
     all_: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    as_: Annotated[Literal["airflow", "prefect"] | None, Parameter(name="--as", show_default=False)] = None,
+    handlers: Handlers = None,
+    cron: str | None = None,
+    timezone: str = "UTC",
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -29,7 +34,11 @@ def export(
     The SQL adds what is missing, and can be run again. The same definition always gives the same text. On a database of
     the released pgflow (pgflow.dev), the SQL calls pgflow's own functions.
 
+    With --as, print one Python file instead, with the code of the handlers. It runs without this program: as a DAG of
+    Airflow 3, or as a flow of Prefect. What it lacks stands at its top, and is printed to standard error.
+
     Example: `pgflow-prefect export email_campaign > email_campaign.sql`
+    Example: `pgflow-prefect export email_campaign --as airflow > dags/email_campaign.py`
 
     Parameters
     ----------
@@ -37,6 +46,12 @@ def export(
         The workflows' slugs.
     all_
         All workflows that the database defines.
+    as_
+        Print a file for airflow or prefect.
+    cron
+        With --as: when runs begin. The default is the schedule of the workflow's deployment.
+    timezone
+        With --cron: its time zone, such as Europe/Berlin.
     """
     import anyio
 
@@ -44,6 +59,15 @@ def export(
 
     if not workflows and not all_:
         raise UsageError("which workflow? name it, or say --all")
+    if as_ is not None:
+        from pgflow_prefect.deployment.plain.export import PlainWish
+
+        if len(workflows) != 1 or all_ or json:
+            raise UsageError("--as writes one file: name one workflow, without --all and --json")
+        _export_plain(make_settings(dsn), PlainWish(workflows[0], as_, handlers, cron, timezone))
+        return
+    if handlers is not None or cron is not None:
+        raise UsageError("--handlers and --cron go with --as")
     chosen = None if all_ else workflows
     if json:
         print_json([_to_json(each) for each in anyio.run(load_definitions, make_settings(dsn), chosen)])
@@ -53,6 +77,18 @@ def export(
         if cycles := [*find_cycles(build_graph(each))]:  # from before the engine refused them; no database takes it
             raise InvalidDefinitionError(each.slug, cycles)
     sys.stdout.write("\n".join(map(write, definitions)))
+
+
+def _export_plain(settings: Settings, wish: PlainWish) -> None:
+    import anyio
+
+    from pgflow_prefect.cli.console import err
+    from pgflow_prefect.deployment.plain.export import export_plain
+
+    exported = anyio.run(export_plain, settings, wish)
+    sys.stdout.write(exported.text)
+    for each in exported.lost:
+        err.print(f"lost: {each}", markup=False)
 
 
 async def _load_writer(

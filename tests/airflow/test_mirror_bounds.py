@@ -19,7 +19,7 @@ from tests.airflow.replay import DAG_ID
 from tests.airflow.test_mirror import ENDED, LONG_AGO, Site, airflow, site
 from tests.conftest import Connection
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.thorough]
 
 __all__ = ["airflow", "site"]  # fixtures
 

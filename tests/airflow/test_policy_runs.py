@@ -13,7 +13,7 @@ from tests.airflow.test_mirror import ENDED, Site, airflow, site
 from tests.conftest import Connection
 from tests.engine import claim, complete
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.thorough]
 
 __all__ = ["airflow", "site"]  # fixtures
 
