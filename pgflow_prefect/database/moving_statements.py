@@ -68,6 +68,24 @@ class GivenUpTask(BaseModel):
     run_status: str
 
 
+class LostMessage(BaseModel):
+    """A task that waits or is under way, and whose message is in no queue. So no worker hears of it.
+
+    Attributes:
+        workflow_slug: its flow.
+        run_id: its run.
+        step_slug: its step.
+        task_index: its number in the step.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    run_id: UUID
+    step_slug: str
+    task_index: int
+
+
 class StalledTask(BaseModel):
     """A task that a worker has begun, and whose time is over.
 
@@ -95,7 +113,7 @@ class StalledTask(BaseModel):
 
 
 class MovingStatements(Statements):
-    """Which flows of the released pgflow Prefect executes."""
+    """Which flows of the released pgflow Prefect executes, and what repairs them."""
 
     async def move_flow(self, workflow_slug: str) -> Move:
         """Move a whole flow to Prefect. Again: stop the workers of pgflow's that have begun since.
@@ -150,3 +168,15 @@ class MovingStatements(Statements):
         if not self.implementation.moves_flows:
             return []
         return [GivenUpTask.model_validate(row) for row in await self._fetch("end_given_up_tasks", limit=limit)]
+
+    async def list_lost_messages(self, *, limit: int) -> list[LostMessage]:
+        """Return tasks whose message is nowhere, at most so many. None on the classic schema."""
+        if not self.implementation.moves_flows:
+            return []
+        return [LostMessage.model_validate(row) for row in await self._fetch("list_lost_messages", limit=limit)]
+
+    async def restore_messages(self, *, limit: int) -> list[LostMessage]:
+        """Rebuild messages that are nowhere, at most so many; return their tasks. None on the classic schema."""
+        if not self.implementation.moves_flows:
+            return []
+        return [LostMessage.model_validate(row) for row in await self._fetch("restore_messages", limit=limit)]

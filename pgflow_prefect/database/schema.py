@@ -172,9 +172,10 @@ async def remove_schema(connection: Connection) -> bool:
             f"database {connection.info.dbname!r} has the schema that this program installs itself: its workflows and "
             "runs are rows there. Drop the database, or its schemas pgflow and pgflow_prefect, yourself"
         )
-    if not adapter and not await _has_adapter(connection):
+    is_there = bool(adapter) or await _has_adapter(connection)
+    if found is None and not is_there:
         return False
-    with translate_errors():
+    with translate_errors():  # where the schema is gone, messages of moved steps may still be missing
         try:
             await connection.execute(shipped_path("sql", "released/remove.sql").read_bytes())
         except DependentObjectsStillExist as error:
@@ -182,7 +183,7 @@ async def remove_schema(connection: Connection) -> bool:
                 f"an object that is not of this program depends on the schema pgflow_prefect of database "
                 f"{connection.info.dbname!r}: {error.diag.message_detail}. Nothing was removed: drop that object first"
             ) from error
-    return True
+    return is_there
 
 
 async def _has_adapter(connection: Connection) -> bool:

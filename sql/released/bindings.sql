@@ -1,8 +1,9 @@
--- pgflow_prefect on the released pgflow (pgflow.dev): who does a step of a flow that was moved, and what its schedules start.
+-- pgflow_prefect on the released pgflow (pgflow.dev): who does a step of a flow that was moved, or a moved step, and what its schedules start.
 --
 -- A part of the contract of ../CONTRACT.md; needs executing.sql. Rows bind a step to an SQL function, an endpoint, a queue or
 -- a program. Only the owner of the schema, or a role that may write the table, binds steps.
--- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
+-- run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -211,45 +212,76 @@ COMMENT ON FUNCTION pgflow_prefect.change_binding(text, text, jsonb, text) IS
     'Gives a step a binding, or none, and returns the change; NULL if nothing changed. Internal.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.refuse_binding(workflow_slug text, step_slug text) RETURNS void
+CREATE OR REPLACE FUNCTION pgflow_prefect.begin_binding(workflow_slug text, step_slug text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
 AS $$
 #variable_conflict use_column
 BEGIN
     PERFORM FROM pgflow.steps s
-    WHERE s.flow_slug = refuse_binding.workflow_slug AND s.step_slug = refuse_binding.step_slug;
+    WHERE s.flow_slug = begin_binding.workflow_slug AND s.step_slug = begin_binding.step_slug;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'workflow "%" has no step "%"', refuse_binding.workflow_slug, refuse_binding.step_slug
+        RAISE EXCEPTION 'workflow "%" has no step "%"', begin_binding.workflow_slug, begin_binding.step_slug
             USING ERRCODE = 'no_data_found';
     END IF;
-    -- Two sessions change bindings of a flow one after the other.
-    PERFORM FROM pgflow_prefect.moved_flows m
-    WHERE m.flow_slug = refuse_binding.workflow_slug AND m.is_ours FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        RAISE EXCEPTION 'pgflow''s own workers execute flow "%", and a single step of it can''t be moved',
-                        refuse_binding.workflow_slug
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-                  HINT = format('Move the whole flow: pgflow-prefect bind %s --python', refuse_binding.workflow_slug);
+    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- two sessions bind one after the other
+    IF EXISTS (SELECT FROM pgflow_prefect.moved_flows m
+               WHERE m.flow_slug = begin_binding.workflow_slug AND m.is_ours AND NOT m.by_steps) THEN
+        RETURN true;
     END IF;
+    -- A row that is left from a time when the whole flow was here means nothing now.
+    DELETE FROM pgflow_prefect.bindings b
+    WHERE b.workflow_slug = begin_binding.workflow_slug AND b.step_slug = begin_binding.step_slug
+      AND NOT EXISTS (SELECT FROM pgflow_prefect.moved_steps m
+                      WHERE m.flow_slug = b.workflow_slug AND m.step_slug = b.step_slug);
+    RETURN false;
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.refuse_binding(text, text) IS
-    'Refuses to bind a step that there is not, or whose flow was not moved. Internal.';
+COMMENT ON FUNCTION pgflow_prefect.begin_binding(text, text) IS
+    'Locks the bindings, and tells whether the whole flow was moved. Otherwise a binding moves its step alone. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.apply_binding(workflow_slug text, step_slug text, wanted jsonb) RETURNS jsonb
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+AS $$
+DECLARE
+    is_whole boolean := pgflow_prefect.begin_binding(workflow_slug, step_slug);
+    change jsonb;
+BEGIN
+    IF NOT is_whole AND wanted ->> 'kind' = 'external' THEN
+        wanted := NULL; -- pgflow's own workers do it
+    END IF;
+    change := pgflow_prefect.change_binding(workflow_slug, step_slug, wanted, current_user);
+    IF is_whole THEN
+        RETURN change;
+    ELSIF wanted IS NULL THEN
+        PERFORM pgflow_prefect.move_step_back(workflow_slug, step_slug);
+    ELSE
+        PERFORM pgflow_prefect.move_step(workflow_slug, step_slug);
+    END IF;
+    RETURN change;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.apply_binding(text, text, jsonb) IS
+    'change_binding; where the flow was not moved as a whole, it also moves the step, or gives it back. Internal.';
+
+
+DROP FUNCTION IF EXISTS pgflow_prefect.refuse_binding(text, text);
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.bind_step(
     workflow_slug text, step_slug text, kind text, target text DEFAULT NULL, options jsonb DEFAULT '{}'
 ) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET lock_timeout = '10s'
 AS $$
 #variable_conflict use_column
 DECLARE
     change jsonb;
 BEGIN
-    PERFORM pgflow_prefect.refuse_binding(bind_step.workflow_slug, bind_step.step_slug);
     IF bind_step.kind = 'work-pool' THEN
         RAISE EXCEPTION 'step "%" can''t be bound to a work pool on the released pgflow', bind_step.step_slug
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Run a worker on the machine that the pool stands for.';
@@ -257,12 +289,11 @@ BEGIN
         RAISE EXCEPTION 'the options of a binding of step "%" have more than 10000 bytes as text', bind_step.step_slug
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    change := pgflow_prefect.change_binding(
+    change := pgflow_prefect.apply_binding(
         bind_step.workflow_slug, bind_step.step_slug,
         CASE WHEN bind_step.kind IS NOT NULL
              THEN jsonb_build_object('kind', bind_step.kind, 'target', bind_step.target,
-                                     'options', coalesce(bind_step.options, '{}')) END,
-        current_user);
+                                     'options', coalesce(bind_step.options, '{}')) END);
     IF change IS NULL THEN
         RETURN false;
     END IF;
@@ -274,26 +305,27 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.bind_step(text, text, text, text, jsonb) IS
-    'Binds a step of a moved flow from its next claim on: python, external, sql, http, queue, command; NULL deletes the row. '
-    'False if nothing changed. For secrets, targets and options name environment variables or Prefect blocks.';
+    'Binds a step from its next claim on: python, external, sql, http, queue, command; NULL deletes the row. Of a flow that '
+    'was not moved, this moves the step alone, and NULL or external gives it back. False if nothing changed. For secrets, '
+    'targets and options name environment variables or Prefect blocks.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.undo_binding(workflow_slug text, step_slug text) RETURNS boolean
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET lock_timeout = '10s'
 AS $$
 #variable_conflict use_column
 DECLARE
     undone pgflow_prefect.binding_changes;
 BEGIN
-    PERFORM pgflow_prefect.refuse_binding(undo_binding.workflow_slug, undo_binding.step_slug);
+    PERFORM pgflow_prefect.begin_binding(undo_binding.workflow_slug, undo_binding.step_slug);
     SELECT * INTO undone FROM pgflow_prefect.binding_changes c
     WHERE c.workflow_slug = undo_binding.workflow_slug AND c.step_slug = undo_binding.step_slug AND c.undone_at IS NULL
     ORDER BY c.id DESC LIMIT 1;
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    PERFORM pgflow_prefect.change_binding(undo_binding.workflow_slug, undo_binding.step_slug, undone.before, current_user);
+    PERFORM pgflow_prefect.apply_binding(undo_binding.workflow_slug, undo_binding.step_slug, undone.before);
     UPDATE pgflow_prefect.binding_changes c SET undone_at = clock_timestamp(), undone_by = session_user
     WHERE c.id = undone.id;
     RETURN true;
@@ -301,7 +333,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.undo_binding(text, text) IS
-    'Undoes the last change of a step''s binding that was not undone yet; false if there is none.';
+    'Undoes the last change of a step''s binding that was not undone yet; false if there is none. It moves the step as '
+    'bind_step does.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_network_bindings()
@@ -354,13 +387,15 @@ BEGIN
           AND NOT EXISTS (
               SELECT FROM pgflow.steps s
               LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = s.flow_slug AND b.step_slug = s.step_slug
-              WHERE s.flow_slug = m.flow_slug AND (b.kind IS NULL OR b.kind = 'python'))
+              WHERE s.flow_slug = m.flow_slug AND (b.kind IS NULL OR b.kind = 'python')
+                AND (NOT m.by_steps OR EXISTS (SELECT FROM pgflow_prefect.moved_steps p
+                                               WHERE p.flow_slug = s.flow_slug AND p.step_slug = s.step_slug)))
         ORDER BY m.flow_slug;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_bound_workflows() IS
-    'The moved flows that need no Python: rows bind all their steps, and none of them to Python.';
+    'The moved flows that need no Python: rows bind all their moved steps, and none of them to Python.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_workflows_with_bindings() RETURNS SETOF text

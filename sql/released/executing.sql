@@ -1,9 +1,10 @@
 -- pgflow_prefect on the released pgflow (pgflow.dev): the steps of the runs that Prefect executes.
 --
--- A part of the contract of ../CONTRACT.md; needs moving.sql. A claim calls pgflow.start_tasks, and a report calls
+-- A part of the contract of ../CONTRACT.md; needs steps.sql. A claim calls pgflow.start_tasks, and a report calls
 -- pgflow.complete_task or pgflow.fail_task, in the transaction in which the owner's epoch is checked. pgflow decides about
 -- retries, back-off, conditions, maps and skips.
--- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
+-- run again.
 --
 -- The functions here set a search_path, although triggers of users run inside some of them: pgflow's own functions, which
 -- write its tables, set theirs anyway. They set nothing else.
@@ -202,15 +203,22 @@ DECLARE
     free bigint[];
 BEGIN
     -- A message that an Edge worker has read, and not begun yet, is hidden: it stays that worker's until it is visible. A
-    -- message that is gone can be read by no worker.
+    -- message that is gone can be read by no worker. One that was taken out is due when it would be visible.
     EXECUTE format($query$
         WITH seen AS (
             SELECT q.msg_id FROM pgmq.%1$I q WHERE q.msg_id = ANY ($1) AND q.vt <= clock_timestamp()
-            ORDER BY q.msg_id FOR UPDATE SKIP LOCKED)
+            ORDER BY q.msg_id FOR UPDATE SKIP LOCKED),
+        held AS (
+            SELECT o.message_id, o.due_at FROM pgflow_prefect.taken_out o
+            WHERE o.flow_slug = $2 AND o.message_id = ANY ($1))
         SELECT ARRAY(SELECT s.msg_id FROM seen s
                      UNION ALL
-                     SELECT m.id FROM unnest($1) AS m (id) WHERE NOT EXISTS (SELECT FROM pgmq.%1$I q WHERE q.msg_id = m.id))
-        $query$, pgmq.format_table_name(flow_slug, 'q')) INTO free USING message_ids;
+                     SELECT h.message_id FROM held h WHERE h.due_at <= clock_timestamp()
+                     UNION ALL
+                     SELECT m.id FROM unnest($1) AS m (id)
+                     WHERE NOT EXISTS (SELECT FROM pgmq.%1$I q WHERE q.msg_id = m.id)
+                       AND NOT EXISTS (SELECT FROM held h WHERE h.message_id = m.id))
+        $query$, pgmq.format_table_name(flow_slug, 'q')) INTO free USING message_ids, flow_slug;
     RETURN free;
 END
 $$;
@@ -228,7 +236,8 @@ DECLARE
 BEGIN
     EXECUTE format('SELECT q.vt FROM pgmq.%I q WHERE q.msg_id = $1', pgmq.format_table_name(flow_slug, 'q'))
     INTO due USING message_id;
-    RETURN coalesce(due, '-infinity');
+    RETURN coalesce(due, (SELECT o.due_at FROM pgflow_prefect.taken_out o
+                          WHERE o.flow_slug = find_due.flow_slug AND o.message_id = find_due.message_id), '-infinity');
 END
 $$;
 
@@ -306,6 +315,7 @@ DECLARE
     former pgflow_prefect.task_runs;
     step_type text;
     flow pgflow_prefect.moved_flows;
+    does_it boolean;
     worker uuid;
     doing text;
     takes_input boolean;
@@ -324,6 +334,13 @@ BEGIN
     END IF;
     SELECT b.kind, b.target, b.options INTO kind, target, options
     FROM pgflow_prefect.bindings b WHERE b.workflow_slug = run.flow_slug AND b.step_slug = claim_step.step_slug;
+    SELECT * INTO flow FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = run.flow_slug;
+    does_it := pgflow_prefect.does_step(flow, claim_step.step_slug);
+    IF flow.by_steps AND NOT does_it THEN
+        kind := 'external';
+        target := NULL;
+        options := '{}';
+    END IF;
     doing := coalesce(kind, bound);
     IF doing = 'child' THEN
         RAISE EXCEPTION 'step "%" can''t be a run of another flow on the released pgflow', claim_step.step_slug
@@ -357,12 +374,19 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'step_states_status';
     ELSE
         status := 'pending';
-        SELECT * INTO flow FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = run.flow_slug;
         SELECT d.step_type INTO step_type FROM pgflow.steps d
         WHERE d.flow_slug = run.flow_slug AND d.step_slug = claim_step.step_slug;
         worker := pgflow_prefect.find_worker(run.flow_slug);
-        IF flow.is_ours IS NOT TRUE THEN
-            waits := true; -- the flow was given back: pgflow's own workers do the rest
+        IF flow.by_steps AND NOT does_it AND NOT pgflow_prefect.is_others(bound, has_function)
+           AND EXISTS (SELECT FROM pgflow.step_tasks t
+                       WHERE t.run_id = run.run_id AND t.step_slug = claim_step.step_slug AND t.status = 'started'
+                         AND t.last_worker_id = worker) THEN
+            kind := NULL; -- the step was moved back, and a former owner has begun it: only a worker of ours can end that
+            doing := bound;
+            does_it := true;
+        END IF;
+        IF NOT does_it THEN
+            waits := true; -- pgflow's own workers do it, or what is left of it
         ELSIF step_type = 'map' THEN
             waits := pgflow_prefect.is_others(doing, has_function); -- work_items claims its tasks
         ELSIF task.status = 'started' AND task.last_worker_id = worker THEN
@@ -752,8 +776,9 @@ BEGIN
     FOR seen IN
         SELECT w.run_id, w.step_slug, w.task_index, w.task_run_id, s.status, t.status AS task_status, t.message_id,
                r.flow_slug, r.status AS run_status, o.epoch IS DISTINCT FROM w.epoch AS is_lost,
-               coalesce(m.is_ours, false) AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function)
-                   AS is_ours,
+               coalesce(m.is_ours, false) AND (NOT m.by_steps OR p.step_slug IS NOT NULL)
+                   AND NOT pgflow_prefect.is_others(coalesce(b.kind, w.bound), w.has_function) AS is_ours,
+               d.step_type = 'map' AS is_map,
                t.last_worker_id = m.worker_id AND c.state_name IS DISTINCT FROM 'Deferred' AS is_left,
                coalesce(t.started_at, s.started_at, s.created_at) AS began_at,
                coalesce(s.completed_at, s.failed_at) AS ended_at
@@ -771,12 +796,18 @@ BEGIN
             WHERE c.run_id = w.run_id AND c.step_slug = w.step_slug AND c.task_index = w.task_index OFFSET 0) c ON true
         LEFT JOIN pgflow_prefect.moved_flows m ON m.flow_slug = r.flow_slug
         LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = r.flow_slug AND b.step_slug = w.step_slug
+        LEFT JOIN pgflow_prefect.moved_steps p ON p.flow_slug = r.flow_slug AND p.step_slug = w.step_slug
+        LEFT JOIN pgflow.steps d ON d.flow_slug = r.flow_slug AND d.step_slug = w.step_slug
     LOOP
         outcome := CASE WHEN seen.status = 'skipped' THEN 'skipped'
                         WHEN seen.status IN ('completed', 'failed') THEN seen.status
                         WHEN seen.is_lost THEN 'lost'
                         WHEN seen.run_status <> 'started' THEN 'ended'
                         WHEN NOT seen.is_ours THEN NULL
+                        WHEN seen.is_map THEN
+                            CASE WHEN EXISTS (SELECT FROM pgflow.step_tasks t
+                                              WHERE t.run_id = seen.run_id AND t.step_slug = seen.step_slug
+                                                AND t.status IN ('queued', 'started')) THEN 'rebound' END
                         WHEN seen.task_status = 'started' AND seen.is_left THEN 'rebound'
                         WHEN seen.task_status = 'queued'
                              AND pgflow_prefect.find_due(seen.flow_slug, seen.message_id) <= clock_timestamp()
@@ -863,11 +894,13 @@ BEGIN
             WHERE t.run_id = $1 AND t.step_slug = $2 AND t.status = 'queued' AND q.vt <= clock_timestamp()
             ORDER BY t.task_index LIMIT $3 FOR UPDATE OF q SKIP LOCKED) c
         $query$, pgmq.format_table_name(flow_slug, 'q')) INTO chosen USING run_id, step_slug, wanted;
-    IF coalesce(cardinality(chosen), 0) < wanted THEN
+    IF coalesce(cardinality(chosen), 0) < wanted THEN -- those that were taken out and are due, and those that are gone
         EXECUTE format($query$
             SELECT $3 || ARRAY(
                 SELECT t.message_id FROM pgflow.step_tasks t
+                LEFT JOIN pgflow_prefect.taken_out o ON o.flow_slug = t.flow_slug AND o.message_id = t.message_id AND o.run_id = t.run_id
                 WHERE t.run_id = $1 AND t.step_slug = $2 AND t.status = 'queued'
+                  AND coalesce(o.due_at <= clock_timestamp(), true)
                   AND NOT EXISTS (SELECT FROM pgmq.%1$I q WHERE q.msg_id = t.message_id)
                 ORDER BY t.task_index LIMIT $4)
             $query$, pgmq.format_table_name(flow_slug, 'q'))
@@ -890,8 +923,10 @@ DECLARE
     due double precision;
 BEGIN
     EXECUTE format($query$
-        SELECT greatest(0, extract(epoch FROM min(q.vt) - clock_timestamp()))::double precision
-        FROM pgflow.step_tasks t JOIN pgmq.%1$I q ON q.msg_id = t.message_id
+        SELECT greatest(0, extract(epoch FROM min(coalesce(q.vt, o.due_at)) - clock_timestamp()))::double precision
+        FROM pgflow.step_tasks t
+        LEFT JOIN pgmq.%1$I q ON q.msg_id = t.message_id
+        LEFT JOIN pgflow_prefect.taken_out o ON o.flow_slug = t.flow_slug AND o.message_id = t.message_id AND o.run_id = t.run_id
         WHERE t.run_id = $1 AND t.step_slug = $2 AND t.status = 'queued'
         $query$, pgmq.format_table_name(flow_slug, 'q')) INTO due USING run_id, step_slug;
     RETURN due;
@@ -961,6 +996,7 @@ AS $$
 DECLARE
     run pgflow.runs;
     state pgflow.step_states;
+    flow pgflow_prefect.moved_flows;
     worker uuid;
     is_ours boolean;
     claimed record;
@@ -979,9 +1015,10 @@ BEGIN
         PERFORM pgflow_prefect.report_items(run, work_items.step_slug, work_items.epoch, worker, reports);
         SELECT r.status INTO run.status FROM pgflow.runs r WHERE r.run_id = run.run_id;
     END IF;
-    is_ours := EXISTS (SELECT FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = run.flow_slug AND m.is_ours);
+    SELECT * INTO flow FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = run.flow_slug;
+    is_ours := pgflow_prefect.does_step(flow, work_items.step_slug);
     SELECT * INTO state FROM pgflow.step_states s WHERE s.run_id = run.run_id AND s.step_slug = work_items.step_slug;
-    IF run.status = 'started' AND state.status = 'started' AND is_ours AND wanted > 0 THEN
+    IF run.status = 'started' AND state.status = 'started' AND flow.is_ours AND wanted > 0 THEN
         FOR claimed IN -- those of a former owner, of a claim whose answer was lost, and of programs that were too slow
             UPDATE pgflow_prefect.item_claims c SET epoch = work_items.epoch, due_at = NULL
             FROM (SELECT k.item_index, t.attempts_count
@@ -1002,7 +1039,7 @@ BEGIN
             item := pgflow_prefect.read_item(run.run_id, work_items.step_slug, claimed.item_index);
             RETURN NEXT;
         END LOOP;
-        IF claims < wanted THEN
+        IF claims < wanted AND is_ours THEN
             FOR claimed IN
                 WITH begun AS (
                     SELECT s.task_index, s.input

@@ -3,7 +3,8 @@
 -- A part of the contract of ../CONTRACT.md; needs pgflow_prefect.sql. pgflow's functions are the only writers of its flows,
 -- runs, steps and tasks. Moving a flow uses pgflow's own switches: `worker_functions.enabled` and `workers.deprecated_at`.
 -- A run that Prefect executes has an owner with an epoch and a lease, and every claim and report carries the epoch.
--- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
+-- run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -32,8 +33,36 @@ CREATE TABLE IF NOT EXISTS pgflow_prefect.moved_flows (
     worker_id UUID NOT NULL DEFAULT gen_random_uuid(), -- our row in pgflow.workers from the first claim on, of all processes
     functions TEXT[] NOT NULL DEFAULT '{}',            -- the Edge Functions that were switched off
     moved_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
-    moved_by TEXT NOT NULL DEFAULT current_user
+    moved_by TEXT NOT NULL DEFAULT current_user,
+    by_steps BOOLEAN NOT NULL DEFAULT false            -- only the steps in moved_steps are ours; Edge workers do the others
 );
+
+ALTER TABLE pgflow_prefect.moved_flows ADD COLUMN IF NOT EXISTS by_steps BOOLEAN NOT NULL DEFAULT false;
+
+-- The steps that Prefect executes of these flows. A row is locked FOR KEY SHARE while a message of its step is moved.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.moved_steps (
+    flow_slug TEXT NOT NULL,
+    step_slug TEXT NOT NULL,
+    moved_at TIMESTAMPTZ NOT NULL DEFAULT clock_timestamp(),
+    moved_by TEXT NOT NULL DEFAULT current_user,
+    is_swept BOOLEAN NOT NULL DEFAULT false,           -- no transaction from before the move can leave a message in the queue
+    seen_in XID8,                                      -- older transactions may not have seen this row
+    PRIMARY KEY (flow_slug, step_slug)
+);
+
+-- The messages of their tasks, which are in no queue while they are here. See steps.sql.
+CREATE TABLE IF NOT EXISTS pgflow_prefect.taken_out (
+    flow_slug TEXT NOT NULL,
+    message_id BIGINT NOT NULL,
+    run_id UUID NOT NULL,
+    step_slug TEXT NOT NULL,
+    task_index INT NOT NULL,
+    due_at TIMESTAMPTZ NOT NULL,
+    message JSONB NOT NULL,                            -- the row of the queue
+    PRIMARY KEY (flow_slug, message_id)
+);
+
+CREATE INDEX IF NOT EXISTS taken_out_by_run ON pgflow_prefect.taken_out (run_id);
 
 -- A run's owner: only it may write for the run, in its epoch. lease_until has three special values. -infinity: the owner
 -- has released the run. 1970: the owner's process is dead. infinity: the owner's flow run waits in Prefect's queue.
@@ -133,6 +162,21 @@ COMMENT ON FUNCTION pgflow_prefect.guard_tasks(boolean) IS
     'exists while a flow is moved. A version that requeues nothing gets none. Internal.';
 
 
+CREATE OR REPLACE FUNCTION pgflow_prefect.needs_guard() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT EXISTS (SELECT FROM pgflow_prefect.moved_flows m WHERE m.is_ours)
+        OR EXISTS (SELECT FROM pgflow.step_tasks t
+                   JOIN pgflow_prefect.moved_flows m ON m.worker_id = t.last_worker_id
+                   JOIN pgflow_prefect.run_owners o ON o.run_id = t.run_id AND o.lease_until > clock_timestamp()
+                   WHERE t.status = 'started')
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.needs_guard() IS
+    'Whether a task is, or may be, under way in a worker of ours. Internal.';
+
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.grant_queue(flow_slug text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
@@ -206,6 +250,7 @@ BEGIN
             USING ERRCODE = 'feature_not_supported',
                   HINT = 'It lacks the column pgflow.workers.deprecated_at. Upgrade pgflow.';
     END IF;
+    PERFORM pgflow_prefect.refuse_step_queues(move_flow.workflow_slug);
     IF to_regclass('pgflow.worker_functions') IS NOT NULL THEN
         SELECT w.function_name, o.queue_name INTO busy
         FROM pgflow.workers w
@@ -221,6 +266,9 @@ BEGIN
                       HINT = 'Give each flow an Edge Function of its own, and move it then.';
         END IF;
     END IF;
+    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- bind_step does, too
+    PERFORM pgflow_prefect.move_step_back(m.flow_slug, m.step_slug) -- their bindings stay
+    FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = move_flow.workflow_slug;
     INSERT INTO pgflow_prefect.moved_flows AS m (flow_slug) VALUES (move_flow.workflow_slug)
     ON CONFLICT (flow_slug) DO UPDATE SET is_ours = true, moved_at = clock_timestamp(), moved_by = current_user
     WHERE NOT m.is_ours;
@@ -258,13 +306,17 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', move_flow_back.workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
+    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- bind_step does, too
     SELECT * INTO former FROM pgflow_prefect.moved_flows m
     WHERE m.flow_slug = move_flow_back.workflow_slug AND m.is_ours FOR UPDATE;
     changed := FOUND;
     functions := '{}';
     workers := 0;
     has_functions := to_regclass('pgflow.worker_functions') IS NOT NULL;
-    IF changed THEN
+    IF former.by_steps THEN
+        PERFORM pgflow_prefect.bind_step(m.flow_slug, m.step_slug, NULL)
+        FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = former.flow_slug;
+    ELSIF changed THEN
         UPDATE pgflow_prefect.moved_flows m
         SET is_ours = false, functions = '{}', moved_at = clock_timestamp(), moved_by = current_user
         WHERE m.flow_slug = former.flow_slug;
@@ -280,11 +332,7 @@ BEGIN
             WHERE f.function_name = ANY (former.functions);
             functions := former.functions;
         END IF;
-        IF NOT EXISTS (SELECT FROM pgflow_prefect.moved_flows m WHERE m.is_ours)
-           AND NOT EXISTS (SELECT FROM pgflow_prefect.run_owners o
-                           WHERE NOT o.settled AND o.lease_until > clock_timestamp()) THEN
-            PERFORM pgflow_prefect.guard_tasks(false);
-        END IF;
+        PERFORM pgflow_prefect.guard_tasks(false) WHERE NOT pgflow_prefect.needs_guard();
     END IF;
     runs := (SELECT count(*) FROM pgflow.runs r WHERE r.flow_slug = move_flow_back.workflow_slug AND r.status = 'started');
     RETURN NEXT;
@@ -325,7 +373,7 @@ DECLARE
 BEGIN
     SELECT string_agg(t.name, ', ') INTO hidden
     FROM unnest('{pgflow.runs,pgflow.step_states,pgflow.step_tasks,pgflow_prefect.run_owners,pgflow_prefect.moved_flows,
-                  pgflow_prefect.task_runs}'::text[]) AS t (name)
+                  pgflow_prefect.moved_steps,pgflow_prefect.taken_out,pgflow_prefect.task_runs}'::text[]) AS t (name)
     WHERE row_security_active(t.name);
     IF hidden IS NOT NULL THEN
         RAISE EXCEPTION 'row-level security may hide rows of % from %', hidden, current_user
@@ -580,10 +628,12 @@ BEGIN
         -- A cron job of a user may have started another Edge worker.
         PERFORM pgflow_prefect.stop_edge_workers(m.flow_slug)
         FROM pgflow_prefect.moved_flows m
-        WHERE m.is_ours AND m.flow_slug = ANY (take_runs.workflow_slugs)
+        WHERE m.is_ours AND NOT m.by_steps AND m.flow_slug = ANY (take_runs.workflow_slugs)
           AND EXISTS (SELECT FROM pgflow.workers w
                       WHERE w.queue_name = m.flow_slug AND w.worker_id <> m.worker_id AND w.deprecated_at IS NULL
                         AND w.last_heartbeat_at > clock_timestamp() - interval '1 hour');
+        PERFORM pgflow_prefect.sweep_step(m.flow_slug, m.step_slug, true) FROM pgflow_prefect.moved_steps m
+        WHERE NOT m.is_swept AND m.flow_slug = ANY (take_runs.workflow_slugs);
         PERFORM pgflow_prefect.give_sign_of_life(take_runs.workflow_slugs);
     END IF;
     FOR candidate IN
@@ -593,6 +643,9 @@ BEGIN
         BEGIN
             epoch := pgflow_prefect.take_run(candidate.run_id, NULL, held_by, lease, max_recoveries);
             SET CONSTRAINTS ALL IMMEDIATE; -- a deferred trigger would raise at the commit, for all runs
+            IF pgflow_prefect.has_step_triggers() THEN -- it has to come after what pgflow does next
+                SET CONSTRAINTS pgflow.pgflow_prefect_take_again DEFERRED;
+            END IF;
         EXCEPTION WHEN OTHERS OR assert_failure OR query_canceled THEN
             epoch := NULL;
             cancelled := SQLSTATE = '57014'; -- it has used up the time of the statement

@@ -3,7 +3,8 @@
 -- A part of the contract of ../CONTRACT.md; needs bindings.sql. Its tables are in the schema pgflow_prefect, and no
 -- foreign key leads from them to a table of pgflow: that would put triggers on it. So rows of runs that pgflow has deleted
 -- stay until `forget_deleted_runs` finds them.
--- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
+-- run again.
 
 BEGIN ISOLATION LEVEL READ COMMITTED; -- an older snapshot would not show what another session has just installed
 
@@ -682,14 +683,17 @@ BEGIN
         SELECT s.step_slug, coalesce(b.kind, 'external'), b.target, coalesce(b.options, '{}')
         FROM pgflow.steps s
         LEFT JOIN pgflow_prefect.moved_flows m ON m.flow_slug = s.flow_slug AND m.is_ours
+        LEFT JOIN pgflow_prefect.moved_steps p ON p.flow_slug = s.flow_slug AND p.step_slug = s.step_slug
         LEFT JOIN pgflow_prefect.bindings b ON b.workflow_slug = m.flow_slug AND b.step_slug = s.step_slug
-        WHERE s.flow_slug = list_bindings.workflow_slug AND (m.flow_slug IS NULL OR b.step_slug IS NOT NULL)
+                                           AND (NOT m.by_steps OR p.step_slug IS NOT NULL)
+        WHERE s.flow_slug = list_bindings.workflow_slug AND (m.flow_slug IS NULL OR m.by_steps OR b.step_slug IS NOT NULL)
         ORDER BY s.step_slug;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.list_bindings(text) IS
-    'The bindings of a moved flow, as rows say. Of another flow, all steps are external: pgflow''s own workers do them.';
+    'The bindings of a moved flow, as rows say. Of another flow, all steps are external that were not moved alone: pgflow''s '
+    'own workers do them.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_runs(

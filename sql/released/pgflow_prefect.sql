@@ -3,7 +3,8 @@
 -- A part of the contract of ../CONTRACT.md, for the schema that npm's @pgflow/core installs, 0.7 or later. It creates
 -- functions in the schema pgflow_prefect that only read, and changes nothing in the schema pgflow. What a version of
 -- pgflow may lack is looked for at each call: run this again after upgrades of this program, not after pgflow's.
--- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f executing.sql -f bindings.sql -f observing.sql; safe to run again.
+-- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
+-- run again.
 -- To take them back: `pgflow-prefect init --remove`, or DROP SCHEMA pgflow_prefect CASCADE;
 --
 -- Statuses are those of the contract. A run or a step that is `started` is pending here. A step that is `skipped` is

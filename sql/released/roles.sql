@@ -61,6 +61,9 @@ GRANT SELECT ON ALL TABLES IN SCHEMA pgflow_prefect TO pgflow_work, pgflow_obser
 GRANT INSERT, UPDATE, DELETE ON pgflow_prefect.heartbeats, pgflow_prefect.enabled_workflows, pgflow_prefect.flow_runs,
     pgflow_prefect.run_owners, pgflow_prefect.run_flow_runs, pgflow_prefect.task_runs, pgflow_prefect.item_claims,
     pgflow_prefect.set_aside_runs TO pgflow_work, pgflow_execute;
+GRANT INSERT, UPDATE, DELETE ON pgflow_prefect.taken_out TO pgflow_execute;
+-- Not which steps are moved: what a claim may lock.
+GRANT UPDATE (is_swept, seen_in) ON pgflow_prefect.moved_steps TO pgflow_execute;
 -- pgflow's functions write with the rights of their caller.
 GRANT INSERT, UPDATE ON pgflow.runs, pgflow.step_states, pgflow.step_tasks, pgflow.workers TO pgflow_execute;
 
@@ -99,7 +102,8 @@ BEGIN
         SELECT p.oid::regprocedure AS name, p.provolatile <> 'v' AS only_reads
         FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
         WHERE n.nspname = 'pgflow_prefect' AND p.proname <> ALL ('{new_installation,move_installation,move_flow,move_flow_back,guard_tasks,
-                                                               grant_queue,keep_claimed}')
+                                                               grant_queue,keep_claimed,move_step,move_step_back,guard_steps,
+                                                               take_new_tasks,return_message,take_again}')
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO pgflow_work, pgflow_execute', granted.name);
         IF granted.only_reads THEN

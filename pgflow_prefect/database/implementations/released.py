@@ -59,6 +59,7 @@ def describe_released(*, skips: bool) -> Implementation:
         scripts=(
             "released/pgflow_prefect.sql",
             "released/moving.sql",
+            "released/steps.sql",
             "released/executing.sql",
             "released/bindings.sql",
             "released/observing.sql",

@@ -27,3 +27,11 @@ FROM pgflow_prefect.fail_task(%(run_id)s, %(step_slug)s, %(task_index)s, %(error
 -- end_given_up_tasks --
 -- Fail tasks that pgflow has given up.
 SELECT workflow_slug, run_id, step_slug, task_index, run_status FROM pgflow_prefect.end_given_up_tasks(%(limit)s)
+
+-- list_lost_messages --
+-- Tasks whose message is nowhere.
+SELECT workflow_slug, run_id, step_slug, task_index FROM pgflow_prefect.list_lost_messages(%(limit)s)
+
+-- restore_messages --
+-- Rebuild the messages of such tasks.
+SELECT workflow_slug, run_id, step_slug, task_index FROM pgflow_prefect.restore_messages(%(limit)s)
