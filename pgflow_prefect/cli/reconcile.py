@@ -85,6 +85,7 @@ async def _reconcile(
     """Return the disagreements, the reason if Prefect could not be asked, and that if Airflow could not."""
     from pgflow_prefect.database.store import open_store
     from pgflow_prefect.deployment.reconciliation.given_up import end_given_up
+    from pgflow_prefect.deployment.reconciliation.lost_messages import restore_lost_messages
     from pgflow_prefect.prefect_api.client import has_server
 
     if not has_server():
@@ -92,10 +93,11 @@ async def _reconcile(
             "PREFECT_API_URL is not set. Prefect starts a temporary server, which takes some seconds", markup=False
         )
     async with open_store(settings, size=1, executes_moved=True) as store:
+        lost = await restore_lost_messages(store, apply=apply)
         given_up = await end_given_up(store, apply=apply)
         of_airflow, without_airflow = await _compare_with_airflow(store, settings, apply, everything)
         found, unavailable = await _compare(store, settings, apply, everything)
-        return [*given_up, *of_airflow, *found], unavailable, without_airflow
+        return [*lost, *given_up, *of_airflow, *found], unavailable, without_airflow
 
 
 async def _compare_with_airflow(

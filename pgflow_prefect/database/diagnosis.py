@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from pgflow_prefect.database.connection import connect, open_pool
 from pgflow_prefect.database.implementations import FoundSchema, read_schema
 from pgflow_prefect.database.installation import InstallationStatements
-from pgflow_prefect.database.moving_statements import StalledTask
+from pgflow_prefect.database.moving_statements import LostMessage, MovedStep, StalledTask
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.recording import RecordingStatements
 from pgflow_prefect.database.store import make_lease_terms
@@ -159,6 +159,14 @@ class DiagnosisStatements(InstallationStatements, RecordingStatements):
     async def list_stalled_tasks(self, limit: int) -> list[StalledTask]:
         """Return tasks of the released pgflow whose time is over, those first that it has given up."""
         return [StalledTask.model_validate(row) for row in await self._fetch("list_stalled_tasks", limit=limit)]
+
+    async def list_lost_messages(self, limit: int) -> list[LostMessage]:
+        """Return tasks of the released pgflow whose message is in no queue."""
+        return [LostMessage.model_validate(row) for row in await self._fetch("list_lost_messages", limit=limit)]
+
+    async def list_moved_steps(self) -> list[MovedStep]:
+        """Return the steps of the released pgflow that were moved alone."""
+        return [MovedStep.model_validate(row) for row in await self._fetch("list_moved_steps")]
 
     async def list_missing_rights(self) -> list[str]:
         """Return the rights that the current user lacks to execute runs."""

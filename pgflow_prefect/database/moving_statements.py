@@ -68,6 +68,28 @@ class GivenUpTask(BaseModel):
     run_status: str
 
 
+class MovedStep(BaseModel):
+    """A step that Prefect executes, while pgflow's own workers do the others of its flow.
+
+    Attributes:
+        workflow_slug: its flow.
+        step_slug: the step.
+        moved_at: when it was moved.
+        moved_by: the database user that moved it.
+        waiting: how many of its tasks wait for a worker.
+        has_triggers: the triggers are there that keep its messages from pgflow's workers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    workflow_slug: str
+    step_slug: str
+    moved_at: datetime
+    moved_by: str
+    waiting: int
+    has_triggers: bool
+
+
 class LostMessage(BaseModel):
     """A task that waits or is under way, and whose message is in no queue. So no worker hears of it.
 
@@ -140,6 +162,12 @@ class MovingStatements(Statements):
             return {}
         found = [MovedFlow.model_validate(row) for row in await self._fetch("list_moved_flows")]
         return {each.workflow_slug: each for each in found}
+
+    async def list_moved_steps(self) -> list[MovedStep]:
+        """Return the steps that were moved alone; none on the classic schema."""
+        if not self.implementation.moves_flows:
+            return []
+        return [MovedStep.model_validate(row) for row in await self._fetch("list_moved_steps")]
 
     async def refuse_unmoved(self, workflow_slugs: Iterable[str]) -> None:
         """Refuse flows that pgflow's own workers execute.

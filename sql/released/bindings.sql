@@ -224,7 +224,7 @@ BEGIN
         RAISE EXCEPTION 'workflow "%" has no step "%"', begin_binding.workflow_slug, begin_binding.step_slug
             USING ERRCODE = 'no_data_found';
     END IF;
-    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- two sessions bind one after the other
+    PERFORM pgflow_prefect.lock_moves();
     IF EXISTS (SELECT FROM pgflow_prefect.moved_flows m
                WHERE m.flow_slug = begin_binding.workflow_slug AND m.is_ours AND NOT m.by_steps) THEN
         RETURN true;

@@ -266,7 +266,7 @@ BEGIN
                       HINT = 'Give each flow an Edge Function of its own, and move it then.';
         END IF;
     END IF;
-    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- bind_step does, too
+    PERFORM pgflow_prefect.lock_moves();
     PERFORM pgflow_prefect.move_step_back(m.flow_slug, m.step_slug) -- their bindings stay
     FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = move_flow.workflow_slug;
     INSERT INTO pgflow_prefect.moved_flows AS m (flow_slug) VALUES (move_flow.workflow_slug)
@@ -306,7 +306,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', move_flow_back.workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
-    LOCK TABLE pgflow_prefect.moved_steps IN SHARE ROW EXCLUSIVE MODE; -- bind_step does, too
+    PERFORM pgflow_prefect.lock_moves();
     SELECT * INTO former FROM pgflow_prefect.moved_flows m
     WHERE m.flow_slug = move_flow_back.workflow_slug AND m.is_ours FOR UPDATE;
     changed := FOUND;
@@ -468,7 +468,7 @@ BEGIN
     SELECT * INTO flow FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = run.flow_slug AND m.is_ours;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'pgflow''s own workers execute flow "%"', run.flow_slug
-            USING ERRCODE = 'object_not_in_prerequisite_state',
+            USING ERRCODE = 'object_not_in_prerequisite_state', CONSTRAINT = 'moved_flows',
                   HINT = format('Move it: pgflow-prefect bind %s --python', run.flow_slug);
     END IF;
     SELECT * INTO owner FROM pgflow_prefect.run_owners o WHERE o.run_id = run.run_id FOR UPDATE;
@@ -650,7 +650,8 @@ BEGIN
             epoch := NULL;
             cancelled := SQLSTATE = '57014'; -- it has used up the time of the statement
             GET STACKED DIAGNOSTICS reason = MESSAGE_TEXT, broken_constraint = CONSTRAINT_NAME;
-            IF broken_constraint <> 'owners_lease' THEN -- else its owner was late, and has just extended it
+            -- Otherwise its owner was late, and has just extended it; or the flow was moved back at this moment.
+            IF broken_constraint NOT IN ('owners_lease', 'moved_flows') THEN
                 PERFORM pgflow_prefect.set_aside(candidate.run_id, format('%s (%s)', reason, SQLSTATE));
             END IF;
         END;

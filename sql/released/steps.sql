@@ -5,8 +5,8 @@
 -- the queue in the transaction in which its task ends or fails, where pgflow's functions expect it. The triggers on
 -- pgflow.step_tasks exist while a step is moved. Each message can be rebuilt from pgflow.step_tasks.
 --
--- Locks: the row of moved_steps comes before the step's rows in taken_out, and pgflow.step_tasks before both where triggers
--- are created or dropped. So a report never waits for a function that moves a step and waits for the report.
+-- Locks: first the table pgflow.step_tasks, which is locked whole where triggers are created or dropped; then the row of
+-- moved_steps; then the step's rows in taken_out. So a report never waits for a function that waits for the report.
 -- psql -d DATABASE -f pgflow_prefect.sql -f moving.sql -f steps.sql -f executing.sql -f bindings.sql -f observing.sql; safe to
 -- run again.
 
@@ -160,6 +160,7 @@ AS $$
 DECLARE
     over pgflow_prefect.taken_out[];
 BEGIN
+    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the rows: see the head of this file
     PERFORM FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = end_messages.flow_slug
     ORDER BY m.step_slug FOR KEY SHARE;
     WITH gone AS (
@@ -354,6 +355,7 @@ SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$
 BEGIN
     IF flow.is_ours AND flow.by_steps THEN
+        LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of this file
         -- Until this transaction ends, no other one moves the step back.
         PERFORM FROM pgflow_prefect.moved_steps m
         WHERE m.flow_slug = flow.flow_slug AND m.step_slug = does_step.step_slug FOR KEY SHARE;
@@ -377,6 +379,7 @@ DECLARE
     snapshot pg_snapshot;
     taken int;
 BEGIN
+    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of this file
     SELECT * INTO moved FROM pgflow_prefect.moved_steps m
     WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug FOR KEY SHARE;
     IF NOT FOUND THEN
@@ -402,6 +405,20 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.sweep_step(text, text, boolean) IS
     'Takes the messages of a moved step that are in the queue out of it, and returns how many. is_later: in a later transaction '
     'than that of the move. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.lock_moves() RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+BEGIN
+    -- No lock of a table: a worker that looks at moved steps at this moment must not wait.
+    PERFORM pg_advisory_xact_lock(hashtextextended('pgflow_prefect.moved_steps', 0));
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.lock_moves() IS
+    'Lets sessions that move flows and steps, or bind them, take turns until their transactions end. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.move_step(workflow_slug text, step_slug text) RETURNS boolean
@@ -434,7 +451,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.move_step(text, text) IS
     'Moves one step of a flow to Prefect: its messages leave the queue. What an Edge worker has begun of it, it ends. False if '
-    'it was there before. The caller has locked moved_steps. Internal.';
+    'it was there before. The caller has called lock_moves. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.move_step_back(workflow_slug text, step_slug text) RETURNS boolean
@@ -479,7 +496,7 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.move_step_back(text, text) IS
     'Gives one step back to pgflow''s own workers: its messages return to the queue. What our worker has begun of it, it ends. '
-    'False if it was not moved. The caller has locked moved_steps. Internal.';
+    'False if it was not moved. The caller has called lock_moves. Internal.';
 
 
 ------------------------------------------------------------------------------------------------------------
@@ -575,6 +592,30 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.restore_messages(int) IS
     'Rebuilds messages that are nowhere, at most so many, and returns their tasks. A task whose next attempt was not due yet is '
     'due at once.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_moved_steps()
+RETURNS TABLE (workflow_slug text, step_slug text, moved_at timestamptz, moved_by text, waiting bigint, has_triggers boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        SELECT m.flow_slug, m.step_slug, m.moved_at, m.moved_by, coalesce(o.waiting, 0), pgflow_prefect.has_step_triggers()
+        FROM pgflow_prefect.moved_steps m
+        LEFT JOIN (
+            SELECT t.flow_slug, t.step_slug, count(*) FILTER (WHERE i.status = 'queued') AS waiting
+            FROM pgflow_prefect.taken_out t
+            JOIN pgflow.step_tasks i ON i.run_id = t.run_id AND i.step_slug = t.step_slug AND i.task_index = t.task_index
+            GROUP BY t.flow_slug, t.step_slug) o ON o.flow_slug = m.flow_slug AND o.step_slug = m.step_slug
+        ORDER BY m.flow_slug, m.step_slug;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_moved_steps() IS
+    'The steps that were moved alone, with the number of their tasks that wait, and whether the triggers of moved steps are '
+    'there.';
 
 
 -- A table that was made anew has no triggers.

@@ -421,7 +421,10 @@ async def test_messages_that_are_nowhere_are_named_and_rebuilt(store: Store, rel
     released.db.execute("SELECT pgmq.purge_queue(%s)", [FLOW])
     released.db.execute("TRUNCATE pgflow_prefect.taken_out")
     lost = await store.list_lost_messages(limit=5)
-    assert [(each.run_id, each.step_slug, each.task_index) for each in lost] == [(run_id, "list", 0), (run_id, "other", 0)]
+    assert [(each.run_id, each.step_slug, each.task_index) for each in lost] == [
+        (run_id, "list", 0),
+        (run_id, "other", 0),
+    ]
     assert len(await store.restore_messages(limit=5)) == 2
     assert await store.restore_messages(limit=5) == []
     assert (value(released.db, QUEUED), value(released.db, TAKEN_OUT)) == (1, 1)

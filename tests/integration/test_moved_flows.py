@@ -1,5 +1,6 @@
 """Flows of the released pgflow that were moved to Prefect: pgflow's retries, conditions, maps and skips in Prefect."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from pgflow_prefect.database.connection import connect as open_connection
 from pgflow_prefect.database.schema import install_schema
 from pgflow_prefect.errors import RunFailedError
 from tests.databases import Databases
+from tests.edge_worker import EdgeTask, EdgeWorker
 from tests.engine import value
 from tests.integration.conftest import await_task_runs, make_slug, read_flow_run
 from tests.released_lab import FAKE, ReleasedFlows, install_released, open_flows
@@ -206,10 +208,40 @@ async def test_a_row_binds_a_step_to_an_sql_function(flows: ReleasedFlows, workf
     """)
     flows.define(workflow.slug, {"first": [], "second": ["first"]})
     bind = "SELECT pgflow_prefect.bind_step(%s, 'second', 'sql', 'public.double')"
-    with pytest.raises(psycopg.Error, match="a single step of it can't be moved"):
-        flows.db.execute(bind, [workflow.slug])
     move(flows, workflow.slug)
     assert value(flows.db, bind, workflow.slug)
     assert await workflow.flow(payload={"n": 4}) == {"second": 8}
     assert value(flows.db, "SELECT pgflow_prefect.undo_binding(%s, 'second')", workflow.slug)
     assert value(flows.db, "SELECT count(*) FROM pgflow_prefect.bindings") == 0
+
+
+async def test_a_moved_step_is_executed_here_and_an_edge_worker_does_the_others(
+    flows: ReleasedFlows, workflow: Workflow, client: PrefectClient
+) -> None:
+    @workflow.map(over="photos")
+    async def resize(item: int, context: ItemContext) -> int:
+        if item == 1 and context.attempt == 1:
+            raise ValueError("not yet")
+        return item * 10
+
+    @workflow.step
+    def store(resize: list[int], context: StepContext) -> int:
+        context.connection.execute("CREATE TABLE public.stored (n int)")
+        context.connection.execute("INSERT INTO public.stored VALUES (%s)", [sum(resize)])
+        return sum(resize)
+
+    def do(task: EdgeTask) -> object:
+        return [*range(4)] if task.step == "photos" else f"{task.step} after {task.given}"
+
+    steps = {"photos": [], "resize": ["photos"], "store": ["resize"], "report": ["store"]}
+    flows.define(workflow.slug, steps, maps=["resize"], attempts=2)
+    for step in ("resize", "store"):
+        flows.db.execute("SELECT pgflow_prefect.bind_step(%s, %s, 'python')", [workflow.slug, step])
+    with EdgeWorker(os.environ["PGFLOW_DSN"], workflow.slug, do, poll=1) as edge:
+        assert await workflow.flow(payload={}) == {"report": "report after {'store': 60}"}
+        assert [task.step for task in edge.executed] == ["photos", "report"]
+    assert value(flows.db, "SELECT n FROM public.stored") == 60
+    assert value(flows.db, "SELECT count(*) FROM pgflow_prefect.taken_out") == 0
+    flow_run = await read_flow_run(client, workflow.slug)
+    names = [*steps, *(f"resize[{index}]" for index in range(4))]
+    await await_task_runs(client, flow_run, dict.fromkeys(names, "Completed"))

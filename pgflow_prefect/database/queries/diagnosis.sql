@@ -113,6 +113,10 @@ SELECT workflow_slug, queued, oldest, started, live_workers, last_heartbeat_at, 
 SELECT workflow_slug, run_id, step_slug, task_index, started_at, requeued, is_given_up, tasks
 FROM pgflow_prefect.list_stalled_tasks(%(limit)s)
 
+-- list_moved_steps --
+-- Steps that Prefect executes while pgflow's own workers do the others of their flow.
+SELECT workflow_slug, step_slug, moved_at, moved_by, waiting, has_triggers FROM pgflow_prefect.list_moved_steps()
+
 -- find_power --
 -- Whether the current user is a superuser, and whether it owns the tables.
 SELECT r.rolsuper AS is_superuser,

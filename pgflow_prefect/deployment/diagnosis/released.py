@@ -4,7 +4,7 @@ from datetime import datetime
 
 from pgflow_prefect.database.diagnosis import FlowQueue
 from pgflow_prefect.database.implementations.released import RELEASED
-from pgflow_prefect.database.moving_statements import StalledTask
+from pgflow_prefect.database.moving_statements import LostMessage, StalledTask
 from pgflow_prefect.deployment.diagnosis.findings import Check, Outcome, Patient, Verdict
 
 _NAMED = 3  # in the sentence; all of them are in the details
@@ -99,6 +99,35 @@ def _describe_late(queue: FlowQueue, now: datetime) -> str:
     return f"{queue.queued} of {queue.workflow_slug}, the oldest for {_wait(queue, now):.0f} s"
 
 
+async def _check_messages(patient: Patient) -> Verdict:
+    steps = await patient.reached.list_moved_steps()
+    lost = await patient.reached.list_lost_messages(_LISTED)
+    if steps and not steps[0].has_triggers:
+        named = ", ".join(f"{each.step_slug!r} of {each.workflow_slug}" for each in steps[:_NAMED])
+        return Verdict(
+            Outcome.FAULT,
+            f"pgflow's workers also do moved steps ({named}): triggers on pgflow.step_tasks are missing",
+            "run `pgflow-prefect init`, which creates them again",
+        )
+    if lost:
+        more = " and more" if len(lost) > _NAMED else ""
+        return Verdict(
+            Outcome.FAULT,
+            f"tasks wait without a message in a queue, so no worker does them: "
+            f"{'; '.join(map(_describe_lost, lost[:_NAMED]))}{more}",
+            "`pgflow-prefect reconcile --apply` or `pgflow-prefect init --remove` puts the messages back",
+            details=tuple(map(_describe_lost, lost)),
+        )
+    if not steps:
+        return Verdict(Outcome.OK, "every task has its message, and no single step was moved")
+    moved = ", ".join(f"{each.step_slug!r} of {each.workflow_slug} ({each.waiting} waiting)" for each in steps)
+    return Verdict(Outcome.OK, f"every task has its message. Moved steps: {moved}")
+
+
+def _describe_lost(task: LostMessage) -> str:
+    return f"step {task.step_slug!r}[{task.task_index}] of run {task.run_id} ({task.workflow_slug})"
+
+
 def _more(found: list[FlowQueue]) -> str:
     return f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
 
@@ -108,4 +137,5 @@ RELEASED_CHECKS = (
     Check("workers", _check_workers, needs=("schema",), schema=RELEASED),
     Check("stalled tasks", _check_stalled, needs=("schema",), schema=RELEASED),
     Check("queues", _check_queues, needs=("schema",), schema=RELEASED),
+    Check("messages", _check_messages, needs=("schema",), schema=RELEASED),
 )

@@ -39,6 +39,9 @@ class Kind(StrEnum):
     GIVEN_UP = "given_up"
     """The released pgflow has given a task up, so its run would never end."""
 
+    LOST_MESSAGE = "lost_message"
+    """A task of the released pgflow waits, and its message is in no queue. So no worker does it."""
+
     LAGGING = "lagging"
     """The run has ended, but Prefect shows an earlier or another state of it or its steps."""
 
