@@ -60,7 +60,8 @@ def bind(
     say which hosts may get it.
 
     On a database of the released pgflow (pgflow.dev), `bind FLOW --python` moves a whole flow to Prefect, by pgflow's
-    own switches, and `bind FLOW --external` or `--undo` moves it back.
+    own switches, and `bind FLOW --external` or `--undo` moves it back. `bind FLOW STEP --python` (or another kind)
+    moves one step alone, while pgflow's own workers do the others, and `--external` or `--undo` moves it back.
 
     Example: `pgflow-prefect bind greeting greet --http https://example.org/send`
 
@@ -71,7 +72,8 @@ def bind(
     step
         The step's slug. Without one, --python, --external and --undo are of a whole flow of the released pgflow.
     external
-        An external worker does it and calls complete_step. Prefect waits, and shows it.
+        An external worker does it and calls complete_step. Prefect waits, and shows it. On the released pgflow, that is
+        pgflow's own worker.
     python
         The function in the file of handlers.
     sql
@@ -157,13 +159,14 @@ async def _move(settings: Settings, workflow: str, here: bool, json: bool) -> No
         if not store.implementation.moves_flows:
             raise UsageError(_WHICH_STEP)
         await store.load_definition(workflow)
+        by_steps = workflow in {each.workflow_slug for each in await store.list_moved_steps()}
         moved = await (store.move_flow(workflow) if here else store.move_flow_back(workflow))
         if here:
             await store.enable_workflow(workflow)
     if json:
         print_json({"workflow": workflow, "by": "prefect" if here else "pgflow", **moved.model_dump()})
         return
-    for line in _describe_move(workflow, moved) if here else _describe_move_back(workflow, moved):
+    for line in _describe_move(workflow, moved) if here else _describe_move_back(workflow, moved, by_steps=by_steps):
         out.print(line, markup=False)
 
 
@@ -180,23 +183,31 @@ def _describe_move(workflow: str, moved: Move) -> Iterator[str]:
     yield f"{runs} as soon as a worker is there: pgflow-prefect worker --help"
 
 
-def _describe_move_back(workflow: str, moved: Move) -> Iterator[str]:
+def _describe_move_back(workflow: str, moved: Move, *, by_steps: bool) -> Iterator[str]:
     """Yield what giving a flow back has done."""
     yield f"pgflow's own workers execute flow {workflow!r}" + ("" if moved.changed else ", as before")
     if moved.functions:
         yield f"switched on in pgflow.worker_functions: {', '.join(moved.functions)}. pgflow starts them within seconds"
-    elif moved.changed:
+    elif moved.changed and not by_steps:  # else it has never stopped
         yield "start its Edge Function, as you did before"
     if moved.changed:
         yield "workers of pgflow-prefect end the tasks that they have begun, and show the rest of their runs"
 
 
 class _Bound(NamedTuple):
-    """The bindings of a workflow's steps, and the changes of them."""
+    """The bindings of a workflow's steps, and the changes of them.
+
+    Attributes:
+        definition: the workflow.
+        rows: its bindings, by step.
+        changes: of them, the latest first.
+        moved: whether a step of a flow of the released pgflow was moved to Prefect, or back; None: neither.
+    """
 
     definition: WorkflowDefinition
     rows: Mapping[str, StepBinding]
     changes: list[BindingChange]
+    moved: bool | None = None
 
 
 async def _bind(  # noqa: PLR0917
@@ -211,6 +222,7 @@ async def _bind(  # noqa: PLR0917
 
     async with open_store(settings, size=1, executes_moved=True) as store:
         await check_step(store, workflow, step)
+        before = await _is_moved(store, workflow, step)
         if step is not None and undo:
             if not await store.undo_binding(workflow, step):
                 raise UsageError(
@@ -222,25 +234,45 @@ async def _bind(  # noqa: PLR0917
                 await store.bind_step(workflow, step, None)
             else:
                 await store.bind_step(workflow, step, binding.kind, binding.target, binding.options)
+        now = await _is_moved(store, workflow, step)
+        if now and not before:
+            await store.enable_workflow(workflow)  # so that a worker takes the runs
         rows = await store.list_bindings(workflow)
         changes = await store.list_binding_changes(workflow, step)
-        return _Bound(await store.load_definition(workflow), rows, changes)
+        definition = await store.load_definition(workflow)
+        return _Bound(definition, rows, changes, None if now == before else now)
+
+
+async def _is_moved(store: Store, workflow: str, step: str | None) -> bool:
+    """Tell whether a step of a flow of the released pgflow is moved alone."""
+    return (workflow, step) in {(each.workflow_slug, each.step_slug) for each in await store.list_moved_steps()}
 
 
 def _print_bindings(bound: _Bound, step: str | None, handlers: str | None, *, json: bool) -> None:
-    definition, rows, changes = bound
+    definition, rows, changes, moved = bound
     doers = {slug: each for slug, each in load_doers(definition, rows, handlers).items() if step in (None, slug)}
     if json:
         bindings = [rows[slug] for slug in doers if slug in rows]
         steps = [{"step": slug, **each.to_json()} for slug, each in doers.items()]
         print_json({"workflow": definition.slug, "bindings": bindings, "changes": changes, "steps": steps})
         return
+    if moved is not None:
+        out.print(_describe_moved_step(definition.slug, step, here=moved), markup=False)
     print_table(("step", "done by", "options"), [(slug, each.text, each.options) for slug, each in doers.items()])
     print_stubs(doers)
     if changes:
         out.print()
         columns = ("changed", "by", "step", "from", "to", "taken back")
         print_table(columns, [_describe_change(each) for each in changes])
+
+
+def _describe_moved_step(workflow: str, step: str | None, *, here: bool) -> str:
+    if here:
+        return (
+            f"Prefect executes step {step!r} of flow {workflow!r}, and pgflow's own workers do the others. "
+            "Start a worker: pgflow-prefect worker --help"
+        )
+    return f"pgflow's own workers execute step {step!r} of flow {workflow!r}. What a worker here has begun, it ends"
 
 
 async def check_step(store: Store, workflow: str, step: str | None) -> None:

@@ -1,4 +1,4 @@
--- pgflow_prefect on the released pgflow (pgflow.dev): who does a step of a flow that was moved, or a moved step, and what its schedules start.
+-- pgflow_prefect on the released pgflow (pgflow.dev): who does a moved step, or one of a moved flow, and what schedules start.
 --
 -- A part of the contract of ../CONTRACT.md; needs executing.sql. Rows bind a step to an SQL function, an endpoint, a queue or
 -- a program. Only the owner of the schema, or a role that may write the table, binds steps.

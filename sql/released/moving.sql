@@ -185,6 +185,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = 'pgflow_execute') THEN
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON pgmq.%I, pgmq.%I TO pgflow_execute',
                        pgmq.format_table_name(flow_slug, 'q'), pgmq.format_table_name(flow_slug, 'a'));
+        EXECUTE format('GRANT SELECT, UPDATE ON SEQUENCE %s TO pgflow_execute', pg_get_serial_sequence(
+            format('pgmq.%I', pgmq.format_table_name(flow_slug, 'q')), 'msg_id')); -- for messages that are rebuilt
     END IF;
 END
 $$;
@@ -606,6 +608,57 @@ $$;
 COMMENT ON FUNCTION pgflow_prefect.choose_runs(text[], int, double precision, uuid[], boolean) IS
     'Locks the runs that take_runs is to take, and returns them: those whose lease has run out (expired), and free ones. '
     'Runs from before the flow was moved, too: no other process does them any more. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.has_step_triggers() RETURNS boolean
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+    SELECT count(*) = 3 FROM pg_trigger t
+    WHERE t.tgrelid = 'pgflow.step_tasks'::regclass
+      AND t.tgname IN ('pgflow_prefect_take_new', 'pgflow_prefect_return', 'pgflow_prefect_take_again')
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.has_step_triggers() IS
+    'Whether the triggers of moved steps are there. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.sweep_step(flow_slug text, step_slug text, is_later boolean) RETURNS int
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    moved pgflow_prefect.moved_steps;
+    snapshot pg_snapshot;
+    taken int;
+BEGIN
+    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of this file
+    SELECT * INTO moved FROM pgflow_prefect.moved_steps m
+    WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug FOR KEY SHARE;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    snapshot := pg_current_snapshot();
+    taken := pgflow_prefect.take_out(sweep_step.flow_slug, ARRAY(
+        SELECT t.message_id FROM pgflow.step_tasks t
+        WHERE t.flow_slug = sweep_step.flow_slug AND t.step_slug = sweep_step.step_slug AND t.status = 'queued'
+          AND t.message_id IS NOT NULL
+        ORDER BY t.message_id));
+    IF is_later AND NOT moved.is_swept THEN
+        -- A transaction that was open at the move does not know of it. Look until all of these have ended.
+        UPDATE pgflow_prefect.moved_steps m
+        SET seen_in = coalesce(m.seen_in, pg_snapshot_xmax(snapshot)),
+            is_swept = coalesce(pg_snapshot_xmin(snapshot) >= m.seen_in, false)
+        WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug;
+    END IF;
+    RETURN taken;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.sweep_step(text, text, boolean) IS
+    'Takes the messages of a moved step that are in the queue out of it, and returns how many. is_later: in a later transaction '
+    'than that of the move. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.take_runs(

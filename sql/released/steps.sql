@@ -271,19 +271,6 @@ COMMENT ON FUNCTION pgflow_prefect.take_again() IS
     'and archives what a run or a step has left behind. Internal.';
 
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.has_step_triggers() RETURNS boolean
-LANGUAGE sql STABLE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$
-    SELECT count(*) = 3 FROM pg_trigger t
-    WHERE t.tgrelid = 'pgflow.step_tasks'::regclass
-      AND t.tgname IN ('pgflow_prefect_take_new', 'pgflow_prefect_return', 'pgflow_prefect_take_again')
-$$;
-
-COMMENT ON FUNCTION pgflow_prefect.has_step_triggers() IS
-    'Whether the triggers of moved steps are there. Internal.';
-
-
 CREATE OR REPLACE FUNCTION pgflow_prefect.guard_steps(wanted boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
@@ -333,8 +320,8 @@ BEGIN
         pgflow_prefect.find_column('flows', 'queue_mode', 'f', 'text'),
         pgflow_prefect.find_column('steps', 'queue_name', 's', 'text')) INTO has_own USING flow_slug;
     IF has_own THEN
-        RAISE EXCEPTION 'flow "%" stays with pgflow''s own workers: its steps have queues of their own, which this program can''t use yet',
-                        flow_slug
+        RAISE EXCEPTION 'flow "%" stays with pgflow''s own workers: its steps have queues of their own, and this program '
+                        'can''t use them yet', flow_slug
             USING ERRCODE = 'feature_not_supported', HINT = 'Compile the flow with one queue, and move it then.';
     ELSIF to_regprocedure('pgflow.start_tasks(text,bigint[],uuid)') IS NULL THEN
         RAISE EXCEPTION 'flow "%" stays with pgflow''s own workers: this program does not know this version of pgflow.start_tasks',
@@ -367,44 +354,6 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.does_step(pgflow_prefect.moved_flows, text) IS
     'Whether Prefect executes this step: its flow was moved, or the step alone. Internal.';
-
-
-CREATE OR REPLACE FUNCTION pgflow_prefect.sweep_step(flow_slug text, step_slug text, is_later boolean) RETURNS int
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-    moved pgflow_prefect.moved_steps;
-    snapshot pg_snapshot;
-    taken int;
-BEGIN
-    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of this file
-    SELECT * INTO moved FROM pgflow_prefect.moved_steps m
-    WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug FOR KEY SHARE;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    snapshot := pg_current_snapshot();
-    taken := pgflow_prefect.take_out(sweep_step.flow_slug, ARRAY(
-        SELECT t.message_id FROM pgflow.step_tasks t
-        WHERE t.flow_slug = sweep_step.flow_slug AND t.step_slug = sweep_step.step_slug AND t.status = 'queued'
-          AND t.message_id IS NOT NULL
-        ORDER BY t.message_id));
-    IF is_later AND NOT moved.is_swept THEN
-        -- A transaction that was open at the move does not know of it. Look until all of these have ended.
-        UPDATE pgflow_prefect.moved_steps m
-        SET seen_in = coalesce(m.seen_in, pg_snapshot_xmax(snapshot)),
-            is_swept = coalesce(pg_snapshot_xmin(snapshot) >= m.seen_in, false)
-        WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug;
-    END IF;
-    RETURN taken;
-END
-$$;
-
-COMMENT ON FUNCTION pgflow_prefect.sweep_step(text, text, boolean) IS
-    'Takes the messages of a moved step that are in the queue out of it, and returns how many. is_later: in a later transaction '
-    'than that of the move. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.lock_moves() RETURNS void
@@ -503,7 +452,7 @@ COMMENT ON FUNCTION pgflow_prefect.move_step_back(text, text) IS
 -- Messages that are nowhere: after a purge, a partial restore, or DROP SCHEMA pgflow_prefect CASCADE
 ------------------------------------------------------------------------------------------------------------
 
-CREATE OR REPLACE FUNCTION pgflow_prefect.list_lost_messages(at_most int)
+CREATE OR REPLACE FUNCTION pgflow_prefect.find_lost_messages(at_most int)
 RETURNS TABLE (workflow_slug text, run_id uuid, step_slug text, task_index int, message_id bigint, message jsonb)
 LANGUAGE plpgsql STABLE SECURITY DEFINER -- roles that only look have no right on queues, and see no message here
 SET search_path = pg_catalog, pgflow_prefect, pg_temp
@@ -514,12 +463,15 @@ DECLARE
     found int;
     wanted int := at_most;
 BEGIN
+    IF NOT has_schema_privilege('pgmq', 'USAGE') THEN
+        RETURN; -- an owner that only shows runs
+    END IF;
     FOR flow IN
         SELECT f.flow_slug, pgflow_prefect.find_queue(f.flow_slug) AS queue FROM pgflow.flows f
         WHERE EXISTS (SELECT FROM pgflow.runs r WHERE r.flow_slug = f.flow_slug AND r.status = 'started')
         ORDER BY f.flow_slug
     LOOP
-        CONTINUE WHEN flow.queue IS NULL OR wanted < 1;
+        CONTINUE WHEN flow.queue IS NULL OR wanted < 1 OR NOT has_table_privilege(format('pgmq.%I', flow.queue), 'SELECT');
         RETURN QUERY EXECUTE format($query$
             SELECT t.flow_slug, t.run_id, t.step_slug, t.task_index, t.message_id,
                    jsonb_build_object(
@@ -548,9 +500,24 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow_prefect.list_lost_messages(int) IS
+COMMENT ON FUNCTION pgflow_prefect.find_lost_messages(int) IS
     'Tasks that wait or are under way, and whose message is neither in their queue nor taken out, at most so many; each with '
-    'the message, rebuilt.';
+    'the message, rebuilt. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow_prefect.list_lost_messages(at_most int)
+RETURNS TABLE (workflow_slug text, run_id uuid, step_slug text, task_index int)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET plan_cache_mode = force_custom_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY SELECT l.workflow_slug, l.run_id, l.step_slug, l.task_index FROM pgflow_prefect.find_lost_messages(at_most) l;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow_prefect.list_lost_messages(int) IS
+    'Tasks that wait or are under way, and whose message is neither in their queue nor taken out, at most so many.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.restore_messages(at_most int)
@@ -567,7 +534,10 @@ BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('pgflow_prefect.restore_messages', 0)); -- one after the other
     PERFORM pgflow_prefect.end_messages(f.flow_slug) FROM (
         SELECT DISTINCT o.flow_slug FROM pgflow_prefect.taken_out o) f;
-    FOR lost IN SELECT * FROM pgflow_prefect.list_lost_messages(restore_messages.at_most) LOOP
+    FOR lost IN
+        SELECT l.* FROM pgflow_prefect.find_lost_messages(restore_messages.at_most) l
+        WHERE has_table_privilege(format('pgmq.%I', pgflow_prefect.find_queue(l.workflow_slug)), 'INSERT')
+    LOOP
         -- The task may have ended meanwhile, or be about to.
         PERFORM FROM pgflow.step_tasks t
         WHERE t.run_id = lost.run_id AND t.step_slug = lost.step_slug AND t.task_index = lost.task_index
@@ -590,8 +560,8 @@ END
 $$;
 
 COMMENT ON FUNCTION pgflow_prefect.restore_messages(int) IS
-    'Rebuilds messages that are nowhere, at most so many, and returns their tasks. A task whose next attempt was not due yet is '
-    'due at once.';
+    'Rebuilds messages that are nowhere, at most so many, and returns their tasks, without those of queues that the caller may '
+    'not write. A task whose next attempt was not due yet is due at once.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.list_moved_steps()

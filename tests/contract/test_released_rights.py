@@ -154,6 +154,32 @@ async def look(store: Store) -> UUID:
 
 
 @pytest.mark.usefixtures("roles")
+async def test_a_role_that_executes_does_a_moved_step_and_moves_none(released: ReleasedWorld) -> None:
+    released.flows.define("steps", {"list": [], "report": []}, attempts=2)
+    async with open_store(Settings(dsn=SecretStr(released.dsn)), size=1, executes_moved=True) as owner:
+        await owner.bind_step("steps", "list", "python")
+    released.flows.start("steps", {})
+    settings = Settings(dsn=SecretStr(become(released.dsn, "pgflow_execute")))
+    async with open_store(settings, size=1, executes_moved=True) as store:
+        [taken] = await store.take_runs(["steps"], 1)
+        asked = ClaimRequest(TaskKey("list"), uuid4(), None, with_payload=True)
+        assert (await store.claim_step(taken.run_id, taken.epoch, asked._replace(task=TaskKey("report")))).waits
+        claim = await store.claim_step(taken.run_id, taken.epoch, asked)
+        fence = {"epoch": taken.epoch, "attempt": claim.attempt, "task_run_id": uuid4()}
+        await store.fail_step(taken.run_id, asked.task, "broken", state_name="Failed", **fence)
+        claim = await store.claim_step(taken.run_id, taken.epoch, asked)
+        done = Completion(TaskKey("list"), "[1]", claim.attempt, uuid4())
+        assert (await store.complete_step(taken.run_id, taken.epoch, done)).status is Status.COMPLETED
+        released.db.execute("SELECT pgmq.purge_queue('steps')")
+        assert [each.step_slug for each in await store.restore_messages(limit=5)] == ["report"]
+        with pytest.raises(PgflowPrefectError, match="permission denied"):
+            await store.bind_step("steps", "report", "python")
+        with pytest.raises(PgflowPrefectError, match="permission denied"):
+            await store.bind_step("steps", "list", "external")
+    assert released.flows.work("steps", lambda step, index: 1) == [("report", 0)]
+
+
+@pytest.mark.usefixtures("roles")
 async def test_a_role_that_observes_sees_everything_and_writes_nothing(released: ReleasedWorld) -> None:
     async with open_as(released, "pgflow_observe") as store:
         await look(store)

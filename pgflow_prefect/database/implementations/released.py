@@ -42,7 +42,7 @@ REASONS = {
     "skip": "pgflow has no function that skips a step by hand: its conditions and `when_exhausted` do that",
     "prune": "pgflow's guide has SQL that deletes old runs; pgflow.delete_flow_and_data deletes a flow with its runs",
     "logs": "pgflow's workers log where they run: this program does not see it",
-    "shadow": "single steps can't be moved yet, and a shadow is of a single step",
+    "shadow": "this program does not compare with the results of pgflow's workers yet: move the step, and undo it",
     "credentials": "no row of a binding was made by an older version of this program",
 }
 """Why a command does not work on it, by its name."""

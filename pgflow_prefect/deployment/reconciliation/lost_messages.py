@@ -5,6 +5,7 @@ from pgflow_prefect.database.store import Store
 from pgflow_prefect.deployment.reconciliation.disagreements import Disagreement, Kind
 
 _BATCH = 1000  # messages
+_LEFT = "another transaction holds the task, or the database user may not write to its queue"
 
 
 async def restore_lost_messages(store: Store, *, apply: bool) -> list[Disagreement]:
@@ -21,7 +22,8 @@ async def restore_lost_messages(store: Store, *, apply: bool) -> list[Disagreeme
     while page := await store.restore_messages(limit=_BATCH):
         told = [_describe(each, "rebuilt the message") for each in page]
         restored += [each.model_copy(update={"repaired": True}) for each in told]
-    return restored
+    left = [_describe(each, "rebuild the message") for each in await store.list_lost_messages(limit=_BATCH)]
+    return [*restored, *(each.model_copy(update={"error": _LEFT}) for each in left)]
 
 
 def _describe(lost: LostMessage, repair: str) -> Disagreement:
