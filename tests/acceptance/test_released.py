@@ -24,7 +24,7 @@ REFUSED = {
     "prune --older-than 30d": "pgflow.delete_flow_and_data",
     "push flows/photos.py": "pgflow compiles flows from TypeScript",
     "retry latest": "pgflow has no function that reopens a failed run",
-    "shadow photos": "single steps can't be moved yet",
+    "shadow photos": "this program does not compare with the results of pgflow's workers yet",
     "skip latest report": "pgflow has no function that skips a step by hand",
 }
 """Commands, and why each does not work."""
@@ -169,6 +169,41 @@ def test_doctor_tells_the_version_the_workers_and_the_tasks_that_wait(
     late = "UPDATE pgflow.step_tasks SET queued_at = now() - interval '1 h', started_at = now() - interval '1 h'"
     flows.db.execute(late.replace("1 h'", "1 hour'").encode())
     assert examine()["stalled tasks"][0] == "warning"
+
+
+def test_a_step_is_moved_its_lost_messages_are_named_and_everything_is_removed(
+    outside: CommandLine, empty_dsn: str, flows: ReleasedFlows
+) -> None:
+    outside = on(outside, empty_dsn)
+    flows.define("photos", {"list": [], "report": []})
+    before = read_objects(flows.db)
+    flows.start("photos", {})
+    outside("init")
+    moved = outside("bind", "photos", "list", "--python")
+    assert "Prefect executes step 'list' of flow 'photos', and pgflow's own workers do the others" in moved.out
+    assert flows.work("photos", lambda step, index: 1) == [("report", 0)]
+    check = find_check(outside, "messages")
+    assert (check["outcome"], "'list' of photos (1 waiting)" in str(check["found"])) == ("ok", True)
+    flows.db.execute("DROP SCHEMA pgflow_prefect CASCADE")
+    outside("init")
+    check = find_check(outside, "messages")
+    assert check["outcome"] == "fault"
+    assert "step 'list'[0] of run" in str(check["found"])
+    assert outside("init", "--remove").code == 0
+    assert read_objects(flows.db) == before
+    assert flows.work("photos", lambda step, index: 1) == [("list", 0)]
+    outside("init")
+    outside("bind", "photos", "report", "--sql", "public.nothing")
+    assert outside("bind", "photos", "report", "--python").code == 0
+    back = outside("bind", "photos", "--external")
+    assert "start its Edge Function" not in back.out, "it has never stopped"
+
+
+def find_check(outside: CommandLine, name: str) -> dict[str, object]:
+    """Return what `doctor` says of one of its checks."""
+    checks = json.loads(outside("doctor", "--no-flow-run", "--json").out)
+    [check] = [each for each in checks if each["name"] == name]
+    return dict(check)
 
 
 def test_observe_shows_what_pgflows_workers_execute_and_record_what_they_have_executed(
