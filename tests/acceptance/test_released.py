@@ -183,12 +183,12 @@ def test_a_step_is_moved_its_lost_messages_are_named_and_everything_is_removed(
     assert "Prefect executes step 'list' of flow 'photos', and pgflow's own workers do the others" in moved.out
     assert flows.work("photos", lambda step, index: 1) == [("report", 0)]
     check = find_check(outside, "messages")
-    assert (check["outcome"], "'list' of photos (1 waiting)" in str(check["found"])) == ("ok", True)
+    assert (check["outcome"], "'list' of photos (1 waiting)" in str(check["message"])) == ("ok", True)
     flows.db.execute("DROP SCHEMA pgflow_prefect CASCADE")
     outside("init")
     check = find_check(outside, "messages")
     assert check["outcome"] == "fault"
-    assert "step 'list'[0] of run" in str(check["found"])
+    assert "step 'list'[0] of run" in str(check["message"])
     assert outside("init", "--remove").code == 0
     assert read_objects(flows.db) == before
     assert flows.work("photos", lambda step, index: 1) == [("list", 0)]
@@ -202,7 +202,7 @@ def test_a_step_is_moved_its_lost_messages_are_named_and_everything_is_removed(
 def find_check(outside: CommandLine, name: str) -> dict[str, object]:
     """Return what `doctor` says of one of its checks."""
     checks = json.loads(outside("doctor", "--no-flow-run", "--json").out)
-    [check] = [each for each in checks if each["name"] == name]
+    [check] = [each for each in checks if each["check"] == name]
     return dict(check)
 
 
