@@ -2299,6 +2299,11 @@ BEGIN
             RETURN;
         END IF;
         state.started_at := NULL;
+    ELSIF run.uses_rules AND (pgflow.find_step(run.definition_id, step_slug)).child_workflow IS NOT NULL THEN
+        -- Another attempt would take the step from its child, whose end would then be one of a former attempt.
+        RAISE EXCEPTION 'step "%" of run % can''t be claimed: it is a run of another workflow', step_slug, run.id
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                  HINT = 'The end of that run ends the step. Execute the steps of that run.';
     END IF;
     IF state.started_at IS NULL THEN
         RAISE EXCEPTION 'the claim of step "%" of run % was not stored: a trigger or rule on pgflow.step_states '

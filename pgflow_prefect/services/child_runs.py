@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
@@ -30,15 +31,20 @@ _logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def execute_children(host: Host, client: PrefectClient, workflows: Mapping[str, Workflow]) -> AsyncIterator[None]:
-    """Execute the children of the runs that this process executes, until the block ends; see `ChildRuns`."""
+    """Execute the children of the runs that this process executes, until the block ends; see `ChildRuns`.
+
+    A run that has failed by one step may have left children of others under way. The block ends after those.
+    """
     if not workflows:
         yield
         return
     failure: Exception | None = None
+    children = ChildRuns(host, client, workflows)
     async with anyio.create_task_group() as group:
-        group.start_soon(ChildRuns(host, client, workflows).run)
+        group.start_soon(children.run)
         try:
             yield
+            await children.finish()
         except Exception as error:  # noqa: BLE001  raised below: here, the group would wrap it
             failure = error
         finally:
@@ -62,16 +68,34 @@ class ChildRuns:
     workflows: Mapping[str, Workflow]
     _wakeup: Wakeup = field(default_factory=Wakeup, init=False)
     _next_sweep: float = field(default=0, init=False)
+    _parents: set[UUID] = field(default_factory=set, init=False)
+    """The runs that are or were executed here, without children that have completed: nothing below those is pending."""
+    _under_way: int = field(default=0, init=False)
+    _is_last: bool = field(default=False, init=False)
+    _finished: anyio.Event = field(default_factory=anyio.Event, init=False)
 
     async def run(self) -> None:
         """Execute children until it is cancelled."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._listen)
             pauses = Pauses(_SHORTEST_INTERVAL, _LONGEST_INTERVAL, factor=1.5)
-            while True:
+            while not self._finished.is_set():
+                is_last = self._is_last  # read before the look, which sees what the parent's end has left
                 if await self._take(group):
                     pauses.reset()
+                elif is_last and (not self._under_way or self.host.draining.is_set()):
+                    self._finished.set()
+                    break
                 await self._wakeup.wait(pauses.draw())
+
+    async def finish(self) -> None:
+        """Wait for the children that are under way when their parent has ended, as it has failed by another step.
+
+        Without this, they would stay pending where no worker takes them.
+        """
+        self._is_last = True
+        self._wakeup.wake()
+        await self._finished.wait()
 
     async def _listen(self) -> None:
         await listen(self.host.dsn, self._wakeup, connect_timeout=self.host.settings.connect_timeout)
@@ -79,24 +103,35 @@ class ChildRuns:
     async def _take(self, group: TaskGroup) -> bool:
         """Take children, and return whether there were any."""
         executing = self.host.executing
-        if self.host.draining.is_set() or not executing:
+        self._parents |= executing
+        if self.host.draining.is_set() or not self._parents:
             return False
         try:
             if anyio.current_time() >= self._next_sweep:  # once in a while, not after each notification
                 await self.host.store.expire_dead_holders()
                 await self.host.store.move_children(MOST_TAKEN)
                 self._next_sweep = anyio.current_time() + min(self.host.settings.sweep_interval, _LONGEST_INTERVAL)
-            taken = await self.host.store.take_children(executing, self.workflows, MOST_TAKEN, besides=executing)
+            taken = await self.host.store.take_children(self._parents, self.workflows, MOST_TAKEN, besides=executing)
         except PgflowPrefectError as error:
             _logger.warning("no children taken: %s", error)
             if isinstance(error, DatabaseUnavailableError):
                 await self.host.store.drop_broken_connections()
             return False
         for each in taken:
+            self._under_way += 1
             group.start_soon(self._execute, each)
         return bool(taken)
 
     async def _execute(self, taken: TakenRun) -> None:
+        try:
+            if await self._execute_flow(taken):
+                self._parents.discard(taken.run_id)
+        finally:
+            self._under_way -= 1
+            self._wakeup.wake()
+
+    async def _execute_flow(self, taken: TakenRun) -> bool:
+        """Execute a child as a flow run, and return whether it has completed."""
         workflow = self.workflows[taken.workflow_slug]
         flow = workflow.make_flow(self.host.settings, host=self.host)
         with self.host.reserve(taken.run_id, taken.epoch):
@@ -111,13 +146,15 @@ class ChildRuns:
                     parent_task_run_id=parent,
                 )
                 if await self.host.link(taken, created.flow_run.id):
-                    await execute_until_cancelled(self.host, self.client, flow, created.flow_run, taken.run_id)
+                    state = await execute_until_cancelled(self.host, self.client, flow, created.flow_run, taken.run_id)
+                    return state.is_completed()
             except PgflowPrefectError as error:
                 _logger.warning("child run %s of workflow %r: %s", taken.run_id, taken.workflow_slug, error)
                 await self._put_off(taken, str(error))
             except Exception as error:
                 _logger.warning("child run %s broke off: %s", taken.run_id, describe_error(error))
                 _logger.debug("child run %s", taken.run_id, exc_info=error)
+        return False
 
     async def _put_off(self, taken: TakenRun, reason: str) -> None:
         """Hand back a run that could not begin here, to be taken again after a while."""

@@ -190,6 +190,19 @@ def test_items_that_are_runs_cannot_be_claimed(db: Connection) -> None:
     run_id = begin(db, [1, 2])
     with refused(NOT_READY, "each is a run of another workflow"):
         db.execute("SELECT * FROM pgflow.claim_items(%s, 'price', 10)", [run_id])
+    with refused(NOT_READY, "it is a run of another workflow"):
+        db.execute("SELECT * FROM pgflow.claim_step(%s, 'price')", [run_id])
+    assert db.execute("SELECT * FROM pgflow_prefect.take_items('orders', 'price', 10)").fetchall() == []
+    end_all(db, run_id)
+    assert get_state(db, run_id, "price").step_result == [{"ask": 1}, {"ask": 2}]
+
+
+def test_skipping_a_map_cancels_its_children_and_begins_no_further_one(db: Connection) -> None:
+    run_id = begin(db, [1, 2, 3], max_children=2)
+    db.execute("SELECT pgflow.skip_step(%s, 'price', 'not needed', false)", [run_id])
+    assert [each.ended_as for each in list_children(db, run_id)] == ["cancelled", "cancelled"]
+    complete(db, run_id, "total")
+    assert get_run(db, run_id).status == "completed"
 
 
 def test_an_item_that_is_completed_by_hand_frees_its_place_when_its_child_ends(db: Connection) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from threading import Thread
+from typing import LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -65,6 +66,10 @@ def begin(db: Connection, payload: object = None) -> tuple[UUID, Run]:
     run_id = run_workflow(db, "orders", payload or {"id": 7}).id
     complete(db, run_id, "look", {"price": 5})
     return run_id, find_child(db, run_id)
+
+
+def get_child_result(db: Connection, child_id: UUID) -> object:
+    return {"book": get_state(db, child_id, "book").step_result}
 
 
 def move(db: Connection) -> int:
@@ -384,6 +389,92 @@ def test_a_step_that_is_completed_by_hand_lets_its_child_go_on(db: Connection) -
     finish(db, child.id)
     assert get_run(db, child.id).status == "completed"
     assert get_state(db, run_id, "settle").step_result == "by hand"
+
+
+def test_a_step_that_is_a_run_cannot_be_claimed_by_hand(db: Connection) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    for epoch in (None, 0):
+        with refused(NOT_READY, "it is a run of another workflow"):
+            claim(db, run_id, "settle", epoch)
+    assert get_state(db, run_id, "settle").attempts == 1
+    finish(db, child.id)
+    assert claim(db, run_id, "settle").status == "completed"
+    assert statuses(db, run_id)["tell"] == "pending"
+
+
+def test_starting_the_step_by_hand_begins_no_second_child(db: Connection) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    db.execute("SELECT pgflow.start_step(%s, 'settle')", [run_id])
+    assert find_child(db, run_id).id == child.id
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        "SELECT pgflow.complete_step(%s, 'settle', '1', NULL, 2)",
+        "SELECT pgflow.fail_step(%s, 'settle', 'x', NULL, 2)",
+    ],
+)
+def test_a_report_of_another_attempt_leaves_the_child_alone(db: Connection, report: LiteralString) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    db.execute(report, [run_id])
+    assert get_state(db, run_id, "settle").status == "pending"
+    assert get_run(db, child.id).status == "pending"
+    finish(db, child.id)
+    assert get_state(db, run_id, "settle").step_result == get_child_result(db, child.id)
+
+
+def test_a_step_that_became_a_run_ends_by_it_though_a_row_binds_it(db: Connection) -> None:
+    define(db, "settlement", CHILD)
+    define(db, "orders", PARENT)
+    db.execute("SELECT pgflow_prefect.bind_step('orders', 'settle', 'external')")
+    say(db, "orders", "settle", child_workflow="settlement")
+    run_id, child = begin(db)
+    assert column(db, "SELECT attempt FROM pgflow_prefect.claim_external_step(%s, 'settle')", run_id) == []
+    assert column(db, "SELECT step_slug FROM pgflow_prefect.take_external_steps('orders', 'settle', 9)") == []
+    finish(db, child.id)
+    assert get_state(db, run_id, "settle").attempts == 1
+
+
+@pytest.mark.parametrize(
+    "edit", [{"child_workflow": None}, {"child_retries": 5}, {"child_payload": ["look", "price"]}], ids=str
+)
+def test_an_edit_changes_nothing_of_a_child_under_way(db: Connection, edit: dict[str, object]) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    say(db, "orders", "settle", **edit)
+    fail(db, child.id, "pay", "no money")
+    assert get_state(db, run_id, "settle").status == "failed"
+    reopen(db, run_id)
+    finish(db, child.id)
+    assert get_state(db, run_id, "settle").status == "completed"
+    assert find_child(db, run_id).payload == {"payload": {"id": 7}, "look": {"price": 5}}
+
+
+def test_a_step_that_a_child_under_way_needs_cannot_be_deleted(db: Connection) -> None:
+    define_both(db)
+    run_id, child = begin(db)
+    db.execute("DELETE FROM pgflow.deps WHERE workflow_slug = 'settlement'")
+    with refused(NOT_READY, f"run {child.id} is pending and has yet to start it"):
+        db.execute("DELETE FROM pgflow.steps WHERE workflow_slug = 'settlement' AND slug = 'book'")
+    with refused("23503"):
+        db.execute("DELETE FROM pgflow.workflows WHERE slug = 'settlement'")
+    finish(db, child.id)
+    assert get_state(db, run_id, "settle").status == "completed"
+
+
+def test_a_child_that_no_process_takes_is_counted_though_its_workflow_is_not_enabled(db: Connection) -> None:
+    define_both(db)
+    _, child = begin(db)
+    counted = "SELECT workflow_slug, runs, older FROM pgflow_prefect.count_untaken_runs(60, 600)"
+    assert db.execute(counted).fetchall() == [], "it has just begun"
+    db.execute("UPDATE pgflow.runs SET created_at = now() - interval '2 minutes' WHERE id = %s", [child.id])
+    assert db.execute(counted).fetchall() == [("settlement", 1, 0)]
+    db.execute("SELECT pgflow_prefect.take_run(%s, %s, 'me', 600, 3)", [child.id, uuid4()])
+    assert db.execute(counted).fetchall() == []
 
 
 def test_skipping_a_step_cancels_its_child(db: Connection) -> None:

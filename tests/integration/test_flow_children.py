@@ -143,6 +143,44 @@ async def test_one_process_executes_a_run_and_its_nested_children(
 
 
 @pytest.mark.thorough
+async def test_children_of_a_run_that_fails_by_another_step_end_before_its_command_does(
+    db: Connection, pgflow_dsn: str, client: PrefectClient
+) -> None:
+    failed = anyio.Event()
+    inner = Workflow(make_slug())
+
+    @inner.step
+    async def pay() -> int:
+        await failed.wait()
+        return 3
+
+    middle = Workflow(make_slug())
+    middle.bind("order", Child(inner.slug))
+    whole = Workflow(make_slug())
+    whole.bind("settle", Child(middle.slug))
+
+    @whole.step
+    async def other() -> None:
+        while value(db, "SELECT count(*) < 3 FROM pgflow.runs"):
+            await anyio.sleep(0.02)
+        raise ValueError("no stock")
+
+    for workflow in (inner, middle, whole):
+        await push(pgflow_dsn, workflow)
+    run_id = run_workflow(db, whole.slug, {}).id
+    async with open_own_host(pgflow_dsn) as host:
+        flow = whole.make_flow(host.settings, host=host)
+        created = await create_flow_run(client, flow, whole.slug, run_id, host.installation.id)
+        with anyio.fail_after(180):
+            async with execute_children(host, client, {each.slug: each for each in (inner, middle)}):
+                await execute_until_cancelled(host, client, flow, created.flow_run, run_id)
+                failed.set()
+    assert get_run(db, run_id).status == "failed"
+    assert value(db, "SELECT count(*) FROM pgflow.runs WHERE status = 'completed'") == 2
+    assert get_state(db, run_id, "settle").step_result == {"order": {"pay": 3}}
+
+
+@pytest.mark.thorough
 async def test_cancelling_the_parent_stops_the_handler_of_the_child(
     db: Connection, pgflow_dsn: str, client: PrefectClient
 ) -> None:
