@@ -18,7 +18,7 @@ WHOLE = "tests"
 """Every folder of tests: what `--all` collects."""
 
 PROCESSES = "processes"
-"""The marker of tests that start commands, workers or clusters."""
+"""The marker of tests that start commands, workers or clusters, or that disturb tests beside them."""
 
 THOROUGH = "thorough"
 """The marker of tests that take long, and of further tests that need a server."""

@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as error:  # with a command's result, as cyclopts has it, or after SIGTERM
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
     except CycloptsError as error:
-        code = _print_error(f"{error}", hint="`pgflow-prefect --help` shows the commands", code=2)
+        code = _print_error(f"{error}", hint=_name_help(arguments), code=2)
     except UsageError as error:
         code = _print_error(str(error), code=2)
     except PgflowPrefectError as error:
@@ -146,6 +146,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _find_command(arguments: Sequence[str]) -> str | None:
     return next((argument for argument in arguments if argument in COMMANDS), None)
+
+
+def _name_help(arguments: Sequence[str]) -> str:
+    """Return which help shows what a command line may have."""
+    if arguments and arguments[0] in COMMANDS:
+        return f"`pgflow-prefect {arguments[0]} --help` shows what it takes"
+    return "`pgflow-prefect --help` shows the commands"
 
 
 def _explain(error: PgflowPrefectError, arguments: Sequence[str]) -> str | None:

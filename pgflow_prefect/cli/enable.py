@@ -73,7 +73,7 @@ def print_older_runs(older_runs: list[UUID]) -> None:
         return
     count = len(older_runs)
     out.print(
-        f"{count} pending run{'s are' if count > 1 else ' is'} older than that: "
+        f"{count} pending run{'s' if count > 1 else ''} began before the workflow was enabled: "
         f"`pgflow-prefect worker --adopt` or `pgflow-prefect bridge --adopt` takes {'them' if count > 1 else 'it'}",
         markup=False,
     )

@@ -117,7 +117,8 @@ def test_a_run_that_does_not_exist_is_unknown(cli: CommandLine) -> None:
     ("arguments", "message"),
     [
         (["frobnicate"], 'Unknown command "frobnicate"'),
-        (["list", "--frob"], "Unknown option: --frob"),
+        (["list", "--frob"], "Unknown option: --frob.\n`pgflow-prefect list --help` shows what it takes"),
+        (["status"], "RUN_ID requires an argument.\n`pgflow-prefect status --help` shows what it takes"),
         (["status", "0815x"], "RUN_ID"),
         (["graph", "--run", "last"], "RUN_ID"),
         (["run", "--resume", "the-last-one"], "RUN_ID"),

@@ -123,8 +123,8 @@ def test_deploy_names_the_pending_runs_that_no_process_will_take(cli: CommandLin
     [again] = json.loads(cli("deploy", chain, "--json").out)
 
     assert deployed.lines[1:] == [
-        "2 pending runs are older than that: `pgflow-prefect worker --adopt` or `pgflow-prefect bridge --adopt` "
-        "takes them"
+        "2 pending runs began before the workflow was enabled: `pgflow-prefect worker --adopt` or "
+        "`pgflow-prefect bridge --adopt` takes them"
     ]
     assert {*again["older_runs"]} == older
 
@@ -253,7 +253,7 @@ def test_enable_and_disable_say_the_new_state(cli: CommandLine, db: Connection) 
         "workflow 'chain' is disabled: no worker or bridge takes its runs. Runs that are executing go on"
     ]
     assert enabled.lines[0].startswith("workflow 'chain' is enabled: workers and bridges take its runs begun since 20")
-    assert enabled.lines[1].startswith("1 pending run is older than that: `pgflow-prefect worker --adopt` or ")
+    assert enabled.lines[1].startswith("1 pending run began before the workflow was enabled: `pgflow-prefect worker ")
     assert (shown["workflow_slug"], shown["enabled"], shown["older_runs"]) == ("chain", True, [older])
     assert (off["workflow_slug"], off["enabled"], off["older_runs"]) == ("chain", False, [])
     assert cli("list").lines[1].endswith("\tno\t-")

@@ -279,6 +279,9 @@ async def test_what_prefect_does_not_take_is_shown_once_it_answers(site: Site, m
     assert away == {"create": 0, "send": 0}
 
 
+# Not beside other tests: Prefect's server gives up all task runs that it was to write together with those of the flow
+# run that is gone.
+@pytest.mark.processes
 async def test_a_flow_and_a_flow_run_that_a_user_deletes_in_prefect_keep_no_run_from_being_shown(site: Site) -> None:
     site.flows.define(site.slug, {"a": []})
     async with site.observe():
