@@ -12,6 +12,7 @@ from benchmarks.deploy import measure_deploy
 from benchmarks.engine import measure_engine
 from benchmarks.measure import Report
 from benchmarks.overload import measure_overload
+from benchmarks.released import measure_released
 from benchmarks.results import describe_machine, write_results
 from benchmarks.rules import measure_rules
 from benchmarks.scale import measure_scale
@@ -27,6 +28,7 @@ from benchmarks.workflows import ONLY, measure_workflows
 SUBJECTS: dict[str, Callable[[str], Iterator[Report]]] = {
     "engine": measure_engine,
     "rules": measure_rules,
+    "released": measure_released,
     "translation": measure_translation,
     "worker": measure_worker,
     "small-runs": measure_small_runs,
