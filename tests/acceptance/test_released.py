@@ -298,11 +298,13 @@ def test_a_moved_flow_is_executed_whichever_worker_dies_and_moved_back(
         services.stop()
     output = flows.db.execute("SELECT output FROM pgflow.runs WHERE run_id = %s", [run_id]).fetchone()
     assert output == ({"report": 30},)
+    executed = cli("run", slug, "--payload", '{"album": 7}')
+    assert executed.code == 0, executed.err
     back = cli("bind", slug, "--external").lines
     assert back[0] == f"pgflow's own workers execute flow {slug!r}"
     flows.start(slug, {})
     work(flows, slug)
-    assert flows.db.execute("SELECT count(*) FROM pgflow.runs WHERE status = 'completed'").fetchone() == (2,)
+    assert flows.db.execute("SELECT count(*) FROM pgflow.runs WHERE status = 'completed'").fetchone() == (3,)
 
 
 BRIDGED = """
