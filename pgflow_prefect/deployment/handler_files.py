@@ -182,8 +182,16 @@ def load_module(source: str) -> ModuleType:
         if is_from_signal(error):
             raise
         if isinstance(error, ModuleNotFoundError) and not is_file(source) and source.startswith(error.name or source):
-            raise UsageError(f"there is no module {source!r}. If it is a file, name it with its .py") from error
+            raise UsageError(f"there is no module {source!r}. {_suggest_file(source)}") from error
         raise UsageError(f"{source} can't be imported: {_locate(error)}") from error
+
+
+def _suggest_file(source: str) -> str:
+    """Return what to write for what is no module: it may be a workflow's name, or a file's without its end."""
+    for path in (default_path(source), Path(f"{source}.py")):
+        if path.is_file():
+            return f"Did you mean the file {path}?"
+    return "If it is a file, name it with its .py"
 
 
 def find_module(source: str) -> ModuleType | None:

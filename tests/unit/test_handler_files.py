@@ -120,6 +120,21 @@ def test_what_does_not_exist_is_named(handlers: str, message: str) -> None:
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("written", "file"),
+    [
+        ("campaign", "flows/campaign.py"),
+        ("spring-campaign", "flows/spring_campaign.py"),
+        ("parts/mine", "parts/mine.py"),
+    ],
+)
+def test_the_file_of_a_workflow_that_was_named_instead_is_suggested(directory: Path, written: str, file: str) -> None:
+    write(directory / file)
+    with pytest.raises(UsageError) as refused:
+        load_workflow("campaign", written)
+    assert str(refused.value) == f"there is no module {written!r}. Did you mean the file {file}?"
+
+
 @pytest.mark.parametrize("handlers", ["broken.py", "broken"])
 @pytest.mark.parametrize(
     ("line", "reason"),
