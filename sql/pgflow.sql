@@ -182,13 +182,71 @@ BEGIN
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', opened.name, opened.grantee);
     END LOOP;
+    -- The next version of a worker calls new functions itself. A role that could hand runs back works, and gets those
+    -- that write, except for the owner's; a role that could list processes gets those that read. What these call, too.
+    FOR opened IN
+        WITH RECURSIVE routine AS (
+            SELECT p.oid, p.proname, p.prosrc, p.proowner, p.proacl, p.provolatile, n.nspname,
+                   n.nspname || '.' || p.proname || '(' AS call
+            FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+            WHERE n.nspname IN ('pgflow', 'pgflow_prefect') AND p.prokind = 'f' AND NOT p.prosecdef
+              AND p.prorettype <> 'trigger'::regtype
+              AND p.proname !~ '^(new_installation|move_installation|change_binding|prune_|find_prunable|choose_prunable)'
+              AND p.proname !~ '^(find_gone_runs|name_airflow_dags|remove_airflow_dags)'
+        ), granted (routine, grantee) AS (
+            SELECT made.oid, a.grantee
+            FROM routine made
+            JOIN routine model ON model.nspname = made.nspname
+                              AND model.proname = CASE made.provolatile WHEN 'v' THEN 'release_run' ELSE 'list_holders' END
+            CROSS JOIN LATERAL aclexplode(model.proacl) a
+            WHERE made.nspname = 'pgflow_prefect' AND schema_name = made.nspname AND a.grantee NOT IN (0, made.proowner)
+              AND 'pg_proc'::regclass::oid || '/' || model.oid = ANY (known)
+              AND 'pg_proc'::regclass::oid || '/' || made.oid <> ALL (known)
+            UNION
+            SELECT called.oid, g.grantee
+            FROM granted g JOIN routine caller ON caller.oid = g.routine
+            JOIN routine called ON called.oid <> caller.oid AND strpos(caller.prosrc, called.call) > 0
+        )
+        SELECT g.routine::regprocedure::text AS name, g.grantee::regrole::text AS grantee
+        FROM granted g WHERE NOT has_function_privilege(g.grantee, g.routine, 'EXECUTE')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', opened.name, opened.grantee);
+    END LOOP;
 END
 $$;
 
 COMMENT ON FUNCTION pgflow.close_schema(text, boolean) IS
     'Takes every right from others than the owner on what a script has created since lock_schema; also_known: from '
-    'PUBLIC on the functions that were there before, too. Who may call one of those may call the new ones that it calls. '
-    'Internal.';
+    'PUBLIC on the functions that were there before, too. Who may call one of those may call the new ones that it calls, '
+    'and those that the next version of a worker calls. Internal.';
+
+
+CREATE OR REPLACE FUNCTION pgflow.hand_on_rights(model regclass, rights text[], VARIADIC made regclass[])
+RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pgflow, pg_temp SET row_security = off
+AS $$
+DECLARE
+    known CONSTANT text[] := string_to_array(current_setting('pgflow.known_objects'), ' ');
+    granted record;
+BEGIN
+    FOR granted IN
+        SELECT DISTINCT r.privilege_type AS "right", m.name, r.is_grantable,
+               CASE r.grantee WHEN 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END AS grantee
+        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) r CROSS JOIN unnest(made) AS m (name)
+        WHERE c.oid = model AND r.grantee <> c.relowner
+          AND r.privilege_type = ANY (rights)
+          AND 'pg_class'::regclass::oid || '/' || m.name::oid <> ALL (known)
+    LOOP
+        EXECUTE format('GRANT %s ON %s TO %s%s', granted."right", granted.name, granted.grantee,
+                       CASE WHEN granted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    END LOOP;
+END
+$$;
+
+COMMENT ON FUNCTION pgflow.hand_on_rights(regclass, text[], regclass[]) IS
+    'Gives those who have these rights on a table the same rights on tables that a script has created since lock_schema: '
+    'functions that they could call before an upgrade now use these. After close_schema. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.pause_reactions(VARIADIC tables regclass[]) RETURNS text
@@ -6101,6 +6159,9 @@ DO $rights$
 BEGIN
     -- Version 1 left the functions to PUBLIC where its owner had default privileges.
     PERFORM pgflow.close_schema('pgflow', also_known => current_setting('pgflow.former_version')::int < 2);
+    PERFORM pgflow.hand_on_rights('pgflow.waiting_steps', '{SELECT,INSERT,UPDATE,DELETE}', 'pgflow.undone_steps',
+                                  'pgflow.step_maps', 'pgflow.step_items', 'pgflow.child_requests');
+    PERFORM pgflow.hand_on_rights('pgflow.waiting_steps', '{SELECT,INSERT,UPDATE}', 'pgflow.backfills', 'pgflow.backfill_dates');
 END
 $rights$;
 

@@ -951,7 +951,7 @@ DECLARE
     refused pgflow.step_states;
     item_indexes pg_catalog.int4[];
 BEGIN
-    IF pgflow.is_under_policies() THEN
+    IF pgflow.is_under_policies() OR pgflow_prefect.is_under_policies() THEN
         PERFORM pgflow.refuse_policies('pgflow', 'pgflow_prefect');
     END IF;
     SELECT s.* INTO refused
@@ -3102,6 +3102,9 @@ DO $rights$
 BEGIN
     -- Version 5 left functions to PUBLIC if their owner had default privileges.
     PERFORM pgflow.close_schema('pgflow_prefect', also_known => current_setting('pgflow.former_version')::int < 6);
+    PERFORM pgflow.hand_on_rights('pgflow_prefect.owners', '{SELECT,INSERT,UPDATE,DELETE}', 'pgflow_prefect.set_aside_runs',
+                                  'pgflow_prefect.cached_results', 'pgflow_prefect.heartbeats', 'pgflow_prefect.mirrors',
+                                  'pgflow_prefect.mirrored_runs');
 END
 $rights$;
 

@@ -105,7 +105,7 @@ DECLARE
         'list_network_bindings,list_binding_changes,list_bound_workflows,list_workflows_with_bindings,list_moved}';
     internal CONSTANT text[] := '{prune_runs,prune_run,prune_definitions,prune_backfills,find_gone_runs,find_prunable,'
         'choose_prunable,'
-        'change_binding,lock_schema,close_schema,reserve_pages,pause_reactions,write_snapshot,new_installation,'
+        'change_binding,lock_schema,close_schema,hand_on_rights,reserve_pages,pause_reactions,write_snapshot,new_installation,'
         'move_installation,claim_airflow_task,watch_airflow_tasks,end_airflow_task}'; -- the last three for Airflow's role
 BEGIN
     FOR granted IN

@@ -24,7 +24,7 @@ WITH ours AS (
       AND p.proname NOT IN ('change_binding', 'bind_step', 'undo_binding', 'observe_workflow', 'insert_workflow',
                             'lock_workflow', 'insert_steps', 'insert_deps', 'set_rules', 'delete_steps', 'delete_deps', 'prune_runs',
                             'prune_run', 'prune_definitions', 'prune_backfills', 'find_gone_runs', 'find_prunable', 'choose_prunable', 'lock_schema',
-                            'close_schema', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
+                            'close_schema', 'hand_on_rights', 'reserve_pages', 'pause_reactions', 'write_snapshot', 'new_installation',
                             'move_installation', 'name_airflow_dags', 'remove_airflow_dags',
                             'claim_airflow_task', 'watch_airflow_tasks', 'end_airflow_task')
 )
