@@ -48,7 +48,8 @@ def serve(
     sources
         Files or modules with handlers. The default is all of flows/*.py.
     limit
-        How many flow runs execute at the same time. Further ones wait in Prefect.
+        How many flow runs execute at the same time. Further ones wait in Prefect. A run that waits for a run of
+        another workflow counts.
     cron
         "0 9 * * 1-5": start a run of each workflow at these times.
     interval
@@ -96,7 +97,9 @@ def serve(
             await store.refuse_unmoved(workflows)
             async with connect_to_prefect() as client:
                 await persist(store, settings.report_timeout, store.check_writable, "the database")
-                deployments = ServedDeployments(store, client, await _load_served(store, workflows, settings), options)
+                deployments = ServedDeployments(
+                    store, client, await _load_served(store, workflows, settings, limit), options
+                )
                 bridge = Bridge(store, client, settings, find_dsn(settings), adopt, only=[*workflows])
                 await bridge.register()
                 await deployments.deploy()
@@ -113,7 +116,9 @@ def serve(
         return run_service(work)
 
 
-async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str]], settings: Settings) -> list[Served]:
+async def _load_served(
+    store: Store, workflows: Mapping[str, tuple[Workflow, str]], settings: Settings, limit: int
+) -> list[Served]:
     """Return the workflows with their definitions.
 
     Raises:
@@ -121,9 +126,11 @@ async def _load_served(store: Store, workflows: Mapping[str, tuple[Workflow, str
     """
     from pgflow_prefect.cli.candidates import Candidate, Chosen, examine
     from pgflow_prefect.deployment.binding_problems import find_missing_here
+    from pgflow_prefect.deployment.child_workflows import refuse_few_places
     from pgflow_prefect.services.serve import Served
 
     definitions = {slug: await store.load_definition(slug) for slug in workflows}
+    refuse_few_places(definitions, limit)
     candidates = [Candidate(workflow, source, definitions[slug]) for slug, (workflow, source) in workflows.items()]
     chosen = Chosen(await examine(store, candidates))
     chosen.check()

@@ -1,6 +1,6 @@
 """Loads the handlers of the workflows that a workflow runs as steps, and of those that these run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,39 @@ async def list_child_workflows(store: Store, definitions: Sequence[WorkflowDefin
             found.append(known[slug])
             below |= {child.workflow for child in known[slug].children.values()}
     return found
+
+
+def refuse_few_places(definitions: Mapping[str, WorkflowDefinition], places: int) -> None:
+    """Refuse so few places that a run and those nested in it can't have one each, where a waiting run keeps its own.
+
+    Args:
+        definitions: of the workflows that are executed in these places, by slug.
+        places: how many runs are executed at the same time.
+
+    Raises:
+        UsageError: a run would wait for ever for another one, which waits for its place.
+    """
+    nested = _find_nested(definitions)
+    if len(nested) > places:
+        chain = ", which waits for one of ".join(map(repr, nested))
+        raise UsageError(
+            f"--limit {places} is too small for a run of {chain}, as each keeps its place: --limit {len(nested)} at "
+            "least, and more if several such runs can be under way"
+        )
+
+
+def _find_nested(definitions: Mapping[str, WorkflowDefinition]) -> tuple[str, ...]:
+    """Return the longest way down through workflows whose steps run others: PostgreSQL allows 20, and no circle."""
+    found: dict[str, tuple[str, ...]] = {}
+
+    def descend(slug: str) -> tuple[str, ...]:
+        if slug not in found:
+            found[slug] = (slug,)
+            below = {child.workflow for child in definitions[slug].children.values()} & definitions.keys()
+            found[slug] = (slug, *max((descend(each) for each in sorted(below)), key=len, default=()))
+        return found[slug]
+
+    return max(map(descend, sorted(definitions)), key=len, default=())
 
 
 async def find_nested_problems(

@@ -32,6 +32,9 @@ def test_each_leg_is_a_run_that_the_same_command_executes(cli: CommandLine, db: 
     db.execute(exported.encode())  # again: changes nothing
     pushed = cli("push", FILE)  # agrees
     assert pushed.code == 0, pushed.err
+    crowded = cli("serve", FILE, "--limit", "1")
+    assert crowded.code == 2, crowded.err
+    assert "'book_trip', which waits for one of 'book_leg'" in crowded.err
 
 
 NESTED = """

@@ -1,4 +1,4 @@
-"""Ten workflows that skip, branch, clean up and map, as users write them; each file of `features/flows` is one.
+"""Workflows that skip, branch, nest, clean up and map, as users write them; each file of `features/flows` is one.
 
 On `run` and on each service: what becomes of a step must not depend on who executes the run.
 """
@@ -6,6 +6,7 @@ On `run` and on each service: what becomes of a step must not depend on who exec
 import asyncio
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,14 @@ EXPECTED = {
         },
         "failed",
     ),
+    "tour": Expected(
+        {"traveller": "Ada", "places": ["Bern", "Basel", "Ghent"]},
+        {
+            "protect": {"insure": "Ada is insured"},
+            "tell": "Ada is insured, a ticket to Bern, a ticket to Basel, a ticket to Ghent",
+        },
+        {},
+    ),
 }
 """Of each workflow, by its file."""
 
@@ -190,14 +199,13 @@ def slugs(cli: CommandLine, db: Connection, dsn: str) -> Iterator[dict[str, str]
         $$
     """)
     with open_label_printer() as url, open_queue(dsn):
-        for name, slug in found.items():
+        for name in found:
             text = (FILES / f"{name}.py").read_text(encoding="utf-8")
-            text = text.replace(f'Workflow("{name}"', f'Workflow("{slug}"').replace("http://labels.test/", url)
-            cli.write(f"flows/{name}.py", text)
+            text = re.sub(r'\b(Workflow|Child)\("(\w+)"', rf'\1("\2_{suffix}"', text)
+            cli.write(f"flows/{name}.py", text.replace("http://labels.test/", url))
         pushed = cli("push", *(f"flows/{name}.py" for name in found), "--yes")
         assert pushed.code == 0, pushed.err
-        for slug in found.values():
-            db.execute("SELECT pgflow_prefect.enable_workflow(%s)", [slug])
+        db.execute("SELECT pgflow_prefect.enable_workflow(slug) FROM pgflow.workflows")
         yield found
 
 
@@ -252,7 +260,7 @@ def execute_by_service(cli: CommandLine, db: Connection, slugs: Mapping[str, str
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("executed_by", ["run", "worker", "serve"])
-def test_ten_workflows_skip_branch_map_and_clean_up(
+def test_workflows_skip_branch_map_nest_and_clean_up(
     cli: CommandLine, db: Connection, slugs: dict[str, str], executed_by: str
 ) -> None:
     if executed_by == "run":
@@ -269,6 +277,11 @@ def test_ten_workflows_skip_branch_map_and_clean_up(
             [find_run(db, slugs[name]), step],
         )
         assert [((status, reason), attempts) for status, reason, attempts in found] == ends, name
+    children = db.execute(
+        "SELECT r.parent_step_slug, r.parent_item, r.status, max(s.attempts) FROM pgflow.runs r "
+        "JOIN pgflow.step_states s ON s.run_id = r.id WHERE r.parent_run_id IS NOT NULL GROUP BY r.id ORDER BY 1, 2"
+    ).fetchall()
+    assert children == [*(("book", item, "completed", 1) for item in range(3)), ("protect", None, "completed", 1)]
 
 
 def check(db: Connection, run_id: UUID, name: str) -> None:

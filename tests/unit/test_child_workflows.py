@@ -9,8 +9,10 @@ from pgflow_prefect import Child, SqlFunction, Workflow
 from pgflow_prefect.database.definition_script import write_script
 from pgflow_prefect.definitions.children import find_child_problems, sort_by_children
 from pgflow_prefect.definitions.model import ChildRules, Dep, StepRules, WorkflowDefinition
+from pgflow_prefect.deployment.child_workflows import refuse_few_places
 from pgflow_prefect.deployment.code_generation import import_workflow
 from pgflow_prefect.deployment.handler_files import load_workflow
+from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.child_edges import KnownWorkflow, find_child_type_problems
 
 
@@ -107,14 +109,29 @@ def test_a_result_that_the_next_step_can_not_take_is_a_problem() -> None:
     assert "the handler of step 'tell' takes 'settle' as dict[str, int]" in problem
 
 
-def test_workflows_are_written_after_their_children() -> None:
-    def define(slug: str, *children: str) -> WorkflowDefinition:
-        rules = {each: StepRules(child=ChildRules(workflow=each)) for each in children}
-        return WorkflowDefinition(slug=slug, steps=(*children, "x"), deps=(), rules=rules)
+def define(slug: str, *children: str) -> WorkflowDefinition:
+    rules = {each: StepRules(child=ChildRules(workflow=each)) for each in children}
+    return WorkflowDefinition(slug=slug, steps=(*children, "x"), deps=(), rules=rules)
 
+
+def test_workflows_are_written_after_their_children() -> None:
     given = [define("a", "b", "c"), define("b", "c"), define("d"), define("c")]
     assert [each.slug for each in sort_by_children(given)] == ["c", "b", "a", "d"]
     assert {each.slug for each in sort_by_children([define("a", "b"), define("b", "a")])} == {"a", "b"}
+
+
+def test_a_limit_has_a_place_for_each_level_of_the_deepest_run() -> None:
+    given = {each.slug: each for each in (define("a", "c", "b"), define("b", "c"), define("d"), define("c", "far"))}
+    refuse_few_places(given, 3)
+    message = (
+        r"--limit 2 is too small for a run of 'a', which waits for one of 'b', which waits for one of 'c', .* 3 at"
+    )
+    with pytest.raises(UsageError, match=message):
+        refuse_few_places(given, 2)
+    refuse_few_places({"d": given["d"]}, 1)
+    refuse_few_places({"c": given["c"]}, 1)  # another process executes `far`
+    refuse_few_places({}, 1)
+    refuse_few_places({each.slug: each for each in (define("a", "b"), define("b", "a"))}, 3)  # read beside an edit
 
 
 def test_an_import_binds_a_child_and_the_file_agrees_with_the_definition(
