@@ -50,7 +50,7 @@ def test_a_run_that_a_trigger_refuses_stops_no_worker(
 
     shown = cli("status", str(bad))
     assert re.match(r"set aside: a worker or a bridge tries again to take it at 20\d\d-", shown.lines[1])
-    assert re.search(r"not be taken: the stock is empty \(P0001, .* (public\.)?guard\(\)", shown.lines[2])
+    assert re.search(r"the reason: the stock is empty \(P0001, .* (public\.)?guard\(\)", shown.lines[2])
     checks = json.loads(cli("doctor", "--no-flow-run", "--json").out)
     [found] = [each for each in checks if each["check"] == "runs set aside"]
     assert f"1 run is set aside; {bad} of '{chain}': the stock is empty" in found["message"]
