@@ -62,7 +62,6 @@ def backfill(
     left, so you can repeat the command. `pgflow-prefect guide backfill` says more.
 
     Example: `pgflow-prefect backfill hr --every 1d --from 2026-01-01 --to 2026-01-31`
-    Example: `pgflow-prefect backfill etl --missed --dry-run`
 
     Parameters
     ----------

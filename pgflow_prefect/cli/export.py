@@ -38,7 +38,6 @@ def export(
     Airflow 3, or as a flow of Prefect. What it lacks stands at its top, and is printed to standard error.
 
     Example: `pgflow-prefect export email_campaign > email_campaign.sql`
-    Example: `pgflow-prefect export email_campaign --as airflow > dags/email_campaign.py`
 
     Parameters
     ----------
