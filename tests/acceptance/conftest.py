@@ -130,7 +130,12 @@ class PrefectView:
 
     def await_state(self, run_id: UUID, state: str) -> None:
         """Return once the flow run that took a run last is in this state."""
-        wait_until(lambda: self.find_flow_run(run_id)["state_name"] == state, f"Prefect shows {state}")
+
+        def is_in_state() -> bool:
+            taken = "SELECT EXISTS (SELECT FROM pgflow_prefect.flow_runs WHERE run_id = %s)"
+            return bool(value(self.db, taken, run_id)) and self.find_flow_run(run_id)["state_name"] == state
+
+        wait_until(is_in_state, f"Prefect shows {state}")
 
     def press(self, button: str, flow_run_id: object) -> None:
         """Press Retry or Cancel on the page of a flow run: what Prefect's UI sends."""
