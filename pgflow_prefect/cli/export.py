@@ -25,7 +25,7 @@ def export(
     as_: Annotated[Literal["airflow", "prefect"] | None, Parameter(name="--as", show_default=False)] = None,
     handlers: Handlers = None,
     cron: str | None = None,
-    timezone: str = "UTC",
+    timezone: str | None = None,
     json: AsJson = False,
     dsn: Dsn = None,
 ) -> None:
@@ -50,7 +50,7 @@ def export(
     cron
         With --as: when runs begin. The default is the schedule of the workflow's deployment.
     timezone
-        With --cron: its time zone, such as Europe/Berlin.
+        With --cron: its time zone, such as Europe/Berlin. The default is UTC.
     """
     import anyio
 
@@ -63,10 +63,12 @@ def export(
 
         if len(workflows) != 1 or all_ or json:
             raise UsageError("--as writes one file: name one workflow, without --all and --json")
-        _export_plain(make_settings(dsn), PlainWish(workflows[0], as_, handlers, cron, timezone))
+        if timezone is not None and cron is None:
+            raise UsageError("--timezone goes with --cron")
+        _export_plain(make_settings(dsn), PlainWish(workflows[0], as_, handlers, cron, timezone or "UTC"))
         return
-    if handlers is not None or cron is not None:
-        raise UsageError("--handlers and --cron go with --as")
+    if handlers is not None or cron is not None or timezone is not None:
+        raise UsageError("--handlers, --cron and --timezone go with --as")
     chosen = None if all_ else workflows
     if json:
         print_json([_to_json(each) for each in anyio.run(load_definitions, make_settings(dsn), chosen)])

@@ -106,6 +106,13 @@ def find_ancestors(graph: Graph, slug: str) -> set[str]:
     return set(nx.ancestors(graph, slug))
 
 
+def find_descendants(graph: Graph, slug: str) -> set[str]:
+    """Return all steps that wait for a step, directly or indirectly."""
+    import networkx as nx  # noqa: PLC0415
+
+    return set(nx.descendants(graph, slug))
+
+
 def find_leaves(graph: Graph) -> list[str]:
     """Return the slugs that no step waits for, in the definition's order."""
     return [slug for slug, out_degree in graph.out_degree() if out_degree == 0]

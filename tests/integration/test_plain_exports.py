@@ -237,7 +237,7 @@ def test_the_file_for_airflow_has_the_same_edges_rules_and_options(
     assert (fetch["retries"], fetch["retry_delay"].total_seconds()) == (2, 1)
     assert fetch["execution_timeout"].total_seconds() == 60
     assert {task_id for task_id, (said, _) in airflow.tasks.items() if said.kind == "branch"} == {"choose"}
-    assert airflow.tasks["each"][0].expanded["item"].task_id == "fetch"
+    assert airflow.tasks["each"][0].expanded["_item"].task_id == "fetch"
     assert (airflow.dag_options["dag_id"], airflow.dag_options["tags"]) == ("shop", ["sales"])
     assert airflow.dag_options["schedule"] == (("0 6 * * *",), {"timezone": "UTC"})
 
@@ -246,10 +246,10 @@ def test_a_task_of_the_airflow_file_gets_the_results_above_and_chooses_its_branc
     export: Callable[..., Exported], airflow: Recorded
 ) -> None:
     load(export("airflow").text, "exported_dag_file")
-    xcoms: dict[tuple[str, str], Any] = {("add_up", "return_value"): 55.0}
+    xcoms: dict[tuple[str, str], Any] = {("add_up", "return_value"): 55.0, ("each", "return_value"): 2.0}
     ti = SimpleNamespace(
         try_number=1, map_index=-1,
-        xcom_pull=lambda task_ids, key="return_value": xcoms.get((task_ids, key)),
+        xcom_pull=lambda task_ids, key="return_value": pull(xcoms, task_ids, key),
         xcom_push=lambda key, value: xcoms.__setitem__(("choose", key), value),
     )  # fmt: skip
     context = {"ti": ti, "dag_run": SimpleNamespace(conf={"euros": [20, 35]}, run_id="run 1")}
@@ -257,7 +257,7 @@ def test_a_task_of_the_airflow_file_gets_the_results_above_and_chooses_its_branc
     assert execute["fetch"](**context) == [{"euros": 20.0}, {"euros": 35.0}]
     assert execute["choose"](**context) == ["celebrate"]
     assert execute["celebrate"](**context) == "cake: chosen"
-    assert execute["each"](item={"euros": 4}, **context) == 8
+    assert execute["each"](_item={"euros": 4}, **context) == 8
     with pytest.raises(NotImplementedError, match="step 'manual'"):
         execute["manual"](**context)
     xcoms["add_up", "return_value"] = -1.0
@@ -265,7 +265,14 @@ def test_a_task_of_the_airflow_file_gets_the_results_above_and_chooses_its_branc
         execute["report"](**context)
 
 
-EVIL = ["'); __import__('os').abort() #", '"""\n__import__("os").abort()\n"""', "a\nraise SystemExit", "\\"]
+def pull(xcoms: dict[tuple[str, str], Any], task_ids: str | list[str], key: str) -> Any:
+    """Return XComs as Airflow does: a list where the ids are one. Here each task has at most one."""
+    if isinstance(task_ids, str):
+        return xcoms.get((task_ids, key))
+    return [xcoms.get((each, key)) for each in task_ids]
+
+
+EVIL = ["'); __import__('os').abort() #", '"""\n__import__("os").abort()\n"""', "a\nraise SystemExit", "\\", "a/b%c"]
 
 
 @pytest.mark.parametrize("slug", EVIL)
@@ -280,9 +287,8 @@ def test_slugs_of_rows_are_never_code(slug: str, target: Target, airflow: Record
     assert not calls & {"__import__", "SystemExit", "raise SystemExit"}
     comments = exported.text.partition("\nfrom __future__")[0]
     assert all(line.startswith("#") or not line for line in comments.splitlines())
-    if target == "airflow":
-        load(exported.text, "exported_dag_file")
-        assert len(airflow.tasks) == 2
+    load(exported.text, "exported_dag_file")
+    assert target == "prefect" or len(airflow.tasks) == 2
 
 
 def test_a_name_that_the_file_needs_itself_is_refused(export: Callable[..., Exported]) -> None:

@@ -7,8 +7,9 @@ import inspect as _inspect
 import logging as _logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from typing import get_type_hints as _get_type_hints
+from urllib.parse import quote as _quote
 from uuid import UUID
 
 from pydantic import TypeAdapter as _TypeAdapter
@@ -36,6 +37,13 @@ class Branch(Generic[_T]):
         self.whole = whole
 
 
+class FailedStep(NamedTuple):
+    """A step of the run that has failed, and its error."""
+
+    slug: str
+    message: str
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What a handler may ask for as its argument `context`. There is no transaction any more."""
@@ -48,7 +56,8 @@ class StepContext:
     shadow: bool = False
     index: int = 0
     item_index: int = 0
-    failed_steps: tuple[Any, ...] = ()
+    item_indexes: tuple[int, ...] = ()  # of an item of a map: only its own
+    failed_steps: Any = ()
     logical_date: Any = None
     data_interval_start: Any = None
     data_interval_end: Any = None
@@ -60,8 +69,10 @@ class StepContext:
 
     @property
     def idempotency_key(self) -> str:
-        """A key that all attempts of this step share."""
-        return f"{self.run_id}/{self.step_slug}"
+        """A key that all attempts of this step share, or of this item of a map, and no other step or item has."""
+        which = f".{self.item_indexes[0]}" if self.item_indexes else ""
+        # Runs of two workflows may have one id in Airflow: it is only the time of their schedules.
+        return f"{_quote(self.workflow_slug, safe='')}/{self.run_id}{which}/{self.step_slug}"
 
 
 AsyncStepContext = ItemContext = AsyncItemContext = StepContext
@@ -82,6 +93,8 @@ def _call_handler(function: Any, available: Mapping[str, Any]) -> Any:
         result = _asyncio.run(_await(result))
     if _inspect.isgenerator(result):
         result = [*result]
+    elif _inspect.isasyncgen(result):
+        result = _asyncio.run(_collect(result))
     if isinstance(result, Branch):
         return Branch(result.taken, _to_jsonable_python(result.result), whole=result.whole)
     return _to_jsonable_python(result)
@@ -89,6 +102,10 @@ def _call_handler(function: Any, available: Mapping[str, Any]) -> Any:
 
 async def _await(awaitable: Any) -> Any:
     return await awaitable
+
+
+async def _collect(generated: Any) -> list[Any]:
+    return [each async for each in generated]
 
 
 def _refuse(step_slug: str, why: str) -> Any:

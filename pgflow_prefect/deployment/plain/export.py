@@ -1,8 +1,10 @@
 """Gathers what an exported file needs: the definition, the rows, the handlers' source, and the schedule in Prefect."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.objects import DeploymentSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 
 from pgflow_prefect.database.store import open_store
 from pgflow_prefect.deployment.deployments.find import find_flows
@@ -46,7 +48,7 @@ async def export_plain(settings: Settings, wish: PlainWish) -> Exported:
         UnknownWorkflowError: there is no such workflow.
         UsageError: the handlers can't be read, or the schedule is wrong.
     """
-    slug, schedule = wish.slug, None if wish.cron is None else _check(wish.cron, wish.timezone)
+    slug, typed = wish.slug, None if wish.cron is None else _check(wish.cron, wish.timezone)
     async with open_store(settings, size=1, only_reads=True) as store:
         if not store.implementation.executes:
             raise UsageError("--as exports workflows of this program: the released pgflow has its own files")
@@ -54,6 +56,7 @@ async def export_plain(settings: Settings, wish: PlainWish) -> Exported:
         rows = await store.list_bindings(slug)
     workflow, found = load_workflow(slug, wish.handlers, has_rows=len(rows) == len(definition.steps))
     path = workflow.source
+    schedule, lost = (typed, ()) if typed is not None else await _find_schedule(slug)
     source = NO_SOURCE if found == BY_ROWS or path is None else read_source(path, workflow.handlers)
     return Exporter(
         definition,
@@ -61,7 +64,8 @@ async def export_plain(settings: Settings, wish: PlainWish) -> Exported:
         {step: str(row.kind) for step, row in rows.items()},
         source,
         workflow.tags,
-        schedule or await _find_schedule(slug),
+        schedule,
+        lost,
     ).write(wish.target)
 
 
@@ -70,18 +74,39 @@ def _check(cron: str, timezone: str) -> PlainSchedule:
     return PlainSchedule(cron, timezone)
 
 
-async def _find_schedule(slug: str) -> PlainSchedule | None:
-    """Return the schedule of a workflow's deployment, if there is one by a cron expression."""
+async def _find_schedule(slug: str) -> tuple[PlainSchedule | None, Sequence[str]]:
+    """Return the schedule of a workflow's deployment, if there is one by a cron expression, and what is lost."""
     if not has_server():
-        return None
+        return None, ()
     name = to_flow_name(slug)
     try:
         async with connect_to_prefect() as client:
             deployment = (await find_flows(client, [name])).own.get(name)
     except PgflowPrefectError:  # the file says that it has no schedule
-        return None
-    schedules = [each.schedule for each in deployment.schedules if each.active] if deployment is not None else []
+        return None, ()
+    return choose_schedule(deployment.schedules if deployment is not None else [])
+
+
+def choose_schedule(schedules: Sequence[DeploymentSchedule]) -> tuple[PlainSchedule | None, Sequence[str]]:
+    """Return the first active schedule by a cron expression, and sentences on what is lost of all active ones."""
+    chosen, lost = None, []
     for each in schedules:
-        if isinstance(each, CronSchedule):
-            return PlainSchedule(each.cron, each.timezone or "UTC")
-    return None
+        if not each.active:
+            continue
+        if chosen is None and isinstance(each.schedule, CronSchedule):
+            chosen = PlainSchedule(each.schedule.cron, each.schedule.timezone or "UTC")
+            if each.parameters:
+                lost.append(f"the payload of the schedule {each.schedule.cron!r}")
+        else:
+            lost.append(f"a further schedule, or one that is no cron expression: {_describe(each)}")
+    return chosen, lost
+
+
+def _describe(found: DeploymentSchedule) -> str:
+    match found.schedule:
+        case CronSchedule() as cron:
+            return f"cron {cron.cron!r}"
+        case IntervalSchedule() as interval:
+            return f"every {interval.interval}"
+        case other:
+            return str(getattr(other, "rrule", other))

@@ -4,18 +4,28 @@ import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from typing import Literal
 
 from pgflow_prefect.bindings import Kind
-from pgflow_prefect.definitions.graph import build_graph, sort_steps
+from pgflow_prefect.definitions.graph import build_graph, find_descendants, sort_steps
 from pgflow_prefect.definitions.maps import find_source
 from pgflow_prefect.definitions.model import PAYLOAD, Rule, StepRules, WhenUnmet, WorkflowDefinition, to_identifier
-from pgflow_prefect.deployment.plain.source import HandlerSource, find_branches, list_names, list_top
+from pgflow_prefect.deployment.plain.source import (
+    KEPT,
+    HandlerSource,
+    find_branches,
+    find_whole,
+    list_attributes,
+    list_names,
+    list_top,
+)
 from pgflow_prefect.errors import UsageError
 from pgflow_prefect.handlers.base import RetryPolicy
 from pgflow_prefect.handlers.choice import StepHandlers
-from pgflow_prefect.handlers.python import PythonHandler
+from pgflow_prefect.handlers.python import AT_ONCE, PythonHandler
+from pgflow_prefect.workflow import to_flow_name
 
 Target = Literal["airflow", "prefect"]
 
@@ -62,6 +72,7 @@ class Exporter:
         source: the handlers' source.
         tags: of the workflow.
         schedule: when runs begin; None for no schedule.
+        lost: sentences on what is lost of the deployment.
     """
 
     definition: WorkflowDefinition
@@ -70,6 +81,7 @@ class Exporter:
     source: HandlerSource
     tags: Sequence[str] = ()
     schedule: PlainSchedule | None = None
+    lost: Sequence[str] = ()
 
     def write(self, target: Target) -> Exported:
         """Return the file for a program."""
@@ -96,7 +108,8 @@ class Exporter:
         """
         own = {*list_names(self.source)}
         ours = {name for part in ("common_part", "prefect_part", "airflow_part") for name in list_top(_read_part(part))}
-        if clashing := sorted(each for each in own & ours if each.startswith("_")):
+        ours |= {*list_top(_PREFECT_IMPORTS), *list_top(_AIRFLOW_IMPORTS), *_OWN}
+        if clashing := sorted(each for each in own & ours if each.startswith("_") or each in KEPT):
             raise UsageError(
                 f"the handlers' file has the name {clashing[0]!r}, which the exported file needs: rename it"
             )
@@ -106,19 +119,33 @@ class Exporter:
     def _order(self) -> list[str]:
         return sort_steps(build_graph(self.definition))
 
+    @cached_property
+    def _branches(self) -> frozenset[str]:
+        return find_branches(self.source)
+
+    @cached_property
+    def _upstream(self) -> Mapping[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for dep in self.definition.deps:
+            found.setdefault(dep.downstream, []).append(dep.upstream)
+        return found
+
     def _list_upstream(self, slug: str) -> list[str]:
-        return [dep.upstream for dep in self.definition.deps if dep.downstream == slug]
+        return self._upstream.get(slug, [])
 
     def _find_function(self, slug: str) -> tuple[str | None, str]:
         """Return the name of a step's function, or why it has none."""
         kind, handlers = self.kinds.get(slug), self.handlers.get(slug)
         bound = kind or (str(handlers.bound.kind) if handlers is not None else Kind.EXTERNAL.value)
-        if self.definition.find_rules(slug).child is not None or bound == Kind.CHILD:
+        rules = self.definition.find_rules(slug)
+        if rules.child is not None or bound == Kind.CHILD:
             return None, "it is a run of another workflow"
         if bound != Kind.PYTHON:
             return None, f"it is bound to {bound}, and not to a function in Python"
+        if rules.only_if is not None or rules.unless is not None:
+            return None, "its condition (only_if, unless) is not in this file"
         if slug not in self.source.functions:
-            return None, "its function is not in the handlers' file under its own name"
+            return None, "its function is not in the handlers' file under its own name, once"
         return self.source.functions[slug], ""
 
     def _get_policy(self, slug: str) -> RetryPolicy:
@@ -128,6 +155,10 @@ class Exporter:
     def _get_tags(self, slug: str) -> tuple[str, ...]:
         handlers = self.handlers.get(slug)
         return handlers.task_options.tags if handlers is not None else ()
+
+    def _get_at_once(self, slug: str) -> int:
+        handlers = self.handlers.get(slug)
+        return handlers.items_at_once if handlers is not None else AT_ONCE
 
     @property
     def _stops(self) -> bool:
@@ -143,21 +174,34 @@ class Exporter:
         other = "airflow" if target == "prefect" else "prefect"
         if other in self.source.imports:
             lost.append(f"the handlers import {other}, which this program's environment may lack")
-        if self.schedule is None:
+        lost += self.lost
+        if self.schedule is None and not self.lost:
             lost.append("a schedule: none was found, or none was given by --cron")
+        lost += self._list_lost_of_contexts(target)
         for slug in self._order:
             lost += [f"step {slug!r}: {each}" for each in self._list_lost_of(slug, target)]
         if target == "airflow":
             lost += self._list_lost_in_airflow()
         return lost
 
+    def _list_lost_of_contexts(self, target: Target) -> Iterator[str]:
+        """Return what handlers read of their context, and do not find any more."""
+        read = list_attributes(self.source)
+        if "connection" in read:
+            yield "context.connection: a handler that uses it fails"
+        if "failed_steps" in read and target == "airflow":
+            yield "context.failed_steps: a handler that reads it fails"
+        dates = sorted(read & {"logical_date", "data_interval_start", "data_interval_end"})
+        if dates and target == "prefect":
+            yield f"{', '.join(f'context.{each}' for each in dates)}: always None"
+        elif "data_interval_start" in dates:
+            yield "context.data_interval_start: None, as a DAG with a cron expression has no intervals"
+
     def _list_lost_of(self, slug: str, target: Target) -> Iterator[str]:
         rules = self.definition.find_rules(slug)
         function, why = self._find_function(slug)
         if function is None:
             yield f"{why}. It fails until you write it"
-        if rules.only_if is not None or rules.unless is not None:
-            yield "its condition (only_if, unless)"
         if rules.map is not None and rules.map.max_items is not None:
             yield f"at most {rules.map.max_items} items"
         policy, handlers = self._get_policy(slug), self.handlers.get(slug)
@@ -173,6 +217,10 @@ class Exporter:
     def _list_lost_in_airflow(self) -> Iterator[str]:
         if self.definition.failed_by == "steps" and not self._stops:
             yield "a failure of any step fails the run: in Airflow, those that no other waits for decide"
+        if self._branches and find_whole(self.source):
+            yield "Branch(whole=True): it fails where a step below the branches has a rule of its own"
+        if any(self._list_upstream(slug) for slug in self.definition.steps):
+            yield "a result that is null: a task below takes it for missing, and a map's list is without it"
         if self._stops and not self._fails_fast:
             yield "a failure ends the run at once: fail_fast needs all_success everywhere"
         for slug, task_id in self._make_ids().items():
@@ -190,7 +238,7 @@ class Exporter:
         if rules.when_exhausted is not WhenUnmet.FAIL:
             yield f"step {slug!r}: it is skipped where its last attempt fails"
         if rules.map is not None and not self._can_expand(slug):
-            yield f"step {slug!r}: it maps over a part of a result, or over the payload: write it"
+            yield f"step {slug!r}: {_NO_EXPANSION}. It fails until you write it"
         elif rules.map is not None:
             yield f"step {slug!r}: a map without items is skipped, and the other items go on where one fails"
         if not rules.fails_run:
@@ -216,7 +264,7 @@ class Exporter:
         steps = "".join(self._write_prefect_step(slug, tasks[slug]) for slug in self._order)
         flow = names.make("exported_flow")
         parts.append(
-            f"_STEPS = [\n{steps}]\n\n\n@_flow(name={self.definition.slug!r})\n"
+            f"_STEPS = [\n{steps}]\n\n\n@_flow(name={to_flow_name(self.definition.slug)!r})\n"
             f"def {flow}(payload: Any = None) -> dict[str, Any]:\n"
             f'    """Execute the workflow, and return the results of its last steps."""\n'
             f"    run = _Run({{each.slug: each for each in _STEPS}}, {{}} if payload is None else payload, "
@@ -239,15 +287,15 @@ class Exporter:
             options.append(f"tags={[*tags]!r}")
         function, why = self._find_function(slug)
         work = (
-            f"return _perform({slug!r}, {self.definition.slug!r}, {function}, given)"
+            f"return _perform({slug!r}, {self.definition.slug!r}, {function}, _given)"
             if function is not None
             else f"return _refuse({slug!r}, {why!r})"
         )
-        return f"\n@_task({', '.join(options)})\ndef {name}(given: dict[str, Any]) -> Any:\n    {work}\n"
+        return f"\n@_task({', '.join(options)})\ndef {name}(_given: dict[str, Any]) -> Any:\n    {work}\n"
 
     def _write_prefect_step(self, slug: str, task: str) -> str:
         rules, upstream = self.definition.find_rules(slug), self._list_upstream(slug)
-        said = [repr(slug), task, repr(self._name_arguments(slug))]
+        said = [repr(slug), task, str(self._find_function(slug)[0]), repr(self._name_arguments(slug))]
         if rules.rule is not None:
             said.append(f"rule={rules.rule.value!r}")
         if not rules.fails_run:
@@ -263,6 +311,7 @@ class Exporter:
                 f"path={rules.map.path!r}",
                 f"when_empty={rules.map.when_empty!r}",
                 f"when_item_fails={rules.map.when_item_fails!r}",
+                f"at_once={self._get_at_once(slug)!r}",
             ]
         return f"    _Step({', '.join(said)}),\n"
 
@@ -272,7 +321,8 @@ class Exporter:
         named = {}
         for each in self._list_upstream(slug):
             name = to_identifier(each)
-            named[f"{name}_" if is_map and name == "item" else name] = each
+            name = f"{name}_" if is_map and name == "item" else name
+            named[name if name not in named else f"{name} of {each}"] = each  # an edge, though no argument
         return named
 
     def _write_prefect_main(self, flow: str) -> str:
@@ -280,7 +330,7 @@ class Exporter:
             work = f"print({flow}())"
         else:
             work = (
-                f"{flow}.serve(name={self.definition.slug!r}, "
+                f"{flow}.serve(name={to_flow_name(self.definition.slug)!r}, "
                 f"schedule=_Cron({self.schedule.cron!r}, timezone={self.schedule.timezone!r}))"
             )
         return f'\nif __name__ == "__main__":\n    {work}\n'
@@ -304,11 +354,19 @@ class Exporter:
         if said is None or said.path:
             return False
         source = find_source(said, self._list_upstream(slug))
-        return source != PAYLOAD and source in self._list_upstream(slug)
+        # A task that chooses branches returns their ids to Airflow.
+        return source != PAYLOAD and source in self._list_upstream(slug) and source not in self._branches
+
+    def _list_ruled(self, slug: str) -> dict[str, list[str]]:
+        """Return, for each step right below a step, those further below that have rules of their own."""
+        graph = build_graph(self.definition)
+        near = {*graph.successors(slug)}
+        ruled = {each for each in graph if self.definition.find_rules(each).rule not in {None, Rule.ALL_SUCCESS}} - near
+        return {each: sorted(find_descendants(graph, each) & ruled) for each in sorted(near)}
 
     def _write_airflow(self) -> str:
-        ids, names = self._make_ids(), _Names(["tasks", *self._list_own_names()])
-        branches = find_branches(self.source)
+        ids, names = self._make_ids(), _Names(["_tasks", *self._list_own_names()])
+        branches = self._branches
         functions = {slug: names.make(f"do_{to_identifier(slug)}") for slug in self._order}
         schedule = "None"
         if self.schedule is not None:
@@ -321,13 +379,16 @@ class Exporter:
         ]
         options += [f"tags={[*self.tags]!r}"] if self.tags else []
         options += ["fail_fast=True"] if self._fails_fast else []
-        body = [f"@_dag({', '.join(options)})\ndef exported_dag() -> None:\n    tasks: dict[str, Any] = {{}}\n"]
+        dag = names.make("exported_dag")
+        body = [f"@_dag({', '.join(options)})\ndef {dag}() -> None:\n    _tasks: dict[str, Any] = {{}}\n"]
         body += [
             self._write_airflow_task(slug, functions[slug], ids, is_branch=slug in branches) for slug in self._order
         ]
-        body += [f"    tasks[{dep.upstream!r}] >> tasks[{dep.downstream!r}]\n" for dep in sorted(self.definition.deps)]
+        body += [
+            f"    _tasks[{dep.upstream!r}] >> _tasks[{dep.downstream!r}]\n" for dep in sorted(self.definition.deps)
+        ]
         setups = [slug for slug in self._order if self.definition.find_rules(slug).is_setup]
-        body += [f"    tasks[{slug!r}].as_setup()\n" for slug in setups]
+        body += [f"    _tasks[{slug!r}].as_setup()\n" for slug in setups]
         parts = [
             _FUTURE,
             _AIRFLOW_IMPORTS,
@@ -337,7 +398,7 @@ class Exporter:
             "",
             "",
         ]
-        return "\n".join([*parts, *body, "", "exported_dag()"])
+        return "\n".join([*parts, *body, "", f"{dag}()"])
 
     def _write_airflow_task(self, slug: str, function: str, ids: Mapping[str, str], *, is_branch: bool) -> str:
         rules, policy = self.definition.find_rules(slug), self._get_policy(slug)
@@ -350,31 +411,40 @@ class Exporter:
         if policy.timeout_seconds is not None:
             options.append(f"execution_timeout=_timedelta(seconds={float(policy.timeout_seconds)!r})")
         is_map = rules.map is not None
+        if is_map:
+            options.append(f"max_active_tis_per_dagrun={self._get_at_once(slug)!r}")
         handler, why = self._find_function(slug)
         if is_map and not self._can_expand(slug):
-            handler, why = None, "it maps over a part of a result, or over the payload"
-        upstream = {name: (each, ids[each]) for name, each in self._name_arguments(slug).items()}
-        call = f"_perform({slug!r}, {self.definition.slug!r}, {handler}, {upstream!r}, context"
+            handler, why = None, _NO_EXPANSION
+        upstream = {
+            name: (each, ids[each], self.definition.find_rules(each).map is not None)
+            for name, each in self._name_arguments(slug).items()
+        }
+        call = f"_perform({slug!r}, {self.definition.slug!r}, {handler}, {upstream!r}, _context"
         expands = is_map and self._can_expand(slug)
         if handler is None:
             work = f"return _refuse({slug!r}, {why!r})"
         elif is_branch and not is_map:
             below = {dep.downstream: ids[dep.downstream] for dep in self.definition.deps if dep.upstream == slug}
-            work = f'return _choose(context["ti"], {call}), {below!r})'
+            work = f'return _choose(_context["ti"], {call}), {below!r}, {self._list_ruled(slug)!r})'
         else:
-            work = f"return {call}{', item=item' if expands else ''})"
+            work = f"return _keep({slug!r}, {call}{', item=_item' if expands else ''}))"
         decorator = "_task.branch" if is_branch and not is_map and handler is not None else "_task"
-        arguments = "item: Any, **context: Any" if expands else "**context: Any"
+        arguments = "_item: Any, **_context: Any" if expands else "**_context: Any"
         made = f"{function}()"
         if expands:
             assert rules.map is not None
-            made = f"{function}.expand(item=tasks[{find_source(rules.map, self._list_upstream(slug))!r}])"
+            made = f"{function}.expand(_item=_tasks[{find_source(rules.map, self._list_upstream(slug))!r}])"
         return (
             f"\n    @{decorator}({', '.join(options)})\n    def {function}({arguments}) -> Any:\n        {work}\n\n"
-            f"    tasks[{slug!r}] = {made}\n"
+            f"    _tasks[{slug!r}] = {made}\n"
         )
 
 
+_OWN = ("_STEPS", "_tasks", "_given", "_context", "_item")
+"""Names that are written here and in none of the parts."""
+
+_NO_EXPANSION = "it maps over a part of a result, over the payload, or over the result of a step with branches"
 _FUTURE = "from __future__ import annotations\n"
 _PREFECT_IMPORTS = """\
 from prefect import flow as _flow
@@ -397,8 +467,6 @@ def _list_lost_options(function: PythonHandler) -> Iterator[str]:
         yield "results of earlier runs (cache_key_fn)"
     if function.results.storage is not None:
         yield "the storage of its result"
-    if function.is_map:
-        yield "the number of items at the same time"
 
 
 def _find_trigger_rule(rules: StepRules) -> str:
