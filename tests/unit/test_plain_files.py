@@ -130,7 +130,7 @@ class Airflow:
     def execute(self, task_id: str, *items: Any, run_id: str = "run", **run: Any) -> Any:
         """Execute a task, or one for each item, and keep what it returns."""
         found = []
-        for index, item in enumerate(items) if items else [(-1, None)]:
+        for index, item in enumerate(items) if items else [(None, None)]:
             ti = SimpleNamespace(try_number=1, map_index=index, xcom_pull=self.pull, xcom_push=self._push(task_id))
             context = {"ti": ti, "dag_run": SimpleNamespace(conf={}, run_id=run_id, **run)}
             found.append(self.functions[task_id](**context, **({"_item": item} if items else {})))
@@ -500,3 +500,8 @@ def test_a_map_begins_no_more_items_after_one_has_failed(write: Write) -> None:
     with pytest.raises(RuntimeError, match="'charge' has failed"):
         run(write(CHARGE), {"orders": ["no number", *range(50)]}, begun)
     assert len(begun) < 5
+
+
+def test_a_map_with_the_rule_always_waits_for_its_array_in_airflow(write: Write, airflow: Airflow) -> None:
+    load(write(CHARGE.replace("at_once=2", "rule='always'"), "airflow"))
+    assert airflow.options["charge"]["trigger_rule"] == "all_done"

@@ -47,7 +47,7 @@ def _perform(
         if has_result:
             results[step] = found
     start, end = getattr(run, "data_interval_start", None), getattr(run, "data_interval_end", None)
-    index = max(int(getattr(ti, "map_index", -1)), 0)
+    index = max(int(getattr(ti, "map_index", None) or 0), 0)
     given = {
         "payload": getattr(run, "conf", None) or {},
         "upstream": results,

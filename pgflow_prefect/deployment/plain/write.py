@@ -471,6 +471,8 @@ def _list_lost_options(function: PythonHandler) -> Iterator[str]:
 
 def _find_trigger_rule(rules: StepRules) -> str:
     """Return Airflow's rule; it has none for a step that goes on beside what was skipped without a cascade."""
+    if rules.rule is Rule.ALWAYS and rules.map is not None:  # Airflow refuses it, as a map waits for its array
+        return Rule.ALL_DONE.value
     return rules.rule.value if rules.rule is not None else Rule.ALL_SUCCESS.value
 
 
