@@ -476,15 +476,35 @@ def read_connection() -> dict[str, Any]:
 
 def recall(dag_id: str) -> list[str] | None:
     """Return the tasks of a DAG that had moved, as pgflow said last; None where Airflow can't say."""
+    name = f"pgflow_moved_{dag_id}"
     try:
-        text = find_variable().get(f"pgflow_moved_{dag_id}", None)  # the default, in Airflow 2 and in Airflow 3
-        if text is None:
-            return []
+        text = find_variable().get(name, None)  # the default, in Airflow 2 and in Airflow 3
+        if text is None:  # Airflow says so, too, where nothing answers
+            return [] if is_missing(name) else None
         found = json.loads(text)
         return [each for each in found if isinstance(each, str)] if isinstance(found, list) else None
     except Exception as error:
         log.warning("Airflow does not say which tasks have moved: %s", describe(error))
         return None
+
+
+def is_missing(name: str) -> bool:
+    """Tell whether Airflow itself answers that it has no such Variable; it raises an error where it can't say."""
+    try:
+        from airflow.sdk.exceptions import AirflowRuntimeError
+        from airflow.sdk.execution_time.comms import GetVariable
+        from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+    except ImportError:  # Airflow 2 asks its database
+        from airflow.models import Variable
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            return session.query(Variable.id).filter(Variable.key == name).first() is None
+    try:
+        said = SUPERVISOR_COMMS.send(GetVariable(key=name))
+    except AirflowRuntimeError as error:
+        said = error.error
+    return getattr(getattr(said, "error", None), "value", None) == "VARIABLE_NOT_FOUND"
 
 
 def remember(dag_id: str, moved: list[str]) -> None:
