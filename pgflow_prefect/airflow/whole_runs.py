@@ -1,7 +1,7 @@
 """Reads whole runs of Airflow at once: to import past ones, and to compare or repair those that are mirrored."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -138,24 +138,29 @@ async def read_whole(
     wanted = followed.list_wanted(instances or [])
     results: dict[ResultKey, ReturnValue | None] = {}
     if with_results:
-        results = await _read_results(airflow, run, wanted)
+        results = await read_results_within(airflow, run.id, wanted)
     else:
         results = dict.fromkeys(wanted, NOT_READ)
     [run] = await airflow.read_confs([run])
     return followed.describe(run, instances, results, imported=imported)
 
 
-async def _read_results(
-    airflow: AirflowDatabase, run: SourceRun, wanted: Sequence[ResultKey]
+async def read_results_within(
+    airflow: AirflowDatabase, source_id: int, wanted: Sequence[ResultKey]
 ) -> dict[ResultKey, ReturnValue | None]:
-    """Return return values. Once they are too much together, the others are left alone."""
+    """Return return values of a run of Airflow. Once they are `MOST_TOGETHER` bytes, the others are `TOO_MUCH`."""
     results: dict[ResultKey, ReturnValue | None] = {}
     size = 0
     while size < MOST_TOGETHER and (some := [key for key in wanted if key not in results][:_RESULTS]):
-        found = await airflow.read_results([(run.id, task_id, index) for task_id, index, _ in some])
-        results |= {key: found[run.id, key[0], key[1]] for key in some if (run.id, key[0], key[1]) in found}
-        size += sum(len(each.text) for each in found.values() if each is not None and each.text is not None)
+        found = await airflow.read_results([(source_id, task_id, index) for task_id, index, _ in some])
+        results |= {key: found[source_id, key[0], key[1]] for key in some if (source_id, key[0], key[1]) in found}
+        size += count_bytes(found.values())
     return {key: results.get(key, TOO_MUCH) for key in wanted}
+
+
+def count_bytes(found: Iterable[ReturnValue | None]) -> int:
+    """Return about how many bytes these return values keep in memory."""
+    return sum(len(each.text) for each in found if each is not None and each.text is not None)
 
 
 async def write_whole(store: Store, found: Found) -> Written:

@@ -7,24 +7,22 @@ killed. Airflow's tables have the ends of all of these.
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 from pgflow_prefect.airflow.mirrored import ResultKey, find_mirrored_run_id
-from pgflow_prefect.airflow.results import NOT_READ
+from pgflow_prefect.airflow.results import MOST_TOGETHER, NOT_READ
 from pgflow_prefect.airflow.unseen import UnseenEnd, find_end, make_result
+from pgflow_prefect.airflow.whole_runs import count_bytes, read_results_within
 from pgflow_prefect.database.airflow.reader import AirflowDatabase
 from pgflow_prefect.database.airflow.runs import Instance, ReturnValue
 from pgflow_prefect.database.airflow_task_statements import AskingRun
 from pgflow_prefect.database.store import Store
-from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError
+from pgflow_prefect.errors import DatabaseUnavailableError, PgflowPrefectError, ResultInvalidError
 
 MOST_RUNS = 10
 """The most runs that a look reads; the next look reads the next ones."""
-
-MOST_RESULTS = 500
-"""The most return values that a look reads."""
 
 _logger = logging.getLogger(__name__)
 
@@ -95,20 +93,16 @@ class UnseenTasks:
     async def _read_results(
         self, airflow: AirflowDatabase, ends: Sequence[tuple[int, UnseenEnd]]
     ) -> dict[int, dict[ResultKey, ReturnValue | None]]:
+        """Return return values of whole ends: those behind the most bytes of a look are read at a later one."""
         results: dict[int, dict[ResultKey, ReturnValue | None]] = defaultdict(dict)
-        wanted = [(source_id, key) for source_id, end in ends for key in end.wanted]
-        if not self.copies_results:
-            for source_id, key in wanted:
-                results[source_id][key] = NOT_READ
-            return results
-        while wanted:  # of a map with many items, several statements
-            some, wanted = wanted[:MOST_RESULTS], wanted[MOST_RESULTS:]
-            found = await airflow.read_results([(source_id, task_id, index) for source_id, (task_id, index, _) in some])
-            for source_id, key in some:
-                if (source_id, key[0], key[1]) in found:
-                    results[source_id][key] = found[source_id, key[0], key[1]]
-            if len(found) < len(some):  # together, they are as many bytes as a look may read
-                break
+        size = 0
+        for source_id, end in ends:
+            if not self.copies_results:
+                results[source_id] |= dict.fromkeys(end.wanted, NOT_READ)
+            elif size < MOST_TOGETHER:  # what is reported now is not asked for again
+                found = await read_results_within(airflow, source_id, end.wanted)
+                results[source_id] |= found
+                size += count_bytes(found.values())
         return results
 
     def _make_result(self, run: AskingRun, end: UnseenEnd, found: dict[ResultKey, ReturnValue | None]) -> str | None:
@@ -126,13 +120,20 @@ class UnseenTasks:
         """
         for each in found:
             try:
-                await self._report(each)
+                await self._report_within_limits(each)
             except DatabaseUnavailableError:
                 raise
             except PgflowPrefectError as error:
                 if (each.run_id, each.end.step_slug) not in self._told:
                     self._told.add((each.run_id, each.end.step_slug))
                     _logger.warning("run %s, task %r is not reported: %s", each.run_id, each.end.step_slug, error)
+
+    async def _report_within_limits(self, task: UnseenTask) -> None:
+        try:
+            await self._report(task)
+        except ResultInvalidError as error:  # the items of a map together may be beyond the limits
+            _logger.warning("run %s, task %r: its result was not copied: %s", task.run_id, task.end.step_slug, error)
+            await self._report(replace(task, result=None))
 
     async def _report(self, task: UnseenTask) -> None:
         end = task.end

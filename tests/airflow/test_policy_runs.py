@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from pgflow_prefect.airflow.mirrored import find_mirrored_run_id
+from pgflow_prefect.database.airflow import runs as airflow_runs
 from pgflow_prefect.errors import RunNotPendingError
 from tests.airflow.replay import DAG_ID
 from tests.airflow.test_mirror import ENDED, Site, airflow, site
@@ -115,7 +116,12 @@ async def test_a_task_between_two_tries_is_airflows_in_a_run_that_a_mirror_began
     assert ask(db, run.id, "flaky", 2) == "airflow"
 
 
-async def test_tasks_that_a_policy_does_not_see_end_here_as_in_airflow(site: Site, db: Connection) -> None:
+@pytest.mark.parametrize("most_together", [None, 1])
+async def test_tasks_that_a_policy_does_not_see_end_here_as_in_airflow(
+    site: Site, db: Connection, monkeypatch: pytest.MonkeyPatch, most_together: int | None
+) -> None:
+    if most_together is not None:  # then the items of a map come in several statements
+        monkeypatch.setattr(airflow_runs, "_MOST_TOGETHER", most_together)
     run_id = await find_run_id(site)
     await site.store.name_airflow_dags([DAG_ID])
     async with site.mirror() as mirror:
@@ -132,6 +138,31 @@ async def test_tasks_that_a_policy_does_not_see_end_here_as_in_airflow(site: Sit
     assert {slug for slug, each in steps.items() if each.is_skipped} == {"right"}
     results = {slug: str(each.step_result) for slug, each in steps.items()}
     assert (results["extract"], results["double"], results["total"]) == ('"as the task has said"', "[2, 4, 6]", "12")
+
+
+async def test_a_map_whose_results_are_too_much_together_ends_without_them(
+    site: Site, db: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_id = await find_run_id(site)
+    await site.store.name_airflow_dags([DAG_ID])
+    async with site.mirror() as mirror:
+        await mirror.look()
+        assert ask(db, run_id, "extract") == "airflow"
+        assert end(db, run_id, "extract", result='"as the task has said"')
+        site.airflow.play("run")
+        [[kind]] = site.airflow.db.execute("SELECT DISTINCT pg_typeof(value)::text FROM xcom").fetchall()
+        statement = {
+            "bytea": "UPDATE xcom SET value = convert_to(%s, 'UTF8') WHERE task_id = 'double'",
+            "json": "UPDATE xcom SET value = %s::json WHERE task_id = 'double'",
+            "jsonb": "UPDATE xcom SET value = %s::jsonb WHERE task_id = 'double'",
+        }[str(kind)]
+        site.airflow.db.execute(statement, [f'"{400 * "x"}"'])
+        db.execute("UPDATE pgflow.limits SET result_bytes = 1000")
+        for _ in range(3):
+            await mirror.look()
+    double = (await site.read_steps())["double"]
+    assert (double.status, str(double.step_result)) == ("completed", "null")
+    assert "task 'double': its result was not copied" in caplog.text
 
 
 async def test_a_task_that_may_still_report_itself_and_one_that_has_moved_are_left_alone(
