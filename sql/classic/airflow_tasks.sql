@@ -112,6 +112,9 @@ DECLARE
     sees_runs CONSTANT boolean := has_table_privilege('pgflow.runs', 'SELECT')
                                   AND has_table_privilege('pgflow_prefect.airflow_claims', 'SELECT');
 BEGIN
+    -- A run that has begun meanwhile is older than the removal: the time is taken after the wait for it.
+    PERFORM FROM pgflow_prefect.airflow_dags d
+    WHERE d.workflow_slug = ANY (remove_airflow_dags.workflow_slugs) ORDER BY d.workflow_slug FOR NO KEY UPDATE;
     FOR workflow_slug, moved IN
         WITH removed AS (
             UPDATE pgflow_prefect.airflow_dags d SET removed_at = clock_timestamp()
@@ -376,6 +379,15 @@ BEGIN
         RETURN;
     ELSIF try_number IS NULL OR claim_airflow_task.run_id IS NULL THEN
         RAISE EXCEPTION 'which try of which run? give try_number and run_id' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF NOT EXISTS (SELECT FROM pgflow.runs r WHERE r.id = claim_airflow_task.run_id) THEN
+        -- A run that begins while the DAG is being removed comes before that, or waits for it and does not begin.
+        PERFORM FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = dag_id AND d.removed_at IS NULL FOR SHARE;
+        IF NOT FOUND THEN
+            answer := 'unknown';
+            RETURN NEXT;
+            RETURN;
+        END IF;
     END IF;
     moved := pgflow_prefect.list_moved(dag_id);
     run := pgflow_prefect.begin_airflow_run(dag_id, claim_airflow_task.run_id, payload, logical_date, interval_start,

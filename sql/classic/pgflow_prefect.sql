@@ -960,7 +960,9 @@ BEGIN
     JOIN pgflow.runs r ON r.id OPERATOR(pg_catalog.=) a.run_id AND r.status OPERATOR(pg_catalog.=) 'pending'
     JOIN pgflow.definition_steps d ON d.definition_id OPERATOR(pg_catalog.=) r.definition_id
                                   AND d.slug OPERATOR(pg_catalog.=) a.step_slug AND d.child_workflow IS NULL
-    WHERE a.run_id OPERATOR(pg_catalog.=) rehearse_refused.run_id AND s.status OPERATOR(pg_catalog.=) 'pending';
+    WHERE a.run_id OPERATOR(pg_catalog.=) rehearse_refused.run_id AND s.status OPERATOR(pg_catalog.=) 'pending'
+      -- A trigger may refuse the rehearsal's result only: now and then, the handler's own is tried.
+      AND a.tries OPERATOR(pg_catalog.%) 4 OPERATOR(pg_catalog.<>) 0;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -991,7 +993,8 @@ $$;
 
 COMMENT ON FUNCTION pgflow_prefect.rehearse_refused(uuid) IS
     'Of a run that was set aside because the claim or the end of a step was refused: claims and completes the step and '
-    'rolls that back. Raises what refuses it, so that no handler is executed whose end can''t be noted. Internal.';
+    'rolls that back. Raises what refuses it, so that no handler is executed whose end can''t be noted. The result is null, '
+    'so every fourth try goes without. Internal.';
 
 
 CREATE OR REPLACE FUNCTION pgflow_prefect.find_parent(parent_run_id uuid, parent_step_slug text) RETURNS uuid
@@ -2106,11 +2109,17 @@ BEGIN
         IF EXISTS (SELECT FROM pgflow.steps s -- of its own: a later script creates that table
                    JOIN pgflow_prefect.airflow_dags d ON d.workflow_slug = s.workflow_slug
                    WHERE s.workflow_slug = change_binding.workflow_slug AND s.slug = change_binding.step_slug
-                     AND s.step_type = 'map' AND to_jsonb(d) ->> 'removed_at' IS NULL) THEN
+                     AND s.step_type = 'map'
+                     AND (to_jsonb(d) ->> 'removed_at' IS NULL
+                          OR EXISTS (SELECT FROM pgflow.runs r -- which go on as they began
+                                     WHERE r.workflow_slug = d.workflow_slug AND r.status = 'pending'
+                                       AND r.payload ? 'airflow_run_id'
+                                       AND r.created_at < (to_jsonb(d) ->> 'removed_at')::timestamptz))) THEN
             RAISE EXCEPTION 'step "%" of workflow "%" stays with Airflow: its mapped tasks do not ask who executes them',
                             step_slug, workflow_slug
                 USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'bindings_airflow',
-                      HINT = 'Once Airflow no longer executes the DAG: pgflow-prefect airflow policy DAG --remove';
+                      HINT = 'Once Airflow no longer executes the DAG: pgflow-prefect airflow policy DAG --remove; and wait for '
+                             'the runs that go on.';
         END IF;
     END IF;
     IF wanted IS NULL THEN

@@ -11,7 +11,18 @@ import psycopg
 import pytest
 
 from tests.conftest import Connect, Connection
-from tests.engine import complete, define, fail, get_run, get_state, refused, reopen, statuses, value
+from tests.engine import (
+    complete,
+    define,
+    fail,
+    get_run,
+    get_state,
+    refused,
+    reopen,
+    statuses,
+    value,
+    wait_until_blocked,
+)
 from tests.integration.supabase import DENIED, become, create_role
 from tests.integration.test_external_claims import bind, claim_for_prefect
 
@@ -338,6 +349,29 @@ def test_a_map_stays_with_airflow_while_its_dag_asks(db: Connection, dag: str) -
     bind(db, "dag", "b", "python")
     with refused("55000", "mapped tasks do not ask"):
         db.execute("SELECT pgflow_prefect.name_airflow_dags('{dag}')")
+
+
+def test_a_map_stays_with_airflow_while_a_run_from_before_the_removal_goes_on(db: Connection, dag: str) -> None:
+    db.execute("UPDATE pgflow.steps SET step_type = 'map', map_over = 'a' WHERE slug = 'b'")
+    run = value(db, """SELECT id FROM pgflow.run_workflow('dag', '{"airflow_run_id": "run 1"}')""")
+    db.execute("SELECT pgflow_prefect.remove_airflow_dags('{dag}')")
+    with refused("22023", "stays with Airflow"):
+        db.execute("SELECT pgflow_prefect.bind_step('dag', 'b', 'python')")
+    db.execute("SELECT pgflow.cancel_run(%s, 'no more')", [run])
+    db.execute("SELECT pgflow_prefect.bind_step('dag', 'b', 'python')")
+
+
+def test_a_first_question_beside_the_removal_of_its_dag_begins_no_run(
+    dag: str, run_id: UUID, db: Connection, connect: Connect
+) -> None:
+    remover, asker = connect(), connect()
+    with ThreadPoolExecutor(1) as pool:
+        with remover.transaction():
+            remover.execute("SELECT pgflow_prefect.remove_airflow_dags('{dag}')")
+            asked = pool.submit(answer, asker, run_id, "a")
+            wait_until_blocked(db, asker.info.backend_pid)
+        assert asked.result() == "unknown"
+    assert value(db, "SELECT count(*) FROM pgflow.runs") == 0
 
 
 def test_a_binding_needs_no_table_of_airflows(db: Connection, dag: str) -> None:

@@ -166,6 +166,31 @@ async def test_a_run_whose_step_can_not_be_noted_is_set_aside_until_that_is_mend
     assert executions == [bad] * (executed + 1)
 
 
+async def test_a_trigger_that_refuses_only_the_result_of_the_rehearsal_keeps_no_run_aside_for_ever(
+    store: Store, db: Connection, define: Define, executions: list[UUID]
+) -> None:
+    workflow = Workflow(make_slug())
+    define(workflow.slug, ["work"])
+    make_plain(workflow, executions)
+    await store.enable_workflow(workflow.slug)
+    run_id = run_workflow(db, workflow.slug).id
+    add(db, OF_RUNS + ENDED + RAISE, run_id)
+    assert (await execute(workflow, run_id)).name == "Crashed"
+    db.execute("DELETE FROM public.refused")
+    db.execute("""
+        CREATE FUNCTION public.refuse_null() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN IF NEW.step_result = 'null' THEN RAISE 'it has no result'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER refuse_null BEFORE UPDATE ON pgflow.step_states
+        FOR EACH ROW EXECUTE FUNCTION public.refuse_null()
+    """)
+    taken = []
+    for _ in range(4):
+        let_try(db)
+        taken += await take(store, workflow)
+    assert taken == [run_id]
+    assert (await execute(workflow, run_id)).name == "Completed"
+
+
 @pytest.mark.parametrize(
     ("make", "trigger"),
     [
