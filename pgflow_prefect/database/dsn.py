@@ -7,7 +7,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
 
-from pgflow_prefect.database.pasted_dsn import SYNONYMS, find_notation, find_odd_part, find_placeholder
+from pgflow_prefect.database.pasted_dsn import SYNONYMS, find_notation, find_odd_part, find_placeholder, has_invisible
 from pgflow_prefect.errors import UsageError
 
 _SCHEME = re.compile(r"^(?P<scheme>[A-Za-z][\w+.:-]*)://")
@@ -44,6 +44,8 @@ def check_dsn(dsn: str, source: str = HERE) -> None:
     """
     if dsn != dsn.strip():
         raise UsageError(f"the DSN begins or ends with a blank or a line break: remove that ({source})")
+    if has_invisible(dsn.replace(find_password(dsn) or "\0", "")):  # a password may have any character
+        raise UsageError(f"the DSN has an invisible character in it, perhaps from a document: type it anew ({source})")
     if problem := find_notation(dsn):
         raise UsageError(f"the DSN {problem} ({source})")
     scheme = _SCHEME.match(dsn)
@@ -74,7 +76,7 @@ def _check_uri(dsn: str, scheme: str, source: str) -> None:
         raise UsageError("the DSN has a blank or a line break in it: remove it, or write a blank as %20")
     # As in libpq, user and password end at the first @ before any slash.
     _, _, query = re.sub(r"^[^@/]*@", "", dsn.partition("://")[2]).partition("?")
-    if "@" in query:  # part of a password: never shown
+    if any("@" in part and not _is_plain(part.partition("=")[0]) for part in query.split("&")):  # of a password
         raise UsageError(f"the DSN's password can't be right: {_PASSWORD}")
     if form := find_placeholder(dsn):
         raise UsageError(
@@ -86,11 +88,18 @@ def _check_uri(dsn: str, scheme: str, source: str) -> None:
     _check_parameters(query, source)
 
 
+def _is_plain(name: str) -> bool:
+    """Tell whether it is the name of a parameter that is no secret."""
+    return "password" not in name and name in {each.keyword.decode() for each in pq.Conninfo.get_defaults()}
+
+
 def _check_parameters(query: str, source: str) -> None:
     known = {each.keyword.decode() for each in pq.Conninfo.get_defaults()} | {"ssl"}
+    before = ""
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in known:
-            raise UsageError(_describe_parameter(name, source, is_safe=True))
+        if name not in known:  # behind a password, it may be the rest of it
+            raise UsageError(_describe_parameter(name, source, is_safe="password" not in before))
+        before += name
         if name == "ssl" and value != "true":
             raise UsageError(f"the DSN's parameter 'ssl' is {FOREIGN['ssl']} ({source})")
     for part in query.split("&"):

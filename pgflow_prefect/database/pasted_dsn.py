@@ -29,6 +29,7 @@ _NOTATIONS = (
     (r"[$%<]|\{\{", "begins with a placeholder that nothing has replaced by its value: put the address itself there"),
     (r"[{\[]", "is JSON or a list: give only the address in it"),
     (
+        r"(?!(?:password|pwd)\s*=(?:[^;]*;$|.*\s(?:host|hostaddr|port|dbname|user|service)\s*=))"
         rf"(?:pgsql:)?(?:{_NAMES})\s*=(?:\{{[^}}]*\}}|[^;\s']*);\s*(?:(?:{_NAMES}|[a-z]+)\s*=|$)",
         "separates its parts by ;, as .NET, ODBC and PHP do: write blanks, and the names host, port, dbname, user and "
         "password",
@@ -60,13 +61,16 @@ _PLACEHOLDERS = {
 }
 
 
+def has_invisible(text: str) -> bool:
+    """Tell whether a text has a character that no one sees: documents and chats put some in."""
+    return any(unicodedata.category(each) in {"Cc", "Cf"} and not each.isspace() for each in text)
+
+
 def find_notation(dsn: str) -> str | None:
     """Return what is wrong with a connection string in another program's notation; None if it may be libpq's.
 
     The text is the rest of a sentence that begins with "the DSN". It quotes nothing, because any part may be a secret.
     """
-    if any(unicodedata.category(each) in {"Cc", "Cf"} and not each.isspace() for each in dsn):
-        return "has an invisible character in it, perhaps from a document: type it anew"
     return next((problem for pattern, problem in _COMPILED if pattern.match(dsn)), None)
 
 
@@ -93,11 +97,13 @@ def find_odd_part(parts: Mapping[str, str]) -> str | None:
 
 
 def _find_odd_value(name: str, value: str) -> str | None:
+    if name not in {"host", "port", "dbname", "user"}:
+        return None
     if _VARIABLE.fullmatch(value):
         return f"has the name of a variable in place of its {name}: put the value there"
     if form := find_placeholder(value):
         return f"has a placeholder {form} in its {name}: put the value in its place"
-    if name in {"host", "port", "dbname", "user"} and value[-1:] and value[-1:] in f",;{_QUOTES}":
+    if value[-1:] and value[-1:] in f",;{_QUOTES}":
         return f"has {value[-1:]} at the end of its {name}: remove it"
     return None
 

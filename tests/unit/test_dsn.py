@@ -46,6 +46,8 @@ HERE = f"me:{SECRET}@db:5432/app"
         (f"postgresql://{HERE}?sslmode=require&amp;connect_timeout=3", "&amp; in its parameters, which is HTML"),
         (f"postgresql://{HERE}&sslmode=require", "has & after its database: parameters begin with ?"),
         (f"username=me host=db password={SECRET}", "'username' has another name in PostgreSQL's library: write 'user'"),
+        (f"postgresql://db/app?user=me&password=ab&{SECRET}", "a parameter that PostgreSQL's library does not know"),
+        (f"postgresql://db/app?password=ab&{SECRET}=1", "a parameter that PostgreSQL's library does not know"),
         (f"Host=db Password={SECRET}", "'Host' has another name in PostgreSQL's library: write 'host'"),
     ],
 )
@@ -127,6 +129,12 @@ def test_the_notation_of_another_program_is_named(dsn: str, named: str) -> None:
         "host = db dbname = app",
         "host=db\npassword=postgresql://x\nuser='a: b; c=1'",
         "host=one,two port=1,2 user=a:b@c",
+        "postgresql://db/app?user=me@server&password=x",
+        "password=a;b=c host=db",
+        "password=x;",
+        "postgresql://db/app?application_name=%3Cworker%201%3E",
+        "postgresql://me:a%E2%80%8Db@db/app",
+        "host=db password='a\u200db'",
     ],
 )
 def test_a_valid_dsn_is_taken(dsn: str) -> None:
