@@ -197,8 +197,9 @@ async def _describe_left(settings: Settings, dag: str) -> list[str]:
         rows = await store.list_bindings(dag)
         followed = {each.workflow_slug for each in await store.list_mirrors() if each.enabled}
         asks = dag in await store.list_asking_dags([dag])
+    unnamed = "external" if asks or dag in followed else "as its file says"  # a row moves a step, and nothing else
     kinds = {
-        step: str(rows[step].kind) if step in rows else "as its file says"
+        step: "child" if step in definition.children else str(rows[step].kind) if step in rows else unnamed
         for step in sort_steps(build_graph(definition))
     }
     return describe_left(dag, kinds, asks=asks, is_followed=dag in followed)

@@ -124,6 +124,11 @@ def test_the_ledger_says_what_is_left_and_keeps_all_else(
     ledger("etl", directory=tmp_path, dsn=dsn)
     assert page.read_text("utf-8") == written
 
+    db.execute("SELECT pgflow_prefect.name_airflow_dags('{etl}')")
+    db.execute("INSERT INTO pgflow.steps (workflow_slug, slug) VALUES ('etl', 'new')")
+    ledger("etl", directory=tmp_path, dsn=dsn)
+    assert "Airflow executes 1 of 3 tasks: `new`" in page.read_text("utf-8"), "no row has moved it"
+
 
 def test_lines_behind_the_part_on_what_is_left_stay() -> None:
     first = replace_left("# etl\n", "command", describe_left("etl", {"a": "external"}, asks=True, is_followed=True))
