@@ -25,6 +25,7 @@ from pgflow_prefect.deployment.handler_files import (
 from pgflow_prefect.errors import InvalidDefinitionError, PgflowPrefectError, UnknownWorkflowError, UsageError
 from pgflow_prefect.execution.payloads import check_known_payload
 from pgflow_prefect.models import StepBinding
+from pgflow_prefect.raw_json import RawJson
 from pgflow_prefect.workflow import Workflow, to_flow_name
 
 CONNECTIONS = 4
@@ -150,6 +151,31 @@ def check_payloads(candidates: Sequence[Candidate], options: Options) -> None:
         lambda each: check_known_payload(each.definition, each.rows, each.workflow.step_handlers, payload), candidates
     )
     raise_all(errors)
+
+
+def find_unfit_schedules(
+    candidates: Sequence[Candidate], options: Options, payloads: Collection[ScheduledPayload]
+) -> list[str]:
+    """Return a sentence for each workflow whose schedule, without `--payload`, starts only runs that fail.
+
+    Args:
+        candidates: the workflows.
+        options: of the deploying user.
+        payloads: of the schedules of these workflows.
+    """
+    wish = options.schedule
+    if wish is None or wish.schedule is None or wish.payload is not None:
+        return []
+    former = {each.workflow_slug: each.payload for each in payloads if each.name == wish.name}
+    found: list[str] = []
+    for each in candidates:
+        payload = former.get(each.slug)
+        given = "{}" if payload is None else "its former payload"
+        try:
+            check_known_payload(each.definition, each.rows, each.workflow.step_handlers, payload or RawJson("{}"))
+        except UsageError as error:
+            found.append(f"{error}. The schedule starts runs with {given}, and each will fail: add --payload")
+    return found
 
 
 def describe_all(

@@ -251,11 +251,13 @@ async def find_enabled(store: Store) -> set[str]:
 async def _open_plans(
     store: Store, candidates: Sequence[Candidate], options: Options, prune: bool, installation: UUID
 ) -> AsyncIterator[Plans]:
-    from pgflow_prefect.cli.candidates import check_payloads, describe_all
+    from pgflow_prefect.cli.candidates import check_payloads, describe_all, find_unfit_schedules
     from pgflow_prefect.deployment.deployments.apply import open_plans
 
     check_payloads(candidates, options)
     payloads = await store.list_schedules([each.slug for each in candidates])
+    for problem in find_unfit_schedules(candidates, options, payloads):
+        err.print(problem, markup=False)
     wanted = describe_all(candidates, replace(options, prune=prune), installation, payloads)
     async with open_plans(wanted, installation, store.list_slugs if prune else None) as plans:
         yield plans

@@ -6,6 +6,7 @@ that no child process can import.
 
 import logging
 import runpy
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -40,4 +41,6 @@ def _tells_more_than_a_stop(record: logging.LogRecord) -> bool:
 if __name__ == "__main__":
     logging.getLogger("asyncio").addFilter(_tells_more_than_a_stop)
     importtools.load_script_as_module = _load_script
+    # The imports above have imported Prefect's engine, which does not matter: it keeps nothing between two calls.
+    warnings.filterwarnings("ignore", "'prefect.engine' found in sys.modules", RuntimeWarning)
     runpy.run_module("prefect.engine", run_name="__main__")

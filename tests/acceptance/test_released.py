@@ -162,7 +162,7 @@ def test_doctor_tells_the_version_the_workers_and_the_tasks_that_wait(
         "the released pgflow, 0.7 or later: the task of a worker that vanishes stays begun for ever",
     )
     assert "photos has 1 queued and 0 begun, it has never had one" in found["workers"][1]
-    assert found["queues"] == ("ok", "1 task queued in 1 flows")
+    assert found["queues"] == ("ok", "1 task queued in 1 flow")
     assert {"rights", "triggers", "snapshots", "listen", "deployments", "runs"}.isdisjoint(found)
     flows.claim("photos")
     assert examine()["workers"] == ("ok", "live workers: 1 of photos")

@@ -180,6 +180,7 @@ def test_the_outcome_of_a_run_its_error_and_its_handlers_log_lines_are_shown(
     assert any(line.endswith("WARNING shop: a warns") for line in lines)
     assert any("ERROR" in line and ", step b: Task run failed with exception" in line for line in lines)
     assert not any("Beginning flow run" in line for line in lines), "what Prefect says beside that"
+    assert not any("RuntimeWarning" in line for line in lines), "what Python says of how the process begins"
     serve.process.terminate()
     assert serve.wait() == 0
 

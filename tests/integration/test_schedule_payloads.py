@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -64,6 +65,12 @@ class Project:
         self.workflow: Workflow = load_workflow(slug, self.source)[0]
         definition = WorkflowDefinition(slug=slug, steps=("first",), deps=())
         self.candidates = [Candidate(self.workflow, self.source, definition)]
+
+    def rewrite(self, handlers: str) -> None:
+        """Change the file of handlers, and load it again."""
+        Path(self.source).write_text(handlers.format(slug=self.slug), encoding="utf-8")
+        self.workflow = load_workflow(self.slug, self.source)[0]
+        self.candidates = [replace(self.candidates[0], workflow=self.workflow)]
 
     def _choose(self, cron: str | None, options: dict[str, Any]) -> Options:
         wish = parse_schedule(cron, None, None, options.pop("remove", False), **options)
@@ -199,6 +206,22 @@ async def test_a_payload_that_does_not_fit_is_refused_before_anything_is_written
     with pytest.raises(PayloadInvalidError, match="can't begin with this payload"):
         await project.deploy(NIGHTLY, payload='{"days": "many"}')
     assert await project.read_rows() == {}
+
+
+async def test_a_schedule_that_starts_only_failing_runs_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await project.deploy(NIGHTLY)
+    said = capsys.readouterr().err
+    assert "days: Field required" in said
+    assert "The schedule starts runs with {}, and each will fail: add --payload" in " ".join(said.split())
+
+    await project.deploy(NIGHTLY, payload='{"days": 3}')
+    await project.deploy(WEEKLY)
+    assert capsys.readouterr().err == "", "the former payload stays, and fits"
+    project.rewrite(HANDLERS.replace("days: int", "nights: int").replace("payload.days", "payload.nights"))
+    await project.deploy(WEEKLY)
+    assert "with its former payload, and each will fail" in " ".join(capsys.readouterr().err.split())
 
 
 async def test_a_scheduled_flow_run_begins_with_the_payload_of_the_row(

@@ -88,7 +88,8 @@ async def _check_queues(patient: Patient) -> Verdict:
             details=tuple(_describe_late(each, now) for each in late),
         )
     queued = sum(each.queued for each in queues)
-    return Verdict(Outcome.OK, f"{queued} task{'s'[: queued != 1]} queued in {len(queues)} flows")
+    flows = f"{len(queues)} flow{'s'[: len(queues) != 1]}"
+    return Verdict(Outcome.OK, f"{queued} task{'s'[: queued != 1]} queued in {flows}")
 
 
 def _wait(queue: FlowQueue, now: datetime) -> float:
