@@ -3094,6 +3094,7 @@ AS $$
 DECLARE
     written bigint;
     maps pg_catalog.text[];
+    started pg_catalog.text[];
     map pg_catalog.text;
 BEGIN
     IF pgflow.is_under_policies() THEN
@@ -3118,14 +3119,17 @@ BEGIN
            (SELECT coalesce(pg_catalog.array_agg(d.slug), '{}') FROM described d
             WHERE d.is_map AND d.status OPERATOR(pg_catalog.=) 'pending'),
            (SELECT coalesce(pg_catalog.array_agg(d.slug), '{}') FROM described d
-            WHERE d.is_child AND d.status OPERATOR(pg_catalog.=) 'pending')
-    INTO written, ended, outcomes, maps, children
+            WHERE d.is_child AND d.status OPERATOR(pg_catalog.=) 'pending'),
+           coalesce(pg_catalog.array_agg(i.step_slug) FILTER (WHERE i.status OPERATOR(pg_catalog.=) 'pending'), '{}')
+    INTO written, ended, outcomes, maps, children, started
     FROM inserted i;
     FOREACH map IN ARRAY maps LOOP
         PERFORM pgflow.make_items(run, map);
     END LOOP;
     IF written OPERATOR(pg_catalog.<) pg_catalog.cardinality(due) THEN
         PERFORM pgflow.find_dropped(run.id, due);
+        -- A step that was pending before, as its rule does not wait for all above it, has its child already.
+        children := ARRAY(SELECT pg_catalog.unnest(children) INTERSECT SELECT pg_catalog.unnest(started) ORDER BY 1);
     END IF;
 END
 $$;
@@ -5368,9 +5372,14 @@ BEGIN
         SET due_at = CASE WHEN begun.child_id IS NULL THEN '-infinity'::pg_catalog.timestamptz END
         WHERE i.run_id OPERATOR(pg_catalog.=) run.id AND i.step_slug OPERATOR(pg_catalog.=) resume_item_children.step_slug
           AND i.item_index OPERATOR(pg_catalog.=) begun.item_index;
-        CONTINUE WHEN begun.child_id IS NULL; -- it was deleted: begin_items makes it anew
-        under_way := under_way OPERATOR(pg_catalog.+) 1;
-        CONTINUE WHEN begun.waits;
+        IF begun.child_id IS NOT NULL THEN -- else it was deleted: begin_items makes it anew
+            under_way := under_way OPERATOR(pg_catalog.+) 1;
+        END IF;
+    END LOOP;
+    -- Only now: a child may end at once, and what is due begins in its place.
+    FOR begun IN
+        SELECT * FROM pgflow.list_begun_items(run.id, step_slug) b WHERE b.child_id IS NOT NULL AND NOT b.waits
+    LOOP
         looks := looks OPERATOR(pg_catalog.+) 1;
         IF looks OPERATOR(pg_catalog.>) 100 THEN
             INSERT INTO pgflow.child_requests (run_id) VALUES (begun.child_id);

@@ -130,6 +130,23 @@ def test_a_reopened_map_reopens_failed_children_and_keeps_the_others(db: Connect
     assert len(list_children(db, run_id)) == 3
 
 
+def test_reopened_children_that_fail_again_at_once_are_not_begun_anew(db: Connection) -> None:
+    define(db, "asking", {"ask": []})
+    say(db, "asking", "ask", required_input_pattern='{"item": {"ok": true}}', when_unmet="fail")
+    define(db, "orders", STEPS)
+    said = {"child_workflow": "asking", "when_item_fails": "continue", "max_children": 2}
+    say(db, "orders", "price", step_type="map", map_over="look", **said)
+    run_id = run_workflow(db, "orders", {}).id
+    complete(db, run_id, "rates", {})
+    complete(db, run_id, "look", [1, 2, 3])
+    children = [each.id for each in list_children(db, run_id)]
+    assert len(children) == 3
+    reopen(db, run_id)
+    assert [each.id for each in list_children(db, run_id)] == children
+    assert read_items(db, run_id) == [(item, "failed", 1) for item in range(3)]
+    assert get_run(db, run_id).status == "failed"
+
+
 def test_a_cancelled_map_cancels_its_children_and_a_reopened_one_goes_on_with_them(db: Connection) -> None:
     run_id = begin(db, [1, 2, 3, 4], max_children=2)
     before = list_children(db, run_id)

@@ -202,6 +202,21 @@ def test_a_step_without_upstream_steps_can_be_a_child(db: Connection) -> None:
     assert get_run(db, run_id).status == "completed"
 
 
+@pytest.mark.parametrize("above", [["look"], ["look", "more"]])
+@pytest.mark.parametrize("said", [{}, {"step_type": "map", "map_over": "payload", "max_children": 1}])
+def test_a_step_that_waits_for_none_above_it_has_one_child_when_those_end(
+    db: Connection, above: Sequence[str], said: dict[str, object]
+) -> None:
+    define(db, "settlement", CHILD)
+    define(db, "orders", {"look": [], "more": [], "settle": above})
+    say(db, "orders", "settle", rule="always", child_workflow="settlement", **said)
+    run_id = run_workflow(db, "orders", [1, 2, 3]).id
+    child = find_child(db, run_id)
+    complete(db, run_id, "look", 1)
+    complete(db, run_id, "more", 1)
+    assert find_child(db, run_id) == child
+
+
 def test_children_of_one_run_go_on_side_by_side(db: Connection) -> None:
     define(db, "settlement", CHILD)
     define(db, "orders", {"a": [], "b": [], "join": ["a", "b"]})
