@@ -7,7 +7,7 @@
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -34,12 +34,12 @@ class Drawn:
     payload: Any
 
 
-def draw(rng: random.Random, *, continues: bool) -> Drawn:
-    """Draw a workflow of two to nine steps, each of which waits for some of those before it."""
+def draw(rng: random.Random, *, continues: bool, most: int = 9) -> Drawn:
+    """Draw a workflow of two to so many steps, each of which waits for some of those before it."""
     dense = rng.random()
     graph = {
         f"s{i}": [f"s{j}" for j in range(i) if rng.random() < 0.2 + 0.5 * dense / max(1, i / 2)]
-        for i in range(rng.randint(2, 9))
+        for i in range(rng.randint(2, most))
     }
     rules: list[str | None] = [None] * 5
     rules += [*INTOLERANT, *TOLERANT] if continues else INTOLERANT
@@ -265,9 +265,12 @@ class Play:
                 self.model.end_items(step, {index: Item("completed", is_left_out=True) for index in indexes})
 
     def _end_step(self, step: str) -> None:
-        rng, model = self.rng, self.model
-        if model.status == "pending" and rng.random() < 0.3:
+        if self.model.status == "pending" and self.rng.random() < 0.3:
             self._call("claim_step", step)
+        self._end_by_hand(step)
+
+    def _end_by_hand(self, step: str) -> None:
+        rng, model = self.rng, self.model
         kind = rng.random()
         if kind < 0.55:
             result = rng.choice(RESULTS)
@@ -301,9 +304,9 @@ def play(db: Connection, number: int) -> int:
     return Play(db, rng, run_id, model, drawn).play()
 
 
-def main() -> None:
+def play_by_command(play: Callable[[Connection, int], int], description: str | None) -> None:
     """Play as many runs as the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("runs", type=int)
     parser.add_argument("--dsn", required=True)
     parser.add_argument("--first", type=int, default=0)
@@ -321,4 +324,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    play_by_command(play, __doc__)

@@ -403,9 +403,7 @@ class Model:
                 self.items[step] = [Item() if item.status == "failed" else item for item in self.items.get(step, [])]
         while found := {step for step in self.rows if self._follows_from(step, undone)}:
             for step in found:
-                self.ends.pop(step, None)
-                self.pending.discard(step)
-                self.items.pop(step, None)
+                self._take_back(step)
             undone |= found
         self.status = "pending"
         self.go_on()
@@ -413,6 +411,11 @@ class Model:
             if self.status == "pending" and self.options[step].is_map:
                 self._resume_map(step)
         return undone
+
+    def _take_back(self, step: str) -> None:
+        self.ends.pop(step, None)
+        self.pending.discard(step)
+        self.items.pop(step, None)
 
     def _resume_map(self, step: str) -> None:
         if step in self.pending and all(each.status != "pending" for each in self.items[step]):
