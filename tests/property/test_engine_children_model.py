@@ -25,13 +25,12 @@ def test_the_engine_does_to_children_what_the_model_does(part: int, db: Connecti
     assert events > _RUNS  # the runs were played
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("function", "right", "wrong"),
     [
         ("may_try_again", "<= step.child_retries", "< step.child_retries"),
-        ("undo_steps", "IF has_children THEN", "IF false THEN"),
         ("judge_child", "state.skip_reason IS NOT NULL", "false"),
-        ("begin_items", "places OPERATOR(pg_catalog.-) 1", "places OPERATOR(pg_catalog.-) 2"),
     ],
 )
 def test_an_engine_that_treats_children_wrong_is_found(function: str, right: str, wrong: str, db: Connection) -> None:
