@@ -55,6 +55,7 @@ async def _cancel(settings: Settings, name: RunName, reason: str | None, with_pa
             raise RunNotPendingError(f"run {run_id} is completed: there is nothing to cancel")
         if run.status is Status.FAILED and not run.is_cancelled:
             raise RunNotPendingError(f"run {run_id} has failed already: {run.error_message}")
+        await store.read_installation()  # refuses a copy before its run ends here: the original shows that run
         await store.cancel_run(run_id, f"{CANCELLED}: {reason}" if reason else CANCELLED)
         cancelled = await store.read_run(run_id, with_payload=with_payload)
         return cancelled, await _tell_prefect(store, cancelled)

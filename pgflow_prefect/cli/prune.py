@@ -233,6 +233,8 @@ async def _prune(settings: Settings, chosen: Choice, storages: list[BlockStorage
     from pgflow_prefect.database.store import open_store
 
     async with open_store(settings, size=1) as store:
+        if pruned.swept is not None:
+            await store.read_installation()  # refuses a copy before any of its runs is deleted
         if chosen.runs is not None:
             for run_id in [await store.find_run_id(name) for name in chosen.runs]:
                 await store.prune_run(run_id)

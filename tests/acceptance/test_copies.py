@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import psycopg
@@ -12,6 +13,7 @@ from tests.acceptance.conftest import CommandLine, PrefectView, Services, wait_u
 from tests.conftest import Connection
 from tests.copying import copy_database
 from tests.engine import define, get_run, run_workflow, statuses, value
+from tests.engine import finish as execute_to_end
 
 FAST = {"PGFLOW_LEASE": "600", "PGFLOW_RECONCILE_INTERVAL": "1"}
 ID = "SELECT id FROM pgflow_prefect.installation"
@@ -72,6 +74,29 @@ def test_services_and_commands_that_write_to_prefect_refuse_a_copy(
     assert statuses(copy, copied) == {"a": "completed", "b": "pending"}
     assert cli("status", str(copied), PGFLOW_DSN=copy_dsn).code == 0, "a look at it does no harm"
     finish(cli, db, prefect, copied)
+
+
+def test_commands_that_change_runs_refuse_a_copy_before_they_change_it(
+    cli: CommandLine, db: Connection, chain: str, tmp_path: Path
+) -> None:
+    ended, pending = run_workflow(db, chain).id, run_workflow(db, chain).id
+    execute_to_end(db, ended)
+    # What a copy of a database has that was used with Prefect.
+    db.execute("INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES")
+    db.execute("UPDATE pgflow_prefect.installation SET stamp = '1/1'")
+    rows = "SELECT jsonb_agg(to_jsonb(r) ORDER BY r.id) FROM pgflow.runs r"
+    before = value(db, rows)
+    for command in (
+        ["cancel", str(pending)],
+        ["record", str(ended)],
+        ["prune", "--workflow", chain, "--any-age", "--results"],
+        ["run", chain],
+    ):
+        refused = cli(*command, PGFLOW_RESULT_STORAGE=tmp_path.as_uri())
+        assert refused.code == 1, (command, refused)
+        assert "this database is a copy" in refused.err
+        assert value(db, rows) == before, command
+    assert statuses(db, pending) == {"a": "pending"}
 
 
 @pytest.mark.once

@@ -8,14 +8,15 @@ import psycopg
 import pytest
 from prefect.client.orchestration import PrefectClient
 
+from pgflow_prefect import Workflow
 from pgflow_prefect.database.connection import open_pool
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import ForeignInstallationError
 from pgflow_prefect.services.heartbeat import Heartbeat
 from tests.conftest import Connection
 from tests.copying import copy_database
-from tests.engine import value
-from tests.integration.conftest import TENURE
+from tests.engine import define, value
+from tests.integration.conftest import TENURE, make_slug
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +99,21 @@ async def test_two_copies_from_before_there_were_stamps_are_told_apart(
         await Heartbeat(store, client).register()
         with pytest.raises(ForeignInstallationError, match="is registered in Prefect for database"):
             await Heartbeat(copy, client).register()
+
+
+async def test_a_flow_on_a_copy_ends_before_it_makes_a_run(db: Connection, pgflow_dsn: str, prefect_api: str) -> None:
+    workflow = Workflow(make_slug())
+    define(db, workflow.slug, {"a": []})
+    db.execute("INSERT INTO pgflow_prefect.heartbeats DEFAULT VALUES")
+    db.execute("UPDATE pgflow_prefect.installation SET stamp = '1/1'")
+
+    @workflow.step
+    def a() -> None:
+        raise AssertionError("it was called")
+
+    with pytest.raises(ForeignInstallationError, match="this database is a copy"):
+        await workflow.flow()
+    assert value(db, "SELECT count(*) FROM pgflow.runs") == 0
 
 
 async def test_a_role_that_may_not_read_the_cluster_s_identifier_finds_its_database_all_the_same(
