@@ -1768,15 +1768,20 @@ AS $$
 DECLARE
     is_payload CONSTANT boolean := TG_RELID = 'pgflow.runs'::regclass;
     is_item CONSTANT boolean := TG_RELID = 'pgflow.step_items'::regclass;
+    is_condition CONSTANT boolean := TG_RELID = 'pgflow.steps'::regclass;
     problem text;
 BEGIN
-    IF TG_RELID NOT IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass, 'pgflow.step_items'::regclass) THEN
-        RAISE EXCEPTION 'the trigger function pgflow.check_written is for pgflow.runs, pgflow.step_states and '
-                        'pgflow.step_items, not for %', TG_RELID::regclass
+    IF TG_RELID NOT IN ('pgflow.runs'::regclass, 'pgflow.step_states'::regclass, 'pgflow.step_items'::regclass,
+                        'pgflow.steps'::regclass) THEN
+        RAISE EXCEPTION 'the trigger function pgflow.check_written is for pgflow.runs, pgflow.step_states, '
+                        'pgflow.step_items and pgflow.steps, not for %', TG_RELID::regclass
             USING ERRCODE = 'insufficient_privilege';
     END IF;
     IF is_payload THEN
         problem := pgflow.find_json_problem(NEW.payload, is_payload);
+    ELSIF is_condition THEN
+        problem := coalesce(pgflow.find_json_problem(NEW.required_input_pattern, true),
+                            pgflow.find_json_problem(NEW.forbidden_input_pattern, true));
     ELSIF is_item THEN
         problem := pgflow.find_json_problem(NEW.item_result, is_payload);
     ELSE
@@ -1789,6 +1794,11 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'json_limits',
                   HINT = 'Store the data elsewhere and give its address; or the owner raises the limit in pgflow.limits.';
     END IF;
+    IF is_condition THEN
+        RAISE EXCEPTION 'a condition of step "%" of workflow "%" %', NEW.slug, NEW.workflow_slug, problem
+            USING ERRCODE = 'invalid_parameter_value', CONSTRAINT = 'json_limits',
+                  HINT = 'Let the condition name less; or the owner raises the limit in pgflow.limits.';
+    END IF;
     IF is_item THEN
         RAISE EXCEPTION 'the result of item % of step "%" %', NEW.item_index, NEW.step_slug, problem
             USING ERRCODE = 'program_limit_exceeded', CONSTRAINT = 'json_limits',
@@ -1800,7 +1810,7 @@ BEGIN
 END
 $$;
 
-COMMENT ON FUNCTION pgflow.check_written() IS 'Refuses a payload or a result that is beyond pgflow.limits.';
+COMMENT ON FUNCTION pgflow.check_written() IS 'Refuses a payload, a condition or a result that is beyond pgflow.limits.';
 
 
 CREATE OR REPLACE FUNCTION pgflow.shorten_message() RETURNS trigger
@@ -1833,6 +1843,16 @@ BEGIN
             'OR jsonb_path_exists(NEW.%1$I, ''strict $.**{100}'')) EXECUTE FUNCTION pgflow.check_written()',
             written[2], written[1]);
     END LOOP;
+    -- Each command that looks at the workflow reads its conditions.
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = 'pgflow.steps'::regclass AND tgname = 'check_written') THEN
+        CREATE TRIGGER check_written BEFORE INSERT OR UPDATE OF required_input_pattern, forbidden_input_pattern
+            ON pgflow.steps FOR EACH ROW
+            WHEN (pg_column_size(NEW.required_input_pattern) > 2000 OR octet_length(NEW.required_input_pattern::text) > 1000
+                  OR jsonb_path_exists(NEW.required_input_pattern, 'strict $.**{100}')
+                  OR pg_column_size(NEW.forbidden_input_pattern) > 2000 OR octet_length(NEW.forbidden_input_pattern::text) > 1000
+                  OR jsonb_path_exists(NEW.forbidden_input_pattern, 'strict $.**{100}'))
+            EXECUTE FUNCTION pgflow.check_written();
+    END IF;
     FOREACH bounded IN ARRAY ARRAY['runs', 'step_states', 'step_items'] LOOP
         CONTINUE WHEN EXISTS (SELECT FROM pg_catalog.pg_trigger
                               WHERE tgrelid = ('pgflow.' || bounded)::regclass AND tgname = 'shorten_message');

@@ -196,6 +196,57 @@ def test_an_odd_time_hides_nothing(cli: CommandLine, db: Connection, column: str
     assert cli("cancel", str(run_id)).code == 0
 
 
+@pytest.mark.thorough
+def test_a_run_whose_other_times_are_odd_can_be_looked_at_and_ended(cli: CommandLine, db: Connection) -> None:
+    define(db, workflow := make_slug(), CHAIN)
+    done: list[str] = []
+    for time in ("infinity", "-infinity", "10000-01-01", "0044-03-15 BC"):
+        run_id = run_workflow(db, workflow).id
+        done.append(str(run_id))
+        db.execute("SELECT pgflow.claim_step(%s, 'a')", [run_id])
+        db.execute("UPDATE pgflow.step_states SET started_at = %s WHERE run_id = %s", [time, run_id])
+        db.execute("UPDATE pgflow.runs SET logical_date = %s WHERE id = %s", [time, run_id])
+        db.execute(
+            "INSERT INTO pgflow_prefect.owners (run_id, epoch, flow_run_id, held_by, lease_until) "
+            "VALUES (%s, 0, gen_random_uuid(), 'a worker', %s)",
+            [run_id, time],
+        )
+        db.execute(
+            "INSERT INTO pgflow_prefect.flow_runs (run_id, epoch, flow_run_id) VALUES (%s, 0, gen_random_uuid())",
+            [run_id],
+        )
+        for command in ("status", "timeline", "open", "logs", "cancel", "retry", "cancel"):
+            ended = cli(command, str(run_id))
+            assert (ended.code, ended.err) == (0, ""), (time, command, ended)
+    for words in (
+        ["list"],
+        ["runs"],
+        ["runs", "--json"],
+        ["prune", "--workflow", workflow, "--any-age", "--dry-run"],
+    ):
+        ended = cli(*words)
+        assert (ended.code, ended.err) == (0, ""), (words, ended)
+    assert cli("reconcile").code in {0, 1}, "1: Prefect does not know the flow runs"
+    pruned = cli("prune", *(part for run_id in done for part in ("--run", run_id)))
+    assert (pruned.code, pruned.err) == (0, ""), pruned
+    assert value(db, "SELECT count(*) FROM pgflow.runs") == 0
+
+
+@pytest.mark.parametrize("name", ["a huge number", "an integer of 5001 digits", "many huge numbers", "300 arrays"])
+@pytest.mark.parametrize("column", ["required_input_pattern", "forbidden_input_pattern"])
+def test_a_condition_that_no_command_can_read_is_refused(db: Connection, column: str, name: str) -> None:
+    define(db, "chain", CHAIN)
+    told = 'a condition of step ".*" of workflow "chain" (has|nests)'
+    with refused(INVALID, told):
+        db.execute(f"UPDATE pgflow.steps SET {column} = %s WHERE slug = 'b'".encode(), [HOSTILE[name]])  # noqa: S608
+    with refused(INVALID, told):
+        db.execute(
+            f"INSERT INTO pgflow.steps (workflow_slug, slug, {column}) VALUES ('chain', 'd', %s)".encode(),  # noqa: S608
+            [HOSTILE[name]],
+        )
+    db.execute(f"UPDATE pgflow.steps SET {column} = %s WHERE slug = 'b'".encode(), [ALLOWED["1000 digits"]])  # noqa: S608
+
+
 flows = pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
 
 
