@@ -90,6 +90,25 @@ def test_on_a_full_server_a_worker_keeps_the_run_that_it_executes(
     check_executed_once(db, cli, run_id)
 
 
+@pytest.mark.thorough
+def test_on_a_full_server_a_process_of_serve_keeps_the_run_that_it_executes(
+    services: Services, db: Connection, cli: CommandLine, chain: str, dsn: str, login: str
+) -> None:
+    gate = cli.write("gate")
+    ours = make_conninfo(dsn, user=login, password="secret")  # noqa: S106
+    services.start("serve", PGFLOW_DSN=ours, PGFLOW_LEASE="3")
+    run_id = run_workflow(db, chain, {}).id
+    wait_until(lambda: "b" in cli.executions(), "b executes")
+    await_extensions(db, run_id, 1)
+    number = value(db, "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", login)
+    assert isinstance(number, int)
+    db.execute(f"ALTER ROLE {login} CONNECTION LIMIT {number - 1}".encode())
+    db.execute(f"SELECT pg_terminate_backend(pid) {OTHERS} AND query LIKE '%extend_leases%'".encode())
+    await_extensions(db, run_id, 5)  # more than a lease
+    gate.unlink()
+    check_executed_once(db, cli, run_id)
+
+
 def test_a_worker_whose_connection_for_leases_is_lost_on_a_full_server_uses_its_pool(
     services: Services, db: Connection, cli: CommandLine, chain: str, dsn: str, login: str
 ) -> None:

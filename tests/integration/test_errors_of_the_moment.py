@@ -1,14 +1,17 @@
 """Each error of the moment in each place where it may meet a statement: which is tried again, and what is executed."""
 
+import asyncio
 from typing import LiteralString
 from uuid import UUID, uuid4
 
 import anyio
 import pytest
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from pgflow_prefect import AsyncStepContext, StepContext, Workflow
 from pgflow_prefect.database import notifications
+from pgflow_prefect.database.leases import LeaseKeeper, Pool
 from pgflow_prefect.database.notifications import listen
 from pgflow_prefect.database.queries import QUERIES
 from pgflow_prefect.database.store import Store
@@ -22,16 +25,20 @@ from pgflow_prefect.models import Status, TakenRun, TaskKey
 from pgflow_prefect.services.run_fetcher import RunFetcher
 from pgflow_prefect.waiting import Wakeup
 from tests.conftest import Connect, Connection
-from tests.engine import CHAIN, start_run
+from tests.engine import CHAIN, start_run, value
 from tests.integration.conftest import Define, make_slug, read_steps
 
 pytestmark = pytest.mark.anyio
 
+SQLSTATES = ["57014", "25006", "25P02", "40001", "40P01", "53100", "53300", "55P03", "57P01", "58030", "08006", "XX000"]
+FURTHER = ["53200", "53400", "57P02", "57P03", "57P05", "58000", "58P01"]
+"""Those that share a line of the table with one of the others, or differ from it."""
 EACH = pytest.mark.parametrize(
-    "sqlstate",
-    ["57014", "25006", "25P02", "40001", "40P01", "53100", "53300", "55P03", "57P01", "58030", "08006", "XX000"],
+    "sqlstate", [*SQLSTATES, *(pytest.param(each, marks=pytest.mark.thorough) for each in FURTHER)]
 )
 TASK_RUN = uuid4()
+LEASE = 0.3
+"""Seconds; no other process would take the run after them."""
 
 RAISE_ONCE: LiteralString = """
 CREATE SEQUENCE public.tries;
@@ -58,7 +65,7 @@ WHEN (new.status <> old.status) EXECUTE FUNCTION public.raise_once_in_trigger()
 """
 ON_EXTENSION: LiteralString = """
 CREATE TRIGGER raise_once BEFORE UPDATE ON pgflow_prefect.owners FOR EACH ROW
-WHEN (new.lease_until > old.lease_until) EXECUTE FUNCTION public.raise_once_in_trigger()
+WHEN (new.lease_until <> old.lease_until) EXECUTE FUNCTION public.raise_once_in_trigger()
 """
 
 
@@ -113,12 +120,27 @@ async def test_both_kinds_of_report_are_made_again(sqlstate: str, writer: StepWr
 
 
 @EACH
-async def test_an_extension_is_made_again(sqlstate: str, writer: StepWriter, db: Connection) -> None:
+@pytest.mark.parametrize("link", ["its own", "the pool's"])
+async def test_an_extension_is_made_again(
+    sqlstate: str, link: str, writer: StepWriter, store: Store, db: Connection, dsn: str
+) -> None:
     prepare(db, sqlstate, ON_EXTENSION)
-    held = (writer.run_id, writer.epoch)
-    extended = await writer._persist(lambda: writer.store.extend_leases([held]))
-    assert extended == [(*held, "held")]
-    assert count_tries(db) == 2
+    until: LiteralString = "SELECT lease_until FROM pgflow_prefect.owners WHERE run_id = %s"
+    before = value(db, until, writer.run_id)
+    ends: list[str] = []
+    own = dsn if link == "its own" else make_conninfo(dsn, host="/nowhere")
+    pool = Pool(store, asyncio.get_running_loop(), patience=180)
+    with anyio.fail_after(180), LeaseKeeper(own, LEASE, connect_timeout=10, pool=pool) as keeper:
+        if link == "its own":
+            await keeper.open()
+        keeper.hold(writer.run_id, writer.epoch, ends.append)
+        while value(db, until, writer.run_id) == before:
+            await anyio.sleep(0.02)
+        assert keeper.held == [writer.run_id]
+    tries = count_tries(db)
+    assert isinstance(tries, int)
+    assert tries >= 2, "the first one was refused, and a later one was not"
+    assert ends == []
 
 
 @EACH
@@ -158,13 +180,16 @@ async def test_listening_begins_again(sqlstate: str, dsn: str, db: Connection, m
     assert count_tries(db) == 2
 
 
-LOST = {"25006", "40001", "40P01", "53100", "53300", "55P03", "58030"}
+LOST = {"25006", "40001", "40P01", "53100", "53200", "53300", "53400", "55P03", "58000", "58030"}
 """After these, what the handler did is gone, and it is executed again; an error that only says so cuts no link."""
 
 
+WORK = [(each, kind) for each in SQLSTATES for kind in ("sync", "async", "function")]
+WORK += [(each, "function") for each in FURTHER]
+
+
 @pytest.mark.thorough
-@EACH
-@pytest.mark.parametrize("kind", ["sync", "async", "function"])
+@pytest.mark.parametrize(("sqlstate", "kind"), WORK)
 @pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
 async def test_the_work_is_executed_again_only_where_its_transaction_was_lost(
     sqlstate: str, kind: str, db: Connection, define: Define
@@ -201,7 +226,7 @@ async def test_the_work_is_executed_again_only_where_its_transaction_was_lost(
 
 
 @pytest.mark.thorough
-@EACH
+@pytest.mark.parametrize("sqlstate", SQLSTATES)
 @pytest.mark.usefixtures("pgflow_dsn", "prefect_api")
 async def test_finished_work_is_not_done_again_for_a_report_that_failed(
     sqlstate: str, db: Connection, define: Define

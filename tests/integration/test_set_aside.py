@@ -4,16 +4,20 @@ from uuid import UUID
 
 import anyio
 import pytest
+from prefect.client.orchestration import PrefectClient
 
 from pgflow_prefect.database.diagnosis import DiagnosisStatements
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import PgflowPrefectError
 from pgflow_prefect.execution.process.slots import Slot
-from pgflow_prefect.models import TakenRun
+from pgflow_prefect.models import Held, TakenRun
+from pgflow_prefect.services.bridge import Bridge
 from pgflow_prefect.services.run_fetcher import RunFetcher
+from pgflow_prefect.settings import Settings
 from pgflow_prefect.waiting import Wakeup
 from tests.conftest import Connection
 from tests.engine import CHAIN, cancel, define, get_run, insert_run, reopen, repair, run_workflow, value
+from tests.integration.conftest import make_slug
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +88,34 @@ async def test_a_trigger_that_refuses_one_run_does_not_stop_workers_from_taking_
     let_try(db)
     assert await take(store) == [bad]
     assert (await store.read_run(bad)).set_aside is None, "it was taken: the error is history"
+
+
+async def test_a_bridge_submits_the_others_and_goes_on(
+    store: Store, db: Connection, dsn: str, client: PrefectClient
+) -> None:
+    """`serve` has a bridge of the same kind."""
+    define(db, slug := make_slug(), CHAIN)
+    await store.enable_workflow(slug)
+    flow_id = await client.create_flow_from_name(slug)
+    await client.create_deployment(flow_id, "pgflow")
+    bad, good = run_workflow(db, slug, "bad").id, run_workflow(db, slug, "good").id
+    add_trigger(db, TRIGGERS["raises an error"])
+    bridge = Bridge(store, client, Settings.model_validate({"dsn": dsn}), dsn, adopt=True)
+    await bridge.register()
+    await bridge.refresh()
+    with anyio.fail_after(180):
+        async with anyio.create_task_group() as group:
+            group.start_soon(bridge.run)
+            while (await store.read_run(good)).held is not Held.QUEUED:
+                await anyio.sleep(0.05)
+            while (await store.read_run(bad)).set_aside is None:
+                await anyio.sleep(0.05)
+            later = run_workflow(db, slug, "good").id
+            while (await store.read_run(later)).held is not Held.QUEUED:
+                await anyio.sleep(0.05)
+            bridge.stop()
+    assert bridge.failure is None
+    assert (await store.read_run(bad)).flow_run_id is None, "Prefect shows no flow run of it"
 
 
 async def test_a_trigger_that_waits_for_the_commit_keeps_no_worker_from_the_others(
