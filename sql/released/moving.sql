@@ -236,7 +236,7 @@ COMMENT ON FUNCTION pgflow_prefect.stop_edge_workers(text) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.move_flow(workflow_slug text)
 RETURNS TABLE (changed boolean, workers int, functions text[], has_functions boolean, runs bigint)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET lock_timeout = '10s'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -269,6 +269,10 @@ BEGIN
         END IF;
     END IF;
     PERFORM pgflow_prefect.lock_moves();
+    -- Before the first of their rows, as the head of steps.sql says: a report holds the rows of several steps.
+    IF EXISTS (SELECT FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = move_flow.workflow_slug) THEN
+        LOCK TABLE pgflow.step_tasks IN ACCESS EXCLUSIVE MODE;
+    END IF;
     PERFORM pgflow_prefect.move_step_back(m.flow_slug, m.step_slug) -- their bindings stay
     FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = move_flow.workflow_slug;
     INSERT INTO pgflow_prefect.moved_flows AS m (flow_slug) VALUES (move_flow.workflow_slug)
@@ -298,7 +302,7 @@ COMMENT ON FUNCTION pgflow_prefect.move_flow(text) IS
 CREATE OR REPLACE FUNCTION pgflow_prefect.move_flow_back(workflow_slug text)
 RETURNS TABLE (changed boolean, workers int, functions text[], has_functions boolean, runs bigint)
 LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off
+SET search_path = pg_catalog, pgflow_prefect, pg_temp SET row_security = off SET lock_timeout = '10s'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -316,6 +320,10 @@ BEGIN
     workers := 0;
     has_functions := to_regclass('pgflow.worker_functions') IS NOT NULL;
     IF former.by_steps THEN
+        -- Before the first of their rows, as the head of steps.sql says: a report holds the rows of several steps.
+        IF EXISTS (SELECT FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = former.flow_slug) THEN
+            LOCK TABLE pgflow.step_tasks IN ACCESS EXCLUSIVE MODE;
+        END IF;
         PERFORM pgflow_prefect.bind_step(m.flow_slug, m.step_slug, NULL)
         FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = former.flow_slug;
     ELSIF changed THEN

@@ -414,14 +414,15 @@ DECLARE
         SELECT FROM pgflow_prefect.moved_steps m
         WHERE m.flow_slug <> move_step_back.workflow_slug OR m.step_slug <> move_step_back.step_slug);
 BEGIN
+    IF NOT EXISTS (SELECT FROM pgflow_prefect.moved_steps m -- lock_moves keeps it so
+                   WHERE m.flow_slug = move_step_back.workflow_slug AND m.step_slug = move_step_back.step_slug) THEN
+        RETURN false;
+    END IF;
     IF is_last THEN -- before the rows: see the head of this file
         LOCK TABLE pgflow.step_tasks IN ACCESS EXCLUSIVE MODE;
     END IF;
     DELETE FROM pgflow_prefect.moved_steps m
     WHERE m.flow_slug = move_step_back.workflow_slug AND m.step_slug = move_step_back.step_slug;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
     WITH gone AS (
         DELETE FROM pgflow_prefect.taken_out o
         WHERE o.flow_slug = move_step_back.workflow_slug AND o.step_slug = move_step_back.step_slug RETURNING o.*)
@@ -431,9 +432,11 @@ BEGIN
         UPDATE pgflow_prefect.moved_flows m
         SET is_ours = false, by_steps = false, moved_at = clock_timestamp(), moved_by = current_user
         WHERE m.flow_slug = move_step_back.workflow_slug AND m.by_steps;
+        -- take_runs may hold that row and wait for the table: then its sign of life grows old by itself.
         UPDATE pgflow.workers w SET deprecated_at = clock_timestamp()
-        FROM pgflow_prefect.moved_flows m
-        WHERE m.flow_slug = move_step_back.workflow_slug AND w.worker_id = m.worker_id AND NOT m.is_ours;
+        WHERE w.worker_id IN (
+            SELECT k.worker_id FROM pgflow.workers k JOIN pgflow_prefect.moved_flows m ON m.worker_id = k.worker_id
+            WHERE m.flow_slug = move_step_back.workflow_slug AND NOT m.is_ours FOR NO KEY UPDATE OF k SKIP LOCKED);
     END IF;
     IF is_last THEN
         PERFORM pgflow_prefect.guard_steps(false);

@@ -1,6 +1,7 @@
 """Single steps of the released pgflow that were moved to Prefect, while pgflow's own workers do the others."""
 
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import LiteralString
 from uuid import UUID, uuid4
 
@@ -26,7 +27,7 @@ from pgflow_prefect.models import (
 from pgflow_prefect.settings import Settings
 from tests.conftest import Connection
 from tests.contract.worlds import ReleasedWorld
-from tests.engine import refused, value
+from tests.engine import refused, value, wait_until_blocked
 from tests.released_lab import read_objects, run_released_script
 
 pytestmark = pytest.mark.anyio
@@ -408,6 +409,36 @@ async def test_moving_a_step_back_waits_for_a_transaction_that_takes_messages_ou
     assert (value(released.db, QUEUED), value(released.db, TAKEN_OUT)) == (0, 1)
     released.db.execute("SELECT pgflow_prefect.bind_step(%s, 'list', 'external')", [FLOW])
     assert (value(released.db, QUEUED), value(released.db, TAKEN_OUT)) == (1, 0)
+
+
+async def test_a_flow_is_given_back_beside_a_report_that_starts_several_moved_steps(released: ReleasedWorld) -> None:
+    released.flows.define(FLOW, STEPS)
+    for step in ("resize", "list"):
+        released.db.execute("SELECT pgflow_prefect.bind_step(%s, %s, 'python')", [FLOW, step])
+    with (
+        psycopg.connect(released.dsn) as other,
+        psycopg.connect(released.dsn) as mover,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        other.execute("SELECT pgflow.start_flow(%s, '{}')", [FLOW])  # it holds the row of `list`
+        moved = pool.submit(mover.execute, "SELECT changed FROM pgflow_prefect.move_flow_back(%s)", [FLOW])
+        wait_until_blocked(released.db, mover.info.backend_pid)
+        other.execute(
+            "INSERT INTO pgflow.step_tasks (flow_slug, run_id, step_slug, message_id) "
+            "SELECT flow_slug, run_id, 'resize', 999 FROM pgflow.runs"
+        )
+        other.commit()
+        assert moved.result().fetchone() == (True,)
+        mover.commit()
+    assert find_triggers(released) is None
+
+
+async def test_a_step_that_was_not_moved_is_given_back_without_a_lock(released: ReleasedWorld) -> None:
+    released.flows.define(FLOW, STEPS)
+    with psycopg.connect(released.dsn) as other:
+        other.execute("SELECT FROM pgflow.step_tasks")
+        released.db.execute("SET lock_timeout = '1ms'")
+        released.db.execute("SELECT pgflow_prefect.bind_step(%s, 'list', NULL)", [FLOW])
 
 
 # What is lost comes back
