@@ -308,7 +308,8 @@ AS $$
 DECLARE
     former pgflow_prefect.moved_flows;
 BEGIN
-    PERFORM FROM pgflow.flows f WHERE f.flow_slug = move_flow_back.workflow_slug;
+    PERFORM FROM pgflow.flows f WHERE f.flow_slug = move_flow_back.workflow_slug
+    UNION ALL SELECT FROM pgflow_prefect.moved_flows m WHERE m.flow_slug = move_flow_back.workflow_slug AND m.is_ours;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'unknown workflow "%"', move_flow_back.workflow_slug USING ERRCODE = 'no_data_found';
     END IF;
@@ -324,6 +325,10 @@ BEGIN
         IF EXISTS (SELECT FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = former.flow_slug) THEN
             LOCK TABLE pgflow.step_tasks IN ACCESS EXCLUSIVE MODE;
         END IF;
+        -- Those that the flow has no more, since it was compiled again, have no binding to change.
+        PERFORM pgflow_prefect.move_step_back(m.flow_slug, m.step_slug) FROM pgflow_prefect.moved_steps m
+        WHERE m.flow_slug = former.flow_slug
+          AND NOT EXISTS (SELECT FROM pgflow.steps s WHERE s.flow_slug = m.flow_slug AND s.step_slug = m.step_slug);
         PERFORM pgflow_prefect.bind_step(m.flow_slug, m.step_slug, NULL)
         FROM pgflow_prefect.moved_steps m WHERE m.flow_slug = former.flow_slug;
     ELSIF changed THEN

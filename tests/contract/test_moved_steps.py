@@ -433,6 +433,23 @@ async def test_a_flow_is_given_back_beside_a_report_that_starts_several_moved_st
     assert find_triggers(released) is None
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_flow_that_has_its_moved_step_no_more_is_given_back(
+    store: Store, released: ReleasedWorld, is_gone: bool
+) -> None:
+    released.flows.define(FLOW, STEPS)
+    await store.bind_step(FLOW, "list", "python")
+    await store.bind_step(FLOW, "report", "python")
+    released.flows.start(FLOW, {})
+    delete_flow(released)
+    if not is_gone:
+        released.flows.define(FLOW, {"report": []})
+    assert (await store.move_flow_back(FLOW)).changed
+    assert find_triggers(released) is None
+    assert value(released.db, "SELECT count(*) FROM pgflow_prefect.moved_steps") == 0
+    assert value(released.db, TAKEN_OUT) == 0
+
+
 async def test_a_step_that_was_not_moved_is_given_back_without_a_lock(released: ReleasedWorld) -> None:
     released.flows.define(FLOW, STEPS)
     with psycopg.connect(released.dsn) as other:
