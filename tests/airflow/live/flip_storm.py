@@ -112,6 +112,7 @@ class FlipStorm:
             self._kill_by_progress()
             deadline = time.monotonic() + LONGEST
             while (left := self._count_open()) and time.monotonic() < deadline:
+                self.airflow.give_up(self.killed["airflow"])  # the last sign of life may have come after the first time
                 time.sleep(0.5)
         return [*([f"{left} runs have not ended"] if left else []), *self._check(names)]
 
