@@ -27,6 +27,7 @@ from pgflow_prefect.models import TaskKey
 from pgflow_prefect.prefect_api.client import ask_prefect
 from pgflow_prefect.prefect_api.ids import find_task_run_id, make_placeholder
 from pgflow_prefect.prefect_api.internals import task_run_logger
+from pgflow_prefect.prefect_api.redaction import describe_error
 from pgflow_prefect.services.recording import send_events
 from pgflow_prefect.waiting import Pauses
 from pgflow_prefect.wording import clean
@@ -81,6 +82,9 @@ class AirflowShadows:
                 said = str(error)
                 if isinstance(error, DatabaseUnavailableError):
                     await self.host.store.drop_broken_connections()
+            except Exception as error:  # no comparison may end a worker
+                _logger.error("a comparison with Airflow is made later: %s", describe_error(error))  # noqa: TRY400
+                _logger.debug("comparing with Airflow", exc_info=error)
             with anyio.move_on_after(pauses.draw()):
                 await self.host.draining.wait()
 

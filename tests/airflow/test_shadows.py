@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from prefect import get_run_logger
 from prefect.client.orchestration import get_client
@@ -256,3 +257,28 @@ async def test_no_shadow_runs_for_what_airflow_does_not_execute_now(
     assert len(await site.store.list_airflow_shadows([(DAG_ID, "extract")], limit=10)) == 1
     left_out(db)
     assert await site.store.list_airflow_shadows([(DAG_ID, "extract")], limit=10) == []
+
+
+async def test_no_error_of_a_comparison_ends_its_worker(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workflow = Workflow(DAG_ID)
+
+    @workflow.step(shadow=True)
+    def extract() -> None:
+        pass
+
+    looks: list[int] = []
+    async with open_shadows(site, workflow) as shadows:
+
+        async def look() -> int:
+            looks.append(1)
+            if len(looks) > 1:
+                shadows.host.draining.set()
+            raise ValueError("no error of ours")
+
+        monkeypatch.setattr(shadows, "look", look)
+        with anyio.fail_after(180):
+            await shadows.run()
+    assert len(looks) == 2, "it has tried again"
+    assert "a comparison with Airflow is made later: no error of ours" in caplog.text
