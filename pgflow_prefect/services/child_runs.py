@@ -94,6 +94,7 @@ class ChildRuns:
         Without this, they would stay pending where no worker takes them.
         """
         self._is_last = True
+        self._next_sweep = 0  # also for requests that a lock held up a moment ago
         self._wakeup.wake()
         await self._finished.wait()
 

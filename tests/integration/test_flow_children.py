@@ -21,7 +21,7 @@ from pgflow_prefect.services.cancellation import execute_until_cancelled
 from pgflow_prefect.services.child_runs import execute_children
 from pgflow_prefect.services.worker import Worker
 from pgflow_prefect.settings import Settings
-from tests.conftest import Connection
+from tests.conftest import Connect, Connection
 from tests.engine import cancel, get_run, get_state, run_workflow, value
 from tests.integration.conftest import await_task_runs, make_slug
 from tests.integration.test_flow_rules import push
@@ -72,9 +72,11 @@ async def open_own_host(dsn: str, **settings: Any) -> AsyncIterator[Host]:
 
 
 @asynccontextmanager
-async def work(dsn: str, client: PrefectClient, *workflows: Workflow, concurrency: int = 5) -> AsyncIterator[Worker]:
+async def work(
+    dsn: str, client: PrefectClient, *workflows: Workflow, concurrency: int = 5, lease: float = 600
+) -> AsyncIterator[Worker]:
     """Have a worker execute runs of these workflows, until the block ends."""
-    async with open_own_host(dsn) as host:
+    async with open_own_host(dsn, lease=lease) as host:
         worker = Worker(host, client, {each.slug: (each, BY_ROWS) for each in workflows}, concurrency, adopt=True)
         await worker.register()
         async with anyio.create_task_group() as group:
@@ -181,6 +183,32 @@ async def test_children_of_a_run_that_fails_by_another_step_end_before_its_comma
 
 
 @pytest.mark.thorough
+async def test_a_run_that_ends_leaves_no_child_pending_that_was_held_meanwhile(
+    db: Connection, pgflow_dsn: str, connect: Connect, client: PrefectClient, orders: Workflow, settlement: Workflow
+) -> None:
+    await push(pgflow_dsn, settlement)
+    await push(pgflow_dsn, orders)
+    run_id = run_workflow(db, orders.slug, {"price": 3}).id
+    held = connect()
+    async with open_own_host(pgflow_dsn) as host:
+        flow = orders.make_flow(host.settings, host=host)
+        created = await create_flow_run(client, flow, orders.slug, run_id, host.installation.id)
+        with anyio.fail_after(180):
+            # Of another workflow: this process executes no child here, and looks for those that were left.
+            async with execute_children(host, client, {"another": Workflow("another")}):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(execute_until_cancelled, host, client, flow, created.flow_run, run_id)
+                    child = await await_child(db, run_id)
+                    held.execute("BEGIN")
+                    held.execute("SELECT 1 FROM pgflow.runs WHERE id = %s FOR UPDATE", [child])
+                    cancel(db, run_id, "not today")
+                assert get_run(db, child).status == "pending"
+                held.execute("ROLLBACK")  # no look comes between this and the end of the block
+    assert get_run(db, child).ended_as == "cancelled"
+    assert value(db, "SELECT count(*) FROM pgflow.child_requests") == 0
+
+
+@pytest.mark.thorough
 async def test_cancelling_the_parent_stops_the_handler_of_the_child(
     db: Connection, pgflow_dsn: str, client: PrefectClient
 ) -> None:
@@ -222,7 +250,8 @@ async def test_the_time_out_of_a_step_cancels_its_child(db: Connection, pgflow_d
     orders.bind("settle", Child(settlement.slug, timeout_seconds=0.3))
     await push(pgflow_dsn, settlement)
     await push(pgflow_dsn, orders)
-    async with work(pgflow_dsn, client, orders, settlement):
+    # The handler of the child stops when the worker extends its leases: after a third of this.
+    async with work(pgflow_dsn, client, orders, settlement, lease=15):
         run_id = run_workflow(db, orders.slug, {}).id
         assert await await_end(db, run_id) == "failed"
         child = await await_child(db, run_id)
