@@ -244,3 +244,7 @@ class TransientError(DatabaseUnavailableError):
     def __init__(self, message: str, *, is_of_rows: bool = False) -> None:
         self.is_of_rows = is_of_rows
         super().__init__(message)
+
+
+NO_REFUSALS = (DatabaseUnavailableError, SupersededError, RunNotPendingError, ResultInvalidError)
+"""Errors of a claim or a report that have another reason than a trigger or rule that refuses it for good."""

@@ -10,10 +10,8 @@ from uuid import UUID
 
 from pgflow_prefect.database.store import Store
 from pgflow_prefect.errors import (
+    NO_REFUSALS,
     PgflowPrefectError,
-    ResultInvalidError,
-    RunNotPendingError,
-    SupersededError,
     TransientError,
     WriteRefusedError,
 )
@@ -203,7 +201,7 @@ class StepWriter:
         """
         try:
             return await self._persist(statement)
-        except (TransientError, SupersededError, RunNotPendingError, ResultInvalidError):
+        except NO_REFUSALS:
             raise
         except PgflowPrefectError as error:
             raise WriteRefusedError(str(error)) from error

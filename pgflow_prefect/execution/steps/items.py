@@ -13,6 +13,7 @@ from pgflow_prefect.database.item_statements import write_reports
 from pgflow_prefect.database.step_transaction import Logger, StepTransaction
 from pgflow_prefect.database.translation import is_of_report
 from pgflow_prefect.errors import (
+    NO_REFUSALS,
     NotRetriableError,
     PgflowPrefectError,
     ReportRefusedError,
@@ -417,7 +418,7 @@ class ItemRunner:
                 item_indexes=[each.index for each in items],
                 attempts=[each.attempt for each in items],
             )
-        except (TransientError, SupersededError, RunNotPendingError, ResultInvalidError):
+        except NO_REFUSALS:
             raise
         except PgflowPrefectError as error:
             if not is_of_report(error):
