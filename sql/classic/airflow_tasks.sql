@@ -518,8 +518,8 @@ BEGIN
                 LEFT JOIN pgflow_prefect.airflow_claims c
                     ON c.run_id = p.id AND c.step_slug = d.slug AND c.attempt = s.attempts
                 WHERE d.definition_id = p.definition_id AND coalesce(s.status, 'pending') = 'pending'
-                  AND d.slug <> ALL (pgflow_prefect.list_moved(p.workflow_slug)))
-        FROM (SELECT r.* FROM pgflow.runs r
+                  AND d.slug <> ALL (p.moved))
+        FROM (SELECT r.*, pgflow_prefect.list_moved(r.workflow_slug) AS moved FROM pgflow.runs r
               WHERE r.status = 'pending' AND r.workflow_slug = ANY (list_asking_runs.workflow_slugs)
                 AND (list_asking_runs.after IS NULL OR r.id > list_asking_runs.after)
                 AND EXISTS (SELECT FROM pgflow_prefect.airflow_dags d WHERE d.workflow_slug = r.workflow_slug)

@@ -646,7 +646,7 @@ DECLARE
     snapshot pg_snapshot;
     taken int;
 BEGIN
-    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of this file
+    LOCK TABLE pgflow.step_tasks IN ACCESS SHARE MODE; -- before the row: see the head of steps.sql
     SELECT * INTO moved FROM pgflow_prefect.moved_steps m
     WHERE m.flow_slug = sweep_step.flow_slug AND m.step_slug = sweep_step.step_slug FOR KEY SHARE;
     IF NOT FOUND THEN

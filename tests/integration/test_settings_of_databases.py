@@ -172,8 +172,14 @@ async def test_a_session_that_the_server_ends_while_it_is_idle_costs_no_statemen
     if admin.info.server_version < SINCE["idle_session_timeout"]:
         pytest.skip("PostgreSQL 14 brought it")
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s AND application_name = 'pgflow-prefect'"
-    carry_it(admin, dsn, ("idle_session_timeout", "300ms"))
     async with open_store(Settings.model_validate({"dsn": dsn}), size=3) as store:
+        carry_it(admin, dsn, ("idle_session_timeout", "300ms"))  # connections that are opened later carry it
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = %s AND application_name = 'pgflow-prefect'",
+            [db.info.dbname],
+        )
+        await store.drop_broken_connections()
         for _ in range(2):
             async with anyio.create_task_group() as group:  # each on a connection of its own
                 for _ in range(3):

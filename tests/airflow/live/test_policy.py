@@ -169,7 +169,7 @@ def test_a_task_that_waits_goes_back_and_one_that_fails_here_fails_there(
 def test_a_policy_without_its_database_its_role_or_its_workflow_stops_no_dag(
     airflow: Airflow, policies: Policies, db: Connection, dsn: str
 ) -> None:
-    broken = "host=127.0.0.1 port=1 dbname=nowhere user=nobody password=secret"
+    broken = "host=127.0.0.1 port=1 dbname=nowhere user=reader password=secret"
     policies.add("unlucky", broken)
     policies.add("unlucky_moved", broken)
     others = ("unlucky", "unlucky_role", "unlucky_name", "untouched")
