@@ -778,6 +778,17 @@ INSERT INTO pgflow_prefect.installation (stamp) SELECT pgflow_prefect.current_st
 WHERE NOT EXISTS (SELECT FROM pgflow_prefect.installation);
 DO $copied$ BEGIN PERFORM pgflow_prefect.claim_installation(); END $copied$;
 
+DO $former$
+DECLARE
+    version int := 0;
+BEGIN
+    IF to_regprocedure('pgflow_prefect.adapter_version()') IS NOT NULL THEN
+        EXECUTE 'SELECT pgflow_prefect.adapter_version()' INTO version;
+    END IF;
+    PERFORM set_config('pgflow_prefect.former_version', version::text, true);
+END
+$former$;
+
 CREATE OR REPLACE FUNCTION pgflow_prefect.adapter_version() RETURNS int
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pgflow_prefect, pg_temp
 AS $$ SELECT 10 $$;
@@ -786,5 +797,42 @@ COMMENT ON FUNCTION pgflow_prefect.adapter_version() IS 'Version of these script
 
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgflow_prefect FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA pgflow_prefect FROM PUBLIC;
+
+-- A role that could execute or show runs in an earlier version needs what version 10 made of that. A fresh installation has
+-- no such role, and later scripts of roles take back what no role needs.
+DO $handed_on$
+DECLARE
+    granted record;
+BEGIN
+    IF current_setting('pgflow_prefect.former_version')::int NOT BETWEEN 1 AND 9 THEN
+        RETURN;
+    END IF;
+    FOR granted IN
+        SELECT DISTINCT a.grantee::regrole AS who, has_table_privilege(a.grantee, 'pgflow.step_tasks', 'UPDATE') AS executes
+        FROM pg_class c CROSS JOIN LATERAL aclexplode(c.relacl) a
+        WHERE c.oid = 'pgflow_prefect.run_owners'::regclass AND a.grantee NOT IN (0, c.relowner)
+          AND a.privilege_type = 'SELECT'
+    LOOP
+        EXECUTE format('GRANT SELECT ON pgflow_prefect.moved_steps, pgflow_prefect.taken_out TO %s', granted.who);
+        IF granted.executes THEN
+            EXECUTE format('GRANT INSERT, UPDATE, DELETE ON pgflow_prefect.taken_out TO %s', granted.who);
+            EXECUTE format('GRANT UPDATE (is_swept, seen_in) ON pgflow_prefect.moved_steps TO %s', granted.who);
+        END IF;
+    END LOOP;
+    FOR granted IN
+        SELECT made.oid::regprocedure AS name, a.grantee::regrole AS who
+        FROM pg_proc made
+        JOIN pg_proc model ON model.pronamespace = made.pronamespace
+                          AND model.proname = CASE made.provolatile WHEN 'v' THEN 'take_runs' ELSE 'list_holders' END
+        CROSS JOIN LATERAL aclexplode(model.proacl) a
+        WHERE made.pronamespace = 'pgflow_prefect'::regnamespace AND a.grantee NOT IN (0, model.proowner)
+          AND made.proname = ANY ('{does_step,end_messages,find_lost_messages,find_queue,has_step_triggers,is_awaited,
+              is_given_up,list_lost_messages,list_moved_steps,needs_guard,put_back,put_in,put_off_held_run,refuse_step_queues,
+              restore_messages,sweep_step,take_out}')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', granted.name, granted.who);
+    END LOOP;
+END
+$handed_on$;
 
 COMMIT;

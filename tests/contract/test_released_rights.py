@@ -19,6 +19,7 @@ from pgflow_prefect.models import Claim, ClaimRequest, Completion, Doing, ItemRe
 from pgflow_prefect.settings import Settings
 from tests.contract.worlds import ReleasedWorld
 from tests.engine import refused
+from tests.former import COMMITS, read_former
 from tests.integration.supabase import DENIED, SUPABASE_ROLES, borrowed_roles, create_role
 from tests.json_values import decode
 from tests.released_lab import run_released_script
@@ -177,6 +178,19 @@ async def test_a_role_that_executes_does_a_moved_step_and_moves_none(released: R
         with pytest.raises(PgflowPrefectError, match="permission denied"):
             await store.bind_step("steps", "list", "external")
     assert released.flows.work("steps", lambda step, index: 1) == [("report", 0)]
+
+
+async def test_a_role_works_right_after_an_upgrade_before_roles_are_made_again(
+    server_dsn: str, released: ReleasedWorld
+) -> None:
+    former = COMMITS[5, 9]
+    with borrowed_roles(server_dsn, released.dsn):
+        released.db.execute("DROP SCHEMA pgflow_prefect CASCADE")
+        for script in ("pgflow_prefect", "moving", "executing", "bindings", "observing", "roles"):
+            released.db.execute(read_former(f"sql/released/{script}.sql", former))
+        async with await open_connection(released.dsn, timeout=10) as connection:
+            await install_schema(connection)
+        await test_a_role_that_executes_does_a_moved_step_and_moves_none(released)
 
 
 @pytest.mark.usefixtures("roles")
